@@ -1,0 +1,1 @@
+"""The device classes: policy. One file per class, with both halves of it."""

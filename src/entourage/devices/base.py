@@ -1,0 +1,189 @@
+"""What a controller is: one device's way through the four steps, both halves in one class.
+
+The same class is instantiated at both ends. The methods ``test`` … ``let_go`` run on the source;
+each may ask the other half with ``here.peer(request, Reply)``, which runs ``test_there`` … on the
+target, in the agent, with the request it was given, and returns what that returns.
+
+A failure is an exception (DeviceError, or what a verb raised). A controller never catches
+CancelledError for longer than it takes to let go of what it holds: cancelled means that another
+device has failed or the user wants out, and ``recover`` comes next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+
+from entourage.domain import Device, Domain
+from entourage.events import AnyEvent
+from entourage.hosts.resources import Ledger
+from entourage.hypervisors.base import Incoming, Machine
+from entourage.settings.model import Settings
+from entourage.steps import Refusal, Step
+
+Reply = TypeVar("Reply")
+
+
+class Peer(Protocol):
+    """The other half of the same device, in the same step."""
+
+    async def __call__(self, request: Any, reply: type[Reply]) -> Reply:
+        """Run the target half with ``request`` and return what it returned, as ``reply``."""
+        ...
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for on the command line, as far as devices are concerned."""
+
+    nets: dict[str, str] = {}
+    """Bridge here → bridge there (``--net br0=br1``)."""
+    disks: dict[str, str] = {}
+    """Disk id → path there (``--disk disk0=/dev/vg1/web1``)."""
+    keep_source_disks: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Here:
+    """What the source half of a controller works with.
+
+    Attributes:
+        migration: The migration's id.
+        source, target: The names of both hosts, as the user calls them.
+        machine: The running domain's verbs.
+        settings: This host's settings.
+        options: What the user asked for.
+        peer: The other half, in the step under way.
+        emit: Sends an event; ``now()`` is its ``at``.
+        blockers: What ``machine.blockers()`` said, asked once for all devices. A controller
+            returns those that bear its device's label; the engine those that bear no device's.
+    """
+
+    migration: str
+    source: str
+    target: str
+    machine: Machine
+    settings: Settings
+    options: Options
+    peer: Peer
+    emit: Callable[[AnyEvent], None]
+    now: Callable[[], float]
+    blockers: Sequence[Refusal] = ()
+
+
+@dataclasses.dataclass(slots=True)
+class There:
+    """What the target half of a controller works with.
+
+    Attributes:
+        migration: The migration's id.
+        host: The target's name.
+        domain: The domain as it is to be built here; a half that chooses something (a tap's name)
+            puts it in with ``domain = domain.with_device(…)``.
+        incoming: The machine being built.
+        ledger: Where every resource is written down before it is made.
+        settings: This host's settings.
+        run_dir: A directory of this domain's own, on tmpfs.
+        state_dir: A directory of this domain's own that survives a power cut.
+        space: What the domain's disks will take: bytes by device label, by filesystem (st_dev).
+            TEST adds to it, so that disks on one filesystem are counted together.
+    """
+
+    migration: str
+    host: str
+    domain: Domain
+    incoming: Incoming
+    ledger: Ledger
+    settings: Settings
+    run_dir: str
+    state_dir: str
+    space: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict[int, dict[str, int]])
+
+
+class Controller:
+    """One device's way through the steps. Everything not overridden does nothing and succeeds.
+
+    Attributes:
+        device: The device on the source.
+        target_device: The device as the target is to have it; ``test`` may replace it.
+    """
+
+    device_class: ClassVar[str]
+    settles: ClassVar[bool] = False
+    """True where the last memory pages must wait for TRANSFER (a disk's last writes)."""
+    recovers_first: ClassVar[bool] = False
+    """True where ``recover`` must have returned (or timed out) before the guest may run again."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.target_device = device
+
+    def memo(self) -> dict[str, Any]:
+        """What ``let_go`` must know after a crash, as JSON; written down once PREPARE is done."""
+        return {}
+
+    def recall(self, memo: dict[str, Any]) -> None:
+        """Take up what ``memo`` of an earlier process said."""
+
+    # Source half
+
+    async def test(self, here: Here) -> Sequence[Refusal]:
+        """Step 0: every reason why this device cannot move. Touches nothing."""
+        return ()
+
+    async def prepare(self, here: Here) -> None:
+        """Step 1: what can be done while the guest runs; the target makes its resources.
+
+        The target's machine is built once this has returned for every device: what the machine
+        does not need in order to be built belongs into ``connect``.
+        """
+
+    async def connect(self, here: Here) -> None:
+        """The rest of step 1, once the target's machine stands, paused: mirrors begin here."""
+
+    async def transfer(self, here: Here) -> None:
+        """Step 2: the guest has stopped; runs beside the last memory copy."""
+
+    async def sync(self, here: Here) -> None:
+        """Step 3: returns when this device is all there."""
+
+    async def recover(self, here: Here, last_good: Step) -> None:
+        """Undo, on the source, what was done; ``last_good`` is the last step that went well."""
+
+    async def let_go(self, here: Here) -> None:
+        """The domain runs on the target and the machine here has ended: free what it held."""
+
+    def progress(self, here: Here) -> tuple[int, int]:
+        """Bytes done and in total in PREPARE; (0, 0) where there is nothing to show."""
+        return (0, 0)
+
+    # Target half
+
+    async def test_there(self, there: There, request: Any) -> Any:
+        """Step 0 on the target."""
+        raise NotImplementedError
+
+    async def prepare_there(self, there: There, request: Any) -> Any:
+        """Step 1 on the target: make what the machine needs to be built."""
+        raise NotImplementedError
+
+    async def connect_there(self, there: There, request: Any) -> Any:
+        """The rest of step 1 on the target: its machine stands, paused."""
+        raise NotImplementedError
+
+    async def transfer_there(self, there: There, request: Any) -> Any:
+        """Step 2 on the target."""
+        raise NotImplementedError
+
+    async def sync_there(self, there: There, request: Any) -> Any:
+        """Step 3 on the target."""
+        raise NotImplementedError
+
+    async def recover_there(self, there: There, request: Any) -> Any:
+        """Asked by ``recover``; what is in the ledger is undone anyway."""
+        raise NotImplementedError
+
+    async def arrived(self, there: There) -> None:
+        """The guest runs here now. Called on the target without being asked."""

@@ -1,0 +1,180 @@
+"""What a domain is, apart from any hypervisor: frozen values, the same in a file and on the link.
+
+Sizes are bytes. Paths are absolute and mean the host they are used on. Everything that a domain
+file leaves out is None here until the hypervisor that starts the domain has resolved it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+# A name goes into file names, process names and a tool's arguments: no slash, no control
+# characters, no leading dot or dash. Spaces, quotes and $ are allowed and passed through unharmed.
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[^/\x00-\x1f\x7f.\-][^/\x00-\x1f\x7f]{0,62}\Z")]
+DeviceId: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,30}\Z")]
+Mac: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}\Z")]
+PathStr: TypeAlias = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")]
+Uuid: TypeAlias = Annotated[
+    str, Meta(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
+]
+# A place on the machine's PCI root bus, "03.0"; given by the hypervisor when it starts the domain.
+PciAddress: TypeAlias = Annotated[str, Meta(pattern=r"^[01][0-9a-f]\.[0-7]\Z")]
+
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """One thing attached to a domain; ``id`` is unique in the domain."""
+
+    id: DeviceId
+    tool: str | None = None
+    """An external migration tool for this one device; None: what the settings say."""
+
+    @property
+    def device_class(self) -> str:
+        """``block``, ``net``, ``tpm``, ``usb``, ``pci`` or ``external``."""
+        return _CLASS_OF[type(self)]
+
+    @property
+    def label(self) -> str:
+        """``block/disk0``: how the device is called in every message."""
+        return f"{self.device_class}/{self.id}"
+
+
+class Block(Device, frozen=True):
+    """A disk or other medium: a file or a block device."""
+
+    path: PathStr
+    format: Literal["raw", "qcow2"] = "raw"
+    readonly: bool = False
+    shared: Literal["auto", "yes", "no"] = "auto"
+    """Whether both hosts see the same storage. ``auto`` looks; the others insist, are checked."""
+    copy: Literal["auto", "flat", "keep-chain"] = "auto"
+    """How a qcow2 with a backing chain is copied: flattened, or upon a chain both hosts see."""
+    cache: Literal["auto", "none", "writeback"] = "auto"
+    serial: str | None = None
+    model: Literal["virtio-blk", "nvme", "ide-cd"] = "virtio-blk"
+    address: PciAddress | None = None
+
+
+class Net(Device, frozen=True):
+    """A NIC on a tap device that is a port of a bridge."""
+
+    bridge: Annotated[str, Meta(pattern=r"^[^/\s\x00]{1,15}\Z")]
+    mac: Mac | None = None
+    model: Literal["virtio-net", "e1000e"] = "virtio-net"
+    mtu: Annotated[int, Meta(ge=576, le=65535)] | None = None
+    tap: Annotated[str, Meta(pattern=r"^[^/\s\x00]{1,15}\Z")] | None = None
+    address: PciAddress | None = None
+
+
+class Tpm(Device, frozen=True):
+    """A TPM: a swtpm that Entourage runs, one that somebody else runs, or the host's own."""
+
+    version: Literal["2.0", "1.2"] = "2.0"
+    model: Literal["tpm-crb", "tpm-tis"] = "tpm-crb"
+    type: Literal["emulator", "external", "passthrough"] = "emulator"
+    socket: PathStr | None = None
+    """The control socket of an ``external`` emulator."""
+    path: PathStr | None = None
+    """The host's TPM of a ``passthrough``, ``/dev/tpm0``."""
+
+
+class Usb(Device, frozen=True):
+    """A USB device: emulated by the hypervisor, or one of the host's own."""
+
+    model: str | None = None
+    """An emulated one, as ``usb-tablet`` or ``usb-kbd``."""
+    vendor: Annotated[int, Meta(ge=0, le=0xFFFF)] | None = None
+    product: Annotated[int, Meta(ge=0, le=0xFFFF)] | None = None
+    """One of the host's own, ``vendor = 0x1050, product = 0x0407``."""
+
+
+class Pci(Device, frozen=True):
+    """A PCI device: emulated by the hypervisor, or one of the host's own (VFIO)."""
+
+    model: str | None = None
+    """An emulated one, as ``virtio-rng-pci``."""
+    host: (
+        Annotated[str, Meta(pattern=r"^([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\Z")] | None
+    ) = None
+    """One of the host's own, ``0000:3b:00.0``."""
+    address: PciAddress | None = None
+
+
+class External(Device, frozen=True):
+    """A thing that the hypervisor has never heard of, and only an external tool moves."""
+
+    type: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}\Z")]
+    """What the tool is told after ``-type``."""
+    subtype: str | None = None
+
+
+_CLASS_OF: dict[type[Device], str] = {
+    Block: "block",
+    Net: "net",
+    Tpm: "tpm",
+    Usb: "usb",
+    Pci: "pci",
+    External: "external",
+}
+# What the external tool of 2006 is told after -type, by device class.
+TOOL_TYPES = {"block": "vbd", "net": "vif", "tpm": "vtpm", "usb": "vusb", "pci": "pci"}
+
+
+class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """How the guest starts: from its disks, from a firmware of its own, or from a kernel file."""
+
+    firmware: PathStr | None = None
+    kernel: PathStr | None = None
+    initrd: PathStr | None = None
+    cmdline: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that the machine needs to be built, on whichever host it is."""
+        return tuple(path for path in (self.firmware, self.kernel, self.initrd) if path)
+
+
+class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """A virtual machine and everything attached to it.
+
+    The same value describes a file that a user wrote (much of it None) and a machine that runs:
+    there the hypervisor has filled in what it chose (uuid, versioned machine type, CPU model,
+    accelerator, addresses, MACs), so that a second machine built from it is the same to the guest.
+    """
+
+    name: Name
+    uuid: Uuid | None = None
+    memory: Annotated[int, Meta(ge=1 << 20)]
+    vcpus: Annotated[int, Meta(ge=1, le=1024)] = 1
+    machine: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+\Z")] = "q35"
+    cpu: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._,=+-]+\Z")] | None = None
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    boot: Boot = Boot()
+    block: tuple[Block, ...] = ()
+    net: tuple[Net, ...] = ()
+    tpm: Annotated[tuple[Tpm, ...], Meta(max_length=1)] = ()
+    usb: tuple[Usb, ...] = ()
+    pci: tuple[Pci, ...] = ()
+    external: tuple[External, ...] = ()
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All of them, in the order of their classes."""
+        return (*self.block, *self.net, *self.tpm, *self.usb, *self.pci, *self.external)
+
+    def device(self, label: str) -> Device:
+        """The device with this label, ``block/disk0``; raises KeyError where there is none."""
+        for device in self.devices:
+            if device.label == label:
+                return device
+        raise KeyError(label)
+
+    def with_device(self, new: Device) -> Domain:
+        """The same domain with ``new`` in the place of the device that has its label."""
+        key = new.device_class
+        mine: tuple[Device, ...] = getattr(self, key)
+        changed = tuple(new if device.id == new.id else device for device in mine)
+        return msgspec.structs.replace(self, **{key: changed})

@@ -1,0 +1,155 @@
+"""Every error that Entourage raises on purpose.
+
+    EntourageError              what happened, to which device, on which host, what to do
+    ├── UsageError              what the user typed or wrote cannot be meant       exit 2
+    │   └── ConfigError         … in a file: its path and key are named
+    ├── Refused                 TEST found what cannot move; nothing was touched   exit 3
+    ├── DomainBusy              another command works on this domain               exit 3
+    ├── MigrationFailed         rolled back, the domain runs on the source         exit 4
+    │   └── Interrupted         … because the user asked for it
+    ├── InDoubt                 who may run the domain is not known from here      exit 6
+    ├── HypervisorError         QEMU, libvirt or Xen said no
+    ├── DeviceError             a controller or a tool failed in a step
+    ├── DeadlineError           something took longer than it was given
+    ├── LinkError               the link to the other host
+    │   ├── LinkLost            … went away or fell silent
+    │   └── PeerVersionError    … leads to a different Entourage
+    └── JournalError            the journal cannot be trusted to keep a promise
+
+An error that is not one of these is a bug, and is shown with a traceback only under ``--verbose``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from entourage.steps import Refusal
+
+
+class EntourageError(Exception):
+    """What happened; to which device and on which host, where that is known; and what to do.
+
+    Attributes:
+        message: What happened, in one sentence without a full stop.
+        device: The id of the device, as ``block/disk0``; empty where none is concerned.
+        host: The host on which it happened; empty where that is this one or none.
+        remedy: What the user can do; empty where there is nothing to say.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, device: str = "", host: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.device = device
+        self.host = host
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """One line: ``block/disk0 on b: no space left (free 3 GiB in /srv)``."""
+        where = " on ".join(part for part in (self.device, self.host) if part)
+        text = f"{where}: {self.message}" if where else self.message
+        return f"{text} ({self.remedy})" if self.remedy else text
+
+
+class UsageError(EntourageError):
+    """What the user typed or wrote cannot be meant."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A file holds what it may not.
+
+    Attributes:
+        path: The file.
+        key: The key as ``block[0].format``; empty where the whole file is meant.
+    """
+
+    def __init__(self, message: str, *, path: str, key: str = "", remedy: str = "") -> None:
+        super().__init__(f"{path}: {f'{key}: ' if key else ''}{message}", remedy=remedy)
+        self.path = path
+        self.key = key
+
+
+class Refused(EntourageError):  # noqa: N818 - the field says "refused", an error it is all the same
+    """TEST found devices that cannot move; nothing was touched.
+
+    Attributes:
+        refusals: Every one of them, each with its reason and its remedy.
+    """
+
+    exit_code = 3
+
+    def __init__(self, refusals: Sequence[Refusal]) -> None:
+        super().__init__("; ".join(str(refusal) for refusal in refusals))
+        self.refusals = tuple(refusals)
+
+
+class DomainBusy(EntourageError):  # noqa: N818 - a state, as in EBUSY
+    """Another command works on this domain, or a migration of it is not settled."""
+
+    exit_code = 3
+
+
+class MigrationFailed(EntourageError):  # noqa: N818 - what the user calls it
+    """The migration was rolled back: the domain runs on the source.
+
+    Attributes:
+        recovery_errors: What went wrong while devices were put back, each a sentence.
+    """
+
+    exit_code = 4
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        device: str = "",
+        host: str = "",
+        remedy: str = "",
+        recovery_errors: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, device=device, host=host, remedy=remedy)
+        self.recovery_errors = tuple(recovery_errors)
+
+
+class Interrupted(MigrationFailed):
+    """The user asked to stop before the hand-over."""
+
+
+class InDoubt(EntourageError):  # noqa: N818 - the protocol's own word
+    """Who may run the domain cannot be known from here; ``entourage recover`` finds out."""
+
+    exit_code = 6
+
+
+class HypervisorError(EntourageError):
+    """QEMU, libvirt or Xen said no."""
+
+
+class DeviceError(EntourageError):
+    """A controller or an external tool failed in a step."""
+
+
+class DeadlineError(EntourageError):
+    """Something took longer than it was given."""
+
+
+class LinkError(EntourageError):
+    """The link to the other host cannot be had."""
+
+
+class LinkLost(LinkError):  # noqa: N818 - the protocol's own word
+    """The link went away or fell silent."""
+
+
+class PeerVersionError(LinkError):
+    """The other host has an Entourage that this one cannot talk to."""
+
+
+class JournalError(EntourageError):
+    """The journal cannot be trusted to keep a promise; nothing was touched."""

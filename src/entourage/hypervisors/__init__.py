@@ -1,0 +1,1 @@
+"""The hypervisors: mechanism. What to do with it is the controllers' business."""

@@ -1,0 +1,391 @@
+"""What a hypervisor can be asked to do; the only way in which the layers above know one.
+
+A backend has three classes: a ``Hypervisor`` (this host's domains), a ``Machine`` (a domain that
+runs here: the source's half of a migration, its carrier included) and an ``Incoming`` (a domain
+that is being built here: the target's half). Both halves record a resource in a ledger before they
+make it. A verb that a backend lacks is missing from ``verbs``, and a controller that needs it
+refuses at TEST.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from entourage.domain import Block, Device, Domain, Net, Tpm
+from entourage.hosts.resources import Ledger
+from entourage.protocol import Guest
+from entourage.steps import Refusal
+
+
+class Verb(enum.StrEnum):
+    """What not every hypervisor can do."""
+
+    MIRROR = "mirror"
+    MIRROR_READONLY = "mirror-readonly"
+    UNPLUG = "unplug"
+    ANNOUNCE = "announce"
+    CARRY_TPM = "carry-tpm"
+
+
+class DomainState(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of ``entourage list``."""
+
+    name: str
+    uuid: str
+    state: str
+    """``running``, ``paused``, ``incoming``, ``finish-migrate``, ``crashed``, ``shut off``, …"""
+    pid: int | None = None
+    memory: int = 0
+    vcpus: int = 0
+
+
+class Export(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a disk of the target's machine takes the mirror's writes."""
+
+    host: str
+    port: int
+    name: str
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the target's machine takes memory and CPU state, in its backend's own words."""
+
+    uri: str
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """The one-time pre-shared key of a migration; never printed, logged or put in the journal."""
+
+    username: str
+    key: bytes
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Secret({self.username!r}, …)"
+
+
+class DataPlane(msgspec.Struct, frozen=True, kw_only=True):
+    """How disks and memory travel.
+
+    Attributes:
+        address: The address of the target that QEMU's streams go to.
+        ports: First and last TCP port that may be used on the target.
+        secret: The TLS pre-shared key; None sends everything in the clear.
+        bandwidth: Bytes a second for memory; 0 for no limit.
+    """
+
+    address: str
+    ports: tuple[int, int]
+    secret: Secret | None
+    bandwidth: int = 0
+
+
+class TpmFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the TPM emulator of a host can do; compared between both hosts at TEST.
+
+    Attributes:
+        program: The emulator's name, ``swtpm``; empty where none is installed.
+        version: Its version as numbers, ``(0, 7, 1)``; empty where it does not say.
+        capabilities: Its own words: ``tpm-1.2``, ``tpm-2.0``, ``rsa-keysize-2048``, …
+    """
+
+    program: str = ""
+    version: tuple[int, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+
+
+class MemoryProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far pre-copy has come; bytes, bytes a second, seconds."""
+
+    transferred: int
+    remaining: int
+    total: int
+    dirty_rate: float
+    rate: float
+    iteration: int
+    expected_downtime: float
+
+
+class Machine(Protocol):
+    """A domain that runs on this host: the source's half, and the carrier's six verbs.
+
+    Every method raises HypervisorError where the hypervisor says no, with the device where one is
+    concerned. None has a deadline of its own: the caller sets it.
+    """
+
+    @property
+    def domain(self) -> Domain:
+        """The running configuration: everything that was left open is filled in."""
+        ...
+
+    @property
+    def verbs(self) -> frozenset[Verb]:
+        """What this machine can be asked to do."""
+        ...
+
+    @property
+    def was_running(self) -> bool:
+        """False where the user had paused the guest before: it stays paused on the target."""
+        ...
+
+    async def reattach(self, *, was_running: bool) -> Guest:
+        """Take up a migration that another process began; what became of the guest here.
+
+        Args:
+            was_running: What ``was_running`` was when the migration began.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the machine without changing it."""
+        ...
+
+    async def facts(self) -> Mapping[str, str]:
+        """What a target must know to judge whether it can build this machine.
+
+        In the backend's own words (its version, the CPU's flags, digests of boot files); meant
+        for ``Hypervisor.test_incoming`` of the same backend on the target.
+        """
+        ...
+
+    async def blockers(self) -> Sequence[Refusal]:
+        """What the hypervisor itself marks as not migratable, by device where it says which."""
+        ...
+
+    async def died(self) -> str:
+        """Returns, with the reason, when the machine is gone; never before."""
+        ...
+
+    # Verbs for controllers
+
+    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
+        """Copy the disk to the export and keep it so; returns when both are the same.
+
+        Args:
+            disk: The disk.
+            export: Where the target takes the writes.
+            top_only: Copy only the top image of a backing chain.
+        """
+        ...
+
+    def mirrored(self, disk: Block) -> tuple[int, int]:
+        """Bytes done and in total, as last heard; (0, 0) where no mirror runs."""
+        ...
+
+    async def settle(self, disk: Block) -> None:
+        """The guest has stopped: finish the mirror. The target has all, the source keeps its own."""
+        ...
+
+    async def unmirror(self, disk: Block) -> None:
+        """Give the mirror up, whatever it is doing, also over a link that has died.
+
+        No error where no mirror runs (any more): ``mirror`` may have failed half-way.
+        """
+        ...
+
+    async def tpm_facts(self) -> TpmFacts:
+        """What the TPM emulator that this machine uses can do."""
+        ...
+
+    async def erase_tpm(self, tpm: Tpm) -> None:
+        """After ``release``: destroy the TPM's state on this host; nothing left is no error."""
+        ...
+
+    async def unplug(self, device: Device) -> None:
+        """Take a device out of the running guest, and return when the guest has let go of it."""
+        ...
+
+    async def plug(self, device: Device) -> None:
+        """Give the guest a device back."""
+        ...
+
+    async def announce(self, nets: Sequence[Net]) -> None:
+        """Tell the network where the guest's MACs are (RARP or gratuitous ARP)."""
+        ...
+
+    # The carrier's six verbs
+
+    async def arm(
+        self, plane: DataPlane, *, throttle: bool = False, lock: int | None = None
+    ) -> None:
+        """Everything that can be set up before pre-copy: keys, capabilities, the moment of stop.
+
+        Where the backend's machine would stay stopped if this process died, the dead hand is armed
+        here as well: a small process that lets the guest run again when this one dies.
+
+        Args:
+            plane: How the data travels.
+            throttle: Whether ``tune(throttle=True)`` may come later.
+            lock: A descriptor (the domain's lock) that the dead hand keeps open as long as it may
+                still act, so that nobody begins anew before it has spoken.
+        """
+        ...
+
+    async def start(self, ticket: Ticket, *, live: bool) -> None:
+        """Begin pre-copy; returns when the stream is up. ``live=False`` stops the guest first."""
+        ...
+
+    async def progress(self) -> MemoryProgress:
+        """How far pre-copy has come."""
+        ...
+
+    async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
+        """Change how much blackout is accepted (seconds), and whether the guest is slowed."""
+        ...
+
+    async def stopped(self) -> int:
+        """Wait until the guest has stopped; returns that moment in ns of the monotonic clock.
+
+        Memory is held back from here until ``proceed``. Raises HypervisorError where the
+        migration ended otherwise.
+        """
+        ...
+
+    async def proceed(self) -> None:
+        """Disks are settled: send the last memory pages and the devices' state."""
+        ...
+
+    async def landed(self) -> None:
+        """Wait until the source says that all has been sent and taken."""
+        ...
+
+    async def disarm_dead_hand(self) -> None:
+        """GO may be sent next: from when this returns, nothing resumes the guest by itself.
+
+        It is in the blackout, between ``landed`` and GO: one small message that is acknowledged.
+        Raises HypervisorError where the dead hand does not acknowledge: then GO must not be sent.
+        """
+        ...
+
+    async def halt(self) -> None:
+        """Stop the guest and keep it: it was found running without a right to."""
+        ...
+
+    async def release(self) -> None:
+        """The domain runs on the target: end the copy here and free what it held."""
+        ...
+
+    async def abort(self) -> None:
+        """Give the migration up at whatever point: the guest runs here again (or stays paused).
+
+        Returns when the guest runs. Never called after GO may have been sent, unless the target
+        has durably said that it never ran the guest.
+        """
+        ...
+
+
+class Incoming(Protocol):
+    """A domain that is being built on this host: the target's half."""
+
+    @property
+    def verbs(self) -> frozenset[Verb]:
+        """What this host's hypervisor can be asked to do."""
+        ...
+
+    async def tpm_facts(self) -> TpmFacts:
+        """What the TPM emulator of this host can do; can be asked before ``build``."""
+        ...
+
+    async def attach(self) -> Guest:
+        """Take up a machine that another process was building here; what became of it.
+
+        ``STOPPED``: it stands, and its guest was never released. ``RUNNING``: it was released.
+        """
+        ...
+
+    async def build(self, domain: Domain, plane: DataPlane) -> None:
+        """Make the machine, paused, from the running configuration; what it opens exists."""
+        ...
+
+    async def export(self, disk: Block) -> Export:
+        """Open a disk of the built machine for the mirror's writes."""
+        ...
+
+    async def listen(self) -> Ticket:
+        """Wait for memory; returns where."""
+        ...
+
+    async def landed(self) -> None:
+        """Wait until memory has landed, then close the exports: all that is left is ``run``."""
+        ...
+
+    async def died(self) -> str:
+        """Returns, with the reason, when the machine is gone; never before."""
+        ...
+
+    async def run(self, *, paused: bool) -> int:
+        """Let the guest run (or stay as its user had paused it); ns of the monotonic clock.
+
+        Raises HypervisorError where the hypervisor refused and the guest provably never ran.
+        """
+        ...
+
+    async def announce(self, nets: Sequence[Net]) -> None:
+        """Tell the network where the guest's MACs are."""
+        ...
+
+    async def sync_tpm(self, tpm: Tpm) -> None:
+        """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
+        ...
+
+    async def settle_in(self) -> None:
+        """After the guest runs: drop keys, write down the domain as this host's own."""
+        ...
+
+    async def kill(self) -> None:
+        """End the machine, which never ran; returns when its processes are gone."""
+        ...
+
+
+class Hypervisor(Protocol):
+    """This host's hypervisor."""
+
+    name: str
+
+    async def domains(self) -> Sequence[DomainState]:
+        """All domains of this host that this hypervisor knows."""
+        ...
+
+    async def find(self, name: str) -> Domain:
+        """The running (or last known) configuration; raises UsageError where there is none."""
+        ...
+
+    async def machine(self, name: str) -> Machine:
+        """Open a running domain; raises UsageError where there is none, or it does not run."""
+        ...
+
+    async def taken_up(self, domain: Domain) -> Machine:
+        """What is left here of a domain whose migration another process began; see ``reattach``.
+
+        Never fails because its machine has died: then ``reattach`` says so, ``release`` and
+        ``abort`` clear away what is left of it, and ``erase_tpm`` works all the same.
+        """
+        ...
+
+    def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:
+        """A machine to be built here."""
+        ...
+
+    async def test_incoming(
+        self, domain: Domain, host: str, facts: Mapping[str, str]
+    ) -> Sequence[Refusal]:
+        """What speaks against building this domain here: machine type, CPU, boot files, version.
+
+        Args:
+            domain: The running configuration.
+            host: What this host is called in refusals.
+            facts: What ``Machine.facts`` said on the source.
+        """
+        ...
+
+    async def start(self, domain: Domain) -> None:
+        """Start a domain here from what a user wrote."""
+        ...
+
+    async def stop(self, name: str, *, force: bool, patience: float) -> None:
+        """Shut a domain down (ACPI), or end it at once with ``force``."""
+        ...

@@ -1,0 +1,108 @@
+"""The settings of a host, as values; seconds and bytes a second."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(gt=0, le=86400 * 7)]
+
+
+class _Section(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True
+):
+    """A table of the file: unknown keys are errors."""
+
+
+class ToolSettings(_Section, frozen=True):
+    """An external migration tool: for every class, or for one of them."""
+
+    command: str | None = None
+    """Split as a shell would, run without one. For every class that has none of its own."""
+    block: str | None = None
+    net: str | None = None
+    tpm: str | None = None
+    usb: str | None = None
+    pci: str | None = None
+    external: str | None = None
+    subtypes: dict[str, str] = {}
+    """By device class: what follows ``-subtype``, after ``-domname``."""
+    call_at_test: bool = False
+    """Whether the tool is called at step 0 too; the one of 2006 was not."""
+    timeout: Seconds = 60.0
+    """For one call in steps 0, 1 and 3, and for a recovery."""
+
+
+class ConvergenceStage(_Section, frozen=True):
+    """What is accepted from ``after`` seconds of pre-copy on."""
+
+    after: Annotated[float, Meta(ge=0)]
+    downtime_limit: Annotated[float, Meta(gt=0, le=60)]
+    throttle: bool = False
+    """Slow the guest down (auto-converge)."""
+    give_up: bool = False
+    """Fail instead: the migration is rolled back."""
+
+
+DEFAULT_CONVERGENCE = (
+    ConvergenceStage(after=0, downtime_limit=0.03),
+    ConvergenceStage(after=20, downtime_limit=0.1),
+    ConvergenceStage(after=40, downtime_limit=0.3),
+    ConvergenceStage(after=80, downtime_limit=0.3, throttle=True),
+    ConvergenceStage(after=180, downtime_limit=1.0, throttle=True),
+    ConvergenceStage(after=900, downtime_limit=1.0, throttle=True, give_up=True),
+)
+
+
+class MigrationSettings(_Section, frozen=True):
+    """How a migration goes; most have an option of ``entourage migrate``."""
+
+    max_blackout: Seconds = 10.0
+    """Seconds that the guest may be stopped; past it, everything goes back."""
+    bandwidth: Annotated[int, Meta(ge=0)] = 0
+    """Bytes a second for memory; 0 for no limit."""
+    tls: bool = True
+    """Encrypt memory and disks with a one-time pre-shared key."""
+    ports: Annotated[tuple[int, int], Meta(description="first and last")] = (49152, 49215)
+    data_address: str | None = None
+    """The target's address for QEMU's streams; None: what the host's name resolves to."""
+    test_timeout: Seconds = 30.0
+    prepare_timeout: Seconds = 86400.0
+    recover_timeout: Seconds = 60.0
+    recover_first_timeout: Seconds = 2.0
+    """For a device that must recover before the guest may run again."""
+    doubt_timeout: Seconds = 30.0
+    """After GO: how long to look for an answer before the user is told of the doubt."""
+    link_silence: Seconds = 10.0
+    """A link that says nothing for this long is lost."""
+    convergence: Annotated[tuple[ConvergenceStage, ...], Meta(min_length=1)] = DEFAULT_CONVERGENCE
+
+
+class SshSettings(_Section, frozen=True):
+    """How the target is reached; the user's own ssh configuration applies as well."""
+
+    options: tuple[str, ...] = ()
+    """More arguments for ssh, ``["-o", "Port=2222"]``."""
+    remote_command: str = "entourage"
+    """What runs on the target, ``sudo entourage``; split as a shell would."""
+
+
+class PathSettings(_Section, frozen=True):
+    """Where this host keeps things."""
+
+    state: str = "/var/lib/entourage"
+    """Survives a power cut: the journal, running configurations, TPM state."""
+    run: str = "/run/entourage"
+    """On tmpfs: sockets, keys, locks."""
+    log: str = "/var/log/entourage"
+
+
+class Settings(_Section, frozen=True):
+    """All of it; every key has a default."""
+
+    migration: MigrationSettings = MigrationSettings()
+    tool: ToolSettings = ToolSettings()
+    ssh: SshSettings = SshSettings()
+    paths: PathSettings = PathSettings()
