@@ -1,0 +1,1 @@
+"""Hosts: the link between two of them, and what Entourage makes on one."""

@@ -1,0 +1,276 @@
+"""The link between two hosts: frames, calls, one-way messages and heartbeats over two byte streams.
+
+A frame is four bytes of length, big-endian, and a msgpack value. Both ends may call; answers may
+come in any order. A frame that is too long, malformed or of an unknown kind ends the link, since
+nothing after it can be trusted. Neither memory, disks nor TPM state ever travel here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from entourage import errors
+from entourage.errors import EntourageError, LinkError, LinkLost
+
+Reply = TypeVar("Reply")
+Handler = Callable[[Any], Awaitable[Any]]
+
+MAX_FRAME = 4 << 20
+
+
+class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
+    """A question that wants an answer."""
+
+    number: int
+    verb: str
+    body: Any
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer", array_like=True):
+    """What a call returned."""
+
+    number: int
+    body: Any
+
+
+class Fault(msgspec.Struct, frozen=True, tag="fault", array_like=True):
+    """The error that a call raised, with the fields that every one of our errors has."""
+
+    number: int
+    kind: str
+    message: str
+    device: str
+    host: str
+    remedy: str
+
+
+class Tell(msgspec.Struct, frozen=True, tag="tell", array_like=True):
+    """A message that wants no answer."""
+
+    verb: str
+    body: Any
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat", array_like=True):
+    """I am here. ``sent`` is the sender's clock, ``echo`` the newest ``sent`` it has heard."""
+
+    sent: int
+    echo: int
+
+
+Frame = Call | Answer | Fault | Tell | Beat
+_decoder = msgspec.msgpack.Decoder(Frame)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Link:
+    """One end of a link. Run ``serve()`` in a task for as long as the link is to live.
+
+    Args:
+        reader: Where frames come from.
+        writer: Where they go.
+        peer: The other host's name, for messages.
+        silence: Seconds without a frame after which the link is lost.
+        last_words: Asked when the other end went away: what it said about it, and the remedy.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        peer: str,
+        silence: float,
+        last_words: Callable[[], Awaitable[tuple[str, str]]] | None = None,
+    ) -> None:
+        self.peer = peer
+        self.silence = silence
+        self._last_words = last_words
+        self._reader = reader
+        self._writer = writer
+        self._handlers: dict[str, Handler] = {}
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._number = 0
+        self._heard = time.monotonic()
+        self._heard_stamp = 0
+        self._lost: asyncio.Future[LinkLost] = asyncio.get_running_loop().create_future()
+        self._running: set[asyncio.Task[None]] = set()
+
+    def on(self, verb: str, handler: Handler) -> None:
+        """Answer calls of ``verb`` (and take its one-way messages) with ``handler``."""
+        self._handlers[verb] = handler
+
+    def take_handlers_of(self, other: Link) -> None:
+        """Answer what another link answered: this one takes its place."""
+        self._handlers.update(other._handlers)
+
+    @property
+    def alive(self) -> bool:
+        """False once the link is lost or closed."""
+        return not self._lost.done()
+
+    async def lost(self) -> LinkLost:
+        """Returns when the link is lost, with the reason; never before."""
+        return await asyncio.shield(self._lost)
+
+    def tell(self, verb: str, body: Any = None) -> None:
+        """Send a one-way message; handed to the kernel when this returns, if it has room."""
+        self._send(Tell(verb, body))
+
+    async def call(self, verb: str, body: Any, reply: type[Reply]) -> Reply:
+        """Ask the other end and return its answer as ``reply``.
+
+        Raises:
+            LinkLost: The link went away before the answer came.
+            EntourageError: What the other end raised, of the same class.
+            LinkError: The answer is not what was asked for.
+        """
+        self._number += 1
+        number = self._number
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            self._send(Call(number, verb, body))
+            answer = await future
+        finally:
+            self._waiting.pop(number, None)
+        try:
+            return msgspec.convert(answer, reply)
+        except msgspec.ValidationError as error:
+            raise LinkError(
+                f"the answer to {verb!r} is not understood: {error}", host=self.peer
+            ) from error
+
+    async def serve(self) -> None:
+        """Take frames until the link is lost or closed; then wake everybody who waits."""
+        beats = asyncio.create_task(self._beat())
+        reason, remedy = "it was closed", ""
+        try:
+            while True:
+                header = await self._reader.readexactly(4)
+                length = int.from_bytes(header, "big")
+                if length > MAX_FRAME:
+                    reason = f"a frame of {length} bytes is not ours"
+                    break
+                frame = _decoder.decode(await self._reader.readexactly(length))
+                self._heard = time.monotonic()
+                self._take(frame)
+        except asyncio.IncompleteReadError as error:
+            reason = "the other end went away"
+            if error.partial:
+                reason += " in the middle of a frame"
+            if self._last_words:
+                words, remedy = await self._last_words()
+                reason = f"{reason}: {words}" if words else reason
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            reason = f"what came over it is not ours: {error}"
+        except (OSError, LinkLost) as error:
+            reason = str(error)
+        finally:
+            beats.cancel()
+            self.close(reason, remedy)
+
+    def close(self, reason: str = "it was closed", remedy: str = "") -> None:
+        """End the link; everybody who waits for an answer gets LinkLost."""
+        if not self._lost.done():
+            self._lost.set_result(LinkLost(f"link lost: {reason}", host=self.peer, remedy=remedy))
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(self._lost.result())
+                future.exception()  # retrieved: whoever was cancelled meanwhile does not ask
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.close()
+
+    async def drain(self) -> None:
+        """Wait until what was sent has left this process; raises LinkLost."""
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            raise LinkLost(f"link lost: {error}", host=self.peer) from error
+
+    async def settle(self) -> None:
+        """Wait for the calls that are being answered."""
+        if self._running:
+            await asyncio.wait(self._running)
+
+    def _send(self, frame: Frame) -> None:
+        if self._lost.done():
+            raise self._lost.result()
+        data = _encoder.encode(frame)
+        try:
+            self._writer.write(len(data).to_bytes(4, "big") + data)
+        except (OSError, RuntimeError) as error:
+            raise LinkLost(f"link lost: {error}", host=self.peer) from error
+
+    def _take(self, frame: Frame) -> None:
+        match frame:
+            case Beat():
+                self._heard_stamp = frame.sent
+            case Answer():
+                future = self._waiting.get(frame.number)
+                if future and not future.done():
+                    future.set_result(frame.body)
+            case Fault():
+                future = self._waiting.get(frame.number)
+                if future and not future.done():
+                    future.set_exception(_revive(frame, self.peer))
+            case Call() | Tell():
+                task = asyncio.create_task(self._handle(frame))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    async def _handle(self, frame: Call | Tell) -> None:
+        handler = self._handlers.get(frame.verb, _unknown)
+        try:
+            answer = await handler(frame.body)
+        except EntourageError as error:
+            fault = (type(error).__name__, error.message, error.device, error.host, error.remedy)
+        except (msgspec.ValidationError, OSError, ValueError) as error:
+            fault = ("LinkError", f"{frame.verb}: {error}", "", "", "")
+        except Exception as error:  # noqa: BLE001 - a bug here must not leave the peer waiting
+            fault = ("LinkError", f"{frame.verb}: internal error {error!r}", "", "", "")
+        else:
+            if isinstance(frame, Call):
+                with contextlib.suppress(LinkLost):
+                    self._send(Answer(frame.number, answer))
+            return
+        if isinstance(frame, Call):
+            with contextlib.suppress(LinkLost):
+                self._send(Fault(frame.number, *fault))
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(LinkLost):
+                self._send(Beat(time.monotonic_ns(), self._heard_stamp))
+            await asyncio.sleep(min(1.0, self.silence / 4))
+            silent = time.monotonic() - self._heard
+            if silent > self.silence:
+                self.close(f"nothing was heard for {silent:.1f} s")
+
+
+async def _unknown(_: Any) -> Any:
+    raise LinkError("this is not something that this host is asked", remedy="the same version?")
+
+
+def _revive(fault: Fault, peer: str) -> EntourageError:
+    """The error as the other end raised it; its host is filled in where it named none."""
+    kind: Any = getattr(errors, fault.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, EntourageError)):
+        kind = EntourageError
+    if kind in {errors.ConfigError, errors.Refused}:  # they have fields of their own
+        kind = EntourageError
+    error: EntourageError = kind.__new__(kind)
+    EntourageError.__init__(
+        error,
+        fault.message,
+        device=fault.device,
+        host=fault.host or peer,
+        remedy=fault.remedy,
+    )
+    return error

@@ -1,0 +1,171 @@
+"""What Entourage makes on a host, written down before it is made, and how each is undone.
+
+The ledger outlives the process that writes it: after a crash the next one reads it backwards and
+undoes every row. A row is written *before* the deed, and undoing what was never made is no error.
+What a user owned before is never undone: a file is deleted only while it is the very file (device
+and inode) that was made here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from entourage.errors import EntourageError
+
+# In the environment of every process that is made for good; children inherit it.
+MARKER = "ENTOURAGE_RESOURCE"
+
+
+class Ledger(Protocol):
+    """Where resources are written down before they are made."""
+
+    def record(self, kind: str, **spec: str | int) -> None:
+        """Write one down; durable when this returns. Kinds are the keys of ``undo``."""
+        ...
+
+
+class MemoryLedger:
+    """A ledger for one process: enough to undo a start that failed."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, dict[str, str | int]]] = []
+
+    def record(self, kind: str, **spec: str | int) -> None:
+        """Write one down."""
+        self.rows.append((kind, spec))
+
+    async def undo(self) -> list[str]:
+        """Undo everything, newest first; returns what could not be undone, each a sentence."""
+        problems = await undo_rows(list(reversed(self.rows)))
+        self.rows.clear()
+        return problems
+
+
+async def undo_rows(rows: Sequence[tuple[str, Mapping[str, str | int]]]) -> list[str]:
+    """Undo rows in the order given; one that fails never stops the others.
+
+    Returns:
+        What could not be undone, each a sentence.
+    """
+    problems: list[str] = []
+    for kind, spec in rows:
+        try:
+            await undo(kind, spec)
+        except (OSError, EntourageError, KeyError) as error:
+            problems.append(f"{kind} {dict(spec)} is left: {error}")
+    return problems
+
+
+async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
+    """Undo one row; what is not there (any more) is undone already.
+
+    Args:
+        kind: ``process`` (marker), ``scratch`` (path: a name that can only be ours), ``file``
+            (path, dev, ino), ``dir`` (path: removed with what is in it), ``tap`` (name).
+        spec: The row's fields.
+
+    Raises:
+        OSError, EntourageError: It could not be undone.
+    """
+    match kind:
+        case "process":
+            await end_processes(str(spec["marker"]))
+        case "scratch":
+            Path(str(spec["path"])).unlink(missing_ok=True)
+        case "file":
+            path = Path(str(spec["path"]))
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                if (status.st_dev, status.st_ino) == (spec["dev"], spec["ino"]):
+                    path.unlink()
+        case "dir":
+            with contextlib.suppress(FileNotFoundError):
+                await asyncio.to_thread(shutil.rmtree, str(spec["path"]))
+        case "tap":
+            await remove_tap(str(spec["name"]))
+        case _:
+            raise EntourageError(f"no way to undo {kind!r}", remedy="a newer Entourage made it")
+
+
+async def remove_tap(name: str) -> None:
+    """Delete a tap device; one that is gone is no error."""
+    if not Path("/sys/class/net", name).exists():
+        return
+    process = await asyncio.create_subprocess_exec(
+        "ip", "link", "delete", "dev", name,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, stderr = await process.communicate()
+    if process.returncode and Path("/sys/class/net", name).exists():
+        raise EntourageError(f"tap {name} cannot be deleted: {stderr.decode().strip()}")
+
+
+def marked_processes(marker: str) -> list[int]:
+    """The processes of this host that carry the marker in their environment."""
+    wanted = f"{MARKER}={marker}".encode()
+    found: list[int] = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+async def end_processes(marker: str, *, patience: float = 5.0) -> None:
+    """End all processes that carry the marker, at once, and wait until they are gone.
+
+    Args:
+        marker: The value of ``ENTOURAGE_RESOURCE``.
+        patience: Seconds to wait for the kernel.
+
+    Raises:
+        EntourageError: One is still there.
+    """
+    handles: list[int] = []
+    try:
+        for pid in marked_processes(marker):
+            with contextlib.suppress(ProcessLookupError):
+                handles.append(os.pidfd_open(pid))
+                signal.pidfd_send_signal(handles[-1], signal.SIGKILL)
+        for handle in handles:
+            await _gone(handle, patience)
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+async def _gone(pidfd: int, patience: float) -> None:
+    """Wait until the process of a pidfd has ended."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        async with asyncio.timeout(patience):
+            await ended.wait()
+    except TimeoutError as error:
+        raise EntourageError(f"a process does not end ({patience:g} s after SIGKILL)") from error
+    finally:
+        loop.remove_reader(pidfd)
+
+
+def place(scratch: Path, final: Path, ledger: Ledger) -> None:
+    """Give a finished scratch file its name, never over something that is there.
+
+    Raises:
+        FileExistsError: There is something; it stays as it is.
+    """
+    status = scratch.lstat()
+    ledger.record("file", path=str(final), dev=status.st_dev, ino=status.st_ino)
+    os.link(scratch, final)
+    scratch.unlink()
