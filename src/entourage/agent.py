@@ -1,0 +1,335 @@
+"""What ``entourage agent`` does: the target's half of one migration, for as long as its link lives.
+
+It speaks on its standard input and output with the ``entourage migrate`` that started it over ssh.
+It owns what it makes: when the link is lost before GO, it undoes all of it by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from entourage import __version__, words
+from entourage.conductor import target_controllers
+from entourage.devices.base import Controller, There
+from entourage.domain import Domain
+from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVersionError, UsageError
+from entourage.handover import Target
+from entourage.hosts.link import Link
+from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors.base import Hypervisor, Incoming
+from entourage.hypervisors.registry import open_hypervisor
+from entourage.journal import Decision, Journal, MigrationLedger
+from entourage.lock import domain_lock
+from entourage.protocol import Event, Heard, Message, Record, Role, Verb
+from entourage.settings.model import Settings
+from entourage.steps import Refusal
+from entourage.takeup import taken_up_target
+from entourage.target import TargetSide, target_details
+
+Body = TypeVar("Body")
+
+
+class Agent:
+    """One link's worth of the target's half.
+
+    Args:
+        link: To the source.
+        settings: This host's.
+        journal: This host's.
+    """
+
+    def __init__(self, link: Link, settings: Settings, journal: Journal) -> None:
+        self._link = link
+        self._settings = settings
+        self._journal = journal
+        self._host = socket.gethostname()
+        self._hello: words.Hello | None = None
+        self._open: words.Open | None = None
+        self._hypervisor: Hypervisor | None = None
+        self._there: There | None = None
+        self._controllers: dict[str, Controller] = {}
+        self._side: TargetSide | None = None
+        self._held = contextlib.AsyncExitStack()
+        self._watch: set[asyncio.Task[None]] = set()
+        self._asked_to_end = asyncio.Event()
+        for verb, handler in {
+            words.HELLO: _taking(words.Hello, self._on_hello),
+            words.TEST: _taking(words.TestDomain, self._on_test),
+            words.DEVICE: _taking(words.AskDevice, self._on_device),
+            words.OPEN: _taking(words.Open, self._on_open),
+            words.BUILD: self._on_build,
+            words.LISTEN: self._on_listen,
+            words.ABORT: self._on_abort,
+            words.BYE: self._on_bye,
+            words.HANDOVER: _taking(words.Say, self._on_handover),
+        }.items():
+            link.on(verb, handler)
+
+    async def run(self) -> None:
+        """Serve until the link ends; then undo what was made, unless GO was said."""
+        serving = asyncio.create_task(self._link.serve())
+        lost = asyncio.create_task(self._link.lost())
+        asked = asyncio.create_task(self._asked_to_end.wait())
+        try:
+            await asyncio.wait({lost, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if self._side:
+                await self._side.take(Event.ABORT)
+            await self._link.settle()
+        finally:
+            self._link.close()
+            tasks = (serving, lost, asked, *self._watch)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._held.aclose()
+
+    def end(self) -> None:
+        """Asked to end by a signal: the same as a lost link."""
+        self._asked_to_end.set()
+
+    # What the source asks, in the order of the story
+
+    async def _on_hello(self, hello: words.Hello) -> words.Welcome:
+        if hello.protocol != words.PROTOCOL:
+            raise PeerVersionError(
+                f"Entourage {__version__} here speaks protocol {words.PROTOCOL},"
+                f" {hello.version} on {hello.source} speaks {hello.protocol}",
+                host=self._host,
+                remedy="install the same version on both hosts",
+            )
+        self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
+        self._hello = hello
+        # Where ssh arrived is an address of this host that the source can reach.
+        connection = os.environ.get("SSH_CONNECTION", "").split()
+        return words.Welcome(
+            version=__version__,
+            protocol=words.PROTOCOL,
+            host=self._host,
+            journal=self._journal.uuid,
+            address=connection[2] if len(connection) == 4 else "",  # noqa: PLR2004 - ssh(1)
+            clock=time.monotonic_ns(),
+        )
+
+    async def _on_test(self, test: words.TestDomain) -> list[Refusal]:
+        hypervisor = self._known()
+        self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
+        refusals = list(await hypervisor.test_incoming(test.domain, self._host, test.facts))
+        for standing in self._journal.decisions(test.domain.uuid):
+            if not standing.settled:
+                reason = f"an earlier migration of it is not settled ({standing.record})"
+                remedy = f"run `entourage recover {standing.name}` on {self._host}"
+                refusals.append(Refusal("domain", self._host, reason, remedy))
+        return refusals
+
+    async def _on_device(self, ask: words.AskDevice) -> Any:
+        controller = self._controllers.get(ask.device)
+        if controller is None or self._there is None:
+            raise UsageError(f"{ask.device} is no device of this domain")
+        half: Callable[[There, Any], Awaitable[Any]] | None = {
+            "test": controller.test_there,
+            "prepare": controller.prepare_there,
+            "connect": controller.connect_there,
+            "transfer": controller.transfer_there,
+            "sync": controller.sync_there,
+            "recover": controller.recover_there,
+        }.get(ask.half)
+        if half is None:
+            raise UsageError(f"{ask.half!r} is no step")
+        if ask.half not in {"test", "recover"}:
+            self._making()
+        return await half(self._there, ask.request)
+
+    async def _on_open(self, opening: words.Open) -> None:
+        hypervisor = self._known()
+        hello = self._hello
+        uuid = opening.domain.uuid
+        if self._side is not None or hello is None or uuid is None:
+            raise UsageError("one agent opens one migration, of a domain with a UUID")
+        run_dir = Path(self._settings.paths.run)
+        doing = f"{hello.source} migrates {opening.domain.name} to this host"
+        self._held.enter_context(domain_lock(run_dir, uuid, doing))
+        ledger = MigrationLedger(self._journal, hello.migration, Role.TARGET)
+        self._step_into(opening.domain, hypervisor.incoming(opening.domain, ledger))
+        decision = Decision(
+            migration=hello.migration,
+            role=Role.TARGET,
+            domain=uuid,
+            name=opening.domain.name,
+            generation=opening.generation,
+            record=Record.OPEN,
+            peer_host=hello.source,
+            peer_journal=opening.source_journal,
+            details=target_details(
+                opening.domain,
+                paused=opening.paused,
+                hypervisor=hypervisor.name,
+                source=hello.source,
+            ),
+        )
+        side = TargetSide(
+            journal=self._journal,
+            decision=decision,
+            state=Target(migration=hello.migration),
+            there=self._there,
+            controllers=tuple(self._controllers.values()),
+            send=self._send,
+            on_failure=self._tell_failure,
+            on_resumed=lambda moment: self._tell(words.RESUMED, moment),
+        )
+        await side.take(Event.BEGIN)
+        self._open, self._side = opening, side
+
+    async def _on_build(self, _: Any) -> None:
+        there, opening = self._making()
+        # A file or tap that a device's half chose is in there.domain by now.
+        await there.incoming.build(there.domain, opening.plane)
+        self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
+
+    async def _on_listen(self, _: Any) -> Any:
+        there, _opening = self._making()
+        ticket = await there.incoming.listen()
+        self._watch.add(asyncio.create_task(self._watch_landing(there.incoming)))
+        self._journal.warm()  # what GO's one flush must not pay for
+        return ticket
+
+    async def _on_abort(self, _: Any) -> list[str]:
+        """Undo everything, if that is still to be decided here; what could not be undone."""
+        if self._side is None:
+            return []
+        await self._side.take(Event.ABORT)
+        return [f"on {self._host}: {problem}" for problem in self._side.problems]
+
+    async def _on_bye(self, _: Any) -> list[str]:
+        """Answer once everything that was asked before is done; what could not be cleaned up."""
+        if self._side is None:
+            return []
+        await self._side.idle()
+        return [f"on {self._host}: {problem}" for problem in self._side.problems]
+
+    async def _on_handover(self, said: words.Say) -> None:
+        message = Message(Verb(said.verb), said.migration)
+        if self._side is None:
+            # A new link about a migration that another agent served: it may be dead, or a zombie.
+            self._side = await self._held.enter_async_context(
+                taken_up_target(self._journal, self._settings, message.migration, send=self._send)
+            )
+        await self._side.take(Heard(message))
+
+    # What happens by itself
+
+    async def _watch_landing(self, incoming: Incoming) -> None:
+        try:
+            await incoming.landed()
+        except EntourageError as error:
+            self._tell_failure(error)
+            return
+        if self._side:
+            await self._side.take(Event.MEMORY_LANDED)
+
+    async def _watch_machine(self, incoming: Incoming) -> None:
+        reason = await incoming.died()
+        if self._side and self._side.record is Record.OPEN:
+            self._tell_failure(HypervisorError(f"the machine being built is gone: {reason}"))
+        if self._side:
+            await self._side.take(Event.GUEST_DIED)
+
+    # Small things
+
+    def _send(self, message: Message) -> None:
+        self._tell(words.HANDOVER, words.Say(message.verb.value, message.migration))
+
+    def _tell_failure(self, error: EntourageError) -> None:
+        self._tell(words.FAILED, words.Failure(message=error.message, device=error.device))
+
+    def _tell(self, verb: str, body: Any) -> None:
+        with contextlib.suppress(LinkLost):
+            self._link.tell(verb, body)
+
+    def _known(self) -> Hypervisor:
+        if self._hypervisor is None:
+            raise PeerVersionError("the first word must be hello", host=self._host)
+        return self._hypervisor
+
+    def _making(self) -> tuple[There, words.Open]:
+        if self._there is None or self._open is None:
+            raise UsageError("the migration is not open")
+        if self._side is None or self._side.record is not Record.OPEN:
+            raise UsageError("the migration was called off")
+        return self._there, self._open
+
+    def _step_into(self, domain: Domain, incoming: Incoming) -> None:
+        """Work with this domain from now on; what devices learned at TEST they learn anew."""
+        migration = self._hello.migration if self._hello else ""
+        self._controllers = {each.device.label: each for each in target_controllers(domain)}
+        self._there = There(
+            migration=migration,
+            host=self._host,
+            domain=domain,
+            incoming=incoming,
+            ledger=MigrationLedger(self._journal, migration, Role.TARGET),
+            settings=self._settings,
+            run_dir=self._settings.paths.run,
+            state_dir=self._settings.paths.state,
+        )
+
+
+def _taking(
+    kind: type[Body], handler: Callable[[Body], Awaitable[Any]]
+) -> Callable[[Any], Awaitable[Any]]:
+    """A handler whose body is checked first: the link's other end is not to be believed."""
+
+    async def take(body: Any) -> Any:
+        return await handler(msgspec.convert(body, kind))
+
+    return take
+
+
+@contextlib.asynccontextmanager
+async def _stdio(settings: Settings) -> AsyncGenerator[Link]:
+    """A link on standard input and output, which nothing else can write to from here on."""
+    loop = asyncio.get_running_loop()
+    inward, outward = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123, ASYNC230 - a descriptor is wanted
+        os.dup2(nothing.fileno(), 0)
+    reader = asyncio.StreamReader(limit=1 << 20)
+    in_transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(inward, "rb", buffering=0)
+    )
+    out_transport, protocol = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, os.fdopen(outward, "wb", buffering=0)
+    )
+    writer = asyncio.StreamWriter(out_transport, protocol, None, loop)
+    try:
+        yield Link(reader, writer, peer="the source", silence=settings.migration.link_silence)
+    finally:
+        in_transport.close()
+        out_transport.close()
+
+
+async def serve(settings: Settings) -> None:
+    """Be the agent on standard input and output until the link ends.
+
+    Raises:
+        JournalError: The journal cannot be used; ssh shows it to the user on the source.
+    """
+    loop = asyncio.get_running_loop()
+    with Journal.open(Path(settings.paths.state, "journal.db")) as journal:
+        async with _stdio(settings) as link:
+            agent = Agent(link, settings, journal)
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                loop.add_signal_handler(number, agent.end)
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+            await agent.run()
+    sys.stderr.flush()

@@ -1,0 +1,69 @@
+"""The blackout: from the guest's stop to its resume, wherever that is; what it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+
+from entourage.errors import DeadlineError
+from entourage.events import GuestResumed, GuestStopped, Listener, SpanDone
+from entourage.passage import Clock
+
+
+class Blackout:
+    """One migration's blackout.
+
+    Args:
+        clock: The migration's.
+        emit: Takes the events.
+        budget: Seconds that it may take before everything goes back; None: as long as it takes.
+
+    Attributes:
+        seconds: How long it was, once it is over.
+    """
+
+    def __init__(self, clock: Clock, emit: Listener, budget: float | None) -> None:
+        self.seconds: float | None = None
+        self._clock = clock
+        self._emit = emit
+        self._budget = budget
+        self._began: float | None = None
+
+    def begin(self, stopped: int) -> None:
+        """The guest stopped at this moment (ns of the monotonic clock)."""
+        self._began = self._clock.at(stopped)
+        self._emit(GuestStopped(at=self._began))
+
+    def end(self, at: float, host: str) -> None:
+        """The guest runs on ``host`` since ``at``; nothing is told of one that never stopped."""
+        if self._began is not None and self.seconds is None:
+            self.seconds = at - self._began
+            self._emit(GuestResumed(at=at, host=host, blackout=self.seconds))
+
+    @contextlib.contextmanager
+    def span(self, name: str, host: str) -> Generator[None]:
+        """A named stretch of it."""
+        start = self._clock.now()
+        yield
+        self._emit(SpanDone(at=self._clock.now(), name=name, host=host, start=start))
+
+    @contextlib.asynccontextmanager
+    async def budget(self, unfinished: Callable[[], Sequence[str]]) -> AsyncGenerator[None]:
+        """Better back than late.
+
+        Raises:
+            DeadlineError: The body did not end within what is left of the budget; it names what
+                ``unfinished`` says.
+        """
+        began = self._began if self._began is not None else self._clock.now()
+        left = None if self._budget is None else began + self._budget - self._clock.now()
+        try:
+            async with asyncio.timeout(left):
+                yield
+        except TimeoutError as error:
+            waiting = ", ".join(unfinished()) or "the last memory pages"
+            raise DeadlineError(
+                f"the blackout budget of {self._budget:g} s ran out while waiting for {waiting}",
+                remedy="raise --max-blackout",
+            ) from error

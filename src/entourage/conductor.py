@@ -1,0 +1,283 @@
+"""Conducts all devices of a domain through the steps: at once, on time, and back again.
+
+It knows for each device the last step that it finished, which is what its recovery is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from entourage.devices.base import Controller, Here
+from entourage.devices.registry import controller_class
+from entourage.devices.tool import ExternalController, Tooled, tool_for
+from entourage.domain import Domain
+from entourage.errors import DeadlineError, DeviceError, EntourageError
+from entourage.events import (
+    DeviceRecovered,
+    DeviceStepDone,
+    DeviceStepStarted,
+    Listener,
+    StepDone,
+    StepStarted,
+)
+from entourage.settings.model import MigrationSettings, Settings
+from entourage.steps import Refusal, Step
+
+
+def source_controllers(
+    domain: Domain, settings: Settings, tool: str | None = None
+) -> list[Controller]:
+    """A controller for each device of a domain that is to leave this host.
+
+    Args:
+        domain: The running configuration.
+        settings: This host's: they may name external tools.
+        tool: One for every class, from the command line.
+    """
+    controllers: list[Controller] = []
+    for device in domain.devices:
+        kind = controller_class(device)
+        command = tool_for(device, settings, tool)
+        if kind is None:
+            controllers.append(ExternalController(device, command))
+        elif command:
+            controllers.append(Tooled(kind(device), command))
+        else:
+            controllers.append(kind(device))
+    return controllers
+
+
+def target_controllers(domain: Domain) -> list[Controller]:
+    """A controller for each device of a domain that is to arrive here; tools run on the source."""
+    return [
+        kind(device) if (kind := controller_class(device)) else Controller(device)
+        for device in domain.devices
+    ]
+
+
+class Conductor:
+    """All devices of one migration, on the source.
+
+    Args:
+        controllers: One for each device.
+        here: Makes what a controller works with, for the half (``prepare``, …) under way.
+        timeouts: How long a device may take.
+        emit: Takes the events.
+        now: Their ``at``.
+    """
+
+    def __init__(
+        self,
+        controllers: Sequence[Controller],
+        here: Callable[[Controller, str], Here],
+        timeouts: MigrationSettings,
+        emit: Listener,
+        now: Callable[[], float],
+    ) -> None:
+        self.controllers = tuple(controllers)
+        self._here = here
+        self._timeouts = timeouts
+        self._emit = emit
+        self._now = now
+        self._finished: dict[str, Step] = {}
+        self._began: set[str] = set()
+        self._settled = asyncio.Event()
+
+    async def test(self) -> list[Refusal]:
+        """Step 0: every refusal of every device. A device that fails to answer refuses."""
+        found: list[Refusal] = []
+
+        async def ask(controller: Controller) -> None:
+            label = controller.device.label
+            here = self._here(controller, "test")
+            try:
+                async with self._device(controller, Step.TEST, self._timeouts.test_timeout):
+                    refusals = await controller.test(here)
+            except EntourageError as error:
+                found.append(Refusal(label, error.host, error.message, error.remedy))
+            else:
+                found.extend(refusals)
+
+        async with self._step(Step.TEST), asyncio.TaskGroup() as group:
+            for controller in self.controllers:
+                group.create_task(ask(controller))
+        return found
+
+    async def prepare(self, build: Callable[[], Awaitable[None]]) -> None:
+        """Step 1: every device's own things, then the target's machine, then what needs that."""
+        made = asyncio.Barrier(len(self.controllers) + 1)
+        built = asyncio.Event()
+
+        async def one(controller: Controller) -> None:
+            self._began.add(controller.device.label)
+            async with self._device(controller, Step.PREPARE, self._timeouts.prepare_timeout):
+                await controller.prepare(self._here(controller, "prepare"))
+                await made.wait()
+                await built.wait()
+                await controller.connect(self._here(controller, "connect"))
+
+        async with self._step(Step.PREPARE), asyncio.TaskGroup() as group:
+            for controller in self.controllers:
+                group.create_task(one(controller))
+            await made.wait()
+            await build()
+            built.set()
+
+    async def transfer(self) -> None:
+        """Step 2, at the guest's stop. ``settled`` is set once the last memory may follow."""
+        unsettled = {c.device.label for c in self.controllers if c.settles}
+
+        async def one(controller: Controller) -> None:
+            async with self._device(controller, Step.TRANSFER, None):
+                await controller.transfer(self._here(controller, "transfer"))
+            unsettled.discard(controller.device.label)
+            if not unsettled:
+                self._settled.set()
+
+        if not unsettled:
+            self._settled.set()
+        async with self._step(Step.TRANSFER), asyncio.TaskGroup() as group:
+            for controller in self.controllers:
+                group.create_task(one(controller))
+
+    async def settled(self) -> None:
+        """Wait until the last memory may follow: what the disks still had is on the target."""
+        await self._settled.wait()
+
+    async def sync(self) -> None:
+        """Step 3: every device is all there when this returns."""
+
+        async def one(controller: Controller) -> None:
+            async with self._device(controller, Step.SYNC, None):
+                await controller.sync(self._here(controller, "sync"))
+
+        async with self._step(Step.SYNC), asyncio.TaskGroup() as group:
+            for controller in self.controllers:
+                group.create_task(one(controller))
+
+    async def recover_first(self) -> list[str]:
+        """Put back what the guest cannot run without; returns what could not be put back."""
+        first = [c for c in self.controllers if c.recovers_first]
+        return await self._recover(first, self._timeouts.recover_first_timeout)
+
+    async def recover(self) -> list[str]:
+        """Put all others back, at once; one that fails stops no other.
+
+        Returns:
+            What could not be put back, each a sentence.
+        """
+        rest = [c for c in self.controllers if not c.recovers_first]
+        return await self._recover(rest, self._timeouts.recover_timeout)
+
+    async def let_go(self) -> list[str]:
+        """The domain runs on the target: free what it held here; returns what could not be."""
+
+        async def one(controller: Controller) -> str:
+            try:
+                async with asyncio.timeout(self._timeouts.recover_timeout):
+                    await controller.let_go(self._here(controller, "let_go"))
+            except (EntourageError, OSError, TimeoutError) as error:
+                return f"{controller.device.label} is not cleaned up: {error or 'it took too long'}"
+            return ""
+
+        problems = await asyncio.gather(*map(one, self.controllers))
+        return [problem for problem in problems if problem]
+
+    def progress(self) -> list[tuple[str, int, int]]:
+        """Label, bytes done and bytes in total of every device that copies something."""
+        return [
+            (controller.device.label, *progress)
+            for controller in self.controllers
+            if (progress := controller.progress(self._here(controller, "prepare")))[1]
+        ]
+
+    def take_up(self, finished: Step, memos: Mapping[str, Any]) -> None:
+        """Go on where another process ended: every device had finished ``finished``."""
+        for controller in self.controllers:
+            label = controller.device.label
+            controller.recall(memos.get(label, {}))
+            self._finished[label] = finished
+            if finished > Step.TEST:
+                self._began.add(label)
+
+    def unfinished(self) -> list[str]:
+        """The devices that have not come through SYNC."""
+        labels = [controller.device.label for controller in self.controllers]
+        return [label for label in labels if self._finished.get(label) is not Step.SYNC]
+
+    async def _recover(self, controllers: Sequence[Controller], patience: float) -> list[str]:
+        async def one(controller: Controller) -> str:
+            label = controller.device.label
+            told = self._finished[label]
+            start, problem = self._now(), ""
+            try:
+                async with asyncio.timeout(patience):
+                    await controller.recover(self._here(controller, "recover"), told)
+            except TimeoutError:
+                problem = f"recovery did not end within {patience:g} s"
+            except (EntourageError, OSError) as error:
+                problem = str(error)
+            except Exception as error:  # noqa: BLE001 - a plugin's bug must not stop the others
+                problem = f"recovery failed: {error!r}"
+            self._emit(
+                DeviceRecovered(
+                    at=self._now(),
+                    device=label,
+                    last_good=told,
+                    seconds=self._now() - start,
+                    error=problem,
+                )
+            )
+            return f"{label}: {problem}" if problem else ""
+
+        began = [c for c in controllers if c.device.label in self._began]
+        self._began -= {c.device.label for c in began}  # never told twice
+        return [problem for problem in await asyncio.gather(*map(one, began)) if problem]
+
+    @asynccontextmanager
+    async def _step(self, step: Step) -> AsyncGenerator[None]:
+        start = self._now()
+        self._emit(StepStarted(at=start, step=step))
+        yield
+        self._emit(StepDone(at=self._now(), step=step, seconds=self._now() - start))
+
+    @asynccontextmanager
+    async def _device(
+        self, controller: Controller, step: Step, patience: float | None
+    ) -> AsyncGenerator[None]:
+        """One device in one step: its time, its deadline, and its name on what goes wrong."""
+        label = controller.device.label
+        start = time.monotonic()
+        self._emit(DeviceStepStarted(at=self._now(), device=label, step=step))
+        problem = "given up, because something else failed"
+        try:
+            async with asyncio.timeout(patience):
+                yield
+            problem = ""
+            self._finished[label] = step
+        except TimeoutError as error:
+            problem = f"step {step.value} ({step.name}) did not end within {patience:g} s"
+            raise DeadlineError(problem, device=label) from error
+        except EntourageError as error:
+            problem = error.message
+            error.device = error.device or label
+            raise
+        except OSError as error:
+            problem = str(error)
+            raise DeviceError(problem, device=label) from error
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise DeviceError(
+                f"its controller has a bug: {problem}", device=label, remedy="report it"
+            ) from error
+        finally:
+            seconds = time.monotonic() - start
+            self._emit(
+                DeviceStepDone(
+                    at=self._now(), device=label, step=step, seconds=seconds, error=problem
+                )
+            )

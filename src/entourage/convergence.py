@@ -1,0 +1,65 @@
+"""Pre-copy until it converges, by a policy that is data: stages of what is accepted, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from entourage.errors import DeadlineError
+from entourage.events import CopyProgress, Listener, PolicyChanged
+from entourage.hypervisors.base import Machine
+from entourage.settings.model import ConvergenceStage
+
+_LOOK_EVERY = 0.5  # seconds, while the guest runs; the stop itself comes as an event
+
+
+def throttles(stages: Sequence[ConvergenceStage]) -> bool:
+    """Whether any stage slows the guest down: the hypervisor must know beforehand."""
+    return any(stage.throttle for stage in stages)
+
+
+async def press(
+    machine: Machine,
+    stages: Sequence[ConvergenceStage],
+    emit: Listener,
+    now: Callable[[], float],
+) -> NoReturn:
+    """Go through the stages while pre-copy runs; cancelled when the guest has stopped.
+
+    Raises:
+        DeadlineError: A stage says that it is time to give up.
+    """
+    began = now()
+    stage = -1
+    while True:
+        while stage + 1 < len(stages) and now() - began >= stages[stage + 1].after:
+            stage += 1
+            accepted = stages[stage]
+            if accepted.give_up:
+                raise DeadlineError(
+                    f"memory did not converge within {accepted.after:g} s",
+                    remedy="change migration.convergence, quieten the guest, or use --non-live",
+                )
+            await machine.tune(downtime_limit=accepted.downtime_limit, throttle=accepted.throttle)
+            emit(
+                PolicyChanged(
+                    at=now(),
+                    stage=stage,
+                    downtime_limit=accepted.downtime_limit,
+                    throttle=accepted.throttle,
+                )
+            )
+        seen = await machine.progress()
+        emit(
+            CopyProgress(
+                at=now(),
+                what="memory",
+                done=max(0, seen.total - seen.remaining),
+                total=seen.total,
+                rate=seen.rate,
+                dirty_rate=seen.dirty_rate,
+                iteration=seen.iteration,
+            )
+        )
+        await asyncio.sleep(_LOOK_EVERY)

@@ -1,0 +1,66 @@
+"""From GO to its answer: how the source learns who runs the domain, whatever the link does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from entourage import words
+from entourage.errors import InDoubt, LinkError
+from entourage.hosts.link import Link
+from entourage.passage import Passage, another_link
+from entourage.protocol import TERMINAL, Connected, Event
+from entourage.settings.model import Settings
+from entourage.source import SourceSide
+
+_ASK_AFTER = 5.0  # seconds without an answer on a link that lives
+_TRY_AGAIN = 1.0  # seconds between two attempts to reach the target
+
+
+async def find_out(
+    way: Passage, side: SourceSide, decided: asyncio.Event, settings: Settings
+) -> None:
+    """Return once the migration is decided: the record is BACK or GONE.
+
+    Raises:
+        InDoubt: The target could not be reached, or did not say, for ``doubt-timeout`` seconds.
+    """
+    try:
+        async with asyncio.timeout(settings.migration.doubt_timeout):
+            await _answered(way.link, side, decided)
+            while not decided.is_set():
+                with contextlib.suppress(LinkError):
+                    async with another_link(way) as again:
+                        await side.take(Connected(again.welcome.journal))
+                        await _answered(again.link, side, decided)
+                if not decided.is_set():
+                    await asyncio.sleep(_TRY_AGAIN)
+    except TimeoutError:
+        await side.take(Event.UNREACHABLE)
+        name = way.machine.domain.name
+        raise InDoubt(
+            f"{way.target} was told to run {name} and has not answered since; the copy here stays"
+            " stopped",
+            host=way.source,
+            remedy=f"once {way.target} can be reached: `entourage recover {name}`; if it is off for"
+            f" good: `entourage recover {name} --target-is-fenced`",
+        ) from None
+
+
+async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> None:
+    """Wait for the answer as long as the link lives, and ask for it now and then."""
+    lost = asyncio.create_task(link.lost())
+    answer = asyncio.create_task(decided.wait())
+    try:
+        while link.alive and not decided.is_set():
+            done, _ = await asyncio.wait(
+                {lost, answer}, timeout=_ASK_AFTER, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                await side.take(Event.ABORT)  # in doubt: asks
+        if side.state.record in TERMINAL and link.alive:
+            with contextlib.suppress(LinkError):  # the target has let go too when this returns
+                await link.call(words.BYE, None, list[str])
+    finally:
+        lost.cancel()
+        answer.cancel()

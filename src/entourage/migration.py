@@ -1,0 +1,451 @@
+"""One migration. ``Migration._story`` tells it, from TEST to the point of no return."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import uuid
+from typing import Any, NoReturn
+
+import msgspec
+
+from entourage import words
+from entourage.blackout import Blackout
+from entourage.conductor import Conductor, source_controllers
+from entourage.convergence import press, throttles
+from entourage.devices.base import Options
+from entourage.doubt import find_out
+from entourage.errors import (
+    EntourageError,
+    HypervisorError,
+    InDoubt,
+    Interrupted,
+    LinkError,
+    MigrationFailed,
+    Refused,
+)
+from entourage.events import (
+    CopyProgress,
+    DeviceRefused,
+    Finished,
+    GoSent,
+    Listener,
+    MemoryLanded,
+    MigrationStarted,
+    Outcome,
+    RollbackStarted,
+    SpanDone,
+    Warned,
+)
+from entourage.handover import Source
+from entourage.hypervisors.base import Ticket
+from entourage.journal import Decision
+from entourage.passage import Clock, Passage, open_passage
+from entourage.protocol import Event, Finding, Heard, Message, Record, Role, Verb
+from entourage.settings.model import Settings
+from entourage.source import SourceSide
+from entourage.steps import Refusal, Step
+from entourage.watch import beside, first_cause
+
+_UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
+_LOOK_EVERY = 0.5  # seconds between two looks at the copies, while the guest runs
+_OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused", InDoubt: "in-doubt"}
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for.
+
+    Attributes:
+        domain: The domain's name.
+        target: The host, as ssh knows it.
+        settings: This host's settings, with what the command line changed.
+        options: What concerns devices.
+        live: False stops the guest before its memory is copied.
+        tool: An external migration tool for every class (``--tool``).
+        dry_run: TEST only.
+    """
+
+    domain: str
+    target: str
+    settings: Settings = Settings()
+    options: Options = Options()
+    live: bool = True
+    tool: str | None = None
+    dry_run: bool = False
+
+
+class Migration:
+    """Moves one domain to another host, once.
+
+    Args:
+        request: What is asked for.
+        listener: Takes every event, in order; must return at once.
+    """
+
+    def __init__(self, request: Request, listener: Listener) -> None:
+        self.id = uuid.uuid4().hex
+        self._request = request
+        self._settings = request.settings
+        self._emit = listener
+        self._clock = Clock()
+        # Without a live pre-copy all of memory is copied in the blackout: no budget fits that.
+        budget = request.settings.migration.max_blackout if request.live else None
+        self._blackout = Blackout(self._clock, listener, budget)
+        self._way: Passage | None = None
+        self._side: SourceSide | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._interrupted = ""
+        self._decided = asyncio.Event()
+        self._broken: EntourageError | None = None
+        self._failure_there = ""
+
+    async def _story(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
+        """From TEST to just before GO. Whatever it raises, everything goes back."""
+        await self._test(way, devices)  # 0: every refusal at once; nothing is touched
+        if self._request.dry_run:
+            return
+        await self._arm(way, devices, side)  # both journals know of it from here
+        await self._prepare(way, devices)  # 1: disks are mirrored, the target's machine stands
+        await self._precopy(way)  # memory is copied, until the guest stops
+        async with self._blackout.budget(devices.unfinished), asyncio.TaskGroup() as group:
+            group.create_task(self._devices(way, devices))  # 2 and 3, beside …
+            group.create_task(self._memory(way, devices))  # … the last pages
+
+    async def run(self) -> Finished:
+        """Move the domain, or leave everything as it was.
+
+        Returns:
+            What was done; also the last event.
+
+        Raises:
+            Refused: TEST said no; nothing was touched.
+            MigrationFailed: Rolled back: the domain runs on the source.
+            InDoubt: Who may run it cannot be known from here.
+            EntourageError: Nothing was begun: a wrong name, a busy domain, no way to the target.
+        """
+        request = self._request
+        try:
+            async with open_passage(
+                self.id,
+                request.domain,
+                request.target,
+                settings=self._settings,
+                options=request.options,
+                tool=request.tool,
+                emit=self._emit,
+                clock=self._clock,
+            ) as way:
+                return await self._move(way)
+        except MigrationFailed as failed:
+            runs_on = self._way.source if self._way else ""
+            self._finish("rolled-back", str(failed), runs_on, failed.recovery_errors)
+            raise
+        except EntourageError as error:
+            self._finish(_OUTCOMES.get(type(error), "failed"), str(error))
+            raise
+
+    def interrupt(self, why: str) -> bool:
+        """The user wants out.
+
+        Returns:
+            False where the hand-over has begun: the migration completes.
+        """
+        if self._side and self._side.state.record is not None and not self._side.state.live:
+            return False
+        first, self._interrupted = not self._interrupted, why
+        if first and self._task:
+            self._task.cancel()
+        return True
+
+    async def _move(self, way: Passage) -> Finished:
+        """The story with its three ends: it went back, it is in doubt, it is over there."""
+        devices = Conductor(
+            source_controllers(way.machine.domain, self._settings, self._request.tool),
+            way.here,
+            self._settings.migration,
+            self._emit,
+            self._clock.now,
+        )
+        side = self._source_side(way, devices)
+        self._way, self._side = way, side
+        way.link.on(words.HANDOVER, self._on_handover)
+        way.link.on(words.FAILED, self._on_failed)
+        way.link.on(words.RESUMED, self._on_resumed_there)
+        self._tell_start(way)
+        try:
+            self._task = asyncio.create_task(self._watched(way, devices, side))
+            await self._told(self._task)
+        except EntourageError as error:
+            if side.state.record is None:  # nothing was begun
+                raise
+            await self._go_back(way, side, error)
+        if self._request.dry_run:
+            return self._finish("can-move", runs_on=way.source)
+        await self._hand_over(way, side)
+        problems = tuple(side.problems)
+        outcome = "clean-up-incomplete" if problems else "moved"
+        return self._finish(outcome, runs_on=way.target, problems=problems)
+
+    # The scenes
+
+    async def _test(self, way: Passage, devices: Conductor) -> None:
+        way.blockers = tuple(await way.machine.blockers())
+        domain, facts = way.machine.domain, await way.machine.facts()
+        labels = {device.label for device in domain.devices}
+        found = [refusal for refusal in way.blockers if refusal.device not in labels]
+        # The domain first: the agent makes the devices' other halves when it hears of it.
+        about = words.TestDomain(domain=domain, facts=dict(facts))
+        found += await way.link.call(words.TEST, about, list[Refusal])
+        found += await devices.test()
+        for refusal in found:
+            self._emit(
+                DeviceRefused(
+                    at=self._clock.now(),
+                    device=refusal.device,
+                    host=refusal.host,
+                    reason=refusal.reason,
+                    remedy=refusal.remedy,
+                )
+            )
+        if found:
+            raise Refused(found)
+
+    async def _arm(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
+        """From here a crash of either host is one that ``entourage recover`` knows about."""
+        plane = way.plane()
+        if plane.secret is None:
+            text = "memory and disks travel unencrypted"
+            self._emit(Warned(at=self._clock.now(), message=text))
+        domain = way.machine.domain
+        for controller in devices.controllers:
+            domain = domain.with_device(controller.target_device)
+        opening = words.Open(
+            generation=side.decision.generation,
+            domain=domain,
+            plane=plane,
+            source_journal=way.journal.uuid,
+            paused=not way.machine.was_running,
+        )
+        await side.take(Event.BEGIN)
+        await way.link.call(words.OPEN, opening, type(None))
+        stages = self._settings.migration.convergence
+        await way.machine.arm(plane, throttle=throttles(stages), lock=way.lock.fileno())
+
+    async def _prepare(self, way: Passage, devices: Conductor) -> None:
+        way.note("PREPARE")
+
+        async def build() -> None:
+            await way.link.call(words.BUILD, None, type(None))
+
+        async with beside(self._show_copies(devices)):
+            await devices.prepare(build)
+        way.journal.detail(self.id, Role.SOURCE, way.details(Step.PREPARE, devices.controllers))
+
+    async def _precopy(self, way: Passage) -> None:
+        way.note("pre-copy")
+        way.journal.warm()  # one sync here, so that there is none of the source's in the blackout
+        ticket = await way.link.call(words.LISTEN, None, Ticket)
+        await way.machine.start(ticket, live=self._request.live)
+        stages = self._settings.migration.convergence
+        async with beside(press(way.machine, stages, self._emit, self._clock.now)):
+            self._blackout.begin(await way.machine.stopped())
+
+    async def _devices(self, way: Passage, devices: Conductor) -> None:
+        with self._blackout.span("devices: TRANSFER", way.source):
+            await devices.transfer()
+        with self._blackout.span("devices: SYNC", way.source):
+            await devices.sync()
+
+    async def _memory(self, way: Passage, devices: Conductor) -> None:
+        with self._blackout.span("disks settle", way.source):
+            await devices.settled()
+        with self._blackout.span("last memory", way.source):
+            await way.machine.proceed()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(way.machine.landed())
+                group.create_task(way.landed_there())
+        way.landed = True
+        self._emit(MemoryLanded(at=self._clock.now()))
+
+    async def _hand_over(self, way: Passage, side: SourceSide) -> None:
+        """Say GO, once, and learn what the target made of it, however long the link is gone."""
+        try:
+            await side.take(Event.READY)
+        except HypervisorError as error:  # the dead hand did not answer: GO was not said
+            await self._go_back(way, side, error)
+        self._emit(GoSent(at=self._clock.now()))
+        await find_out(way, side, self._decided, self._settings)
+        if self._broken:
+            raise self._broken
+        if side.state.record is Record.BACK:
+            reason = self._failure_there or "the target could not let the guest run"
+            raise MigrationFailed(reason, host=way.target, recovery_errors=side.problems)
+
+    async def _go_back(self, way: Passage, side: SourceSide, error: EntourageError) -> NoReturn:
+        """The guest first, then every device and the target at once; then say what happened."""
+        self._emit(
+            RollbackStarted(
+                at=self._clock.now(), reason=error.message, device=error.device, host=error.host
+            )
+        )
+        undone = asyncio.create_task(self._abort_there(way))
+        await side.take(Event.ABORT)
+        problems = [*side.problems, *await undone]
+        if Finding.CAME_BACK_DEAD in side.findings:
+            name = way.machine.domain.name
+            problems.append(f"its machine here is gone: start it with `entourage start {name}`")
+        kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
+        raise kind(
+            error.message,
+            device=error.device,
+            host=error.host,
+            remedy=error.remedy,
+            recovery_errors=problems,
+        ) from error
+
+    async def _abort_there(self, way: Passage) -> list[str]:
+        """The target undoes what it made; where nobody answers, its agent does so by itself."""
+        try:
+            async with asyncio.timeout(_UNDO_WITHIN):
+                return await way.link.call(words.ABORT, None, list[str])
+        except (LinkError, TimeoutError) as error:
+            remedy = f"`entourage status` on {way.target} shows whether anything is left"
+            return [f"{way.target} undoes by itself what it made ({error}): {remedy}"]
+        except EntourageError as error:
+            return [str(error)]
+
+    # What happens beside the story
+
+    async def _watched(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
+        """Tell the story; a lost link, or a machine that died at either end, ends it."""
+
+        async def lost() -> NoReturn:
+            raise await way.link.lost()
+
+        async def died() -> NoReturn:
+            reason = await way.machine.died()
+            await side.take(Event.GUEST_DIED)
+            if way.landed:  # all of it is on the target: the way is forward
+                await asyncio.get_running_loop().create_future()
+            raise HypervisorError(f"the domain's machine is gone: {reason}", host=way.source)
+
+        async with beside(lost(), died(), way.failed_there()):
+            await self._story(way, devices, side)
+
+    async def _told(self, task: asyncio.Task[None]) -> None:
+        """Wait for the story; of several errors, raise the one that the others follow from."""
+        try:
+            if not self._interrupted:
+                await task
+        except asyncio.CancelledError:
+            if not self._interrupted:
+                raise
+        except EntourageError:
+            raise
+        except BaseException as error:
+            cause = first_cause(error)
+            if isinstance(cause, EntourageError):
+                raise cause from error
+            raise EntourageError(f"{type(cause).__name__}: {cause}", remedy="report it") from error
+        if self._interrupted:  # also where it came after the last scene: GO was not said
+            raise Interrupted(f"given up: {self._interrupted}")
+
+    async def _show_copies(self, devices: Conductor) -> NoReturn:
+        while True:
+            for label, done, total in devices.progress():
+                self._emit(CopyProgress(at=self._clock.now(), what=label, done=done, total=total))
+            await asyncio.sleep(_LOOK_EVERY)
+
+    # What the target says
+
+    async def _on_handover(self, body: Any) -> None:
+        said = msgspec.convert(body, words.Say)
+        message = Message(Verb(said.verb), said.migration)
+        way, side = self._way, self._side
+        if way is None or side is None:
+            return
+        if message == Message(Verb.LANDED, self.id):
+            way.has_landed_there.set()
+        try:
+            await side.take(Heard(message))
+        except EntourageError as error:  # decided, and then the journal or the hypervisor failed
+            self._broken = error
+            self._decided.set()
+        if side.state.record in {Record.BACK, Record.GONE}:
+            self._decided.set()
+
+    async def _on_failed(self, body: Any) -> None:
+        failure = msgspec.convert(body, words.Failure)
+        self._failure_there = failure.message
+        if self._way:
+            target = self._way.target
+            error = HypervisorError(failure.message, device=failure.device, host=target)
+            self._way.failures.put_nowait(error)
+
+    async def _on_resumed_there(self, body: Any) -> None:
+        moment = msgspec.convert(body, words.Moment)
+        start, end = self._clock.at_target(moment.start), self._clock.at_target(moment.end)
+        target = self._request.target
+        self._emit(SpanDone(at=end, name="guest resumes", host=target, start=start))
+        self._blackout.end(end, target)
+
+    # Small things
+
+    def _source_side(self, way: Passage, devices: Conductor) -> SourceSide:
+        return SourceSide(
+            journal=way.journal,
+            decision=Decision(
+                migration=self.id,
+                role=Role.SOURCE,
+                domain=way.uuid,
+                name=way.machine.domain.name,
+                generation=way.journal.next_generation(way.uuid),
+                record=Record.ARMED,
+                peer_host=way.target,
+                peer_journal=way.welcome.journal,
+                details=way.details(Step.TEST),
+            ),
+            state=Source(migration=self.id, peer_journal=way.welcome.journal),
+            machine=way.machine,
+            send=way.send,
+            recover_first=devices.recover_first,
+            recover=devices.recover,
+            let_go=devices.let_go,
+            on_resumed=lambda ns: self._blackout.end(self._clock.at(ns), way.source),
+        )
+
+    def _tell_start(self, way: Passage) -> None:
+        domain = way.machine.domain
+        self._emit(
+            MigrationStarted(
+                at=self._clock.now(),
+                migration=self.id,
+                domain=domain.name,
+                uuid=way.uuid,
+                source=way.source,
+                target=way.target,
+                hypervisor=way.hypervisor,
+                devices=tuple(device.label for device in domain.devices),
+                time=dt.datetime.now().astimezone().isoformat(),
+            )
+        )
+
+    def _finish(
+        self,
+        outcome: Outcome,
+        message: str = "",
+        runs_on: str = "",
+        problems: tuple[str, ...] = (),
+    ) -> Finished:
+        now = self._clock.now()
+        finished = Finished(
+            at=now,
+            outcome=outcome,
+            seconds=now,
+            runs_on=runs_on,
+            blackout=self._blackout.seconds,
+            message=message,
+            problems=problems,
+        )
+        self._emit(finished)
+        return finished

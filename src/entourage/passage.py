@@ -1,0 +1,259 @@
+"""All that a migration has open while it goes on: machine, lock, journal and the link.
+
+``open_passage`` opens them in the order in which they can be refused, and closes them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from entourage import __version__, words
+from entourage.devices.base import Controller, Here, Options
+from entourage.errors import EntourageError, LinkLost, PeerVersionError, UsageError
+from entourage.events import Listener
+from entourage.hosts import ssh
+from entourage.hosts.link import Link
+from entourage.hypervisors.base import DataPlane, Machine, Secret
+from entourage.hypervisors.registry import open_hypervisor
+from entourage.journal import Journal
+from entourage.lock import DomainLock, domain_lock
+from entourage.protocol import Message
+from entourage.settings.model import Settings
+from entourage.steps import Refusal, Step
+
+Reply = TypeVar("Reply")
+
+
+class Clock:
+    """Seconds since the migration began, on this host's monotonic clock and on the target's."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic_ns()
+        self._ahead = 0
+
+    def now(self) -> float:
+        """Seconds since the migration began."""
+        return self.at(time.monotonic_ns())
+
+    def at(self, here: int) -> float:
+        """A moment of this host's clock (ns), in seconds since the migration began."""
+        return (here - self._began) / 1e9
+
+    def at_target(self, there: int) -> float:
+        """A moment of the target's clock (ns), in seconds since the migration began."""
+        return self.at(there - self._ahead)
+
+    def set_by(self, asked: int, answered: int, there: int) -> None:
+        """The target's clock showed ``there`` between these two moments of ours."""
+        self._ahead = there - (asked + answered) // 2
+
+
+@dataclass(slots=True)
+class Passage:
+    """All that a migration has open.
+
+    Attributes:
+        migration: The migration's id.
+        source, target: The names of both hosts.
+        hypervisor: The name of the one that both run.
+        machine: The running domain.
+        journal, lock: This host's, for this domain.
+        link: To the target's agent; another one after it was lost in doubt.
+        welcome: What the agent said of itself.
+        clock: Puts both hosts' moments on one scale.
+        has_landed_there: Set when the target has said LANDED.
+        failures: What went wrong on the target without having been asked for.
+        blockers: What the hypervisor itself marks as not migratable.
+        landed: Both sides have said that memory is all there.
+    """
+
+    migration: str
+    source: str
+    target: str
+    hypervisor: str
+    settings: Settings
+    options: Options
+    tool: str | None
+    machine: Machine
+    journal: Journal
+    lock: DomainLock
+    link: Link
+    welcome: words.Welcome
+    clock: Clock
+    emit: Listener
+    has_landed_there: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: asyncio.Queue[EntourageError] = field(default_factory=asyncio.Queue[EntourageError])
+    blockers: tuple[Refusal, ...] = ()
+    landed: bool = False
+
+    @property
+    def uuid(self) -> str:
+        """The domain's UUID; a running domain has one."""
+        return self.machine.domain.uuid or ""
+
+    def plane(self) -> DataPlane:
+        """How disks and memory will travel, with a fresh key."""
+        wanted = self.settings.migration
+        address = wanted.data_address or self.welcome.address or self.target.rpartition("@")[2]
+        secret = Secret("entourage", secrets.token_bytes(32)) if wanted.tls else None
+        return DataPlane(
+            address=address, ports=wanted.ports, secret=secret, bandwidth=wanted.bandwidth
+        )
+
+    def here(self, controller: Controller, half: str) -> Here:
+        """What the source half of a controller works with, in this half of a step."""
+        label = controller.device.label
+
+        async def peer(request: Any, reply: type[Reply]) -> Reply:
+            ask = words.AskDevice(device=label, half=half, request=request)
+            return await self.link.call(words.DEVICE, ask, reply)
+
+        return Here(
+            migration=self.migration,
+            source=self.source,
+            target=self.target,
+            machine=self.machine,
+            settings=self.settings,
+            options=self.options,
+            peer=peer,
+            emit=self.emit,
+            now=self.clock.now,
+            blockers=self.blockers,
+        )
+
+    def send(self, message: Message) -> None:
+        """Say a word of the hand-over, if there is a link; nobody waits for its arrival."""
+        with contextlib.suppress(LinkLost):
+            self.link.tell(words.HANDOVER, words.Say(message.verb.value, message.migration))
+
+    def details(self, step: Step, controllers: Sequence[Controller] = ()) -> dict[str, Any]:
+        """What recovery needs on this host, as JSON: no key, no secret."""
+        return {
+            "domain": msgspec.to_builtins(self.machine.domain),
+            "was_running": self.machine.was_running,
+            "hypervisor": self.hypervisor,
+            "ssh": msgspec.to_builtins(self.settings.ssh),
+            "keep_source_disks": self.options.keep_source_disks,
+            "tool": self.tool,
+            "step": step.value,
+            "memos": {controller.device.label: controller.memo() for controller in controllers},
+        }
+
+    def note(self, doing: str) -> None:
+        """What ``status`` shows of it; costs no sync."""
+        self.lock.note(f"migrates {self.machine.domain.name} to {self.target}: {doing}")
+
+    async def landed_there(self) -> None:
+        """Wait until the target has said that all of memory is there."""
+        await self.has_landed_there.wait()
+
+    async def failed_there(self) -> NoReturn:
+        """Wait for, and raise, what goes wrong on the target without having been asked for."""
+        raise await self.failures.get()
+
+
+async def greet(link: Link, clock: Clock, hello: words.Hello) -> words.Welcome:
+    """Say hello, check that both ends understand each other, and set the clock.
+
+    Raises:
+        LinkLost, PeerVersionError: There is nobody to talk to.
+    """
+    asked = time.monotonic_ns()
+    welcome = await link.call(words.HELLO, hello, words.Welcome)
+    asked, welcome = time.monotonic_ns(), await link.call(words.HELLO, hello, words.Welcome)
+    clock.set_by(asked, time.monotonic_ns(), welcome.clock)
+    if welcome.protocol != words.PROTOCOL:
+        raise PeerVersionError(
+            f"it has Entourage {welcome.version}, this host {__version__}",
+            host=link.peer,
+            remedy="install the same version on both hosts",
+        )
+    return welcome
+
+
+@contextlib.asynccontextmanager
+async def open_passage(
+    migration: str,
+    name: str,
+    target: str,
+    *,
+    settings: Settings,
+    options: Options,
+    tool: str | None,
+    emit: Listener,
+    clock: Clock,
+) -> AsyncGenerator[Passage]:
+    """Open the domain, its lock, the journal and the link, and close them again.
+
+    Raises:
+        UsageError: No such domain, or the target is this host.
+        DomainBusy: Another command works on the domain.
+        JournalError: The journal cannot be trusted.
+        LinkError: The target cannot be reached, or has another Entourage.
+    """
+    hypervisor = open_hypervisor(settings)
+    source = socket.gethostname()
+    async with contextlib.AsyncExitStack() as stack:
+        journal = stack.enter_context(Journal.open(Path(settings.paths.state, "journal.db")))
+        uuid = (await hypervisor.find(name)).uuid or ""
+        lock = stack.enter_context(
+            domain_lock(Path(settings.paths.run), uuid, f"migrates {name} to {target}")
+        )
+        machine = await hypervisor.machine(name)
+        stack.push_async_callback(machine.close)
+        link = await stack.enter_async_context(ssh.connect(target, settings))
+        hello = words.Hello(
+            version=__version__,
+            protocol=words.PROTOCOL,
+            migration=migration,
+            source=source,
+            hypervisor=hypervisor.name,
+        )
+        welcome = await greet(link, clock, hello)
+        if welcome.journal == journal.uuid:
+            raise UsageError(
+                f"{target} is this host", remedy=f"{name} runs here already; name another host"
+            )
+        yield Passage(
+            migration=migration,
+            source=source,
+            target=target,
+            hypervisor=hypervisor.name,
+            settings=settings,
+            options=options,
+            tool=tool,
+            machine=machine,
+            journal=journal,
+            lock=lock,
+            link=link,
+            welcome=welcome,
+            clock=clock,
+            emit=emit,
+        )
+
+
+@contextlib.asynccontextmanager
+async def another_link(way: Passage) -> AsyncGenerator[Passage]:
+    """The same passage with a new link, after the old one was lost."""
+    async with ssh.connect(way.target, way.settings) as link:
+        hello = words.Hello(
+            version=__version__,
+            protocol=words.PROTOCOL,
+            migration=way.migration,
+            source=way.source,
+            hypervisor=way.hypervisor,
+        )
+        welcome = await greet(link, way.clock, hello)
+        link.take_handlers_of(way.link)
+        way.link, way.welcome = link, welcome
+        yield way

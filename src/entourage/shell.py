@@ -1,0 +1,65 @@
+"""The thin shell around the hand-over's pure functions: executes their effects, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from entourage.protocol import AnyEvent, Effect, Flush, Overtaken, Step
+
+StateT = TypeVar("StateT")
+Decide = Callable[[StateT, AnyEvent], Step[StateT]]
+
+
+class Shell(Generic[StateT]):
+    """Brings events to a role, one at a time, and does what it decides.
+
+    Args:
+        state: The role's state to begin with.
+        decide: ``decide_source`` or ``decide_target``.
+        do: Executes one effect; may return an event that it led to, which comes before any other.
+            For a Flush that changed nothing it returns ``Overtaken``: the step's rest is dropped.
+    """
+
+    def __init__(
+        self,
+        state: StateT,
+        decide: Decide[StateT],
+        do: Callable[[Effect], Awaitable[AnyEvent | None]],
+    ) -> None:
+        self.state = state
+        self._decide = decide
+        self._do = do
+        self._turn = asyncio.Lock()
+
+    async def take(self, event: AnyEvent) -> None:
+        """Decide about an event and execute what follows; returns when all of it is done.
+
+        Raises:
+            JournalError: A flush failed. What is on the disk is not known: the process must end.
+        """
+        async with self._turn:
+            await self._follow(event)
+
+    async def idle(self) -> None:
+        """Returns once nothing that was brought before is under way."""
+        async with self._turn:
+            pass
+
+    async def _follow(self, event: AnyEvent) -> None:
+        before = self.state
+        step = self._decide(before, event)
+        self.state = step.state
+        for number, effect in enumerate(step.effects):
+            try:
+                led_to = await self._do(effect)
+            except Exception:
+                if number == 0:  # nothing of the step has happened
+                    self.state = before
+                raise
+            if led_to is None:
+                continue
+            await self._follow(led_to)
+            if isinstance(effect, Flush) and isinstance(led_to, Overtaken):
+                return

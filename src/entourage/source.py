@@ -1,0 +1,139 @@
+"""The source's half of the hand-over: executes what ``decide_source`` decides.
+
+Used by a migration while it goes on, and by ``entourage recover`` after a crash.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from entourage.errors import EntourageError, HypervisorError
+from entourage.handover import Source, decide_source
+from entourage.hosts.resources import undo_rows
+from entourage.hypervisors.base import Machine
+from entourage.journal import Decision, Journal
+from entourage.protocol import (
+    AnyEvent,
+    Do,
+    Effect,
+    Finding,
+    Flush,
+    Message,
+    Overtaken,
+    Record,
+    Report,
+    Role,
+    Send,
+)
+from entourage.shell import Shell
+
+Problems = Callable[[], Awaitable[list[str]]]
+
+
+class SourceSide:
+    """One migration on its source: the role's state, and the hands that do what it decides.
+
+    Args:
+        journal: This host's journal.
+        decision: The migration; its record need not be written yet.
+        state: What the role begins with.
+        machine: The guest's machine here; None where it is gone.
+        send: Sends a message of the hand-over, if there is a link.
+        recover_first: Puts back the devices that the guest cannot run without.
+        recover: Puts all others back.
+        let_go: Frees what the devices held here, once the domain is the target's.
+        on_resumed: Told the moment the guest ran here again (ns of the monotonic clock).
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        decision: Decision,
+        state: Source,
+        machine: Machine | None,
+        send: Callable[[Message], None],
+        recover_first: Problems,
+        recover: Problems,
+        let_go: Problems,
+        on_resumed: Callable[[int], None],
+    ) -> None:
+        self._journal = journal
+        self.decision = decision
+        self._machine = machine
+        self._send = send
+        self._recover_first = recover_first
+        self._recover = recover
+        self._let_go = let_go
+        self._on_resumed = on_resumed
+        self._shell = Shell(state, decide_source, self._do)
+        self.take = self._shell.take
+        self.problems: list[str] = []
+        self.findings: list[Finding] = []
+        self._untidy = False
+
+    @property
+    def state(self) -> Source:
+        """What the role knows now."""
+        return self._shell.state
+
+    async def _do(self, effect: Effect) -> AnyEvent | None:
+        match effect:
+            case Flush():
+                decided = self._journal.flush(self.decision, effect)
+                return None if decided is None else Overtaken(decided)
+            case Send(message):
+                self._send(message)
+            case Report(finding):
+                self.findings.append(finding)
+            case Do.HOLD_DEAD_HAND:
+                if self._machine:
+                    await self._machine.disarm_dead_hand()
+            case Do.RESUME_SOURCE:
+                await self._resume()
+            case Do.DESTROY_SOURCE:
+                await self._destroy()
+            case Do.UNDO_RESOURCES:
+                await self._undo()
+            case Do.CLEAN:
+                if not self._untidy:
+                    self._journal.clean(self.decision.migration, Role.SOURCE)
+                self._journal.relax()
+            case Do.STOP_AND_ALARM:
+                if self._machine:
+                    await self._machine.halt()
+            case _:
+                raise HypervisorError(f"{effect.value} is not for a source", remedy="report it")
+        return None
+
+    async def _resume(self) -> None:
+        """The guest first: only what it cannot run without comes before it."""
+        self.problems += await self._recover_first()
+        if self._machine:
+            await self._machine.abort()
+            self._on_resumed(time.monotonic_ns())
+
+    async def _destroy(self) -> None:
+        try:
+            if self._machine:
+                await self._machine.release()
+        except (EntourageError, OSError) as error:
+            self._not_tidy([f"the copy that stayed behind does not end: {error}"])
+            return
+        self._not_tidy(await self._let_go())
+
+    async def _undo(self) -> None:
+        if self.state.record is Record.BACK:
+            # A device that cannot be put back is told, and keeps nobody from migrating again.
+            self.problems += await self._recover()
+        migration = self.decision.migration
+        for row in self._journal.ledger_rows(migration, Role.SOURCE):
+            problems = await undo_rows([(row.kind, row.spec)])
+            self._not_tidy(problems)
+            if not problems:
+                self._journal.ledger_undone(row.id)
+
+    def _not_tidy(self, problems: list[str]) -> None:
+        self.problems += problems
+        self._untidy = self._untidy or bool(problems)

@@ -1,0 +1,158 @@
+"""The target's half of the hand-over: executes what ``decide_target`` decides.
+
+Used by the agent while its link lives, and by ``entourage recover`` after a crash.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from entourage.devices.base import Controller, There
+from entourage.errors import EntourageError, HypervisorError
+from entourage.handover import Target, decide_target
+from entourage.hosts.resources import undo_rows
+from entourage.journal import Decision, Journal
+from entourage.protocol import (
+    AnyEvent,
+    Do,
+    Effect,
+    Event,
+    Finding,
+    Flush,
+    Message,
+    Overtaken,
+    Record,
+    Report,
+    Role,
+    Send,
+)
+from entourage.shell import Shell
+from entourage.words import Moment
+
+
+class TargetSide:
+    """One migration on its target: the role's state, and the hands that do what it decides.
+
+    Args:
+        journal: This host's journal.
+        decision: The migration; its record need not be written yet.
+        state: What the role begins with.
+        there: What the devices' halves work with; None where nothing was ever made here.
+        controllers: One for each device.
+        send: Sends a message of the hand-over, if there is a link.
+        on_failure: Told what went wrong, for the source to know.
+        on_resumed: Told the moment the guest was released here.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        decision: Decision,
+        state: Target,
+        there: There | None,
+        controllers: Sequence[Controller],
+        send: Callable[[Message], None],
+        on_failure: Callable[[EntourageError], None],
+        on_resumed: Callable[[Moment], None],
+    ) -> None:
+        self._journal = journal
+        self._decision = decision
+        self._there = there
+        self._controllers = controllers
+        self._send = send
+        self._on_failure = on_failure
+        self._on_resumed = on_resumed
+        self._shell = Shell(state, decide_target, self._do)
+        self.take = self._shell.take
+        self.idle = self._shell.idle
+        self.problems: list[str] = []
+        self.findings: list[Finding] = []
+
+    @property
+    def record(self) -> Record | None:
+        """What was decided so far."""
+        return self._shell.state.record
+
+    async def _do(self, effect: Effect) -> AnyEvent | None:
+        match effect:
+            case Flush():
+                decided = self._journal.flush(self._decision, effect)
+                return None if decided is None else Overtaken(decided)
+            case Send(message):
+                self._send(message)
+            case Report(finding):
+                self.findings.append(finding)
+            case Do.LET_RUN:
+                return await self._let_run()
+            case Do.SYNC_DEVICES:
+                await self._arrive()
+            case Do.KILL_TARGET:
+                await self._kill()
+            case Do.UNDO_RESOURCES:
+                await self._undo()
+            case Do.CLEAN:
+                if not self.problems:
+                    self._journal.clean(self._decision.migration, Role.TARGET)
+            case Do.STOP_AND_ALARM:
+                await self._kill()
+            case _:
+                raise HypervisorError(f"{effect.value} is not for a target", remedy="report it")
+        return None
+
+    async def _let_run(self) -> AnyEvent:
+        if self._there is None:
+            return Event.RELEASE_REFUSED
+        start = time.monotonic_ns()
+        try:
+            paused = bool(self._decision.details.get("paused"))
+            resumed = await self._there.incoming.run(paused=paused)
+        except HypervisorError as error:
+            self._on_failure(error)
+            return Event.RELEASE_REFUSED
+        self._on_resumed(Moment(name="resume", start=start, end=resumed))
+        return Event.RELEASED
+
+    async def _arrive(self) -> None:
+        """The guest runs: announce it, and put on the disk what nobody has synced yet."""
+        if self._there is None:
+            return
+        for controller in self._controllers:
+            try:
+                await controller.arrived(self._there)
+            except (EntourageError, OSError) as error:
+                label = controller.device.label
+                self._on_failure(EntourageError(f"after arrival: {error}", device=label))
+        await self._there.incoming.settle_in()
+        self._journal.relax()
+
+    async def _kill(self) -> None:
+        if self._there:
+            try:
+                await self._there.incoming.kill()
+            except (EntourageError, OSError) as error:
+                self.problems.append(f"the half-built machine is left: {error}")
+
+    async def _undo(self) -> None:
+        """Newest first; a row is struck out only once what it names is gone."""
+        ours = self.record in {Record.RAN, Record.OWNS}
+        migration = self._decision.migration
+        for row in self._journal.ledger_rows(migration, Role.TARGET, temporary_only=ours):
+            problems = await undo_rows([(row.kind, row.spec)])
+            self.problems += problems
+            if not problems:
+                self._journal.ledger_undone(row.id)
+
+
+def target_details(domain: Any, *, paused: bool, hypervisor: str, source: str) -> Mapping[str, Any]:
+    """What recovery needs on the target, as JSON."""
+    return {
+        "domain": msgspec.to_builtins(domain),
+        "paused": paused,
+        "hypervisor": hypervisor,
+        "source": source,
+    }

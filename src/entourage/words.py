@@ -1,0 +1,113 @@
+"""What the source asks of the target's agent, and what the agent answers: the link's vocabulary.
+
+Everything on the link that is not in ``entourage.protocol`` (the hand-over's own messages) is here.
+``PROTOCOL`` rises whenever a word changes its meaning; both ends must have the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from entourage.domain import Domain
+from entourage.hypervisors.base import DataPlane
+
+PROTOCOL = 1
+
+# Calls, source to agent.
+HELLO = "hello"
+TEST = "test"
+DEVICE = "device"
+OPEN = "open"
+BUILD = "build"
+LISTEN = "listen"
+ABORT = "abort"
+BYE = "bye"
+# One-way messages: the hand-over's (both ways), and the agent's to the source.
+HANDOVER = "handover"
+FAILED = "failed"
+RESUMED = "resumed"
+SPAN = "span"
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """Who calls, and about which domain."""
+
+    version: str
+    protocol: int
+    migration: str
+    source: str
+    hypervisor: str
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Who answers.
+
+    Attributes:
+        journal: The UUID of the journal here: this host's identity for the hand-over.
+        address: An address of it that the source can reach; empty where it knows none.
+        clock: Its monotonic clock, ns.
+    """
+
+    version: str
+    protocol: int
+    host: str
+    journal: str
+    address: str
+    clock: int
+
+
+class TestDomain(msgspec.Struct, frozen=True, kw_only=True):
+    """Could this domain be built on the target?
+
+    Attributes:
+        domain: The running configuration.
+        facts: What the source's hypervisor says of itself, to be compared.
+    """
+
+    __test__ = False  # for pytest, which takes the name for its own
+
+    domain: Domain
+    facts: dict[str, str]
+
+
+class AskDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A controller's question to its other half."""
+
+    device: str
+    half: str
+    request: Any
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True):
+    """The migration begins: write it down, before the first resource is made."""
+
+    generation: int
+    domain: Domain
+    plane: DataPlane
+    source_journal: str
+    paused: bool
+    """The guest was paused by its user, and stays so."""
+
+
+class Say(msgspec.Struct, frozen=True):
+    """A message of the hand-over."""
+
+    verb: str
+    migration: str
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened on the target: its monotonic clock, ns."""
+
+    name: str
+    start: int
+    end: int
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Something went wrong on the target that nobody had asked about."""
+
+    message: str
+    device: str = ""

@@ -1,0 +1,230 @@
+"""Steps, deadlines and recoveries, with controllers made for the occasion (fakes, and said so)."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from entourage.conductor import Conductor
+from entourage.devices.base import Controller, Here
+from entourage.domain import External
+from entourage.errors import DeadlineError, DeviceError, EntourageError
+from entourage.events import AnyEvent, DeviceRecovered, DeviceStepDone
+from entourage.settings.model import MigrationSettings
+from entourage.steps import Refusal, Step
+from entourage.watch import first_cause
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a fake device does: in which half it fails, hangs or waits, and what it was told."""
+
+    fails: str = ""
+    hangs: str = ""
+    calls: list[str] = dataclasses.field(default_factory=list[str])
+    told: list[Step] = dataclasses.field(default_factory=list[Step])
+
+
+class Fake(Controller):
+    device_class: ClassVar[str] = "external"
+
+    def __init__(self, name: str, plan: Plan, *, settles: bool = False, first: bool = False) -> None:
+        super().__init__(External(id=name, type="fake"))
+        self.plan = plan
+        self.settles = settles  # pyright: ignore[reportAttributeAccessIssue]
+        self.recovers_first = first  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def _do(self, half: str) -> None:
+        self.plan.calls.append(half)
+        if self.plan.hangs == half:
+            await asyncio.get_running_loop().create_future()
+        if self.plan.fails == half:
+            raise DeviceError(f"{half} failed")
+
+    async def test(self, here: Here) -> Sequence[Refusal]:
+        await self._do("test")
+        return ()
+
+    async def prepare(self, here: Here) -> None:
+        await self._do("prepare")
+
+    async def connect(self, here: Here) -> None:
+        await self._do("connect")
+
+    async def transfer(self, here: Here) -> None:
+        await self._do("transfer")
+
+    async def sync(self, here: Here) -> None:
+        await self._do("sync")
+
+    async def recover(self, here: Here, last_good: Step) -> None:
+        self.plan.told.append(last_good)
+        await self._do("recover")
+
+    async def let_go(self, here: Here) -> None:
+        await self._do("let_go")
+
+
+def conduct(
+    *fakes: Fake, timeouts: MigrationSettings | None = None
+) -> tuple[Conductor, list[AnyEvent]]:
+    events: list[AnyEvent] = []
+    conductor = Conductor(
+        fakes,
+        lambda _c, _h: cast("Any", None),
+        timeouts or MigrationSettings(recover_timeout=0.1, recover_first_timeout=0.1),
+        events.append,
+        lambda: 0.0,
+    )
+    return conductor, events
+
+
+async def nothing() -> None:
+    """A target's machine that builds at once."""
+
+
+async def through(conductor: Conductor) -> None:
+    await conductor.test()
+    await conductor.prepare(nothing)
+    await conductor.transfer()
+    await conductor.sync()
+
+
+@pytest.mark.parametrize(
+    ("half", "failed_is_told", "other_is_told"),
+    [
+        ("prepare", Step.TEST, Step.TEST),
+        ("connect", Step.TEST, Step.PREPARE),
+        ("transfer", Step.PREPARE, Step.TRANSFER),
+        ("sync", Step.TRANSFER, Step.SYNC),
+    ],
+)
+async def test_each_device_is_told_the_last_step_that_went_well(
+    half: str, failed_is_told: Step, other_is_told: Step
+) -> None:
+    bad, good = Plan(fails=half), Plan()
+    # The good one comes first: it has finished when the bad one fails.
+    conductor, _ = conduct(Fake("good", good), Fake("bad", bad))
+    with pytest.raises((EntourageError, BaseExceptionGroup)) as caught:
+        await through(conductor)
+    cause = first_cause(caught.value)
+    assert isinstance(cause, EntourageError)
+    assert cause.device == "external/bad"
+    assert await conductor.recover() == []
+    assert (bad.told, good.told) == ([failed_is_told], [other_is_told])
+
+
+async def test_a_device_that_never_began_is_not_called() -> None:
+    plan = Plan()
+    conductor, _ = conduct(Fake("a", plan))
+    await conductor.test()
+    assert await conductor.recover() == []
+    assert plan.told == []
+
+
+async def test_a_recovery_that_fails_or_hangs_stops_no_other_and_is_told() -> None:
+    plans = [Plan(fails="recover"), Plan(hangs="recover"), Plan()]
+    conductor, events = conduct(*(Fake(name, plan) for name, plan in zip("abc", plans, strict=True)))
+    await conductor.test()
+    await conductor.prepare(nothing)
+    problems = await conductor.recover()
+    assert problems == [
+        "external/a: recover failed",
+        "external/b: recovery did not end within 0.1 s",
+    ]
+    assert all(plan.told == [Step.PREPARE] for plan in plans)
+    assert [e.device for e in events if isinstance(e, DeviceRecovered) and not e.error] == [
+        "external/c"
+    ]
+
+
+async def test_nobody_is_told_twice() -> None:
+    first, later = Plan(), Plan()
+    conductor, _ = conduct(Fake("first", first, first=True), Fake("later", later))
+    await conductor.test()
+    await conductor.prepare(nothing)
+    await conductor.recover_first()
+    assert (first.told, later.told) == ([Step.PREPARE], [])
+    await conductor.recover()
+    await conductor.recover()
+    assert (first.told, later.told) == ([Step.PREPARE], [Step.PREPARE])
+
+
+async def test_the_machine_is_built_between_prepare_and_connect_of_all() -> None:
+    plans = [Plan(), Plan()]
+    seen: list[list[str]] = []
+
+    async def build() -> None:
+        seen.extend(list(plan.calls) for plan in plans)
+
+    conductor, _ = conduct(*(Fake(name, plan) for name, plan in zip("ab", plans, strict=True)))
+    await conductor.prepare(build)
+    assert seen == [["prepare"], ["prepare"]]
+    assert [plan.calls for plan in plans] == [["prepare", "connect"]] * 2
+
+
+async def test_a_build_that_fails_ends_the_step() -> None:
+    async def build() -> None:
+        raise EntourageError("no such bridge")
+
+    conductor, _ = conduct(Fake("a", Plan()))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await conductor.prepare(build)
+    assert str(first_cause(caught.value)) == "no such bridge"
+
+
+async def test_memory_waits_only_for_the_devices_that_settle() -> None:
+    conductor, _ = conduct(
+        Fake("disk", Plan(), settles=True), Fake("slow", Plan(hangs="transfer"))
+    )
+    transfer = asyncio.create_task(conductor.transfer())
+    await asyncio.wait_for(conductor.settled(), 1)
+    assert conductor.unfinished() == ["external/disk", "external/slow"]
+    transfer.cancel()
+    await asyncio.gather(transfer, return_exceptions=True)
+
+
+async def test_memory_does_not_follow_a_disk_that_has_not_settled() -> None:
+    conductor, _ = conduct(Fake("disk", Plan(hangs="transfer"), settles=True))
+    transfer = asyncio.create_task(conductor.transfer())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(conductor.settled(), 0.05)
+    transfer.cancel()
+    await asyncio.gather(transfer, return_exceptions=True)
+
+
+async def test_a_deadline_names_the_device_and_the_step() -> None:
+    timeouts = MigrationSettings(prepare_timeout=0.05)
+    conductor, events = conduct(Fake("a", Plan(hangs="prepare")), timeouts=timeouts)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await conductor.prepare(nothing)
+    cause = first_cause(caught.value)
+    assert isinstance(cause, DeadlineError)
+    assert str(cause) == "external/a: step 1 (PREPARE) did not end within 0.05 s"
+    done = [event for event in events if isinstance(event, DeviceStepDone)]
+    assert [event.error for event in done] == ["step 1 (PREPARE) did not end within 0.05 s"]
+
+
+async def test_a_device_that_fails_at_test_refuses_and_the_others_are_still_asked() -> None:
+    good = Plan()
+    conductor, _ = conduct(Fake("bad", Plan(fails="test")), Fake("good", good))
+    refusals = await conductor.test()
+    assert [(r.device, r.reason) for r in refusals] == [("external/bad", "test failed")]
+    assert good.calls == ["test"]
+
+
+async def test_let_go_collects_what_is_left() -> None:
+    conductor, _ = conduct(Fake("a", Plan(fails="let_go")), Fake("b", Plan()))
+    assert await conductor.let_go() == ["external/a is not cleaned up: let_go failed"]
+
+
+async def test_what_another_process_began_is_recovered() -> None:
+    plan = Plan()
+    conductor, _ = conduct(Fake("a", plan))
+    conductor.take_up(Step.PREPARE, {})
+    await conductor.recover()
+    assert plan.told == [Step.PREPARE]
