@@ -1,0 +1,37 @@
+"""Where ``entourage`` starts; also ``python -m entourage``.
+
+``--version`` and ``agent`` are answered before anything is imported that they do not need: the
+agent's start is part of every migration.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status, as ``docs/cli.md`` lists them."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    match words:
+        case ["--version"]:
+            from entourage import __version__  # noqa: PLC0415 - only where it is needed
+
+            sys.stdout.write(f"entourage {__version__}\n")
+            return 0
+        case ["agent"]:
+            from entourage.cli.agent import agent  # noqa: PLC0415 - without what draws and parses
+
+            return agent(None)
+        case ["agent", "--config", path]:
+            from entourage.cli.agent import agent  # noqa: PLC0415 - same
+
+            return agent(path)
+        case _:
+            from entourage.cli.app import run  # noqa: PLC0415 - same
+
+            return run(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""``entourage start``, ``list``, ``show`` and ``stop``: this host's domains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from entourage.cli.output import columns, put, put_json, put_toml
+from entourage.errors import JournalError, UsageError
+from entourage.hypervisors.base import DomainState
+from entourage.hypervisors.registry import open_hypervisor
+from entourage.journal import Journal
+from entourage.protocol import Record, Role
+from entourage.settings.domainfile import dump_domain, load_domain
+from entourage.settings.model import Settings
+from entourage.settings.units import format_size
+
+NOT_THERE: Final = frozenset({"shut off", "crashed"})
+
+
+class Departed(msgspec.Struct, frozen=True, kw_only=True):
+    """A domain that left this host."""
+
+    name: str
+    uuid: str
+    host: str
+
+
+def start(settings: Settings, file: Path | None, name: str) -> None:
+    """Start a domain from its file, or one that this host knows by its name."""
+    hypervisor = open_hypervisor(settings)
+
+    async def run() -> str:
+        domain = load_domain(file) if file is not None else await hypervisor.find(name)
+        await hypervisor.start(domain)
+        return domain.name
+
+    try:
+        started = asyncio.run(run())
+    except UsageError as error:
+        if file is None and not error.remedy and Path(name).is_file():
+            error.remedy = f"for the file of that name, type ./{name}"
+        raise
+    put(f"{started} runs")
+
+
+def stop(settings: Settings, name: str, *, force: bool, patience: float) -> None:
+    """Shut a domain down, or end it at once."""
+    asyncio.run(open_hypervisor(settings).stop(name, force=force, patience=patience))
+    put(f"{name} is shut off")
+
+
+def show(settings: Settings, name: str, *, as_json: bool) -> None:
+    """Print a domain as it runs, in the words of a domain file."""
+    hypervisor = open_hypervisor(settings)
+
+    async def run() -> tuple[Any, Sequence[DomainState]]:
+        return await hypervisor.find(name), await hypervisor.domains()
+
+    domain, states = asyncio.run(run())
+    if as_json:
+        put_json(domain)
+        return
+    state = next((state for state in states if state.name == name), None)
+    if state is not None:
+        pid = f", process {state.pid}" if state.pid else ""
+        put(f"# {state.name} is {state.state}{pid}")
+    put_toml(dump_domain(domain))
+
+
+def list_domains(settings: Settings, *, everything: bool, as_json: bool) -> None:
+    """Print this host's domains; with ``everything`` also those that are off, or left."""
+    states = asyncio.run(open_hypervisor(settings).domains())
+    here = {state.uuid for state in states}
+    shown = [state for state in states if everything or state.state not in NOT_THERE]
+    gone = [one for one in departed(settings) if one.uuid not in here] if everything else []
+    if as_json:
+        rows = [msgspec.to_builtins(state) | {"host": ""} for state in shown]
+        rows += [msgspec.to_builtins(_as_state(one)) | {"host": one.host} for one in gone]
+        put_json(rows)
+        return
+    put(*listing(shown, gone))
+
+
+def listing(states: Sequence[DomainState], gone: Sequence[Departed]) -> list[str]:
+    """The lines of the list."""
+    rows = [
+        (one.name, one.uuid, one.state, _memory(one.memory), str(one.vcpus or "-"))
+        for one in sorted(states, key=lambda one: one.name)
+    ]
+    rows += [
+        (one.name, one.uuid, f"moved to {one.host}", "-", "-")
+        for one in sorted(gone, key=lambda one: one.name)
+    ]
+    return columns(("Name", "UUID", "State", "Memory", "vCPUs"), rows, right=(3, 4))
+
+
+def departed(settings: Settings) -> list[Departed]:
+    """The domains whose last migration took them away from here, as the journal knows."""
+    path = Path(settings.paths.state, "journal.db")
+    if not path.exists():
+        return []
+    newest: dict[str, Departed | None] = {}
+    # A list of what runs here is worth having even where the journal cannot be read.
+    with contextlib.suppress(JournalError), Journal.open(path, read_only=True) as journal:
+        for one in journal.decisions():  # the newest generation of each domain comes first
+            left = one.role is Role.SOURCE and one.record is Record.GONE
+            gone = Departed(name=one.name, uuid=one.domain, host=one.peer_host) if left else None
+            newest.setdefault(one.domain, gone)
+    return [one for one in newest.values() if one is not None]
+
+
+def names(settings: Settings) -> list[str]:
+    """The names of this host's domains."""
+    return [state.name for state in asyncio.run(open_hypervisor(settings).domains())]
+
+
+def _as_state(one: Departed) -> DomainState:
+    return DomainState(name=one.name, uuid=one.uuid, state="moved")
+
+
+def _memory(size: int) -> str:
+    return format_size(size) if size else "-"

@@ -1,0 +1,132 @@
+"""The words of ``entourage migrate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from entourage.cli import complete
+from entourage.cli.params import Config, DomainName
+
+
+def migrate(
+    domain: DomainName,
+    host: Annotated[
+        str,
+        typer.Argument(
+            metavar="HOST", help="Where to, as ssh knows it.", autocompletion=complete.hosts
+        ),
+    ],
+    *,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only ask everything whether it can move."),
+    ] = False,
+    max_blackout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long the guest may be stopped, as 300ms; past it, everything goes back.",
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE", help="What memory may take of the network, as 100MiB/s; 0: no limit."
+        ),
+    ] = None,
+    non_live: Annotated[
+        bool,
+        typer.Option("--non-live", help="Stop the guest before its memory moves."),
+    ] = False,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HERE=THERE", help="Another bridge there, as br0=br1; repeatable."),
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DISK=PATH", help="Another place there, as disk0=/dev/vg/web1; repeatable."
+        ),
+    ] = None,
+    keep_source_disks: Annotated[
+        bool,
+        typer.Option(
+            "--keep-source-disks", help="Do not delete the disks here after they have moved."
+        ),
+    ] = False,
+    tool: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="External migration tool for every class of device."),
+    ] = None,
+    remote_command: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help='What runs there, as "sudo entourage".'),
+    ] = None,
+    ssh_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ssh-option", "-o", metavar="OPTION", help="For ssh, as Port=2222; repeatable."
+        ),
+    ] = None,
+    data_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Where memory and disks go, if not to HOST."),
+    ] = None,
+    ports: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST-LAST", help="TCP ports for them, there."),
+    ] = None,
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--no-tls",
+            help="Encrypt memory and disks, as is the default; or do not.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print each event as a line of JSON."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Show every step."),
+    ] = False,
+) -> int:
+    """Move a running domain to another host, with its disks, NICs, TPM and everything else.
+
+    Where anything goes wrong before the hand-over, all of it goes back and the domain runs on here.
+    Ctrl-C does the same.
+    """
+    # `--help` and a shell's TAB must not wait for the engine's import.
+    from collections.abc import Callable  # noqa: PLC0415
+
+    from entourage.cli import options  # noqa: PLC0415
+    from entourage.cli.migrate import migrate as run_migration  # noqa: PLC0415
+    from entourage.migration import Request  # noqa: PLC0415
+
+    def make_request(note: Callable[[str], None]) -> Request:
+        typed = options.Typed(
+            max_blackout=max_blackout,
+            bandwidth=bandwidth,
+            tls=tls,
+            ports=ports,
+            data_address=data_address,
+            remote_command=remote_command,
+            ssh_options=ssh_option or (),
+        )
+        devices = options.device_options(net or (), disk or (), keep_source_disks=keep_source_disks)
+        return Request(
+            domain=domain,
+            target=options.host_name(host),
+            settings=options.with_typed(options.read_settings(config, note), typed),
+            options=devices,
+            live=not non_live,
+            tool=tool,
+            dry_run=dry_run,
+        )
+
+    return run_migration(make_request, json=json, verbose=verbose)

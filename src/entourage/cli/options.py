@@ -1,0 +1,136 @@
+"""From what was typed to values; whatever cannot be meant is said by name."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from entourage.devices.base import Options
+from entourage.errors import UsageError
+from entourage.settings.load import load_settings
+from entourage.settings.model import Settings
+from entourage.settings.units import parse_duration, parse_rate
+
+_LONGEST: Final = 86400 * 7
+_PORT_MAX: Final = 65535
+Value = TypeVar("Value")
+
+
+class Typed(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``migrate`` was given that changes the settings, as it was typed; None: not given."""
+
+    max_blackout: str | None = None
+    bandwidth: str | None = None
+    tls: bool | None = None
+    ports: str | None = None
+    data_address: str | None = None
+    remote_command: str | None = None
+    ssh_options: Sequence[str] = ()
+
+
+def read_settings(config: Path | None, warn: Callable[[str], None]) -> Settings:
+    """This host's settings; ``warn`` is told what the user should know of them."""
+    return load_settings(config, warn=warn)
+
+
+def with_typed(settings: Settings, typed: Typed) -> Settings:
+    """The settings with what was typed in their place; raises UsageError."""
+    migration: dict[str, Any] = {}
+    if typed.max_blackout is not None:
+        migration["max_blackout"] = duration("--max-blackout", typed.max_blackout)
+    if typed.bandwidth is not None:
+        migration["bandwidth"] = _parsed("--bandwidth", typed.bandwidth, parse_rate)
+    if typed.tls is not None:
+        migration["tls"] = typed.tls
+    if typed.ports is not None:
+        migration["ports"] = _ports(typed.ports)
+    if typed.data_address is not None:
+        migration["data_address"] = _address(typed.data_address)
+    ssh: dict[str, Any] = {}
+    if typed.remote_command is not None:
+        ssh["remote_command"] = typed.remote_command
+    if typed.ssh_options:
+        more = [word for option in typed.ssh_options for word in ("-o", option)]
+        ssh["options"] = (*settings.ssh.options, *more)
+    return msgspec.structs.replace(
+        settings,
+        migration=msgspec.structs.replace(settings.migration, **migration),
+        ssh=msgspec.structs.replace(settings.ssh, **ssh),
+    )
+
+
+def device_options(
+    nets: Sequence[str], disks: Sequence[str], *, keep_source_disks: bool
+) -> Options:
+    """What concerns devices; raises UsageError."""
+    paths = _pairs("--net", nets, "--net br0=br1"), _pairs("--disk", disks, "--disk disk0=/srv/x")
+    for disk, path in paths[1].items():
+        if not path.startswith("/"):
+            raise UsageError(
+                f"--disk {disk}={path}: not an absolute path", remedy=f"--disk {disk}=/…/{path}"
+            )
+    return Options(nets=paths[0], disks=paths[1], keep_source_disks=keep_source_disks)
+
+
+def duration(option: str, text: str) -> float:
+    """A time that something may take; raises UsageError."""
+    seconds = _parsed(option, text, parse_duration)
+    if not 0 < seconds <= _LONGEST:
+        raise UsageError(f"{option} {text}: must be more than 0 and at most 7 days")
+    return seconds
+
+
+def host_name(text: str) -> str:
+    """A host that ssh can be asked for; raises UsageError where it would be something else."""
+    if not text or text.startswith("-") or any(c.isspace() or not c.isprintable() for c in text):
+        raise UsageError(f"{text!r} is no host name", remedy="a name or address that ssh knows")
+    return text
+
+
+def domain_file(text: str) -> Path | None:
+    """The file that is meant, or None where it is a domain's name."""
+    return Path(text) if "/" in text or text.endswith(".toml") else None
+
+
+def _parsed(option: str, text: str, parse: Callable[[str], Value]) -> Value:
+    try:
+        return parse(text)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+def _ports(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", text)
+    if match:
+        first, last = int(match[1]), int(match[2])
+        if 0 < first <= last <= _PORT_MAX:
+            return first, last
+    raise UsageError(f"--ports {text}: no range of TCP ports", remedy="--ports 49152-49215")
+
+
+def _address(text: str) -> str:
+    """An address, or a name that could be one."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})", text):
+            raise UsageError(
+                f"--data-address {text}: neither an address nor a host's name"
+            ) from None
+    return text
+
+
+def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        here, sign, there = text.partition("=")
+        if not (here and sign and there):
+            raise UsageError(f"{option} {text}: write HERE=THERE", remedy=example)
+        if pairs.setdefault(here, there) != there:
+            raise UsageError(f"{option}: {here} is given twice")
+    return pairs

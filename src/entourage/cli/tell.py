@@ -1,0 +1,64 @@
+"""How errors are told: one line, a second one with what can be done, and never a traceback.
+
+``--verbose`` shows the traceback of what is not an error of ours but a bug.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from entourage.errors import EntourageError, Refused
+from entourage.report.text import clean, joined
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C where no migration was under way, as a shell has it."""
+
+
+def lines_for(error: EntourageError) -> list[str]:
+    """``entourage: block/disk0 on b: no space left``, and the remedy below."""
+    if isinstance(error, Refused):
+        devices = joined(dict.fromkeys(refusal.device for refusal in error.refusals) or ["it"])
+        return [clean(f"entourage: refused: {devices} cannot move; nothing was touched")]
+    where = " on ".join(part for part in (error.device, error.host) if part)
+    lines = [
+        clean(f"entourage: {where}: {error.message}" if where else f"entourage: {error.message}")
+    ]
+    if error.remedy:
+        lines.append(clean(f"  remedy: {error.remedy}"))
+    return lines
+
+
+def tell(error: EntourageError) -> int:
+    """Say what went wrong, and return the exit status."""
+    say(*lines_for(error))
+    return error.exit_code
+
+
+def tell_bug(error: Exception, *, verbose: bool) -> int:
+    """Say that this is a bug (or what the operating system refused); returns the exit status."""
+    if verbose:
+        say(*clean_lines("".join(traceback.format_exception(error))))
+    if isinstance(error, OSError):
+        what = error.strerror or str(error)
+        what = f"{error.filename}: {what}" if error.filename else what
+        remedy = "run it as root" if isinstance(error, PermissionError) else ""
+    else:
+        what = f"a bug: {type(error).__name__}: {error}"
+        remedy = "" if verbose else "please report it; with --verbose it shows where it happened"
+    say(*lines_for(EntourageError(what, remedy=remedy)))
+    return 1
+
+
+def clean_lines(text: str) -> list[str]:
+    """Each line without what a terminal would obey."""
+    return [clean(line.replace("\t", "    ")) for line in text.splitlines()]
+
+
+def say(*lines: str) -> None:
+    """Write lines to standard error; one that is gone is no reason to fail."""
+    try:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # AttributeError: there is none (`2>&-`)
+        pass

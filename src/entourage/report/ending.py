@@ -1,0 +1,93 @@
+"""What is said when a migration is over: how it ended, in one sentence, and the tables to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from entourage.events import AnyEvent, Finished
+from entourage.report.table import recovery_table, refusals_table, steps_table
+from entourage.report.text import UNICODE, Glyphs, clean, duration
+from entourage.report.timeline import timeline
+from entourage.report.view import View
+from entourage.steps import Step
+
+
+def ending(
+    events: Iterable[AnyEvent],
+    *,
+    width: int = 80,
+    glyphs: Glyphs = UNICODE,
+    verbose: bool = False,
+) -> list[RenderableType]:
+    """How it ended, and everything that a person may want to know about it, to be printed in order.
+
+    Args:
+        events: All of them.
+        width: Columns of the terminal.
+        glyphs: The signs to draw with.
+        verbose: The table of the steps also where nothing was touched.
+    """
+    events = tuple(events)
+    view = View.of(events)
+    parts: list[RenderableType | None] = []
+    if view.refusals:
+        parts.append(refusals_table(view.refusals))
+    touched = view.step > Step.TEST or view.rollback is not None
+    if verbose or touched:
+        parts.append(steps_table(events, glyphs=glyphs))
+    parts.append(timeline(events, width=width, glyphs=glyphs))
+    parts.append(recovery_table(events, glyphs=glyphs))
+    if view.finished is not None:
+        parts.append(_problems(view.finished.problems))
+        parts.append(_sentence(view, view.finished))
+    return _spaced([part for part in parts if part is not None])
+
+
+def _spaced(parts: Sequence[RenderableType]) -> list[RenderableType]:
+    """An empty line between any two."""
+    spaced: list[RenderableType] = []
+    for part in parts:
+        spaced += [Text(""), part] if spaced else [part]
+    return spaced
+
+
+def _problems(problems: Sequence[str]) -> RenderableType | None:
+    if not problems:
+        return None
+    return Group(
+        Text("Left to be done:", style="yellow"),
+        *(Text(f"  {clean(problem)}") for problem in problems),
+    )
+
+
+def _sentence(view: View, finished: Finished) -> Text | None:
+    """The one line that tells all; None where the error says it already."""
+    started = view.started
+    domain = clean(started.domain) if started else "the domain"
+    source = clean(started.source) if started else "this host"
+    target = clean(started.target) if started else "the other host"
+    host = clean(finished.runs_on)
+    took = duration(finished.seconds)
+    still = (
+        "" if finished.blackout is None else f"; it stood still for {duration(finished.blackout)}"
+    )
+    match finished.outcome:
+        case "refused":
+            return Text(f"{domain} cannot move to {target}; nothing was touched", style="bold red")
+        case "rolled-back":
+            return Text(f"{domain} runs on {host or source}, as before{still}", style="bold yellow")
+        case "in-doubt":
+            text = Text(f"It is not known from here who runs {domain}", style="bold red")
+            return text.append(f": type `entourage recover {domain}`", style="not bold")
+        case "failed":
+            return Text(f"{domain} was not moved", style="bold red") if started else None
+        case "can-move":
+            return Text(f"{domain} can move to {target}; nothing was touched", style="bold green")
+        case "clean-up-incomplete":
+            text = Text(f"{domain} runs on {host}, moved in {took}{still}", style="bold green")
+            return text.append(f"; {source} is not cleaned up", style="yellow")
+        case _:
+            return Text(f"{domain} runs on {host}, moved in {took}{still}", style="bold green")

@@ -1,0 +1,133 @@
+"""Tables: the devices and their steps, what was refused and why, and how everything went back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from entourage.events import AnyEvent
+from entourage.report.text import UNICODE, Glyphs, clean, duration, size
+from entourage.report.view import STEPS, Cell, View
+from entourage.steps import Step
+
+
+class RefusalLike(Protocol):
+    """A ``Refusal``, or the event that tells of one."""
+
+    @property
+    def device(self) -> str:
+        """``block/disk0``."""
+        ...
+
+    @property
+    def host(self) -> str:
+        """Where the reason lies."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """What is wrong."""
+        ...
+
+    @property
+    def remedy(self) -> str:
+        """What can be done about it."""
+        ...
+
+
+def steps_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> Table | None:
+    """Each device, each step, its time; None where no step was begun."""
+    view = View.of(events)
+    if not any(view.devices.values()):
+        return None
+    table = _table()
+    table.add_column("device", no_wrap=True)
+    for step in STEPS:
+        table.add_column(step.name, justify="right", no_wrap=True)
+    copies = {what: copy for what, copy in view.copies.items() if what in view.devices}
+    memory = view.copies.get("memory")
+    if view.copies:
+        table.add_column("copied", justify="right", no_wrap=True)
+    longest = {step: _longest(view, step) for step in STEPS}
+    for label, cells in view.devices.items():
+        row = [Text(clean(label))]
+        row += [_cell(view, label, cells.get(step), longest[step], glyphs) for step in STEPS]
+        if view.copies:
+            row.append(Text(size(copies[label].done) if label in copies else "", style="dim"))
+        table.add_row(*row)
+    if memory is not None:
+        table.add_row(Text("memory"), *[""] * len(STEPS), Text(size(memory.done), style="dim"))
+    if len(view.devices) > 1 and view.steps:
+        table.add_row("all", *(_seconds(view.steps.get(step)) for step in STEPS), style="dim")
+    return table
+
+
+def refusals_table(refusals: Sequence[RefusalLike]) -> Table:
+    """Everything that speaks against the migration, all at once."""
+    table = _table()
+    table.add_column("device", no_wrap=True)
+    table.add_column("host", no_wrap=True)
+    table.add_column("reason", ratio=3)
+    table.add_column("remedy", ratio=2)
+    table.expand = True
+    for one in refusals:
+        table.add_row(
+            Text(clean(one.device), style="bold"),
+            Text(clean(one.host)),
+            Text(clean(one.reason)),
+            Text(clean(one.remedy), style="green"),
+        )
+    return table
+
+
+def recovery_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> Table | None:
+    """Each device that was put back, and what it was told; None where none had to be."""
+    view = View.of(events)
+    if not view.recovered:
+        return None
+    table = _table()
+    table.add_column("device", no_wrap=True)
+    table.add_column("last good step", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("result")
+    for one in view.recovered:
+        step = glyphs.dash if one.last_good == Step.NONE else one.last_good.name
+        result = (
+            Text(f"{glyphs.failed} {clean(one.error)}", style="bold red")
+            if one.error
+            else Text(f"{glyphs.done} put back", style="green")
+        )
+        table.add_row(Text(clean(one.device)), step, duration(one.seconds), result)
+    return table
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, show_edge=False)
+
+
+def _longest(view: View, step: Step) -> str:
+    """The device that a step waited for; empty where it had only one."""
+    times = [
+        (cell.seconds or 0.0, label)
+        for label, cells in view.devices.items()
+        if (cell := cells.get(step)) is not None
+    ]
+    return max(times)[1] if len(times) > 1 else ""
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else duration(value)
+
+
+def _cell(view: View, label: str, cell: Cell | None, longest: str, glyphs: Glyphs) -> Text:
+    if cell is None:
+        return Text(glyphs.dash, style="dim")
+    if view.gave_up(label, cell):
+        return Text(f"({_seconds(cell.seconds)})", style="dim")
+    if cell.error or cell.seconds is None:
+        return Text(f"{glyphs.failed} {_seconds(cell.seconds)}".rstrip(), style="bold red")
+    return Text(_seconds(cell.seconds), style="bold" if label == longest else "")

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from entourage import __main__, __version__
+from entourage import agent as agent_module
+from entourage.errors import JournalError
+from entourage.settings.model import Settings
+
+
+def imported(*argv: str) -> set[str]:
+    """The modules that a command line has imported when it ends."""
+    code = (
+        "import sys, entourage.__main__ as m\n"
+        "try:\n    m.main(sys.argv[1:])\n"
+        "except SystemExit:\n    pass\n"
+        "print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_the_version_needs_next_to_nothing() -> None:
+    modules = imported("--version")
+    assert {name.partition(".")[0] for name in modules}.isdisjoint(
+        {"typer", "rich", "msgspec", "asyncio", "qemu", "sqlite3"}
+    )
+
+
+def test_the_agent_needs_nothing_that_draws_or_parses() -> None:
+    modules = imported("agent", "--config", "/nosuch.toml")
+    assert "msgspec" in modules
+    assert {name.partition(".")[0] for name in modules}.isdisjoint({"typer", "rich", "pydantic"})
+
+
+def test_what_the_agent_is_started_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[Settings] = []
+
+    async def serve(settings: Settings) -> None:
+        served.append(settings)
+
+    monkeypatch.setattr(agent_module, "serve", serve)
+    monkeypatch.delenv("ENTOURAGE_CONFIG", raising=False)
+    assert __main__.main(["agent"]) == 0
+    assert len(served) == 1
+    assert __main__.main(["agent", "--config", "/nosuch.toml"]) == 2
+    assert capsys.readouterr().err.startswith("entourage: /nosuch.toml: ")
+    assert __main__.main(["agent", "--help"]) == 0
+    assert __main__.main(["agent", "--nosuch"]) == 2
+    assert len(served) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (JournalError("the journal is torn"), 1, "entourage: the journal is torn"),
+        (ZeroDivisionError("x"), 1, "entourage: a bug: ZeroDivisionError: x"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_the_agent_says_when_it_cannot(
+    error: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def serve(_settings: Settings) -> None:
+        raise error
+
+    monkeypatch.setattr(agent_module, "serve", serve)
+    assert __main__.main(["agent"]) == status
+    out, err = capsys.readouterr()
+    assert err.startswith(said)
+    assert "Traceback" not in err
+    assert out == ""  # it is the link's
+
+
+def test_as_a_module(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["entourage", "--version"])
+    assert __main__.main() == 0
+    assert capsys.readouterr().out == f"entourage {__version__}\n"
