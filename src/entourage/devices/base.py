@@ -185,5 +185,11 @@ class Controller:
         """Asked by ``recover``; what is in the ledger is undone anyway."""
         raise NotImplementedError
 
+    async def persist(self, there: There) -> None:
+        """Put on the disk what was not synced: once memory has landed, and once the guest ran.
+
+        Called on the target without being asked. From GO on the source may erase its own.
+        """
+
     async def arrived(self, there: There) -> None:
         """The guest runs here now. Called on the target without being asked."""

@@ -1,0 +1,331 @@
+"""Disks: the class ``block``. Shared storage stays where it is, local storage is mirrored.
+
+What becomes of a disk is decided at TEST, by looking from both hosts:
+
+    both hosts see the same file or device          nothing to copy (never believed: see storage.py)
+    a read-only medium with the same content there  nothing to copy
+    a file here, and nothing at that path there     made there, mirrored while the guest runs
+    a file or device here, a named device there     mirrored onto it (``--disk disk0=/dev/sdb``)
+    anything else                                   refused, with what would mend it
+
+Nothing of the user's is overwritten on the target: a disk is made under a name that can only be
+ours, and takes its own only while that is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import msgspec
+
+from entourage.devices import images, room, sameness, storage
+from entourage.devices.base import Controller, Here, There
+from entourage.devices.common import marked, no_way, refuse, warn
+from entourage.devices.images import Image, NewImage
+from entourage.devices.room import Fit, Fitting
+from entourage.devices.sameness import Match
+from entourage.devices.storage import Seen, Spot
+from entourage.domain import Block, Device
+from entourage.errors import DeviceError
+from entourage.hypervisors.base import Export, Verb
+from entourage.steps import Refusal, Step
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look"):
+    """TEST: what is there at these paths? Answer: a Seen for each."""
+
+    spots: tuple[Spot, ...]
+
+
+class Digest(msgspec.Struct, frozen=True, kw_only=True, tag="digest"):
+    """TEST: the SHA-256 of what is at this path."""
+
+    path: str
+
+
+class Make(msgspec.Struct, frozen=True, kw_only=True, tag="make"):
+    """PREPARE: make this. Answer: whether it could be preallocated, where that is asked."""
+
+    new: NewImage
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+    """PREPARE, once the machine stands: open the disk for the mirror. Answer: Export."""
+
+
+class Fill(msgspec.Struct, frozen=True, kw_only=True, tag="fill"):
+    """PREPARE, once all is copied: set all of the file aside again."""
+
+    path: str
+
+
+class Copied(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the source that has been copied, and goes once the guest runs on the target."""
+
+    path: str
+    device: int
+    inode: int
+
+
+class Way(enum.Enum):
+    """What becomes of a disk."""
+
+    STAY = "both hosts see it, or have the same"
+    MAKE = "it is copied into a file made for it"
+    ONTO = "it is copied onto a device that the user named"
+
+
+class BlockController(Controller):
+    """A disk's way: shared, mirrored, or refused."""
+
+    device_class = "block"
+    settles = True
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self.way = Way.STAY
+        self._copied: Copied | None = None
+        self._new: NewImage | None = None
+        self._mirroring = False
+
+    @property
+    def disk(self) -> Block:
+        """The device, which is a disk."""
+        assert isinstance(self.device, Block)  # noqa: S101 - the registry sees to it
+        return self.device
+
+    def memo(self) -> dict[str, Any]:
+        """Which file is to be deleted."""
+        return msgspec.to_builtins(self._copied) if self._copied else {}
+
+    def recall(self, memo: dict[str, Any]) -> None:
+        """Know which file is to be deleted; and that a mirror of it may still run."""
+        self._copied = msgspec.convert(memo, Copied) if memo else None
+        self._mirroring = True
+
+    # TEST on the source: what becomes of it?
+
+    async def test(self, here: Here) -> Sequence[Refusal]:
+        """Find out what becomes of the disk, and every reason why nothing can."""
+        disk = self.disk
+        path = here.options.disks.get(disk.id, disk.path)
+        self.target_device = msgspec.structs.replace(disk, path=path)
+        self.way, self._copied, self._new = Way.STAY, None, None
+        found = marked(here, disk)
+        try:
+            if clash := self._clash(here, path):
+                return [*found, clash]
+            chain = await images.inspect(disk.path, disk.format)
+            return [*found, *await self._decide(here, chain, path)]
+        except DeviceError as error:
+            host = error.host or here.source
+            return [*found, refuse(disk, host, error.message, error.remedy)]
+
+    def _clash(self, here: Here, path: str) -> Refusal | None:
+        """Two disks of one domain cannot become one on the target."""
+        if not path.startswith("/"):
+            return refuse(self.disk, here.target, f"{path!r} is no absolute path", "begin with /")
+        only_read = _only_read(self.disk)
+        for other in here.machine.domain.block:
+            same = here.options.disks.get(other.id, other.path) == path
+            if same and other.id != self.disk.id and not (_only_read(other) and only_read):
+                reason = f"{path} would be the place of {other.label} too"
+                return refuse(self.disk, here.target, reason, self._elsewhere())
+        return None
+
+    def _elsewhere(self) -> str:
+        return f"--disk {self.disk.id}=/another/path"
+
+    async def _decide(self, here: Here, chain: list[Image], path: str) -> list[Refusal]:
+        """Leave it where it is, or copy it, or say what speaks against both."""
+        disk = self.disk
+        written = [image.data_file for image in chain if image.data_file]
+        below = [*(image.path for image in chain[1:]), *written]
+        pairs = [(disk.path, path), *((lower, lower) for lower in below)]
+        top, *lower = await sameness.compare(pairs, here.migration, self._ask(here))
+        if disk.shared == "no" and top.same:
+            reason = f"{path} is the same on both hosts: a copy would overwrite it"
+            remedy = f'shared = "auto", or {self._elsewhere()}'
+            return [refuse(disk, here.target, reason, remedy)]
+        if disk.shared == "yes" and not (top.same or top.likely):
+            remedy = 'mount the storage there at the same path, or shared = "auto"'
+            return [refuse(disk, here.target, f"it is not shared: {top.reason}", remedy)]
+        believed = disk.shared == "yes" and not top.same
+        stays = top.same or believed or (_only_read(disk) and await self._same(here, top, path))
+        if stays and believed:
+            warn(here, disk, here.target, f'shared = "yes" is believed: {top.reason}')
+        flat = not stays and (len(chain) == 1 or disk.copy == "flat")
+        if not flat:
+            remedy = "put it there" if stays else 'copy = "flat" copies all into one image'
+            lacking = [
+                one
+                for one in lower
+                # What the guest writes to is not the same for being equal at the moment.
+                if not one.same
+                and (one.path in written or not await self._same(here, one, one.path))
+            ]
+            if stays or lacking:
+                return [self._lacks(here, match, remedy) for match in lacking]
+        if refusal := self._in_the_way(here, top, path):
+            return [refusal]
+        onto = top.there.kind == "device"
+        return await self._copy(here, chain[0], path, None if flat else chain[1], onto=onto)
+
+    def _ask(self, here: Here) -> sameness.Ask:
+        async def ask(spots: Sequence[Spot]) -> list[Seen]:
+            return await here.peer(Look(spots=tuple(spots)), list[Seen])
+
+        return ask
+
+    async def _same(self, here: Here, match: Match, path: str) -> bool:
+        """Whether what is only read is the same there, if only by its content."""
+        return await sameness.same_content(match, lambda: here.peer(Digest(path=path), str))
+
+    def _lacks(self, here: Here, match: Match, remedy: str) -> Refusal:
+        reason = f"{match.path}, which it is built on, is not the same there: {match.reason}"
+        return refuse(self.disk, here.target, reason, remedy)
+
+    async def _copy(
+        self, here: Here, image: Image, path: str, backing: Image | None, *, onto: bool
+    ) -> list[Refusal]:
+        """Go the way of a copy, or say why there is none."""
+        disk = self.disk
+        found = [refuse(disk, here.source, *problem) for problem in image.problems]
+        need = Verb.MIRROR_READONLY if _only_read(disk) else Verb.MIRROR
+        if need not in here.machine.verbs:
+            found.append(room.no_verb(disk, here.source, need))
+        space = await images.room(image, flat=backing is None)
+        new = images.like(image, path, room=space, below=backing)
+        fitting = await here.peer(Fit(new=new, onto_device=onto, need=need), Fitting)
+        found += fitting.refusals
+        if not found:
+            self.way, self._new = Way.ONTO if onto else Way.MAKE, new
+            if image.kind == "file" and not _only_read(disk):
+                self._copied = Copied(path=image.path, device=image.device, inode=image.inode)
+            if image.bitmaps:
+                warn(here, disk, here.source, f"bitmaps stay behind: {', '.join(image.bitmaps)}")
+            for warning in fitting.warnings:
+                warn(here, disk, here.target, warning)
+        return found
+
+    def _in_the_way(self, here: Here, top: Match, path: str) -> Refusal | None:
+        """Why nothing may be written to that place on the target."""
+        disk, named = self.disk, self.disk.id in here.options.disks
+        if top.here.kind == "device" and not named:
+            reason = f"{path} is a device of this host, and not there: {top.reason}"
+            remedy = f"name a device there that it is copied onto: --disk {disk.id}=/dev/…"
+            return no_way(disk, here.target, reason, remedy)
+        if top.there.kind == "none" or (top.there.kind == "device" and named):
+            return None
+        reason = f"{path} is there already, and is not this disk: {top.reason}"
+        return refuse(disk, here.target, reason, f"remove it there, or {self._elsewhere()}")
+
+    # TEST on the target
+
+    async def test_there(self, there: There, request: Any) -> Any:
+        """Look, digest, or see whether the disk fits."""
+        asked: Look | Digest | Fit = msgspec.convert(request, Look | Digest | Fit)
+        match asked:
+            case Look(spots=spots):
+                return await asyncio.gather(*map(storage.look, spots))
+            case Digest(path=path):
+                try:
+                    return await storage.digest(path)
+                except OSError as error:
+                    reason = f"{path} cannot be read: {error.strerror}"
+                    raise DeviceError(reason, device=self.disk.label, host=there.host) from error
+            case Fit():
+                return room.fit(self.disk, there, asked)
+
+    # PREPARE
+
+    async def prepare(self, here: Here) -> None:
+        """Have the target make the file that it will be copied into."""
+        if self.way is Way.MAKE and self._new is not None:
+            done = await here.peer(Make(new=self._new), bool)
+            if not done:
+                message = "its filesystem cannot preallocate; the copy is sparse"
+                warn(here, self.disk, here.target, message)
+
+    async def prepare_there(self, there: There, request: Any) -> Any:
+        """Make an empty image that is like the source's."""
+        new = msgspec.convert(request, Make).new
+        return await images.create(new, there.migration, there.ledger)
+
+    async def connect(self, here: Here) -> None:
+        """Mirror the disk; from here on, every write of the guest goes to both."""
+        if self.way is Way.STAY or self._new is None:
+            return
+        export = await here.peer(Open(), Export)
+        self._mirroring = True
+        await here.machine.mirror(self.disk, export, top_only=self._new.backing is not None)
+        if self.way is Way.MAKE and self._new.preallocated:
+            await here.peer(Fill(path=self._new.path), NoneType)
+
+    async def connect_there(self, there: There, request: Any) -> Any:
+        """Open the disk for the mirror; or fill the holes that it has punched."""
+        asked: Open | Fill = msgspec.convert(request, Open | Fill)
+        match asked:
+            case Open():
+                disk = there.domain.device(self.device.label)
+                assert isinstance(disk, Block)  # noqa: S101 - labels begin with the class
+                return await there.incoming.export(disk)
+            case Fill(path=path):
+                await images.set_aside(path)
+                return None
+
+    def progress(self, here: Here) -> tuple[int, int]:
+        """How far the mirror has come."""
+        return here.machine.mirrored(self.disk) if self._mirroring else (0, 0)
+
+    # TRANSFER, and after
+
+    async def transfer(self, here: Here) -> None:
+        """The guest has stopped: its last writes go over, and the two disks part."""
+        if self._mirroring:
+            await here.machine.settle(self.disk)
+            self._mirroring = False
+
+    async def recover(self, here: Here, last_good: Step) -> None:  # noqa: ARG002 - known better here
+        """Give up the mirror; what was made on the target is undone there."""
+        if self._mirroring:
+            await here.machine.unmirror(self.disk)
+            self._mirroring = False
+
+    async def let_go(self, here: Here) -> None:
+        """Delete the file that was copied, unless asked not to, or unless it is another one now."""
+        copied = self._copied
+        if copied is None or here.options.keep_source_disks:
+            return
+        path, real = Path(copied.path), Path(os.path.realpath(copied.path))
+        try:
+            status = real.stat()
+            if (status.st_dev, status.st_ino) != (copied.device, copied.inode):
+                raise DeviceError(
+                    f"{path} is not the file that was moved any more, and is left",
+                    device=self.disk.label,
+                    host=here.source,
+                )
+            real.unlink()
+            if path.is_symlink():
+                path.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DeviceError(
+                f"{path} cannot be deleted: {error.strerror}",
+                device=self.disk.label,
+                host=here.source,
+                remedy=f"delete it; the disk is on {here.target} now",
+            ) from error
+
+
+def _only_read(disk: Block) -> bool:
+    """Whether the guest can only read it."""
+    return disk.readonly or disk.model == "ide-cd"

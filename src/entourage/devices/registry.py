@@ -1,0 +1,77 @@
+"""Which controller drives a device: the built-in ones, and those that other packages bring.
+
+A package brings a controller with an entry point of the group ``entourage.devices``. Its name is a
+device class (``block``, ``net``, …), whose built-in controller it replaces, or the ``type`` of an
+``[[external]]`` device. Nothing of it is imported before a domain has such a device. It must be
+installed on both hosts.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import EntryPoint, entry_points
+
+from entourage.devices.base import Controller
+from entourage.devices.blkif import BlockController
+from entourage.devices.netif import NetController
+from entourage.devices.pciif import PciController
+from entourage.devices.tpmif import TpmController
+from entourage.devices.usbif import UsbController
+from entourage.domain import Device, External
+from entourage.errors import UsageError
+
+GROUP = "entourage.devices"
+BUILT_IN: dict[str, type[Controller]] = {
+    controller.device_class: controller
+    for controller in (BlockController, NetController, TpmController, UsbController, PciController)
+}
+
+
+def controller_class(device: Device) -> type[Controller] | None:
+    """The class of the device's controller; None where only an external tool can move it.
+
+    Raises:
+        UsageError: The package that brings it cannot be used, or two packages bring it.
+    """
+    name = device.type if isinstance(device, External) else device.device_class
+    brought = [entry for entry in _entries() if entry.name == name]
+    if not brought:
+        return BUILT_IN.get(device.device_class)
+    if len(brought) > 1:
+        packages = " and ".join(sorted(_package(entry) for entry in brought))
+        raise UsageError(
+            f"{packages} both bring a controller for {name!r}",
+            device=device.label,
+            remedy="remove one of them",
+        )
+    return _load(brought[0], device)
+
+
+@functools.cache
+def _entries() -> tuple[EntryPoint, ...]:
+    """All that other packages bring; looked for once, for it reads every package's metadata."""
+    return tuple(entry_points(group=GROUP))
+
+
+def _load(entry: EntryPoint, device: Device) -> type[Controller]:
+    remedy = f"mend or remove {_package(entry)}"
+    try:
+        loaded = entry.load()
+    except Exception as error:  # another package's code may raise anything while it is imported
+        raise UsageError(
+            f"the controller {entry.value} of {_package(entry)} cannot be loaded: {error!r}",
+            device=device.label,
+            remedy=remedy,
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Controller)):
+        raise UsageError(
+            f"{entry.value} of {_package(entry)} is no Controller",
+            device=device.label,
+            remedy=remedy,
+        )
+    return loaded
+
+
+def _package(entry: EntryPoint) -> str:
+    """The name of the package that an entry point is from."""
+    return entry.dist.name if entry.dist is not None else entry.value

@@ -1,0 +1,260 @@
+"""Two hosts for the unit tests of controllers: real files, and a fake hypervisor that says so.
+
+The target's file tree is a directory: what the source calls ``/srv/x`` is ``ROOT/srv/x`` there.
+Storage that both see is a symbolic link in that tree. End-to-end tests use a real QEMU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from entourage.devices import storage
+from entourage.devices.base import Controller, Here, Options, There
+from entourage.devices.blkif import BlockController, Way
+from entourage.domain import Block, Domain, Net, Tpm
+from entourage.errors import HypervisorError
+from entourage.events import AnyEvent, Warned
+from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors.base import Export, Incoming, Machine, TpmFacts, Verb
+from entourage.settings.model import Settings
+from entourage.steps import Refusal
+
+ALL_VERBS = frozenset(Verb)
+SWTPM = TpmFacts(program="swtpm", version=(0, 7, 1), capabilities=frozenset({"tpm-2.0", "tpm-1.2"}))
+
+
+@dataclasses.dataclass
+class FakeMachine:
+    """A fake: it moves nothing, and notes what it was asked for."""
+
+    domain: Domain
+    verbs: frozenset[Verb] = ALL_VERBS
+    facts: TpmFacts = SWTPM
+    calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
+    fails: str = ""
+
+    def _note(self, call: str, label: str) -> None:
+        self.calls.append((call, label))
+        if self.fails == call:
+            raise HypervisorError(f"the fake was told to fail at {call}")
+
+    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
+        self._note("mirror-top" if top_only else "mirror", f"{disk.label} to {export.name}")
+
+    def mirrored(self, disk: Block) -> tuple[int, int]:
+        return (1, 2) if disk.format else (0, 0)
+
+    async def settle(self, disk: Block) -> None:
+        self._note("settle", disk.label)
+
+    async def unmirror(self, disk: Block) -> None:
+        self._note("unmirror", disk.label)
+
+    async def announce(self, nets: Sequence[Net]) -> None:
+        self._note("announce", nets[0].label)
+
+    async def tpm_facts(self) -> TpmFacts:
+        return self.facts
+
+    async def erase_tpm(self, tpm: Tpm) -> None:
+        self._note("erase_tpm", tpm.label)
+
+
+@dataclasses.dataclass
+class FakeIncoming:
+    """A fake: it builds nothing, and notes what it was asked for."""
+
+    verbs: frozenset[Verb] = ALL_VERBS
+    facts: TpmFacts = SWTPM
+    calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
+
+    async def export(self, disk: Block) -> Export:
+        self.calls.append(("export", disk.path))
+        return Export(host="b", port=1, name=disk.path)
+
+    async def announce(self, nets: Sequence[Net]) -> None:
+        self.calls.append(("announce", f"{nets[0].label} on {nets[0].bridge}"))
+
+    async def tpm_facts(self) -> TpmFacts:
+        return self.facts
+
+    async def sync_tpm(self, tpm: Tpm) -> None:
+        self.calls.append(("sync_tpm", tpm.label))
+
+
+class TwoHosts:
+    """A source and a target, and the link between them.
+
+    Attributes:
+        root: The target's file tree.
+        machine, incoming: The fakes.
+        ledger: What the target noted.
+        events: What the source emitted.
+    """
+
+    def __init__(self, domain: Domain, root: Path, *, blockers: Sequence[Refusal] = ()) -> None:
+        self.root = root
+        self.machine = FakeMachine(domain)
+        self.incoming = FakeIncoming()
+        self.ledger = MemoryLedger()
+        self.events: list[AnyEvent] = []
+        self.options = Options()
+        self.settings = Settings()
+        self.blockers = tuple(blockers)
+        self.there = There(
+            migration="m1",
+            host="b",
+            domain=domain,
+            incoming=cast("Incoming", self.incoming),
+            ledger=self.ledger,
+            settings=self.settings,
+            run_dir=str(root / "run"),
+            state_dir=str(root / "state"),
+        )
+
+    def on_target(self, path: Path | str) -> Path:
+        """Where the target has what the source calls ``path``."""
+        return self.root / str(path).lstrip("/")
+
+    def share(self, directory: Path) -> None:
+        """Let the target see a directory of the source's, at the same path."""
+        link = self.on_target(directory)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(directory)
+
+    def mkdir(self, directory: Path) -> Path:
+        """Make a directory of that name on the target."""
+        made = self.on_target(directory)
+        made.mkdir(parents=True, exist_ok=True)
+        return made
+
+    def here(self, half: Callable[[There, Any], Any]) -> Here:
+        """What a source half is given; ``half`` is what its ``peer`` runs."""
+
+        async def peer(request: Any, reply: type[Any]) -> Any:
+            plain = msgspec.msgpack.decode(msgspec.msgpack.encode(request))
+            answer = await half(self.there, self._rooted(plain))
+            plain = msgspec.msgpack.decode(msgspec.msgpack.encode(answer))
+            return msgspec.convert(plain, reply)
+
+        return Here(
+            migration="m1",
+            source="a",
+            target="b",
+            machine=cast("Machine", self.machine),
+            settings=self.settings,
+            options=self.options,
+            peer=peer,
+            emit=self.events.append,
+            now=lambda: 0.0,
+            blockers=self.blockers,
+        )
+
+    def _rooted(self, value: Any) -> Any:
+        """The request with its paths in the target's tree."""
+        if isinstance(value, list):
+            return [self._rooted(item) for item in cast("list[Any]", value)]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: str(self.on_target(item))
+            if key in {"path", "backing"} and item
+            else self._rooted(item)
+            for key, item in cast("dict[str, Any]", value).items()
+        }
+
+    @property
+    def warnings(self) -> list[str]:
+        return [event.message for event in self.events if isinstance(event, Warned)]
+
+    async def test(self, controller: Controller) -> list[Refusal]:
+        return list(await controller.test(self.here(controller.test_there)))
+
+    async def prepare(self, controller: Controller) -> None:
+        await controller.prepare(self.here(controller.prepare_there))
+
+    async def connect(self, controller: Controller) -> None:
+        self.there.domain = self.there.domain.with_device(controller.target_device)
+        await controller.connect(self.here(controller.connect_there))
+
+
+def domain_with(**devices: Any) -> Domain:
+    return Domain(name="web1", memory=1 << 28, **devices)
+
+
+MIB = 1 << 20
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))  # noqa: PTH208 - names are what is wanted
+
+
+def raw(path: Path, size: int = MIB, data: bytes = b"") -> Path:
+    with path.open("wb") as file:
+        file.write(data)
+        file.truncate(size)
+    return path
+
+
+def qcow2(path: Path, *options: str, size: str = "64M", backing: Path | None = None) -> Path:
+    based = ["-b", str(backing), "-F", "qcow2"] if backing else []
+    run("qemu-img", "create", "-q", "-f", "qcow2", *options, *based, path, size)
+    return path
+
+
+def two_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be concluded any more from both hosts being this machine."""
+    numbers = itertools.count()
+    monkeypatch.setattr(storage, "boot_id", lambda: f"boot-{next(numbers)}")
+
+
+class Move:
+    """One disk, and the two hosts it moves between."""
+
+    def __init__(self, tmp_path: Path, path: Path, *others: Block, **fields: Any) -> None:
+        self.disk = Block(id="disk0", path=str(path), **fields)
+        self.hosts = TwoHosts(domain_with(block=(self.disk, *others)), tmp_path / "b")
+        self.controller = BlockController(self.disk)
+
+    def onto(self, path: Path) -> None:
+        self.hosts.options = Options(disks={"disk0": str(path)})
+
+    async def test(self) -> list[Refusal]:
+        return await self.hosts.test(self.controller)
+
+    async def refusal(self) -> Refusal:
+        refusals = await self.test()
+        assert len(refusals) == 1, refusals
+        assert refusals[0].device == "block/disk0"
+        assert refusals[0].remedy
+        assert self.controller.way is Way.STAY
+        assert not self.hosts.ledger.rows
+        return refusals[0]
+
+    async def through(self) -> None:
+        """TEST, PREPARE and TRANSFER, where nothing is refused."""
+        assert await self.test() == []
+        await self.hosts.prepare(self.controller)
+        await self.hosts.connect(self.controller)
+        await self.controller.transfer(self.hosts.here(self.controller.transfer_there))
+
+    async def let_go(self) -> None:
+        await self.controller.let_go(self.hosts.here(self.controller.transfer_there))
+
+
+def test_the_fakes_say_that_they_are_fakes() -> None:
+    assert "fake" in str(FakeMachine.__doc__)
+    assert "fake" in str(FakeIncoming.__doc__)
