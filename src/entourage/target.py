@@ -23,6 +23,7 @@ from entourage.protocol import (
     Event,
     Finding,
     Flush,
+    Guest,
     Message,
     Overtaken,
     Record,
@@ -90,7 +91,7 @@ class TargetSide:
             case Do.LET_RUN:
                 return await self._let_run()
             case Do.SYNC_DEVICES:
-                await self._arrive()
+                return await self._sync_devices()
             case Do.KILL_TARGET:
                 await self._kill()
             case Do.UNDO_RESOURCES:
@@ -117,18 +118,29 @@ class TargetSide:
         self._on_resumed(Moment(name="resume", start=start, end=resumed))
         return Event.RELEASED
 
-    async def _arrive(self) -> None:
-        """The guest runs: announce it, and put on the disk what nobody has synced yet."""
+    async def _sync_devices(self) -> AnyEvent | None:
+        """On the disk with what nobody has synced yet: once memory has landed, and once it ran.
+
+        Before GO a failure is a reason to go back; after it, it is only told.
+        """
         if self._there is None:
-            return
-        for controller in self._controllers:
+            return None
+        released = self._shell.state.guest is Guest.RUNNING
+        halves = [(controller, controller.persist) for controller in self._controllers]
+        if released:  # the network first: it still looks for the guest on the source
+            halves = [(each, each.arrived) for each in self._controllers] + halves
+        failed = False
+        for controller, half in halves:
             try:
-                await controller.arrived(self._there)
+                await half(self._there)
             except (EntourageError, OSError) as error:
+                failed = True
                 label = controller.device.label
-                self._on_failure(EntourageError(f"after arrival: {error}", device=label))
-        await self._there.incoming.settle_in()
-        self._journal.relax()
+                self._on_failure(EntourageError(f"on arrival: {error}", device=label))
+        if released:
+            await self._there.incoming.settle_in()
+            self._journal.relax()
+        return Event.ABORT if failed and not released else None
 
     async def _kill(self) -> None:
         if self._there:
