@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import msgspec
 
 from entourage.domain import Device, Domain
+from entourage.errors import UsageError
 from entourage.events import AnyEvent
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import Incoming, Machine
@@ -45,6 +46,23 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     keep_source_disks: bool = False
 
 
+def check_options(domain: Domain, options: Options) -> None:
+    """What the user maps must be there.
+
+    Raises:
+        UsageError: A bridge or a disk that the domain does not have.
+    """
+    bridges = sorted({net.bridge for net in domain.net})
+    disks = sorted(block.id for block in domain.block)
+    for flag, wanted, there in (("--net", options.nets, bridges), ("--disk", options.disks, disks)):
+        for name in wanted:
+            if name not in there:
+                raise UsageError(
+                    f"{flag} {name}=…: {domain.name} has no {name!r}",
+                    remedy=f"it has: {', '.join(there) or 'none'}",
+                )
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Here:
     """What the source half of a controller works with.
@@ -59,6 +77,8 @@ class Here:
         emit: Sends an event; ``now()`` is its ``at``.
         blockers: What ``machine.blockers()`` said, asked once for all devices. A controller
             returns those that bear its device's label; the engine those that bear no device's.
+        settled: In TRANSFER, called by a controller that ``settles``: the last memory may follow,
+            though ``transfer`` has more to do. Returning from it says the same.
     """
 
     migration: str
@@ -71,6 +91,7 @@ class Here:
     emit: Callable[[AnyEvent], None]
     now: Callable[[], float]
     blockers: Sequence[Refusal] = ()
+    settled: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(slots=True)

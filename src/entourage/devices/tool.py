@@ -124,8 +124,8 @@ class Tooled(Controller):
 
     In every step both do their part at once. Where the built-in one knows no way to move the
     device (its refusal says so), the tool takes its place: the refusal is lifted, and what the
-    built-in one would have done in the steps is left out. The tool is done with step 1 before the
-    target's machine is built, and so can provide there what that machine opens.
+    built-in one would have done in the steps is left out. Such a tool is done with step 1 before
+    the target's machine is built, and so can provide there what that machine opens.
 
     Args:
         inner: The built-in controller.
@@ -179,17 +179,22 @@ class Tooled(Controller):
         return [r for r in refusals if not r.no_way] + await self._way.test(here)
 
     async def prepare(self, here: Here) -> None:
-        """Step 1 of both."""
-        await self._both(self.inner.prepare(here), self._way.prepare(here))
+        """What the target's machine is built upon: the built-in one's part, or else the tool's."""
+        await (self._way if self._no_way else self.inner).prepare(here)
 
     async def connect(self, here: Here) -> None:
-        """The built-in controller's."""
+        """The rest of step 1: a tool may be slow, and the machine need not wait for it."""
         if not self._no_way:
-            await self.inner.connect(here)
+            await self._both(self.inner.connect(here), self._way.prepare(here))
 
     async def transfer(self, here: Here) -> None:
-        """Step 2 of both."""
-        await self._both(self.inner.transfer(here), self._way.run(here, Step.TRANSFER))
+        """Step 2 of both; the last memory waits for the built-in one's part alone."""
+
+        async def settle() -> None:
+            await self.inner.transfer(here)
+            here.settled()
+
+        await self._both(settle(), self._way.run(here, Step.TRANSFER))
 
     async def sync(self, here: Here) -> None:
         """Step 3 of both."""
