@@ -1,8 +1,8 @@
 """Entourage moves a running virtual machine together with everything attached to it.
 
 ``await entourage.migrate("web1", "b")`` is what ``entourage migrate web1 b`` does. Controllers of
-your own derive from `entourage.devices.base.Controller`; events are in `entourage.events`, errors in
-`entourage.errors`.
+your own derive from `entourage.devices.base.Controller`; events are in `entourage.events`, errors
+in `entourage.errors`.
 """
 
 from __future__ import annotations

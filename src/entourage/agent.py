@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -299,6 +300,13 @@ def _taking(
 async def _stdio(settings: Settings) -> AsyncGenerator[Link]:
     """A link on standard input and output, which nothing else can write to from here on."""
     loop = asyncio.get_running_loop()
+    for descriptor in (0, 1):
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+            raise UsageError(
+                "the agent speaks to `entourage migrate`, which starts it over ssh",
+                remedy="nobody needs to start it by hand",
+            )
     inward, outward = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123, ASYNC230 - a descriptor is wanted

@@ -6,6 +6,7 @@ It knows for each device the last step that it finished, which is what its recov
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -64,7 +65,8 @@ class Conductor:
 
     Args:
         controllers: One for each device.
-        here: Makes what a controller works with, for the half (``prepare``, …) under way.
+        here: Makes what a controller works with, for the half (``prepare``, …) under way; and what
+            to call once it has settled.
         timeouts: How long a device may take.
         emit: Takes the events.
         now: Their ``at``.
@@ -73,13 +75,13 @@ class Conductor:
     def __init__(
         self,
         controllers: Sequence[Controller],
-        here: Callable[[Controller, str], Here],
+        here: Callable[[Controller, str, Callable[[], None]], Here],
         timeouts: MigrationSettings,
         emit: Listener,
         now: Callable[[], float],
     ) -> None:
         self.controllers = tuple(controllers)
-        self._here = here
+        self._make_here = here
         self._timeouts = timeouts
         self._emit = emit
         self._now = now
@@ -131,15 +133,18 @@ class Conductor:
         """Step 2, at the guest's stop. ``settled`` is set once the last memory may follow."""
         unsettled = {c.device.label for c in self.controllers if c.settles}
 
-        async def one(controller: Controller) -> None:
-            async with self._device(controller, Step.TRANSFER, None):
-                await controller.transfer(self._here(controller, "transfer"))
-            unsettled.discard(controller.device.label)
+        def settle(label: str) -> None:
+            unsettled.discard(label)
             if not unsettled:
                 self._settled.set()
 
-        if not unsettled:
-            self._settled.set()
+        async def one(controller: Controller) -> None:
+            settled = functools.partial(settle, controller.device.label)
+            async with self._device(controller, Step.TRANSFER, None):
+                await controller.transfer(self._here(controller, "transfer", settled))
+            settled()
+
+        settle("")
         async with self._step(Step.TRANSFER), asyncio.TaskGroup() as group:
             for controller in self.controllers:
                 group.create_task(one(controller))
@@ -208,6 +213,11 @@ class Conductor:
         """The devices that have not come through SYNC."""
         labels = [controller.device.label for controller in self.controllers]
         return [label for label in labels if self._finished.get(label) is not Step.SYNC]
+
+    def _here(
+        self, controller: Controller, half: str, settled: Callable[[], None] = lambda: None
+    ) -> Here:
+        return self._make_here(controller, half, settled)
 
     async def _recover(self, controllers: Sequence[Controller], patience: float) -> list[str]:
         async def one(controller: Controller) -> str:

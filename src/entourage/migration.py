@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from entourage import words
+from entourage import points, words
 from entourage.blackout import Blackout
 from entourage.conductor import Conductor, source_controllers
 from entourage.convergence import press, throttles
-from entourage.devices.base import Options
+from entourage.devices.base import Options, check_options
 from entourage.doubt import find_out
 from entourage.errors import (
     EntourageError,
@@ -86,13 +86,14 @@ class Migration:
         self.id = uuid.uuid4().hex
         self._request = request
         self._settings = request.settings
-        self._emit = listener
+        self._emit = listener if not points.ON else points.announced(listener)
         self._clock = Clock()
         # Without a live pre-copy all of memory is copied in the blackout: no budget fits that.
         budget = request.settings.migration.max_blackout if request.live else None
-        self._blackout = Blackout(self._clock, listener, budget)
+        self._blackout = Blackout(self._clock, self._emit, budget)
         self._way: Passage | None = None
         self._side: SourceSide | None = None
+        self._opening: asyncio.Task[Any] | None = None
         self._task: asyncio.Task[None] | None = None
         self._interrupted = ""
         self._decided = asyncio.Event()
@@ -124,6 +125,7 @@ class Migration:
             EntourageError: Nothing was begun: a wrong name, a busy domain, no way to the target.
         """
         request = self._request
+        self._opening = asyncio.current_task()
         try:
             async with open_passage(
                 self.id,
@@ -135,7 +137,14 @@ class Migration:
                 emit=self._emit,
                 clock=self._clock,
             ) as way:
+                self._opening = None
                 return await self._move(way)
+        except asyncio.CancelledError:
+            if not self._interrupted:
+                raise
+            interrupted = Interrupted(f"given up: {self._interrupted}; nothing was begun")
+            self._finish("rolled-back", str(interrupted))
+            raise interrupted from None
         except MigrationFailed as failed:
             runs_on = self._way.source if self._way else ""
             self._finish("rolled-back", str(failed), runs_on, failed.recovery_errors)
@@ -153,8 +162,9 @@ class Migration:
         if self._side and self._side.state.record is not None and not self._side.state.live:
             return False
         first, self._interrupted = not self._interrupted, why
-        if first and self._task:
-            self._task.cancel()
+        task = self._task or self._opening
+        if first and task:
+            task.cancel()
         return True
 
     async def _move(self, way: Passage) -> Finished:
@@ -172,6 +182,7 @@ class Migration:
         way.link.on(words.FAILED, self._on_failed)
         way.link.on(words.RESUMED, self._on_resumed_there)
         self._tell_start(way)
+        check_options(way.machine.domain, self._request.options)
         try:
             self._task = asyncio.create_task(self._watched(way, devices, side))
             await self._told(self._task)

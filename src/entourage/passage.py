@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -110,7 +110,7 @@ class Passage:
             address=address, ports=wanted.ports, secret=secret, bandwidth=wanted.bandwidth
         )
 
-    def here(self, controller: Controller, half: str) -> Here:
+    def here(self, controller: Controller, half: str, settled: Callable[[], None]) -> Here:
         """What the source half of a controller works with, in this half of a step."""
         label = controller.device.label
 
@@ -129,6 +129,7 @@ class Passage:
             emit=self.emit,
             now=self.clock.now,
             blockers=self.blockers,
+            settled=settled,
         )
 
     def send(self, message: Message) -> None:

@@ -6,10 +6,24 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from entourage.protocol import AnyEvent, Effect, Flush, Overtaken, Step
+from entourage.points import reached
+from entourage.protocol import AnyEvent, Do, Effect, Flush, Overtaken, Report, Send, Step
 
 StateT = TypeVar("StateT")
 Decide = Callable[[StateT, AnyEvent], Step[StateT]]
+
+
+def _name(effect: Effect) -> str:
+    """``flush-go``, ``send-ran``, ``let-run``: how a point calls an effect."""
+    match effect:
+        case Flush():
+            return f"flush-{effect.new}"
+        case Send():
+            return f"send-{effect.message.verb}"
+        case Report():
+            return f"report-{effect.finding}"
+        case Do():
+            return effect.value
 
 
 class Shell(Generic[StateT]):
@@ -31,6 +45,7 @@ class Shell(Generic[StateT]):
         self.state = state
         self._decide = decide
         self._do = do
+        self._role = type(state).__name__.lower()
         self._turn = asyncio.Lock()
 
     async def take(self, event: AnyEvent) -> None:
@@ -52,8 +67,11 @@ class Shell(Generic[StateT]):
         step = self._decide(before, event)
         self.state = step.state
         for number, effect in enumerate(step.effects):
+            point = _name(effect)
+            reached(f"{self._role}.before.{point}")
             try:
                 led_to = await self._do(effect)
+                reached(f"{self._role}.after.{point}")
             except Exception:
                 if number == 0:  # nothing of the step has happened
                     self.state = before

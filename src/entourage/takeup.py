@@ -103,7 +103,7 @@ async def taken_up_source(
         guest = await machine.reattach(was_running=was_running)
         options = Options(keep_source_disks=bool(details.get("keep_source_disks")))
 
-        def here(_controller: Controller, _half: str) -> Here:
+        def here(_controller: Controller, _half: str, settled: Callable[[], None]) -> Here:
             return Here(
                 migration=decision.migration,
                 source="this host",
@@ -114,6 +114,7 @@ async def taken_up_source(
                 peer=_no_peer,
                 emit=lambda _event: None,
                 now=clock.now,
+                settled=settled,
             )
 
         devices = Conductor(

@@ -25,6 +25,7 @@ class Plan:
 
     fails: str = ""
     hangs: str = ""
+    settles_early: bool = False
     calls: list[str] = dataclasses.field(default_factory=list[str])
     told: list[Step] = dataclasses.field(default_factory=list[Step])
 
@@ -32,7 +33,9 @@ class Plan:
 class Fake(Controller):
     device_class: ClassVar[str] = "external"
 
-    def __init__(self, name: str, plan: Plan, *, settles: bool = False, first: bool = False) -> None:
+    def __init__(
+        self, name: str, plan: Plan, *, settles: bool = False, first: bool = False
+    ) -> None:
         super().__init__(External(id=name, type="fake"))
         self.plan = plan
         self.settles = settles  # pyright: ignore[reportAttributeAccessIssue]
@@ -45,6 +48,10 @@ class Fake(Controller):
         if self.plan.fails == half:
             raise DeviceError(f"{half} failed")
 
+    def _early(self, here: Here) -> None:
+        if self.plan.settles_early:
+            cast("Any", here)()
+
     async def test(self, here: Here) -> Sequence[Refusal]:
         await self._do("test")
         return ()
@@ -56,6 +63,7 @@ class Fake(Controller):
         await self._do("connect")
 
     async def transfer(self, here: Here) -> None:
+        self._early(here)
         await self._do("transfer")
 
     async def sync(self, here: Here) -> None:
@@ -75,7 +83,7 @@ def conduct(
     events: list[AnyEvent] = []
     conductor = Conductor(
         fakes,
-        lambda _c, _h: cast("Any", None),
+        lambda _c, _h, settled: cast("Any", settled),
         timeouts or MigrationSettings(recover_timeout=0.1, recover_first_timeout=0.1),
         events.append,
         lambda: 0.0,
@@ -128,7 +136,9 @@ async def test_a_device_that_never_began_is_not_called() -> None:
 
 async def test_a_recovery_that_fails_or_hangs_stops_no_other_and_is_told() -> None:
     plans = [Plan(fails="recover"), Plan(hangs="recover"), Plan()]
-    conductor, events = conduct(*(Fake(name, plan) for name, plan in zip("abc", plans, strict=True)))
+    conductor, events = conduct(
+        *(Fake(name, plan) for name, plan in zip("abc", plans, strict=True))
+    )
     await conductor.test()
     await conductor.prepare(nothing)
     problems = await conductor.recover()
@@ -178,9 +188,7 @@ async def test_a_build_that_fails_ends_the_step() -> None:
 
 
 async def test_memory_waits_only_for_the_devices_that_settle() -> None:
-    conductor, _ = conduct(
-        Fake("disk", Plan(), settles=True), Fake("slow", Plan(hangs="transfer"))
-    )
+    conductor, _ = conduct(Fake("disk", Plan(), settles=True), Fake("slow", Plan(hangs="transfer")))
     transfer = asyncio.create_task(conductor.transfer())
     await asyncio.wait_for(conductor.settled(), 1)
     assert conductor.unfinished() == ["external/disk", "external/slow"]
@@ -193,6 +201,15 @@ async def test_memory_does_not_follow_a_disk_that_has_not_settled() -> None:
     transfer = asyncio.create_task(conductor.transfer())
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(conductor.settled(), 0.05)
+    transfer.cancel()
+    await asyncio.gather(transfer, return_exceptions=True)
+
+
+async def test_a_device_that_has_settled_need_not_be_through() -> None:
+    plan = Plan(hangs="transfer", settles_early=True)
+    conductor, _ = conduct(Fake("disk", plan, settles=True))
+    transfer = asyncio.create_task(conductor.transfer())
+    await asyncio.wait_for(conductor.settled(), 1)
     transfer.cancel()
     await asyncio.gather(transfer, return_exceptions=True)
 
