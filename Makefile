@@ -1,0 +1,53 @@
+# What a contributor types. Everything installs what it needs, once.
+
+STAMP := .venv/.setup
+RUN := .venv/bin/
+PYTEST := $(RUN)pytest -q
+
+.PHONY: setup demo test test-unit test-model test-e2e test-faults lint format bench bench-quick clean
+.DEFAULT_GOAL := test
+
+setup: $(STAMP)
+
+$(STAMP): scripts/setup pyproject.toml constraints.txt lab/guest_image.py
+	@scripts/setup
+
+demo: $(STAMP)
+	@$(RUN)python -m lab.demo
+
+test: lint test-unit test-model test-e2e
+
+test-unit: $(STAMP)
+	$(PYTEST) tests/unit
+
+test-model: $(STAMP)
+	$(PYTEST) tests/model
+
+test-e2e: $(STAMP)
+	$(PYTEST) tests/e2e
+
+# Only the end-to-end tests that break things on purpose.
+test-faults: $(STAMP)
+	$(PYTEST) tests/e2e -k fault
+
+lint: $(STAMP)
+	$(RUN)ruff check
+	$(RUN)ruff format --check
+	$(RUN)pyright
+	$(RUN)lint-imports
+
+format: $(STAMP)
+	$(RUN)ruff check --fix
+	$(RUN)ruff format
+
+bench: $(STAMP)
+	$(RUN)python -m bench
+
+bench-quick: $(STAMP)
+	$(RUN)python -m bench --quick
+
+# Labs first: their hosts are processes of the environment that goes away here.
+clean:
+	@if [ -x $(RUN)python ]; then $(RUN)python -m lab clean; fi
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,171 @@
+"""The guest's kernel and initramfs: Debian's kernel, busybox, a few modules, a shell script.
+
+Nothing is compiled and nothing is installed: the kernel's package is fetched and unpacked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.host import REPOSITORY
+
+CACHE = REPOSITORY / ".cache"
+BUSYBOX = Path("/usr/bin/busybox")
+_HERE = Path(__file__).parent
+_SCRIPTS = {"init": _HERE / "guest_init.sh", "bin/request": _HERE / "guest_request.sh"}
+_METAPACKAGE = "linux-image-cloud-amd64"  # few drivers, and LZ4, which unpacks fast
+
+MODULES = (
+    *("virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "virtio_rng"),
+    *("nvme", "sd_mod"),
+)
+"""What a lab guest has drivers for; what they depend on comes along."""
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """What a lab guest boots from."""
+
+    kernel: Path
+    initrd: Path
+
+
+class GuestImageError(RuntimeError):
+    """The guest's kernel could not be fetched or unpacked."""
+
+
+def guest_image() -> GuestImage:
+    """Return the image, made now if this version of it was not yet."""
+    directory = CACHE / "guest"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kernel = _kernel(directory)
+        return GuestImage(kernel / "vmlinuz", _initramfs(kernel, directory))
+
+
+def _kernel(directory: Path) -> Path:
+    """Return the folder of the kernel that was fetched last; fetch the newest if none was."""
+    present = sorted(
+        directory.glob("linux-image-*-cloud-*/complete"), key=lambda path: path.stat().st_mtime
+    )
+    if present:
+        return present[-1].parent
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        package = _download(Path(scratch))
+        subprocess.run(["dpkg-deb", "-x", str(package), f"{scratch}/root"], check=True)
+        root = Path(scratch, "root")
+        place = directory / package.name.removesuffix(".deb")
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        [vmlinuz] = (root / "boot").glob("vmlinuz-*")
+        shutil.copy(vmlinuz, place / "vmlinuz")
+        _take_modules(root, vmlinuz.name.removeprefix("vmlinuz-"), place / "modules")
+        (place / "complete").touch()
+    return place
+
+
+def _download(scratch: Path) -> Path:
+    """Fetch the newest kernel package of the release."""
+    depends = subprocess.run(
+        ["apt-cache", "depends", _METAPACKAGE], check=True, capture_output=True, text=True
+    ).stdout
+    names = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line]
+    if not names:
+        raise GuestImageError(f"apt knows no {_METAPACKAGE}; run: apt-get update")
+    # As root, apt would hand the download to a user who may not write here.
+    options = ["-o", "APT::Sandbox::User=root", "-q"]
+    fetched = subprocess.run(
+        ["apt-get", *options, "download", names[0]],
+        cwd=scratch,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if fetched.returncode:
+        raise GuestImageError(f"apt-get download {names[0]} failed:\n{fetched.stderr}")
+    return next(scratch.glob("*.deb"))
+
+
+def _take_modules(root: Path, version: str, target: Path) -> None:
+    """Copy the modules of `MODULES` and those that they need, with their index."""
+    subprocess.run(["depmod", "-b", str(root), version], check=True)
+    modules = root / "lib/modules" / version
+    needs: dict[str, list[str]] = {}
+    paths: dict[str, str] = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        path, _, dependencies = line.partition(":")
+        name = Path(path).name.split(".", 1)[0].replace("-", "_")
+        paths[name] = path
+        needs[name] = [path, *dependencies.split()]
+    staging = target / "lib/modules" / version
+    for path in sorted({path for name in MODULES for path in needs.get(name, [])}):
+        (staging / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(modules / path, staging / path)
+    for index in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        shutil.copy(modules / index, staging / index)
+    subprocess.run(["depmod", "-b", str(target), version], check=True)
+
+
+def _initramfs(kernel: Path, directory: Path) -> Path:
+    """Return the archive for this kernel and these scripts."""
+    scripts = {name: path.read_bytes() for name, path in _SCRIPTS.items()}
+    busybox = BUSYBOX.read_bytes()
+    digest = hashlib.sha256(busybox + kernel.name.encode())
+    for name, content in scripts.items():
+        digest.update(name.encode() + content)
+    path = directory / f"initramfs-{digest.hexdigest()[:16]}.cpio"
+    if path.exists():
+        return path
+    archive = _Cpio()
+    for name in ("bin", "dev", "etc", "proc", "run", "sys", "tmp"):
+        archive.add(name, 0o040755)
+    archive.add("bin/busybox", 0o100755, busybox)
+    archive.add("bin/sh", 0o120777, b"busybox")
+    modules = kernel / "modules"
+    for file in sorted(modules.rglob("*")):
+        name = str(file.relative_to(modules))
+        if file.is_dir():
+            archive.add(name, 0o040755)
+        else:
+            archive.add(name, 0o100644, file.read_bytes())
+    for name, content in scripts.items():
+        archive.add(name, 0o100755, content)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_bytes(archive.finish())
+    scratch.rename(path)
+    return path
+
+
+class _Cpio:
+    """A "newc" archive, which the kernel unpacks: a header in hexadecimal before each file."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._inode = 0
+
+    def add(self, name: str, mode: int, content: bytes = b"") -> None:
+        self._inode += 1
+        raw = name.encode() + b"\0"
+        fields = (self._inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(raw), 0)
+        header = b"070701" + b"".join(b"%08X" % field for field in fields)
+        self._parts += [_padded(header + raw), _padded(content)]
+
+    def finish(self) -> bytes:
+        self.add("TRAILER!!!", 0)
+        return b"".join(self._parts)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)
+
+
+if __name__ == "__main__":
+    print(guest_image().kernel)

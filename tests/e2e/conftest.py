@@ -1,0 +1,49 @@
+"""The lab that the end-to-end tests share, and what they need of it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab.hosts import Lab
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from lab.host import Host
+
+
+@pytest.fixture(scope="session")
+def lab() -> Generator[Lab]:
+    """Hosts a and b for the whole session. A test that breaks one mends it."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab needs root")
+    with Lab.up(hosts=("a", "b"), name=f"e2e-{os.getpid()}") as lab:
+        yield lab
+
+
+@pytest.fixture
+def a(lab: Lab) -> Generator[Host]:
+    if not lab["a"].is_on:
+        lab["a"].power_on()
+    yield lab["a"]
+    lab.mend_all()  # of a test that failed midway
+
+
+@pytest.fixture
+def b(lab: Lab) -> Host:
+    if not lab["b"].is_on:
+        lab["b"].power_on()
+    return lab["b"]
+
+
+@pytest.fixture
+def c(lab: Lab) -> Host:
+    """Return a third host, made when first asked for."""
+    if "c" not in lab.hosts:
+        lab.add("c")
+    if not lab["c"].is_on:
+        lab["c"].power_on()
+    return lab["c"]
