@@ -157,6 +157,9 @@ async def _gone(pidfd: int, patience: float) -> None:
         raise EntourageError(f"a process does not end ({patience:g} s after SIGKILL)") from error
     finally:
         loop.remove_reader(pidfd)
+    with contextlib.suppress(ChildProcessError):
+        # A child of this very process stays as a zombie until its last word is taken.
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it does not wait
 
 
 def place(scratch: Path, final: Path, ledger: Ledger) -> None:

@@ -1,0 +1,270 @@
+"""Carries a machine's memory and CPU state to another host: the source's six verbs on QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from typing import Any
+
+from entourage.errors import HypervisorError
+from entourage.hosts.process import ProcessHandle
+from entourage.hypervisors.base import DataPlane, MemoryProgress, Ticket
+from entourage.hypervisors.qemu import keys
+from entourage.hypervisors.qemu.cmdline import mirror_name
+from entourage.hypervisors.qemu.deadhand import DeadHand
+from entourage.hypervisors.qemu.explain import device_of
+from entourage.hypervisors.qemu.mirrors import Mirrors
+from entourage.hypervisors.qemu.paths import Places
+from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
+from entourage.hypervisors.qemu.record import Running
+
+_UNLIMITED = 1 << 40  # bytes a second
+_ENDED = frozenset({"none", "completed", "failed", "cancelled"})
+_YANK_AFTER = 1.0
+_NUDGE = 0.02
+# Auto-converge can only be switched on before a migration begins. Until it is wanted, what it takes
+# from the guest is held at the least that QEMU knows, one percent.
+_HARDLY_THROTTLED = {
+    "cpu-throttle-initial": 1,
+    "cpu-throttle-increment": 20,
+    "max-cpu-throttle": 1,
+    "throttle-trigger-threshold": 100,
+}
+_THROTTLED = {"max-cpu-throttle": 99, "throttle-trigger-threshold": 50}
+
+
+def capabilities(**states: bool) -> dict[str, Any]:
+    """The arguments of ``migrate-set-capabilities``."""
+    return {
+        "capabilities": [
+            {"capability": name.replace("_", "-"), "state": state} for name, state in states.items()
+        ]
+    }
+
+
+class Carrier:
+    """The six verbs, and ``abort``; a ``Machine`` is built on it.
+
+    Args:
+        monitor: The owner's monitor.
+        process: QEMU; None where it has ended.
+        running: What was written down when it was started.
+        where: The domain's places.
+        was_running: Whether its user lets the guest run.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        process: ProcessHandle | None,
+        running: Running,
+        where: Places,
+        *,
+        was_running: bool,
+    ) -> None:
+        self._monitor = monitor
+        self._process = process
+        self._running = running
+        self._where = where
+        self._was_running = was_running
+        self._mirrors = Mirrors(monitor, running.domain)
+        self._hand: DeadHand | None = None
+        self._tls = False
+        self._tidying: asyncio.Task[None] | None = None
+        self._gone = process is None
+
+    @property
+    def was_running(self) -> bool:
+        """False where the user had paused the guest before: it stays paused on the target."""
+        return self._was_running
+
+    async def arm(
+        self, plane: DataPlane, *, throttle: bool = False, lock: int | None = None
+    ) -> None:
+        """Set up keys, capabilities and parameters, and arm the dead hand."""
+        domain = self._running.domain
+        await self._tidied()
+        self._tls = plane.secret is not None
+        if plane.secret is not None:
+            await keys.add_key(self._monitor, self._where, plane.secret, server=False)
+        await self._monitor.execute(
+            "migrate-set-capabilities",
+            capabilities(
+                events=True,
+                pause_before_switchover=True,
+                auto_converge=throttle,
+                # With it, the source resumes by itself when the link breaks at the very end.
+                return_path=False,
+            ),
+        )
+        await self._monitor.execute(
+            "migrate-set-parameters",
+            {
+                "tls-creds": keys.OBJECT if self._tls else "",
+                "tls-hostname": "",
+                "max-bandwidth": plane.bandwidth or _UNLIMITED,
+                **(_HARDLY_THROTTLED if throttle else {}),
+            },
+        )
+        self._hand = await DeadHand.arm(
+            self._where,
+            name=f"{domain.uuid}.{secrets.token_hex(4)}",
+            run_again=self._was_running,
+            mirrors=[mirror_name(domain, disk) for disk in domain.block],
+            lock=lock,
+        )
+
+    async def start(self, ticket: Ticket, *, live: bool) -> None:
+        """Begin pre-copy; returns when the stream is up. ``live=False`` stops the guest first."""
+        known = self._monitor.known
+        known.migration, known.held_at, known.stopped_at = "", 0, 0
+        if not live and self._was_running:
+            await self._monitor.execute("stop")
+        try:
+            await self._monitor.execute("migrate", {"uri": ticket.uri})
+        except CommandError as error:
+            error.device = device_of(self._running.domain, error.reason)
+            raise
+        await self._reach("active", "pre-switchover", "device", "completed")
+
+    async def progress(self) -> MemoryProgress:
+        """How far pre-copy has come; raises HypervisorError where a mirror has failed meanwhile."""
+        info, _ = await asyncio.gather(self._monitor.execute("query-migrate"), self._mirrors.look())
+        ram: dict[str, Any] = info.get("ram", {})
+        return MemoryProgress(
+            transferred=ram.get("transferred", 0),
+            remaining=ram.get("remaining", 0),
+            total=ram.get("total", 0),
+            dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
+            rate=ram.get("mbps", 0.0) * 1e6 / 8,
+            iteration=ram.get("dirty-sync-count", 0),
+            expected_downtime=info.get("expected-downtime", 0) / 1000,
+        )
+
+    async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
+        """Change how much blackout is accepted (seconds), and whether the guest is slowed."""
+        await self._monitor.execute(
+            "migrate-set-parameters",
+            {
+                "downtime-limit": max(1, round(downtime_limit * 1000)),
+                **(_THROTTLED if throttle else {}),
+            },
+        )
+
+    async def stopped(self) -> int:
+        """Wait until the guest has stopped; ns of the monotonic clock."""
+        await self._reach("pre-switchover")
+        # A guest that its user had paused has no moment of stopping.
+        return self._monitor.known.stopped_at or self._monitor.known.held_at
+
+    async def proceed(self) -> None:
+        """Disks are settled: send the last memory pages and the devices' state."""
+        await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def landed(self) -> None:
+        """Wait until the source says that all has been sent and taken."""
+        await self._reach("completed")
+
+    async def disarm_dead_hand(self) -> None:
+        """GO may be sent next: from when this returns, nothing resumes the guest by itself."""
+        if self._hand is None:
+            raise HypervisorError("no dead hand is armed")
+        await self._hand.disarm()
+
+    async def abort(self) -> None:
+        """Give the migration up at whatever point: the guest runs here again, or stays paused.
+
+        What is left to tidy up then is done beside what the caller does next, the blackout being
+        over; ``close`` waits for it.
+        """
+        await self._give_up()
+        if self._was_running:
+            await self._run_again()
+        self._tidying = asyncio.create_task(self._tidy())
+
+    async def _dismiss(self) -> None:
+        if self._hand is not None:
+            await self._hand.dismiss()
+            self._hand = None
+
+    async def _reach(self, *wanted: str) -> None:
+        """Wait until the migration is in one of the states, or over."""
+        states = frozenset(wanted)
+
+        def reached(known: Known) -> str | None:
+            return known.migration if known.migration in states | _ENDED else None
+
+        status = await self._monitor.until(reached)
+        if status not in states:
+            info = await self._monitor.execute("query-migrate")
+            reason = info.get("error-desc", f"it is {status}")
+            raise HypervisorError(
+                f"QEMU's migration ended: {reason}",
+                device=device_of(self._running.domain, reason),
+            )
+
+    async def _give_up(self) -> None:
+        """Cancel the migration, whatever it is doing; returns when it is over."""
+        self._monitor.known.migration = ""  # what is heard from here on counts
+        # Sent at once: a mirror over a dead link holds up QEMU's main loop until it is cut off.
+        _, _, info = await asyncio.gather(
+            self._mirrors.cut_off(),
+            self._monitor.execute("migrate_cancel"),
+            self._monitor.execute("query-migrate"),
+        )
+        if info.get("status", "none") in _ENDED:
+            return
+        over = self._monitor.until(lambda known: known.migration in _ENDED or None)
+        waiting = asyncio.ensure_future(over)
+        try:
+            await asyncio.wait({waiting}, timeout=_YANK_AFTER)
+            if not waiting.done():
+                with contextlib.suppress(CommandError):
+                    instance = {"type": "migration"}
+                    await self._monitor.execute("yank", {"instances": [instance]}, urgent=True)
+            await waiting
+        finally:
+            waiting.cancel()
+
+    async def _run_again(self) -> None:
+        """Let the guest run; one that runs already goes on."""
+        known = self._monitor.known
+        while True:
+            known.resumed_at = 0
+            try:
+                await self._monitor.execute("cont")
+            except CommandError as error:
+                if "not finalized" not in error.reason:
+                    raise
+                # The cancelled migration is about to resume the guest by itself, or to stop being.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_NUDGE):
+                        await self._monitor.until(lambda known: known.resumed_at or None)
+            else:
+                return
+
+    async def _tidied(self) -> None:
+        """Wait until nothing is left to tidy up."""
+        if self._tidying is not None:
+            with contextlib.suppress(MonitorLostError):
+                await self._tidying
+            self._tidying = None
+
+    async def _tidy(self) -> None:
+        """Back to what QEMU is without us, as far as the mirrors that still end allow it."""
+        await self._dismiss()
+        with contextlib.suppress(CommandError):
+            await self._monitor.execute(
+                "migrate-set-capabilities",
+                capabilities(pause_before_switchover=False, auto_converge=False),
+            )
+            await self._monitor.execute(
+                "migrate-set-parameters", {"tls-creds": "", "max-cpu-throttle": 99}
+            )
+        for disk in self._running.domain.block:
+            # A mirror that was settled, or that nobody will end any more.
+            with contextlib.suppress(CommandError):
+                name = mirror_name(self._running.domain, disk)
+                await self._monitor.execute("blockdev-del", {"node-name": name})
+        await keys.drop_key(self._monitor)

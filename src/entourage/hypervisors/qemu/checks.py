@@ -1,0 +1,191 @@
+"""What must be so on this host before a machine can be started or built on it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from entourage.domain import Block, Domain, Net, Tpm
+from entourage.errors import HypervisorError, UsageError
+from entourage.hypervisors.qemu import binary
+from entourage.hypervisors.qemu.cmdline import is_readonly
+from entourage.hypervisors.qemu.machine import cpu_flags, digest
+from entourage.hypervisors.qemu.paths import places
+from entourage.hypervisors.qemu.record import entries
+from entourage.settings.model import Settings
+from entourage.steps import Refusal
+
+_QCOW2_MAGIC = b"QFI\xfb"
+# What QEMU itself takes beside the guest's memory: translation buffers, devices, page tables.
+_OVERHEAD = 64 << 20
+_MEMINFO = Path("/proc/meminfo")
+
+Reason: TypeAlias = tuple[str, str]
+"""What is wrong, and what to do about it."""
+
+
+def check_start(domain: Domain) -> None:
+    """See that everything a domain names is here.
+
+    Raises:
+        UsageError: Something is not; all that is missing is named.
+    """
+    problems: list[UsageError] = [
+        UsageError(f"there is no {path} that can be read", remedy="check boot in the domain's file")
+        for path in domain.boot.files
+        if not os.access(path, os.R_OK)
+    ]
+    for disk in domain.block:
+        problems += _disk_problems(disk)
+    for net in domain.net:
+        problems += _net_problems(net)
+    for tpm in domain.tpm:
+        problems += _tpm_problems(tpm)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise UsageError("; ".join(map(str, problems)))
+
+
+def _disk_problems(disk: Block) -> Iterator[UsageError]:
+    path = Path(disk.path)
+    wanted = os.R_OK if is_readonly(disk) else os.R_OK | os.W_OK
+    if not path.exists():
+        yield UsageError(f"there is no {path}", device=disk.label, remedy="check its path")
+    elif not (path.is_file() or path.is_block_device()):
+        yield UsageError(f"{path} is neither a file nor a block device", device=disk.label)
+    elif not os.access(path, wanted):
+        yield UsageError(f"{path} cannot be read and written", device=disk.label)
+    else:
+        with path.open("rb") as file:
+            really = file.read(4) == _QCOW2_MAGIC
+        # As raw, a guest could write a header that makes QEMU open any file of the host next time.
+        if really != (disk.format == "qcow2"):
+            found = "a qcow2 image" if really else "no qcow2 image"
+            remedy = f'set format = "{"qcow2" if really else "raw"}"'
+            yield UsageError(f"{path} is {found}", device=disk.label, remedy=remedy)
+
+
+def _net_problems(net: Net) -> Iterator[UsageError]:
+    if net.bridge not in (name for _, name in socket.if_nameindex()):
+        yield UsageError(
+            f"there is no bridge {net.bridge}",
+            device=net.label,
+            remedy=f"make it (ip link add {net.bridge} type bridge), or name another",
+        )
+
+
+def _tpm_problems(tpm: Tpm) -> Iterator[UsageError]:
+    if tpm.type == "emulator" and shutil.which("swtpm") is None:
+        yield UsageError("swtpm is not installed", device=tpm.label, remedy="install swtpm")
+    if tpm.type == "external" and not (tpm.socket and Path(tpm.socket).is_socket()):
+        yield UsageError(
+            f"there is no socket {tpm.socket or '(none is named)'}",
+            device=tpm.label,
+            remedy="start the emulator first",
+        )
+    if tpm.type == "passthrough" and not os.access(tpm.path or "/dev/tpm0", os.R_OK | os.W_OK):
+        yield UsageError(f"there is no {tpm.path or '/dev/tpm0'}", device=tpm.label)
+
+
+async def test_incoming(
+    domain: Domain, host: str, facts: Mapping[str, str], settings: Settings
+) -> Sequence[Refusal]:
+    """What speaks against building this domain here."""
+    reasons = [*_taken(domain, host, settings), *_unusable(domain, settings), *_memory(domain)]
+    for path in domain.boot.files:
+        here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
+        if not here:
+            reasons.append((f"there is no {path}", f"copy it to {host}"))
+        elif there and here != there:
+            reason = f"{path} is not the file of that name that the source has"
+            reasons.append((reason, f"copy it to {host}"))
+    if binary.find_qemu() is None:
+        reasons.append(("QEMU is not installed", f"install qemu-system-x86_64 on {host}"))
+    else:
+        try:
+            reasons += await _qemu(domain, facts, host)
+            if domain.accel == "kvm":
+                reasons += await _kvm(facts, settings)
+        except HypervisorError as error:
+            reasons.append((error.message, error.remedy))
+    return [Refusal("domain", host, reason, remedy) for reason, remedy in reasons]
+
+
+def _taken(domain: Domain, host: str, settings: Settings) -> Iterator[Reason]:
+    for entry in entries(settings):
+        if entry.domain.uuid != domain.uuid and entry.domain.name != domain.name:
+            continue
+        if not entry.alive:
+            yield (
+                f"there is a domain {entry.domain.name} here already, shut off",
+                f"if it is of no use any more, delete {entry.places.record} on {host}",
+            )
+        elif entry.running is not None and entry.running.incoming:
+            yield (
+                f"there is a domain {entry.domain.name} here already, on its way in",
+                f"run `entourage recover` on {host}",
+            )
+        else:
+            yield (
+                f"there is a domain {entry.domain.name} here already, and it runs",
+                "migrate to another host than the one it runs on, or give one another name",
+            )
+
+
+def _unusable(domain: Domain, settings: Settings) -> Iterator[Reason]:
+    """Directories that cannot be written to, or whose paths are of no use."""
+    try:
+        places(settings, str(domain.uuid), domain.name)
+    except UsageError as error:
+        yield error.message, error.remedy
+    for path in (settings.paths.run, settings.paths.state, settings.paths.log):
+        there = Path(path)
+        while not there.exists():
+            there = there.parent
+        if not os.access(there, os.W_OK | os.X_OK):
+            yield f"{path} cannot be written to", "run Entourage there as root (remote-command)"
+
+
+def _memory(domain: Domain) -> Iterator[Reason]:
+    for line in _MEMINFO.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "MemAvailable":
+            free = int(value.split()[0]) << 10
+            need = domain.memory + _OVERHEAD
+            if free < need:
+                yield (
+                    f"not enough memory: {need >> 20} MiB needed, {free >> 20} MiB free",
+                    "free some, or shut another domain down",
+                )
+
+
+async def _qemu(domain: Domain, facts: Mapping[str, str], host: str) -> list[Reason]:
+    reasons: list[Reason] = []
+    ours = await binary.version()
+    theirs = tuple(int(part) for part in facts.get("qemu", "").split(".") if part.isdigit())
+    if theirs and (ours < theirs or ours[0] != theirs[0]):
+        kind = "older than" if ours < theirs else "another major version than"
+        dotted = ".".join(map(str, ours))
+        reason = f"QEMU {dotted} is {kind} the {facts['qemu']} that the domain runs in"
+        reasons.append((reason, f"install QEMU {facts['qemu']} on {host}"))
+    if domain.machine not in await binary.machine_types():
+        reason = f"QEMU here has no machine type {domain.machine}"
+        reasons.append((reason, f"install on {host} the QEMU of the source"))
+    return reasons
+
+
+async def _kvm(facts: Mapping[str, str], settings: Settings) -> list[Reason]:
+    if not await binary.kvm_works(settings):
+        remedy = 'enable KVM, or start the domain with accel = "tcg"'
+        return [("the domain runs in KVM, which runs no guest here", remedy)]
+    lacking = sorted(set(facts.get("cpu-flags", "").split()) - cpu_flags())
+    if lacking:
+        remedy = "start the domain with a CPU model that both hosts have (cpu)"
+        return [(f"the CPU here lacks {', '.join(lacking)}", remedy)]
+    return []

@@ -1,0 +1,305 @@
+"""A QEMU machine that is being built here: the target's half of a migration."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from entourage.domain import Block, Domain, Net, Tpm
+from entourage.errors import HypervisorError
+from entourage.hosts.process import ProcessHandle, last_lines
+from entourage.hosts.resources import Ledger, end_processes
+from entourage.hypervisors.base import DataPlane, Export, Ticket, TpmFacts, Verb
+from entourage.hypervisors.qemu import keys
+from entourage.hypervisors.qemu import tpm as tpms
+from entourage.hypervisors.qemu.carrier import capabilities
+from entourage.hypervisors.qemu.cmdline import (
+    block_node,
+    disk_index,
+    export_name,
+    is_readonly,
+    node_name,
+)
+from entourage.hypervisors.qemu.explain import plain
+from entourage.hypervisors.qemu.launch import bring_up, host_things
+from entourage.hypervisors.qemu.machine import VERBS, announce, connect
+from entourage.hypervisors.qemu.paths import Places
+from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
+from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
+from entourage.protocol import Guest
+
+_DEFAULT_ANNOUNCE_ROUNDS = 5
+_NEVER_RELEASED = frozenset({"inmigrate", "paused", "prelaunch"})
+
+
+class QemuIncoming:
+    """A domain that is being built on this host.
+
+    Args:
+        domain: The domain; of what ``build`` is given only its identity is used here.
+        where: Its places on this host.
+        ledger: Takes every resource before it is made.
+    """
+
+    def __init__(self, domain: Domain, where: Places, ledger: Ledger) -> None:
+        self._domain = domain
+        self._where = where
+        self._ledger = ledger
+        self._monitor: Monitor | None = None
+        self._process: ProcessHandle | None = None
+        self._running: Running | None = None
+        self._plane: DataPlane | None = None
+        self._host = ""
+        self._log_start = 0
+        self._nbd_port = 0
+        self._nbd_starting = asyncio.Lock()
+        self._writable: list[str] = []
+
+    @property
+    def verbs(self) -> frozenset[Verb]:
+        """All of them."""
+        return VERBS
+
+    async def tpm_facts(self) -> TpmFacts:
+        """What the TPM emulator of this host can do; can be asked before ``build``."""
+        return await tpms.facts()
+
+    async def attach(self) -> Guest:
+        """Take up a machine that another process was building here; what became of it."""
+        await self.close()
+        running = read_running(self._where)
+        process = None if running is None else ProcessHandle.open(running.pid, running.began)
+        if running is None or process is None:
+            return Guest.DEAD
+        try:
+            monitor = await connect(self._where.qmp)
+            status = (await monitor.execute("query-status"))["status"]
+        except MonitorLostError:
+            process.close()
+            return Guest.DEAD
+        self._monitor, self._process, self._running = monitor, process, running
+        self._domain = running.domain
+        return Guest.STOPPED if status in _NEVER_RELEASED else Guest.RUNNING
+
+    async def build(self, domain: Domain, plane: DataPlane) -> None:
+        """Make the machine, paused, from the running configuration; what it opens exists."""
+        self._plane = plane
+        self._host = await _bindable(plane.address)
+        self._log_start = self._where.log.stat().st_size if self._where.log.exists() else 0
+        up = await bring_up(domain, self._where, self._ledger, incoming=True)
+        self._monitor, self._process, self._running = up
+        self._domain = up.running.domain
+        if plane.secret is not None:
+            await keys.add_key(up.monitor, self._where, plane.secret, server=True)
+        await up.monitor.execute(
+            "migrate-set-capabilities",
+            # Images are taken only when the guest is released: until then the source can go on
+            # with one that both hosts share, and with its own.
+            capabilities(events=True, late_block_activate=True),
+        )
+        await up.monitor.execute(
+            "migrate-set-parameters",
+            {
+                # Announced it is when it runs, not when it may still go back.
+                "announce-rounds": 0,
+                "tls-creds": "" if plane.secret is None else keys.OBJECT,
+            },
+        )
+
+    async def export(self, disk: Block) -> Export:
+        """Open a disk of the built machine for the mirror's writes."""
+        monitor, plane = self._built()
+        async with self._nbd_starting:
+            if not self._nbd_port:
+                self._nbd_port = await self._start_nbd(monitor, plane)
+        disk = self._domain.block[disk_index(self._domain, disk)]  # as it is here
+        name = node_name(self._domain, disk)
+        export = export_name(self._domain, disk)
+        if is_readonly(disk):
+            # The guest's own node must stay read-only. It holds no lock before the guest runs, so
+            # that another one can write to the file until all is there.
+            things = host_things(self._domain, self._where)
+            node = block_node(disk, export, things, readonly=False)
+            await monitor.execute("blockdev-add", node, device=disk.label)
+            self._writable.append(export)
+            name = export
+        await monitor.execute(
+            "block-export-add",
+            {"type": "nbd", "id": export, "node-name": name, "name": export, "writable": True},
+            device=disk.label,
+        )
+        return Export(host=plane.address, port=self._nbd_port, name=export)
+
+    async def listen(self) -> Ticket:
+        """Wait for memory; returns where."""
+        monitor, plane = self._built()
+        for port in _range(plane):
+            try:
+                await monitor.execute(
+                    "migrate-incoming", {"uri": f"tcp:{_bracketed(self._host)}:{port}"}
+                )
+            except CommandError as error:
+                _only_in_use(error)
+            else:
+                return Ticket(uri=f"tcp:{_bracketed(plane.address)}:{port}")
+        raise _no_port(plane)
+
+    async def landed(self) -> None:
+        """Wait until memory has landed, then close the exports: all that is left is ``run``."""
+        monitor, _ = self._built()
+
+        def over(known: Known) -> str | None:
+            return known.migration if known.migration in {"completed", "failed"} else None
+
+        try:
+            status = await monitor.until(over)
+        except MonitorLostError as error:
+            raise self._failure() from error
+        if status == "failed":
+            raise self._failure()
+        if not self._nbd_port:
+            return
+        # All at once: QEMU does them in this order.
+        await asyncio.gather(
+            monitor.execute("nbd-server-stop"),
+            *(monitor.execute("blockdev-del", {"node-name": name}) for name in self._writable),
+        )
+        self._nbd_port = 0
+        self._writable.clear()
+
+    async def died(self) -> str:
+        """Returns, with the reason, when the machine is gone; never before."""
+        if self._process is None:
+            raise HypervisorError("no machine is being built")
+        await self._process.ended()
+        return self._failure().message
+
+    async def run(self, *, paused: bool) -> int:
+        """Let the guest run (or stay as its user had paused it); ns of the monotonic clock.
+
+        Where QEMU dies before it has answered, the guest may have run: this returns as if it had,
+        and ``died`` tells the rest.
+        """
+        monitor = self._standing()
+        if paused:
+            return time.monotonic_ns()
+        if monitor.known.lost:
+            raise self._failure()
+        monitor.known.resumed_at = 0
+        with contextlib.suppress(MonitorLostError):
+            await monitor.execute("cont")
+        return monitor.known.resumed_at or time.monotonic_ns()
+
+    async def announce(self, nets: Sequence[Net]) -> None:
+        """Tell the network where the guest's MACs are."""
+        await announce(self._standing(), nets)
+
+    async def sync_tpm(self, tpm: Tpm) -> None:
+        """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
+        await asyncio.to_thread(tpms.sync_state, self._where.tpm_state(tpm.id))
+
+    async def settle_in(self) -> None:
+        """After the guest runs: write down the domain as this host's own, drop the keys."""
+        running = self._running
+        if running is None:
+            raise HypervisorError("no machine was built")
+        # First: whatever comes of the rest, the domain is this host's.
+        await asyncio.to_thread(write_owned, self._where, running.domain)
+        self._running = msgspec.structs.replace(running, incoming=False)
+        write_running(self._where, self._running)
+        keys.forget_file(self._where)
+        monitor = self._standing()
+        await monitor.execute(
+            "migrate-set-parameters",
+            {"announce-rounds": _DEFAULT_ANNOUNCE_ROUNDS, "tls-creds": ""},
+        )
+        await monitor.execute("migrate-set-capabilities", capabilities(late_block_activate=False))
+        await keys.drop_key(monitor)
+        await monitor.close()
+
+    async def kill(self) -> None:
+        """End the machine, which never ran; returns when its processes are gone."""
+        running = self._running or read_running(self._where)
+        if running is not None:
+            await end_processes(running.marker)
+        await self.close()
+        keys.forget_file(self._where)
+
+    async def close(self) -> None:
+        """Let go of the machine without changing it."""
+        if self._monitor is not None:
+            await self._monitor.close()
+        if self._process is not None:
+            self._process.close()
+
+    async def _start_nbd(self, monitor: Monitor, plane: DataPlane) -> int:
+        tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}
+        for port in _range(plane):
+            address = {"type": "inet", "data": {"host": self._host, "port": str(port)}}
+            try:
+                await monitor.execute(
+                    "nbd-server-start", {"addr": address, "max-connections": 0, **tls}
+                )
+            except CommandError as error:
+                _only_in_use(error)
+            else:
+                return port
+        raise _no_port(plane)
+
+    def _standing(self) -> Monitor:
+        if self._monitor is None:
+            raise HypervisorError("the machine is not built")
+        return self._monitor
+
+    def _built(self) -> tuple[Monitor, DataPlane]:
+        if self._plane is None:
+            raise HypervisorError("the machine is not built")
+        return self._standing(), self._plane
+
+    def _failure(self) -> HypervisorError:
+        said = plain(last_lines(self._where.log, self._log_start, 2)) or "it said nothing"
+        return HypervisorError(f"the machine being built has failed: {said}")
+
+
+async def _bindable(address: str) -> str:
+    """What to listen at so that the address is reached: itself, or, behind a NAT, everything."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise HypervisorError(
+            f"the data address {address} is none: {error.strerror}",
+            remedy="set data-address to one of this host's",
+        ) from error
+    for family, kind, protocol, _, where in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as trial:
+            trial.bind(where)
+            return str(where[0])
+    return "::" if found[0][0] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - meant
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _range(plane: DataPlane) -> range:
+    first, last = plane.ports
+    return range(first, last + 1)
+
+
+def _only_in_use(error: CommandError) -> None:
+    """Raise it again, unless it says that somebody else has the port."""
+    if "in use" not in error.reason:
+        raise error
+
+
+def _no_port(plane: DataPlane) -> HypervisorError:
+    first, last = plane.ports
+    return HypervisorError(
+        f"no port from {first} to {last} is free", remedy="set migration.ports to a wider range"
+    )

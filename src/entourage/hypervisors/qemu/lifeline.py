@@ -1,0 +1,167 @@
+"""The dead hand: a program of its own that lets a guest run again when its parent dies.
+
+Between the guest's stop and GO, QEMU stands still and waits for a word. If the process that was to
+say it dies, nobody would. This program is started before the stop. It has a monitor of QEMU's to
+itself and one end of a socket pair; the other end is its parent's alone. It is told
+
+    ``g``  GO may be sent: from now on never resume; answered ``G``
+    ``d``  all is over: end; answered ``D``
+
+and the end of file means that the parent is dead: if GO was not said, the migration is cancelled
+and the guest resumed. It is light on purpose, and imports nothing but the standard library: it runs
+as ``python -I -S lifeline.py SOCKET-FD RUN-AGAIN MONITOR MIRROR…``.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+_DEADLINE = 30.0
+_YANK_AFTER = 2.0
+_NUDGE = 0.05
+_ENDED: frozenset[str] = frozenset({"none", "completed", "failed", "cancelled"})
+
+
+class _Refused(Exception):  # noqa: N818 - a word of QMP's
+    """QEMU said no."""
+
+
+class _Qmp:
+    """A QMP connection that does one thing at a time."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._rest = b""
+        self._count = 0
+        self.migration = ""
+        greeted = False
+        while not greeted:
+            # What QEMU could not say to who was connected before comes first, perhaps torn.
+            with contextlib.suppress(ValueError):
+                greeted = "QMP" in self._read()
+        self.run("qmp_capabilities", enable=["oob"])
+
+    def _read(self) -> dict[str, Any]:
+        """The next message; raises TimeoutError where the socket has one."""
+        while b"\n" not in self._rest:
+            got = self._socket.recv(1 << 16)
+            if not got:
+                raise EOFError
+            self._rest += got
+        line, self._rest = self._rest.split(b"\n", 1)
+        message: dict[str, Any] = json.loads(line)
+        if message.get("event") == "MIGRATION":
+            self.migration = message["data"]["status"]
+        return message
+
+    def run(self, command: str, *, urgent: bool = False, **arguments: object) -> Any:
+        """Run a command and wait for its answer."""
+        self._count += 1
+        verb = "exec-oob" if urgent else "execute"
+        request = json.dumps({verb: command, "arguments": arguments, "id": self._count})
+        self._socket.sendall(request.encode())
+        while True:
+            answer = self._read()
+            if answer.get("id") != self._count:
+                continue
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise _Refused(answer["error"]["desc"])
+
+    def status(self, command: str) -> str:
+        """The status that a query returns."""
+        return self.run(command).get("status", "none")
+
+    def wait(self, patience: float) -> None:
+        """Wait for the next event, at most for so long."""
+        self._socket.settimeout(patience)
+        try:
+            with contextlib.suppress(TimeoutError):
+                self._read()
+        finally:
+            self._socket.settimeout(None)
+
+
+def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
+    """Give the migration up and let the guest run; returns what became of it."""
+    for mirror in mirrors:
+        # First, and out of band: over a link that has died, mirrors hold up QEMU's main loop.
+        _yank(qmp, {"type": "block-node", "node-name": mirror})
+    _cancel(qmp)
+    for mirror in mirrors:
+        with contextlib.suppress(_Refused):  # there is no such job (any more)
+            qmp.run("block-job-cancel", device=mirror, force=True)
+    if not run_again:
+        return "the migration is cancelled; the guest stays paused, as its user had it"
+    deadline = time.monotonic() + _DEADLINE
+    while qmp.status("query-status") != "running":
+        try:
+            qmp.run("cont")
+        except _Refused:
+            # The cancelled migration is not quite over; QEMU may resume the guest by itself.
+            if time.monotonic() > deadline:
+                raise
+            qmp.wait(_NUDGE)
+    return "the migration is cancelled; the guest runs again"
+
+
+def _cancel(qmp: _Qmp) -> None:
+    if qmp.status("query-migrate") in _ENDED:
+        return
+    qmp.migration = ""
+    qmp.run("migrate_cancel")
+    begin = time.monotonic()
+    while qmp.migration not in _ENDED:
+        waited = time.monotonic() - begin
+        if waited > _DEADLINE:
+            raise TimeoutError("the migration does not end")
+        if waited > _YANK_AFTER:
+            _yank(qmp, {"type": "migration"})
+            if qmp.status("query-migrate") in _ENDED:
+                return
+        qmp.wait(_YANK_AFTER)
+
+
+def _yank(qmp: _Qmp, instance: dict[str, str]) -> None:
+    with contextlib.suppress(_Refused):  # there is no such connection (any more)
+        qmp.run("yank", urgent=True, instances=[instance])
+
+
+def main(arguments: list[str]) -> int:
+    """Wait for a word from the parent, or for its death."""
+    descriptor, run_again, monitor, *mirrors = arguments
+    parent = socket.socket(fileno=int(descriptor))
+    qmp = _Qmp(monitor)
+    parent.sendall(b"A")
+    may_resume = True
+    while True:
+        try:
+            word = parent.recv(1)
+        except OSError:
+            word = b""
+        if word == b"g":
+            may_resume = False
+            parent.sendall(b"G")
+        elif word == b"d":
+            # The lock first, of which nobody has told the number.
+            os.closerange(3, parent.fileno())
+            os.closerange(parent.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+            parent.sendall(b"D")
+            os._exit(0)  # without the milliseconds that Python takes to end
+        else:
+            break
+    if not may_resume:
+        return 0
+    said = resume(qmp, mirrors, run_again=run_again == "1")
+    sys.stderr.write(f"entourage: the dead hand: {said}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

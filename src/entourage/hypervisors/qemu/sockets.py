@@ -1,0 +1,22 @@
+"""Listening unix sockets that are made here and inherited: nobody connects too early."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Generator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Generator[socket.socket]:
+    """A socket that listens at ``path``, 0600, for as long as the process that inherits it lives.
+
+    Here it is closed at the end, so that the death of that process is seen by who has connected.
+    """
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        path.chmod(0o600)
+        server.listen(8)
+        yield server

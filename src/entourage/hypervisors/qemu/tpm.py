@@ -1,0 +1,163 @@
+"""The swtpm processes behind emulated TPMs, and their state at rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from entourage.domain import Tpm
+from entourage.errors import HypervisorError
+from entourage.hosts.process import launch
+from entourage.hosts.resources import Ledger
+from entourage.hypervisors.base import TpmFacts
+from entourage.hypervisors.qemu.paths import Places
+from entourage.hypervisors.qemu.record import remove_if_empty, sync_directory
+from entourage.hypervisors.qemu.sockets import listening
+
+_SWTPM = "swtpm"
+_SETUP = "swtpm_setup"
+
+
+class _Said(msgspec.Struct):
+    """What ``swtpm socket --print-capabilities`` says."""
+
+    features: list[str] = []
+    version: str = ""
+
+
+async def facts() -> TpmFacts:
+    """What this host's swtpm can do; without a program where there is none."""
+    if shutil.which(_SWTPM) is None:
+        return TpmFacts()
+    process = await asyncio.create_subprocess_exec(
+        _SWTPM, "socket", "--print-capabilities",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    stdout, _ = await process.communicate()
+    return parse_capabilities(stdout.decode(errors="replace"))
+
+
+def parse_capabilities(text: str) -> TpmFacts:
+    """Read ``swtpm socket --print-capabilities``; before 0.7 it says neither versions nor TPMs."""
+    try:
+        said = msgspec.json.decode(text, type=_Said)
+    except msgspec.MsgspecError:
+        said = _Said()
+    return TpmFacts(
+        program=_SWTPM,
+        version=tuple(int(part) for part in re.findall(r"\d+", said.version)),
+        capabilities=frozenset(said.features),
+    )
+
+
+def make_state(where: Places, tpm: Tpm, ledger: Ledger) -> bool:
+    """Make the directory of a TPM's state, 0700; False where there is one already."""
+    directory = where.tpm_state(tpm.id)
+    if directory.is_dir():
+        return False
+    for new in (where.state, directory):
+        if not new.is_dir():
+            ledger.record("dir", path=str(new))
+            new.mkdir(mode=0o700, parents=True)
+    return True
+
+
+async def manufacture(where: Places, tpm: Tpm) -> None:
+    """Give a new TPM an endorsement key, where swtpm_setup is installed.
+
+    swtpm makes a TPM out of nothing by itself; only the key is missing then, which a guest can
+    make too. So a swtpm_setup that does not work is no reason not to start.
+    """
+    if shutil.which(_SETUP) is None:
+        return
+    directory = where.tpm_state(tpm.id)
+    version = ["--tpm2"] if tpm.version == "2.0" else []
+    user = ["--runas", "root"] if os.geteuid() == 0 else []
+    process = await asyncio.create_subprocess_exec(
+        _SETUP, *version, *user, "--tpm-state", str(directory), "--createek", "--not-overwrite",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    stdout, _ = await process.communicate()
+    where.log.parent.mkdir(parents=True, exist_ok=True)
+    if process.returncode:
+        for leftover in directory.iterdir():
+            leftover.unlink()
+        with where.log.open("ab") as log:
+            log.write(stdout)
+            log.write(b"entourage: swtpm_setup failed; swtpm makes the TPM by itself\n")
+    for made in directory.iterdir():
+        made.chmod(0o600)
+
+
+async def start(where: Places, tpm: Tpm, *, marker: str, unit: str) -> None:
+    """Start the swtpm of a TPM, whose state directory exists; QEMU can connect at once.
+
+    It ends when QEMU's connection does. Its start is in no ledger of its own: it carries the
+    marker that the machine's processes are recorded with.
+    """
+    if shutil.which(_SWTPM) is None:
+        raise HypervisorError("swtpm is not installed", device=tpm.label, remedy="install swtpm")
+    version = ["--tpm2"] if tpm.version == "2.0" else []
+    with listening(where.swtpm) as server:
+        await launch(
+            [
+                _SWTPM, "socket", *version, "--terminate",
+                "--ctrl", f"type=unixio,fd={server.fileno()}",
+                "--tpmstate", f"dir={where.tpm_state(tpm.id)},mode=0600",
+            ],
+            marker=marker,
+            log=where.log,
+            unit=unit,
+            pass_fds=(server.fileno(),),
+        )  # fmt: skip
+
+
+def erase_state(directory: Path) -> None:
+    """Erase a TPM's state, permanent and volatile; the disk knows when this returns. Blocks.
+
+    What is not there (any more) is erased already.
+    """
+    try:
+        files = list(directory.iterdir())
+    except FileNotFoundError:
+        return
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            _overwrite(path)
+            path.unlink()
+    sync_directory(directory)
+    directory.rmdir()
+    sync_directory(directory.parent)
+    remove_if_empty(directory.parent)
+
+
+def _overwrite(path: Path) -> None:
+    """Put zeros over a file: its blocks may stay readable on the disk for long."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.write(descriptor, bytes(os.fstat(descriptor).st_size))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_state(directory: Path) -> None:
+    """Wait until a TPM's state is on the disk: swtpm itself never sees to that. Blocks."""
+    for path in directory.iterdir():
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    for part in (directory, directory.parent, directory.parent.parent):
+        sync_directory(part)
