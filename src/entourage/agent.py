@@ -240,10 +240,15 @@ class Agent:
 
     async def _watch_machine(self, incoming: Incoming) -> None:
         reason = await incoming.died()
-        if self._side and self._side.record is Record.OPEN:
+        if self._side is None:
+            return
+        released = self._side.record in {Record.RAN, Record.OWNS}
+        if released:
+            remedy = "it is off and whole: `entourage start` it there"
+            self._tell_failure(HypervisorError(f"its machine has ended: {reason}", remedy=remedy))
+        elif self._side.record is Record.OPEN:
             self._tell_failure(HypervisorError(f"the machine being built is gone: {reason}"))
-        if self._side:
-            await self._side.take(Event.GUEST_DIED)
+        await self._side.take(Event.GUEST_DIED)
 
     # Small things
 
@@ -251,7 +256,10 @@ class Agent:
         self._tell(words.HANDOVER, words.Say(message.verb.value, message.migration))
 
     def _tell_failure(self, error: EntourageError) -> None:
-        self._tell(words.FAILED, words.Failure(message=error.message, device=error.device))
+        self._tell(
+            words.FAILED,
+            words.Failure(message=error.message, device=error.device, remedy=error.remedy),
+        )
 
     def _tell(self, verb: str, body: Any) -> None:
         with contextlib.suppress(LinkLost):

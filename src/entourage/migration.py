@@ -98,7 +98,7 @@ class Migration:
         self._interrupted = ""
         self._decided = asyncio.Event()
         self._broken: EntourageError | None = None
-        self._failure_there = ""
+        self._failure_there: EntourageError | None = None
 
     async def _story(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
         """From TEST to just before GO. Whatever it raises, everything goes back."""
@@ -194,6 +194,8 @@ class Migration:
             return self._finish("can-move", runs_on=way.source)
         await self._hand_over(way, side)
         problems = tuple(side.problems)
+        if self._failure_there:
+            problems = (*problems, str(self._failure_there))
         outcome = "clean-up-incomplete" if problems else "moved"
         return self._finish(outcome, runs_on=way.target, problems=problems)
 
@@ -289,8 +291,12 @@ class Migration:
         if self._broken:
             raise self._broken
         if side.state.record is Record.BACK:
-            reason = self._failure_there or "the target could not let the guest run"
-            raise MigrationFailed(reason, host=way.target, recovery_errors=side.problems)
+            told = self._failure_there
+            raise MigrationFailed(
+                told.message if told else "the target could not let the guest run",
+                host=way.target,
+                recovery_errors=side.problems,
+            )
 
     async def _go_back(self, way: Passage, side: SourceSide, error: EntourageError) -> NoReturn:
         """The guest first, then every device and the target at once; then say what happened."""
@@ -387,10 +393,14 @@ class Migration:
 
     async def _on_failed(self, body: Any) -> None:
         failure = msgspec.convert(body, words.Failure)
-        self._failure_there = failure.message
+        error = HypervisorError(
+            failure.message,
+            device=failure.device,
+            host=self._request.target,
+            remedy=failure.remedy,
+        )
+        self._failure_there = error
         if self._way:
-            target = self._way.target
-            error = HypervisorError(failure.message, device=failure.device, host=target)
             self._way.failures.put_nowait(error)
 
     async def _on_resumed_there(self, body: Any) -> None:

@@ -88,6 +88,14 @@ class TargetSide:
                 self._send(message)
             case Report(finding):
                 self.findings.append(finding)
+                if finding is Finding.CRASHED_HERE:
+                    name = self._decision.name
+                    self._on_failure(
+                        HypervisorError(
+                            f"{name} was handed over, and its machine ended as it was let run",
+                            remedy=f"it is off and whole: `entourage start {name}` there",
+                        )
+                    )
             case Do.LET_RUN:
                 return await self._let_run()
             case Do.SYNC_DEVICES:

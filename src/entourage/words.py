@@ -111,3 +111,4 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     message: str
     device: str = ""
+    remedy: str = ""

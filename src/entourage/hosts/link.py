@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from entourage.errors import EntourageError, LinkError, LinkLost
 Reply = TypeVar("Reply")
 Handler = Callable[[Any], Awaitable[Any]]
 
+_log = logging.getLogger(__name__)
 MAX_FRAME = 4 << 20
 
 
@@ -243,6 +245,8 @@ class Link:
         if isinstance(frame, Call):
             with contextlib.suppress(LinkLost):
                 self._send(Fault(frame.number, *fault))
+        else:  # nobody waits for an answer: on the target, ssh carries it to the source
+            _log.error("%s failed: %s", frame.verb, fault[1])
 
     async def _beat(self) -> None:
         while True:

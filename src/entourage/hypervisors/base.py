@@ -177,7 +177,7 @@ class Machine(Protocol):
         ...
 
     async def settle(self, disk: Block) -> None:
-        """The guest has stopped: finish the mirror. The target has all, the source keeps its own."""
+        """The guest has stopped: finish the mirror. The target has all, the source its own."""
         ...
 
     async def unmirror(self, disk: Block) -> None:
@@ -214,8 +214,9 @@ class Machine(Protocol):
     ) -> None:
         """Everything that can be set up before pre-copy: keys, capabilities, the moment of stop.
 
-        Where the backend's machine would stay stopped if this process died, the dead hand is armed
-        here as well: a small process that lets the guest run again when this one dies.
+        Comes before ``mirror``, which needs the keys. Where the backend's machine would stay
+        stopped if this process died, the dead hand is armed here as well: a small process that
+        lets the guest run again when this one dies.
 
         Args:
             plane: How the data travels.
@@ -272,8 +273,9 @@ class Machine(Protocol):
     async def abort(self) -> None:
         """Give the migration up at whatever point: the guest runs here again (or stays paused).
 
-        Returns when the guest runs. Never called after GO may have been sent, unless the target
-        has durably said that it never ran the guest.
+        Returns when the guest runs; what is left to tidy up is done beside what the caller does
+        next, and ``close`` waits for it. Never called after GO may have been sent, unless the
+        target has durably said that it never ran the guest.
         """
         ...
 
@@ -320,7 +322,9 @@ class Incoming(Protocol):
     async def run(self, *, paused: bool) -> int:
         """Let the guest run (or stay as its user had paused it); ns of the monotonic clock.
 
-        Raises HypervisorError where the hypervisor refused and the guest provably never ran.
+        Raises HypervisorError where the hypervisor refused and the guest provably never ran. Where
+        the machine dies before it has answered, the guest may have run: this returns as if it had,
+        and ``died`` tells the rest.
         """
         ...
 

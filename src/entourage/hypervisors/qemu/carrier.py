@@ -14,7 +14,7 @@ from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import mirror_name
 from entourage.hypervisors.qemu.deadhand import DeadHand
 from entourage.hypervisors.qemu.explain import device_of
-from entourage.hypervisors.qemu.mirrors import Mirrors
+from entourage.hypervisors.qemu.mirrors import Mirrors, part_name
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running
@@ -32,6 +32,7 @@ _HARDLY_THROTTLED = {
     "throttle-trigger-threshold": 100,
 }
 _THROTTLED = {"max-cpu-throttle": 99, "throttle-trigger-threshold": 50}
+_DEFAULTS = {**_THROTTLED, "cpu-throttle-initial": 20, "cpu-throttle-increment": 10}
 
 
 def capabilities(**states: bool) -> dict[str, Any]:
@@ -153,13 +154,30 @@ class Carrier:
         )
 
     async def stopped(self) -> int:
-        """Wait until the guest has stopped; ns of the monotonic clock."""
+        """Wait until the guest has stopped; ns of the monotonic clock.
+
+        QEMU says so before it has flushed its disks and holds the memory back: devices need not
+        wait for that, and ``settle`` and ``proceed`` do.
+        """
+        over = _ENDED - {""}
+
+        def still(known: Known) -> bool | None:
+            return bool(known.stopped_at or known.held_at or known.migration in over) or None
+
+        known = self._monitor.known
+        await self._monitor.until(still)
+        if not known.stopped_at:
+            # A guest that its user had paused has no moment of stopping.
+            await self._held()
+        return known.stopped_at or known.held_at
+
+    async def _held(self) -> None:
+        """Wait until QEMU holds the memory back, with its disks flushed."""
         await self._reach("pre-switchover")
-        # A guest that its user had paused has no moment of stopping.
-        return self._monitor.known.stopped_at or self._monitor.known.held_at
 
     async def proceed(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""
+        await self._held()
         await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
 
     async def landed(self) -> None:
@@ -181,7 +199,8 @@ class Carrier:
         await self._give_up()
         if self._was_running:
             await self._run_again()
-        self._tidying = asyncio.create_task(self._tidy())
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._tidy())
 
     async def _dismiss(self) -> None:
         if self._hand is not None:
@@ -259,12 +278,11 @@ class Carrier:
                 "migrate-set-capabilities",
                 capabilities(pause_before_switchover=False, auto_converge=False),
             )
-            await self._monitor.execute(
-                "migrate-set-parameters", {"tls-creds": "", "max-cpu-throttle": 99}
-            )
+            await self._monitor.execute("migrate-set-parameters", {"tls-creds": "", **_DEFAULTS})
         for disk in self._running.domain.block:
             # A mirror that was settled, or that nobody will end any more.
-            with contextlib.suppress(CommandError):
-                name = mirror_name(self._running.domain, disk)
-                await self._monitor.execute("blockdev-del", {"node-name": name})
+            name = mirror_name(self._running.domain, disk)
+            for node in (part_name(name), name):
+                with contextlib.suppress(CommandError):
+                    await self._monitor.execute("blockdev-del", {"node-name": node})
         await keys.drop_key(self._monitor)

@@ -113,10 +113,15 @@ class QemuHypervisor:
             finally:
                 await up.monitor.close()
                 up.process.close()
-        except BaseException:
+        except BaseException as error:
             if known is None:
                 await asyncio.shield(asyncio.to_thread(disown, where))
             await asyncio.shield(ledger.undo())
+            if isinstance(error, OSError):
+                raise HypervisorError(
+                    f"{domain.name} cannot be started: {error}",
+                    remedy="check paths.run, paths.state and paths.log, and run as root",
+                ) from error
             raise
 
     async def stop(self, name: str, *, force: bool, patience: float) -> None:

@@ -26,6 +26,9 @@ T = TypeVar("T")
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 _PLAUSIBLE_DELAY = 1_000_000_000
+# QEMU stops reading after eight commands that it has not done yet, and would then not read an
+# urgent one either: fewer are sent ahead.
+_AHEAD = 6
 
 
 class CommandError(HypervisorError):
@@ -175,6 +178,7 @@ class Monitor:
         self.version: tuple[int, int, int] = (0, 0, 0)
         self._client = _Client(self._hear, self._lose)
         self._waiting: list[Callable[[], None]] = []
+        self._ahead = asyncio.Semaphore(_AHEAD)
 
     @classmethod
     async def connect(cls, path: Path) -> Monitor:
@@ -229,7 +233,10 @@ class Monitor:
             MonitorLostError: QEMU went away; it may or may not have run it.
         """
         try:
-            return await self._client.execute(command, arguments, oob=urgent)
+            if urgent:
+                return await self._client.execute(command, arguments, oob=True)
+            async with self._ahead:
+                return await self._client.execute(command, arguments)
         except ExecuteError as error:
             raise CommandError(command, str(error), device=device) from error
         except (QMPError, OSError, EOFError) as error:

@@ -1,0 +1,392 @@
+"""Two hosts and a guest, looked at from outside: what is where, and what must be nowhere."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.guest import Disk, Guest, GuestError, Tpm, disk_sequences, domain_toml
+from lab.host import Host
+from lab.hosts import Lab
+from lab.leftovers import Snapshot, compare
+from lab.network import guest_address
+from lab.observer import Observer
+from lab.processes import HostProcess
+from tests.e2e.points import Points
+
+FAULTY = Path(__file__).with_name("faulty")
+# Of no migration: a lock's file stays for the next one to lock; the rest is made on first use.
+KEPT = (
+    "/var/lib/entourage",
+    "/var/lib/entourage/domains",
+    "/var/lib/entourage/journal.db*",
+    "/run/entourage",
+    "/run/entourage/q",
+    "/run/entourage/*-*-*-*-????????????.lock",
+    "/run/entourage/kvm.json",
+)
+# More than the longest migration takes on a machine that does other things as well.
+PATIENCE = 120.0
+EMULATED = """
+[[usb]]
+id = "tablet"
+model = "usb-tablet"
+[[pci]]
+id = "rng"
+model = "virtio-rng-pci"
+"""
+GADGET = """
+[[external]]
+id = "gadget0"
+type = "gadget"
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an ``entourage migrate`` has done and said."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What ``--json`` printed."""
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+    @property
+    def finished(self) -> dict[str, Any]:
+        """The last event."""
+        last = self.events[-1]
+        assert last["event"] == "finished"
+        return last
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The events of a kind."""
+        return [event for event in self.events if event["event"] == kind]
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """Device: host, reason and remedy of its refusal."""
+        found = self.of("device-refused")
+        return {one["device"]: f"{one['host']}: {one['reason']} ({one['remedy']})" for one in found}
+
+    @property
+    def recovered(self) -> dict[str, int]:
+        """Device: the last good step that its recovery was told."""
+        assert not [one for one in self.of("device-recovered") if one["error"]], self
+        return {one["device"]: one["last_good"] for one in self.of("device-recovered")}
+
+    def __str__(self) -> str:
+        return f"exit status {self.status}\n{self.stdout}\n{self.stderr}"
+
+
+def far(*command: str, **environment: str) -> str:
+    """A ``--remote-command``: Entourage there with an environment of its own."""
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    return shlex.join(["env", *variables, *(command or ("entourage",))])
+
+
+@dataclass(frozen=True)
+class Under:
+    """An ``entourage migrate`` under way, and the points at which it is held."""
+
+    process: HostProcess
+    points: Points
+    far_points: Points
+
+    def wait(self, point: str) -> None:
+        """Wait until it stands at a point, of whichever host."""
+        points = self.points if point.startswith("source.") else self.far_points
+        points.wait(point, lambda: self.process.poll() is None)
+
+    def pass_on(self, point: str) -> None:
+        """Let it go on from there."""
+        points = self.points if point.startswith("source.") else self.far_points
+        points.pass_on(point)
+
+    def signal(self, name: str) -> None:
+        """Send it a signal."""
+        self.process.send_signal(signal.Signals[f"SIG{name}"])
+
+    def end(self) -> Run:
+        """Let it go on to its end."""
+        self.points.open()
+        self.far_points.open()
+        stdout, stderr = self.process.communicate(timeout=PATIENCE)
+        return Run(self.process.returncode, stdout, stderr)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """An external tool, the same on all hosts, that logs how it is called."""
+
+    hosts: tuple[Host, ...]
+    path: str = "/usr/local/sbin/move-it"
+    log: str = "/var/log/move-it"
+
+    def write(self, body: str) -> None:
+        """Make it do something after it has logged its call; ``$step``, ``$recover`` are set."""
+        lines = [
+            "#!/bin/sh",
+            f"line=$(printf '%s\\037' \"$@\"); printf '%s\\n' \"$line\" >>{self.log}",
+            "recover=no type= step=",
+            "before=",
+            "for word; do",
+            "    case $before in -type) type=$word ;; -step) step=$word ;; esac",
+            '    [ "$word" != -recover ] || recover=yes',
+            "    before=$word",
+            "done",
+            body,
+        ]
+        for host in self.hosts:
+            host.path(self.path).write_text("\n".join(lines) + "\n")
+            host.path(self.path).chmod(0o755)
+            host.path(self.log).write_text("")
+
+    def calls(self) -> list[list[str]]:
+        """How it was called since it was written, on whichever host."""
+        text = "".join(host.path(self.log).read_text() for host in self.hosts)
+        return [line.split("\037")[:-1] for line in text.splitlines()]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass
+class World:
+    """A guest on one of two hosts, that the tests move, or fail to.
+
+    Attributes:
+        here: The host that the guest is on.
+        there: The other.
+        clean: What each host has on it where the guest is not there.
+        running: What the host has on it that the guest is on.
+        plugins: Whether the controllers of ``faulty/`` are to be used, on both hosts.
+    """
+
+    lab: Lab
+    seen: Observer
+    here: Host
+    there: Host
+    name: str
+    disks: tuple[Disk, ...]
+    tpm: bool
+    address: str
+    plugins: bool = False
+    clean: dict[str, Snapshot] = field(default_factory=dict[str, Snapshot])
+    running: Snapshot | None = None
+    boot: str = ""
+    registers: Tpm | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        lab: Lab,
+        seen: Observer,
+        name: str = "web1",
+        *,
+        disks: Sequence[Disk | str] = ("/srv/disk0.raw",),
+        tpm: bool = True,
+        extra: str = "",
+        address: str = guest_address(),
+    ) -> World:
+        """Boot a guest on a, and remember what both hosts had before."""
+        a, b = lab["a"], lab["b"]
+        known = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
+        world = cls(lab, seen, a, b, name, known, tpm, address, plugins="gadget" in extra)
+        file = "/root/domain.toml"
+        text = domain_toml(name, disks=known, tpm=tpm, extra=extra, address=address, memory="192M")
+        a.path(file).write_text(text)
+        world.clean = {host.name: host.snapshot() for host in (a, b)}
+        for disk in known:
+            if not a.path(disk.path).exists():
+                disk.create(a)
+        world._boot(file)
+        return world
+
+    def start_again(self) -> None:
+        """Boot the guest that is off here."""
+        self._boot(self.name)
+
+    def _boot(self, what: str) -> None:
+        env = self._environment(None)
+        self.here.run(["entourage", "start", what], timeout=PATIENCE, env=env)
+        wanted, before = len(self.disks), self.boot
+        report = self.seen.wait_for(
+            lambda report: report.boot != before and report.up and len(report.acked) == wanted,
+            PATIENCE,
+            self.address,
+        )
+        self.boot = report.boot
+        self.registers = self.guest.tpm() if self.tpm else None
+        self.running = self.here.snapshot()
+
+    def end(self) -> None:
+        """Pull the guest's plug, and see that this leaves nothing."""
+        known = json.loads(self.here.run(["entourage", "list", "--json"]).stdout)
+        [uuid] = [domain["uuid"] for domain in known if domain["name"] == self.name]
+        self.here.run(["entourage", "stop", "--force", self.name], timeout=PATIENCE)
+        for disk in self.disks:
+            if self.here.path(disk.path).is_file():
+                self.here.path(disk.path).unlink()
+        self.here.run(["rm", "-r", f"/var/lib/entourage/domains/{uuid}"])
+        for host in (self.here, self.there):
+            left = host.wait_clean(self.clean[host.name], ignore=KEPT)
+            assert not left, f"left over on {host.name}:\n{left}"
+
+    @property
+    def guest(self) -> Guest:
+        """The guest, to be spoken to."""
+        return Guest(self.lab, self.address)
+
+    # Moving it ---------------------------------------------------------------------------------
+
+    def migrate(
+        self, *options: str, to: str | None = None, env: Mapping[str, str] | None = None
+    ) -> Run:
+        """Run ``entourage migrate`` to its end."""
+        argv = self._command(*options, to=to)
+        done = self.here.run(argv, check=False, timeout=PATIENCE, env=self._environment(env))
+        return Run(done.returncode, done.stdout, done.stderr)
+
+    @contextmanager
+    def under(
+        self, *hold: str, options: Sequence[str] = (), on_target: Sequence[str] = ()
+    ) -> Generator[Under]:
+        """Begin a migration that stops at points of its source, or of its target."""
+        with Points(self.here, *hold) as points, Points(self.there, *on_target) as far_points:
+            remote = far(**self._plugins, **far_points.env if on_target else {})
+            argv = self._command("--remote-command", remote, *options)
+            process = self.here.popen(argv, env=self._environment(points.env))
+            try:
+                yield Under(process, points, far_points)
+            finally:
+                points.open()
+                far_points.open()
+                process.communicate(timeout=PATIENCE)
+
+    @property
+    def _plugins(self) -> dict[str, str]:
+        return {"PYTHONPATH": str(FAULTY)} if self.plugins else {}
+
+    def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
+        return {**self._plugins, **(more or {})}
+
+    def _command(self, *options: str, to: str | None = None) -> list[str]:
+        remote = ["--remote-command", far(**self._plugins)] if self.plugins else []
+        target = self.there.name if to is None else to
+        return ["entourage", "migrate", "--json", *remote, *options, "--", self.name, target]
+
+    # Doing things to it ------------------------------------------------------------------------
+
+    def kill(self, host: Host, program: str) -> None:
+        """Kill the program of the domain that runs on a host."""
+        came = host.leftovers(self.clean[host.name]).processes
+        [pid] = [text.split()[0] for text in came if Path(text.split()[1]).name == program]
+        host.run(["kill", "-KILL", pid])
+
+    def tool(self, body: str = "") -> Tool:
+        """An external tool on both hosts; logs how it is called, then does what ``body`` says."""
+        tool = Tool((self.lab["a"], self.lab["b"]))
+        tool.write(body)
+        return tool
+
+    # Looking at it from outside ----------------------------------------------------------------
+
+    def moved(self, run: Run, *, outcome: str = "moved", status: int = 0) -> None:
+        """The guest lives over there now, complete, and nothing of it is left here."""
+        assert run.status == status, str(run)
+        assert run.finished["outcome"] == outcome, str(run)
+        assert run.finished["runs_on"] == self.there.name, str(run)
+        self.here, self.there = self.there, self.here
+        self.lives()
+        self._is_clean(self.there)
+        self.running = self.here.snapshot()
+        came = self.here.leftovers(self.clean[self.here.name], ignore=KEPT)
+        programs = sorted(Path(text.split()[1]).name for text in came.processes)
+        assert programs == ["qemu-system-x86_64"] + ["swtpm"] * self.tpm, str(came)
+        assert len(came.interfaces) == 1, str(came)
+        assert came.ports == (), str(came)
+        assert all(path.startswith("/run/entourage/q/") for path in came.sockets), str(came)
+        assert not any("psk" in path for path in came.files), str(came)
+
+    def stayed(self, run: Run, *, status: int = 4) -> None:
+        """The guest lives here as before, and nothing of it is left there, nor of the attempt."""
+        assert run.status == status, str(run)
+        outcome = {1: "failed", 2: "failed", 3: "refused", 4: "rolled-back"}[status]
+        assert run.finished["outcome"] == outcome, str(run)
+        assert not run.finished["problems"], str(run)
+        if status == 4:
+            assert run.finished["runs_on"] == self.here.name, str(run)
+        self.is_as_before()
+
+    def is_as_before(self) -> None:
+        """Both hosts are as if nothing had been tried."""
+        self.lives()
+        assert self.running is not None
+        left = self.here.wait_clean(self.running, ignore=KEPT)
+        assert not left, f"left over on {self.here.name}:\n{left}"
+        lost = compare(self.here.snapshot(), self.running, KEPT)
+        assert not lost, f"lost on {self.here.name}:\n{lost}"
+        self._is_clean(self.there)
+
+    def lives(self) -> None:
+        """It runs on, the same one, and all that it has ever written is on the disk here."""
+        report = self.seen.wait_progress(PATIENCE, self.address)
+        assert report.boots[-1] == self.boot
+        assert report.errors == ()
+        assert report.connections == len(report.boots)
+        self.disks_are_whole()
+        if self.tpm:
+            registers = self.guest.tpm()
+            assert registers == self.registers
+
+    def disks_are_whole(self) -> None:
+        """Every write that the guest was told is on the disk is on the disk of this host."""
+        self.guest.pause_writes()
+        try:
+            acked = self.seen.acked(self.address)
+            assert len(acked) == len(self.disks)
+            for disk, name in zip(self.disks, sorted(acked), strict=True):
+                records = disk_sequences(self.here.path(disk.path), disk.format)
+                assert records.boot == self.boot
+                assert records.last >= acked[name]
+                assert records.missing == ()
+        finally:
+            self.guest.resume_writes()
+
+    def answers(self) -> bool:
+        """Whether it says anything at all."""
+        try:
+            self.guest.status(timeout=2)
+        except (OSError, GuestError):
+            return False
+        return True
+
+    def _is_clean(self, host: Host) -> None:
+        left = host.wait_clean(self.clean[host.name], ignore=KEPT)
+        assert not left, f"left over on {host.name}:\n{left}"
+
+
+@contextmanager
+def other_bridge(host: Host) -> Generator[None]:
+    """Its bridge is called br7, with all that is plugged into it."""
+    _rename(host, "br0", "br7")
+    try:
+        yield
+    finally:
+        _rename(host, "br7", "br0")
+
+
+def _rename(host: Host, old: str, new: str) -> None:
+    host.run(["ip", "link", "set", old, "down"])
+    host.run(["ip", "link", "set", old, "name", new])
+    host.run(["ip", "link", "set", new, "up"])
