@@ -12,6 +12,7 @@ import msgspec
 
 from entourage.cli.output import columns, put, put_json, put_toml
 from entourage.errors import JournalError, UsageError
+from entourage.guard import hands_on
 from entourage.hypervisors.base import DomainState
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Journal
@@ -37,7 +38,8 @@ def start(settings: Settings, file: Path | None, name: str) -> None:
 
     async def run() -> str:
         domain = load_domain(file) if file is not None else await hypervisor.find(name)
-        await hypervisor.start(domain)
+        with hands_on(settings, domain.name, domain.uuid, "starts it", starts=True):
+            await hypervisor.start(domain)
         return domain.name
 
     try:
@@ -51,7 +53,14 @@ def start(settings: Settings, file: Path | None, name: str) -> None:
 
 def stop(settings: Settings, name: str, *, force: bool, patience: float) -> None:
     """Shut a domain down, or end it at once."""
-    asyncio.run(open_hypervisor(settings).stop(name, force=force, patience=patience))
+    hypervisor = open_hypervisor(settings)
+
+    async def run() -> None:
+        domain = await hypervisor.find(name)
+        with hands_on(settings, domain.name, domain.uuid, "stops it", starts=False):
+            await hypervisor.stop(name, force=force, patience=patience)
+
+    asyncio.run(run())
     put(f"{name} is shut off")
 
 

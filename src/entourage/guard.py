@@ -1,0 +1,73 @@
+"""Keeps a domain that is being moved, or that has left, from being started or stopped by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from pathlib import Path
+
+from entourage.errors import DomainBusy
+from entourage.handover import refuses_start
+from entourage.journal import Decision, Journal
+from entourage.lock import domain_lock
+from entourage.protocol import Record
+from entourage.settings.model import Settings
+
+
+@contextlib.contextmanager
+def hands_on(
+    settings: Settings, name: str, uuid: str | None, doing: str, *, starts: bool
+) -> Generator[None]:
+    """Hold the domain's lock for as long as something is done to it by hand.
+
+    Args:
+        settings: This host's.
+        name: The domain's name; a domain file need not give a UUID.
+        uuid: Its UUID, where it has one.
+        doing: What others who want the lock are told.
+        starts: Whether it is to be started: then it must not belong to another host.
+
+    Raises:
+        DomainBusy: A migration of it is under way or not settled, or it has moved to another host.
+        JournalError: The journal cannot be read.
+    """
+    path = Path(settings.paths.state, "journal.db")
+    with contextlib.ExitStack() as stack:
+        if uuid is not None:
+            stack.enter_context(domain_lock(Path(settings.paths.run), uuid, doing))
+        if path.exists():
+            with Journal.open(path, read_only=True) as journal:
+                decisions = [
+                    one for one in journal.decisions() if uuid == one.domain or name == one.name
+                ]
+            _check(name, sorted(decisions, key=_newest_first), starts=starts)
+        yield
+
+
+def _newest_first(decision: Decision) -> tuple[int, int]:
+    return (-decision.began, -decision.generation)
+
+
+def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
+    """What the journal says against it."""
+    for one in decisions:
+        undecided = one.record in {Record.ARMED, Record.OPEN, Record.GO}
+        if undecided or (one.record is Record.BACK and not one.settled):
+            raise DomainBusy(
+                f"a migration of {name} ({one.peer_host}) is not settled here: {one.record}",
+                remedy=f"`entourage recover {name}` first",
+            )
+        if starts and one.record is Record.RAN:
+            raise DomainBusy(
+                f"{name} came from {one.peer_host}, which has not confirmed that it let go",
+                remedy=f"`entourage recover` on {one.peer_host}; if that host is off for good,"
+                f" `entourage recover {name} --target-is-fenced` here",
+            )
+    tombstone = refuses_start([one.record for one in decisions])
+    if starts and tombstone is not None:
+        host = next(one.peer_host for one in decisions if one.record is tombstone)
+        raise DomainBusy(
+            f"{name} moved to {host}: it is that host's",
+            remedy=f"`entourage list` on {host}; to have another machine here, give it another"
+            " name and uuid",
+        )

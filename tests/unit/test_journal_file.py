@@ -1,0 +1,194 @@
+"""The journal as a file: who may read it, and what is refused before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from entourage.errors import JournalError
+from entourage.journal import Journal
+from entourage.journal_file import (
+    JournalFullError,
+    JournalLockedError,
+    JournalReadOnlyError,
+    JournalTooNewError,
+    JournalTornError,
+    NotAJournalError,
+)
+from entourage.journal_rows import Decision
+from entourage.protocol import Record, Role
+
+OPEN = Decision(
+    migration="m-1",
+    role=Role.TARGET,
+    domain="d-1",
+    name="web1",
+    generation=1,
+    record=Record.OPEN,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state dir?" / "100%" / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    with Journal.open(path) as opened:
+        yield opened
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, f_bavail: int = 1 << 20, f_flag: int = 0) -> None:
+    """Have every file system look like this one."""
+    space = types.SimpleNamespace(f_bavail=f_bavail, f_frsize=4096, f_flag=f_flag)
+
+    def statvfs(_path: Path) -> types.SimpleNamespace:
+        return space
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+
+def test_only_its_owner_reads_it(journal: Journal, path: Path) -> None:
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    for name in path.parent.iterdir():
+        assert stat.S_IMODE(name.stat().st_mode) == 0o600, name
+
+
+def test_a_journal_that_others_may_read_is_closed_to_them(journal: Journal, path: Path) -> None:
+    path.chmod(0o644)
+    Journal.open(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_its_uuid_is_made_once(path: Path) -> None:
+    with Journal.open(path) as first, Journal.open(path) as second:
+        assert first.uuid == second.uuid
+    with Journal.open(path) as third:
+        assert third.uuid == first.uuid
+    assert [name.name for name in path.parent.iterdir()] == ["journal.db"]
+
+
+def test_it_cannot_be_told_from_another_by_accident(path: Path, tmp_path: Path) -> None:
+    with Journal.open(path) as one, Journal.open(tmp_path / "other.db") as other:
+        assert one.uuid != other.uuid
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 5000, 12288])
+def test_a_journal_cut_short_is_an_error(path: Path, size: int) -> None:
+    with Journal.open(path) as opened:
+        opened.begin(OPEN)
+    os.truncate(path, size)
+    with pytest.raises((JournalTornError, NotAJournalError), match=r"torn|empty|not a journal"):
+        Journal.open(path)
+    assert path.stat().st_size == size
+
+
+def test_a_scribbled_journal_is_an_error(path: Path) -> None:
+    with Journal.open(path) as opened:
+        opened.begin(OPEN)
+    content = bytearray(path.read_bytes())
+    content[4096:12288] = b"\xff" * 8192
+    path.write_bytes(content)
+    with pytest.raises(JournalTornError) as raised:
+        Journal.open(path)
+    assert raised.value.remedy
+
+
+def test_a_journal_that_vanished_beside_its_wal_is_not_made_anew(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    Path(f"{path}-wal").write_bytes(b"something")
+    with pytest.raises(JournalTornError, match="is gone"):
+        Journal.open(path)
+    assert not path.exists()
+
+
+def test_another_file_is_left_alone(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text("My memoirs, first chapter. " * 100)
+    with pytest.raises(NotAJournalError):
+        Journal.open(path)
+    assert path.read_text().startswith("My memoirs")
+
+
+def test_another_database_is_left_alone(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE memoirs (chapter)")
+    database.close()
+    with pytest.raises(NotAJournalError):
+        Journal.open(path)
+
+
+def test_a_newer_schema_is_refused(path: Path) -> None:
+    Journal.open(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version=2")
+    database.close()
+    with pytest.raises(JournalTooNewError, match="schema 2"):
+        Journal.open(path)
+
+
+def test_a_locked_journal_is_refused_soon(journal: Journal, path: Path) -> None:
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(JournalLockedError, match="another process"):
+            Journal.open(path, busy_timeout=0.05)
+        other.execute("ROLLBACK")
+    other.close()
+    Journal.open(path, busy_timeout=0.05).close()
+
+
+def test_a_full_disk_is_refused_beforehand(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Journal.open(path).close()
+    pretend(monkeypatch, f_bavail=10)
+    with pytest.raises(JournalFullError) as raised:
+        Journal.open(path)
+    assert str(path.parent) in raised.value.remedy
+
+
+def test_a_commit_for_which_there_is_no_space_raises(journal: Journal) -> None:
+    journal.begin(OPEN)
+    database = journal._db  # pyright: ignore[reportPrivateUsage]
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(JournalFullError):
+        journal.ledger_add("m-1", Role.TARGET, "file", {"path": "x" * 100_000})
+    assert journal.ledger_rows("m-1", Role.TARGET) == []
+
+
+def test_a_read_only_file_system_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Journal.open(path).close()
+    pretend(monkeypatch, f_flag=os.ST_RDONLY)
+    with pytest.raises(JournalReadOnlyError, match="read-only"):
+        Journal.open(path)
+
+
+def test_a_place_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError) as raised:
+        Journal.open(tmp_path / "file" / "journal.db")
+    assert raised.value.remedy
+
+
+def test_status_reads_and_writes_nothing(path: Path) -> None:
+    with Journal.open(path) as opened:
+        opened.begin(OPEN)
+    before = path.read_bytes()
+    with Journal.open(path, read_only=True) as reading:
+        assert reading.record("m-1", Role.TARGET) is Record.OPEN
+        with pytest.raises(JournalReadOnlyError):
+            reading.detail("m-1", Role.TARGET, {})
+    assert path.read_bytes() == before
+
+
+def test_status_makes_no_journal(path: Path) -> None:
+    with pytest.raises(JournalReadOnlyError):
+        Journal.open(path, read_only=True)
+    assert not path.exists()
