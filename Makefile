@@ -4,7 +4,7 @@ STAMP := .venv/.setup
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo test test-unit test-model test-e2e test-faults lint format bench bench-quick clean
+.PHONY: setup demo test test-unit test-model test-e2e test-faults lint format clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -26,9 +26,9 @@ test-model: $(STAMP)
 test-e2e: $(STAMP)
 	$(PYTEST) tests/e2e
 
-# Only the end-to-end tests that break things on purpose.
+# Only those in which a process or a host dies.
 test-faults: $(STAMP)
-	$(PYTEST) tests/e2e -k fault
+	$(PYTEST) tests/e2e/test_faults.py
 
 lint: $(STAMP)
 	$(RUN)ruff check
@@ -39,12 +39,6 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(RUN)ruff check --fix
 	$(RUN)ruff format
-
-bench: $(STAMP)
-	$(RUN)python -m bench
-
-bench-quick: $(STAMP)
-	$(RUN)python -m bench --quick
 
 # Labs first: their hosts are processes of the environment that goes away here.
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def remember(settings: Settings, *records: Record) -> None:
                 peer_host="b",
             )
             journal.begin(decision)
-            for before, after in zip(way, way[1:], strict=False):
+            for before, after in itertools.pairwise(way):
                 assert journal.advance(str(number), role, expected={before}, new=after)
             if record in {Record.BACK, Record.GONE, Record.NEVER, Record.OWNS}:
                 journal.clean(str(number), role)
