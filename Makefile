@@ -21,7 +21,7 @@ test-unit: $(STAMP)
 	$(PYTEST) tests/unit
 
 test-model: $(STAMP)
-	$(PYTEST) tests/model
+	$(RUN)python -m tests.model.explore
 
 test-e2e: $(STAMP)
 	$(PYTEST) tests/e2e

@@ -99,6 +99,12 @@ LIVE = source(Record.ARMED, live=True)
 DOUBT = source(Record.ARMED)
 TIDY = (Do.UNDO_RESOURCES, Do.CLEAN)
 BACK = (Do.RESUME_SOURCE, Flush(Record.ARMED, Record.BACK), *TIDY, Report(Finding.CAME_BACK))
+BACK_FROM_DOUBT = (
+    Flush(Record.ARMED, Record.BACK),
+    Do.RESUME_SOURCE,
+    *TIDY,
+    Report(Finding.CAME_BACK),
+)
 BACK_DEAD = (Flush(Record.ARMED, Record.BACK), *TIDY, Report(Finding.CAME_BACK_DEAD))
 GONE = (
     Flush(Record.ARMED, Record.GONE),
@@ -135,7 +141,8 @@ ALARM = (Do.STOP_AND_ALARM, Report(Finding.TWO_COPIES))
         (DOUBT, Connected("another"), (Report(Finding.WRONG_JOURNAL),)),
         (DOUBT, Event.UNREACHABLE, (Report(Finding.ASK_FAILED),)),
         (DOUBT, heard(Verb.GO_STANDS), (Report(Finding.GO_STANDS),)),
-        (DOUBT, heard(Verb.NEVER), BACK),
+        (DOUBT, heard(Verb.NEVER), BACK_FROM_DOUBT),
+        (source(Record.ARMED, Guest.RUNNING), heard(Verb.NEVER), BACK_FROM_DOUBT),
         (DOUBT, heard(Verb.NEVER, "another"), ()),
         (source(Record.ARMED, lock=False), heard(Verb.NEVER), ()),
         (source(Record.ARMED, Guest.DEAD), heard(Verb.NEVER), BACK_DEAD),
@@ -144,16 +151,7 @@ ALARM = (Do.STOP_AND_ALARM, Report(Finding.TWO_COPIES))
         (source(Record.ARMED, lock=False), heard(Verb.RAN), GONE[:2]),
         (source(Record.ARMED, Guest.RUNNING), heard(Verb.RAN), ALARM),
         (source(Record.ARMED, Guest.RUNNING, lock=False), heard(Verb.RAN), ALARM[1:]),
-        (
-            DOUBT,
-            Event.PEER_IS_FENCED,
-            (
-                Flush(Record.ARMED, Record.BACK),
-                Do.RESUME_SOURCE,
-                *TIDY,
-                Report(Finding.CAME_BACK),
-            ),
-        ),
+        (DOUBT, Event.PEER_IS_FENCED, BACK_FROM_DOUBT),
         (source(Record.ARMED, lock=False), Event.PEER_IS_FENCED, ()),
         (source(Record.GONE), Event.PEER_IS_FENCED, ()),
         (DOUBT, Overtaken(Record.GONE), GONE[2:]),

@@ -1,0 +1,362 @@
+"""What a host must still know after a crash: decisions on domains, and a ledger of what was made.
+
+One SQLite file a host, in WAL mode with ``synchronous=FULL``. Every method that writes is one
+transaction, and what it wrote is on the disk when it returns. Opening a journal makes durable what
+a killed process may have written and not synced, so whatever is read here survives a power cut.
+Decisions are never deleted. Calls are synchronous and take about a millisecond.
+
+Between `Journal.warm` and `Journal.relax` each `Journal.advance` costs exactly one sync, and writes
+over blocks that the file has already: the first commit after a checkpoint would cost two syncs, the
+checkpoint itself more, and a file that grows may find the disk full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from entourage.handover import may_begin
+from entourage.journal_file import connect, told
+from entourage.journal_rows import Decision, DecisionRefusedError, LedgerRow, MigrationOverError
+from entourage.protocol import MAY_FOLLOW, Flush, Record, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+_RESERVE: Final = 128 << 10
+_INSERT: Final = """
+INSERT INTO decisions VALUES (:migration, :role, :domain, :name, :generation, :record, :clean,
+    :peer_host, :peer_journal, :details, :began, :changed)
+"""
+_ADVANCE: Final = """
+UPDATE decisions SET record=?, clean=0, changed=?
+WHERE migration=? AND role=? AND record IN (SELECT value FROM json_each(?))
+"""
+_SELECT: Final = """
+SELECT * FROM decisions
+WHERE (:migration IS NULL OR (migration=:migration AND role=:role))
+  AND (:domain IS NULL OR domain=:domain)
+ORDER BY domain, generation DESC, began DESC
+"""
+_LEDGER_ADD: Final = """
+INSERT INTO ledger (migration, role, kind, spec, temporary, added, changed)
+SELECT :migration, :role, :kind, :spec, :temporary, :now, :now FROM decisions
+WHERE migration=:migration AND role=:role AND record IN ('armed', 'open', 'go', 'ran')
+"""
+_LEDGER_ROWS: Final = """
+SELECT id, kind, spec, temporary FROM ledger
+WHERE migration=? AND role=? AND state='made' AND temporary>=? ORDER BY id DESC
+"""
+
+
+class MigrationLedger:
+    """The ledger of one migration, as those see it who make things (`hosts.resources.Ledger`)."""
+
+    def __init__(
+        self, journal: Journal, migration: str, role: Role, *, temporary: bool = False
+    ) -> None:
+        self._journal = journal
+        self._migration = migration
+        self._role = role
+        self._temporary = temporary
+
+    def record(self, kind: str, **spec: str | int) -> None:
+        """Write a resource down; durable when this returns."""
+        self._journal.ledger_add(self._migration, self._role, kind, spec, temporary=self._temporary)
+
+
+class Journal:
+    """An open journal; also a context manager.
+
+    Attributes:
+        path: The file.
+        uuid: Made with the file. A file that was restored or replaced has forgotten decisions and
+            must not be taken for this one: it needs a new UUID.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        """Use `open`."""
+        self.path = path
+        self._db = connection
+        self._db.row_factory = sqlite3.Row
+        row = connection.execute("SELECT value FROM meta WHERE name='uuid'").fetchone()
+        self.uuid = str(row[0])
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False, busy_timeout: float = 2.0) -> Self:
+        """Open the journal, and make it (0600, in a directory of 0700) where there is none.
+
+        Args:
+            path: The file.
+            read_only: For ``status``: nothing is made or written, nothing made durable.
+            busy_timeout: Seconds to wait for another process's commit.
+
+        Raises:
+            JournalError: One of those in `entourage.journal_file`. Nothing may be begun.
+        """
+        connection = connect(path, read_only=read_only, busy_timeout=busy_timeout)
+        try:
+            with told(path):
+                journal = cls(path, connection)
+                if not read_only:
+                    # A commit syncs the whole WAL: nothing that can be read from here on is only in
+                    # the kernel's cache. It also shows whether the journal can be written.
+                    journal._touch()
+        except BaseException:
+            connection.close()
+            raise
+        return journal
+
+    def close(self) -> None:
+        """Close it."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ── decisions ────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, new: Decision) -> None:
+        """Insert ARMED or OPEN, or NEVER for a migration that was never heard of here.
+
+        ARMED and OPEN need a generation newer than any that this journal knows of the domain, and
+        all its migrations here settled.
+
+        Raises:
+            DecisionRefusedError: The id is taken, the generation old, a migration not settled.
+        """
+        if new.record not in MAY_FOLLOW[None]:
+            raise ValueError(f"no migration begins with {new.record}")
+        with self._transaction():
+            taken = self.decision(new.migration, new.role)
+            if taken is not None:
+                raise DecisionRefusedError(
+                    f"the migration {new.migration} was decided before: {taken.record}", taken
+                )
+            if new.record is not Record.NEVER:
+                self._refuse_unsettled(new)
+            now = time.time_ns()
+            row = asdict(new) | {"details": json.dumps(new.details), "began": now, "changed": now}
+            self._db.execute(_INSERT, row)
+
+    def advance(
+        self, migration: str, role: Role, *, expected: Collection[Record], new: Record
+    ) -> bool:
+        """Compare and set: one UPDATE, one commit, one sync.
+
+        Returns:
+            Whether the record was one of ``expected`` and now is ``new``, on the disk.
+        """
+        if not all(new in MAY_FOLLOW.get(record, ()) for record in expected):
+            raise ValueError(f"{new} does not follow {sorted(expected)}")
+        wanted = json.dumps(list(expected))
+        with told(self.path):
+            changed = self._db.execute(_ADVANCE, (new, time.time_ns(), migration, role, wanted))
+        return changed.rowcount == 1
+
+    def flush(self, decision: Decision, flush: Flush) -> Record | None:
+        """Execute the effect for the migration that ``decision`` describes.
+
+        Returns:
+            None where it was done, or what another process decided first: bring `Overtaken`.
+
+        Raises:
+            DecisionRefusedError: ARMED or OPEN may not begin.
+        """
+        if flush.expected is not None:
+            expected = (flush.expected,)
+            if self.advance(decision.migration, decision.role, expected=expected, new=flush.new):
+                return None
+            # Whoever wrote that may have been killed before it was synced, and it will be acted on.
+            with told(self.path):
+                self._touch()
+            return self.record(decision.migration, decision.role)
+        try:
+            self.begin(replace(decision, record=flush.new, clean=flush.new is Record.NEVER))
+        except DecisionRefusedError as refused:
+            standing = refused.standing
+            if (standing.migration, standing.role) != (decision.migration, decision.role):
+                raise
+            return standing.record
+        return None
+
+    def clean(self, migration: str, role: Role) -> None:
+        """Note that nothing is left to be done; what the ledger still holds is there to stay."""
+        now = time.time_ns()
+        with self._transaction():
+            self._db.execute(
+                "UPDATE decisions SET clean=1 WHERE migration=? AND role=?", (migration, role)
+            )
+            self._db.execute(
+                "UPDATE ledger SET state='kept', changed=?"
+                " WHERE migration=? AND role=? AND state='made'",
+                (now, migration, role),
+            )
+
+    def detail(self, migration: str, role: Role, details: Mapping[str, Any]) -> None:
+        """Replace the details, which no rule reads."""
+        with told(self.path):
+            self._db.execute(
+                "UPDATE decisions SET details=? WHERE migration=? AND role=?",
+                (json.dumps(details), migration, role),
+            )
+
+    def record(self, migration: str, role: Role) -> Record | None:
+        """What is decided; None where the migration was never heard of here."""
+        found = self.decision(migration, role)
+        return found.record if found else None
+
+    def decision(self, migration: str, role: Role) -> Decision | None:
+        """One decision with all that belongs to it."""
+        found = self._decisions(migration=migration, role=role)
+        return found[0] if found else None
+
+    def decisions(self, domain: str | None = None) -> list[Decision]:
+        """All of them, or those on one domain (its UUID); the newest generation first."""
+        return self._decisions(domain=domain)
+
+    def unsettled(self) -> list[Decision]:
+        """Those that ``recover`` has something to do about."""
+        return [decision for decision in self.decisions() if not decision.settled]
+
+    def next_generation(self, domain: str) -> int:
+        """What the source gives to a new migration."""
+        return max((decision.generation for decision in self.decisions(domain)), default=0) + 1
+
+    # ── the ledger ───────────────────────────────────────────────────────────────────────────
+
+    def ledger_add(
+        self,
+        migration: str,
+        role: Role,
+        kind: str,
+        spec: Mapping[str, Any],
+        *,
+        temporary: bool = False,
+    ) -> int:
+        """Write down a resource before it is made.
+
+        Returns:
+            The row's id.
+
+        Raises:
+            MigrationOverError: The migration is decided, and whoever undoes may have been here.
+        """
+        with told(self.path):
+            added = self._db.execute(
+                _LEDGER_ADD,
+                {
+                    "migration": migration,
+                    "role": role,
+                    "kind": kind,
+                    "spec": json.dumps(spec),
+                    "temporary": temporary,
+                    "now": time.time_ns(),
+                },
+            )
+        if added.rowcount != 1 or added.lastrowid is None:
+            raise MigrationOverError(f"the migration {migration} was called off")
+        return added.lastrowid
+
+    def ledger_undone(self, row: int) -> None:
+        """The resource is gone."""
+        with told(self.path):
+            self._db.execute(
+                "UPDATE ledger SET state='undone', changed=? WHERE id=?", (time.time_ns(), row)
+            )
+
+    def ledger_rows(
+        self, migration: str, role: Role, *, temporary_only: bool = False
+    ) -> list[LedgerRow]:
+        """What was made and not undone, newest first: the order in which to undo it."""
+        with told(self.path):
+            rows = self._db.execute(_LEDGER_ROWS, (migration, role, temporary_only)).fetchall()
+        return [
+            LedgerRow(id=row, kind=kind, spec=json.loads(spec), temporary=bool(temporary))
+            for row, kind, spec, temporary in rows
+        ]
+
+    # ── the blackout ─────────────────────────────────────────────────────────────────────────
+
+    def warm(self) -> None:
+        """Shortly before the guest stops: make room in the WAL, and pay for a checkpoint now.
+
+        What another process of this host checkpoints afterwards may cost a second sync, and nothing
+        else.
+        """
+        with told(self.path):
+            self._db.execute("UPDATE meta SET value=zeroblob(?) WHERE name='reserve'", (_RESERVE,))
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._touch()
+
+    def relax(self) -> None:
+        """After the blackout: write the WAL back.
+
+        Its file keeps its size: another migration of this host may be warm.
+        """
+        with told(self.path):
+            self._db.execute("UPDATE meta SET value=x'' WHERE name='reserve'")
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _touch(self) -> None:
+        self._db.execute("UPDATE meta SET value=? WHERE name='opened'", (time.time_ns(),))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Generator[None]:
+        with told(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _decisions(
+        self, *, migration: str | None = None, role: Role | None = None, domain: str | None = None
+    ) -> list[Decision]:
+        wanted = {"migration": migration, "role": role, "domain": domain}
+        with told(self.path):
+            return [_decision(dict(row)) for row in self._db.execute(_SELECT, wanted)]
+
+    def _refuse_unsettled(self, new: Decision) -> None:
+        for standing in self.decisions(new.domain):
+            if not may_begin(standing.record, clean=standing.clean):
+                raise DecisionRefusedError(
+                    f"an earlier migration of {new.name} ({standing.migration},"
+                    f" {standing.role} {standing.record}) is not settled here",
+                    standing,
+                    remedy=f"entourage recover {new.name}",
+                )
+            if standing.generation >= new.generation:
+                raise DecisionRefusedError(
+                    f"this host knows a newer migration of {new.name}: {standing.migration}",
+                    standing,
+                    remedy="a journal was restored or replaced: see docs/recovery.md",
+                )
+
+
+def _decision(row: dict[str, Any]) -> Decision:
+    row["role"] = Role(row["role"])
+    row["record"] = Record(row["record"])
+    row["clean"] = bool(row["clean"])
+    row["details"] = json.loads(row["details"])
+    return Decision(**row)

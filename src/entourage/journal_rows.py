@@ -1,0 +1,76 @@
+"""What a journal holds, as values, and what it answers when it will not take one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from entourage.errors import JournalError
+from entourage.protocol import TERMINAL, Record, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class DecisionRefusedError(JournalError):
+    """A migration may not begin here: its id is taken, it is old, or another is not settled.
+
+    Attributes:
+        standing: The decision that stands against it.
+    """
+
+    def __init__(self, message: str, standing: Decision, *, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.standing = standing
+
+
+class MigrationOverError(JournalError):
+    """A resource was to be made for a migration that was called off meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One migration of one domain, as this host remembers it.
+
+    Attributes:
+        migration: The migration's id.
+        role: This host's part in it.
+        domain: The domain's UUID.
+        name: The domain's name, for people.
+        generation: Rises with each migration of the domain, wherever it is.
+        record: What was decided.
+        clean: Nothing is left to be done here.
+        peer_host: The other host, as the user names it.
+        peer_journal: The UUID of the other host's journal.
+        details: JSON: the resolved domain, what to clean, whatever recovery needs.
+        began: Nanoseconds since the epoch; for people, never for rules.
+        changed: When the record was last set; likewise.
+    """
+
+    migration: str
+    role: Role
+    domain: str
+    name: str
+    generation: int
+    record: Record
+    clean: bool = False
+    peer_host: str = ""
+    peer_journal: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    began: int = 0
+    changed: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Decided, and nothing left to be done here."""
+        return self.record in TERMINAL and self.clean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """One resource; ``temporary`` ones are undone even after a migration that succeeded."""
+
+    id: int
+    kind: str
+    spec: Mapping[str, Any]
+    temporary: bool

@@ -1,0 +1,102 @@
+"""One lock a domain and host: whoever works on the domain holds it, and its death frees it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from entourage.errors import DomainBusy
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock: its process, and what that last said it does."""
+
+    pid: int
+    doing: str
+
+
+class DomainLock:
+    """A lock that is held.
+
+    Its descriptor is not inheritable: what is started meanwhile does not keep it. The dead hand
+    must: pass it `fileno` (``pass_fds``), and the lock is free only once both are gone.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Use `domain_lock`."""
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """The descriptor that holds the lock."""
+        return self._descriptor
+
+    def note(self, doing: str) -> None:
+        """Tell ``status`` what is being done: one write to a file in memory, never a sync."""
+        text = json.dumps({"pid": os.getpid(), "doing": doing}).encode()
+        os.pwrite(self._descriptor, text, 0)
+        os.ftruncate(self._descriptor, len(text))
+
+
+@contextlib.contextmanager
+def domain_lock(run_dir: Path, domain: str, doing: str) -> Generator[DomainLock]:
+    """Hold the lock of a domain.
+
+    Args:
+        run_dir: A directory that is empty after a reboot (0700 where it is made here).
+        domain: The domain's UUID.
+        doing: What ``status`` and others who want the lock are told.
+
+    Raises:
+        DomainBusy: Another process has it; its pid and what it does are named.
+    """
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(run_dir / f"{domain}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # The file is never deleted: two processes could else hold locks on two files of one name.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = _holder(descriptor)
+            raise DomainBusy(
+                f"process {holder.pid} works on the domain: {holder.doing}",
+                remedy="wait until it has finished; entourage status shows how far it is",
+            ) from error
+        lock = DomainLock(descriptor)
+        lock.note(doing)
+        yield lock
+    finally:
+        # Closed, not unlocked: LOCK_UN would take the lock from the dead hand too.
+        os.close(descriptor)
+
+
+def lock_holder(run_dir: Path, domain: str) -> Holder | None:
+    """Who works on the domain now; None where nobody does."""
+    try:
+        descriptor = os.open(run_dir / f"{domain}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor)
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> Holder:
+    try:
+        content = json.loads(os.pread(descriptor, 4096, 0))
+        return Holder(int(content["pid"]), str(content["doing"]))
+    except (ValueError, KeyError, TypeError):
+        return Holder(0, "not known")

@@ -1,0 +1,166 @@
+"""Planted bugs: rules that look harmless to change, each of which the exploration must find.
+
+A mutant changes one rule of the real code by wrapping its function, or one thing that the shell
+owes it. ``migrations`` and ``faults`` are the smallest world in which it does harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+from entourage.handover import Source, Target, decide_source, decide_target, refuses_start
+from entourage.protocol import (
+    AnyEvent,
+    Do,
+    Effect,
+    Event,
+    Flush,
+    Heard,
+    Message,
+    Record,
+    Step,
+    Verb,
+)
+from tests.model.shell import Rules
+
+
+class Mutant(NamedTuple):
+    """One planted bug."""
+
+    name: str
+    rules: Rules
+    migrations: int = 1
+    faults: int = 1
+
+
+StateT = TypeVar("StateT", Source, Target)
+SourceRule = Callable[[Source, AnyEvent], Step[Source]]
+TargetRule = Callable[[Target, AnyEvent], Step[Target]]
+
+
+def _without(
+    rule: Callable[[StateT, AnyEvent], Step[StateT]], effect: Effect, event: AnyEvent | None = None
+) -> Callable[[StateT, AnyEvent], Step[StateT]]:
+    """A rule that forgets an effect, always or after one event."""
+
+    def forgetful(state: StateT, happened: AnyEvent) -> Step[StateT]:
+        after, effects = rule(state, happened)
+        if event is None or happened is event:
+            effects = tuple(one for one in effects if one != effect)
+        return Step(after, effects)
+
+    return forgetful
+
+
+def _takes_for_never(event: Event) -> SourceRule:
+    """A source in doubt that takes an event for the target's NEVER."""
+
+    def hopeful(state: Source, happened: AnyEvent) -> Step[Source]:
+        if happened is event and state.in_doubt:
+            happened = Heard(Message(Verb.NEVER, state.migration))
+        return decide_source(state, happened)
+
+    return hopeful
+
+
+def _runs_after_never(state: Target, event: AnyEvent) -> Step[Target]:
+    match event:
+        case Heard(Message(Verb.GO, _)) if state.record is Record.NEVER:
+            flush = Flush(Record.NEVER, Record.GO)
+            return Step(replace(state, record=Record.GO), (flush, Do.LET_RUN))
+        case _:
+            return decide_target(state, event)
+
+
+def _runs_in_ran(state: Target, event: AnyEvent) -> Step[Target]:
+    if event is Event.RESTARTED and state.record is Record.RAN:
+        return Step(replace(state, record=Record.GO), (Do.LET_RUN,))
+    return decide_target(state, event)
+
+
+def _takes_a_word_for_a_record(state: Target, event: AnyEvent) -> Step[Target]:
+    """Answers NEVER to an ASK before the journal says so."""
+    after, effects = decide_target(state, event)
+    match event, effects:
+        case Heard(Message(Verb.ASK, _)), (Flush() as flush, said, *rest):
+            return Step(after, (said, flush, *rest))
+        case _:
+            return Step(after, effects)
+
+
+def _forgets_the_unknown(state: Target, event: AnyEvent) -> Step[Target]:
+    """Answers NEVER for an id that it never heard of, and writes nothing down."""
+    after, effects = decide_target(state, event)
+    if state.record is None and after.record is Record.NEVER:
+        return Step(state, tuple(one for one in effects if not isinstance(one, Flush)))
+    return Step(after, effects)
+
+
+def _destroys_before_gone(state: Source, event: AnyEvent) -> Step[Source]:
+    after, effects = decide_source(state, event)
+    if Do.DESTROY_SOURCE in effects and isinstance(effects[0], Flush):
+        others = tuple(effect for effect in effects if effect is not Do.DESTROY_SOURCE)
+        return Step(after, (Do.DESTROY_SOURCE, *others))
+    return Step(after, effects)
+
+
+def _resumes_before_back(state: Source, event: AnyEvent) -> Step[Source]:
+    after, effects = decide_source(state, event)
+    if event is Event.PEER_IS_FENCED and Do.RESUME_SOURCE in effects:
+        others = tuple(effect for effect in effects if effect is not Do.RESUME_SOURCE)
+        return Step(after, (Do.RESUME_SOURCE, *others))
+    return Step(after, effects)
+
+
+def _ran_is_enough(records: Iterable[Record]) -> Record | None:
+    known = list(records)
+    return None if known and known[0] is Record.RAN else refuses_start(known)
+
+
+def _always(_record: Record | None, *, clean: bool) -> bool:
+    return True
+
+
+MUTANTS = (
+    Mutant(
+        "the target runs the guest before GO is on its disk", Rules(unsynced=frozenset({Record.GO}))
+    ),
+    Mutant("NEVER is said, and not synced", Rules(unsynced=frozenset({Record.NEVER})), faults=2),
+    Mutant("NEVER is said before it is written", Rules(target=_takes_a_word_for_a_record)),
+    Mutant(
+        "an unknown id is answered and not written", Rules(target=_forgets_the_unknown), faults=2
+    ),
+    Mutant("RAN is said, and not synced", Rules(unsynced=frozenset({Record.RAN}))),
+    Mutant(
+        "the source resumes when RAN takes too long", Rules(source=_takes_for_never(Event.ABORT))
+    ),
+    Mutant("a lost link is taken for NEVER", Rules(source=_takes_for_never(Event.UNREACHABLE))),
+    Mutant("a record is set without comparing", Rules(compares=False)),
+    Mutant("a late GO is accepted after NEVER", Rules(target=_runs_after_never)),
+    Mutant("a target that restarts in RAN runs the guest", Rules(target=_runs_in_ran), faults=2),
+    Mutant("READY does not wait for the source's own word", Rules(needs_completed=False)),
+    Mutant(
+        "the dead hand is not told of GO", Rules(source=_without(decide_source, Do.HOLD_DEAD_HAND))
+    ),
+    Mutant("the dead hand does not hold the lock", Rules(hand_holds_lock=False), 2, 1),
+    Mutant("a killed process's unsynced record is believed", Rules(synced_reads=False), faults=2),
+    Mutant(
+        "the TPM is not synced before GO",
+        Rules(target=_without(decide_target, Do.SYNC_DEVICES, Event.MEMORY_LANDED)),
+        faults=2,
+    ),
+    Mutant(
+        "the source is destroyed before GONE is written",
+        Rules(source=_destroys_before_gone),
+        faults=3,
+    ),
+    Mutant(
+        "a fenced target's guest is resumed before BACK",
+        Rules(source=_resumes_before_back),
+        faults=3,
+    ),
+    Mutant("RAN alone lets the user start the domain", Rules(start=_ran_is_enough), faults=2),
+    Mutant("a new migration does not wait for the last one", Rules(begin=_always), 2, 1),
+)

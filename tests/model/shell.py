@@ -1,0 +1,379 @@
+"""The thin shell as the rules demand it: one effect at a time, and killed after any of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from entourage.handover import (
+    Source,
+    Target,
+    dead_hand,
+    decide_source,
+    decide_target,
+    may_begin,
+    refuses_start,
+)
+from entourage.protocol import (
+    TERMINAL,
+    AnyEvent,
+    Do,
+    Effect,
+    Event,
+    Flush,
+    Overtaken,
+    Record,
+    Report,
+    Send,
+    Step,
+    Verb,
+)
+from tests.model.world import (
+    ACTING,
+    ANSWER,
+    ARMED,
+    BUILT,
+    CACHED,
+    COPY,
+    DEAD,
+    HELD,
+    HOLDER,
+    INCOMING,
+    LAND,
+    NO_HAND,
+    NO_TPM,
+    PAUSED,
+    POST,
+    RAN,
+    RUN,
+    RUNNING,
+    SAFE,
+    SEEN,
+    STOP,
+    Host,
+    Process,
+    Rows,
+    World,
+    also,
+    name,
+    process,
+    replaced,
+    with_row,
+)
+
+
+class Rules(NamedTuple):
+    """The code under exploration, and what a shell owes it. Mutants change one of these."""
+
+    source: Callable[[Source, AnyEvent], Step[Source]] = decide_source
+    target: Callable[[Target, AnyEvent], Step[Target]] = decide_target
+    hand: Callable[..., tuple[Effect, ...]] = dead_hand
+    begin: Callable[..., bool] = may_begin
+    start: Callable[[Iterable[Record]], Record | None] = refuses_start
+    unsynced: frozenset[Record] = frozenset()
+    """Records whose flush is written and never synced."""
+    synced_reads: bool = True
+    """A journal is synced when it is opened."""
+    compares: bool = True
+    """A flush compares before it sets."""
+    hand_holds_lock: bool = True
+    needs_completed: bool = True
+    """READY needs the source's own word too, not only the target's."""
+
+
+class Violation(Exception):  # noqa: N818 - what it is called in the trade
+    """Something happened that must never happen."""
+
+
+class Move(NamedTuple):
+    """One thing that may happen next.
+
+    Attributes:
+        story: What happens, for people.
+        world: What comes of it.
+        helps: Recovery may count on it.
+        costs: It is a fault, of which there are only so many.
+    """
+
+    story: str
+    world: World
+    helps: bool = True
+    costs: bool = False
+
+
+@functools.cache
+def decided(rules: Rules, before: Process, event: AnyEvent) -> Process:
+    """The process after an event, with the effects that it now has to execute."""
+    if isinstance(before.state, Source):
+        step = rules.source(before.state, event)
+    else:
+        step = rules.target(before.state, event)
+    return _trimmed(process(before.kind, before.migration, step.state, step.effects))
+
+
+def _trimmed(one: Process) -> Process:
+    """Without the next effects that change nothing in this world: so there are fewer worlds."""
+    effects = one.effects
+    while effects and (
+        isinstance(effects[0], Report)
+        or (effects[0] is Do.UNDO_RESOURCES and isinstance(one.state, Source))
+    ):
+        effects = effects[1:]
+    return process(one.kind, one.migration, one.state, effects)
+
+
+@functools.cache
+def popped(before: Process) -> Process:
+    """The process with its first effect executed."""
+    after = process(before.kind, before.migration, before.state, before.effects[1:])
+    return _trimmed(after)
+
+
+@functools.cache
+def written(before: Process) -> Process:
+    """The process between the write and the sync of a flush."""
+    return process(before.kind, before.migration, before.state, before.effects, unsynced=True)
+
+
+@functools.cache
+def waits(one: Process) -> bool:
+    """Whether an idle process has something to wait for; else it ends."""
+    return one.kind == HOLDER and one.state.record in {Record.ARMED, Record.OPEN, Record.RAN}
+
+
+def called(one: Process, place: int) -> str:
+    """What stories call a process."""
+    role = "source" if isinstance(one.state, Source) else "target"
+    return f"{role} {name(place)}{' (no lock)' if one.kind == ANSWER else ''}"
+
+
+def place_process(world: World, place: int, slot: str, one: Process) -> World:
+    """Put a process where it belongs, or let it end if it has nothing to do any more."""
+    while one.effects and isinstance(effect := one.effects[0], Send | Do):
+        if isinstance(effect, Send):
+            # Sent at once: a message that was never sent is one that never arrives, and one that is
+            # sent later is one that arrives later.
+            said = also(world.said, frozenset({effect.message.verb}), one.migration)
+            world = world._replace(said=said)
+        elif effect is not Do.SYNC_DEVICES or world.hosts[place].tpm != SAFE:
+            break
+        one = popped(one)
+    if one.effects or waits(one):
+        return world.host(place, **{slot: one})
+    return end_process(world, place, slot)
+
+
+def end_process(world: World, place: int, slot: str) -> World:
+    """A process ends by itself; an engine takes its dead hand with it."""
+    if slot == "main":
+        hand = ACTING if world.hosts[place].hand == ACTING else NO_HAND
+        return world.host(place, main=None, hand=hand)
+    return world.host(place, answer=None)
+
+
+def settle(world: World) -> World:
+    """Forget how a migration ended that is settled on both sides, and take its messages as said.
+
+    This makes fewer worlds, and each of them worse: no process can tell the difference but by a
+    late message, and of those it now meets every one that such an end can have left behind.
+    """
+    a, b = world.hosts
+    ends = _ends(a.disk, a.cache, b.disk, b.cache)
+    if not any(ends):
+        return world
+    busy = {one.migration for one in (a.main, a.answer, b.main, b.answer) if one is not None}
+    for migration, source in enumerate(world.sources):
+        if ends[migration] and migration not in busy:
+            gone = world.hosts[source].disk[migration][0] is Record.GONE
+            late = _LATE_GONE if gone else _LATE_BACK
+            world = world._replace(
+                said=also(world.said, late, migration),
+                copies=replaced(world.copies, migration, RAN if gone else BUILT),
+                fenced=replaced(world.fenced, migration, None),
+            )
+    return world
+
+
+@functools.cache
+def _ends(*journals: Rows) -> tuple[bool, ...]:
+    """For each migration, whether all of the journals, disk and cache, call it settled."""
+    return tuple(
+        all(record in TERMINAL and clean for record, clean in rows)
+        for rows in zip(*journals, strict=True)
+    )
+
+
+_LATE_GONE = frozenset({Verb.LANDED, Verb.GO, Verb.ASK, Verb.GO_STANDS, Verb.RAN, Verb.GONE})
+_LATE_BACK = frozenset({Verb.LANDED, Verb.GO, Verb.ASK, Verb.NEVER, Verb.BACK})
+
+
+def execute(world: World, place: int, slot: str, rules: Rules) -> Iterator[Move]:
+    """Execute the next effect of a process."""
+    host = world.hosts[place]
+    one = host.main if slot == "main" else host.answer
+    assert one is not None
+    effect = one.effects[0]
+    who = called(one, place)
+    match effect:
+        case Flush():
+            yield from _flush(world, place, slot, effect, rules)
+        case Do.LET_RUN:
+            yield from _let_run(world, place, slot, rules)
+        case _:
+            changed = _change(world, place, one, effect)
+            done = place_process(changed, place, slot, popped(one))
+            yield Move(f"{who} does {getattr(effect, 'value', effect)}", done)
+
+
+def _flush(world: World, place: int, slot: str, flush: Flush, rules: Rules) -> Iterator[Move]:
+    host = world.hosts[place]
+    one = host.main if slot == "main" else host.answer
+    assert one is not None
+    who = called(one, place)
+    if one.unsynced:
+        after = world.host(place, disk=host.cache)
+        yield Move(
+            f"{who}: {flush.new} is on the disk", place_process(after, place, slot, popped(one))
+        )
+        return
+    other = host.answer if slot == "main" else host.main
+    if other is not None and other.unsynced:
+        return  # SQLite lets one write at a time
+    found = host.cache[one.migration][0]
+    if found is not flush.expected and (rules.compares or found is None):
+        assert found is not None
+        # Whoever wrote that may have been killed before it was synced: see Journal.flush.
+        after = world.host(place, disk=host.cache) if rules.synced_reads else world
+        after = place_process(after, place, slot, decided(rules, one, Overtaken(found)))
+        yield Move(f"{who} wants {flush.new}, finds {found}", after)
+        return
+    if flush.new in {Record.ARMED, Record.OPEN} and not begins(host, one.migration, rules):
+        yield Move(f"{who} may not begin", end_process(world, place, slot))
+        return
+    born_clean = flush.expected is None and flush.new is Record.NEVER
+    cache = with_row(host.cache, one.migration, (flush.new, born_clean))
+    after = world.host(place, cache=cache)
+    if flush.new in rules.unsynced:
+        after = place_process(after, place, slot, popped(one))
+    elif not world.faulty:  # nothing can come between the write and the sync
+        after = place_process(after.host(place, disk=cache), place, slot, popped(one))
+    else:
+        after = after.host(place, **{slot: written(one)})
+    yield Move(f"{who} writes {flush.new}", after)
+
+
+def begins(host: Host, migration: int, rules: Rules) -> bool:
+    """R10, as the journal checks it: the id is new, nothing newer is known, all else is settled."""
+    rows = host.cache
+    newer = any(record is not None for record, _ in rows[migration + 1 :])
+    settled = all(rules.begin(record, clean=clean) for record, clean in rows[:migration])
+    return settled and not newer
+
+
+def _let_run(world: World, place: int, slot: str, rules: Rules) -> Iterator[Move]:
+    host = world.hosts[place]
+    one = host.main if slot == "main" else host.answer
+    assert one is not None
+    assert len(one.effects) == 1, "what LET_RUN leads to decides what follows"
+    who = called(one, place)
+    if host.guest == DEAD:
+        after = decided(rules, popped(one), Event.RELEASE_REFUSED)
+        yield Move(f"{who} finds the copy dead", place_process(world, place, slot, after))
+        return
+    if host.guest == PAUSED:
+        raise Violation("a guest that its user had paused was let run")
+    if world.faulty and host.guest == LAND:
+        after = decided(rules, popped(one), Event.RELEASE_REFUSED)
+        refused = place_process(world, place, slot, after)
+        yield Move(f"{who}: the release is refused", refused, helps=False, costs=True)
+    after = world._replace(copies=replaced(world.copies, one.migration, RAN))
+    after = after.host(place, guest=RUN)
+    after = place_process(after, place, slot, decided(rules, popped(one), Event.RELEASED))
+    yield Move(f"{who} lets the guest run", after)
+
+
+def _change(world: World, place: int, one: Process, effect: Effect) -> World:
+    host = world.hosts[place]
+    row = host.cache[one.migration]
+    match effect:
+        case Do.HOLD_DEAD_HAND:
+            return world.host(place, hand=HELD if host.hand == ARMED else host.hand)
+        case Do.RESUME_SOURCE:
+            return resume(world, place)
+        case Do.DESTROY_SOURCE:
+            _may_destroy(world, place, one.migration)
+            return world.host(place, guest=DEAD, tpm=NO_TPM)
+        case Do.SYNC_DEVICES:
+            return world.host(place, tpm=SAFE) if host.tpm == CACHED else world
+        case Do.KILL_TARGET:
+            if host.guest != DEAD and host.guest not in INCOMING:
+                raise Violation("a copy was killed that had run")
+            return world.host(place, guest=DEAD)
+        case Do.UNDO_RESOURCES if row[0] in {Record.NEVER, Record.FENCED}:
+            if host.guest != DEAD:
+                raise Violation("resources of a living copy were undone")
+            return world.host(place, tpm=NO_TPM)
+        case Do.CLEAN:
+            cache = with_row(host.cache, one.migration, (row[0], True))
+            return world.host(place, cache=cache, disk=cache)
+        case Do.STOP_AND_ALARM:
+            raise Violation("the alarm rang: a copy without a right to run was running")
+        case _:
+            return world
+
+
+def resume(world: World, place: int) -> World:
+    """RESUME_SOURCE, by a process or by the dead hand."""
+    guest = world.hosts[place].guest
+    if guest in INCOMING:
+        raise Violation("a copy that is still arriving was resumed as if it were a source's")
+    return world.host(place, guest=RUN) if guest in {RUN, COPY, STOP, POST} else world
+
+
+def _may_destroy(world: World, place: int, migration: int) -> None:
+    there = world.hosts[1 - place]
+    if there.disk[migration][0] not in {Record.RAN, Record.OWNS}:
+        raise Violation("the source was destroyed before RAN was on the target's disk")
+    if there.tpm != SAFE:
+        raise Violation("the source's TPM was erased before the target's was on its disk")
+    if world.hosts[place].guest in RUNNING | INCOMING:
+        raise Violation("a newer copy was destroyed in the place of the one that left")
+
+
+def lock_is_free(host: Host, rules: Rules) -> bool:
+    """Whether a new process gets the host's lock of the domain."""
+    return host.main is None and (host.hand != ACTING or not rules.hand_holds_lock)
+
+
+def may_start(host: Host, rules: Rules, *, home: bool) -> bool:
+    """Whether the user may start the domain by hand: the guard lets him, and he has a reason to."""
+    records = [record for record, _ in reversed(host.cache) if record is not None]
+    known = any(record is not Record.NEVER for record in records)
+    return rules.start(records) is None and (known or home)
+
+
+def newcomer(
+    world: World, place: int, migration: int, kind: str, *, synced: bool
+) -> tuple[World, Process]:
+    """A fresh process that has read the journal and the hypervisor."""
+    host = world.hosts[place]
+    record, clean = host.cache[migration]
+    lock = kind != ANSWER
+    seen = SEEN[host.guest]
+    state: Source | Target
+    text = f"m{migration + 1}"
+    if world.sources[migration] == place:
+        state = Source(
+            migration=text,
+            peer_journal="T",
+            record=record,
+            guest=seen,
+            clean=clean,
+            holds_lock=lock,
+        )
+    else:
+        state = Target(migration=text, record=record, guest=seen, clean=clean, holds_lock=lock)
+    if synced:
+        world = world.host(place, disk=host.cache)
+    return world, process(kind, migration, state)
