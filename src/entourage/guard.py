@@ -23,7 +23,7 @@ def hands_on(
     Args:
         settings: This host's.
         name: The domain's name; a domain file need not give a UUID.
-        uuid: Its UUID, where it has one.
+        uuid: Its UUID, where it has one; else its name stands for it.
         doing: What others who want the lock are told.
         starts: Whether it is to be started: then it must not belong to another host.
 
@@ -38,7 +38,9 @@ def hands_on(
         if path.exists():
             with Journal.open(path, read_only=True) as journal:
                 decisions = [
-                    one for one in journal.decisions() if uuid == one.domain or name == one.name
+                    one
+                    for one in journal.decisions()
+                    if (one.name == name if uuid is None else one.domain == uuid)
                 ]
             _check(name, sorted(decisions, key=_newest_first), starts=starts)
         yield
@@ -68,6 +70,5 @@ def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
         host = next(one.peer_host for one in decisions if one.record is tombstone)
         raise DomainBusy(
             f"{name} moved to {host}: it is that host's",
-            remedy=f"`entourage list` on {host}; to have another machine here, give it another"
-            " name and uuid",
+            remedy=f"see `entourage list` on {host}; another of that name needs its own uuid",
         )

@@ -50,6 +50,9 @@ async def taken_up_target(
     )
     async with contextlib.AsyncExitStack() as stack:
         locked = found is None or _locked(stack, settings, found, "recovers an arrival")
+        if found and locked:
+            # What stood there before the lock was held may be old: another may have decided since.
+            found = decision = journal.decision(migration, Role.TARGET) or found
         there, guest = None, Guest.DEAD
         controllers: list[Controller] = []
         if found and locked and found.details.get("domain"):
@@ -90,14 +93,16 @@ async def taken_up_source(
     Raises:
         DomainBusy: Another process works on it.
     """
-    details = decision.details
-    domain = msgspec.convert(details["domain"], Domain)
-    was_running = bool(details.get("was_running", True))
-    hypervisor = open_hypervisor(settings, str(details.get("hypervisor", "qemu")))
     clock = Clock()
     async with contextlib.AsyncExitStack() as stack:
         run_dir = Path(settings.paths.run)
         stack.enter_context(domain_lock(run_dir, decision.domain, "recovers a departure"))
+        # What was read before the lock was held may be old: another may have decided since.
+        decision = journal.decision(decision.migration, Role.SOURCE) or decision
+        details = decision.details
+        domain = msgspec.convert(details["domain"], Domain)
+        was_running = bool(details.get("was_running", True))
+        hypervisor = open_hypervisor(settings, str(details.get("hypervisor", "qemu")))
         machine = await hypervisor.taken_up(domain)
         stack.push_async_callback(machine.close)
         guest = await machine.reattach(was_running=was_running)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -203,7 +204,16 @@ class World:
         known = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
         world = cls(lab, seen, a, b, name, known, tpm, address, plugins="gadget" in extra)
         file = "/root/domain.toml"
-        text = domain_toml(name, disks=known, tpm=tpm, extra=extra, address=address, memory="192M")
+        # A uuid of its own: another one of this name may have moved away before.
+        text = domain_toml(
+            name,
+            disks=known,
+            tpm=tpm,
+            extra=extra,
+            address=address,
+            memory="192M",
+            uuid=str(uuid.uuid4()),
+        )
         a.path(file).write_text(text)
         world.clean = {host.name: host.snapshot() for host in (a, b)}
         for disk in known:

@@ -68,7 +68,7 @@ class LicenceController(Controller):
         except FileExistsError as error:
             raise DeviceError(f"{final} has come into being meanwhile") from error
 
-    async def let_go(self, here: Here) -> None:  # noqa: ARG002 - nothing of it is needed
+    async def let_go(self, here: Here) -> None:
         """The guest runs on the target, for good: only now does the source give its own up."""
         self.path.unlink(missing_ok=True)
 

@@ -46,35 +46,35 @@ class BuiltIn(Controller):
     def recall(self, memo: dict[str, Any]) -> None:
         self.asked.append(f"recall {memo}")
 
-    async def test(self, here: Here) -> Sequence[Refusal]:  # noqa: ARG002
+    async def test(self, here: Here) -> Sequence[Refusal]:
         self._ask("test")
         return self.refusals
 
-    async def prepare(self, here: Here) -> None:  # noqa: ARG002
+    async def prepare(self, here: Here) -> None:
         self._ask("prepare")
 
-    async def connect(self, here: Here) -> None:  # noqa: ARG002
+    async def connect(self, here: Here) -> None:
         self._ask("connect")
 
-    async def transfer(self, here: Here) -> None:  # noqa: ARG002
+    async def transfer(self, here: Here) -> None:
         self._ask("transfer")
 
-    async def sync(self, here: Here) -> None:  # noqa: ARG002
+    async def sync(self, here: Here) -> None:
         self._ask("sync")
 
-    async def recover(self, here: Here, last_good: Step) -> None:  # noqa: ARG002
+    async def recover(self, here: Here, last_good: Step) -> None:
         self._ask(f"recover {last_good.value}")
 
-    async def let_go(self, here: Here) -> None:  # noqa: ARG002
+    async def let_go(self, here: Here) -> None:
         self._ask("let_go")
 
-    def progress(self, here: Here) -> tuple[int, int]:  # noqa: ARG002
+    def progress(self, here: Here) -> tuple[int, int]:
         return (1, 2)
 
     async def prepare_there(self, there: Any, request: Any) -> Any:
         return ("prepare_there", there, request)
 
-    async def arrived(self, there: Any) -> None:  # noqa: ARG002
+    async def arrived(self, there: Any) -> None:
         self._ask("arrived")
 
 
