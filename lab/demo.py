@@ -5,6 +5,7 @@ Everything that it claims at the end was seen from outside. Exit status 0 only i
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -143,6 +144,11 @@ def nothing_left(proof: Proof, host: Host, before: Snapshot) -> None:
 
 def main() -> int:
     """Run the demo; 0 only if everything was seen to be as claimed."""
+    if os.geteuid() != 0:
+        console.print(
+            "The demo makes namespaces, loop devices and bridges of its own: run it as root."
+        )
+        return 1
     began = time.monotonic()
     say("two hosts on this machine, each with its own network, files, processes and sshd")
     with Lab.up(hosts=("a", "b"), name="demo") as lab:
