@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from entourage.errors import EntourageError
-from entourage.hosts.resources import MARKER, marked_processes
+from entourage.hosts.resources import MARKER, carries, marked_processes
 
 _SYSTEMD_RUNS = Path("/run/systemd/system")
 _SCOPE_PATIENCE = 5.0
@@ -161,6 +161,10 @@ async def launch(
         os.close(output)
     _reap()
     _started_here.add(child.pid)
+    # exec closes the descriptor that Popen waits for a moment before the environment can be read:
+    # whoever undoes at that moment would not find it.
+    while start_time(child.pid) is not None and not carries(child.pid, marker):
+        await asyncio.sleep(0)
     if _SYSTEMD_RUNS.is_dir():
         await _give_scope(child.pid, unit, log)
     return child.pid

@@ -109,17 +109,19 @@ async def remove_tap(name: str) -> None:
         raise EntourageError(f"tap {name} cannot be deleted: {stderr.decode().strip()}")
 
 
+def carries(pid: int, marker: str) -> bool:
+    """Whether a process carries the marker in its environment; False where it has ended."""
+    wanted = f"{MARKER}={marker}".encode()
+    try:
+        return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 def marked_processes(marker: str) -> list[int]:
     """The processes of this host that carry the marker in their environment."""
-    wanted = f"{MARKER}={marker}".encode()
-    found: list[int] = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+    pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+    return [pid for pid in pids if carries(pid, marker)]
 
 
 async def end_processes(marker: str, *, patience: float = 5.0) -> None:
