@@ -53,6 +53,8 @@ class Block(Device, frozen=True):
     copy: Literal["auto", "flat", "keep-chain"] = "auto"
     """How a qcow2 with a backing chain is copied: flattened, or upon a chain both hosts see."""
     cache: Literal["auto", "none", "writeback"] = "auto"
+    size: Annotated[int, Meta(ge=512)] | None = None
+    """Bytes that the guest sees of a raw image or device that is larger; None: all of it."""
     serial: str | None = None
     model: Literal["virtio-blk", "nvme", "ide-cd"] = "virtio-blk"
     address: PciAddress | None = None

@@ -146,7 +146,7 @@ def test_a_device_is_refused(on_device: World) -> None:
 
 
 def test_onto_a_larger_device(on_device: World) -> None:
-    """QEMU mirrors only onto what is as large: the first part of it. (And goes back, in time.)"""
+    """The machine there opens its first part, as large as the disk. (And goes back, in time.)"""
     run = on_device.migrate("--disk", f"disk0={THERE}-large", "--max-blackout", "1ms")
     assert run.status == 4, str(run)
     assert "blackout budget" in run.finished["message"], str(run)

@@ -202,10 +202,14 @@ class BlockController(Controller):
             found.append(room.no_verb(disk, here.source, need))
         space = await images.room(image, flat=backing is None)
         new = images.like(image, path, room=space, below=backing)
+        if disk.size is not None:
+            new = msgspec.structs.replace(new, size=disk.size)
         fitting = await here.peer(Fit(new=new, onto_device=onto, need=need), Fitting)
         found += fitting.refusals
         if not found:
             self.way, self._new = Way.ONTO if onto else Way.MAKE, new
+            if onto:  # QEMU mirrors onto what is as large, and the guest goes on seeing that
+                self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
             if image.kind == "file" and not _only_read(disk):
                 self._copied = Copied(path=image.path, device=image.device, inode=image.inode)
             if image.bitmaps:

@@ -128,5 +128,5 @@ def _fit_device(disk: Block, there: There, new: NewImage) -> Fitting:
         return Fitting(refusals=[refuse(disk, there.host, reason, another)])
     if size > new.size:
         larger = f"{new.path} is larger than the disk by {format_size(size - new.size)}"
-        return Fitting(warnings=[f"{larger}; the guest sees that when it is next started"])
+        return Fitting(warnings=[f"{larger}; the guest goes on seeing the size it has"])
     return Fitting()

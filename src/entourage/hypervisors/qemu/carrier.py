@@ -14,7 +14,7 @@ from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import mirror_name
 from entourage.hypervisors.qemu.deadhand import DeadHand
 from entourage.hypervisors.qemu.explain import device_of
-from entourage.hypervisors.qemu.mirrors import Mirrors, part_name
+from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running
@@ -282,7 +282,6 @@ class Carrier:
         for disk in self._running.domain.block:
             # A mirror that was settled, or that nobody will end any more.
             name = mirror_name(self._running.domain, disk)
-            for node in (part_name(name), name):
-                with contextlib.suppress(CommandError):
-                    await self._monitor.execute("blockdev-del", {"node-name": node})
+            with contextlib.suppress(CommandError):
+                await self._monitor.execute("blockdev-del", {"node-name": name})
         await keys.drop_key(self._monitor)

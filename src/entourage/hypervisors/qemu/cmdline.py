@@ -103,9 +103,11 @@ def block_node(
         readonly = is_readonly(disk)
     both = {"read-only": readonly, "discard": "unmap", "cache": cache}
     driver = "host_device" if disk.path in host.host_devices else "file"
+    part = {"size": disk.size} if disk.size is not None and disk.format == "raw" else {}
     return {
         "driver": disk.format,
         "node-name": name,
+        **part,
         **both,
         "file": {"driver": driver, "filename": disk.path, **both},
     }

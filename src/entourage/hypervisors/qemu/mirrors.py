@@ -40,7 +40,6 @@ class Mirrors:
         if tls:
             node["tls-creds"] = OBJECT
         await self._run("blockdev-add", node, disk)
-        target = await self._of_equal_size(disk, name)
         self._monitor.known.jobs.pop(name, None)
         self._progress[name] = (0, 0)
         await self._run(
@@ -48,7 +47,7 @@ class Mirrors:
             {
                 "job-id": name,
                 "device": node_name(self._domain, disk),
-                "target": target,
+                "target": name,
                 "sync": "top" if top_only else "full",
                 # The guest's writes wait for the target's: so it converges by construction.
                 "copy-mode": "write-blocking",
@@ -71,23 +70,6 @@ class Mirrors:
         finally:
             waiting.cancel()
         await waiting
-
-    async def _of_equal_size(self, disk: Block, name: str) -> str:
-        """The mirror's target: QEMU wants it as large as the disk; a device may be larger."""
-        nodes = await self._monitor.execute("query-named-block-nodes", {"flat": True})
-        sizes = {node["node-name"]: node["image"]["virtual-size"] for node in nodes}
-        size = sizes[node_name(self._domain, disk)]
-        if sizes[name] <= size:
-            return name
-        part = {
-            "driver": "raw",
-            "node-name": part_name(name),
-            "size": size,
-            "file": name,
-            "discard": "unmap",
-        }
-        await self._run("blockdev-add", part, disk)
-        return part_name(name)
 
     async def look(self) -> None:
         """Ask how far the mirrors have come; raises HypervisorError where one has failed."""
@@ -133,9 +115,8 @@ class Mirrors:
                     await self._run("block-job-cancel", {"device": name, "force": True}, disk)
                 await self._monitor.until(lambda known: known.job(name).gone or None)
             self._monitor.known.jobs.pop(name, None)
-            for node in (part_name(name), name):
-                with contextlib.suppress(CommandError):
-                    await self._run("blockdev-del", {"node-name": node}, disk)
+            with contextlib.suppress(CommandError):
+                await self._run("blockdev-del", {"node-name": name}, disk)
 
     async def cut_off(self) -> None:
         """Cut every mirror's connection, so that nothing of QEMU waits for the other host."""
@@ -150,11 +131,6 @@ class Mirrors:
 
     async def _run(self, command: str, arguments: dict[str, Any], disk: Block) -> Any:
         return await self._monitor.execute(command, arguments, device=disk.label)
-
-
-def part_name(name: str) -> str:
-    """The node of a mirror onto the first part of a larger device."""
-    return f"{name}-part"
 
 
 def _failed(disk: Block, reason: str) -> HypervisorError:
