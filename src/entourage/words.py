@@ -28,7 +28,6 @@ BYE = "bye"
 HANDOVER = "handover"
 FAILED = "failed"
 RESUMED = "resumed"
-SPAN = "span"
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
