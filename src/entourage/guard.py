@@ -6,12 +6,29 @@ import contextlib
 from collections.abc import Generator
 from pathlib import Path
 
-from entourage.errors import DomainBusy
+from entourage.domain import Domain
+from entourage.errors import DomainBusy, UsageError
 from entourage.handover import refuses_start
+from entourage.hypervisors.base import Hypervisor
 from entourage.journal import Decision, Journal
 from entourage.lock import domain_lock
 from entourage.protocol import Record
 from entourage.settings.model import Settings
+
+
+async def known(settings: Settings, hypervisor: Hypervisor, name: str) -> Domain:
+    """The domain of this name; where the hypervisor has none, the journal may know why.
+
+    Raises:
+        UsageError: There is none, and never was.
+        DomainBusy: It moved to another host, or a migration of it is not settled.
+    """
+    try:
+        return await hypervisor.find(name)
+    except UsageError:
+        with hands_on(settings, name, None, "looks for it", starts=True):
+            pass
+        raise
 
 
 @contextlib.contextmanager
@@ -42,12 +59,9 @@ def hands_on(
                     for one in journal.decisions()
                     if (one.name == name if uuid is None else one.domain == uuid)
                 ]
-            _check(name, sorted(decisions, key=_newest_first), starts=starts)
+            decisions.sort(key=lambda one: one.began, reverse=True)
+            _check(name, decisions, starts=starts)
         yield
-
-
-def _newest_first(decision: Decision) -> tuple[int, int]:
-    return (-decision.began, -decision.generation)
 
 
 def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:

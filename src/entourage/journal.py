@@ -150,7 +150,9 @@ class Journal:
                 )
             if new.record is not Record.NEVER:
                 self._refuse_unsettled(new)
-            now = time.time_ns()
+            # A clock that was set back must not make this one look older than those before it.
+            [newest] = self._db.execute("SELECT max(began) FROM decisions").fetchone()
+            now = max(time.time_ns(), (newest or 0) + 1)
             row = asdict(new) | {"details": json.dumps(new.details), "began": now, "changed": now}
             self._db.execute(_INSERT, row)
 

@@ -43,8 +43,8 @@ class Decision:
         peer_host: The other host, as the user names it.
         peer_journal: The UUID of the other host's journal.
         details: JSON: the resolved domain, what to clean, whatever recovery needs.
-        began: Nanoseconds since the epoch; for people, never for rules.
-        changed: When the record was last set; likewise.
+        began: Nanoseconds since the epoch; rises with each migration, whatever the clock does.
+        changed: When the record was last set, likewise in ns; for people, never for rules.
     """
 
     migration: str

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from entourage.errors import DomainBusy
-from entourage.guard import hands_on
+from entourage.domain import Domain
+from entourage.errors import DomainBusy, EntourageError, UsageError
+from entourage.guard import hands_on, known
+from entourage.hypervisors.base import Hypervisor
 from entourage.journal import Decision, Journal
 from entourage.lock import domain_lock
 from entourage.protocol import Record, Role
@@ -99,3 +104,49 @@ def test_a_file_without_a_uuid_is_known_by_its_name(settings: Settings) -> None:
 def test_nobody_touches_what_another_works_on(settings: Settings) -> None:
     with domain_lock(Path(settings.paths.run), UUID, "migrates web1 to b"):
         assert "migrates web1 to b" in allowed(settings, starts=False)
+
+
+class Elsewhere:
+    """A hypervisor that knows no domain."""
+
+    async def find(self, name: str) -> Domain:
+        raise UsageError(f"there is no domain {name!r} on this host")
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ((), "there is no domain 'web1'"),
+        ((Record.GONE,), "web1 moved to b"),
+        ((Record.GO,), "not settled here: go"),
+        ((Record.NEVER,), "there is no domain 'web1'"),
+    ],
+)
+def test_the_journal_knows_of_domains_that_the_hypervisor_does_not(
+    settings: Settings, records: tuple[Record, ...], said: str
+) -> None:
+    remember(settings, *records)
+    with pytest.raises(EntourageError, match=said):
+        asyncio.run(known(settings, cast("Hypervisor", Elsewhere()), "web1"))
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns()
+    remember(settings, Record.OWNS)
+    monkeypatch.setattr(time, "time_ns", lambda: now - 10**18)
+    with Journal.open(Path(settings.paths.state, "journal.db")) as journal:
+        gone = Decision(
+            migration="later",
+            role=Role.SOURCE,
+            domain=UUID,
+            name="web1",
+            generation=9,
+            record=Record.ARMED,
+            peer_host="c",
+        )
+        journal.begin(gone)
+        assert journal.advance("later", Role.SOURCE, expected={Record.ARMED}, new=Record.GONE)
+        journal.clean("later", Role.SOURCE)
+    assert "moved to c" in allowed(settings, starts=True)

@@ -12,7 +12,7 @@ import msgspec
 
 from entourage.cli.output import columns, put, put_json, put_toml
 from entourage.errors import JournalError, UsageError
-from entourage.guard import hands_on
+from entourage.guard import hands_on, known
 from entourage.hypervisors.base import DomainState
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Journal
@@ -37,7 +37,7 @@ def start(settings: Settings, file: Path | None, name: str) -> None:
     hypervisor = open_hypervisor(settings)
 
     async def run() -> str:
-        domain = load_domain(file) if file is not None else await hypervisor.find(name)
+        domain = load_domain(file) if file is not None else await known(settings, hypervisor, name)
         with hands_on(settings, domain.name, domain.uuid, "starts it", starts=True):
             await hypervisor.start(domain)
         return domain.name
@@ -56,7 +56,7 @@ def stop(settings: Settings, name: str, *, force: bool, patience: float) -> None
     hypervisor = open_hypervisor(settings)
 
     async def run() -> None:
-        domain = await hypervisor.find(name)
+        domain = await known(settings, hypervisor, name)
         with hands_on(settings, domain.name, domain.uuid, "stops it", starts=False):
             await hypervisor.stop(name, force=force, patience=patience)
 
