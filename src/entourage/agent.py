@@ -31,12 +31,12 @@ from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Hypervisor, Incoming
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Decision, Journal, MigrationLedger
-from entourage.lock import domain_lock
-from entourage.protocol import Event, Heard, Message, Record, Role, Verb
+from entourage.lock import domain_lock, lock_holder
+from entourage.protocol import TERMINAL, Event, Heard, Message, Record, Role, Verb
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 from entourage.takeup import taken_up_target
-from entourage.target import TargetSide, target_details
+from entourage.target import TargetSide
 
 Body = TypeVar("Body")
 
@@ -62,6 +62,7 @@ class Agent:
         self._controllers: dict[str, Controller] = {}
         self._side: TargetSide | None = None
         self._held = contextlib.AsyncExitStack()
+        self._taking_up = asyncio.Lock()
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
         for verb, handler in {
@@ -126,10 +127,17 @@ class Agent:
         hypervisor = self._known()
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         refusals = list(await hypervisor.test_incoming(test.domain, self._host, test.facts))
-        for standing in self._journal.decisions(test.domain.uuid):
+        uuid = test.domain.uuid or ""
+        if busy := lock_holder(Path(self._settings.paths.run), uuid):
+            reason = f"process {busy.pid} works on it: {busy.doing}"
+            remedy = f"wait until it has finished; `entourage status` on {self._host} shows it"
+            refusals.append(Refusal("domain", self._host, reason, remedy))
+        for standing in self._journal.decisions(uuid):
             if not standing.settled:
+                # Of what was handed over here, the host that it came from knows the rest.
+                asks = standing.peer_host if standing.record is Record.RAN else self._host
                 reason = f"an earlier migration of it is not settled ({standing.record})"
-                remedy = f"run `entourage recover {standing.name}` on {self._host}"
+                remedy = f"run `entourage recover {standing.name}` on {asks}"
                 refusals.append(Refusal("domain", self._host, reason, remedy))
         return refusals
 
@@ -171,12 +179,7 @@ class Agent:
             record=Record.OPEN,
             peer_host=hello.source,
             peer_journal=opening.source_journal,
-            details=target_details(
-                opening.domain,
-                paused=opening.paused,
-                hypervisor=hypervisor.name,
-                source=hello.source,
-            ),
+            details=self._details(opening.domain, opening),
         )
         side = TargetSide(
             journal=self._journal,
@@ -195,6 +198,7 @@ class Agent:
         there, opening = self._making()
         # A file or tap that a device's half chose is in there.domain by now.
         await there.incoming.build(there.domain, opening.plane)
+        self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
 
     async def _on_listen(self, _: Any) -> Any:
@@ -211,21 +215,33 @@ class Agent:
         await self._side.take(Event.ABORT)
         return [f"on {self._host}: {problem}" for problem in self._side.problems]
 
-    async def _on_bye(self, _: Any) -> list[str]:
-        """Answer once everything that was asked before is done; what could not be cleaned up."""
-        if self._side is None:
-            return []
+    async def _on_bye(self, _: Any) -> words.Farewell:
+        """Answer once everything that was asked before is done."""
+        async with self._taking_up:
+            if self._side is None:
+                return words.Farewell(settled=False)
         await self._side.idle()
-        return [f"on {self._host}: {problem}" for problem in self._side.problems]
+        problems = tuple(f"on {self._host}: {problem}" for problem in self._side.problems)
+        return words.Farewell(settled=self._side.record in TERMINAL, problems=problems)
 
     async def _on_handover(self, said: words.Say) -> None:
         message = Message(Verb(said.verb), said.migration)
-        if self._side is None:
-            # A new link about a migration that another agent served: it may be dead, or a zombie.
-            self._side = await self._held.enter_async_context(
-                taken_up_target(self._journal, self._settings, message.migration, send=self._send)
+        async with self._taking_up:  # the next word may come before this one's side is there
+            side = self._side or await self._take_up(message.migration)
+        await side.take(Heard(message))
+
+    async def _take_up(self, migration: str) -> TargetSide:
+        """A new link about a migration that another agent served: it may be dead, or a zombie."""
+        self._side = await self._held.enter_async_context(
+            taken_up_target(
+                self._journal,
+                self._settings,
+                migration,
+                send=self._send,
+                on_failure=self._tell_failure,
             )
-        await self._side.take(Heard(message))
+        )
+        return self._side
 
     # What happens by itself
 
@@ -264,6 +280,14 @@ class Agent:
     def _tell(self, verb: str, body: Any) -> None:
         with contextlib.suppress(LinkLost):
             self._link.tell(verb, body)
+
+    def _details(self, domain: Domain, opening: words.Open) -> dict[str, Any]:
+        """What recovery needs on this host, as JSON."""
+        return {
+            "domain": msgspec.to_builtins(domain),
+            "paused": opening.paused,
+            "hypervisor": self._known().name,
+        }
 
     def _known(self) -> Hypervisor:
         if self._hypervisor is None:

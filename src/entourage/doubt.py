@@ -19,22 +19,26 @@ _TRY_AGAIN = 1.0  # seconds between two attempts to reach the target
 
 async def find_out(
     way: Passage, side: SourceSide, decided: asyncio.Event, settings: Settings
-) -> None:
+) -> bool:
     """Return once the migration is decided: the record is BACK or GONE.
+
+    Returns:
+        Whether the target is known to know it.
 
     Raises:
         InDoubt: The target could not be reached, or did not say, for ``doubt-timeout`` seconds.
     """
     try:
         async with asyncio.timeout(settings.migration.doubt_timeout):
-            await _answered(way.link, side, decided)
+            told = await _answered(way.link, side, decided)
             while not decided.is_set():
                 with contextlib.suppress(LinkError):
                     async with another_link(way) as again:
                         await side.take(Connected(again.welcome.journal))
-                        await _answered(again.link, side, decided)
+                        told = await _answered(again.link, side, decided)
                 if not decided.is_set():
                     await asyncio.sleep(_TRY_AGAIN)
+            return told
     except TimeoutError:
         await side.take(Event.UNREACHABLE)
         name = way.machine.domain.name
@@ -47,8 +51,12 @@ async def find_out(
         ) from None
 
 
-async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> None:
-    """Wait for the answer as long as the link lives, and ask for it now and then."""
+async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> bool:
+    """Wait for the answer as long as the link lives, and ask for it now and then.
+
+    Returns:
+        Whether the target has acted on it too.
+    """
     lost = asyncio.create_task(link.lost())
     answer = asyncio.create_task(decided.wait())
     try:
@@ -59,8 +67,9 @@ async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> Non
             if not done:
                 await side.take(Event.ABORT)  # in doubt: asks
         if side.state.record in TERMINAL and link.alive:
-            with contextlib.suppress(LinkError):  # the target has let go too when this returns
-                await link.call(words.BYE, None, list[str])
+            with contextlib.suppress(LinkError):
+                return (await link.call(words.BYE, None, words.Farewell)).settled
+        return False
     finally:
         lost.cancel()
         answer.cancel()

@@ -109,7 +109,8 @@ def decide_source(state: Source, event: AnyEvent) -> Step[Source]:
             return _source_restarts(replace(state, live=False))
         case Event.UNREACHABLE if state.in_doubt:
             return Step(state, (Report(Finding.ASK_FAILED),))
-        case Connected(journal) if state.in_doubt:
+        case Connected(journal) if state.in_doubt or state.record in {Record.BACK, Record.GONE}:
+            # A decided source asks for the target's sake, which says RAN where it does not know it.
             known = journal == state.peer_journal
             return Step(state, (_say(state, Verb.ASK) if known else _WRONG_JOURNAL,))
         case Event.PEER_IS_FENCED if state.in_doubt and armed_here:

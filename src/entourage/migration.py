@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import uuid
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from entourage import points, words
+from entourage.asking import note_told
 from entourage.blackout import Blackout
 from entourage.conductor import Conductor, source_controllers
 from entourage.convergence import press, throttles
@@ -20,6 +22,7 @@ from entourage.errors import (
     HypervisorError,
     InDoubt,
     Interrupted,
+    JournalError,
     LinkError,
     MigrationFailed,
     Refused,
@@ -287,7 +290,9 @@ class Migration:
         except HypervisorError as error:  # the dead hand did not answer: GO was not said
             await self._go_back(way, side, error)
         self._emit(GoSent(at=self._clock.now()))
-        await find_out(way, side, self._decided, self._settings)
+        if await find_out(way, side, self._decided, self._settings):
+            with contextlib.suppress(JournalError):  # then `recover` tells it once more
+                note_told(way.journal, self.id)
         if self._broken:
             raise self._broken
         if side.state.record is Record.BACK:

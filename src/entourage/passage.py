@@ -21,6 +21,7 @@ from entourage import __version__, words
 from entourage.devices.base import Controller, Here, Options
 from entourage.errors import EntourageError, LinkLost, PeerVersionError, UsageError
 from entourage.events import Listener
+from entourage.guard import known
 from entourage.hosts import ssh
 from entourage.hosts.link import Link
 from entourage.hypervisors.base import DataPlane, Machine, Secret
@@ -206,7 +207,7 @@ async def open_passage(
     source = socket.gethostname()
     async with contextlib.AsyncExitStack() as stack:
         journal = stack.enter_context(Journal.open(Path(settings.paths.state, "journal.db")))
-        uuid = (await hypervisor.find(name)).uuid or ""
+        uuid = (await known(settings, hypervisor, name)).uuid or ""
         lock = stack.enter_context(
             domain_lock(Path(settings.paths.run), uuid, f"migrates {name} to {target}")
         )

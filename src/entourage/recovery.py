@@ -6,39 +6,19 @@ Both go by the journal and by what the hypervisor shows; the rules are those of 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from entourage import __version__, words
-from entourage.errors import DomainBusy, EntourageError, LinkError, LinkLost
-from entourage.hosts import ssh
-from entourage.hosts.link import Link
+from entourage.asking import Way, declare_fenced, is_untold, note_told, tell
+from entourage.errors import DomainBusy, EntourageError
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Decision, Journal
 from entourage.lock import lock_holder
-from entourage.passage import Clock, greet
-from entourage.protocol import (
-    TERMINAL,
-    Connected,
-    Event,
-    Finding,
-    Heard,
-    Message,
-    Record,
-    Role,
-    Verb,
-)
-from entourage.settings.model import Settings, SshSettings
-from entourage.source import SourceSide
+from entourage.protocol import Event, Finding, Record, Role
+from entourage.settings.model import Settings
 from entourage.takeup import taken_up_source, taken_up_target
-
-_ANSWER_WITHIN = 20.0  # seconds for the other host to answer one question
 
 _MEANS: dict[Record, str] = {
     Record.ARMED: "a migration to {peer} was begun; whether {peer} was told to run it is in doubt",
@@ -117,10 +97,13 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
         decisions = journal.decisions()
     standings: list[Standing] = []
     for decision in decisions:
-        if decision.settled and not everything:
+        untold = is_untold(decision)
+        if decision.settled and not everything and not untold:
             continue
         holder = lock_holder(Path(settings.paths.run), decision.domain)
-        words_for = _SETTLED if decision.settled else _MEANS
+        meaning = (_SETTLED if decision.settled else _MEANS)[decision.record]
+        if untold:
+            meaning += "; whether {peer} knows that is not certain"
         standings.append(
             Standing(
                 domain=decision.name,
@@ -132,7 +115,7 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
                 peer=decision.peer_host,
                 doing=f"{holder.doing} (process {holder.pid})" if holder else "",
                 guest=states.get(decision.domain, ""),
-                meaning=words_for[decision.record].format(peer=decision.peer_host),
+                meaning=meaning.format(peer=decision.peer_host),
                 remedy=_remedy(decision, busy=holder is not None),
             )
         )
@@ -141,11 +124,12 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
 
 def _remedy(decision: Decision, *, busy: bool) -> str:
     if decision.settled:
-        return ""
+        told = f"entourage recover {decision.name}, once {decision.peer_host} can be reached"
+        return told if is_untold(decision) else ""
     if busy:
         return "wait: it is being worked on"
     if decision.record is Record.RAN:
-        return f"entourage recover, on {decision.peer_host}"
+        return f"entourage recover {decision.name}, on {decision.peer_host}"
     return f"entourage recover {decision.name}"
 
 
@@ -173,7 +157,9 @@ async def recover(
         return []
     done: list[Recovered] = []
     with Journal.open(path, read_only=dry_run) as journal:
-        for decision in journal.unsettled():
+        for decision in journal.decisions():
+            if decision.settled and not is_untold(decision):
+                continue
             if name is not None and name not in {decision.name, decision.domain}:
                 continue
             if dry_run:
@@ -191,6 +177,9 @@ async def recover(
 async def _settle(
     journal: Journal, settings: Settings, decision: Decision, *, fenced: bool
 ) -> Recovered:
+    if decision.settled:
+        problems = await tell(journal, settings, decision)
+        return _report(journal, decision, (), problems)
     if decision.role is Role.TARGET:
         async with taken_up_target(
             journal, settings, decision.migration, send=lambda _message: None
@@ -200,12 +189,15 @@ async def _settle(
             if arrival.record is Record.RAN:
                 await arrival.take(Event.UNREACHABLE)
             return _report(journal, decision, arrival.findings, arrival.problems)
-    way = _Way(settings, decision)
+    if fenced and decision.record is Record.ARMED:
+        declare_fenced(journal, decision)
+        decision = journal.decision(decision.migration, Role.SOURCE) or decision
+    way = Way(settings, decision)
     async with taken_up_source(journal, settings, decision, send=way.send) as departure:
         if departure.state.in_doubt and fenced:
             await departure.take(Event.PEER_IS_FENCED)
-        elif departure.state.record is not Record.BACK:
-            await way.ask(departure)
+        elif departure.state.record is not Record.BACK and await way.ask(departure):
+            note_told(journal, decision.migration)
         return _report(journal, decision, departure.findings, departure.problems)
 
 
@@ -224,57 +216,3 @@ def _report(
         findings=tuple(finding.value for finding in findings),
         problems=tuple(problems),
     )
-
-
-class _Way:
-    """The way to the target of one migration, found again."""
-
-    def __init__(self, settings: Settings, decision: Decision) -> None:
-        told = decision.details.get("ssh")
-        reach = msgspec.convert(told, SshSettings) if told else settings.ssh
-        self._settings = msgspec.structs.replace(settings, ssh=reach)
-        self._decision = decision
-        self._link: Link | None = None
-
-    def send(self, message: Message) -> None:
-        """Say a word of the hand-over, if there is a link."""
-        if self._link:
-            with contextlib.suppress(LinkLost):
-                say = words.Say(message.verb.value, message.migration)
-                self._link.tell(words.HANDOVER, say)
-
-    async def ask(self, side: SourceSide) -> None:
-        """Ask the target what it decided, and follow it."""
-        heard = asyncio.Event()
-
-        async def on_handover(body: Any) -> None:
-            said = msgspec.convert(body, words.Say)
-            await side.take(Heard(Message(Verb(said.verb), said.migration)))
-            heard.set()
-
-        hello = words.Hello(
-            version=__version__,
-            protocol=words.PROTOCOL,
-            migration=self._decision.migration,
-            source=socket.gethostname(),
-            hypervisor=str(self._decision.details.get("hypervisor", "qemu")),
-        )
-        try:
-            async with (
-                asyncio.timeout(_ANSWER_WITHIN),
-                ssh.connect(self._decision.peer_host, self._settings) as link,
-            ):
-                self._link = link
-                link.on(words.HANDOVER, on_handover)
-                welcome = await greet(link, Clock(), hello)
-                await side.take(Connected(welcome.journal))
-                if welcome.journal == self._decision.peer_journal and side.state.in_doubt:
-                    await heard.wait()
-                if side.state.record in TERMINAL:
-                    await link.call(words.BYE, None, list[str])
-        except (LinkError, TimeoutError) as error:
-            await side.take(Event.UNREACHABLE)
-            if side.state.record not in TERMINAL:
-                side.problems.append(f"{self._decision.peer_host} does not answer: {error}")
-        finally:
-            self._link = None

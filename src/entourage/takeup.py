@@ -12,7 +12,7 @@ import msgspec
 from entourage.conductor import Conductor, source_controllers, target_controllers
 from entourage.devices.base import Controller, Here, Options, There
 from entourage.domain import Domain
-from entourage.errors import DomainBusy, LinkLost
+from entourage.errors import DomainBusy, EntourageError, LinkLost
 from entourage.handover import Source, Target
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Decision, Journal, MigrationLedger
@@ -34,10 +34,18 @@ async def taken_up_target(
     migration: str,
     *,
     send: Callable[[Message], None],
+    on_failure: Callable[[EntourageError], None] = lambda _error: None,
 ) -> AsyncGenerator[TargetSide]:
     """The target's side of a migration that another process began here, or nobody ever did.
 
     Holds the domain's lock where that is free, and then has finished what the record asks for.
+
+    Args:
+        journal: This host's.
+        settings: This host's.
+        migration: The migration's id.
+        send: Sends a message of the hand-over, if there is a link.
+        on_failure: Told what the source's user has to know, if there is a link.
     """
     found = journal.decision(migration, Role.TARGET)
     decision = found or Decision(
@@ -72,7 +80,7 @@ async def taken_up_target(
             there=there,
             controllers=controllers,
             send=send,
-            on_failure=lambda _error: None,
+            on_failure=on_failure,
             on_resumed=lambda _moment: None,
         )
         if found and locked:

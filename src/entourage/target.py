@@ -6,10 +6,7 @@ Used by the agent while its link lives, and by ``entourage recover`` after a cra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import msgspec
+from collections.abc import Callable, Sequence
 
 from entourage.devices.base import Controller, There
 from entourage.errors import EntourageError, HypervisorError
@@ -82,20 +79,16 @@ class TargetSide:
     async def _do(self, effect: Effect) -> AnyEvent | None:
         match effect:
             case Flush():
+                if effect.new is Record.RAN and self._there:
+                    # The source forgets the domain when it hears of it.
+                    await self._there.incoming.own()
                 decided = self._journal.flush(self._decision, effect)
                 return None if decided is None else Overtaken(decided)
             case Send(message):
                 self._send(message)
             case Report(finding):
                 self.findings.append(finding)
-                if finding is Finding.CRASHED_HERE:
-                    name = self._decision.name
-                    self._on_failure(
-                        HypervisorError(
-                            f"{name} was handed over, and its machine ended as it was let run",
-                            remedy=f"it is off and whole: `entourage start {name}` there",
-                        )
-                    )
+                self._tell(finding)
             case Do.LET_RUN:
                 return await self._let_run()
             case Do.SYNC_DEVICES:
@@ -108,10 +101,23 @@ class TargetSide:
                 if not self.problems:
                     self._journal.clean(self._decision.migration, Role.TARGET)
             case Do.STOP_AND_ALARM:
-                await self._kill()
+                if self._there:
+                    await self._there.incoming.halt()
             case _:
                 raise HypervisorError(f"{effect.value} is not for a target", remedy="report it")
         return None
+
+    def _tell(self, finding: Finding) -> None:
+        """What the source's user has to know of it."""
+        name = self._decision.name
+        if finding is Finding.CRASHED_HERE:
+            said = f"{name} was handed over, and its machine ended as it was let run"
+            remedy = f"it is off and whole: `entourage start {name}` there"
+            self._on_failure(HypervisorError(said, remedy=remedy))
+        elif finding is Finding.TWO_COPIES:
+            said = f"ALARM: {name} ran there although that host was declared off; it was stopped"
+            remedy = "look at both copies; `entourage recover` there removes that one"
+            self._on_failure(HypervisorError(said, remedy=remedy))
 
     async def _let_run(self) -> AnyEvent:
         if self._there is None:
@@ -166,13 +172,3 @@ class TargetSide:
             self.problems += problems
             if not problems:
                 self._journal.ledger_undone(row.id)
-
-
-def target_details(domain: Any, *, paused: bool, hypervisor: str, source: str) -> Mapping[str, Any]:
-    """What recovery needs on the target, as JSON."""
-    return {
-        "domain": msgspec.to_builtins(domain),
-        "paused": paused,
-        "hypervisor": hypervisor,
-        "source": source,
-    }

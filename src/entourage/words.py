@@ -13,7 +13,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.hypervisors.base import DataPlane
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 # Calls, source to agent.
 HELLO = "hello"
@@ -103,6 +103,18 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     start: int
     end: int
+
+
+class Farewell(msgspec.Struct, frozen=True, kw_only=True):
+    """The last answer about a migration.
+
+    Attributes:
+        settled: The target waits for no further word of the source.
+        problems: What could not be cleaned up there.
+    """
+
+    settled: bool
+    problems: tuple[str, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

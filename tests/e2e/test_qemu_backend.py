@@ -281,6 +281,7 @@ class Move:
         self.resumed_at = await self.incoming.run(paused=not self.machine.was_running)
         for tpm in self.there.tpm:
             await self.incoming.sync_tpm(tpm)
+        await self.incoming.own()
         await self.incoming.settle_in()
         await self.machine.release()
         for tpm in self.domain.tpm:
@@ -650,6 +651,7 @@ NETWORK = """
         wire.settimeout(5)
         frame = await asyncio.to_thread(wire.recv, 2000)
         assert frame[6:12].hex(":") == domain.net[1].mac, frame
+        await move.incoming.own()
         await move.incoming.settle_in()
         await move.machine.release()
         assert taps() == sorted(net.tap for net in there), taps()
@@ -696,6 +698,7 @@ async def test_taken_up_after_a_crash(hosts: Hosts) -> None:
             await incoming.run(paused=False)
             await hosts.b.runs(domain, count)
             assert await incoming.attach() is Guest.RUNNING
+            await incoming.own()
             await incoming.settle_in()
             await machine.release()
             for tpm in domain.tpm:

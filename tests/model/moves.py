@@ -307,8 +307,11 @@ def _answers(world: World, place: int, migration: int, rules: Rules) -> Iterator
         for verb in (TO_SOURCE if world.sources[migration] == place else TO_TARGET)
         if (verb, migration) in world.said
     ]
-    if alone and world.hosts[place].cache[migration][0] is Record.OPEN:
+    record = world.hosts[place].cache[migration][0]
+    if alone and record is Record.OPEN:
         wakes.append((Event.ABORT, "is told to call it off"))
+    if record in {Record.BACK, Record.GONE} and (Verb.ASK, migration) not in world.said:
+        wakes.append((Connected("T"), "reaches the target, to tell it"))
     for event, story in wakes:
         after, one = newcomer(world, place, migration, ANSWER, synced=rules.synced_reads)
         one = decided(rules, one, event)

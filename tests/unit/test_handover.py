@@ -161,6 +161,8 @@ ALARM = (Do.STOP_AND_ALARM, Report(Finding.TWO_COPIES))
         (source(Record.GONE), heard(Verb.RAN), (said(Verb.GONE),)),
         (source(Record.GONE), heard(Verb.NEVER), ()),
         (source(Record.BACK), heard(Verb.RAN), (said(Verb.BACK),)),
+        (source(Record.BACK), Connected("T"), (said(Verb.ASK),)),
+        (source(Record.GONE, clean=True), Connected("T"), (said(Verb.ASK),)),
         (
             source(Record.BACK),
             Event.RESTARTED,
@@ -323,8 +325,8 @@ def test_nothing_is_said_before_it_is_written() -> None:
         Record.NEVER: {Verb.NEVER},
         Record.FENCED: {Verb.NEVER},
         Record.OPEN: {Verb.LANDED},
-        Record.GONE: {Verb.GONE},
-        Record.BACK: {Verb.BACK},
+        Record.GONE: {Verb.GONE, Verb.ASK},
+        Record.BACK: {Verb.BACK, Verb.ASK},
         Record.ARMED: {Verb.GO, Verb.ASK},
         None: set[Verb](),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,13 @@ class ProcessHandle:
             os.close(pidfd)
             return None
         return cls(pid, pidfd)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended; asks the kernel, and never waits."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def ended(self) -> None:
         """Wait until the process has ended."""

@@ -328,6 +328,10 @@ class Incoming(Protocol):
         """
         ...
 
+    async def halt(self) -> None:
+        """Stop the guest and keep it: it was found running without a right to."""
+        ...
+
     async def announce(self, nets: Sequence[Net]) -> None:
         """Tell the network where the guest's MACs are."""
         ...
@@ -337,7 +341,15 @@ class Incoming(Protocol):
         ...
 
     async def settle_in(self) -> None:
-        """After the guest runs: drop keys, write down the domain as this host's own."""
+        """After the guest runs: drop the keys, and all that only an arrival needs."""
+        ...
+
+    async def own(self) -> None:
+        """Write down the domain as this host's own; durable when this returns.
+
+        Comes before RAN, on which the source forgets the domain; also where the machine died right
+        after GO and nothing of it is left but what ``incoming`` was given.
+        """
         ...
 
     async def kill(self) -> None:

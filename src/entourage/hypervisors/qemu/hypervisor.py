@@ -112,7 +112,8 @@ class QemuHypervisor:
                 await up.monitor.execute("cont")
             finally:
                 await up.monitor.close()
-                up.process.close()
+                for process in (up.process, *up.helpers):
+                    process.close()
         except BaseException as error:
             if known is None:
                 await asyncio.shield(asyncio.to_thread(disown, where))

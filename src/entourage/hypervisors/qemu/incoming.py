@@ -34,6 +34,7 @@ from entourage.hypervisors.qemu.record import Running, read_running, write_owned
 from entourage.protocol import Guest
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
+_NO_TPM = "the TPM emulator of the machine being built has ended"
 _NEVER_RELEASED = frozenset({"inmigrate", "paused", "prelaunch"})
 
 
@@ -52,6 +53,9 @@ class QemuIncoming:
         self._ledger = ledger
         self._monitor: Monitor | None = None
         self._process: ProcessHandle | None = None
+        self._helpers: tuple[ProcessHandle, ...] = ()
+        self._has_tpm = True
+        self._released = False
         self._running: Running | None = None
         self._plane: DataPlane | None = None
         self._host = ""
@@ -84,7 +88,10 @@ class QemuIncoming:
             return Guest.DEAD
         self._monitor, self._process, self._running = monitor, process, running
         self._domain = running.domain
-        return Guest.STOPPED if status in _NEVER_RELEASED else Guest.RUNNING
+        self._released = status not in _NEVER_RELEASED
+        emulated = any(tpm.type == "emulator" for tpm in self._domain.tpm)
+        self._has_tpm = not emulated or await asyncio.to_thread(tpms.is_alive, running.marker)
+        return Guest.RUNNING if self._released else Guest.STOPPED
 
     async def build(self, domain: Domain, plane: DataPlane) -> None:
         """Make the machine, paused, from the running configuration; what it opens exists."""
@@ -92,7 +99,7 @@ class QemuIncoming:
         self._host = await _bindable(plane.address)
         self._log_start = self._where.log.stat().st_size if self._where.log.exists() else 0
         up = await bring_up(domain, self._where, self._ledger, incoming=True)
-        self._monitor, self._process, self._running = up
+        self._monitor, self._process, self._running, self._helpers = up
         self._domain = up.running.domain
         if plane.secret is not None:
             await keys.add_key(up.monitor, self._where, plane.secret, server=True)
@@ -176,7 +183,16 @@ class QemuIncoming:
         """Returns, with the reason, when the machine is gone; never before."""
         if self._process is None:
             raise HypervisorError("no machine is being built")
-        await self._process.ended()
+        qemu = asyncio.create_task(self._process.ended())
+        parts = [qemu, *(asyncio.create_task(helper.ended()) for helper in self._helpers)]
+        try:
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            if not self._released and not qemu.done():
+                return _NO_TPM
+            await qemu  # a guest that runs goes on without a TPM, here as anywhere
+        finally:
+            for part in parts:
+                part.cancel()
         return self._failure().message
 
     async def run(self, *, paused: bool) -> int:
@@ -186,14 +202,23 @@ class QemuIncoming:
         and ``died`` tells the rest.
         """
         monitor = self._standing()
+        # What is dead before anything was said to it has never run.
+        if monitor.known.lost or (self._process is not None and self._process.has_ended):
+            raise self._failure()
+        if not self._has_tpm or any(helper.has_ended for helper in self._helpers):
+            raise HypervisorError(_NO_TPM)
+        self._released = True
         if paused:
             return time.monotonic_ns()
-        if monitor.known.lost:
-            raise self._failure()
         monitor.known.resumed_at = 0
         with contextlib.suppress(MonitorLostError):
             await monitor.execute("cont")
         return monitor.known.resumed_at or time.monotonic_ns()
+
+    async def halt(self) -> None:
+        """Stop the guest and keep it: it was found running without a right to."""
+        with contextlib.suppress(MonitorLostError):
+            await self._standing().execute("stop")
 
     async def announce(self, nets: Sequence[Net]) -> None:
         """Tell the network where the guest's MACs are."""
@@ -203,13 +228,16 @@ class QemuIncoming:
         """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
         await asyncio.to_thread(tpms.sync_state, self._where.tpm_state(tpm.id))
 
+    async def own(self) -> None:
+        """Write down the domain as this host's own, whether its machine lives or not; durable."""
+        domain = self._running.domain if self._running is not None else self._domain
+        await asyncio.to_thread(write_owned, self._where, domain)
+
     async def settle_in(self) -> None:
-        """After the guest runs: write down the domain as this host's own, drop the keys."""
+        """After the guest runs: drop the keys, and all that only an arrival needs."""
         running = self._running
         if running is None:
             raise HypervisorError("no machine was built")
-        # First: whatever comes of the rest, the domain is this host's.
-        await asyncio.to_thread(write_owned, self._where, running.domain)
         self._running = msgspec.structs.replace(running, incoming=False)
         write_running(self._where, self._running)
         keys.forget_file(self._where)
@@ -234,8 +262,9 @@ class QemuIncoming:
         """Let go of the machine without changing it."""
         if self._monitor is not None:
             await self._monitor.close()
-        if self._process is not None:
-            self._process.close()
+        for process in (self._process, *self._helpers):
+            if process is not None:
+                process.close()
 
     async def _start_nbd(self, monitor: Monitor, plane: DataPlane) -> int:
         tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}

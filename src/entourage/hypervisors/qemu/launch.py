@@ -33,11 +33,15 @@ _TAP_ATTEMPTS = 8
 
 
 class Up(NamedTuple):
-    """A machine that is up: what to drive it with, and what was written down of it."""
+    """A machine that is up: what to drive it with, and what was written down of it.
+
+    ``helpers`` are its TPM emulators: without them it is not what it was.
+    """
 
     monitor: Monitor
     process: ProcessHandle
     running: Running
+    helpers: tuple[ProcessHandle, ...] = ()
 
 
 async def bring_up(domain: Domain, where: Places, ledger: Ledger, *, incoming: bool) -> Up:
@@ -67,6 +71,7 @@ async def bring_up(domain: Domain, where: Places, ledger: Ledger, *, incoming: b
     marker = f"{domain.uuid}.{secrets.token_hex(4)}"
     ledger.record("process", marker=marker)
     unit = f"entourage-{marker}"
+    helpers: list[ProcessHandle] = []
     for tpm in domain.tpm:
         if tpm.type == "emulator":
             if incoming and not new_tpms[tpm.id]:
@@ -77,9 +82,11 @@ async def bring_up(domain: Domain, where: Places, ledger: Ledger, *, incoming: b
                 )
             if new_tpms[tpm.id] and not incoming:
                 await tpms.manufacture(where, tpm)
-            await tpms.start(where, tpm, marker=marker, unit=f"{unit}-swtpm")
+            helper = await tpms.start(where, tpm, marker=marker, unit=f"{unit}-swtpm")
+            helpers += [helper] if helper is not None else []
     with _taps(domain) as (placed, taps):
-        return await _start_qemu(placed, where, taps, marker=marker, unit=unit, incoming=incoming)
+        up = await _start_qemu(placed, where, taps, marker=marker, unit=unit, incoming=incoming)
+    return up._replace(helpers=tuple(helpers))
 
 
 def host_things(

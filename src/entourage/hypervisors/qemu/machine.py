@@ -144,11 +144,21 @@ class QemuMachine(Carrier):
             for device, model in models.items()
             if model in lost
         ]
+        found += await self._dead_tpms(host)
         if status["status"] == "postmigrate":
             reason = "it is paused, and was so when an earlier migration was given up: QEMU cannot"
             remedy = "resume the guest once; it can then be paused again"
             found.append(Refusal("domain", host, f"{reason} move it like that", remedy))
         return found
+
+    async def _dead_tpms(self, host: str) -> list[Refusal]:
+        """A TPM whose emulator has ended has lost what it had in memory: nothing can be moved."""
+        emulated = [tpm for tpm in self.domain.tpm if tpm.type == "emulator"]
+        if not emulated or await asyncio.to_thread(tpms.is_alive, self._running.marker):
+            return []
+        remedy = f"stop {self.domain.name} and start it again: the TPM's state on disk is whole"
+        reason = "its emulator (swtpm) has ended"
+        return [Refusal(tpm.label, host, reason, remedy) for tpm in emulated]
 
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before."""

@@ -13,8 +13,8 @@ import msgspec
 
 from entourage.domain import Tpm
 from entourage.errors import HypervisorError
-from entourage.hosts.process import launch
-from entourage.hosts.resources import Ledger
+from entourage.hosts.process import ProcessHandle, launch
+from entourage.hosts.resources import Ledger, marked_processes
 from entourage.hypervisors.base import TpmFacts
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.record import remove_if_empty, sync_directory
@@ -99,17 +99,20 @@ async def manufacture(where: Places, tpm: Tpm) -> None:
         made.chmod(0o600)
 
 
-async def start(where: Places, tpm: Tpm, *, marker: str, unit: str) -> None:
+async def start(where: Places, tpm: Tpm, *, marker: str, unit: str) -> ProcessHandle | None:
     """Start the swtpm of a TPM, whose state directory exists; QEMU can connect at once.
 
     It ends when QEMU's connection does. Its start is in no ledger of its own: it carries the
     marker that the machine's processes are recorded with.
+
+    Returns:
+        Its process; None where that has ended already, and said why in the domain's log.
     """
     if shutil.which(_SWTPM) is None:
         raise HypervisorError("swtpm is not installed", device=tpm.label, remedy="install swtpm")
     version = ["--tpm2"] if tpm.version == "2.0" else []
     with listening(where.swtpm) as server:
-        await launch(
+        pid = await launch(
             [
                 _SWTPM, "socket", *version, "--terminate",
                 "--ctrl", f"type=unixio,fd={server.fileno()}",
@@ -120,6 +123,16 @@ async def start(where: Places, tpm: Tpm, *, marker: str, unit: str) -> None:
             unit=unit,
             pass_fds=(server.fileno(),),
         )  # fmt: skip
+    return ProcessHandle.open(pid)
+
+
+def is_alive(marker: str) -> bool:
+    """Whether one of the processes with this marker is a swtpm. Looks at all of the host's."""
+    for pid in marked_processes(marker):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == _SWTPM:
+                return True
+    return False
 
 
 def erase_state(directory: Path) -> None:

@@ -1,0 +1,189 @@
+"""Asking the target of a migration what it decided, once the command that began it has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from entourage import __version__, words
+from entourage.errors import LinkError, LinkLost
+from entourage.handover import Source, decide_source
+from entourage.hosts import ssh
+from entourage.hosts.link import Link
+from entourage.journal import Decision, Journal
+from entourage.passage import Clock, greet
+from entourage.protocol import (
+    TERMINAL,
+    AnyEvent,
+    Connected,
+    Effect,
+    Event,
+    Heard,
+    Message,
+    Record,
+    Role,
+    Send,
+    Verb,
+)
+from entourage.settings.model import Settings, SshSettings
+from entourage.shell import Shell
+from entourage.source import SourceSide
+
+_ANSWER_WITHIN: Final = 20.0  # seconds for the other host to answer one question
+_FENCED: Final = "peer-is-fenced"
+_TOLD: Final = "peer-was-told"
+
+
+class Way:
+    """The way to the target of one migration, found again."""
+
+    def __init__(self, settings: Settings, decision: Decision) -> None:
+        told = decision.details.get("ssh")
+        reach = msgspec.convert(told, SshSettings) if told else settings.ssh
+        self._settings = msgspec.structs.replace(settings, ssh=reach)
+        self._decision = decision
+        self._link: Link | None = None
+
+    def send(self, message: Message) -> None:
+        """Say a word of the hand-over, if there is a link."""
+        if self._link:
+            with contextlib.suppress(LinkLost):
+                say = words.Say(message.verb.value, message.migration)
+                self._link.tell(words.HANDOVER, say)
+
+    async def ask(self, side: SourceSide) -> bool:
+        """Ask the target what it decided, and follow it.
+
+        Returns:
+            Whether both sides have decided, and know it.
+        """
+        try:
+            last = await self.talk(side.take)
+        except (LinkError, TimeoutError) as error:
+            await side.take(Event.UNREACHABLE)
+            side.problems.append(f"{self._decision.peer_host} does not answer: {error}")
+            return False
+        if last is None:  # the role has found that itself
+            return False
+        side.problems += last.problems
+        return last.settled and side.state.record in TERMINAL
+
+    async def talk(self, take: Callable[[AnyEvent], Awaitable[None]]) -> words.Farewell | None:
+        """Reach the target, bring its answer to a role, and return once the target has acted.
+
+        Args:
+            take: Brings an event to the role.
+
+        Returns:
+            Its last word, with what went wrong there; None where it is another host than it was.
+
+        Raises:
+            LinkError, TimeoutError: It cannot be reached, or does not answer.
+        """
+        problems: list[str] = []
+        heard = asyncio.Event()
+
+        async def on_handover(body: Any) -> None:
+            said = msgspec.convert(body, words.Say)
+            await take(Heard(Message(Verb(said.verb), said.migration)))
+            heard.set()
+
+        async def on_failed(body: Any) -> None:
+            failure = msgspec.convert(body, words.Failure)
+            remedy = f" ({failure.remedy})" if failure.remedy else ""
+            problems.append(f"{self._decision.peer_host}: {failure.message}{remedy}")
+
+        hello = words.Hello(
+            version=__version__,
+            protocol=words.PROTOCOL,
+            migration=self._decision.migration,
+            source=socket.gethostname(),
+            hypervisor=str(self._decision.details.get("hypervisor", "qemu")),
+        )
+        try:
+            async with (
+                asyncio.timeout(_ANSWER_WITHIN),
+                ssh.connect(self._decision.peer_host, self._settings) as link,
+            ):
+                self._link = link
+                link.on(words.HANDOVER, on_handover)
+                link.on(words.FAILED, on_failed)
+                welcome = await greet(link, Clock(), hello)
+                await take(Connected(welcome.journal))
+                if welcome.journal != self._decision.peer_journal:
+                    return None
+                await heard.wait()
+                # It has acted on the last word as well when this returns.
+                last = await link.call(words.BYE, None, words.Farewell)
+                return msgspec.structs.replace(last, problems=(*last.problems, *problems))
+        finally:
+            self._link = None
+
+
+# What a target may not know of a migration that is decided here
+
+
+def declare_fenced(journal: Journal, decision: Decision) -> None:
+    """Write down that the user vouches for it: it is to be told when it is back.
+
+    Comes before the deed. Where the target turns out to have said NEVER, telling it does no harm.
+    """
+    journal.detail(decision.migration, Role.SOURCE, {**decision.details, _FENCED: True})
+
+
+def note_told(journal: Journal, migration: str) -> None:
+    """Write down that the target knows what was decided here."""
+    decision = journal.decision(migration, Role.SOURCE)
+    if decision is not None:
+        journal.detail(migration, Role.SOURCE, {**decision.details, _TOLD: True})
+
+
+def is_untold(decision: Decision) -> bool:
+    """Whether the target may wait for the word that this host let go, or that it came back.
+
+    It waits for the second only where it was declared fenced: else it has decided that itself.
+    """
+    details = decision.details
+    fenced = decision.record is Record.BACK and bool(details.get(_FENCED))
+    decided = decision.role is Role.SOURCE and (fenced or decision.record is Record.GONE)
+    return decided and not details.get(_TOLD)
+
+
+async def tell(journal: Journal, settings: Settings, decision: Decision) -> list[str]:
+    """Let the target know what was decided here.
+
+    Needs no lock: the domain here, which may have moved on long since, is not touched.
+
+    Returns:
+        Why it does not know it yet, or what it had to do about it.
+    """
+    way = Way(settings, decision)
+
+    async def do(effect: Effect) -> None:
+        if isinstance(effect, Send):
+            way.send(effect.message)
+
+    state = Source(
+        migration=decision.migration,
+        peer_journal=decision.peer_journal,
+        record=decision.record,
+        clean=True,
+        holds_lock=False,
+    )
+    role = Shell(state, decide_source, do)
+    host = decision.peer_host
+    try:
+        last = await way.talk(role.take)
+    except (LinkError, TimeoutError) as error:
+        return [f"{host} cannot be told yet: {error}"]
+    if last is None:
+        return [f"{host} has another journal than it had: there is nobody left to tell"]
+    if not last.settled:
+        return [f"{host} still works on it: try again in a while", *last.problems]
+    note_told(journal, decision.migration)
+    return [*last.problems]

@@ -1,0 +1,98 @@
+"""Whether a target knows what was decided, and what `recover` does where it may not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from entourage.asking import Way, declare_fenced, is_untold, note_told, tell
+from entourage.errors import LinkLost
+from entourage.journal import Decision, Journal
+from entourage.protocol import Record, Role
+from entourage.settings.model import Settings
+from entourage.words import Farewell
+
+ARMED = Decision(
+    migration="m-1",
+    role=Role.SOURCE,
+    domain="5b6e6d0e-0000-4000-8000-000000000001",
+    name="web1",
+    generation=1,
+    record=Record.ARMED,
+    peer_host="b",
+    peer_journal="T",
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Generator[Journal]:
+    with Journal.open(tmp_path / "journal.db") as journal:
+        journal.begin(ARMED)
+        yield journal
+
+
+def decided(journal: Journal, record: Record) -> Decision:
+    assert journal.advance("m-1", Role.SOURCE, expected={Record.ARMED}, new=record)
+    journal.clean("m-1", Role.SOURCE)
+    return known(journal)
+
+
+def known(journal: Journal) -> Decision:
+    decision = journal.decision("m-1", Role.SOURCE)
+    assert decision is not None
+    return decision
+
+
+def test_who_let_go_tells_it_until_it_is_heard(journal: Journal) -> None:
+    assert not is_untold(known(journal))
+    assert is_untold(decided(journal, Record.GONE))
+    note_told(journal, "m-1")
+    assert not is_untold(known(journal))
+
+
+def test_who_came_back_by_the_target_s_own_word_need_not_tell_it(journal: Journal) -> None:
+    assert not is_untold(decided(journal, Record.BACK))
+
+
+def test_who_came_back_by_the_user_s_word_tells_it(journal: Journal) -> None:
+    declare_fenced(journal, known(journal))
+    assert not is_untold(known(journal))
+    assert is_untold(decided(journal, Record.BACK))
+
+
+def test_a_target_owes_nothing(journal: Journal) -> None:
+    assert not is_untold(replace(ARMED, role=Role.TARGET, record=Record.OWNS))
+
+
+@pytest.mark.parametrize(
+    ("last", "said", "untold"),
+    [
+        (Farewell(settled=True), "", False),
+        (Farewell(settled=True, problems=("ALARM",)), "ALARM", False),
+        (Farewell(settled=False), "b still works on it", True),
+        (None, "b has another journal", True),
+        (LinkLost("no route"), "b cannot be told yet: no route", True),
+    ],
+)
+def test_what_is_told_is_noted_only_once_it_is_settled_there(
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    last: Farewell | LinkLost | None,
+    said: str,
+    untold: bool,  # noqa: FBT001 - a column of the table above
+) -> None:
+    async def talk(_way: Way, _take: object) -> Farewell | None:
+        if isinstance(last, LinkLost):
+            raise last
+        return last
+
+    monkeypatch.setattr(Way, "talk", talk)
+    decision = decided(journal, Record.GONE)
+    problems = asyncio.run(tell(journal, Settings(), decision))
+    assert said in "".join(problems)
+    assert bool(problems) is bool(said)
+    assert is_untold(known(journal)) is untold
