@@ -187,6 +187,8 @@ def _status(values: dict[str, str]) -> Status:
 def _tpm(values: dict[str, str]) -> Tpm:
     if "nv" not in values:
         raise GuestError("the guest has no TPM")
+    if not values["nv"]:
+        raise GuestError("the guest's TPM does not answer")
     return Tpm(values["pcr16"].lower(), values["pcr23"].lower(), int(values["nv"]))
 
 

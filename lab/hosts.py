@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -157,6 +158,14 @@ class Lab:
         """
         self.mend(a, b)
         network.Cut(self.hosts[a], self.hosts[b], how, direction, traffic).make(self.switch)
+
+    def wait_dropped(self, a: str, b: str, timeout: float) -> None:
+        """Wait until a cut of the two by ``drop`` has lost a packet."""
+        deadline = time.monotonic() + timeout
+        while not network.dropped(self.switch, network.cut_table(a, b)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing was sent between {a} and {b} within {timeout} s")
+            time.sleep(0.005)  # the kernel counts, and tells nobody
 
     def mend(self, a: str, b: str) -> None:
         """Undo the cut between two hosts."""

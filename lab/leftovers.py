@@ -56,11 +56,12 @@ def _processes(proc: Path) -> Iterator[tuple[tuple[int, int], str]]:
         try:
             stat = (entry / "stat").read_text()
             words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            threads = len(list((entry / "task").iterdir()))
         except (FileNotFoundError, ProcessLookupError):
             continue
         name, rest = stat.split("(", 1)[1].rsplit(")", 1)
         state, *numbers = rest.split()
-        if state != _ZOMBIE:
+        if state != _ZOMBIE or threads > 1:  # the others may outlive the first by a little
             yield (int(entry.name), int(numbers[18])), f"{entry.name} {words.strip() or name}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -129,7 +130,7 @@ class Cut:
             rule
             for source, target in ways
             for rule in self._rules(
-                f"iifname {port_of(source.name)} oifname {port_of(target.name)}", "drop"
+                f"iifname {port_of(source.name)} oifname {port_of(target.name)}", "counter drop"
             )
         ]
         _nft(switch, "bridge", self._table, [_chain("forward", rules)])
@@ -159,6 +160,12 @@ class Cut:
             "data": ["sport", "!=", "22", "and", "dport", "!=", "22"],
         }[self.traffic]
         here.run(["ss", "--kill", "--tcp", "--no-header", "dst", there.address, *wanted])
+
+
+def dropped(switch: Host, table: str) -> int:
+    """How many packets a cut by ``drop`` has lost so far."""
+    listed = switch.run(["nft", "list", "table", "bridge", table]).stdout
+    return sum(map(int, re.findall(r"counter packets (\d+)", listed)))
 
 
 def mend(hosts: Iterable[Host], table_pattern: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.hosts import Lab
+from tests.e2e.faults.matrix import Case
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -47,3 +48,26 @@ def c(lab: Lab) -> Host:
     if not lab["c"].is_on:
         lab["c"].power_on()
     return lab["c"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the faults that only ``make test-faults`` tries."""
+    if config.getoption("all_faults"):
+        return
+    left_out = [item for item in items if _is_extra(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not _is_extra(item)]
+
+
+def _is_extra(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    case = callspec.params.get("case") if callspec else None
+    return isinstance(case, Case) and not case.core
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if terminalreporter.config.getoption("all_faults"):
+        passed, failed = (len(terminalreporter.stats.get(how, ())) for how in ("passed", "failed"))
+        failed += len(terminalreporter.stats.get("error", ()))
+        terminalreporter.write_line(f"{passed} passed, {failed} failed")

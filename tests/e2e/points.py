@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import threading
 import time
@@ -25,8 +26,8 @@ class Points:
     """
 
     def __init__(self, host: Host, *hold: str) -> None:
-        # Nothing looks for leftovers there.
-        self.path = f"/var/log/points.{id(self):x}"
+        # Nothing looks for leftovers there, and a power cut may leave it.
+        self.path = f"/var/log/points.{secrets.token_hex(8)}"
         self.env = {"ENTOURAGE_POINTS": self.path}
         self._file = host.path(self.path)
         self._hold = set(hold)

@@ -9,7 +9,8 @@ import pytest
 from lab.guest import disk_sequences
 from lab.hosts import Lab
 from lab.observer import Observer
-from tests.e2e.world import EMULATED, FAULTY, GADGET, KEPT, World, far
+from tests.e2e.run import far
+from tests.e2e.world import EMULATED, FAULTY, GADGET, KEPT, World
 
 DEVICES = {
     "block": "block/disk0",

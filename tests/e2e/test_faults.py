@@ -1,165 +1,143 @@
 """Each process and each host dies at chosen points; then ``recover``, then a move that succeeds.
 
-Who is to run the guest afterwards is written down beforehand, in ``CASES``.
+What is to come of it is written down beforehand, in ``faults/matrix.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from lab import vcpus
 from lab.host import Host
 from lab.hosts import Lab
 from lab.observer import Observer
-from tests.e2e.world import KEPT, PATIENCE, Run, Under, World
+from tests.e2e.faults import table
+from tests.e2e.faults.inflict import Fault
+from tests.e2e.faults.matrix import POINTS, Case, cases
+from tests.e2e.run import PATIENCE, Run
+from tests.e2e.world import KEPT, World
 
-ARMED = "source.after.flush-armed"
-PREPARE = "source.step-started.1"
-PRE_COPY = "source.policy-changed"
-STOPPED = "source.step-started.2"
-LANDED = "source.memory-landed"
-HELD = "source.after.hold-dead-hand"
-GO_SAID = "source.go-sent"
-OPENED = "target.after.flush-open"
-GO_STANDS = "target.after.flush-go"
-RELEASED = "target.after.let-run"
-RAN = "target.after.flush-ran"
-LETTING_GO = "source.before.destroy-source"
+SETTINGS = "/etc/entourage/entourage.toml"
+QUICK = f"""
+[tool]
+external = "/usr/local/sbin/move-it"
+call-at-test = true
+[migration]
+link-silence = "2s"
+doubt-timeout = "4s"
+{vcpus.SETTINGS}"""
+FPGA = """
+[[external]]
+id = "fpga0"
+type = "fpga"
+"""
+FILES = ("/srv/disk0.raw", "/srv/filler", "/etc/clock")
 SLOWLY = ("--bandwidth", "4MiB/s")
 
 
-@dataclass(frozen=True)
-class Case:
-    """What dies where, and who is to have the guest afterwards.
+class Ground:
+    """The guest that all cases share; after one that failed a new one, on new hosts."""
 
-    Attributes:
-        victim: What dies.
-        point: Where the migration stands at that moment.
-        owner: ``source`` or ``target``: whose the guest is afterwards.
-        survives: False where the guest itself may die of it.
-    """
+    def __init__(self, lab: Lab, observer: Observer) -> None:
+        self._lab = lab
+        self._observer = observer
+        self._number = 0
+        self.world = self._begin()
+        self.sound = True
 
-    victim: str
-    point: str
-    owner: str
-    survives: bool = True
+    def stand(self) -> World:
+        """A guest that is well, on hosts that have nothing else on them."""
+        if not self.sound:
+            self._lab.mend_all()
+            for host in (self._lab["a"], self._lab["b"]):
+                if host.is_on:
+                    host.power_cut()
+                host.power_on()
+                host.run(["find", "/var/lib/entourage", "-mindepth", "1", "-delete"])
+                host.run(["rm", "-f", *FILES])
+            self.world = self._begin()
+        self.sound = False
+        return self.world
 
-    def __str__(self) -> str:
-        return f"{self.victim}-{self.point}"
-
-
-CASES = [
-    Case("entourage", ARMED, "source"),
-    Case("entourage", PREPARE, "source"),
-    Case("entourage", PRE_COPY, "source"),
-    Case("entourage", STOPPED, "source"),
-    Case("entourage", LANDED, "source"),
-    Case("entourage", HELD, "source"),
-    Case("entourage", GO_SAID, "target"),
-    Case("entourage", LETTING_GO, "target"),
-    Case("agent", OPENED, "source"),
-    Case("agent", PRE_COPY, "source"),
-    Case("agent", STOPPED, "source"),
-    Case("agent", LANDED, "source"),
-    Case("agent", GO_STANDS, "target"),
-    Case("agent", RELEASED, "target"),
-    Case("agent", RAN, "target"),
-    Case("ssh", PRE_COPY, "source"),
-    Case("ssh", LANDED, "source"),
-    Case("ssh", GO_STANDS, "target"),
-    Case("source-qemu", PRE_COPY, "source", survives=False),
-    Case("target-host", PRE_COPY, "source"),
-    Case("target-host", STOPPED, "source"),
-    Case("source-host", PRE_COPY, "source", survives=False),
-    Case("source-host", GO_STANDS, "target"),
-]
+    def _begin(self) -> World:
+        self._number += 1
+        name = f"web{self._number}"
+        return World.begin(self._lab, self._observer, name, extra=FPGA, allocated=True)
 
 
 @pytest.fixture(scope="module")
-def world(lab: Lab) -> Generator[World]:
+def ground(lab: Lab) -> Generator[Ground]:
+    hosts = (lab["a"], lab["b"])
+    for host in hosts:
+        host.config.files[SETTINGS] = QUICK
+        host.write_files({SETTINGS: QUICK})
     with Observer.start(lab) as seen:
-        world = World.begin(lab, seen)
-        yield world
-        world.end()
+        ground = Ground(lab, seen)
+        yield ground
+        ground.stand().end()
+    for host in hosts:
+        host.config.files[SETTINGS] = vcpus.SETTINGS
+        host.write_files({SETTINGS: vcpus.SETTINGS})
 
 
-def victim(world: World, name: str, under: Under) -> None:
-    """Kill it, and wait until it is dead."""
-    match name:
-        case "entourage":
-            under.process.kill()
-            under.process.wait()
-        case "agent":
-            _kill(world.there, world, lambda words: words[-1:] == ["agent"])
-        case "ssh":
-            _kill(world.here, world, lambda words: Path(words[0]).name == "ssh")
-        case "source-qemu":
-            _kill(world.here, world, lambda words: Path(words[0]).name == "qemu-system-x86_64")
-        case "target-host":
-            under.far_points.let_go()
-            world.there.power_cut()
-        case "source-host":
-            under.process.kill()  # it stands still at the point, and would go on now
-            under.process.wait()
-            under.points.let_go()
-            world.here.power_cut()
-        case _:
-            raise AssertionError(name)
-
-
-def _kill(host: Host, world: World, which: Callable[[list[str]], bool]) -> None:
-    came = host.leftovers(world.clean[host.name]).processes
-    found = [words for text in came if which((words := text.split())[1:])]
-    assert found, came
-    host.run(["kill", "-KILL", *(words[0] for words in found)])
+@pytest.fixture(scope="module")
+def seen(pytestconfig: pytest.Config) -> Generator[list[table.Row]]:
+    rows: list[table.Row] = []
+    yield rows
+    if path := pytestconfig.getoption("faults_table"):
+        table.write(Path(path), rows)
 
 
 def recover(host: Host) -> str:
     """``entourage recover`` there; what it says if anything is not settled afterwards."""
     done = host.run(["entourage", "recover"], check=False, timeout=PATIENCE)
     shown = host.run(["entourage", "status", "--json"], timeout=PATIENCE)
-    settled = all(one["settled"] for one in json.loads(shown.stdout))
+    settled = not json.loads(shown.stdout)
     return "" if settled else f"{host.name}: {done.stdout}\n{done.stderr}\n{shown.stdout}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_fault(world: World, case: Case) -> None:
-    on_source = [case.point] if case.point.startswith("source.") else []
-    on_target = [case.point] if case.point.startswith("target.") else []
-    options = SLOWLY if case.point in {PRE_COPY, PREPARE, ARMED, OPENED} else ()
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_fault(ground: Ground, seen: list[table.Row], case: Case) -> None:
+    world = ground.stand()
+    point = POINTS[case.point]
+    on_source, on_target = ([point], []) if point.startswith("source.") else ([], [point])
+    options = SLOWLY if case.point == "pre-copy" else ()
     source, target = world.here, world.there
-    with world.under(*on_source, options=options, on_target=on_target) as under:
-        under.wait(case.point)
-        victim(world, case.victim, under)
-        run: Run | None = None
+    fault = Fault(world, case.fault, case.point)
+    run: Run | None = None
+    with world.under(
+        *on_source, options=options, on_target=on_target, env=fault.environment
+    ) as under:
+        under.wait(point)
+        began = world.seen.mark()
+        fault.inflict(under)
+        under.open()
+        fault.passed_on()
         with contextlib.suppress(ValueError):  # it was killed in the middle of a line
             run = under.end()
-        for host in (source, target):
-            if not host.is_on:
-                host.power_on()
-                booted = host.snapshot().processes
-                clean = world.clean[host.name]
-                world.clean[host.name] = dataclasses.replace(clean, processes=booted)
+    fault.over()
     # Either order must do; the target first is the harder one.
-    recover(target)
-    recover(source)
-    recover(target)
-    said = recover(source)
+    waits = recover(target)
+    said = recover(source) + (recover(target) if waits else "")
     assert not said, f"{said}\n{run}"
-    said = recover(target)
-    assert not said, f"{said}\n{run}"
-    if case.owner == "target":
+    owner = world.find()
+    assert owner in case.owners, f"{owner} has it\n{run}"
+    if owner == "target":
         world.here, world.there = target, source
-    if case.survives:
+    lives = case.survives or world.is_well()
+    if lives:
         world.lives()
     else:
-        world.start_again()
+        world.restart()
+    out = world.seen.longest_gap(began).seconds
     left = world.there.wait_clean(world.clean[world.there.name], ignore=KEPT)
+    status = run.status if run and run.status >= 0 else None
+    seen.append(table.Row(case, status, owner, lives, out, str(left)))
     assert not left, f"left over on {world.there.name}:\n{left}\n{run}"
     world.moved(world.migrate())
+    ground.sound = True

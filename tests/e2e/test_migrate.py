@@ -13,7 +13,8 @@ import pytest
 from lab.guest import Disk
 from lab.hosts import Lab
 from lab.observer import Observer
-from tests.e2e.world import EMULATED, KEPT, PATIENCE, World
+from tests.e2e.run import PATIENCE
+from tests.e2e.world import EMULATED, KEPT, World
 
 RAW = Disk("/srv/web 1.raw")
 QCOW2 = Disk("/srv/web1.qcow2", "qcow2")

@@ -8,7 +8,8 @@ import pytest
 
 from lab.hosts import Lab
 from lab.observer import Observer
-from tests.e2e.world import EMULATED, Run, World
+from tests.e2e.run import Run
+from tests.e2e.world import EMULATED, World
 
 # A shell that saw this would leave /root/pwned behind, which is looked for.
 NAME = """web 1 'q' "$(touch pwned)" `touch pwned`; touch pwned"""

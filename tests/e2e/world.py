@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import shlex
-import signal
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lab.guest import Disk, Guest, GuestError, Tpm, disk_sequences, domain_toml
 from lab.host import Host
@@ -18,10 +16,11 @@ from lab.hosts import Lab
 from lab.leftovers import Snapshot, compare
 from lab.network import guest_address
 from lab.observer import Observer
-from lab.processes import HostProcess
 from tests.e2e.points import Points
+from tests.e2e.run import PATIENCE, Run, Tool, Under, far
 
 FAULTY = Path(__file__).with_name("faulty")
+_ALL_OF_IT = ("bs=1M", "count=16", "conv=notrunc")
 # Of no migration: a lock's file stays for the next one to lock; the rest is made on first use.
 KEPT = (
     "/var/lib/entourage",
@@ -32,8 +31,6 @@ KEPT = (
     "/run/entourage/*-*-*-*-????????????.lock",
     "/run/entourage/kvm.json",
 )
-# More than the longest migration takes on a machine that does other things as well.
-PATIENCE = 120.0
 EMULATED = """
 [[usb]]
 id = "tablet"
@@ -47,118 +44,6 @@ GADGET = """
 id = "gadget0"
 type = "gadget"
 """
-
-
-@dataclass(frozen=True)
-class Run:
-    """What an ``entourage migrate`` has done and said."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """What ``--json`` printed."""
-        return [json.loads(line) for line in self.stdout.splitlines()]
-
-    @property
-    def finished(self) -> dict[str, Any]:
-        """The last event."""
-        last = self.events[-1]
-        assert last["event"] == "finished"
-        return last
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """The events of a kind."""
-        return [event for event in self.events if event["event"] == kind]
-
-    @property
-    def refusals(self) -> dict[str, str]:
-        """Device: host, reason and remedy of its refusal."""
-        found = self.of("device-refused")
-        return {one["device"]: f"{one['host']}: {one['reason']} ({one['remedy']})" for one in found}
-
-    @property
-    def recovered(self) -> dict[str, int]:
-        """Device: the last good step that its recovery was told."""
-        assert not [one for one in self.of("device-recovered") if one["error"]], self
-        return {one["device"]: one["last_good"] for one in self.of("device-recovered")}
-
-    def __str__(self) -> str:
-        return f"exit status {self.status}\n{self.stdout}\n{self.stderr}"
-
-
-def far(*command: str, **environment: str) -> str:
-    """A ``--remote-command``: Entourage there with an environment of its own."""
-    variables = [f"{name}={value}" for name, value in environment.items()]
-    return shlex.join(["env", *variables, *(command or ("entourage",))])
-
-
-@dataclass(frozen=True)
-class Under:
-    """An ``entourage migrate`` under way, and the points at which it is held."""
-
-    process: HostProcess
-    points: Points
-    far_points: Points
-
-    def wait(self, point: str) -> None:
-        """Wait until it stands at a point, of whichever host."""
-        points = self.points if point.startswith("source.") else self.far_points
-        points.wait(point, lambda: self.process.poll() is None)
-
-    def pass_on(self, point: str) -> None:
-        """Let it go on from there."""
-        points = self.points if point.startswith("source.") else self.far_points
-        points.pass_on(point)
-
-    def signal(self, name: str) -> None:
-        """Send it a signal."""
-        self.process.send_signal(signal.Signals[f"SIG{name}"])
-
-    def end(self) -> Run:
-        """Let it go on to its end."""
-        self.points.open()
-        self.far_points.open()
-        stdout, stderr = self.process.communicate(timeout=PATIENCE)
-        return Run(self.process.returncode, stdout, stderr)
-
-
-@dataclass(frozen=True)
-class Tool:
-    """An external tool, the same on all hosts, that logs how it is called."""
-
-    hosts: tuple[Host, ...]
-    path: str = "/usr/local/sbin/move-it"
-    log: str = "/var/log/move-it"
-
-    def write(self, body: str) -> None:
-        """Make it do something after it has logged its call; ``$step``, ``$recover`` are set."""
-        lines = [
-            "#!/bin/sh",
-            f"line=$(printf '%s\\037' \"$@\"); printf '%s\\n' \"$line\" >>{self.log}",
-            "recover=no type= step=",
-            "before=",
-            "for word; do",
-            "    case $before in -type) type=$word ;; -step) step=$word ;; esac",
-            '    [ "$word" != -recover ] || recover=yes',
-            "    before=$word",
-            "done",
-            body,
-        ]
-        for host in self.hosts:
-            host.path(self.path).write_text("\n".join(lines) + "\n")
-            host.path(self.path).chmod(0o755)
-            host.path(self.log).write_text("")
-
-    def calls(self) -> list[list[str]]:
-        """How it was called since it was written, on whichever host."""
-        text = "".join(host.path(self.log).read_text() for host in self.hosts)
-        return [line.split("\037")[:-1] for line in text.splitlines()]
-
-    def __str__(self) -> str:
-        return self.path
 
 
 @dataclass
@@ -198,8 +83,20 @@ class World:
         tpm: bool = True,
         extra: str = "",
         address: str = guest_address(),
+        allocated: bool = False,
     ) -> World:
-        """Boot a guest on a, and remember what both hosts had before."""
+        """Boot a guest on a, and remember what both hosts had before.
+
+        Args:
+            lab: With the hosts a and b.
+            seen: Pings it.
+            name: The domain's.
+            disks: Those that do not exist are made.
+            tpm: Whether it has one.
+            extra: TOML of more devices.
+            address: The guest's.
+            allocated: Whether its disks, small ones then, take all their room from the beginning.
+        """
         a, b = lab["a"], lab["b"]
         known = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
         world = cls(lab, seen, a, b, name, known, tpm, address, plugins="gadget" in extra)
@@ -218,7 +115,9 @@ class World:
         world.clean = {host.name: host.snapshot() for host in (a, b)}
         for disk in known:
             if not a.path(disk.path).exists():
-                disk.create(a)
+                disk.create(a, "16M" if allocated else "64M")
+                if allocated:
+                    a.run(["dd", "if=/dev/urandom", f"of={disk.path}", *_ALL_OF_IT])
         world._boot(file)
         return world
 
@@ -226,10 +125,24 @@ class World:
         """Boot the guest that is off here."""
         self._boot(self.name)
 
+    def restart(self) -> None:
+        """Pull the guest's plug, unless it is off already, and boot it with all that it had."""
+        self.here.run(["entourage", "stop", "--force", self.name], check=False, timeout=PATIENCE)
+        acked, registers = self.seen.acked(self.address), self.registers
+        self._disks_hold(acked)
+        self.start_again()
+        if registers and self.registers:
+            assert self.registers.nv >= registers.nv
+
+    def booted(self, host: Host) -> None:
+        """A host that was off is on again: its own processes are others than they were."""
+        now = host.snapshot().processes
+        self.clean[host.name] = dataclasses.replace(self.clean[host.name], processes=now)
+
     def _boot(self, what: str) -> None:
         env = self._environment(None)
+        wanted, before = len(self.disks), self.seen.report(self.address).boot
         self.here.run(["entourage", "start", what], timeout=PATIENCE, env=env)
-        wanted, before = len(self.disks), self.boot
         report = self.seen.wait_for(
             lambda report: report.boot != before and report.up and len(report.acked) == wanted,
             PATIENCE,
@@ -269,13 +182,25 @@ class World:
 
     @contextmanager
     def under(
-        self, *hold: str, options: Sequence[str] = (), on_target: Sequence[str] = ()
+        self,
+        *hold: str,
+        options: Sequence[str] = (),
+        on_target: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
     ) -> Generator[Under]:
-        """Begin a migration that stops at points of its source, or of its target."""
+        """Begin a migration that stops at points of its source, or of its target.
+
+        Args:
+            hold: Points of the source.
+            options: More options of ``entourage migrate``.
+            on_target: Points of the target.
+            env: For the environment of Entourage on both hosts.
+        """
+        more = dict(env or {})
         with Points(self.here, *hold) as points, Points(self.there, *on_target) as far_points:
-            remote = far(**self._plugins, **far_points.env if on_target else {})
+            remote = far(**self._plugins, **more, **far_points.env if on_target else {})
             argv = self._command("--remote-command", remote, *options)
-            process = self.here.popen(argv, env=self._environment(points.env))
+            process = self.here.popen(argv, env=self._environment({**more, **points.env}))
             try:
                 yield Under(process, points, far_points)
             finally:
@@ -363,15 +288,17 @@ class World:
         """Every write that the guest was told is on the disk is on the disk of this host."""
         self.guest.pause_writes()
         try:
-            acked = self.seen.acked(self.address)
-            assert len(acked) == len(self.disks)
-            for disk, name in zip(self.disks, sorted(acked), strict=True):
-                records = disk_sequences(self.here.path(disk.path), disk.format)
-                assert records.boot == self.boot
-                assert records.last >= acked[name]
-                assert records.missing == ()
+            self._disks_hold(self.seen.acked(self.address))
         finally:
             self.guest.resume_writes()
+
+    def _disks_hold(self, acked: Mapping[str, int]) -> None:
+        assert len(acked) == len(self.disks)
+        for disk, name in zip(self.disks, sorted(acked), strict=True):
+            records = disk_sequences(self.here.path(disk.path), disk.format)
+            assert records.boot == self.boot
+            assert records.last >= acked[name]
+            assert records.missing == ()
 
     def answers(self) -> bool:
         """Whether it says anything at all."""
@@ -380,6 +307,25 @@ class World:
         except (OSError, GuestError):
             return False
         return True
+
+    def is_well(self) -> bool:
+        """Whether it runs and all of it works, its TPM included."""
+        try:
+            self.guest.status(timeout=2)
+            return not self.tpm or self.guest.tpm(timeout=2) == self.registers
+        except (OSError, GuestError):
+            return False
+
+    def find(self) -> str:
+        """Whose the guest is: ``source``, as it was before, or ``target``; never both."""
+        having = [
+            role
+            for role, host in (("source", self.here), ("target", self.there))
+            for domain in json.loads(host.run(["entourage", "list", "--all", "--json"]).stdout)
+            if domain["name"] == self.name and domain["state"] != "moved"
+        ]
+        assert len(having) == 1, having
+        return having[0]
 
     def _is_clean(self, host: Host) -> None:
         left = host.wait_clean(self.clean[host.name], ignore=KEPT)

@@ -1,0 +1,1 @@
+"""What dies where, and who is to have the guest afterwards."""

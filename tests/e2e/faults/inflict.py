@@ -1,0 +1,177 @@
+"""How each fault is brought about on real hosts, and what is done once the migration has ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from lab.host import Host
+from tests.e2e.run import PATIENCE, Tool, Under
+from tests.e2e.world import World
+
+_QEMU = "qemu-system-x86_64"
+_FILLER = "/srv/filler"
+_BLOCK = 4096
+_CLOCK = "/etc/clock"
+_FAKER = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+_TOOL_STEPS: Final = {"test": "0", "prepare": "1", "stopped": "2", "sync": "3"}
+FAKED: Final = {
+    "LD_PRELOAD": _FAKER,
+    "FAKETIME_TIMESTAMP_FILE": _CLOCK,
+    "FAKETIME_NO_CACHE": "1",
+    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+}
+"""For the environment of a process whose clock is to be set at will."""
+
+
+class Fault:
+    """A fault that can be inflicted on a migration that stands at a point.
+
+    Args:
+        world: The guest and its hosts.
+        name: What dies, or goes wrong.
+        point: Where the migration will stand, a key of ``matrix.POINTS``.
+    """
+
+    def __init__(self, world: World, name: str, point: str) -> None:
+        self._world = world
+        self._name = name
+        self._source, self._target = world.here, world.there
+        self._tool = Tool((self._source, self._target))
+        self._tool.write(
+            f'[ "$type$step$recover" != fpga{_TOOL_STEPS.get(point)}no ] || kill -KILL $$'
+            if name == "tool"
+            else ""
+        )
+        if name == "clock":
+            self._set_clocks("+0d", "+0d")
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What ``entourage`` on both hosts is to have in its environment."""
+        return FAKED if self._name == "clock" else {}
+
+    def inflict(self, under: Under) -> None:
+        """Do it; when this returns it is done, and what was killed is dead."""
+        source, target = self._source, self._target
+        lab = self._world.lab
+        match self._name:
+            case "entourage":
+                under.process.kill()
+                under.process.wait()
+            case "agent":
+                self._kill(target, _is_agent)
+            case "ssh":
+                self._kill(source, _is("ssh"))
+            case "source-qemu":
+                self._kill(source, _is(_QEMU))
+            case "target-qemu":
+                self._kill(target, _is(_QEMU))
+            case "source-swtpm":
+                self._kill(source, _is("swtpm"))
+            case "target-swtpm":
+                self._kill(target, _is("swtpm"))
+            case "tool":
+                pass  # it sees to that itself
+            case "source-host":
+                under.signal("STOP")  # it stands at the point, and would go on now
+                under.points.let_go()
+                source.power_cut()
+            case "target-host":
+                # Likewise its agent, where one runs already.
+                kill(self._world, target, _is_agent, "STOP")
+                under.far_points.let_go()
+                target.power_cut()
+            case "link-reset":
+                lab.cut(source.name, target.name, how="reset")
+            case "link-drop" | "link-mended":
+                lab.cut(source.name, target.name)
+            case "link-drop-to":
+                lab.cut(source.name, target.name, direction="a-b")
+            case "link-drop-fro":
+                lab.cut(source.name, target.name, direction="b-a")
+            case "disk-full":
+                _fill(target)
+            case "clock":
+                self._set_clocks("-400d", "+400d")
+            case _:
+                raise AssertionError(self._name)
+
+    def passed_on(self) -> None:
+        """The migration goes on from the point."""
+        if self._name == "link-mended":
+            lab = self._world.lab
+            lab.wait_dropped(self._source.name, self._target.name, PATIENCE)
+            lab.mend(self._source.name, self._target.name)
+
+    def over(self) -> None:
+        """The command has ended: the network is mended, there is power and room again."""
+        lab = self._world.lab
+        lab.mend(self._source.name, self._target.name)
+        for host in (self._source, self._target):
+            if not host.is_on:
+                host.power_on()
+                self._world.booted(host)
+        if self._name == "disk-full":
+            self._target.path(_FILLER).unlink()
+        for host in (self._source, self._target):
+            host.path(_CLOCK).unlink(missing_ok=True)
+        self._tool.write("")
+
+    def _kill(self, host: Host, which: Callable[[list[str]], bool]) -> None:
+        """Kill some of the migration's and the guest's own processes, and wait until they died."""
+        pids = kill(self._world, host, which, "KILL")
+        assert pids, host.leftovers(self._world.clean[host.name])
+        deadline = time.monotonic() + PATIENCE
+        # By its number: a process that is about to end has lost its command line.
+        while not pids.isdisjoint(_found(self._world, host, lambda _words: True)):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)  # it was somebody else's child: there is nothing to wait on
+
+    def _set_clocks(self, source: str, target: str) -> None:
+        for host, offset in ((self._source, source), (self._target, target)):
+            new = host.path(f"{_CLOCK}.new")
+            new.write_text(f"{offset}\n")
+            new.rename(host.path(_CLOCK))
+
+
+def kill(
+    world: World, host: Host, which: Callable[[list[str]], bool], signal: str
+) -> frozenset[str]:
+    """Send a signal to those of the migration's and the guest's processes; which they were."""
+    pids = _found(world, host, which)
+    if pids:
+        host.run(["kill", f"-{signal}", *pids])
+    return pids
+
+
+def _found(world: World, host: Host, which: Callable[[list[str]], bool]) -> frozenset[str]:
+    came = host.leftovers(world.clean[host.name]).processes
+    return frozenset(pid for pid, *words in map(str.split, came) if which(words))
+
+
+def _is_agent(words: list[str]) -> bool:
+    return words[-1:] == ["agent"]
+
+
+def _is(program: str) -> Callable[[list[str]], bool]:
+    return lambda words: Path(words[0]).name == program
+
+
+def _fill(host: Host) -> None:
+    """Leave no room on the disk of a host, not even a block."""
+    with host.path(_FILLER).open("wb") as file:
+        size, step = 0, 1 << 30
+        while step >= _BLOCK:
+            try:
+                os.posix_fallocate(file.fileno(), size, step)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                step //= 2
+            else:
+                size += step

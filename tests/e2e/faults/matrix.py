@@ -1,0 +1,124 @@
+"""The faults, and what is to come of each: written down before anything is tried.
+
+A letter for each fault at each point:
+
+* ``S`` the source has the guest, which lives on;
+* ``T`` the target has it, which lives on;
+* ``s``, ``t`` the same, but what was killed was a part of the guest's own machine while the guest
+  was on it: the guest may be dead there, and starts again with all that it was told is written;
+* ``E`` either host: the fault races with a message on its way. The guest lives on;
+* ``e`` either host, and the guest may be dead there;
+* ``.`` there is nothing to kill, or it is the same as the case beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+POINTS: Final = {
+    "test": "source.step-started.0",
+    "armed": "source.after.flush-armed",
+    "opened": "target.after.flush-open",
+    "prepare": "source.step-started.1",
+    "prepared": "source.step-done.1",
+    "pre-copy": "source.policy-changed",
+    "stopped": "source.step-started.2",
+    "sync": "source.step-started.3",
+    "landed": "source.memory-landed",
+    "held": "source.after.hold-dead-hand",
+    "go-said": "source.go-sent",
+    "go-heard": "target.before.flush-go",
+    "go-stands": "target.after.flush-go",
+    "released": "target.after.let-run",
+    "ran": "target.after.flush-ran",
+    "letting-go": "source.before.destroy-source",
+}
+"""Where a migration can be stopped (``entourage.points``), in the order in which it gets there."""
+
+_EXPECTED: Final = {
+    # test armed opened prepare prepared pre-copy | stopped sync landed held
+    # | go-said go-heard go-stands | released ran letting-go
+    "entourage": "SSSSSS SSSS TTT TTT",
+    "agent": "SSSSSS SSSS EST TTT",
+    "ssh": "SSSSSS SSSS ETT TTT",
+    "source-qemu": "ssssss seTT TTT TTT",
+    "target-qemu": "....SS SSSS eSS ttt",
+    "source-swtpm": "ssssss seTT TTT TTT",
+    "target-swtpm": "....SS SSSS eSS ttt",
+    "tool": "S..S.. SS.. ... ...",
+    "source-host": "ssssss ssss eTT TTT",
+    "target-host": "SSSSSS SSSS eSt ttt",
+    "link-reset": "SSSSSS SSSS .TT TTT",
+    "link-drop": "SSSSSS SSSS .TT TTT",
+    "link-drop-to": "SSSSSS SSSS .TT TTT",
+    "link-drop-fro": "SSSSSS SEET .TT TTT",
+    "link-mended": "TTTTTT TTTT TTT TTT",
+    "disk-full": "SSSSEE EEET .TT TTT",
+    "clock": "TTTTTT TTTT TTT TTT",
+}
+
+_CORE: Final = """
+entourage: stopped landed held go-said letting-go
+agent: opened go-heard go-stands ran
+ssh: landed
+source-qemu: held
+target-qemu: go-stands
+source-swtpm: stopped
+target-swtpm: landed
+tool: stopped
+source-host: go-stands
+target-host: stopped go-stands
+link-drop: pre-copy go-stands
+link-drop-to: held
+link-mended: stopped
+clock: landed
+"""
+"""Those that ``make test`` tries; ``make test-faults`` tries all."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault at one point.
+
+    Attributes:
+        fault: What dies, or goes wrong.
+        point: Where the migration stands at that moment, a key of ``POINTS``.
+        expected: A letter, see above.
+        core: Whether ``make test`` tries it.
+    """
+
+    fault: str
+    point: str
+    expected: str
+    core: bool
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Whose the guest may be afterwards: ``source``, ``target``."""
+        one = {"s": ("source",), "t": ("target",)}
+        return one.get(self.expected.lower(), ("source", "target"))
+
+    @property
+    def survives(self) -> bool:
+        """Whether the guest must live on."""
+        return self.expected.isupper()
+
+    def __str__(self) -> str:
+        return f"{self.fault}-{self.point}"
+
+
+def cases() -> list[Case]:
+    """All of them, fault by fault."""
+    chosen = {
+        (fault, point)
+        for line in _CORE.strip().splitlines()
+        for fault, _, points in [line.partition(":")]
+        for point in points.split()
+    }
+    return [
+        Case(fault, point, letter, (fault, point) in chosen)
+        for fault, letters in _EXPECTED.items()
+        for point, letter in zip(POINTS, letters.replace(" ", ""), strict=True)
+        if letter != "."
+    ]

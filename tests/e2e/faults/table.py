@@ -1,0 +1,90 @@
+"""What was seen of each fault, and the page that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from tests.e2e.faults.matrix import POINTS, Case
+
+FAULTS: Final = {
+    "entourage": "`kill -9` of `entourage migrate`",
+    "agent": "`kill -9` of the agent on the target",
+    "ssh": "`kill -9` of ssh on the source",
+    "source-qemu": "`kill -9` of QEMU on the source",
+    "target-qemu": "`kill -9` of QEMU on the target",
+    "source-swtpm": "`kill -9` of swtpm on the source",
+    "target-swtpm": "`kill -9` of swtpm on the target",
+    "tool": "`kill -9` of an external tool, in the step that begins there",
+    "source-host": "power cut of the source: what was not synced is lost",
+    "target-host": "power cut of the target: what was not synced is lost",
+    "link-reset": "the network between both cut, answering RST",
+    "link-drop": "the network cut silently, both ways",
+    "link-drop-to": "the network cut silently, from source to target",
+    "link-drop-fro": "the network cut silently, from target to source",
+    "link-mended": "the network cut silently, and mended once a packet was lost",
+    "disk-full": "the target's disk filled to the last block",
+    "clock": "the clock set back 400 days on the source, forward 400 on the target",
+}
+_HEAD: Final = """\
+# What happens when something dies
+
+Made by `make test-faults`, which tries each fault at each point of a real migration between two
+hosts: a guest with a disk, a NIC, a TPM and an external device, writing all the while. After each
+fault `entourage recover` is run on both hosts, in the harder order. Then it is looked at from
+outside who has the guest, that every write it was told is on the disk is there, that its TPM is the
+same, and what is left on either host; and the guest is moved once more, which has to succeed.
+
+*Expected* was written down before anything was tried (`tests/e2e/faults/matrix.py`): whose the
+guest is to be, and whether it may be dead, which it may only where a part of its own machine was
+killed while it was on it. *Status* is the exit status of `entourage migrate`, `-` where that was
+killed. *Out* is the longest time, in seconds, without an answer to a ping (each 5 ms) from the
+fault to the end of the recovery, restarts of hosts and of `recover` included. *Left* is what was
+found on the host that does not have the guest. The guests run on TCG, on two cores: the times say
+which case is quick and which waits for somebody, not how quick your machine would be.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was seen of one case.
+
+    Attributes:
+        case: The fault and its point.
+        status: The exit status of ``entourage migrate``; None where it was killed.
+        owner: ``source`` or ``target``.
+        lives: Whether the guest lived on.
+        out: Seconds without an answer to a ping.
+        left: What was left over.
+    """
+
+    case: Case
+    status: int | None
+    owner: str
+    lives: bool
+    out: float
+    left: str
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write the page."""
+    lines = [_HEAD, "| point | the migration stands |", "| --- | --- |"]
+    lines += [f"| {name} | `{point}` |" for name, point in POINTS.items()]
+    for fault, of_it in groupby(rows, lambda row: row.case.fault):
+        lines += [
+            f"\n## {FAULTS[fault]}\n",
+            "| point | expected | status | who has it | out | left |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in of_it:
+            status = "-" if row.status is None else row.status
+            guest = row.owner if row.lives else f"{row.owner}, started again"
+            out = f"{row.out:.2f}" if row.lives else "died"
+            expected = " or ".join(row.case.owners)
+            expected += "" if row.case.survives else ", may be dead"
+            cells = [row.case.point, expected, status, guest, out, row.left]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    path.write_text("\n".join(lines) + "\n")
