@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from lab import syscalls, vcpus
@@ -57,7 +57,9 @@ class HostConfig:
     @classmethod
     def loads(cls, text: str) -> HostConfig:
         """What `dumps` wrote."""
-        return cls(**json.loads(text))
+        known = {field.name for field in fields(cls)}
+        # One that another version wrote must still be found, to be cleaned up.
+        return cls(**{key: value for key, value in json.loads(text).items() if key in known})
 
 
 def _build_root(config: HostConfig) -> None:
