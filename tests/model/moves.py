@@ -310,7 +310,9 @@ def _answers(world: World, place: int, migration: int, rules: Rules) -> Iterator
     record = world.hosts[place].cache[migration][0]
     if alone and record is Record.OPEN:
         wakes.append((Event.ABORT, "is told to call it off"))
-    if record in {Record.BACK, Record.GONE} and (Verb.ASK, migration) not in world.said:
+    # Of several migrations only those that were fenced: else ASK can only lead to a late RAN.
+    asks = record in {Record.BACK, Record.GONE} and (alone or world.fenced[migration] is not None)
+    if asks and (Verb.ASK, migration) not in world.said:
         wakes.append((Connected("T"), "reaches the target, to tell it"))
     for event, story in wakes:
         after, one = newcomer(world, place, migration, ANSWER, synced=rules.synced_reads)
