@@ -73,7 +73,10 @@ class Under:
     def wait(self, point: str) -> None:
         """Wait until it stands at a point, of whichever host."""
         points = self.points if point.startswith("source.") else self.far_points
-        points.wait(point, lambda: self.process.poll() is None)
+        try:
+            points.wait(point, lambda: self.process.poll() is None)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.end()}") from error
 
     def pass_on(self, point: str) -> None:
         """Let it go on from there."""

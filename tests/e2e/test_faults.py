@@ -28,8 +28,8 @@ QUICK = f"""
 external = "/usr/local/sbin/move-it"
 call-at-test = true
 [migration]
-link-silence = "2s"
-doubt-timeout = "4s"
+link-silence = "3s"
+doubt-timeout = "5s"
 {vcpus.SETTINGS}"""
 FPGA = """
 [[external]]

@@ -16,7 +16,7 @@ from tests.e2e.faults.inflict import Fault
 from tests.e2e.run import PATIENCE, Run
 from tests.e2e.world import KEPT, World
 
-QUICK = f'[migration]\nlink-silence = "2s"\ndoubt-timeout = "4s"\n{vcpus.SETTINGS}'
+QUICK = f'[migration]\nlink-silence = "3s"\ndoubt-timeout = "5s"\n{vcpus.SETTINGS}'
 CONFIG = "/etc/entourage/entourage.toml"
 
 
