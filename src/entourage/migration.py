@@ -270,6 +270,8 @@ class Migration:
             await devices.sync()
 
     async def _memory(self, way: Passage, devices: Conductor) -> None:
+        with self._blackout.span("QEMU flushes disks", way.source):
+            await way.machine.held()
         with self._blackout.span("disks settle", way.source):
             await devices.settled()
         with self._blackout.span("last memory", way.source):

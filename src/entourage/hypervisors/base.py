@@ -246,6 +246,10 @@ class Machine(Protocol):
         """
         ...
 
+    async def held(self) -> None:
+        """Wait until the hypervisor itself is done with its disks: only then they can settle."""
+        ...
+
     async def proceed(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""
         ...

@@ -168,16 +168,16 @@ class Carrier:
         await self._monitor.until(still)
         if not known.stopped_at:
             # A guest that its user had paused has no moment of stopping.
-            await self._held()
+            await self.held()
         return known.stopped_at or known.held_at
 
-    async def _held(self) -> None:
-        """Wait until QEMU holds the memory back, with its disks flushed."""
+    async def held(self) -> None:
+        """Wait until QEMU has flushed its disks, and holds the memory back."""
         await self._reach("pre-switchover")
 
     async def proceed(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""
-        await self._held()
+        await self.held()
         await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
 
     async def landed(self) -> None:

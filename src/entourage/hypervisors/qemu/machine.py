@@ -171,7 +171,7 @@ class QemuMachine(Carrier):
 
     async def settle(self, disk: Block) -> None:
         """The guest has stopped: finish the mirror. The target has all, the source its own."""
-        await self._held()
+        await self.held()
         await self._mirrors.settle(disk)
 
     async def unmirror(self, disk: Block) -> None:
