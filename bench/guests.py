@@ -68,6 +68,7 @@ class Told:
     spans: Mapping[str, float] = field(default_factory=dict[str, float])
     events: Sequence[Mapping[str, Any]] = ()
     moments: Mapping[str, float] = field(default_factory=dict[str, float])
+    source: str = ""
     said: str = ""
 
 
@@ -88,6 +89,8 @@ class Traveller:
         self.address = guest_address(index)
         self.name = f"{self.party}{index}"
         self.source, self.target = lab["a"], lab["b"]
+        self.around: list[str] = []  # a tracer, that writes its log to …
+        self.trace = f"/srv/{self.name}.trace"  # … this file at both ends
         self.disks = [f"/srv/{self.name}.{n}.raw" for n in range(len(shape.disks))]
 
     def start(self) -> None:
@@ -140,7 +143,8 @@ class Traveller:
             self.source.run(["sh", "-c", script, "sh", self.disks[0]])
 
     def _timed(self, end: str) -> list[str]:
-        return [*_TIME, _usage_file(self.name, end)]
+        around = [*self.around, self.trace] if self.around else []
+        return [*_TIME, _usage_file(self.name, end), *around]
 
     def _swap(self) -> None:
         self.source, self.target = self.target, self.source
@@ -206,6 +210,7 @@ def read_events(output: str, began: float, ended: float, errors: str) -> Told:
         resume=epoch + float(resumed["at"]) if resumed else 0.0,
         spans=spans,
         events=events,
+        source=str(started["source"]),
         said=errors,
     )
 

@@ -86,6 +86,15 @@ class Stage:
             spans=told.spans,
         )
 
+    def fail(self, traveller: Traveller) -> Told:
+        """A move that is to fail: what was told of it; the guest lives on where it was."""
+        with self._alone(traveller):
+            boots = self._seen.report(traveller.address).boots
+            told = traveller.move()
+            if not told.resume or not self._lives(traveller, boots):
+                raise RuntimeError(f"{traveller.party} did not go back: {told.said[-2000:]}")
+        return told
+
     @contextlib.contextmanager
     def _alone(self, traveller: Traveller) -> Generator[None]:
         self._seen.ping(traveller.address, on=True)
