@@ -31,6 +31,7 @@ from entourage.hypervisors.qemu.machine import VERBS, announce, connect
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
+from entourage.hypervisors.qemu.sockets import listening_at_once
 from entourage.protocol import Guest
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
@@ -239,17 +240,17 @@ class QemuIncoming:
 
     async def _start_nbd(self, monitor: Monitor, plane: DataPlane) -> int:
         tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}
-        for port in _range(plane):
-            address = {"type": "inet", "data": {"host": self._host, "port": str(port)}}
-            try:
-                await monitor.execute(
-                    "nbd-server-start", {"addr": address, "max-connections": 0, **tls}
-                )
-            except CommandError as error:
-                _only_in_use(error)
-            else:
-                return port
-        raise _no_port(plane)
+        server = listening_at_once(self._host, _range(plane))
+        if server is None:
+            raise _no_port(plane)
+        with server:
+            await monitor.give("nbd", server.fileno())
+            address = {"type": "fd", "data": {"str": "nbd"}}
+            await monitor.execute(
+                "nbd-server-start", {"addr": address, "max-connections": 0, **tls}
+            )
+            port: int = server.getsockname()[1]
+            return port
 
     def _standing(self) -> Monitor:
         if self._monitor is None:
