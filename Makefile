@@ -4,7 +4,7 @@ STAMP := .venv/.setup
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo test test-unit test-model test-e2e test-faults lint format clean
+.PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -29,6 +29,14 @@ test-e2e: $(STAMP)
 # Only those in which a process or a host dies.
 test-faults: $(STAMP)
 	$(PYTEST) tests/e2e/test_faults.py
+
+# Entourage beside its peers, an hour or so; docs/benchmarks.md says how to read it.
+bench: $(STAMP)
+	$(RUN)python -m bench --out var/bench.json --chart var/bench.svg
+
+# The same in a hurry: too few rounds to compare by, enough to see that nothing is badly wrong.
+bench-quick: $(STAMP)
+	$(RUN)python -m bench --quick --out var/bench-quick.json --chart var/bench-quick.svg
 
 lint: $(STAMP)
 	$(RUN)ruff check

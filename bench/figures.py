@@ -106,7 +106,7 @@ def differences(rounds: Sequence[Round], ours: str, theirs: str, figure: Figure)
 
 
 def ratios(rounds: Sequence[Round], ours: str, theirs: str, figure: Figure) -> Spread:
-    """How many times theirs ours is, round by round; rounds where theirs is nothing are left out."""
+    """How many times theirs ours is, round by round; those where theirs is 0 are left out."""
     return Spread.of(
         figure(one[ours]) / figure(one[theirs]) for one in whole(rounds) if figure(one[theirs])
     )

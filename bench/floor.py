@@ -45,6 +45,9 @@ class Monitor:
         self._answers: dict[int, Any] = {}
         wait(lambda: "greeting" in self.done, self)
         self.run("qmp_capabilities")
+        # QEMU says first what it could not say to who was connected before.
+        self.done.clear()
+        self.stamps.clear()
 
     def read(self) -> None:
         """Take in what has come."""
@@ -123,9 +126,7 @@ def prepare_there(there: Monitor, plan: dict[str, Any], tls: dict[str, str]) -> 
         where = {"type": "inet", "data": {"host": plan["address"], "port": str(disks)}}
         there.run("nbd-server-start", addr=where, max_connections=0, **tls)
     for disk in plan["disks"]:
-        there.run(
-            "block-export-add", type="nbd", id=disk, node_name=disk, name=disk, writable=True
-        )
+        there.run("block-export-add", type="nbd", id=disk, node_name=disk, name=disk, writable=True)
     there.run("migrate-incoming", uri=f"tcp:{plan['address']}:{memory}")
 
 
@@ -174,7 +175,7 @@ def switch_over(here: Monitor, there: Monitor, plan: dict[str, Any]) -> dict[str
         time.sleep(plan["hold"])
         moments["verdict"] = time.time()
         here.run("migrate_cancel")
-        wait(lambda: "cancelled" in here.done, here)
+        wait(lambda: here.done & {"cancelled", "completed"}, here)
         here.send("cont")
         wait(lambda: "RESUME" in here.done, here)
         return moments
@@ -195,7 +196,14 @@ def switch_over(here: Monitor, there: Monitor, plan: dict[str, Any]) -> dict[str
 
 def main() -> None:
     """Move the guest, and tell when what happened."""
-    plan: dict[str, Any] = {"usage": [], "live": True, "tools": [], "back": "", "hold": 0.0, "bandwidth": 0}
+    plan: dict[str, Any] = {
+        "usage": [],
+        "live": True,
+        "tools": [],
+        "back": "",
+        "hold": 0.0,
+        "bandwidth": 0,
+    }
     plan |= json.loads(sys.argv[1])
     # A machine that has arrived has its server's credentials still.
     client, server = [{"tls_creds": end} if plan["psk"] else {} for end in ("client", "server")]
@@ -231,6 +239,10 @@ def main() -> None:
     else:
         moments |= {"stop": here.stamps["STOP"], "resume": here.stamps["RESUME"]}
         there.send("quit")
+        for disk in plan["disks"]:
+            here.run("blockdev-del", node_name=f"to-{disk}")
+        if client:
+            here.run("object-del", id=client["tls_creds"])
     there.socket.close()  # ssh waits for what it forwards
     ssh.communicate(b"end\n")
     moments["ended"] = time.time()

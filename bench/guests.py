@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import re
 import shlex
@@ -136,10 +137,9 @@ class Traveller:
             Disk(path).create(self.source, size)
         if self.shape.data:
             # Beyond what the guest writes, and scattered, as files are.
-            script = (
-                'for n in $(seq 0 {last}); do dd if=/dev/urandom of="$1" bs=1M count=8 conv=notrunc'
-                " seek=$((128 + n * 128)) status=none; done"
-            ).format(last=self.shape.data // 8 - 1)
+            last = self.shape.data // 8 - 1
+            copy = 'dd if=/dev/urandom of="$1" bs=1M count=8 conv=notrunc status=none'
+            script = f"for n in $(seq 0 {last}); do {copy} seek=$((128 + n * 128)); done"
             self.source.run(["sh", "-c", script, "sh", self.disks[0]])
 
     def _timed(self, end: str) -> list[str]:
@@ -303,13 +303,13 @@ class ByHand(Traveller):
         if self.shape.tpm:
             state = f"/srv/{self.name}.tpm"
             control = f"type=unixio,path={self._dir}/swtpm.sock"
+            swtpm = f"swtpm socket --tpm2 --terminate --daemon --ctrl {control}"
             lines += [
                 f"mkdir -p {state}",
-                f"swtpm socket --tpm2 --terminate --daemon --ctrl {control}"
-                f" --tpmstate dir={state},mode=0600 >/dev/null 2>&1",
+                f"{swtpm} --tpmstate dir={state},mode=0600 >/dev/null 2>&1",
             ]
-        # QEMU's sandbox keeps it from going to the background by itself. What it says goes to a file:
-        # ssh waits for all who hold its end.
+        # QEMU's sandbox keeps it from going to the background by itself. What it says goes to a
+        # file: ssh waits for all who hold its end.
         lines += [
             f"rm -f {self._dir}/info",
             f"setsid {shlex.join(qemu)} </dev/null >{self._dir}/log 2>&1 &",
@@ -342,7 +342,7 @@ def _floor_told(process: HostProcess, began: float) -> Told:
     known = [(name, moments[name]) for name in names if name in moments]
     spans = {
         f"{before} → {name}": at - earlier
-        for (before, earlier), (name, at) in zip(known, known[1:], strict=False)
+        for (before, earlier), (name, at) in itertools.pairwise(known)
     }
     return Told(
         ok=True,

@@ -143,7 +143,7 @@ def _open(port: str) -> socket.socket:
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         raw.setsockopt(socket.SOL_SOCKET, option + 25, _BUFFER)  # …FORCE
     raw.bind((port, 0))
-    raw.setblocking(False)
+    raw.settimeout(0)
     return raw
 
 

@@ -112,8 +112,7 @@ class Observer:
             os.close(self._stop_reader)
 
     def ping(self, guest: str, *, on: bool) -> None:
-        """Go on pinging a guest, or leave that be: one that its user has paused would get all of
-        it at once later."""
+        """Go on pinging a guest, or leave that be: a paused one would get it all at once."""
         pinger = self._pingers[self.guests.index(guest)]
         pinger.send_signal(signal.SIGCONT if on else signal.SIGSTOP)
 

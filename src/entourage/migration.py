@@ -34,7 +34,6 @@ from entourage.events import (
     MigrationStarted,
     Outcome,
     RollbackStarted,
-    SpanDone,
     Warned,
 )
 from entourage.handover import Source
@@ -264,6 +263,7 @@ class Migration:
             self._blackout.begin(await way.machine.stopped())
 
     async def _devices(self, way: Passage, devices: Conductor) -> None:
+        self._blackout.name("the stop is heard of", way.source, until=self._clock.now())
         with self._blackout.span("devices: TRANSFER", way.source):
             await devices.transfer()
         with self._blackout.span("devices: SYNC", way.source):
@@ -288,7 +288,9 @@ class Migration:
             await side.take(Event.READY)
         except HypervisorError as error:  # the dead hand did not answer: GO was not said
             await self._go_back(way, side, error)
-        self._emit(GoSent(at=self._clock.now()))
+        now = self._clock.now()
+        self._blackout.name("the dead hand is held", way.source, until=now)
+        self._emit(GoSent(at=now))
         await find_out(way, side, self._decided, self._settings)
         if self._broken:
             raise self._broken
@@ -406,11 +408,15 @@ class Migration:
             self._way.failures.put_nowait(error)
 
     async def _on_resumed_there(self, body: Any) -> None:
-        moment = msgspec.convert(body, words.Moment)
-        start, end = self._clock.at_target(moment.start), self._clock.at_target(moment.end)
+        resumed = msgspec.convert(body, words.Resumed)
         target = self._request.target
-        self._emit(SpanDone(at=end, name="guest resumes", host=target, start=start))
-        self._blackout.end(end, target)
+        for name, moment in (
+            ("GO is under way", resumed.heard),
+            ("GO is put on the disk", resumed.decided),
+            ("guest resumes", resumed.runs),
+        ):
+            self._blackout.name(name, target, until=self._clock.at_target(moment))
+        self._blackout.end(self._clock.at_target(resumed.runs), target)
 
     # Small things
 

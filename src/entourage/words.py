@@ -97,12 +97,18 @@ class Say(msgspec.Struct, frozen=True):
     migration: str
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened on the target: its monotonic clock, ns."""
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+    """The guest was released: moments of the target's monotonic clock, ns.
 
-    name: str
-    start: int
-    end: int
+    Attributes:
+        heard: GO began to be put on the disk.
+        decided: It was there.
+        runs: The guest ran.
+    """
+
+    heard: int
+    decided: int
+    runs: int
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
