@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few rounds, under five minutes")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these scenarios alone")
     parser.add_argument("--rounds", type=int, help="so many rounds of each")
+    parser.add_argument("--rounds-by", nargs="+", metavar="NAME=N", default=[], help="of some")
     parser.add_argument("--out", type=Path, default=Path("var/bench.json"), help="where JSON goes")
     parser.add_argument("--chart", type=Path, help="draw an SVG there")
     parser.add_argument("--list", action="store_true", help="which scenarios there are")
@@ -40,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    by_name = dict(word.split("=", 1) for word in asked.rounds_by)
     for scenario in SCENARIOS:
         if asked.only and scenario.name not in asked.only:
             continue
-        rounds = asked.rounds or (scenario.quick if asked.quick else scenario.rounds)
+        usual = scenario.quick if asked.quick else scenario.rounds
+        rounds = int(by_name.get(scenario.name, asked.rounds or usual))
         if not rounds:
             continue
         result = _run(scenario, rounds)

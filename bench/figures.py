@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 MOMENTS = ("blackout", "pinger", "early", "late", "total")
 
 
@@ -127,12 +129,6 @@ def to_json(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     return [{party: dataclasses.asdict(move) for party, move in one.items()} for one in rounds]
 
 
-def from_json(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Round]:
+def from_json(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> Sequence[Round]:
     """What ``to_json`` made."""
-    return [
-        {
-            party: Move(**{**move, "cpu": tuple(move["cpu"]), "memory": tuple(move["memory"])})
-            for party, move in one.items()
-        }
-        for one in rounds
-    ]
+    return [{party: msgspec.convert(move, Move) for party, move in one.items()} for one in rounds]

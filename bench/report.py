@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 from bench.figures import (
     MOMENTS,
@@ -71,19 +72,21 @@ def _cell(found: Spread, times: float, *, digits: int = 1) -> str:
     return f"{middle} ({low}…{high})"
 
 
-def _fact(name: str, value: object) -> Iterable[str]:
-    match value:
-        case [float() | int(), *_]:
-            yield f"   {name}: {_cell(Spread.of(value), 1, digits=3)}"
-        case [{**first}, *_]:
-            for key in first:
-                found = Spread.of(one[key] for one in value)
-                yield f"   {name}, {key}: {_cell(found, 1, digits=3)} s"
-        case {**parts}:
-            for key, part in parts.items():
-                yield from _fact(f"{name}, {key}", part)
-        case _:
-            yield f"   {name}: {value}"
+def _fact(name: str, value: Any) -> Iterable[str]:
+    """One fact: numbers, a table of numbers for each round, or several of these by name."""
+    if isinstance(value, dict):
+        parts = cast("dict[str, Any]", value)
+        for key, part in parts.items():
+            yield from _fact(f"{name}, {key}", part)
+        return
+    many = cast("list[Any]", value) if isinstance(value, list) else []
+    if many and isinstance(many[0], dict):
+        for key in cast("dict[str, float]", many[0]):
+            yield from _fact(f"{name}, {key}", [one[key] for one in many])
+    elif many and isinstance(many[0], float | int):
+        yield f"   {name}: {_cell(Spread.of(many), 1, digits=3)}"
+    else:
+        yield f"   {name}: {value}"
 
 
 def _cpu(move: Move) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import time
@@ -177,7 +178,8 @@ def rollback(scenario: Scenario, count: int, log: Log) -> Result:
             when, tpm=True, extra=extra, options=options, plan=plan, environment=_plugin()
         )
         plain = dataclasses.replace(shape, extra="")
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
         with Lab.up(name="bench-rollback") as lab:
             entourage, floor = Entourage(lab, shape, 0), ByHand(lab, plain, 1)
             with Stage(lab, [entourage, floor]) as stage:
@@ -203,7 +205,9 @@ def _back(told: Told) -> float:
 
 def startup(scenario: Scenario, count: int, log: Log) -> Result:
     """How long until there is a first word, and how much memory an agent takes."""
-    versions, replies, memories = [], [], []
+    versions: list[float] = []
+    replies: list[float] = []
+    memories: list[int] = []
     with Lab.up(hosts=("a",), name="bench-startup") as lab:
         for _ in range(count):
             began = time.monotonic()
@@ -228,12 +232,12 @@ def _agent(host: Host) -> tuple[float, int]:
     agent = host.popen(["entourage", "agent"], stdin=subprocess.PIPE)
     if agent.stdin is None or agent.stdout is None:
         raise RuntimeError("no pipes")
-    agent.stdin.buffer.write(len(asked).to_bytes(4, "big") + asked)
-    agent.stdin.flush()
-    while True:  # a heartbeat may come first
-        length = int.from_bytes(agent.stdout.buffer.read(4), "big")
-        if msgspec.msgpack.decode(agent.stdout.buffer.read(length))[0] == "answer":
-            break
+    os.write(agent.stdin.fileno(), len(asked).to_bytes(4, "big") + asked)
+    with os.fdopen(os.dup(agent.stdout.fileno()), "rb") as said:
+        while True:  # a heartbeat may come first
+            length = int.from_bytes(said.read(4), "big")
+            if msgspec.msgpack.decode(said.read(length))[0] == "answer":
+                break
     took = time.monotonic() - began
     match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{agent.pid}/status").read_text())
     agent.communicate()

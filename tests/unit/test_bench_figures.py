@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_what_was_measured_comes_back_from_json() -> None:
 
 
 def test_the_chart_has_a_bar_for_each_party_of_what_has_rounds() -> None:
-    found = {
+    found: dict[str, Any] = {
         "machine": {"cpus": 2},
         "floor-disk": {"title": "a disk & memory", "rounds": to_json(ROUNDS)},
         "startup": {"title": "start-up", "rounds": []},
