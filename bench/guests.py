@@ -116,11 +116,10 @@ class Traveller:
 
     def costs(self) -> tuple[tuple[float, float], tuple[int, int]]:
         """CPU seconds and peak resident bytes of the last move's orchestrators."""
-        ends = (self.source, self.target)  # they have changed places
-        found = [_usage(host, _usage_file(self.name, end)) for host, end in zip(
-            reversed(ends), ("source", "target"), strict=True
-        )]  # fmt: skip
-        return (found[0][0], found[1][0]), (found[0][1], found[1][1])
+        # The two hosts have changed places.
+        source = usage(self.target, self.name, "source")
+        target = usage(self.source, self.name, "target")
+        return (source[0], target[0]), (source[1], target[1])
 
     def _toml(self) -> str:
         return domain_toml(
@@ -378,7 +377,7 @@ def _usage_file(name: str, end: str) -> str:
     return f"/srv/{name}.{end}.usage"
 
 
-def _usage(host: Host, path: str) -> tuple[float, int]:
-    """What GNU time wrote: CPU seconds, and peak resident bytes."""
-    words = host.path(path).read_text().splitlines()[-1].split()
+def usage(host: Host, name: str, end: str) -> tuple[float, int]:
+    """CPU seconds and peak resident bytes of what moved a guest, at one end (as GNU time wrote)."""
+    words = host.path(_usage_file(name, end)).read_text().splitlines()[-1].split()
     return float(words[0]) + float(words[1]), int(words[2]) * 1024

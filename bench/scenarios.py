@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import msgspec
 from bench.figures import Move, Round
 from bench.guests import PLUGIN, ByHand, Entourage, Shape, Told, Traveller
 from bench.stage import Stage
+from bench.virsh import Virsh
 from entourage import __version__, words
 from entourage.hosts.link import Call
 from lab.delay import Delay
@@ -84,6 +86,21 @@ def compare(scenario: Scenario, count: int, log: Log) -> Result:
         with Lab.up(name=f"bench-{scenario.name}") as lab:
             parties = [Entourage(lab, scenario.shape, 0), ByHand(lab, scenario.shape, 1)]
             rounds += in_turn(lab, parties, count - len(rounds), log)
+    return Result(scenario.name, scenario.title, rounds)
+
+
+def beside_virsh(scenario: Scenario, count: int, log: Log) -> Result:
+    """Entourage and virsh, by the client (direct) and from daemon to daemon (p2p)."""
+    rounds: list[Round] = []
+    if shutil.which("libvirtd") is None:
+        return Result(scenario.name, scenario.title, (), {"left out": "no libvirtd here"})
+    with Lab.up(name=f"bench-{scenario.name}") as lab:
+        parties = [
+            Entourage(lab, scenario.shape, 0),
+            Virsh(lab, scenario.shape, 1, "virsh"),
+            Virsh(lab, scenario.shape, 2, "virsh p2p", ["--p2p"]),
+        ]
+        rounds += in_turn(lab, parties, count, log)
     return Result(scenario.name, scenario.title, rounds)
 
 
@@ -308,6 +325,10 @@ SCENARIOS = (
     ),
     Scenario(
         "floor-tpm-clear", "memory, disk and TPM, no TLS", 30, 0, compare,
+        dataclasses.replace(TPM, **CLEAR),
+    ),
+    Scenario(
+        "virsh", "beside virsh migrate: memory, disk and TPM, no TLS", 15, 3, beside_virsh,
         dataclasses.replace(TPM, **CLEAR),
     ),
     Scenario("devices", "devices of 200 ms each in step 2", 5, 1, devices),

@@ -72,13 +72,14 @@ class Stage:
         if not told.ok:
             raise RuntimeError(f"{traveller.party} has failed: {told.said[-2000:]}")
         cpu, memory = traveller.costs()
+        stop, resume = (told.stop, told.resume) if told.stop else self._switchover(traveller, told)
         return Move(
             party=traveller.party,
             survived=survived,
             blackout=told.resume - told.stop,
-            pinger=self._gap(traveller, told.stop - _MARGIN, told.resume + _MARGIN),
-            early=self._gap(traveller, told.began, told.stop - 0.002),
-            late=self._gap(traveller, told.resume + _MARGIN, told.ended),
+            pinger=self._gap(traveller, stop - _MARGIN, resume + _MARGIN),
+            early=self._gap(traveller, told.began, stop - 0.002),
+            late=self._gap(traveller, resume + _MARGIN, told.ended),
             total=told.ended - told.began,
             cpu=cpu,
             memory=memory,
@@ -116,6 +117,14 @@ class Stage:
         except TimeoutError:
             return False
         return report.boots == boots and not report.errors
+
+    def _switchover(self, traveller: Traveller, told: Told) -> tuple[float, float]:
+        """Of a party that does not say: the pinger's longest gap, on the wall clock."""
+        offset = time.time() - time.monotonic()
+        gap = self._seen.longest_gap(
+            told.began - offset, told.ended - offset + _MARGIN, traveller.address
+        )
+        return gap.start + offset, gap.end + offset
 
     def _gap(self, traveller: Traveller, since: float, until: float) -> float:
         """The longest time without an answer; since and until are of the wall clock."""
