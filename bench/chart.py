@@ -23,7 +23,7 @@ def chart(found: Mapping[str, Any]) -> str:
     for part in found.values():
         rounds = whole(from_json(part["rounds"])) if "rounds" in part else []
         if rounds:
-            bars = {party: spread(rounds, party, moment("blackout")) for party in rounds[0]}
+            bars = {party: spread(rounds, party, moment("pinger")) for party in rounds[0]}
             groups.append((str(part["title"]), bars))
     most = max((bar.high for _, bars in groups for bar in bars.values()), default=1.0)
     body, height = _body(groups, (_WIDTH - _LEFT - _RIGHT) / most)
@@ -36,7 +36,7 @@ def chart(found: Mapping[str, Any]) -> str:
 
 
 def _body(groups: Iterable[tuple[str, dict[str, Spread]]], scale: float) -> tuple[list[str], int]:
-    title = "Blackout, STOP to RESUME: median and quartiles, ms"
+    title = "Blackout as a 1 ms pinger sees it: median and quartiles, ms"
     rows = [f'<text x="12" y="24" font-size="14" font-weight="bold">{title}</text>']
     y = _TOP
     for name, bars in groups:

@@ -265,7 +265,10 @@ def _agent(host: Host) -> tuple[float, int]:
 
 
 def syncs(scenario: Scenario, count: int, log: Log) -> Result:
-    """Which files Entourage syncs between STOP and RESUME, at both ends, as strace sees it."""
+    """Which files are synced between STOP and RESUME, at both ends, as strace sees it.
+
+    By Entourage, and by the target's QEMU, which the agent has started.
+    """
     found: list[list[str]] = []
     traced = ["strace", "-f", "-y", "-ttt", "-e", "trace=fsync,fdatasync,sync_file_range", "-o"]
     with Lab.up(name="bench-syncs") as lab:

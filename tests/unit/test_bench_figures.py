@@ -25,8 +25,8 @@ from bench.scenarios import SYNC
 
 ROUNDS = [
     {
-        "entourage": Move(party="entourage", blackout=ours, spans={"a": ours}),
-        "floor": Move(party="floor", blackout=theirs),
+        "entourage": Move(party="entourage", blackout=ours, pinger=ours, spans={"a": ours}),
+        "floor": Move(party="floor", blackout=theirs, pinger=theirs),
     }
     for ours, theirs in ((0.11, 0.10), (0.32, 0.30), (0.21, 0.20))
 ]
