@@ -319,9 +319,9 @@ TPM = Shape("tpm", tpm=True)
 CLEAR = {"tls": False}
 
 SCENARIOS = (
-    Scenario("floor-memory", "memory", 30, 4, compare, MEMORY),
-    Scenario("floor-disk", "memory and a disk", 30, 4, compare, DISK),
-    Scenario("floor-tpm", "memory, disk and TPM", 30, 6, compare, TPM),
+    Scenario("floor-memory", "memory", 30, 2, compare, MEMORY),
+    Scenario("floor-disk", "memory and a disk", 30, 0, compare, DISK),
+    Scenario("floor-tpm", "memory, disk and TPM", 30, 5, compare, TPM),
     Scenario(
         "floor-memory-clear", "memory, no TLS", 30, 0, compare,
         dataclasses.replace(MEMORY, **CLEAR),
@@ -331,14 +331,14 @@ SCENARIOS = (
         dataclasses.replace(TPM, **CLEAR),
     ),
     Scenario(
-        "virsh", "beside virsh migrate: memory, disk and TPM, no TLS", 15, 3, beside_virsh,
+        "virsh", "beside virsh migrate: memory, disk and TPM, no TLS", 15, 2, beside_virsh,
         dataclasses.replace(TPM, **CLEAR),
     ),
-    Scenario("devices", "devices of 200 ms each in step 2", 5, 1, devices),
-    Scenario("rollback", "from a failure in step 3 to the guest running", 11, 3, rollback),
-    Scenario("startup", "start-up", 15, 7, startup),
+    Scenario("devices", "devices of 200 ms each in step 2", 5, 0, devices),
+    Scenario("rollback", "from a failure in step 3 to the guest running", 11, 1, rollback),
+    Scenario("startup", "start-up", 15, 5, startup),
     Scenario("syncs", "syncs within the blackout", 3, 1, syncs, TPM),
-    Scenario("far", "20 ms of delay each way", 10, 2, far, TPM),
+    Scenario("far", "20 ms of delay each way", 10, 0, far, TPM),
     Scenario(
         "big-disk", "a disk of 10 GiB with 200 MiB of data", 7, 0, compare,
         Shape("big-disk", disks=("10G",), data=200),
