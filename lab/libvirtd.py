@@ -7,24 +7,21 @@ and goes with it when its plug is pulled. Other hosts reach it through ssh as an
 
 from __future__ import annotations
 
-import os
-import select
-import signal
 import subprocess
 import time
 import uuid
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from lab.host import Host
 
 LOCAL = "qemu:///system"
 IMAGES = "/var/lib/libvirt/images"
-"""Where the disks of domains lie, on each host."""
+"""Where the disks of domains lie, on each host: its pool `default`."""
 LOG = "/var/log/libvirt/libvirtd.log"
 
 _PID_FILE = "/run/libvirtd.pid"
@@ -87,7 +84,10 @@ class Libvirtd:
             host.run(["useradd", "--system", "--no-create-home", "libvirt-qemu"])
         # It detaches when its sockets are there.
         host.run(["libvirtd", "--daemon", "--pid-file", _PID_FILE], timeout=_START_TIMEOUT)
-        self.virsh("version", "--daemon")
+        if "default" not in self.virsh("pool-list", "--all", "--name").stdout.split():
+            self.virsh("pool-define-as", "default", "dir", "--target", IMAGES)
+            self.virsh("pool-autostart", "default")
+            self.virsh("pool-start", "default")
 
     @property
     def pid(self) -> int:
@@ -126,3 +126,11 @@ class Libvirtd:
         for name in self.virsh("list", "--all", "--name").stdout.split():
             found[name] = self.virsh("domstate", name).stdout.strip()
         return found
+
+
+def start_all(hosts: Iterable[Host]) -> list[Libvirtd]:
+    """Start the libvirtd of each host, side by side: most of it is waiting for QEMU's answers."""
+    daemons = [Libvirtd(host) for host in hosts]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Libvirtd.start, daemons))
+    return daemons
