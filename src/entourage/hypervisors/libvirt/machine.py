@@ -22,6 +22,7 @@ from entourage.hypervisors.libvirt.connection import (
     ask,
     bindings,
     phases,
+    tell_qemu,
 )
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.explain import device_of, plain
@@ -160,13 +161,10 @@ class LibvirtMachine(Carrier):
     async def announce(self, nets: Sequence[Net]) -> None:
         """The guest is back: QEMU has announced it at the target, and so must here again.
 
-        libvirt has no word for it: it is QEMU's, sent through libvirt, which notes in its log (and
-        with the domain, as "tainted") that it was.
+        libvirt has no word for it: see ``tell_qemu``.
         """
         if nets and self._raw is not None:
-            qemu: Any = __import__("libvirt_qemu")
-            command = json.dumps({"execute": "announce-self", "arguments": _ANNOUNCEMENT})
-            await ask(qemu.qemuMonitorCommand, self._raw, command, 0)
+            await tell_qemu(self._raw, "announce-self", **_ANNOUNCEMENT)
 
     # The end
 
