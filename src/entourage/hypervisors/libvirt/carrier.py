@@ -59,7 +59,7 @@ _PAGE = 4096
 # Auto-converge cannot be switched on later: where it may be wanted, it begins gently.
 _GENTLY = {Parameter.CONVERGE_INITIAL: 5, Parameter.CONVERGE_INCREMENT: 10}
 _BASE = Flag.LIVE | Flag.PERSIST_DEST | Flag.UNDEFINE_SOURCE | Flag.UNSAFE
-# UNSAFE: whether a disk is shared libvirt guesses from its filesystem's type; we look from both hosts.
+# UNSAFE: whether a disk is shared, libvirt guesses from its filesystem's type; we have looked.
 
 
 class Carrier:
@@ -412,7 +412,7 @@ class Carrier:
             return
         if state not in {State.PAUSED, State.SUSPENDED}:
             raise HypervisorError(f"the machine of {self._domain.name} is gone")
-        if self._was_running:
+        if self._was_running and self._raw is not None:
             try:
                 await ask(self._raw.resume)
             except RefusedError:

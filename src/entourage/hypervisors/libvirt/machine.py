@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree as ET
 
 from entourage.domain import Block, Device, Net, Tpm
 from entourage.errors import HypervisorError
@@ -20,7 +20,6 @@ from entourage.hypervisors.libvirt.connection import (
     LostError,
     RefusedError,
     ask,
-    bindings,
     phases,
     tell_qemu,
 )
@@ -196,18 +195,10 @@ class LibvirtMachine(Carrier):
         """End it and forget its definition; what is gone already is no error."""
         if self._raw is None:
             return
-        gone: Any = bindings().VIR_ERR_NO_DOMAIN
-        for step, arguments in (
-            (self._raw.destroy, ()),
-            (self._raw.undefineFlags, (UNDEFINE_ALL,)),
-        ):
-            with contextlib.suppress(RefusedError):
-                try:
-                    await ask(step, *arguments)
-                except RefusedError as error:
-                    if error.code == gone:
-                        return
-                    raise
+        with contextlib.suppress(RefusedError):  # it does not run
+            await ask(self._raw.destroy)
+        with contextlib.suppress(RefusedError):  # it has no definition
+            await ask(self._raw.undefineFlags, UNDEFINE_ALL)
         state = State.NONE
         with contextlib.suppress(RefusedError):
             state = (await ask(self._raw.state, 0))[0]
@@ -217,7 +208,5 @@ class LibvirtMachine(Carrier):
             )
 
 
-def _text(cpu: Any) -> str:
-    from xml.etree import ElementTree as ET  # noqa: PLC0415 - one use
-
+def _text(cpu: ET.Element | None) -> str:
     return "" if cpu is None else ET.tostring(cpu, encoding="unicode")
