@@ -92,6 +92,7 @@ class BlockController(Controller):
         self.way = Way.STAY
         self._copied: Copied | None = None
         self._new: NewImage | None = None
+        self._made: NewImage | None = None
         self._mirroring = False
 
     @property
@@ -267,8 +268,7 @@ class BlockController(Controller):
 
     async def prepare_there(self, there: There, request: Any) -> Any:
         """Make an empty image that is like the source's."""
-        new = msgspec.convert(request, Make).new
-        self._new = new
+        new = self._made = msgspec.convert(request, Make).new
         return await images.create(new, there.migration, there.ledger)
 
     async def connect(self, here: Here) -> None:
@@ -295,7 +295,7 @@ class BlockController(Controller):
 
     async def arrived(self, there: There) -> None:
         """Set aside again what a carrier has freed of a file that was preallocated."""
-        new = self._new
+        new = self._made
         if new is not None and new.preallocated and Verb.CARRY_DISKS in there.incoming.verbs:
             await images.set_aside(new.path)
 

@@ -261,6 +261,10 @@ class Carrier:
                 with contextlib.suppress(CommandError):
                     instance = {"type": "migration"}
                     await self._monitor.execute("yank", {"instances": [instance]}, urgent=True)
+                with contextlib.suppress(CommandError):
+                    # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever
+                    # with the guest stopped, unless told to go on from where it says it is.
+                    await self._monitor.execute("migrate-continue", {"state": "cancelling"})
             await waiting
         finally:
             waiting.cancel()
