@@ -88,9 +88,10 @@ class Library:
 
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> object:
-    monkeypatch.setattr(
-        "entourage.hypervisors.libvirt.library._pointer", lambda _wrapper, _name: None
-    )
+    def pointer(_wrapper: object, _name: bytes) -> None:
+        return None
+
+    monkeypatch.setattr("entourage.hypervisors.libvirt.library._pointer", pointer)
     return object()
 
 
