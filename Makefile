@@ -4,7 +4,8 @@ STAMP := .venv/.setup
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo test test-unit test-model test-e2e test-faults lint format clean
+.PHONY: setup demo test test-unit test-model test-e2e test-faults test-libvirt test-libvirt-all
+.PHONY: lint format clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -15,7 +16,7 @@ $(STAMP): scripts/setup pyproject.toml constraints.txt lab/guest_image.py
 demo: $(STAMP)
 	@$(RUN)python -m lab.demo
 
-test: lint test-unit test-model test-e2e
+test: lint test-unit test-model test-e2e test-libvirt
 
 test-unit: $(STAMP)
 	$(PYTEST) tests/unit
@@ -24,11 +25,18 @@ test-model: $(STAMP)
 	$(RUN)python -m tests.model.explore
 
 test-e2e: $(STAMP)
-	$(PYTEST) tests/e2e
+	$(PYTEST) tests/e2e --ignore tests/e2e/libvirt
 
 # Only those in which a process or a host dies.
 test-faults: $(STAMP)
 	$(PYTEST) tests/e2e/test_faults.py
+
+# Two real libvirtd; the core of the cases, and then every one of them.
+test-libvirt: $(STAMP)
+	$(PYTEST) tests/e2e/libvirt -m "not matrix"
+
+test-libvirt-all: $(STAMP)
+	$(PYTEST) tests/e2e/libvirt
 
 lint: $(STAMP)
 	$(RUN)ruff check

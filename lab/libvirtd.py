@@ -1,8 +1,8 @@
 """A real libvirtd on a lab host: its own configuration, storage, identity; started and killed.
 
-No service of the machine has a part in it: the daemon is a process of the host, of Debian's package,
-and goes with it when its plug is pulled. Other hosts reach it through ssh as any libvirtd
-(`qemu+ssh://a/system`), programs of its own host by its socket (`qemu:///system`).
+No service of the machine has a part in it: the daemon is a process of the host, and goes with it
+when its plug is pulled. Other hosts reach it through ssh as any libvirtd (`qemu+ssh://a/system`),
+programs of its own host by its socket (`qemu:///system`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lab.guest import Disk, Guest, GuestError, Tpm, disk_sequences, domain_toml
 from lab.host import Host
@@ -171,8 +171,12 @@ class World:
         clean: What each host has on it where the guest is not there.
         running: What the host has on it that the guest is on.
         plugins: Whether the controllers of ``faulty/`` are to be used, on both hosts.
+        sockets: Where sockets of a running guest may be.
+        kept: What may stay on a host when the guest has gone.
     """
 
+    sockets: ClassVar[tuple[str, ...]] = ("/run/entourage/q/",)
+    kept: ClassVar[tuple[str, ...]] = KEPT
     lab: Lab
     seen: Observer
     here: Host
@@ -203,18 +207,7 @@ class World:
         a, b = lab["a"], lab["b"]
         known = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
         world = cls(lab, seen, a, b, name, known, tpm, address, plugins="gadget" in extra)
-        file = "/root/domain.toml"
-        # A uuid of its own: another one of this name may have moved away before.
-        text = domain_toml(
-            name,
-            disks=known,
-            tpm=tpm,
-            extra=extra,
-            address=address,
-            memory="192M",
-            uuid=str(uuid.uuid4()),
-        )
-        a.path(file).write_text(text)
+        file = world._write(extra)
         world.clean = {host.name: host.snapshot() for host in (a, b)}
         for disk in known:
             if not a.path(disk.path).exists():
@@ -226,9 +219,29 @@ class World:
         """Boot the guest that is off here."""
         self._boot(self.name)
 
-    def _boot(self, what: str) -> None:
+    def _write(self, extra: str) -> str:
+        """Describe it in a file."""
+        file = "/root/domain.toml"
+        # A uuid of its own: another one of this name may have moved away before.
+        text = domain_toml(
+            self.name,
+            disks=self.disks,
+            tpm=self.tpm,
+            extra=extra,
+            address=self.address,
+            memory="192M",
+            uuid=str(uuid.uuid4()),
+        )
+        self.here.path(file).write_text(text)
+        return file
+
+    def _start(self, what: str) -> None:
+        """Switch it on: from its file, or by its name."""
         env = self._environment(None)
         self.here.run(["entourage", "start", what], timeout=PATIENCE, env=env)
+
+    def _boot(self, what: str) -> None:
+        self._start(what)
         wanted, before = len(self.disks), self.boot
         report = self.seen.wait_for(
             lambda report: report.boot != before and report.up and len(report.acked) == wanted,
@@ -249,7 +262,7 @@ class World:
                 self.here.path(disk.path).unlink()
         self.here.run(["rm", "-r", f"/var/lib/entourage/domains/{uuid}"])
         for host in (self.here, self.there):
-            left = host.wait_clean(self.clean[host.name], ignore=KEPT)
+            left = host.wait_clean(self.clean[host.name], ignore=self.kept)
             assert not left, f"left over on {host.name}:\n{left}"
 
     @property
@@ -316,16 +329,20 @@ class World:
         assert run.status == status, str(run)
         assert run.finished["outcome"] == outcome, str(run)
         assert run.finished["runs_on"] == self.there.name, str(run)
+        self.arrived()
+
+    def arrived(self) -> None:
+        """It was here and is there: complete, and nothing of it is left where it was."""
         self.here, self.there = self.there, self.here
         self.lives()
         self._is_clean(self.there)
         self.running = self.here.snapshot()
-        came = self.here.leftovers(self.clean[self.here.name], ignore=KEPT)
+        came = self.here.leftovers(self.clean[self.here.name], ignore=self.kept)
         programs = sorted(Path(text.split()[1]).name for text in came.processes)
         assert programs == ["qemu-system-x86_64"] + ["swtpm"] * self.tpm, str(came)
         assert len(came.interfaces) == 1, str(came)
         assert came.ports == (), str(came)
-        assert all(path.startswith("/run/entourage/q/") for path in came.sockets), str(came)
+        assert all(path.startswith(self.sockets) for path in came.sockets), str(came)
         assert not any("psk" in path for path in came.files), str(came)
 
     def stayed(self, run: Run, *, status: int = 4) -> None:
@@ -342,9 +359,9 @@ class World:
         """Both hosts are as if nothing had been tried."""
         self.lives()
         assert self.running is not None
-        left = self.here.wait_clean(self.running, ignore=KEPT)
+        left = self.here.wait_clean(self.running, ignore=self.kept)
         assert not left, f"left over on {self.here.name}:\n{left}"
-        lost = compare(self.here.snapshot(), self.running, KEPT)
+        lost = compare(self.here.snapshot(), self.running, self.kept)
         assert not lost, f"lost on {self.here.name}:\n{lost}"
         self._is_clean(self.there)
 
@@ -382,7 +399,7 @@ class World:
         return True
 
     def _is_clean(self, host: Host) -> None:
-        left = host.wait_clean(self.clean[host.name], ignore=KEPT)
+        left = host.wait_clean(self.clean[host.name], ignore=self.kept)
         assert not left, f"left over on {host.name}:\n{left}"
 
 
