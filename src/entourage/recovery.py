@@ -19,7 +19,7 @@ from entourage import __version__, words
 from entourage.errors import DomainBusy, EntourageError, LinkError, LinkLost
 from entourage.hosts import ssh
 from entourage.hosts.link import Link
-from entourage.hypervisors.registry import open_hypervisor
+from entourage.hypervisors.registry import all_domains
 from entourage.journal import Decision, Journal
 from entourage.lock import lock_holder
 from entourage.passage import Clock, greet
@@ -112,7 +112,7 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
     path = Path(settings.paths.state, "journal.db")
     if not path.exists():
         return []
-    states = {state.uuid: state.state for state in await open_hypervisor(settings).domains()}
+    states = {state.uuid: state.state for state in await all_domains(settings)}
     with Journal.open(path, read_only=True) as journal:
         decisions = journal.decisions()
     standings: list[Standing] = []
@@ -257,7 +257,7 @@ class _Way:
             protocol=words.PROTOCOL,
             migration=self._decision.migration,
             source=socket.gethostname(),
-            hypervisor=str(self._decision.details.get("hypervisor", "qemu")),
+            hypervisor=str(self._decision.details.get("hypervisor-there", "qemu")),
         )
         try:
             async with (

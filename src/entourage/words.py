@@ -13,7 +13,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.hypervisors.base import DataPlane
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 # Calls, source to agent.
 HELLO = "hello"
@@ -24,7 +24,8 @@ BUILD = "build"
 LISTEN = "listen"
 ABORT = "abort"
 BYE = "bye"
-# One-way messages: the hand-over's (both ways), and the agent's to the source.
+# One-way messages: the hand-over's (both ways), the source's, and the agent's to the source.
+LAST_WORDS = "last-words"
 HANDOVER = "handover"
 FAILED = "failed"
 RESUMED = "resumed"
@@ -88,6 +89,22 @@ class Open(msgspec.Struct, frozen=True, kw_only=True):
     source_journal: str
     paused: bool
     """The guest was paused by its user, and stays so."""
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """It is written down.
+
+    Attributes:
+        offers: What the target's hypervisor has, in its own words.
+    """
+
+    offers: dict[str, str] = {}
+
+
+class LastWords(msgspec.Struct, frozen=True, kw_only=True):
+    """One-way, before GO: what the source's carrier leaves for the target's."""
+
+    data: bytes
 
 
 class Say(msgspec.Struct, frozen=True):

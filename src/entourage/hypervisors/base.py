@@ -29,6 +29,8 @@ class Verb(enum.StrEnum):
     UNPLUG = "unplug"
     ANNOUNCE = "announce"
     CARRY_TPM = "carry-tpm"
+    CARRY_DISKS = "carry-disks"
+    """The carrier copies disks by itself, within ``start``; instead of MIRROR."""
 
 
 class DomainState(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,10 +53,22 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
 
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the target's half must know of the source's before it can build, in their own words."""
+
+    xml: str = ""
+    cookie: bytes = b""
+    flags: int = 0
+    transient: bool = False
+    """The domain has no definition of its own, and is to have none there."""
+    parameters: dict[str, str | int | list[str]] = {}
+
+
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """Where the target's machine takes memory and CPU state, in its backend's own words."""
 
     uri: str
+    cookie: bytes = b""
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -162,6 +176,15 @@ class Machine(Protocol):
 
     # Verbs for controllers
 
+    def carry(self, disk: Block, *, top_only: bool) -> None:
+        """In PREPARE, before ``plan``: ``start`` is to copy this disk (CARRY_DISKS).
+
+        Args:
+            disk: The disk.
+            top_only: Copy only the top image of a backing chain.
+        """
+        ...
+
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         """Copy the disk to the export and keep it so; returns when both are the same.
 
@@ -210,7 +233,12 @@ class Machine(Protocol):
     # The carrier's six verbs
 
     async def arm(
-        self, plane: DataPlane, *, throttle: bool = False, lock: int | None = None
+        self,
+        plane: DataPlane,
+        *,
+        throttle: bool = False,
+        lock: int | None = None,
+        offers: Mapping[str, str] = ...,
     ) -> None:
         """Everything that can be set up before pre-copy: keys, capabilities, the moment of stop.
 
@@ -223,11 +251,28 @@ class Machine(Protocol):
             throttle: Whether ``tune(throttle=True)`` may come later.
             lock: A descriptor (the domain's lock) that the dead hand keeps open as long as it may
                 still act, so that nobody begins anew before it has spoken.
+            offers: What the target's half said in ``offers``.
+        """
+        ...
+
+    @property
+    def in_the_clear(self) -> str:
+        """Once armed: why memory will travel unencrypted though it was not asked for; or empty."""
+        ...
+
+    async def plan(self, target: Domain) -> Plan:
+        """After every device's ``prepare``: what the target needs to build the machine.
+
+        Args:
+            target: The domain as it is to be there.
         """
         ...
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:
-        """Begin pre-copy; returns when the stream is up. ``live=False`` stops the guest first."""
+        """Copy the disks that it is to carry, then begin pre-copy; returns when that is up.
+
+        ``live=False`` stops the guest first.
+        """
         ...
 
     async def progress(self) -> MemoryProgress:
@@ -250,8 +295,12 @@ class Machine(Protocol):
         """Disks are settled: send the last memory pages and the devices' state."""
         ...
 
-    async def landed(self) -> None:
-        """Wait until the source says that all has been sent and taken."""
+    async def landed(self) -> bytes:
+        """Wait until the source says that all has been sent and taken.
+
+        Returns:
+            What the target's half must hear before it may ``run``; empty where that is nothing.
+        """
         ...
 
     async def disarm_dead_hand(self) -> None:
@@ -299,7 +348,15 @@ class Incoming(Protocol):
         """
         ...
 
-    async def build(self, domain: Domain, plane: DataPlane) -> None:
+    async def offers(self) -> Mapping[str, str]:
+        """What this host has that the source must know before it plans; its backend's own words."""
+        ...
+
+    async def networks(self) -> Mapping[str, str]:
+        """The networks that the hypervisor itself runs here: their bridge, by their name."""
+        ...
+
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Make the machine, paused, from the running configuration; what it opens exists."""
         ...
 
@@ -313,6 +370,10 @@ class Incoming(Protocol):
 
     async def landed(self) -> None:
         """Wait until memory has landed, then close the exports: all that is left is ``run``."""
+        ...
+
+    def hear(self, last_words: bytes) -> None:
+        """What the source's ``landed`` has returned, where that is anything; comes before GO."""
         ...
 
     async def died(self) -> str:

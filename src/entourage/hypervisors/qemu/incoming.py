@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -14,9 +14,9 @@ from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
-from entourage.hypervisors.base import DataPlane, Export, Ticket, TpmFacts, Verb
+from entourage.hypervisors import swtpm
+from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.qemu import keys
-from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.carrier import capabilities
 from entourage.hypervisors.qemu.cmdline import (
     block_node,
@@ -34,6 +34,7 @@ from entourage.hypervisors.qemu.record import Running, read_running, write_owned
 from entourage.protocol import Guest
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
+_NO_PLAN = Plan()
 _NEVER_RELEASED = frozenset({"inmigrate", "paused", "prelaunch"})
 
 
@@ -67,7 +68,7 @@ class QemuIncoming:
 
     async def tpm_facts(self) -> TpmFacts:
         """What the TPM emulator of this host can do; can be asked before ``build``."""
-        return await tpms.facts()
+        return await swtpm.facts()
 
     async def attach(self) -> Guest:
         """Take up a machine that another process was building here; what became of it."""
@@ -86,7 +87,15 @@ class QemuIncoming:
         self._domain = running.domain
         return Guest.STOPPED if status in _NEVER_RELEASED else Guest.RUNNING
 
-    async def build(self, domain: Domain, plane: DataPlane) -> None:
+    async def offers(self) -> Mapping[str, str]:
+        """Nothing that the source must know."""
+        return {}
+
+    async def networks(self) -> Mapping[str, str]:
+        """None: QEMU knows of bridges only."""
+        return {}
+
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan = _NO_PLAN) -> None:  # noqa: ARG002 - all is in the domain
         """Make the machine, paused, from the running configuration; what it opens exists."""
         self._plane = plane
         self._host = await _bindable(plane.address)
@@ -172,6 +181,9 @@ class QemuIncoming:
         self._nbd_port = 0
         self._writable.clear()
 
+    def hear(self, last_words: bytes) -> None:
+        """QEMU's own stream said everything."""
+
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before."""
         if self._process is None:
@@ -201,7 +213,7 @@ class QemuIncoming:
 
     async def sync_tpm(self, tpm: Tpm) -> None:
         """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
-        await asyncio.to_thread(tpms.sync_state, self._where.tpm_state(tpm.id))
+        await asyncio.to_thread(swtpm.sync_state, self._where.tpm_state(tpm.id))
 
     async def settle_in(self) -> None:
         """After the guest runs: write down the domain as this host's own, drop the keys."""
