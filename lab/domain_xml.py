@@ -13,6 +13,9 @@ from lab.guest_image import guest_image
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_NAMESPACE = "urn:entourage:domain"
+ET.register_namespace("entourage", _NAMESPACE)
+
 
 def domain_xml(
     name: str,
@@ -27,6 +30,7 @@ def domain_xml(
     bridge: str = network.HOST_BRIDGE,
     dirty: int = 0,
     devices: str = "",
+    metadata: str = "",
 ) -> str:
     """Write the XML of a lab guest.
 
@@ -42,6 +46,7 @@ def domain_xml(
         bridge: On the host.
         dirty: MiB of memory that it dirties in a second.
         devices: More XML for its <devices>.
+        metadata: What its user says to Entourage about it, in TOML.
     """
     image = guest_image()
     domain = ET.Element("domain", type="qemu")  # TCG, on every machine
@@ -54,6 +59,9 @@ def domain_xml(
         ("on_crash", "destroy"),
     ):
         ET.SubElement(domain, tag).text = text
+    if metadata:
+        part = ET.SubElement(domain, "metadata")
+        ET.SubElement(part, f"{{{_NAMESPACE}}}devices").text = metadata
     ET.SubElement(domain, "memory", unit="MiB").text = str(memory)
     os = ET.SubElement(domain, "os")
     ET.SubElement(os, "type", arch="x86_64", machine="q35").text = "hvm"
@@ -83,6 +91,7 @@ def domain_xml(
     part = ET.SubElement(parts, "serial", type="file")
     ET.SubElement(part, "source", path=f"/var/log/{name}.serial")
     ET.SubElement(parts, "memballoon", model="none")
-    ET.SubElement(parts, "controller", type="usb", model="none")
+    if parts.find("controller[@type='usb']") is None:
+        ET.SubElement(parts, "controller", type="usb", model="none")
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode")

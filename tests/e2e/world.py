@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import signal
@@ -20,6 +21,7 @@ from lab.network import guest_address
 from lab.observer import Observer
 from lab.processes import HostProcess
 from tests.e2e.points import Points
+from tests.e2e.tool import Tool
 
 FAULTY = Path(__file__).with_name("faulty")
 # Of no migration: a lock's file stays for the next one to lock; the rest is made on first use.
@@ -123,42 +125,6 @@ class Under:
         self.far_points.open()
         stdout, stderr = self.process.communicate(timeout=PATIENCE)
         return Run(self.process.returncode, stdout, stderr)
-
-
-@dataclass(frozen=True)
-class Tool:
-    """An external tool, the same on all hosts, that logs how it is called."""
-
-    hosts: tuple[Host, ...]
-    path: str = "/usr/local/sbin/move-it"
-    log: str = "/var/log/move-it"
-
-    def write(self, body: str) -> None:
-        """Make it do something after it has logged its call; ``$step``, ``$recover`` are set."""
-        lines = [
-            "#!/bin/sh",
-            f"line=$(printf '%s\\037' \"$@\"); printf '%s\\n' \"$line\" >>{self.log}",
-            "recover=no type= step=",
-            "before=",
-            "for word; do",
-            "    case $before in -type) type=$word ;; -step) step=$word ;; esac",
-            '    [ "$word" != -recover ] || recover=yes',
-            "    before=$word",
-            "done",
-            body,
-        ]
-        for host in self.hosts:
-            host.path(self.path).write_text("\n".join(lines) + "\n")
-            host.path(self.path).chmod(0o755)
-            host.path(self.log).write_text("")
-
-    def calls(self) -> list[list[str]]:
-        """How it was called since it was written, on whichever host."""
-        text = "".join(host.path(self.log).read_text() for host in self.hosts)
-        return [line.split("\037")[:-1] for line in text.splitlines()]
-
-    def __str__(self) -> str:
-        return self.path
 
 
 @dataclass
@@ -316,6 +282,11 @@ class World:
         [pid] = [text.split()[0] for text in came if Path(text.split()[1]).name == program]
         host.run(["kill", "-KILL", pid])
 
+    def booted(self, host: Host) -> None:
+        """A host was powered on again: what it has booted is no trace of a migration."""
+        known = self.clean[host.name]
+        self.clean[host.name] = dataclasses.replace(known, processes=host.snapshot().processes)
+
     def tool(self, body: str = "") -> Tool:
         """An external tool on both hosts; logs how it is called, then does what ``body`` says."""
         tool = Tool((self.lab["a"], self.lab["b"]))
@@ -335,7 +306,7 @@ class World:
         """It was here and is there: complete, and nothing of it is left where it was."""
         self.here, self.there = self.there, self.here
         self.lives()
-        self._is_clean(self.there)
+        self.is_clean(self.there)
         self.running = self.here.snapshot()
         came = self.here.leftovers(self.clean[self.here.name], ignore=self.kept)
         programs = sorted(Path(text.split()[1]).name for text in came.processes)
@@ -363,7 +334,7 @@ class World:
         assert not left, f"left over on {self.here.name}:\n{left}"
         lost = compare(self.here.snapshot(), self.running, self.kept)
         assert not lost, f"lost on {self.here.name}:\n{lost}"
-        self._is_clean(self.there)
+        self.is_clean(self.there)
 
     def lives(self) -> None:
         """It runs on, the same one, and all that it has ever written is on the disk here."""
@@ -390,6 +361,16 @@ class World:
         finally:
             self.guest.resume_writes()
 
+    def owner(self) -> Host:
+        """The one host on which it runs, as Entourage lists it."""
+        having = [host for host in (self.here, self.there) if self._listed(host) == "running"]
+        assert len(having) == 1, having
+        return having[0]
+
+    def _listed(self, host: Host) -> str:
+        domains = json.loads(host.run(["entourage", "list", "--json"]).stdout)
+        return next((one["state"] for one in domains if one["name"] == self.name), "")
+
     def answers(self) -> bool:
         """Whether it says anything at all."""
         try:
@@ -398,7 +379,8 @@ class World:
             return False
         return True
 
-    def _is_clean(self, host: Host) -> None:
+    def is_clean(self, host: Host) -> None:
+        """Nothing of the guest is on a host, nor of an attempt to move it there."""
         left = host.wait_clean(self.clean[host.name], ignore=self.kept)
         assert not left, f"left over on {host.name}:\n{left}"
 

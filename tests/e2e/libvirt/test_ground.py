@@ -57,7 +57,8 @@ def test_a_move_of_virsh_that_fails_is_taken_back_by_libvirt(world: LibvirtWorld
 
 def test_a_domain_outlives_its_daemon(world: LibvirtWorld) -> None:
     world.kill_daemon(world.here)
-    world.lives()
+    world.seen.wait_progress()
+    world.disks_are_whole()
     world.start_daemon(world.here)
     assert world.domains(world.here) == {world.name: "running"}
     world.is_as_before()
@@ -66,13 +67,11 @@ def test_a_domain_outlives_its_daemon(world: LibvirtWorld) -> None:
 def test_a_power_cut_takes_daemon_and_domains(world: LibvirtWorld) -> None:
     """And after it they start again; a persistent domain is off then."""
     host = world.here
-    definition = "/etc/libvirt/qemu/web1.xml"
-    host.run(["sync", DISK.path, definition])
     host.power_cut()
     assert not world.answers()
-    world.power_on(host)
+    host.power_on()
     assert not Libvirtd(host).runs
-    world.start_daemon(host)
+    world.booted(host)
     assert world.domains(host) == {world.name: "shut off"}
     world.start_again()
     world.lives()
