@@ -34,6 +34,7 @@ from entourage.hypervisors.libvirt.connection import (
     ask,
     call,
     phases,
+    tell_qemu,
 )
 from entourage.hypervisors.libvirt.feed import Feed, Known
 from entourage.hypervisors.libvirt.retarget import differs, retarget
@@ -49,14 +50,16 @@ from entourage.hypervisors.libvirt.words import (
 _PROGRAM = Path(__file__).with_name("lifeline.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
-_AGAIN = 0.2  # seconds between two attempts to end a job
+_AGAIN = 0.1  # seconds between two attempts to end a job
+_NUDGE_AFTER = 5  # attempts
+_FLUSHES_WITHIN = 3.0  # seconds for QEMU to flush its disks
 _SHOW_EVERY = 0.25
 _SYNCHRONOUS_SINCE = 8_000_000
 _PAGE = 4096
 # Auto-converge cannot be switched on later: where it may be wanted, it begins gently.
 _GENTLY = {Parameter.CONVERGE_INITIAL: 5, Parameter.CONVERGE_INCREMENT: 10}
 _BASE = Flag.LIVE | Flag.PERSIST_DEST | Flag.UNDEFINE_SOURCE | Flag.UNSAFE
-# UNSAFE: whether a disk is shared libvirt guesses from its filesystem's type; we look from both hosts.
+# UNSAFE: whether a disk is shared, libvirt guesses from its filesystem's type; we have looked.
 
 
 class Carrier:
@@ -337,10 +340,12 @@ class Carrier:
             return
         performing = self._performing
         if performing is not None:
+            await self._past_the_stop(performing)
+            rounds = 0
             while not performing.done():
-                with contextlib.suppress(RefusedError):
-                    await ask(self._raw.abortJob)
+                await self._press_end(nudge=rounds >= _NUDGE_AFTER)
                 await asyncio.wait({performing}, timeout=_AGAIN)
+                rounds += 1
             if isinstance(failed := performing.exception(), LostError):
                 raise failed
             if failed is not None:
@@ -350,11 +355,51 @@ class Carrier:
                 phases().confirm, self._raw, self._parameters, b"", self._flags, cancelled=True
             )
 
+    async def _past_the_stop(self, performing: asyncio.Future[bytes]) -> None:
+        """Do not end the job in the moment between the guest's stop and QEMU's holding of memory.
+
+        QEMU (7.2) may go to sleep for ever then, with the guest stopped, and libvirt (9.0) may wait
+        for ever for a stop that has been. It is tens of milliseconds, in which disks are flushed.
+        """
+        feed = self._heard()
+
+        def past(known: Known) -> bool | None:
+            stopping = known.stopped_at > known.resumed_at and known.migration == "active"
+            return None if stopping else True
+
+        waiting = asyncio.ensure_future(feed.until(past))
+        try:
+            await asyncio.wait(
+                {waiting, performing}, timeout=_FLUSHES_WITHIN, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
+
+    async def _press_end(self, *, nudge: bool) -> None:
+        """Have libvirt end its job; with ``nudge``, wake up who sleeps through that.
+
+        See ``_past_the_stop``. QEMU wakes up when it is told to go on from where it says it is. And
+        libvirt goes on when it sees the guest stop: it, or else ``_run_again``, lets it run again.
+        """
+        with contextlib.suppress(RefusedError):
+            await ask(self._raw.abortJob)
+        if not nudge:
+            return
+        state = (await ask(self._raw.state, 0))[0]
+        with contextlib.suppress(RefusedError):
+            if state == State.RUNNING:
+                await ask(self._raw.suspend)
+            else:
+                await tell_qemu(self._raw, "migrate-continue", state="cancelling")
+
     async def _end_job(self) -> None:
         """End a job that nobody waits for any more."""
+        rounds = 0
         with contextlib.suppress(RefusedError):
-            if self._raw is not None and (await ask(self._raw.jobInfo))[0]:
-                await ask(self._raw.abortJob)
+            while self._raw is not None and (await ask(self._raw.jobInfo))[0]:
+                await self._press_end(nudge=rounds >= _NUDGE_AFTER)
+                await asyncio.sleep(_AGAIN)
+                rounds += 1
 
     async def _run_again(self) -> None:
         """Let the guest run; one that runs already goes on, one that was paused stays so.
@@ -367,7 +412,7 @@ class Carrier:
             return
         if state not in {State.PAUSED, State.SUSPENDED}:
             raise HypervisorError(f"the machine of {self._domain.name} is gone")
-        if self._was_running:
+        if self._was_running and self._raw is not None:
             try:
                 await ask(self._raw.resume)
             except RefusedError:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import json
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -119,6 +120,19 @@ async def ask(function: Callable[..., Result], *arguments: Any, **named: Any) ->
         if not future.done():
             await asyncio.wait({future})
         raise
+
+
+async def tell_qemu(raw: Any, command: str, **arguments: Any) -> None:
+    """Say something to a domain's QEMU that libvirt has no word for.
+
+    libvirt notes in its log, and with the domain ("tainted"), that somebody has done so.
+
+    Raises:
+        RefusedError: libvirt does not pass it on. What QEMU answers is not looked at.
+    """
+    qemu: Any = importlib.import_module("libvirt_qemu")
+    text = json.dumps({"execute": command, "arguments": arguments})
+    await ask(qemu.qemuMonitorCommand, raw, text, 0)
 
 
 # VIR_FROM_RPC: the client's half of a connection speaks. VIR_ERR_INVALID_CONN: it is closed.

@@ -152,7 +152,7 @@ class Feed:
     # In the loop's
 
     def _take(self, what: str, value: Any, keep: bool) -> None:  # noqa: FBT001 - see _tell
-        """Know it; ``keep`` says that QEMU's own word for it may be known already, and is better."""
+        """Know it; with ``keep``, unless QEMU's own word for it is known already."""
         known = self.known
         if what == "stopped_at" and not (keep and known.stopped_at > known.resumed_at):
             known.stopped_at = value

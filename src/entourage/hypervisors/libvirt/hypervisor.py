@@ -71,12 +71,13 @@ class LibvirtHypervisor:
         try:
             raw = await self._named(connection, name)
             state = (await ask(raw.state, 0))[0]
-            if state not in _THERE:
-                raise UsageError(f"{name} does not run", remedy=f"`virsh start {name}` starts it")
-            return await self._machine(connection, raw, state)
+            if state in _THERE:
+                return await self._machine(connection, raw, state)
         except BaseException:
             await connection.close()
             raise
+        await connection.close()
+        raise UsageError(f"{name} does not run", remedy=f"`virsh start {name}` starts it")
 
     async def taken_up(self, domain: Domain) -> Machine:
         """What is left here of a domain whose migration another process began."""
@@ -160,7 +161,7 @@ class LibvirtHypervisor:
             await ask(raw.shutdown)
             async with asyncio.timeout(patience):
                 with contextlib.suppress(RefusedError):  # a transient one is gone then
-                    while (await ask(raw.state, 0))[0] in _THERE:
+                    while (await ask(raw.state, 0))[0] in _THERE:  # noqa: ASYNC110 - it is asked
                         await asyncio.sleep(_LOOK_EVERY)
         except TimeoutError as error:
             raise HypervisorError(

@@ -162,7 +162,7 @@ class LibvirtIncoming:
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before.
 
-        A machine that has landed nowhere yet ends with its libvirtd; one that was released does not.
+        Before it is released, it ends with its libvirtd; afterwards it does not.
         """
         feed = self._heard()
 
@@ -209,7 +209,7 @@ class LibvirtIncoming:
                 self._connection = await Connection.open_again(self._uri, _BACK_WITHIN)
             except LostError as lost:
                 raise InDoubt(
-                    f"libvirtd went away while it was to let {self._domain.name} run: {lost.message}",
+                    f"libvirtd went away as it was to let {self._domain.name} run: {lost.message}",
                     remedy="start it, then `entourage recover` here",
                 ) from error
         deadline = time.monotonic() + _SETTLES_WITHIN

@@ -21,6 +21,8 @@ from typing import Any
 
 _DEADLINE = 60.0
 _AGAIN = 0.05
+_ENDS_WITHIN = 10.0
+_WAKE_UP = b'{"execute": "migrate-continue", "arguments": {"state": "cancelling"}}'
 _RUNNING, _PAUSED = 1, 3
 
 
@@ -36,6 +38,10 @@ class _Libvirt:
         self._quiet = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: None)
         self._library.virSetErrorFunc(None, self._quiet)
         self._domain: Any = None
+        try:
+            self._qemu: Any = ctypes.CDLL("libvirt-qemu.so.0")
+        except OSError:
+            self._qemu = None
 
     def connect(self) -> bool:
         """Connect (again), and find the domain; whether there is one."""
@@ -55,8 +61,27 @@ class _Libvirt:
         return state.value if status == 0 else -1
 
     def end_job(self) -> None:
-        """End the migration, if one is under way."""
-        self._library.virDomainAbortJob(self._domain)
+        """End the migration, if one is under way; returns when it has, or does not."""
+        deadline = time.monotonic() + _ENDS_WITHIN
+        while self._busy() and time.monotonic() < deadline:
+            self._library.virDomainAbortJob(self._domain)
+            time.sleep(_AGAIN)
+            if self._busy() and self.state() == _PAUSED:
+                self._wake()
+
+    def _busy(self) -> bool:
+        """Whether a job is under way (the first field of ``virDomainJobInfo``)."""
+        info = (ctypes.c_ulonglong * 32)()
+        status: int = self._library.virDomainGetJobInfo(self._domain, info)
+        return status == 0 and info[0] & 0xFFFFFFFF != 0
+
+    def _wake(self) -> None:
+        """A QEMU that was cancelled just as it stopped may sleep for ever: see carrier.py."""
+        if self._qemu is not None:
+            answer = ctypes.c_void_p()
+            self._qemu.virDomainQemuMonitorCommand(
+                self._domain, _WAKE_UP, ctypes.byref(answer), ctypes.c_uint(0)
+            )
 
     def resume(self) -> None:
         """Let it run; libvirtd waits itself until what is under way has ended."""

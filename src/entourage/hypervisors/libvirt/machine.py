@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree as ET
 
 from entourage.domain import Block, Device, Net, Tpm
 from entourage.errors import HypervisorError
@@ -20,8 +20,8 @@ from entourage.hypervisors.libvirt.connection import (
     LostError,
     RefusedError,
     ask,
-    bindings,
     phases,
+    tell_qemu,
 )
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.explain import device_of, plain
@@ -160,13 +160,10 @@ class LibvirtMachine(Carrier):
     async def announce(self, nets: Sequence[Net]) -> None:
         """The guest is back: QEMU has announced it at the target, and so must here again.
 
-        libvirt has no word for it: it is QEMU's, sent through libvirt, which notes in its log (and
-        with the domain, as "tainted") that it was.
+        libvirt has no word for it: see ``tell_qemu``.
         """
         if nets and self._raw is not None:
-            qemu: Any = __import__("libvirt_qemu")
-            command = json.dumps({"execute": "announce-self", "arguments": _ANNOUNCEMENT})
-            await ask(qemu.qemuMonitorCommand, self._raw, command, 0)
+            await tell_qemu(self._raw, "announce-self", **_ANNOUNCEMENT)
 
     # The end
 
@@ -198,18 +195,10 @@ class LibvirtMachine(Carrier):
         """End it and forget its definition; what is gone already is no error."""
         if self._raw is None:
             return
-        gone: Any = bindings().VIR_ERR_NO_DOMAIN
-        for step, arguments in (
-            (self._raw.destroy, ()),
-            (self._raw.undefineFlags, (UNDEFINE_ALL,)),
-        ):
-            with contextlib.suppress(RefusedError):
-                try:
-                    await ask(step, *arguments)
-                except RefusedError as error:
-                    if error.code == gone:
-                        return
-                    raise
+        with contextlib.suppress(RefusedError):  # it does not run
+            await ask(self._raw.destroy)
+        with contextlib.suppress(RefusedError):  # it has no definition
+            await ask(self._raw.undefineFlags, UNDEFINE_ALL)
         state = State.NONE
         with contextlib.suppress(RefusedError):
             state = (await ask(self._raw.state, 0))[0]
@@ -219,7 +208,5 @@ class LibvirtMachine(Carrier):
             )
 
 
-def _text(cpu: Any) -> str:
-    from xml.etree import ElementTree as ET  # noqa: PLC0415 - one use
-
+def _text(cpu: ET.Element | None) -> str:
     return "" if cpu is None else ET.tostring(cpu, encoding="unicode")

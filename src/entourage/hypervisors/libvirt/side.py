@@ -1,6 +1,6 @@
 """What a user writes for Entourage about a libvirt domain: tools, policies, and more devices.
 
-It stands in ``/etc/entourage/domains/NAME.toml``, or in the domain's own XML, where it moves along::
+It stands in ``/etc/entourage/domains/NAME.toml``, or in the domain's XML, where it moves along::
 
     <metadata>
       <entourage:devices xmlns:entourage="urn:entourage:domain">

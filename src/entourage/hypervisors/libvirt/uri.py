@@ -1,4 +1,4 @@
-"""Where to, as virsh writes it: ``qemu+ssh://root@b:2222/system``, ``qemu+tls://b/system``, …"""
+"""Where to, as virsh writes it: ``qemu+ssh://root@b:2222/system``, ``qemu+tls://b/system``."""
 
 from __future__ import annotations
 
