@@ -139,10 +139,12 @@ class World:
         plugins: Whether the controllers of ``faulty/`` are to be used, on both hosts.
         sockets: Where sockets of a running guest may be.
         kept: What may stay on a host when the guest has gone.
+        ports: Where a running guest is listened for.
     """
 
     sockets: ClassVar[tuple[str, ...]] = ("/run/entourage/q/",)
     kept: ClassVar[tuple[str, ...]] = KEPT
+    ports: ClassVar[tuple[str, ...]] = ()
     lab: Lab
     seen: Observer
     here: Host
@@ -312,7 +314,7 @@ class World:
         programs = sorted(Path(text.split()[1]).name for text in came.processes)
         assert programs == ["qemu-system-x86_64"] + ["swtpm"] * self.tpm, str(came)
         assert len(came.interfaces) == 1, str(came)
-        assert came.ports == (), str(came)
+        assert came.ports == self.ports, str(came)
         assert all(path.startswith(self.sockets) for path in came.sockets), str(came)
         assert not any("psk" in path for path in came.files), str(came)
 

@@ -11,12 +11,12 @@ import pytest
 from lab.hosts import Lab
 from lab.libvirtd import LOCAL, Libvirtd, ssh_uri
 from lab.observer import Observer
-from tests.e2e.libvirt.world import DISK, LibvirtWorld
+from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.world import PATIENCE
 
 
 @pytest.fixture(scope="module")
-def world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
+def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
     with Observer.start(libvirt_lab) as seen:
         world = LibvirtWorld.begin(libvirt_lab, seen)
         yield world

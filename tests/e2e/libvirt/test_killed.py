@@ -89,7 +89,7 @@ SLOWLY = ("--bandwidth", "4MiB/s")
 
 
 @pytest.fixture(scope="module")
-def world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
+def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
     with Observer.start(libvirt_lab) as seen:
         world = LibvirtWorld.begin(libvirt_lab, seen)
         yield world

@@ -12,7 +12,7 @@ from lab.hosts import Lab
 from lab.libvirtd import IMAGES, Libvirtd, ssh_uri
 from lab.observer import Observer
 from tests.e2e.libvirt.world import DISK, FullWorld, LibvirtWorld
-from tests.e2e.world import GADGET, PATIENCE
+from tests.e2e.world import GADGET
 
 RAW = Disk(f"{IMAGES}/web 1.raw")
 SOCKET = "/run/libvirt/libvirt-sock"
@@ -20,7 +20,7 @@ DEVICES = {"block/vda", "block/vdb", "net/net0", "tpm/tpm0", "usb/redir0", "pci/
 
 
 @pytest.fixture(scope="module")
-def world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
+def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
     with Observer.start(libvirt_lab) as seen:
         world = FullWorld.begin(libvirt_lab, seen, disks=[DISK, RAW], extra=GADGET)
         yield world
@@ -120,12 +120,3 @@ def test_what_libvirt_refuses_is_refused_at_test(world: LibvirtWorld) -> None:
         other.path("/root/other.xml").unlink()
     assert f"{world.name} here already" in run.refusals["domain"], str(run)
     world.stayed(run, status=3)
-
-
-def test_a_person_is_told(world: LibvirtWorld) -> None:
-    """Without ``--json``: one sentence on standard output that says where it runs now."""
-    done = world.here.run(["entourage", "migrate", world.name, world.there.name], timeout=PATIENCE)
-    world.arrived()
-    for device in DEVICES:
-        assert device in done.stdout
-    assert f"{world.name} runs on {world.here.name}" in " ".join(done.stdout.split())

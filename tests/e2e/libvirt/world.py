@@ -47,6 +47,7 @@ class LibvirtWorld(World):
     sockets: ClassVar = ("/run/libvirt/qemu/", "/var/lib/libvirt/qemu/")
     kept: ClassVar = (*KEPT, *MADE_ONCE)
     devices: ClassVar = ""
+    extra: str = ""
 
     @classmethod
     def begin(
@@ -66,6 +67,7 @@ class LibvirtWorld(World):
         return world
 
     def _write(self, extra: str) -> str:
+        self.extra = extra
         file = "/root/domain.xml"
         text = domain_xml(
             self.name,
@@ -94,6 +96,29 @@ class LibvirtWorld(World):
         self.delete_volume(self.here)
         for host in (self.here, self.there):
             self.is_clean(host)
+
+    def start_over(self) -> None:
+        """After a test that failed, whatever it has left: a new guest on a, and nothing else."""
+        self.lab.mend_all()
+        for host in (self.lab["a"], self.lab["b"]):
+            if not host.is_on:
+                host.power_on()
+            daemon = Libvirtd(host)
+            for text in host.leftovers(self.clean[host.name]).processes:
+                host.run(["kill", "-KILL", text.split()[0]], check=False)
+            if daemon.runs:
+                daemon.kill()
+            for place in ("/var/lib/libvirt", "/run/libvirt", "/etc/libvirt"):
+                for pattern in (f"*{self.name}*", "swtpm", "domain-*"):
+                    find = ["find", place, "-depth", "-name", pattern]
+                    for path in host.run(find).stdout.splitlines():
+                        host.run(["rm", "-rf", path])
+            host.run(["rm", "-rf", "/var/lib/entourage/journal.db", "/run/entourage"])
+            daemon.start()
+        fresh = self.begin(
+            self.lab, self.seen, self.name, disks=self.disks, tpm=self.tpm, extra=self.extra
+        )
+        self.__dict__.update(fresh.__dict__)
 
     # libvirt's view ----------------------------------------------------------------------------
 
@@ -182,3 +207,4 @@ class FullWorld(LibvirtWorld):
     """The domain has a device of each class that can move."""
 
     devices: ClassVar = ALL_CLASSES
+    ports: ClassVar = ("tcp 4000",)
