@@ -4,8 +4,8 @@ STAMP := .venv/.setup
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo test test-unit test-model test-e2e test-faults test-libvirt test-libvirt-all
-.PHONY: lint format clean
+.PHONY: setup demo test test-unit test-model test-e2e test-faults lint format clean
+.PHONY: test-libvirt test-libvirt-all test-libvirt-backports
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -37,6 +37,11 @@ test-libvirt: $(STAMP)
 
 test-libvirt-all: $(STAMP)
 	$(PYTEST) tests/e2e/libvirt
+
+# libvirt and QEMU of Debian's backports, on both hosts; then only on the target.
+test-libvirt-backports: $(STAMP)
+	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e/libvirt -m "not matrix"
+	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/libvirt/test_upgrade.py
 
 lint: $(STAMP)
 	$(RUN)ruff check

@@ -22,6 +22,7 @@ def domain_xml(
     *,
     disks: Sequence[Disk] = (),
     tpm: bool = True,
+    tpm_secret: str = "",
     net: bool = True,
     memory: int = 192,
     vcpus: int = 1,
@@ -38,6 +39,7 @@ def domain_xml(
         name: Of the domain.
         disks: Their images lie on the host already.
         tpm: Whether it has an emulated TPM.
+        tpm_secret: The UUID of libvirt's secret that the TPM's state is encrypted with.
         net: Whether it has a NIC on `bridge`, without which nobody hears of it.
         memory: In MiB.
         vcpus: How many processors.
@@ -87,7 +89,9 @@ def domain_xml(
         ET.SubElement(part, "rom", enabled="no")
     if tpm:
         part = ET.SubElement(parts, "tpm", model="tpm-crb")
-        ET.SubElement(part, "backend", type="emulator", version="2.0")
+        backend = ET.SubElement(part, "backend", type="emulator", version="2.0")
+        if tpm_secret:
+            ET.SubElement(backend, "encryption", secret=tpm_secret)
     part = ET.SubElement(parts, "serial", type="file")
     ET.SubElement(part, "source", path=f"/var/log/{name}.serial")
     ET.SubElement(parts, "memballoon", model="none")

@@ -47,6 +47,7 @@ class LibvirtWorld(World):
     sockets: ClassVar = ("/run/libvirt/qemu/", "/var/lib/libvirt/qemu/")
     kept: ClassVar = (*KEPT, *MADE_ONCE)
     devices: ClassVar = ""
+    tpm_secret: ClassVar = ""
     extra: str = ""
 
     @classmethod
@@ -74,6 +75,7 @@ class LibvirtWorld(World):
             disks=self.disks,
             tpm=self.tpm,
             address=self.address,
+            tpm_secret=self.tpm_secret,
             devices=self.devices,
             metadata=extra,
         )
