@@ -13,12 +13,16 @@ from lab.guest_image import guest_image
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_NAMESPACE = "urn:entourage:domain"
+ET.register_namespace("entourage", _NAMESPACE)
+
 
 def domain_xml(
     name: str,
     *,
     disks: Sequence[Disk] = (),
     tpm: bool = True,
+    tpm_secret: str = "",
     net: bool = True,
     memory: int = 192,
     vcpus: int = 1,
@@ -27,6 +31,7 @@ def domain_xml(
     bridge: str = network.HOST_BRIDGE,
     dirty: int = 0,
     devices: str = "",
+    metadata: str = "",
 ) -> str:
     """Write the XML of a lab guest.
 
@@ -34,6 +39,7 @@ def domain_xml(
         name: Of the domain.
         disks: Their images lie on the host already.
         tpm: Whether it has an emulated TPM.
+        tpm_secret: The UUID of libvirt's secret that the TPM's state is encrypted with.
         net: Whether it has a NIC on `bridge`, without which nobody hears of it.
         memory: In MiB.
         vcpus: How many processors.
@@ -42,6 +48,7 @@ def domain_xml(
         bridge: On the host.
         dirty: MiB of memory that it dirties in a second.
         devices: More XML for its <devices>.
+        metadata: What its user says to Entourage about it, in TOML.
     """
     image = guest_image()
     domain = ET.Element("domain", type="qemu")  # TCG, on every machine
@@ -54,6 +61,9 @@ def domain_xml(
         ("on_crash", "destroy"),
     ):
         ET.SubElement(domain, tag).text = text
+    if metadata:
+        part = ET.SubElement(domain, "metadata")
+        ET.SubElement(part, f"{{{_NAMESPACE}}}devices").text = metadata
     ET.SubElement(domain, "memory", unit="MiB").text = str(memory)
     os = ET.SubElement(domain, "os")
     ET.SubElement(os, "type", arch="x86_64", machine="q35").text = "hvm"
@@ -79,10 +89,13 @@ def domain_xml(
         ET.SubElement(part, "rom", enabled="no")
     if tpm:
         part = ET.SubElement(parts, "tpm", model="tpm-crb")
-        ET.SubElement(part, "backend", type="emulator", version="2.0")
+        backend = ET.SubElement(part, "backend", type="emulator", version="2.0")
+        if tpm_secret:
+            ET.SubElement(backend, "encryption", secret=tpm_secret)
     part = ET.SubElement(parts, "serial", type="file")
     ET.SubElement(part, "source", path=f"/var/log/{name}.serial")
     ET.SubElement(parts, "memballoon", model="none")
-    ET.SubElement(parts, "controller", type="usb", model="none")
+    if parts.find("controller[@type='usb']") is None:
+        ET.SubElement(parts, "controller", type="usb", model="none")
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode")

@@ -1,8 +1,8 @@
 """A real libvirtd on a lab host: its own configuration, storage, identity; started and killed.
 
-No service of the machine has a part in it: the daemon is a process of the host, of Debian's package,
-and goes with it when its plug is pulled. Other hosts reach it through ssh as any libvirtd
-(`qemu+ssh://a/system`), programs of its own host by its socket (`qemu:///system`).
+No service of the machine has a part in it: the daemon is a process of the host, and goes with it
+when its plug is pulled. Other hosts reach it through ssh as any libvirtd (`qemu+ssh://a/system`),
+programs of its own host by its socket (`qemu:///system`).
 """
 
 from __future__ import annotations
@@ -103,9 +103,16 @@ class Libvirtd:
             return False
         return name == "libvirtd"
 
+    def stop(self) -> None:
+        """Ask it to end, as a service is stopped; return when it is gone."""
+        self._end("TERM")
+
     def kill(self) -> None:
         """Kill it at once, in the middle of whatever it does; return when it is gone."""
-        self.host.run(["kill", "-KILL", str(self.pid)])
+        self._end("KILL")
+
+    def _end(self, signal: str) -> None:
+        self.host.run(["kill", f"-{signal}", str(self.pid)])
         deadline = time.monotonic() + _DEATH_TIMEOUT
         while self.runs:  # its parent is the host's first process, which tells nobody
             if time.monotonic() > deadline:
@@ -119,6 +126,11 @@ class Libvirtd:
         return self.host.run(
             ["virsh", "--quiet", "--connect", LOCAL, *argv], check=check, timeout=timeout
         )
+
+    @property
+    def version(self) -> str:
+        """What it says of its version, and of QEMU's."""
+        return self.virsh("version").stdout
 
     def domains(self) -> dict[str, str]:
         """Each domain that it knows, and its state in virsh's words."""
