@@ -25,7 +25,7 @@ from tests.e2e.dying import (
 from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.world import PATIENCE
 
-SLOWLY = ("--bandwidth", "4MiB/s")
+SLOWLY = ("--bandwidth", "20MiB/s")  # disks come first, at the same pace
 
 
 @pytest.fixture(scope="module")

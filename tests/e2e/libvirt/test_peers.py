@@ -26,7 +26,7 @@ SECRET_XML = f"""
   <usage type="vtpm"><name>of web1</name></usage>
 </secret>
 """
-SLOWLY = ("--bandwidth", "4MiB/s")
+SLOWLY = ("--bandwidth", "20MiB/s")  # disks come first, at the same pace
 
 
 class EncryptedWorld(LibvirtWorld):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from subprocess import CompletedProcess
 from typing import ClassVar
 
@@ -35,7 +36,11 @@ ALL_CLASSES = """
   <target dir="shared"/>
 </filesystem>
 """
-STALE = ("/var/lib/libvirt/qemu/domain-", "/var/lib/libvirt/qemu/channel/target/domain-")
+STALE = (
+    "/var/lib/libvirt/qemu/domain-*",
+    "/var/lib/libvirt/qemu/channel/target/domain-*",
+    "/etc/libvirt/qemu/*.xml.new",
+)
 # libvirt's own directories, made when the first domain comes, or goes.
 MADE_ONCE = ("/etc/libvirt/qemu", "/run/libvirt/qemu/swtpm", "/var/lib/libvirt/swtpm")
 
@@ -176,8 +181,9 @@ class LibvirtWorld(World):
         """A host was powered on again: its libvirtd starts, and what was booted is no trace."""
         Libvirtd(host).start()
         super().booted(host)
-        # libvirt never clears away what a running domain had there when the plug was pulled.
-        stale = {path for path in host.snapshot().files if path.startswith(STALE)}
+        # libvirt never clears away what it had there when the plug was pulled.
+        now = host.snapshot().files
+        stale = {path for path in now if any(fnmatch(path, pattern) for pattern in STALE)}
         known = self.clean[host.name]
         self.clean[host.name] = dataclasses.replace(known, files=known.files | stale)
 
