@@ -175,6 +175,7 @@ class World:
         a, b = lab["a"], lab["b"]
         known = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
         world = cls(lab, seen, a, b, name, known, tpm, address, plugins="gadget" in extra)
+        world.boot = seen.report(address).boot  # of another guest, before this one
         file = world._write(extra)
         world.clean = {host.name: host.snapshot() for host in (a, b)}
         for disk in known:
