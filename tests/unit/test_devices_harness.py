@@ -29,6 +29,8 @@ from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
 ALL_VERBS = frozenset(Verb) - {Verb.CARRY_DISKS}
+CARRIES = frozenset({Verb.CARRY_DISKS, Verb.CARRY_TPM, Verb.ANNOUNCE})
+"""What a hypervisor can do whose carrier copies disks by itself."""
 SWTPM = TpmFacts(program="swtpm", version=(0, 7, 1), capabilities=frozenset({"tpm-2.0", "tpm-1.2"}))
 
 
@@ -38,6 +40,7 @@ class FakeMachine:
 
     domain: Domain
     verbs: frozenset[Verb] = ALL_VERBS
+    running: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     facts: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
     fails: str = ""
@@ -46,6 +49,9 @@ class FakeMachine:
         self.calls.append((call, label))
         if self.fails == call:
             raise HypervisorError(f"the fake was told to fail at {call}")
+
+    def carry(self, disk: Block, *, top_only: bool) -> None:
+        self._note("carry-top" if top_only else "carry", disk.label)
 
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         self._note("mirror-top" if top_only else "mirror", f"{disk.label} to {export.name}")
@@ -76,6 +82,9 @@ class FakeIncoming:
     verbs: frozenset[Verb] = ALL_VERBS
     facts: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
+
+    async def networks(self) -> dict[str, str]:
+        return self.running
 
     async def export(self, disk: Block) -> Export:
         self.calls.append(("export", disk.path))
