@@ -40,7 +40,6 @@ class FakeMachine:
 
     domain: Domain
     verbs: frozenset[Verb] = ALL_VERBS
-    running: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     facts: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
     fails: str = ""
@@ -80,6 +79,7 @@ class FakeIncoming:
     """A fake: it builds nothing, and notes what it was asked for."""
 
     verbs: frozenset[Verb] = ALL_VERBS
+    running: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     facts: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
 
