@@ -176,7 +176,7 @@ class LibvirtIncoming:
 
         try:
             reason = await feed.until(gone)
-            return self._last_said() or reason
+            return (self._last_said() if feed.known.ended else "") or reason
         except HypervisorError:
             return await asyncio.get_running_loop().create_future()
 
@@ -284,9 +284,8 @@ class LibvirtIncoming:
         return self._connection
 
     def _last_said(self) -> str:
-        """What QEMU said before it ended; empty while it has not, or where it said nothing."""
-        ended = self._feed is not None and self._feed.known.ended
-        return qemu_said(_LOGS / f"{self._domain.name}.log") if ended else ""
+        """What QEMU said before it failed; empty where it said nothing."""
+        return qemu_said(_LOGS / f"{self._domain.name}.log")
 
     def _heard(self) -> Feed:
         if self._feed is None:
