@@ -15,7 +15,7 @@ from entourage.hypervisors.base import DataPlane, Secret
 from entourage.hypervisors.libvirt import checks, tls
 from entourage.hypervisors.libvirt.carrier import Carrier
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, told
-from entourage.hypervisors.libvirt.explain import device_of, plain
+from entourage.hypervisors.libvirt.explain import device_of, plain, qemu_said
 from entourage.hypervisors.libvirt.feed import at
 from entourage.hypervisors.libvirt.library import Phases, TypedParameter, marshalled
 from entourage.hypervisors.libvirt.uri import Destination, destination
@@ -242,6 +242,23 @@ def test_a_reason_is_told_of_the_device_that_it_names() -> None:
     assert device_of(domain, "something about /srv/web1.qcow2") == "block/vda"
     assert device_of(domain, "domain has CPU feature: invtsc") == ""
     assert plain("libvirt: Requested operation is not valid: no way") == "no way"
+
+
+def test_what_qemu_said_last(tmp_path: Path) -> None:
+    log = tmp_path / "web1.log"
+    assert qemu_said(log) == ""
+    log.write_text(
+        "2026-11-23 05:00:00.000+0000: starting up libvirt version: 9.0.0\n"
+        "2026-11-23T05:00:00Z qemu-system-x86_64: of an earlier machine\n"
+        "2026-11-23 06:00:00.000+0000: starting up libvirt version: 9.0.0\n"
+        "LC_ALL=C /usr/bin/qemu-system-x86_64 -name web1\n"
+        "2026-11-23T06:00:01.5Z qemu-system-x86_64: tpm-emulator: Setting the state blob failed\n"
+        "2026-11-23T06:00:01.6Z qemu-system-x86_64: load of migration failed: Input/output error\n"
+        "2026-11-23 06:00:01.700+0000: shutting down, reason=failed\n"
+    )
+    assert qemu_said(log) == (
+        "tpm-emulator: Setting the state blob failed; load of migration failed: Input/output error"
+    )
 
 
 def test_a_moment_of_the_wall_clock() -> None:

@@ -242,7 +242,7 @@ def test_a_file_wins_over_the_metadata(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_is_said() -> None:
     side = Side(devices={"block/vdz": {"copy": "flat"}})
-    with pytest.raises(HypervisorError, match="block/vdz, which it does not have"):
+    with pytest.raises(ConfigError, match="block/vdz, which web1 does not have"):
         with_side(read_domain(XML, LOOKUPS), side)
 
 

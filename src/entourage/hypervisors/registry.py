@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 from entourage.domain import Domain
-from entourage.errors import EntourageError, UsageError
+from entourage.errors import ConfigError, EntourageError, UsageError
 from entourage.hypervisors.base import DomainState, Hypervisor
 from entourage.settings.model import Settings
 
 # A backend is imported when it is opened: `--help` and a shell's TAB must not wait for it.
 # ruff: noqa: PLC0415
 
+_PATIENCE = 5.0
+"""Seconds for a libvirtd that nobody has named to say what domains it has."""
 LIBVIRT_URI = "qemu:///system"
 _LIBVIRT_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 
@@ -64,10 +67,12 @@ async def all_domains(settings: Settings, connect: str | None = None) -> list[Do
     """The domains of all of them; a libvirtd that cannot be asked has none, unless it is named."""
     found: list[DomainState] = []
     for hypervisor in hypervisors(settings, connect):
+        named = connect is not None or hypervisor.name == "qemu"
         try:
-            found += await hypervisor.domains()
-        except EntourageError:
-            if connect or hypervisor.name == "qemu":
+            async with asyncio.timeout(None if named else _PATIENCE):
+                found += await hypervisor.domains()
+        except (EntourageError, TimeoutError):
+            if named:
                 raise
     return found
 
@@ -83,20 +88,27 @@ async def find_domain(
     asked = hypervisors(settings, connect)
     found: list[tuple[Hypervisor, Domain]] = []
     problem: EntourageError | None = None
+    unasked = ""
     for hypervisor in asked:
         try:
-            found.append((hypervisor, await hypervisor.find(name)))
+            async with asyncio.timeout(None if len(asked) == 1 else _PATIENCE):
+                found.append((hypervisor, await hypervisor.find(name)))
+        except ConfigError:  # it is there, and what was written about it is wrong
+            raise
         except UsageError as error:
             problem = problem or error
-        except EntourageError:
-            if len(asked) == 1:
+        except (EntourageError, TimeoutError) as error:
+            if len(asked) == 1 or hypervisor.name == "qemu":
                 raise
+            unasked = f"; and {hypervisor.name} does not answer: {error or 'it hangs'}"
     if len(found) > 1:
         raise UsageError(
             f"there are two domains {name!r} on this host, one of them libvirt's",
             remedy=f"--connect {LIBVIRT_URI} says that libvirt's is meant",
         )
     if not found:
+        if unasked and problem:
+            problem.message += unasked
         raise problem or UsageError(f"there is no domain {name!r} on this host")
     return found[0]
 

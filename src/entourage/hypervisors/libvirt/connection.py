@@ -182,7 +182,7 @@ class Connection:
             return raw
 
         try:
-            return cls(await ask(connect), uri)
+            return cls(await asyncio.shield(call(connect)), uri)  # not waited for in vain
         except HypervisorError as error:
             error.remedy = f"see whether `virsh -c {uri} list` works here"
             raise

@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 
 from entourage.domain import Block, Boot, Device, Domain, External, Net, Pci, Tpm, Usb
-from entourage.errors import HypervisorError
+from entourage.errors import ConfigError, HypervisorError
 
 NAMESPACE = "urn:entourage:domain"
 """Of what a user writes into a domain's ``<metadata>``."""
@@ -259,15 +259,16 @@ def with_side(domain: Domain, side: Side) -> Domain:
     """The domain with what a user has added.
 
     Raises:
-        HypervisorError: It names a device that the domain does not have.
+        ConfigError: It names a device that the domain does not have.
     """
     for label, changes in side.devices.items():
         try:
             device: Device = domain.device(label)
         except KeyError:
             has = ", ".join(each.label for each in domain.devices) or "none"
-            raise HypervisorError(
-                f"what was written for {domain.name} names {label}, which it does not have",
+            raise ConfigError(
+                f"names {label}, which {domain.name} does not have",
+                path=f"what was written for {domain.name}",
                 remedy=f"it has: {has}",
             ) from None
         domain = domain.with_device(msgspec.structs.replace(device, **changes))

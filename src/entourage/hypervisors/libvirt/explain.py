@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from entourage.domain import Domain, Pci, Usb
+
+_NEAR_END = 16 << 10
 
 _ABOUT: tuple[tuple[str, str], ...] = (
     # A word of libvirt's reason, and the beginning of the id of the devices it is about.
@@ -23,6 +28,22 @@ def plain(message: str) -> str:
                    "Requested operation is not valid: ", "Operation not supported: "):  # fmt: skip
         message = message.removeprefix(prefix)
     return message
+
+
+def qemu_said(log: Path) -> str:
+    """What QEMU said last before it ended, from libvirt's log of it; empty where that is nothing.
+
+    libvirt itself only says that QEMU has ended.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _NEAR_END))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    since_start = text.rpartition(": starting up")[2]
+    said = re.findall(r"^\S*\s*qemu-system-\w+: (.*?)\s*$", since_start, re.MULTILINE)
+    return "; ".join(dict.fromkeys(said[-3:]))
 
 
 def device_of(domain: Domain, reason: str) -> str:

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from entourage.domain import Block, Domain, Net, Tpm
@@ -33,6 +34,7 @@ from entourage.hypervisors.libvirt.connection import (
     call,
     phases,
 )
+from entourage.hypervisors.libvirt.explain import qemu_said
 from entourage.hypervisors.libvirt.feed import Feed, Known
 from entourage.hypervisors.libvirt.machine import TPM_STATES, VERBS
 from entourage.hypervisors.libvirt.words import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter, State
@@ -43,6 +45,7 @@ _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its m
 _LOOK_AGAIN = 0.05
 _HEARD_WITHIN = 0.05  # seconds from Finish's return to the event that says when the guest ran
 _ACTIVE_NETWORKS = 2
+_LOGS = Path("/var/log/libvirt/qemu")
 _ACTIVE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SHUTDOWN, State.SUSPENDED})
 
 
@@ -153,7 +156,9 @@ class LibvirtIncoming:
 
         said = await feed.until(over)
         if said != "completed":
-            raise HypervisorError(f"the machine being built has failed: {said}")
+            raise HypervisorError(
+                f"the machine being built has failed: {self._last_said() or said}"
+            )
 
     def hear(self, last_words: bytes) -> None:
         """Perform's cookie, which is Finish's."""
@@ -170,7 +175,8 @@ class LibvirtIncoming:
             return known.ended or ("" if self._released else known.lost) or None
 
         try:
-            return await feed.until(gone)
+            reason = await feed.until(gone)
+            return (self._last_said() if feed.known.ended else "") or reason
         except HypervisorError:
             return await asyncio.get_running_loop().create_future()
 
@@ -276,6 +282,10 @@ class LibvirtIncoming:
         if self._connection is None:
             self._connection = await Connection.open(self._uri)
         return self._connection
+
+    def _last_said(self) -> str:
+        """What QEMU said before it failed; empty where it said nothing."""
+        return qemu_said(_LOGS / f"{self._domain.name}.log")
 
     def _heard(self) -> Feed:
         if self._feed is None:
