@@ -4,7 +4,8 @@ STAMP := .venv/.setup
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo test test-unit test-model test-e2e test-faults lint format clean
+.PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format clean
+.PHONY: test-libvirt test-libvirt-all test-libvirt-backports
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -15,7 +16,7 @@ $(STAMP): scripts/setup pyproject.toml constraints.txt lab/guest_image.py
 demo: $(STAMP)
 	@$(RUN)python -m lab.demo
 
-test: lint test-unit test-model test-e2e
+test: lint test-unit test-model test-e2e test-libvirt
 
 test-unit: $(STAMP)
 	$(PYTEST) tests/unit
@@ -24,11 +25,31 @@ test-model: $(STAMP)
 	$(RUN)python -m tests.model.explore
 
 test-e2e: $(STAMP)
-	$(PYTEST) tests/e2e
+	$(PYTEST) tests/e2e --ignore tests/e2e/libvirt
 
 # Each fault at each point, where `make test` tries a core of them; writes docs/faults.md.
 test-faults: $(STAMP)
 	$(PYTEST) tests/e2e/test_faults.py --all-faults --faults-table docs/faults.md
+
+# Entourage beside its peers, an hour or so; docs/benchmarks.md says how to read it.
+bench: $(STAMP)
+	$(RUN)python -m bench --out var/bench.json --chart var/bench.svg
+
+# The same in a hurry: too few rounds to compare by, enough to see that nothing is badly wrong.
+bench-quick: $(STAMP)
+	$(RUN)python -m bench --quick --out var/bench-quick.json --chart var/bench-quick.svg
+
+# Two real libvirtd; the core of the cases, and then every one of them.
+test-libvirt: $(STAMP)
+	$(PYTEST) tests/e2e/libvirt -m "not matrix"
+
+test-libvirt-all: $(STAMP)
+	$(PYTEST) tests/e2e/libvirt
+
+# libvirt and QEMU of Debian's backports, on both hosts; then only on the target.
+test-libvirt-backports: $(STAMP)
+	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e/libvirt -m "not matrix"
+	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/libvirt/test_upgrade.py
 
 lint: $(STAMP)
 	$(RUN)ruff check

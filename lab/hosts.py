@@ -18,7 +18,7 @@ from lab.host import REPOSITORY, Host, HostError, boot
 from lab.init import HostConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -48,6 +48,7 @@ class Lab:
         self.persistent = persistent
         self.hosts: dict[str, Host] = {}
         self._lock = lock
+        self._unpacked: dict[str, Sequence[Path]] = {}
 
     # Life -------------------------------------------------------------------------------------
 
@@ -59,10 +60,13 @@ class Lab:
         name: str = "lab",
         state_dir: Path | None = None,
         persistent: bool = False,
+        unpacked: Mapping[str, Sequence[Path]] | None = None,
     ) -> Self:
         """Make a lab; one of a killed run is cleaned up before, one in use is left alone.
 
-        A persistent lab goes on when this process ends, until `Lab.attach(name).down()`.
+        A persistent lab goes on when this process ends, until `Lab.attach(name).down()`. `unpacked`
+        are directories that lie over the machine's root on a host, by its name: other versions of
+        programs, say.
         """
         if os.geteuid() != 0:
             raise HostError("a lab needs root: namespaces, loop devices, bridges")
@@ -79,6 +83,7 @@ class Lab:
         if persistent:
             (directory / PERSISTENT).touch()
         lab = cls(name, directory, lock=lock, persistent=persistent)
+        lab._unpacked.update(unpacked or {})
         try:
             lab._build(hosts)
         except BaseException:
@@ -230,6 +235,7 @@ class Lab:
             uplink=name != SWITCH,
             image=str(directory / "disk.img") if full else "",
             mountpoint=str(directory / "mnt"),
+            unpacked=[str(directory) for directory in self._unpacked.get(name, ())],
             mounts=_other_mounts(),
             carried=_carried(),
             files={

@@ -42,6 +42,7 @@ class HostConfig:
     uplink: bool  # false for the switch
     image: str  # the host's own ext4; empty: it lives on a tmpfs
     mountpoint: str
+    unpacked: list[str]  # directories whose content is copied to the host's own disk, once
     mounts: list[str]  # the machine's file systems besides the root, /usr say
     carried: list[str]  # directories of the machine that stay visible wherever they lie
     files: dict[str, str]  # path: content, written at each boot
@@ -77,6 +78,7 @@ def _build_root(config: HostConfig) -> None:
         syscalls.mount("tmpfs", str(own), "tmpfs")
     for directory in ("upper", "work", "view", *_OWN_DIRECTORIES):
         (own / directory).mkdir(parents=True, exist_ok=True)
+    _unpack(config.unpacked, own)
     view = own / "view"
     syscalls.mount(
         "overlay",
@@ -110,6 +112,18 @@ def _build_root(config: HostConfig) -> None:
         file.write_text(content)
         file.chmod(0o600 if "PRIVATE KEY" in content else 0o644)
     syscalls.pivot_root(str(view))
+
+
+def _unpack(directories: list[str], own: Path) -> None:
+    """Put files over the machine's root; they are there to stay, whatever happens to the power."""
+    done = own / "unpacked"
+    if done.exists():
+        return
+    for directory in directories:
+        # Not as one more layer: an overlay takes none that lies below another of its layers.
+        subprocess.run(["cp", "--archive", f"{directory}/.", str(own / "upper")], check=True)
+    subprocess.run(["sync", "--file-system", str(own)], check=True)
+    done.touch()
 
 
 def _sysctl(name: str, value: str) -> None:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-WATCHED = ("/var/lib/entourage", "/run", "/srv", "/tmp", "/root", "/dev/shm", "/etc/entourage")
+WATCHED = (
+    *("/var/lib/entourage", "/etc/entourage", "/var/lib/libvirt", "/etc/libvirt"),
+    *("/run", "/srv", "/tmp", "/root", "/dev/shm"),
+)
 """Where files are looked for; all of it is the host's own."""
 
 _TCP_LISTEN = "0A"

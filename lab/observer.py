@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -109,6 +110,11 @@ class Observer:
             self._stop_writer = -1
             self._thread.join()
             os.close(self._stop_reader)
+
+    def ping(self, guest: str, *, on: bool) -> None:
+        """Go on pinging a guest, or leave that be: a paused one would get it all at once."""
+        pinger = self._pingers[self.guests.index(guest)]
+        pinger.send_signal(signal.SIGCONT if on else signal.SIGSTOP)
 
     # What was seen ----------------------------------------------------------------------------
 

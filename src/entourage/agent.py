@@ -28,7 +28,7 @@ from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVers
 from entourage.handover import Target
 from entourage.hosts.link import Link
 from entourage.hosts.resources import MemoryLedger
-from entourage.hypervisors.base import Hypervisor, Incoming
+from entourage.hypervisors.base import Hypervisor, Incoming, Plan
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Decision, Journal, MigrationLedger
 from entourage.lock import domain_lock, lock_holder
@@ -70,8 +70,9 @@ class Agent:
             words.TEST: _taking(words.TestDomain, self._on_test),
             words.DEVICE: _taking(words.AskDevice, self._on_device),
             words.OPEN: _taking(words.Open, self._on_open),
-            words.BUILD: self._on_build,
+            words.BUILD: _taking(Plan, self._on_build),
             words.LISTEN: self._on_listen,
+            words.LAST_WORDS: _taking(words.LastWords, self._on_last_words),
             words.ABORT: self._on_abort,
             words.BYE: self._on_bye,
             words.HANDOVER: _taking(words.Say, self._on_handover),
@@ -159,7 +160,7 @@ class Agent:
             self._making()
         return await half(self._there, ask.request)
 
-    async def _on_open(self, opening: words.Open) -> None:
+    async def _on_open(self, opening: words.Open) -> words.Opened:
         hypervisor = self._known()
         hello = self._hello
         uuid = opening.domain.uuid
@@ -193,11 +194,13 @@ class Agent:
         )
         await side.take(Event.BEGIN)
         self._open, self._side = opening, side
+        there, _ = self._making()
+        return words.Opened(offers=dict(await there.incoming.offers()))
 
-    async def _on_build(self, _: Any) -> None:
+    async def _on_build(self, plan: Plan) -> None:
         there, opening = self._making()
         # A file or tap that a device's half chose is in there.domain by now.
-        await there.incoming.build(there.domain, opening.plane)
+        await there.incoming.build(there.domain, opening.plane, plan)
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
 
@@ -207,6 +210,10 @@ class Agent:
         self._watch.add(asyncio.create_task(self._watch_landing(there.incoming)))
         self._journal.warm()  # what GO's one flush must not pay for
         return ticket
+
+    async def _on_last_words(self, said: words.LastWords) -> None:
+        there, _opening = self._making()
+        there.incoming.hear(said.data)
 
     async def _on_abort(self, _: Any) -> list[str]:
         """Undo everything, if that is still to be decided here; what could not be undone."""

@@ -103,7 +103,7 @@ class Way:
             protocol=words.PROTOCOL,
             migration=self._decision.migration,
             source=socket.gethostname(),
-            hypervisor=str(self._decision.details.get("hypervisor", "qemu")),
+            hypervisor=str(self._decision.details.get("hypervisor-there", "qemu")),
         )
         try:
             async with (

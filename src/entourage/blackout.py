@@ -29,10 +29,11 @@ class Blackout:
         self._emit = emit
         self._budget = budget
         self._began: float | None = None
+        self._named = 0.0  # up to here everything has a name
 
     def begin(self, stopped: int) -> None:
         """The guest stopped at this moment (ns of the monotonic clock)."""
-        self._began = self._clock.at(stopped)
+        self._began = self._named = self._clock.at(stopped)
         self._emit(GuestStopped(at=self._began))
 
     def end(self, at: float, host: str) -> None:
@@ -46,7 +47,20 @@ class Blackout:
         """A named stretch of it."""
         start = self._clock.now()
         yield
-        self._emit(SpanDone(at=self._clock.now(), name=name, host=host, start=start))
+        self.name(name, host, until=self._clock.now(), since=start)
+
+    def name(self, name: str, host: str, *, until: float, since: float | None = None) -> None:
+        """Name a stretch of it that is over.
+
+        Args:
+            name: Of the stretch.
+            host: Where it was.
+            until: Its end, in seconds since the migration began.
+            since: Its beginning; None: where the last stretch that has a name ended.
+        """
+        start = self._named if since is None else since
+        self._named = max(self._named, until)
+        self._emit(SpanDone(at=until, name=name, host=host, start=min(start, until)))
 
     @contextlib.asynccontextmanager
     async def budget(self, unfinished: Callable[[], Sequence[str]]) -> AsyncGenerator[None]:

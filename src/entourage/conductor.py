@@ -209,6 +209,12 @@ class Conductor:
             if finished > Step.TEST:
                 self._began.add(label)
 
+    def as_there(self, domain: Domain) -> Domain:
+        """The domain as its devices' controllers want it on the target, as far as they know."""
+        for controller in self.controllers:
+            domain = domain.with_device(controller.target_device)
+        return domain
+
     def unfinished(self) -> list[str]:
         """The devices that have not come through SYNC."""
         labels = [controller.device.label for controller in self.controllers]

@@ -56,16 +56,22 @@ class Block(Device, frozen=True):
     size: Annotated[int, Meta(ge=512)] | None = None
     """Bytes that the guest sees of a raw image or device that is larger; None: all of it."""
     serial: str | None = None
-    model: Literal["virtio-blk", "nvme", "ide-cd"] = "virtio-blk"
+    model: Literal["virtio-blk", "nvme", "ide-cd", "other"] = "virtio-blk"
+    """``other`` is one that only its hypervisor knows, as all that is called so here."""
     address: PciAddress | None = None
 
 
 class Net(Device, frozen=True):
-    """A NIC on a tap device that is a port of a bridge."""
+    """A NIC on a tap device that is a port of a bridge; or what else its hypervisor knows."""
 
     bridge: Annotated[str, Meta(pattern=r"^[^/\s\x00]{1,15}\Z")]
+    """The bridge; of a ``direct`` NIC the host's own interface."""
+    attach: Literal["bridge", "network", "direct", "other"] = "bridge"
+    """How it is attached: to a bridge, to a network of the hypervisor's, to an interface."""
+    network: Annotated[str, Meta(min_length=1)] | None = None
+    """The name of that network."""
     mac: Mac | None = None
-    model: Literal["virtio-net", "e1000e"] = "virtio-net"
+    model: Literal["virtio-net", "e1000e", "other"] = "virtio-net"
     mtu: Annotated[int, Meta(ge=576, le=65535)] | None = None
     tap: Annotated[str, Meta(pattern=r"^[^/\s\x00]{1,15}\Z")] | None = None
     address: PciAddress | None = None
@@ -75,7 +81,7 @@ class Tpm(Device, frozen=True):
     """A TPM: a swtpm that Entourage runs, one that somebody else runs, or the host's own."""
 
     version: Literal["2.0", "1.2"] = "2.0"
-    model: Literal["tpm-crb", "tpm-tis"] = "tpm-crb"
+    model: Literal["tpm-crb", "tpm-tis", "other"] = "tpm-crb"
     type: Literal["emulator", "external", "passthrough"] = "emulator"
     socket: PathStr | None = None
     """The control socket of an ``external`` emulator."""

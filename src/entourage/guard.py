@@ -10,21 +10,24 @@ from entourage.domain import Domain
 from entourage.errors import DomainBusy, UsageError
 from entourage.handover import refuses_start
 from entourage.hypervisors.base import Hypervisor
+from entourage.hypervisors.registry import find_domain
 from entourage.journal import Decision, Journal
 from entourage.lock import domain_lock
 from entourage.protocol import Record
 from entourage.settings.model import Settings
 
 
-async def known(settings: Settings, hypervisor: Hypervisor, name: str) -> Domain:
-    """The domain of this name; where the hypervisor has none, the journal may know why.
+async def known(
+    settings: Settings, name: str, connect: str | None = None
+) -> tuple[Hypervisor, Domain]:
+    """The domain of this name, and whose it is; where nobody has it, the journal may know why.
 
     Raises:
         UsageError: There is none, and never was.
         DomainBusy: It moved to another host, or a migration of it is not settled.
     """
     try:
-        return await hypervisor.find(name)
+        return await find_domain(settings, name, connect)
     except UsageError:
         with hands_on(settings, name, None, "looks for it", starts=True):
             pass

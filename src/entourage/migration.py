@@ -37,7 +37,6 @@ from entourage.events import (
     MigrationStarted,
     Outcome,
     RollbackStarted,
-    SpanDone,
     Warned,
 )
 from entourage.handover import Source
@@ -61,6 +60,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         domain: The domain's name.
         target: The host, as ssh knows it.
+        connect: The URI of the libvirtd that has the domain; None: whoever on this host has it.
+        connect_there: The URI of the target's libvirtd, on the target.
         settings: This host's settings, with what the command line changed.
         options: What concerns devices.
         live: False stops the guest before its memory is copied.
@@ -70,6 +71,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     domain: str
     target: str
+    connect: str | None = None
+    connect_there: str | None = None
     settings: Settings = Settings()
     options: Options = Options()
     live: bool = True
@@ -110,7 +113,7 @@ class Migration:
             return
         await self._arm(way, devices, side)  # both journals know of it from here
         await self._prepare(way, devices)  # 1: disks are mirrored, the target's machine stands
-        await self._precopy(way)  # memory is copied, until the guest stops
+        await self._precopy(way, devices)  # memory is copied, until the guest stops
         async with self._blackout.budget(devices.unfinished), asyncio.TaskGroup() as group:
             group.create_task(self._devices(way, devices))  # 2 and 3, beside …
             group.create_task(self._memory(way, devices))  # … the last pages
@@ -134,6 +137,8 @@ class Migration:
                 self.id,
                 request.domain,
                 request.target,
+                connect=request.connect,
+                connect_there=request.connect_there,
                 settings=self._settings,
                 options=request.options,
                 tool=request.tool,
@@ -232,54 +237,63 @@ class Migration:
         if plane.secret is None:
             text = "memory and disks travel unencrypted"
             self._emit(Warned(at=self._clock.now(), message=text))
-        domain = way.machine.domain
-        for controller in devices.controllers:
-            domain = domain.with_device(controller.target_device)
         opening = words.Open(
             generation=side.decision.generation,
-            domain=domain,
+            domain=devices.as_there(way.machine.domain),
             plane=plane,
             source_journal=way.journal.uuid,
             paused=not way.machine.was_running,
         )
         await side.take(Event.BEGIN)
-        await way.link.call(words.OPEN, opening, type(None))
+        opened = await way.link.call(words.OPEN, opening, words.Opened)
         stages = self._settings.migration.convergence
-        await way.machine.arm(plane, throttle=throttles(stages), lock=way.lock.fileno())
+        await way.machine.arm(
+            plane, throttle=throttles(stages), lock=way.lock.fileno(), offers=opened.offers
+        )
+        if why := way.machine.in_the_clear:
+            text = f"memory and disks travel unencrypted: {why}"
+            self._emit(Warned(at=self._clock.now(), message=text))
 
     async def _prepare(self, way: Passage, devices: Conductor) -> None:
         way.note("PREPARE")
 
         async def build() -> None:
-            await way.link.call(words.BUILD, None, type(None))
+            plan = await way.machine.plan(devices.as_there(way.machine.domain))
+            await way.link.call(words.BUILD, plan, type(None))
 
         async with beside(self._show_copies(devices)):
             await devices.prepare(build)
         way.journal.detail(self.id, Role.SOURCE, way.details(Step.PREPARE, devices.controllers))
 
-    async def _precopy(self, way: Passage) -> None:
+    async def _precopy(self, way: Passage, devices: Conductor) -> None:
         way.note("pre-copy")
         way.journal.warm()  # one sync here, so that there is none of the source's in the blackout
         ticket = await way.link.call(words.LISTEN, None, Ticket)
-        await way.machine.start(ticket, live=self._request.live)
+        async with beside(self._show_copies(devices)):  # of disks that the carrier copies
+            await way.machine.start(ticket, live=self._request.live)
         stages = self._settings.migration.convergence
         async with beside(press(way.machine, stages, self._emit, self._clock.now)):
             self._blackout.begin(await way.machine.stopped())
 
     async def _devices(self, way: Passage, devices: Conductor) -> None:
+        self._blackout.name("the stop is heard of", way.source, until=self._clock.now())
         with self._blackout.span("devices: TRANSFER", way.source):
             await devices.transfer()
         with self._blackout.span("devices: SYNC", way.source):
             await devices.sync()
 
     async def _memory(self, way: Passage, devices: Conductor) -> None:
+        with self._blackout.span("QEMU flushes disks", way.source):
+            await way.machine.held()
         with self._blackout.span("disks settle", way.source):
             await devices.settled()
         with self._blackout.span("last memory", way.source):
             await way.machine.proceed()
             async with asyncio.TaskGroup() as group:
-                group.create_task(way.machine.landed())
+                last_words = group.create_task(way.machine.landed())
                 group.create_task(way.landed_there())
+        if data := last_words.result():
+            way.link.tell(words.LAST_WORDS, words.LastWords(data=data))
         way.landed = True
         self._emit(MemoryLanded(at=self._clock.now()))
 
@@ -289,7 +303,9 @@ class Migration:
             await side.take(Event.READY)
         except HypervisorError as error:  # the dead hand did not answer: GO was not said
             await self._go_back(way, side, error)
-        self._emit(GoSent(at=self._clock.now()))
+        now = self._clock.now()
+        self._blackout.name("the dead hand is held", way.source, until=now)
+        self._emit(GoSent(at=now))
         if await find_out(way, side, self._decided, self._settings):
             with contextlib.suppress(JournalError):  # then `recover` tells it once more
                 note_told(way.journal, self.id)
@@ -409,11 +425,15 @@ class Migration:
             self._way.failures.put_nowait(error)
 
     async def _on_resumed_there(self, body: Any) -> None:
-        moment = msgspec.convert(body, words.Moment)
-        start, end = self._clock.at_target(moment.start), self._clock.at_target(moment.end)
+        resumed = msgspec.convert(body, words.Resumed)
         target = self._request.target
-        self._emit(SpanDone(at=end, name="guest resumes", host=target, start=start))
-        self._blackout.end(end, target)
+        for name, moment in (
+            ("GO is under way", resumed.heard),
+            ("GO is put on the disk", resumed.decided),
+            ("guest resumes", resumed.runs),
+        ):
+            self._blackout.name(name, target, until=self._clock.at_target(moment))
+        self._blackout.end(self._clock.at_target(resumed.runs), target)
 
     # Small things
 

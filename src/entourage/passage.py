@@ -25,7 +25,7 @@ from entourage.guard import known
 from entourage.hosts import ssh
 from entourage.hosts.link import Link
 from entourage.hypervisors.base import DataPlane, Machine, Secret
-from entourage.hypervisors.registry import open_hypervisor
+from entourage.hypervisors.registry import LIBVIRT_URI
 from entourage.journal import Journal
 from entourage.lock import DomainLock, domain_lock
 from entourage.protocol import Message
@@ -66,7 +66,8 @@ class Passage:
     Attributes:
         migration: The migration's id.
         source, target: The names of both hosts.
-        hypervisor: The name of the one that both run.
+        hypervisor: The name of this host's.
+        hypervisor_there: The name of the target's, of the same kind.
         machine: The running domain.
         journal, lock: This host's, for this domain.
         link: To the target's agent; another one after it was lost in doubt.
@@ -82,6 +83,7 @@ class Passage:
     source: str
     target: str
     hypervisor: str
+    hypervisor_there: str
     settings: Settings
     options: Options
     tool: str | None
@@ -144,6 +146,7 @@ class Passage:
             "domain": msgspec.to_builtins(self.machine.domain),
             "was_running": self.machine.was_running,
             "hypervisor": self.hypervisor,
+            "hypervisor-there": self.hypervisor_there,
             "ssh": msgspec.to_builtins(self.settings.ssh),
             "keep_source_disks": self.options.keep_source_disks,
             "tool": self.tool,
@@ -189,6 +192,8 @@ async def open_passage(
     name: str,
     target: str,
     *,
+    connect: str | None,
+    connect_there: str | None,
     settings: Settings,
     options: Options,
     tool: str | None,
@@ -197,17 +202,32 @@ async def open_passage(
 ) -> AsyncGenerator[Passage]:
     """Open the domain, its lock, the journal and the link, and close them again.
 
+    Args:
+        migration: The migration's id.
+        name: The domain's name.
+        target: The host, as ssh knows it.
+        connect: The URI of the libvirtd that has the domain; None: whoever has it.
+        connect_there: The URI of the target's; None: its usual one.
+        settings: This host's.
+        options: What the user asked for, of devices.
+        tool: An external tool for every class.
+        emit: Takes the events.
+        clock: The migration's.
+
     Raises:
         UsageError: No such domain, or the target is this host.
         DomainBusy: Another command works on the domain.
         JournalError: The journal cannot be trusted.
         LinkError: The target cannot be reached, or has another Entourage.
     """
-    hypervisor = open_hypervisor(settings)
+    if connect is None and connect_there is not None:
+        connect = LIBVIRT_URI  # who names a libvirtd there means libvirt's domain here
+    hypervisor, found = await known(settings, name, connect)
+    there = "qemu" if hypervisor.name == "qemu" else connect_there or LIBVIRT_URI
     source = socket.gethostname()
     async with contextlib.AsyncExitStack() as stack:
         journal = stack.enter_context(Journal.open(Path(settings.paths.state, "journal.db")))
-        uuid = (await known(settings, hypervisor, name)).uuid or ""
+        uuid = found.uuid or ""
         lock = stack.enter_context(
             domain_lock(Path(settings.paths.run), uuid, f"migrates {name} to {target}")
         )
@@ -219,7 +239,7 @@ async def open_passage(
             protocol=words.PROTOCOL,
             migration=migration,
             source=source,
-            hypervisor=hypervisor.name,
+            hypervisor=there,
         )
         welcome = await greet(link, clock, hello)
         if welcome.journal == journal.uuid:
@@ -231,6 +251,7 @@ async def open_passage(
             source=source,
             target=target,
             hypervisor=hypervisor.name,
+            hypervisor_there=there,
             settings=settings,
             options=options,
             tool=tool,
@@ -253,7 +274,7 @@ async def another_link(way: Passage) -> AsyncGenerator[Passage]:
             protocol=words.PROTOCOL,
             migration=way.migration,
             source=way.source,
-            hypervisor=way.hypervisor,
+            hypervisor=way.hypervisor_there,
         )
         welcome = await greet(link, way.clock, hello)
         link.take_handlers_of(way.link)

@@ -13,7 +13,7 @@ import msgspec
 
 from entourage.asking import Way, declare_fenced, is_untold, note_told, tell
 from entourage.errors import DomainBusy, EntourageError
-from entourage.hypervisors.registry import open_hypervisor
+from entourage.hypervisors.registry import all_domains
 from entourage.journal import Decision, Journal
 from entourage.lock import lock_holder
 from entourage.protocol import Event, Finding, Record, Role
@@ -92,7 +92,7 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
     path = Path(settings.paths.state, "journal.db")
     if not path.exists():
         return []
-    states = {state.uuid: state.state for state in await open_hypervisor(settings).domains()}
+    states = {state.uuid: state.state for state in await all_domains(settings)}
     with Journal.open(path, read_only=True) as journal:
         decisions = journal.decisions()
     standings: list[Standing] = []

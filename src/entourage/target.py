@@ -29,7 +29,7 @@ from entourage.protocol import (
     Send,
 )
 from entourage.shell import Shell
-from entourage.words import Moment
+from entourage.words import Resumed
 
 
 class TargetSide:
@@ -43,7 +43,7 @@ class TargetSide:
         controllers: One for each device.
         send: Sends a message of the hand-over, if there is a link.
         on_failure: Told what went wrong, for the source to know.
-        on_resumed: Told the moment the guest was released here.
+        on_resumed: Told when GO was heard, was decided, and the guest ran.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TargetSide:
         controllers: Sequence[Controller],
         send: Callable[[Message], None],
         on_failure: Callable[[EntourageError], None],
-        on_resumed: Callable[[Moment], None],
+        on_resumed: Callable[[Resumed], None],
     ) -> None:
         self._journal = journal
         self._decision = decision
@@ -70,6 +70,7 @@ class TargetSide:
         self.idle = self._shell.idle
         self.problems: list[str] = []
         self.findings: list[Finding] = []
+        self._flushing = self._flushed = 0  # the last one, ns of the monotonic clock
 
     @property
     def record(self) -> Record | None:
@@ -82,7 +83,9 @@ class TargetSide:
                 if effect.new is Record.RAN and self._there:
                     # The source forgets the domain when it hears of it.
                     await self._there.incoming.own()
+                self._flushing = time.monotonic_ns()
                 decided = self._journal.flush(self._decision, effect)
+                self._flushed = time.monotonic_ns()
                 return None if decided is None else Overtaken(decided)
             case Send(message):
                 self._send(message)
@@ -122,14 +125,13 @@ class TargetSide:
     async def _let_run(self) -> AnyEvent:
         if self._there is None:
             return Event.RELEASE_REFUSED
-        start = time.monotonic_ns()
         try:
             paused = bool(self._decision.details.get("paused"))
             resumed = await self._there.incoming.run(paused=paused)
         except HypervisorError as error:
             self._on_failure(error)
             return Event.RELEASE_REFUSED
-        self._on_resumed(Moment(name="resume", start=start, end=resumed))
+        self._on_resumed(Resumed(heard=self._flushing, decided=self._flushed, runs=resumed))
         return Event.RELEASED
 
     async def _sync_devices(self) -> AnyEvent | None:

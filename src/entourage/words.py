@@ -24,7 +24,8 @@ BUILD = "build"
 LISTEN = "listen"
 ABORT = "abort"
 BYE = "bye"
-# One-way messages: the hand-over's (both ways), and the agent's to the source.
+# One-way messages: the hand-over's (both ways), the source's, and the agent's to the source.
+LAST_WORDS = "last-words"
 HANDOVER = "handover"
 FAILED = "failed"
 RESUMED = "resumed"
@@ -90,6 +91,22 @@ class Open(msgspec.Struct, frozen=True, kw_only=True):
     """The guest was paused by its user, and stays so."""
 
 
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """It is written down.
+
+    Attributes:
+        offers: What the target's hypervisor has, in its own words.
+    """
+
+    offers: dict[str, str] = {}
+
+
+class LastWords(msgspec.Struct, frozen=True, kw_only=True):
+    """One-way, before GO: what the source's carrier leaves for the target's."""
+
+    data: bytes
+
+
 class Say(msgspec.Struct, frozen=True):
     """A message of the hand-over."""
 
@@ -97,12 +114,18 @@ class Say(msgspec.Struct, frozen=True):
     migration: str
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened on the target: its monotonic clock, ns."""
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+    """The guest was released: moments of the target's monotonic clock, ns.
 
-    name: str
-    start: int
-    end: int
+    Attributes:
+        heard: GO began to be put on the disk.
+        decided: It was there.
+        runs: The guest ran.
+    """
+
+    heard: int
+    decided: int
+    runs: int
 
 
 class Farewell(msgspec.Struct, frozen=True, kw_only=True):

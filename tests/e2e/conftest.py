@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.backports import backports
 from lab.hosts import Lab
 from tests.e2e.faults.matrix import Case
 
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def lab() -> Generator[Lab]:
-    """Hosts a and b for the whole session. A test that breaks one mends it."""
+    """Hosts a and b for the whole session. A test that breaks one mends it.
+
+    Those that LAB_BACKPORTS names have libvirt and QEMU of Debian's backports: "b", or "a b".
+    """
     if os.geteuid() != 0:
         pytest.skip("the lab needs root")
-    with Lab.up(hosts=("a", "b"), name=f"e2e-{os.getpid()}") as lab:
+    unpacked = {host: [backports()] for host in os.environ.get("LAB_BACKPORTS", "").split()}
+    with Lab.up(hosts=("a", "b"), name=f"e2e-{os.getpid()}", unpacked=unpacked) as lab:
         yield lab
 
 

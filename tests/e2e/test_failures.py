@@ -9,8 +9,8 @@ import pytest
 from lab.guest import disk_sequences
 from lab.hosts import Lab
 from lab.observer import Observer
-from tests.e2e.run import far
-from tests.e2e.world import EMULATED, FAULTY, GADGET, KEPT, World
+from tests.e2e.failing import KINDS, STEPS, Fault, fail, fails_in_device
+from tests.e2e.world import EMULATED, GADGET, KEPT, World
 
 DEVICES = {
     "block": "block/disk0",
@@ -20,14 +20,12 @@ DEVICES = {
     "pci": "pci/rng",
     "external": "external/gadget0",
 }
-STEPS = {"prepare": 1, "transfer": 2, "sync": 3}
-# The ways to fail take turns.
-KINDS = ("error", "bug", "os", "early")
 CASES = [
     *((cls, half, side) for half in STEPS for cls in DEVICES for side in ("source", "target")),
     ("block", "connect", "source"),
     ("block", "connect", "target"),
 ]
+FAULTS = [Fault(*case, KINDS[number % len(KINDS)]) for number, case in enumerate(CASES)]
 PRE_COPY = "source.policy-changed"  # its first stage: memory is on its way
 BLACKOUT = "source.step-started.2"
 LANDED = "source.memory-landed"
@@ -43,13 +41,6 @@ def world(lab: Lab) -> Generator[World]:
         world.end()
 
 
-def fail(fault: str, side: str) -> tuple[list[str], dict[str, str]]:
-    """Options and environment of a migration in which something fails."""
-    if side == "source":
-        return [], {"FAULT_ASK": "1", "FAULT": fault}
-    return ["--remote-command", far(PYTHONPATH=str(FAULTY), FAULT=fault)], {"FAULT_ASK": "1"}
-
-
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_fault_of_all_at_test(world: World, side: str) -> None:
     """Whatever cannot answer at TEST is a refusal, and all of them come at once."""
@@ -62,26 +53,9 @@ def test_fault_of_all_at_test(world: World, side: str) -> None:
     assert run.recovered == {}
 
 
-@pytest.mark.parametrize(
-    ("cls", "half", "side", "kind"),
-    [
-        pytest.param(*case, KINDS[number % len(KINDS)], id="-".join(case))
-        for number, case in enumerate(CASES)
-    ],
-)
-def test_fault_in_a_device(world: World, cls: str, half: str, side: str, kind: str) -> None:
-    name = half if side == "source" else f"{half}_there"
-    options, env = fail(f"{cls} {name} {kind}", side)
-    run = world.migrate(*options, env=env)
-    world.stayed(run)
-    assert "this fault is injected" in run.finished["message"], str(run)
-    step = STEPS.get(half, 1)
-    failed = [one for one in run.of("device-step-done") if "injected" in one["error"]]
-    assert [(one["device"], one["step"]) for one in failed] == [(DEVICES[cls], step)], str(run)
-    # Each is told the last step that it came through: the one that failed, the step before.
-    assert set(run.recovered) == set(DEVICES.values())
-    assert run.recovered[DEVICES[cls]] == step - 1
-    assert set(run.recovered.values()) <= {step - 1, step}
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_fault_in_a_device(world: World, fault: Fault) -> None:
+    fails_in_device(world, DEVICES, fault)
 
 
 def test_fault_at_rest_on_the_target(world: World) -> None:

@@ -6,20 +6,19 @@ What is to come of it is written down beforehand, in ``faults/matrix.py``.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from lab import vcpus
-from lab.host import Host
 from lab.hosts import Lab
 from lab.observer import Observer
+from tests.e2e.dying import recover
 from tests.e2e.faults import table
 from tests.e2e.faults.inflict import Fault
 from tests.e2e.faults.matrix import POINTS, Case, cases
-from tests.e2e.run import PATIENCE, Run
+from tests.e2e.run import Run
 from tests.e2e.world import KEPT, World
 
 SETTINGS = "/etc/entourage/entourage.toml"
@@ -91,14 +90,6 @@ def seen(pytestconfig: pytest.Config) -> Generator[list[table.Row]]:
     yield rows
     if path := pytestconfig.getoption("faults_table"):
         table.write(Path(path), rows)
-
-
-def recover(host: Host) -> str:
-    """``entourage recover`` there; what it says if anything is not settled afterwards."""
-    done = host.run(["entourage", "recover"], check=False, timeout=PATIENCE)
-    shown = host.run(["entourage", "status", "--json"], timeout=PATIENCE)
-    settled = not json.loads(shown.stdout)
-    return "" if settled else f"{host.name}: {done.stdout}\n{done.stderr}\n{shown.stdout}"
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)

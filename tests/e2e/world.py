@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from lab.guest import Disk, Guest, GuestError, Tpm, disk_sequences, domain_toml
 from lab.host import Host
@@ -17,7 +18,8 @@ from lab.leftovers import Snapshot, compare
 from lab.network import guest_address
 from lab.observer import Observer
 from tests.e2e.points import Points
-from tests.e2e.run import PATIENCE, Run, Tool, Under, far
+from tests.e2e.run import PATIENCE, Run, Under, far
+from tests.e2e.tool import Tool
 
 FAULTY = Path(__file__).with_name("faulty")
 _ALL_OF_IT = ("bs=1M", "count=16", "conv=notrunc")
@@ -56,8 +58,14 @@ class World:
         clean: What each host has on it where the guest is not there.
         running: What the host has on it that the guest is on.
         plugins: Whether the controllers of ``faulty/`` are to be used, on both hosts.
+        sockets: Where sockets of a running guest may be.
+        kept: What may stay on a host when the guest has gone.
+        ports: Where a running guest is listened for.
     """
 
+    sockets: ClassVar[tuple[str, ...]] = ("/run/entourage/q/",)
+    kept: ClassVar[tuple[str, ...]] = KEPT
+    ports: ClassVar[tuple[str, ...]] = ()
     lab: Lab
     seen: Observer
     here: Host
@@ -100,18 +108,8 @@ class World:
         a, b = lab["a"], lab["b"]
         known = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
         world = cls(lab, seen, a, b, name, known, tpm, address, plugins="gadget" in extra)
-        file = "/root/domain.toml"
-        # A uuid of its own: another one of this name may have moved away before.
-        text = domain_toml(
-            name,
-            disks=known,
-            tpm=tpm,
-            extra=extra,
-            address=address,
-            memory="192M",
-            uuid=str(uuid.uuid4()),
-        )
-        a.path(file).write_text(text)
+        world.boot = seen.report(address).boot  # of another guest, before this one
+        file = world._write(extra)
         world.clean = {host.name: host.snapshot() for host in (a, b)}
         for disk in known:
             if not a.path(disk.path).exists():
@@ -134,15 +132,30 @@ class World:
         if registers and self.registers:
             assert self.registers.nv >= registers.nv
 
-    def booted(self, host: Host) -> None:
-        """A host that was off is on again: its own processes are others than they were."""
-        now = host.snapshot().processes
-        self.clean[host.name] = dataclasses.replace(self.clean[host.name], processes=now)
+    def _write(self, extra: str) -> str:
+        """Describe it in a file."""
+        file = "/root/domain.toml"
+        # A uuid of its own: another one of this name may have moved away before.
+        text = domain_toml(
+            self.name,
+            disks=self.disks,
+            tpm=self.tpm,
+            extra=extra,
+            address=self.address,
+            memory="192M",
+            uuid=str(uuid.uuid4()),
+        )
+        self.here.path(file).write_text(text)
+        return file
+
+    def _start(self, what: str) -> None:
+        """Switch it on: from its file, or by its name."""
+        env = self._environment(None)
+        self.here.run(["entourage", "start", what], timeout=PATIENCE, env=env)
 
     def _boot(self, what: str) -> None:
-        env = self._environment(None)
-        wanted, before = len(self.disks), self.seen.report(self.address).boot
-        self.here.run(["entourage", "start", what], timeout=PATIENCE, env=env)
+        self._start(what)
+        wanted, before = len(self.disks), self.boot
         report = self.seen.wait_for(
             lambda report: report.boot != before and report.up and len(report.acked) == wanted,
             PATIENCE,
@@ -162,7 +175,7 @@ class World:
                 self.here.path(disk.path).unlink()
         self.here.run(["rm", "-r", f"/var/lib/entourage/domains/{uuid}"])
         for host in (self.here, self.there):
-            left = host.wait_clean(self.clean[host.name], ignore=KEPT)
+            left = host.wait_clean(self.clean[host.name], ignore=self.kept)
             assert not left, f"left over on {host.name}:\n{left}"
 
     @property
@@ -228,6 +241,11 @@ class World:
         [pid] = [text.split()[0] for text in came if Path(text.split()[1]).name == program]
         host.run(["kill", "-KILL", pid])
 
+    def booted(self, host: Host) -> None:
+        """A host was powered on again: what it has booted is no trace of a migration."""
+        known = self.clean[host.name]
+        self.clean[host.name] = dataclasses.replace(known, processes=host.snapshot().processes)
+
     def tool(self, body: str = "") -> Tool:
         """An external tool on both hosts; logs how it is called, then does what ``body`` says."""
         tool = Tool((self.lab["a"], self.lab["b"]))
@@ -241,16 +259,20 @@ class World:
         assert run.status == status, str(run)
         assert run.finished["outcome"] == outcome, str(run)
         assert run.finished["runs_on"] == self.there.name, str(run)
+        self.arrived()
+
+    def arrived(self) -> None:
+        """It was here and is there: complete, and nothing of it is left where it was."""
         self.here, self.there = self.there, self.here
         self.lives()
-        self._is_clean(self.there)
+        self.is_clean(self.there)
         self.running = self.here.snapshot()
-        came = self.here.leftovers(self.clean[self.here.name], ignore=KEPT)
+        came = self.here.leftovers(self.clean[self.here.name], ignore=self.kept)
         programs = sorted(Path(text.split()[1]).name for text in came.processes)
         assert programs == ["qemu-system-x86_64"] + ["swtpm"] * self.tpm, str(came)
         assert len(came.interfaces) == 1, str(came)
-        assert came.ports == (), str(came)
-        assert all(path.startswith("/run/entourage/q/") for path in came.sockets), str(came)
+        assert came.ports == self.ports, str(came)
+        assert all(path.startswith(self.sockets) for path in came.sockets), str(came)
         assert not any("psk" in path for path in came.files), str(came)
 
     def stayed(self, run: Run, *, status: int = 4) -> None:
@@ -267,11 +289,11 @@ class World:
         """Both hosts are as if nothing had been tried."""
         self.lives()
         assert self.running is not None
-        left = self.here.wait_clean(self.running, ignore=KEPT)
+        left = self.here.wait_clean(self.running, ignore=self.kept)
         assert not left, f"left over on {self.here.name}:\n{left}"
-        lost = compare(self.here.snapshot(), self.running, KEPT)
+        lost = compare(self.here.snapshot(), self.running, self.kept)
         assert not lost, f"lost on {self.here.name}:\n{lost}"
-        self._is_clean(self.there)
+        self.is_clean(self.there)
 
     def lives(self) -> None:
         """It runs on, the same one, and all that it has ever written is on the disk here."""
@@ -300,6 +322,16 @@ class World:
             assert records.last >= acked[name]
             assert records.missing == ()
 
+    def owner(self) -> Host:
+        """The one host on which it runs, as Entourage lists it."""
+        having = [host for host in (self.here, self.there) if self._listed(host) == "running"]
+        assert len(having) == 1, having
+        return having[0]
+
+    def _listed(self, host: Host) -> str:
+        domains = json.loads(host.run(["entourage", "list", "--json"]).stdout)
+        return next((one["state"] for one in domains if one["name"] == self.name), "")
+
     def answers(self) -> bool:
         """Whether it says anything at all."""
         try:
@@ -327,8 +359,9 @@ class World:
         assert len(having) == 1, having
         return having[0]
 
-    def _is_clean(self, host: Host) -> None:
-        left = host.wait_clean(self.clean[host.name], ignore=KEPT)
+    def is_clean(self, host: Host) -> None:
+        """Nothing of the guest is on a host, nor of an attempt to move it there."""
+        left = host.wait_clean(self.clean[host.name], ignore=self.kept)
         assert not left, f"left over on {host.name}:\n{left}"
 
 

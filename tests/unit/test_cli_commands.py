@@ -18,6 +18,7 @@ from entourage.cli.app import app
 from entourage.cli.output import columns
 from entourage.domain import Block, Domain
 from entourage.errors import EntourageError, UsageError
+from entourage.hypervisors import registry
 from entourage.hypervisors.base import DomainState
 from entourage.journal import Decision, Journal
 from entourage.protocol import Record, Role
@@ -33,7 +34,7 @@ ODD = "web \u202e\x9b'$(x)"
 class FakeHypervisor:
     """A host with a few domains."""
 
-    name = "fake"
+    name = "qemu"
 
     def __init__(self) -> None:
         self.states: list[DomainState] = [
@@ -69,10 +70,12 @@ class FakeHypervisor:
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHypervisor:
     hypervisor = FakeHypervisor()
 
-    def opened(_settings: object) -> FakeHypervisor:
+    def opened(_settings: object, _name: str = "") -> FakeHypervisor:
         return hypervisor
 
     monkeypatch.setattr(domains, "open_hypervisor", opened)
+    monkeypatch.setattr(registry, "open_hypervisor", opened)
+    monkeypatch.setattr(registry, "has_libvirt", lambda: False)
     monkeypatch.setenv("ENTOURAGE_STATE_DIR", str(tmp_path))
     monkeypatch.delenv("ENTOURAGE_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -136,7 +139,7 @@ def test_nothing_typed_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["nosuch"], "entourage: no such command 'nosuch'"),
         (["migrate"], "entourage: missing argument 'DOMAIN'"),
-        (["migrate", "web1"], "entourage: missing argument 'HOST'"),
+        (["migrate", "web1"], "entourage: missing argument 'HOST|URI'"),
         (["list", "--nosuch"], "entourage: no such option: --nosuch"),
         (["stop", "web1", "--timeout", "soon"], "entourage: --timeout: 'soon' is no duration"),
         (["stop", "web1", "--timeout", "0"], "entourage: --timeout 0: must be more than 0"),

@@ -17,6 +17,7 @@ from entourage.hypervisors.base import Verb
 from entourage.steps import Refusal, Step
 from tests.unit.test_devices_harness import (
     ALL_VERBS,
+    CARRIES,
     MIB,
     Move,
     names,
@@ -55,6 +56,27 @@ async def test_a_local_file_is_made_there_and_mirrored(tmp_path: Path, srv: Path
     assert [kind for kind, _ in move.hosts.ledger.rows] == ["scratch", "file"]
     assert await move.hosts.ledger.undo() == []
     assert names(made.parent) == []
+
+
+async def test_a_carrier_that_copies_disks_is_told_which(tmp_path: Path, srv: Path) -> None:
+    image = raw(srv / "web1.img", size=8 * MIB, data=b"x" * 4096)
+    move = Move(tmp_path, image)
+    move.hosts.machine.verbs = move.hosts.incoming.verbs = CARRIES
+    made = move.hosts.mkdir(srv) / "web1.img"
+    await move.through()
+    assert made.stat().st_size == 8 * MIB
+    assert move.hosts.machine.calls == [("carry", "block/disk0")]
+    assert move.hosts.incoming.calls == []
+
+
+async def test_no_carrier_copies_a_read_only_medium(tmp_path: Path, srv: Path) -> None:
+    image = raw(srv / "cd.iso", size=8 * MIB, data=b"x" * 4096)
+    move = Move(tmp_path, image, readonly=True)
+    move.hosts.machine.verbs = move.hosts.incoming.verbs = CARRIES
+    move.hosts.mkdir(srv)
+    refusals = await move.test()
+    assert all("cannot copy a read-only medium" in refusal.reason for refusal in refusals)
+    assert refusals
 
 
 async def test_a_preallocated_file_stays_preallocated(tmp_path: Path, srv: Path) -> None:

@@ -28,7 +28,9 @@ from entourage.hypervisors.base import Export, Incoming, Machine, TpmFacts, Verb
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
-ALL_VERBS = frozenset(Verb)
+ALL_VERBS = frozenset(Verb) - {Verb.CARRY_DISKS}
+CARRIES = frozenset({Verb.CARRY_DISKS, Verb.CARRY_TPM, Verb.ANNOUNCE})
+"""What a hypervisor can do whose carrier copies disks by itself."""
 SWTPM = TpmFacts(program="swtpm", version=(0, 7, 1), capabilities=frozenset({"tpm-2.0", "tpm-1.2"}))
 
 
@@ -46,6 +48,9 @@ class FakeMachine:
         self.calls.append((call, label))
         if self.fails == call:
             raise HypervisorError(f"the fake was told to fail at {call}")
+
+    def carry(self, disk: Block, *, top_only: bool) -> None:
+        self._note("carry-top" if top_only else "carry", disk.label)
 
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         self._note("mirror-top" if top_only else "mirror", f"{disk.label} to {export.name}")
@@ -74,8 +79,12 @@ class FakeIncoming:
     """A fake: it builds nothing, and notes what it was asked for."""
 
     verbs: frozenset[Verb] = ALL_VERBS
+    running: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     facts: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
+
+    async def networks(self) -> dict[str, str]:
+        return self.running
 
     async def export(self, disk: Block) -> Export:
         self.calls.append(("export", disk.path))

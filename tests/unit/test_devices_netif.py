@@ -76,6 +76,47 @@ async def test_no_such_bridge(tmp_path: Path, net: Path) -> None:
     )
 
 
+NETWORK = Net(id="net0", bridge="virbr0", attach="network", network="default", mac=MAC)
+
+
+async def test_a_network_of_the_hypervisors(tmp_path: Path, net: Path) -> None:
+    move = Move(tmp_path, NETWORK)
+    move.hosts.incoming.running = {"default": "virbr7"}
+    assert await move.test() == []
+
+
+async def test_no_such_network(tmp_path: Path, net: Path) -> None:
+    move = Move(tmp_path, NETWORK)
+    move.hosts.incoming.running = {"lan": "virbr7"}
+    (refusal,) = await move.test()
+    assert (refusal.reason, refusal.remedy) == (
+        "there is no network default",
+        "--net default=… with one of: lan",
+    )
+
+
+async def test_another_network_when_asked(tmp_path: Path, net: Path) -> None:
+    move = Move(tmp_path, NETWORK, default="lan")
+    move.hosts.incoming.running = {"lan": "virbr7"}
+    assert await move.test() == []
+    wanted = move.controller.target_device
+    assert isinstance(wanted, Net)
+    assert wanted.network == "lan"
+
+
+async def test_an_interface_of_the_hosts(tmp_path: Path, net: Path) -> None:
+    (net / "eth1").mkdir()
+    (net / "eth1" / "mtu").write_text("1500\n")
+    direct = Net(id="net0", bridge="eth0", attach="direct", mac=MAC)
+    (refusal,) = await Move(tmp_path, direct).test()
+    assert refusal.reason == "there is no interface eth0"
+    assert await Move(tmp_path, direct, eth0="eth1").test() == []
+
+
+async def test_a_nic_that_only_its_hypervisor_knows(tmp_path: Path, net: Path) -> None:
+    assert await Move(tmp_path, Net(id="net0", bridge="user", attach="other")).test() == []
+
+
 async def test_no_bridge_at_all(tmp_path: Path, net: Path) -> None:
     (net / "br0").mkdir()  # an interface of that name is not yet a bridge
     (refusal,) = await Move(tmp_path, Net(id="net0", bridge="br0")).test()

@@ -16,7 +16,7 @@ from entourage.devices.blkif import BlockController, Way
 from entourage.devices.blockid import identities
 from entourage.devices.storage import Seen, Spot, look, nonce_beside, same_device
 from entourage.domain import Block
-from tests.unit.test_devices_harness import MIB, TwoHosts, domain_with, names, raw
+from tests.unit.test_devices_harness import CARRIES, MIB, TwoHosts, domain_with, names, raw
 
 ZERO = hashlib.sha256(bytes(4096)).hexdigest()
 
@@ -283,6 +283,14 @@ async def test_a_named_device_is_written_over(tmp_path: Path, loops: list[Path])
     assert hosts.machine.calls == [("mirror", f"block/disk0 to {loops[1]}")]
     await controller.let_go(hosts.here(controller.test_there))
     assert loops[0].exists()
+
+
+async def test_a_carrier_copies_only_onto_equals(tmp_path: Path, loops: list[Path]) -> None:
+    hosts, controller = device_disk(tmp_path, loops[0], disk0=str(loops[1]))
+    hosts.machine.verbs = hosts.incoming.verbs = CARRIES
+    show(hosts, *loops)
+    (refusal,) = await hosts.test(controller)
+    assert "larger than the disk" in refusal.reason
 
 
 async def test_a_named_device_that_is_too_small(tmp_path: Path, loops: list[Path]) -> None:

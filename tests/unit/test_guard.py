@@ -6,14 +6,12 @@ import asyncio
 import itertools
 import time
 from pathlib import Path
-from typing import cast
 
 import pytest
 
-from entourage.domain import Domain
+from entourage import guard
 from entourage.errors import DomainBusy, EntourageError, UsageError
 from entourage.guard import hands_on, known
-from entourage.hypervisors.base import Hypervisor
 from entourage.journal import Decision, Journal
 from entourage.lock import domain_lock
 from entourage.protocol import Record, Role
@@ -106,13 +104,6 @@ def test_nobody_touches_what_another_works_on(settings: Settings) -> None:
         assert "migrates web1 to b" in allowed(settings, starts=False)
 
 
-class Elsewhere:
-    """A hypervisor that knows no domain."""
-
-    async def find(self, name: str) -> Domain:
-        raise UsageError(f"there is no domain {name!r} on this host")
-
-
 @pytest.mark.parametrize(
     ("records", "said"),
     [
@@ -123,11 +114,15 @@ class Elsewhere:
     ],
 )
 def test_the_journal_knows_of_domains_that_the_hypervisor_does_not(
-    settings: Settings, records: tuple[Record, ...], said: str
+    settings: Settings, records: tuple[Record, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def nowhere(_settings: Settings, name: str, _connect: str | None) -> None:
+        raise UsageError(f"there is no domain {name!r} on this host")
+
+    monkeypatch.setattr(guard, "find_domain", nowhere)
     remember(settings, *records)
     with pytest.raises(EntourageError, match=said):
-        asyncio.run(known(settings, cast("Hypervisor", Elsewhere()), "web1"))
+        asyncio.run(known(settings, "web1"))
 
 
 def test_a_clock_that_is_set_back_changes_nothing(

@@ -16,7 +16,8 @@ from test_qemu_qmp import FakeQmp, refuse
 
 from entourage.errors import HypervisorError
 from entourage.hosts.resources import marked_processes
-from entourage.hypervisors.qemu.deadhand import DeadHand
+from entourage.hypervisors.deadhand import DeadHand
+from entourage.hypervisors.qemu import deadhand
 from entourage.hypervisors.qemu.paths import Places
 
 
@@ -67,7 +68,7 @@ async def guest(tmp_path: Path) -> AsyncGenerator[Guest]:
 
 async def arm(guest: Guest, *, run_again: bool = True, lock: int | None = None) -> DeadHand:
     where = Places(guest.path.parent, guest.path.parent, guest.path.parent.parent / "log")
-    return await DeadHand.arm(
+    return await deadhand.arm(
         where, name="test", run_again=run_again, mirrors=["m0-disk0"], lock=lock
     )
 
@@ -161,7 +162,7 @@ async def test_a_dead_hand_that_is_dead_is_noticed(guest: Guest) -> None:
 async def test_no_guest_no_dead_hand(tmp_path: Path) -> None:
     where = Places(tmp_path, tmp_path, tmp_path / "log")
     with pytest.raises(HypervisorError, match="dead hand"):
-        await DeadHand.arm(where, name="t", run_again=True, mirrors=[], lock=None)
+        await deadhand.arm(where, name="t", run_again=True, mirrors=[], lock=None)
     assert "FileNotFoundError" in (tmp_path / "log").read_text()
 
 

@@ -12,6 +12,7 @@ from entourage.domain import Block, Boot, Domain, Net, Pci, Tpm, Usb
 from entourage.errors import HypervisorError, UsageError
 from entourage.hosts.process import start_time
 from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors import swtpm
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import parse_machine_types, probe_firmware
 from entourage.hypervisors.qemu.checks import check_start
@@ -109,10 +110,10 @@ def test_the_probe_is_a_firmware() -> None:
 
 def test_swtpm_capabilities() -> None:
     text = '{ "type": "swtpm", "features": [ "tpm-1.2", "tpm-2.0" ], "version": "0.7.1" }'
-    facts = tpms.parse_capabilities(text)
+    facts = swtpm.parse_capabilities(text)
     assert facts.version == (0, 7, 1)
     assert facts.capabilities == {"tpm-1.2", "tpm-2.0"}
-    assert tpms.parse_capabilities("none").program == "swtpm"
+    assert swtpm.parse_capabilities("none").program == "swtpm"
 
 
 def settings_in(root: Path) -> Settings:
@@ -130,7 +131,7 @@ def test_tpm_state_is_made_and_erased(tmp_path: Path) -> None:
     state = directory / "tpm2-00.permall"
     state.write_bytes(b"secret")
     kept = os.open(state, os.O_RDONLY)
-    tpms.sync_state(directory)
+    swtpm.sync_state(directory)
     tpms.erase_state(directory)
     assert os.read(kept, 10) == bytes(6)
     os.close(kept)

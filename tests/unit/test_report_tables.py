@@ -10,7 +10,6 @@ from entourage.report.ending import ending
 from entourage.report.frame import Screen, frame
 from entourage.report.lines import Teller
 from entourage.report.schema import events_markdown
-from entourage.report.svg import report_svg, terminal_svg
 from entourage.report.table import recovery_table, refusals_table, steps_table
 from entourage.report.text import ASCII, bar, clean, escaped, joined
 from entourage.report.text import UNICODE as SIGNS
@@ -217,14 +216,6 @@ def test_bars() -> None:
     assert bar(0, 4, SIGNS) == ("", "────")
     assert bar(0.4, 4, SIGNS) == ("━╸", "──")
     assert bar(7, 4, SIGNS) == ("━━━━", "")
-
-
-def test_pictures() -> None:
-    picture = report_svg(success(), title="entourage migrate web1 b")
-    assert picture.startswith("<svg")
-    assert picture == report_svg(success(), title="entourage migrate web1 b")
-    assert "Blackout" in picture
-    assert "hello" in terminal_svg("\x1b[1mhello\x1b[0m", title="x")
 
 
 def test_the_document_of_events_has_not_drifted() -> None:

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from entourage.cli.output import columns, put, put_json, put_toml
+from entourage.domain import Domain
 from entourage.errors import JournalError, UsageError
 from entourage.guard import hands_on, known
 from entourage.hypervisors.base import DomainState
-from entourage.hypervisors.registry import open_hypervisor
+from entourage.hypervisors.registry import all_domains, find_domain, open_hypervisor
 from entourage.journal import Journal
 from entourage.protocol import Record, Role
 from entourage.settings.domainfile import dump_domain, load_domain
@@ -32,12 +33,14 @@ class Departed(msgspec.Struct, frozen=True, kw_only=True):
     host: str
 
 
-def start(settings: Settings, file: Path | None, name: str) -> None:
+def start(settings: Settings, file: Path | None, name: str, connect: str | None = None) -> None:
     """Start a domain from its file, or one that this host knows by its name."""
-    hypervisor = open_hypervisor(settings)
 
     async def run() -> str:
-        domain = load_domain(file) if file is not None else await known(settings, hypervisor, name)
+        if file is not None:
+            hypervisor, domain = open_hypervisor(settings), load_domain(file)
+        else:
+            hypervisor, domain = await known(settings, name, connect)
         with hands_on(settings, domain.name, domain.uuid, "starts it", starts=True):
             await hypervisor.start(domain)
         return domain.name
@@ -51,12 +54,13 @@ def start(settings: Settings, file: Path | None, name: str) -> None:
     put(f"{started} runs")
 
 
-def stop(settings: Settings, name: str, *, force: bool, patience: float) -> None:
+def stop(
+    settings: Settings, name: str, *, force: bool, patience: float, connect: str | None = None
+) -> None:
     """Shut a domain down, or end it at once."""
-    hypervisor = open_hypervisor(settings)
 
     async def run() -> None:
-        domain = await known(settings, hypervisor, name)
+        hypervisor, domain = await known(settings, name, connect)
         with hands_on(settings, domain.name, domain.uuid, "stops it", starts=False):
             await hypervisor.stop(name, force=force, patience=patience)
 
@@ -64,12 +68,12 @@ def stop(settings: Settings, name: str, *, force: bool, patience: float) -> None
     put(f"{name} is shut off")
 
 
-def show(settings: Settings, name: str, *, as_json: bool) -> None:
+def show(settings: Settings, name: str, *, as_json: bool, connect: str | None = None) -> None:
     """Print a domain as it runs, in the words of a domain file."""
-    hypervisor = open_hypervisor(settings)
 
-    async def run() -> tuple[Any, Sequence[DomainState]]:
-        return await hypervisor.find(name), await hypervisor.domains()
+    async def run() -> tuple[Domain, Sequence[DomainState]]:
+        hypervisor, domain = await find_domain(settings, name, connect)
+        return domain, await hypervisor.domains()
 
     domain, states = asyncio.run(run())
     if as_json:
@@ -82,9 +86,11 @@ def show(settings: Settings, name: str, *, as_json: bool) -> None:
     put_toml(dump_domain(domain))
 
 
-def list_domains(settings: Settings, *, everything: bool, as_json: bool) -> None:
+def list_domains(
+    settings: Settings, *, everything: bool, as_json: bool, connect: str | None = None
+) -> None:
     """Print this host's domains; with ``everything`` also those that are off, or left."""
-    states = asyncio.run(open_hypervisor(settings).domains())
+    states = asyncio.run(all_domains(settings, connect))
     here = {state.uuid for state in states}
     shown = [state for state in states if everything or state.state not in NOT_THERE]
     gone = [one for one in departed(settings) if one.uuid not in here] if everything else []
@@ -126,7 +132,7 @@ def departed(settings: Settings) -> list[Departed]:
 
 def names(settings: Settings) -> list[str]:
     """The names of this host's domains."""
-    return [state.name for state in asyncio.run(open_hypervisor(settings).domains())]
+    return [state.name for state in asyncio.run(all_domains(settings))]
 
 
 def _as_state(one: Departed) -> DomainState:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from entourage.cli import complete
-from entourage.cli.params import Config, DomainName, Json
+from entourage.cli.params import Config, Connect, DomainName, Json
 from entourage.cli.tell import say
 from entourage.report.text import clean
 
@@ -29,12 +29,13 @@ def start(
         ),
     ],
     *,
+    connect: Connect = None,
     config: Config = None,
 ) -> None:
     """Start a domain."""
     from entourage.cli import domains, options
 
-    domains.start(_settings(config), options.domain_file(what), what)
+    domains.start(_settings(config), options.domain_file(what), what, connect)
 
 
 def list_(
@@ -42,20 +43,23 @@ def list_(
     everything: Annotated[
         bool, typer.Option("--all", "-a", help="Also those that are off, and those that left.")
     ] = False,
+    connect: Connect = None,
     json: Json = False,
     config: Config = None,
 ) -> None:
     """List the domains of this host."""
     from entourage.cli import domains
 
-    domains.list_domains(_settings(config), everything=everything, as_json=json)
+    domains.list_domains(_settings(config), everything=everything, as_json=json, connect=connect)
 
 
-def show(domain: DomainName, *, json: Json = False, config: Config = None) -> None:
+def show(
+    domain: DomainName, *, connect: Connect = None, json: Json = False, config: Config = None
+) -> None:
     """Show a domain as it runs, in the words of a domain file."""
     from entourage.cli import domains
 
-    domains.show(_settings(config), domain, as_json=json)
+    domains.show(_settings(config), domain, as_json=json, connect=connect)
 
 
 def stop(
@@ -67,13 +71,15 @@ def stop(
     timeout: Annotated[
         str, typer.Option(metavar="DURATION", help="How long the guest may take.")
     ] = "60s",
+    connect: Connect = None,
     config: Config = None,
 ) -> None:
     """Shut a domain down."""
     from entourage.cli import domains, options
 
     patience = options.duration("--timeout", timeout)
-    domains.stop(_settings(config), domain, force=force, patience=patience)
+    settings = _settings(config)
+    domains.stop(settings, domain, force=force, patience=patience, connect=connect)
 
 
 def status(

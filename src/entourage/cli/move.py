@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from entourage.cli import complete
-from entourage.cli.params import Config, DomainName
+from entourage.cli.params import Config, Connect, DomainName
 
 
 def migrate(
@@ -15,10 +15,13 @@ def migrate(
     host: Annotated[
         str,
         typer.Argument(
-            metavar="HOST", help="Where to, as ssh knows it.", autocompletion=complete.hosts
+            metavar="HOST|URI",
+            help="Where to, as ssh knows it; or a libvirt, as qemu+ssh://HOST/system.",
+            autocompletion=complete.hosts,
         ),
     ],
     *,
+    connect: Connect = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only ask everything whether it can move."),
@@ -109,6 +112,7 @@ def migrate(
     from entourage.migration import Request  # noqa: PLC0415
 
     def make_request(note: Callable[[str], None]) -> Request:
+        where = options.destination(host)
         typed = options.Typed(
             max_blackout=max_blackout,
             bandwidth=bandwidth,
@@ -116,12 +120,14 @@ def migrate(
             ports=ports,
             data_address=data_address,
             remote_command=remote_command,
-            ssh_options=ssh_option or (),
+            ssh_options=(*where.ssh_options, *(ssh_option or ())),
         )
         devices = options.device_options(net or (), disk or (), keep_source_disks=keep_source_disks)
         return Request(
             domain=domain,
-            target=options.host_name(host),
+            target=where.host,
+            connect=connect,
+            connect_there=where.uri,
             settings=options.with_typed(options.read_settings(config, note), typed),
             options=devices,
             live=not non_live,

@@ -12,6 +12,8 @@ import msgspec
 
 from entourage.devices.base import Options
 from entourage.errors import UsageError
+from entourage.hypervisors.libvirt.uri import destination as libvirt_destination
+from entourage.hypervisors.libvirt.uri import is_uri
 from entourage.settings.load import load_settings
 from entourage.settings.model import Settings
 from entourage.settings.units import parse_duration, parse_rate
@@ -83,6 +85,34 @@ def duration(option: str, text: str) -> float:
     if not 0 < seconds <= _LONGEST:
         raise UsageError(f"{option} {text}: must be more than 0 and at most 7 days")
     return seconds
+
+
+class Where(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to.
+
+    Attributes:
+        host: As ssh knows it.
+        uri: Of a libvirtd, on that host; None where only the host was named.
+        ssh_options: What a URI says about how ssh reaches it.
+    """
+
+    host: str
+    uri: str | None = None
+    ssh_options: Sequence[str] = ()
+
+
+def destination(text: str) -> Where:
+    """A host, or a libvirtd as virsh has it; raises UsageError."""
+    if not is_uri(text):
+        return Where(host=host_name(text))
+    found = libvirt_destination(text)
+    if not found.host:
+        raise UsageError(
+            f"{text} names no host, and Entourage's agent must be started there",
+            remedy="as qemu+ssh://HOST/system",
+        )
+    options = () if found.port is None else (f"Port={found.port}",)
+    return Where(host=host_name(found.host), uri=found.there, ssh_options=options)
 
 
 def host_name(text: str) -> str:

@@ -37,6 +37,16 @@ Config = Annotated[
         show_default=False,
     ),
 ]
+Connect = Annotated[
+    str | None,
+    typer.Option(
+        "--connect",
+        "-c",
+        metavar="URI",
+        help="The libvirt that has the domain, as virsh has it.  [default: qemu:///system]",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DomainName = Annotated[
     str, typer.Argument(metavar="DOMAIN", help="Its name.", autocompletion=complete.domains)

@@ -52,7 +52,7 @@ def check_options(domain: Domain, options: Options) -> None:
     Raises:
         UsageError: A bridge or a disk that the domain does not have.
     """
-    bridges = sorted({net.bridge for net in domain.net})
+    bridges = sorted({net.network or net.bridge for net in domain.net})
     disks = sorted(block.id for block in domain.block)
     for flag, wanted, there in (("--net", options.nets, bridges), ("--disk", options.disks, disks)):
         for name in wanted:

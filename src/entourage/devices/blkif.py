@@ -92,6 +92,7 @@ class BlockController(Controller):
         self.way = Way.STAY
         self._copied: Copied | None = None
         self._new: NewImage | None = None
+        self._made: NewImage | None = None
         self._mirroring = False
 
     @property
@@ -197,7 +198,8 @@ class BlockController(Controller):
         """Go the way of a copy, or say why there is none."""
         disk = self.disk
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
-        need = Verb.MIRROR_READONLY if _only_read(disk) else Verb.MIRROR
+        need = Verb.CARRY_DISKS if self._carried(here) else Verb.MIRROR
+        need = Verb.MIRROR_READONLY if _only_read(disk) else need
         if need not in here.machine.verbs:
             found.append(room.no_verb(disk, here.source, need))
         space = await images.room(image, flat=backing is None)
@@ -249,8 +251,15 @@ class BlockController(Controller):
 
     # PREPARE
 
+    @staticmethod
+    def _carried(here: Here) -> bool:
+        """Whether the hypervisor's carrier copies disks by itself, with the memory."""
+        return Verb.CARRY_DISKS in here.machine.verbs
+
     async def prepare(self, here: Here) -> None:
-        """Have the target make the file that it will be copied into."""
+        """Have the target make the file that it will be copied into; see who copies it."""
+        if self.way is not Way.STAY and self._new is not None and self._carried(here):
+            here.machine.carry(self.disk, top_only=self._new.backing is not None)
         if self.way is Way.MAKE and self._new is not None:
             done = await here.peer(Make(new=self._new), bool)
             if not done:
@@ -259,12 +268,12 @@ class BlockController(Controller):
 
     async def prepare_there(self, there: There, request: Any) -> Any:
         """Make an empty image that is like the source's."""
-        new = msgspec.convert(request, Make).new
+        new = self._made = msgspec.convert(request, Make).new
         return await images.create(new, there.migration, there.ledger)
 
     async def connect(self, here: Here) -> None:
         """Mirror the disk; from here on, every write of the guest goes to both."""
-        if self.way is Way.STAY or self._new is None:
+        if self.way is Way.STAY or self._new is None or self._carried(here):
             return
         export = await here.peer(Open(), Export)
         self._mirroring = True
@@ -284,9 +293,16 @@ class BlockController(Controller):
                 await images.set_aside(path)
                 return None
 
+    async def arrived(self, there: There) -> None:
+        """Set aside again what a carrier has freed of a file that was preallocated."""
+        new = self._made
+        if new is not None and new.preallocated and Verb.CARRY_DISKS in there.incoming.verbs:
+            await images.set_aside(new.path)
+
     def progress(self, here: Here) -> tuple[int, int]:
         """How far the mirror has come."""
-        return here.machine.mirrored(self.disk) if self._mirroring else (0, 0)
+        copies = self._mirroring or (self.way is not Way.STAY and self._carried(here))
+        return here.machine.mirrored(self.disk) if copies else (0, 0)
 
     # TRANSFER, and after
 

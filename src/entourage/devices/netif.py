@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,11 +22,14 @@ SYS = Path("/sys/class/net")
 # A forwarding entry as the kernel's struct __fdb_entry has it.
 _ENTRY = 16
 _USUAL_MTU = 1500
+_UNKNOWN_MTU = 65535
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """TEST: what about a NIC on this bridge, with this MAC and tap?"""
+    """TEST: what about a NIC on this bridge (or network, or interface), with this MAC and tap?"""
 
+    attach: Literal["bridge", "network", "direct", "other"] = "bridge"
+    network: str | None = None
     bridge: str
     mac: str | None
     tap: str | None
@@ -37,7 +40,7 @@ class Bridge(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         mtu: The bridge's; None where there is no such bridge.
-        bridges: All bridges of the target.
+        bridges: All bridges (or networks, or interfaces) of the target.
         port: The tap of another guest there that has the MAC; empty where none has.
         tap_taken: Whether an interface there has the tap's name already.
         announces: Whether the target's hypervisor can announce a NIC.
@@ -64,18 +67,32 @@ class NetController(Controller):
     async def test(self, here: Here) -> Sequence[Refusal]:
         """Is there a bridge for it, wide enough?"""
         nic = self.nic
-        bridge = here.options.nets.get(nic.bridge, nic.bridge)
-        self.target_device = msgspec.structs.replace(nic, bridge=bridge)
         found = marked(here, nic)
-        answer = await here.peer(Ask(bridge=bridge, mac=nic.mac, tap=nic.tap), Bridge)
+        if nic.attach == "other":  # nothing of the host's that we know of
+            return found
+        asked = self._as_mapped(here)
+        self.target_device = asked
+        ask = Ask(
+            attach=nic.attach,
+            network=asked.network,
+            bridge=asked.bridge,
+            mac=nic.mac,
+            tap=nic.tap,
+        )
+        answer = await here.peer(ask, Bridge)
+        kind, bridge, was = "bridge", asked.bridge, nic.bridge
+        if nic.attach == "network":
+            kind, bridge, was = "network", asked.network or "", nic.network or ""
+        elif nic.attach == "direct":
+            kind = "interface"
         if answer.mtu is None:
             there = ", ".join(answer.bridges)
-            mend = f"--net {nic.bridge}=… with one of: {there}" if there else f"make {bridge} there"
-            return [*found, refuse(nic, here.target, f"there is no bridge {bridge}", mend)]
+            mend = f"--net {was}=… with one of: {there}" if there else f"make {bridge} there"
+            return [*found, refuse(nic, here.target, f"there is no {kind} {bridge}", mend)]
         needed = nic.mtu or mtu_of(nic.bridge) or _USUAL_MTU
         if answer.mtu < needed:
-            reason = f"bridge {bridge} has an MTU of {answer.mtu}, the NIC needs {needed}"
-            mend = f"ip link set dev {bridge} mtu {needed} there, or --net {nic.bridge}=…"
+            reason = f"{kind} {bridge} has an MTU of {answer.mtu}, the NIC needs {needed}"
+            mend = f"ip link set dev {bridge} mtu {needed} there, or --net {was}=…"
             found.append(refuse(nic, here.target, reason, mend))
         if answer.port:
             message = f"another guest there, behind {answer.port}, uses the MAC {nic.mac}"
@@ -92,14 +109,43 @@ class NetController(Controller):
             warn(here, nic, here.target, message)
         return found
 
+    def _as_mapped(self, here: Here) -> Net:
+        """The NIC with the bridge, network or interface that the user named for the target."""
+        nic, nets = self.nic, here.options.nets
+        if nic.attach == "network" and nic.network is not None:
+            return msgspec.structs.replace(nic, network=nets.get(nic.network, nic.network))
+        return msgspec.structs.replace(nic, bridge=nets.get(nic.bridge, nic.bridge))
+
     async def test_there(self, there: There, request: Any) -> Any:
         """Look at the bridge and what is on it."""
         asked = msgspec.convert(request, Ask)
+        if asked.attach == "network":
+            return await self._network_there(there, asked)
+        if asked.attach == "direct":
+            return Bridge(
+                mtu=mtu_of(asked.bridge),
+                bridges=sorted(entry.name for entry in SYS.iterdir()),
+                port="",
+                tap_taken=False,
+                announces=Verb.ANNOUNCE in there.incoming.verbs,
+            )
         is_bridge = (SYS / asked.bridge / "bridge").is_dir()
         return Bridge(
             mtu=mtu_of(asked.bridge) if is_bridge else None,
             bridges=bridges(),
             port=_tap_with(asked.bridge, asked.mac) if is_bridge and asked.mac else "",
+            tap_taken=_exists(asked.tap),
+            announces=Verb.ANNOUNCE in there.incoming.verbs,
+        )
+
+    async def _network_there(self, there: There, asked: Ask) -> Bridge:
+        """Look at a network of the hypervisor's own."""
+        networks = await there.incoming.networks()
+        bridge = networks.get(asked.network or "")
+        return Bridge(
+            mtu=None if bridge is None else mtu_of(bridge) or _UNKNOWN_MTU,
+            bridges=sorted(networks),
+            port=_tap_with(bridge, asked.mac) if bridge and asked.mac else "",
             tap_taken=_exists(asked.tap),
             announces=Verb.ANNOUNCE in there.incoming.verbs,
         )

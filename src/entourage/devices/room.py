@@ -44,7 +44,7 @@ def no_verb(disk: Block, host: str, need: Verb) -> Refusal:
     if need is Verb.MIRROR_READONLY:
         reason = "the hypervisor cannot copy a read-only medium"
         return refuse(disk, host, reason, f"copy {disk.path} there at the same path")
-    return no_way(disk, host, "the hypervisor cannot mirror a disk", "put it on shared storage")
+    return no_way(disk, host, "the hypervisor cannot copy a disk", "put it on shared storage")
 
 
 def fit(disk: Block, there: There, request: Fit) -> Fitting:
@@ -53,7 +53,8 @@ def fit(disk: Block, there: There, request: Fit) -> Fitting:
         [] if request.need in there.incoming.verbs else [no_verb(disk, there.host, request.need)]
     )
     if request.onto_device:
-        fitting = _fit_device(disk, there, request.new)
+        exact = request.need is Verb.CARRY_DISKS
+        fitting = _fit_device(disk, there, request.new, exact=exact)
         return msgspec.structs.replace(fitting, refusals=[*lacks, *fitting.refusals])
     return Fitting(refusals=[*lacks, *_fit_file(disk, there, request.new)])
 
@@ -104,7 +105,7 @@ def _too_full(disk: Block, there: There, new: NewImage, directory: str) -> Refus
     )
 
 
-def _fit_device(disk: Block, there: There, new: NewImage) -> Fitting:
+def _fit_device(disk: Block, there: There, new: NewImage, *, exact: bool) -> Fitting:
     """See whether the device is large enough, and nobody's (mounted, LVM, RAID, swap)."""
     another = f"--disk {disk.id}=/dev/…, another device"
     if new.format != "raw":
@@ -125,6 +126,9 @@ def _fit_device(disk: Block, there: There, new: NewImage) -> Fitting:
             f"{new.path} has {format_size(size)} ({size} bytes), "
             f"the disk {format_size(new.size)} ({new.size} bytes)"
         )
+        return Fitting(refusals=[refuse(disk, there.host, reason, another)])
+    if size > new.size and exact:
+        reason = f"{new.path} is larger than the disk, and the hypervisor copies only onto equals"
         return Fitting(refusals=[refuse(disk, there.host, reason, another)])
     if size > new.size:
         larger = f"{new.path} is larger than the disk by {format_size(size - new.size)}"

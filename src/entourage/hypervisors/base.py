@@ -13,12 +13,35 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import msgspec
-
 from entourage.domain import Block, Device, Domain, Net, Tpm
 from entourage.hosts.resources import Ledger
+from entourage.hypervisors.values import (
+    DataPlane,
+    DomainState,
+    Export,
+    MemoryProgress,
+    Plan,
+    Secret,
+    Ticket,
+    TpmFacts,
+)
 from entourage.protocol import Guest
 from entourage.steps import Refusal
+
+__all__ = [
+    "DataPlane",
+    "DomainState",
+    "Export",
+    "Hypervisor",
+    "Incoming",
+    "Machine",
+    "MemoryProgress",
+    "Plan",
+    "Secret",
+    "Ticket",
+    "TpmFacts",
+    "Verb",
+]
 
 
 class Verb(enum.StrEnum):
@@ -29,85 +52,8 @@ class Verb(enum.StrEnum):
     UNPLUG = "unplug"
     ANNOUNCE = "announce"
     CARRY_TPM = "carry-tpm"
-
-
-class DomainState(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of ``entourage list``."""
-
-    name: str
-    uuid: str
-    state: str
-    """``running``, ``paused``, ``incoming``, ``finish-migrate``, ``crashed``, ``shut off``, …"""
-    pid: int | None = None
-    memory: int = 0
-    vcpus: int = 0
-
-
-class Export(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a disk of the target's machine takes the mirror's writes."""
-
-    host: str
-    port: int
-    name: str
-
-
-class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the target's machine takes memory and CPU state, in its backend's own words."""
-
-    uri: str
-
-
-class Secret(msgspec.Struct, frozen=True):
-    """The one-time pre-shared key of a migration; never printed, logged or put in the journal."""
-
-    username: str
-    key: bytes
-
-    def __repr__(self) -> str:
-        """Without the key."""
-        return f"Secret({self.username!r}, …)"
-
-
-class DataPlane(msgspec.Struct, frozen=True, kw_only=True):
-    """How disks and memory travel.
-
-    Attributes:
-        address: The address of the target that QEMU's streams go to.
-        ports: First and last TCP port that may be used on the target.
-        secret: The TLS pre-shared key; None sends everything in the clear.
-        bandwidth: Bytes a second for memory; 0 for no limit.
-    """
-
-    address: str
-    ports: tuple[int, int]
-    secret: Secret | None
-    bandwidth: int = 0
-
-
-class TpmFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the TPM emulator of a host can do; compared between both hosts at TEST.
-
-    Attributes:
-        program: The emulator's name, ``swtpm``; empty where none is installed.
-        version: Its version as numbers, ``(0, 7, 1)``; empty where it does not say.
-        capabilities: Its own words: ``tpm-1.2``, ``tpm-2.0``, ``rsa-keysize-2048``, …
-    """
-
-    program: str = ""
-    version: tuple[int, ...] = ()
-    capabilities: frozenset[str] = frozenset()
-
-
-class MemoryProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far pre-copy has come; bytes, bytes a second, seconds."""
-
-    transferred: int
-    remaining: int
-    total: int
-    dirty_rate: float
-    rate: float
-    iteration: int
-    expected_downtime: float
+    CARRY_DISKS = "carry-disks"
+    """The carrier copies disks by itself, within ``start``; instead of MIRROR."""
 
 
 class Machine(Protocol):
@@ -162,6 +108,15 @@ class Machine(Protocol):
 
     # Verbs for controllers
 
+    def carry(self, disk: Block, *, top_only: bool) -> None:
+        """In PREPARE, before ``plan``: ``start`` is to copy this disk (CARRY_DISKS).
+
+        Args:
+            disk: The disk.
+            top_only: Copy only the top image of a backing chain.
+        """
+        ...
+
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         """Copy the disk to the export and keep it so; returns when both are the same.
 
@@ -210,7 +165,12 @@ class Machine(Protocol):
     # The carrier's six verbs
 
     async def arm(
-        self, plane: DataPlane, *, throttle: bool = False, lock: int | None = None
+        self,
+        plane: DataPlane,
+        *,
+        throttle: bool = False,
+        lock: int | None = None,
+        offers: Mapping[str, str] = ...,
     ) -> None:
         """Everything that can be set up before pre-copy: keys, capabilities, the moment of stop.
 
@@ -223,11 +183,28 @@ class Machine(Protocol):
             throttle: Whether ``tune(throttle=True)`` may come later.
             lock: A descriptor (the domain's lock) that the dead hand keeps open as long as it may
                 still act, so that nobody begins anew before it has spoken.
+            offers: What the target's half said in ``offers``.
+        """
+        ...
+
+    @property
+    def in_the_clear(self) -> str:
+        """Once armed: why memory will travel unencrypted though it was not asked for; or empty."""
+        ...
+
+    async def plan(self, target: Domain) -> Plan:
+        """After every device's ``prepare``: what the target needs to build the machine.
+
+        Args:
+            target: The domain as it is to be there.
         """
         ...
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:
-        """Begin pre-copy; returns when the stream is up. ``live=False`` stops the guest first."""
+        """Copy the disks that it is to carry, then begin pre-copy; returns when that is up.
+
+        ``live=False`` stops the guest first.
+        """
         ...
 
     async def progress(self) -> MemoryProgress:
@@ -246,12 +223,20 @@ class Machine(Protocol):
         """
         ...
 
+    async def held(self) -> None:
+        """Wait until the hypervisor itself is done with its disks: only then they can settle."""
+        ...
+
     async def proceed(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""
         ...
 
-    async def landed(self) -> None:
-        """Wait until the source says that all has been sent and taken."""
+    async def landed(self) -> bytes:
+        """Wait until the source says that all has been sent and taken.
+
+        Returns:
+            What the target's half must hear before it may ``run``; empty where that is nothing.
+        """
         ...
 
     async def disarm_dead_hand(self) -> None:
@@ -299,7 +284,15 @@ class Incoming(Protocol):
         """
         ...
 
-    async def build(self, domain: Domain, plane: DataPlane) -> None:
+    async def offers(self) -> Mapping[str, str]:
+        """What this host has that the source must know before it plans; its backend's own words."""
+        ...
+
+    async def networks(self) -> Mapping[str, str]:
+        """The networks that the hypervisor itself runs here: their bridge, by their name."""
+        ...
+
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Make the machine, paused, from the running configuration; what it opens exists."""
         ...
 
@@ -313,6 +306,10 @@ class Incoming(Protocol):
 
     async def landed(self) -> None:
         """Wait until memory has landed, then close the exports: all that is left is ``run``."""
+        ...
+
+    def hear(self, last_words: bytes) -> None:
+        """What the source's ``landed`` has returned, where that is anything; comes before GO."""
         ...
 
     async def died(self) -> str:

@@ -1,20 +1,123 @@
-"""Which hypervisor runs here."""
+"""Which hypervisors there are on this host."""
 
 from __future__ import annotations
 
-from entourage.errors import UsageError
-from entourage.hypervisors.base import Hypervisor
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from entourage.domain import Domain
+from entourage.errors import ConfigError, EntourageError, UsageError
+from entourage.hypervisors.base import DomainState, Hypervisor
 from entourage.settings.model import Settings
+
+# A backend is imported when it is opened: `--help` and a shell's TAB must not wait for it.
+# ruff: noqa: PLC0415
+
+_PATIENCE = 5.0
+"""Seconds for a libvirtd that nobody has named to say what domains it has."""
+LIBVIRT_URI = "qemu:///system"
+_LIBVIRT_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 
 
 def open_hypervisor(settings: Settings, name: str = "qemu") -> Hypervisor:
     """This host's hypervisor of that name.
 
+    Args:
+        settings: This host's.
+        name: ``qemu``, or the URI of a libvirtd as virsh has it.
+
     Raises:
         UsageError: There is none of that name.
     """
     if name == "qemu":
-        from entourage.hypervisors.qemu.hypervisor import QemuHypervisor  # noqa: PLC0415 - start-up
+        from entourage.hypervisors.qemu.hypervisor import QemuHypervisor
 
         return QemuHypervisor(settings)
-    raise UsageError(f"no hypervisor is called {name!r}", remedy="there is: qemu")
+    if ":" in name:
+        from entourage.hypervisors.libvirt.hypervisor import LibvirtHypervisor
+
+        return LibvirtHypervisor(settings, name)
+    raise UsageError(
+        f"no hypervisor is called {name!r}", remedy=f"there are: qemu, and URIs as {LIBVIRT_URI}"
+    )
+
+
+def has_libvirt() -> bool:
+    """Whether this host has a libvirtd, and what it takes to speak with it."""
+    from entourage.hypervisors.libvirt.connection import installed
+
+    return any(Path(path).exists() for path in _LIBVIRT_SOCKETS) and installed()
+
+
+def hypervisors(settings: Settings, connect: str | None = None) -> list[Hypervisor]:
+    """Those of this host.
+
+    Args:
+        settings: This host's.
+        connect: Only the libvirtd with this URI.
+    """
+    if connect:
+        return [open_hypervisor(settings, connect)]
+    names = ["qemu", *([LIBVIRT_URI] if has_libvirt() else [])]
+    return [open_hypervisor(settings, name) for name in names]
+
+
+async def all_domains(settings: Settings, connect: str | None = None) -> list[DomainState]:
+    """The domains of all of them; a libvirtd that cannot be asked has none, unless it is named."""
+    found: list[DomainState] = []
+    for hypervisor in hypervisors(settings, connect):
+        named = connect is not None or hypervisor.name == "qemu"
+        try:
+            async with asyncio.timeout(None if named else _PATIENCE):
+                found += await hypervisor.domains()
+        except (EntourageError, TimeoutError):
+            if named:
+                raise
+    return found
+
+
+async def find_domain(
+    settings: Settings, name: str, connect: str | None = None
+) -> tuple[Hypervisor, Domain]:
+    """A domain of this host, and whose it is.
+
+    Raises:
+        UsageError: There is none of that name, or two hypervisors have one.
+    """
+    asked = hypervisors(settings, connect)
+    found: list[tuple[Hypervisor, Domain]] = []
+    problem: EntourageError | None = None
+    unasked = ""
+    for hypervisor in asked:
+        try:
+            async with asyncio.timeout(None if len(asked) == 1 else _PATIENCE):
+                found.append((hypervisor, await hypervisor.find(name)))
+        except ConfigError:  # it is there, and what was written about it is wrong
+            raise
+        except UsageError as error:
+            problem = problem or error
+        except (EntourageError, TimeoutError) as error:
+            if len(asked) == 1 or hypervisor.name == "qemu":
+                raise
+            unasked = f"; and {hypervisor.name} does not answer: {error or 'it hangs'}"
+    if len(found) > 1:
+        raise UsageError(
+            f"there are two domains {name!r} on this host, one of them libvirt's",
+            remedy=f"--connect {LIBVIRT_URI} says that libvirt's is meant",
+        )
+    if not found:
+        if unasked and problem:
+            problem.message += unasked
+        raise problem or UsageError(f"there is no domain {name!r} on this host")
+    return found[0]
+
+
+__all__: Sequence[str] = (
+    "LIBVIRT_URI",
+    "all_domains",
+    "find_domain",
+    "has_libvirt",
+    "hypervisors",
+    "open_hypervisor",
+)

@@ -116,7 +116,12 @@ def _tool_faults(key: str, command: str) -> Iterator[_Fault]:
 
 def _device_faults(key: str, device: Device) -> Iterator[_Fault]:
     """What one device may not have together."""
+    if getattr(device, "model", None) == "other":
+        yield _Fault(f"{key}.model", "'other' is what other hypervisors have, and cannot be made")
     match device:
+        case Net() if device.attach != "bridge" or device.network is not None:
+            name = "network" if device.network is not None else "attach"
+            yield _Fault(f"{key}.{name}", "is what other hypervisors have; a NIC here has a bridge")
         case Block():
             if device.copy == "keep-chain" and device.format != "qcow2":
                 yield _Fault(f"{key}.copy", "only a qcow2 has a chain", 'write format = "qcow2"')

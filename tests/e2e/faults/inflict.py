@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from lab.host import Host
-from tests.e2e.run import PATIENCE, Tool, Under
+from tests.e2e.run import PATIENCE, Under
+from tests.e2e.tool import Tool
 from tests.e2e.world import World
 
 _QEMU = "qemu-system-x86_64"

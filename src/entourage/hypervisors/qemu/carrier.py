@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle
-from entourage.hypervisors.base import DataPlane, MemoryProgress, Ticket
-from entourage.hypervisors.qemu import keys
+from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
+from entourage.hypervisors.deadhand import DeadHand
+from entourage.hypervisors.qemu import deadhand, keys
 from entourage.hypervisors.qemu.cmdline import mirror_name
-from entourage.hypervisors.qemu.deadhand import DeadHand
 from entourage.hypervisors.qemu.explain import device_of
 from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.paths import Places
@@ -21,6 +24,7 @@ from entourage.hypervisors.qemu.record import Running
 
 _UNLIMITED = 1 << 40  # bytes a second
 _ENDED = frozenset({"none", "completed", "failed", "cancelled"})
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _YANK_AFTER = 1.0
 _NUDGE = 0.02
 # Auto-converge can only be switched on before a migration begins. Until it is wanted, what it takes
@@ -81,7 +85,12 @@ class Carrier:
         return self._was_running
 
     async def arm(
-        self, plane: DataPlane, *, throttle: bool = False, lock: int | None = None
+        self,
+        plane: DataPlane,
+        *,
+        throttle: bool = False,
+        lock: int | None = None,
+        offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - QEMU plans alone
     ) -> None:
         """Set up keys, capabilities and parameters, and arm the dead hand."""
         domain = self._running.domain
@@ -108,13 +117,22 @@ class Carrier:
                 **(_HARDLY_THROTTLED if throttle else {}),
             },
         )
-        self._hand = await DeadHand.arm(
+        self._hand = await deadhand.arm(
             self._where,
             name=f"{domain.uuid}.{secrets.token_hex(4)}",
             run_again=self._was_running,
             mirrors=[mirror_name(domain, disk) for disk in domain.block],
             lock=lock,
         )
+
+    @property
+    def in_the_clear(self) -> str:
+        """Never without being asked for."""
+        return ""
+
+    async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - it travels by itself
+        """All that the target needs is in the domain."""
+        return Plan()
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:
         """Begin pre-copy; returns when the stream is up. ``live=False`` stops the guest first."""
@@ -168,21 +186,22 @@ class Carrier:
         await self._monitor.until(still)
         if not known.stopped_at:
             # A guest that its user had paused has no moment of stopping.
-            await self._held()
+            await self.held()
         return known.stopped_at or known.held_at
 
-    async def _held(self) -> None:
-        """Wait until QEMU holds the memory back, with its disks flushed."""
+    async def held(self) -> None:
+        """Wait until QEMU has flushed its disks, and holds the memory back."""
         await self._reach("pre-switchover")
 
     async def proceed(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""
-        await self._held()
+        await self.held()
         await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
 
-    async def landed(self) -> None:
+    async def landed(self) -> bytes:
         """Wait until the source says that all has been sent and taken."""
         await self._reach("completed")
+        return b""
 
     async def disarm_dead_hand(self) -> None:
         """GO may be sent next: from when this returns, nothing resumes the guest by itself."""
@@ -242,6 +261,10 @@ class Carrier:
                 with contextlib.suppress(CommandError):
                     instance = {"type": "migration"}
                     await self._monitor.execute("yank", {"instances": [instance]}, urgent=True)
+                with contextlib.suppress(CommandError):
+                    # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever
+                    # with the guest stopped, unless told to go on from where it says it is.
+                    await self._monitor.execute("migrate-continue", {"state": "cancelling"})
             await waiting
         finally:
             waiting.cancel()

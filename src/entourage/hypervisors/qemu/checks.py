@@ -12,9 +12,10 @@ from typing import TypeAlias
 
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError, UsageError
+from entourage.hypervisors.files import digest
 from entourage.hypervisors.qemu import binary
 from entourage.hypervisors.qemu.cmdline import is_readonly
-from entourage.hypervisors.qemu.machine import cpu_flags, digest
+from entourage.hypervisors.qemu.machine import cpu_flags
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import entries
 from entourage.settings.model import Settings

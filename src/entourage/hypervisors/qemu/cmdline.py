@@ -225,6 +225,8 @@ def _disk_device(domain: Domain, disk: Block, cds: int) -> dict[str, Any]:
                 else {"bus": f"ide.{cds // 2}", "unit": cds % 2}
             )
             return {"driver": "ide-cd", **device, **bus, **serial}
+        case "other":
+            raise UsageError("another hypervisor's disk cannot be made here", device=disk.label)
 
 
 def _net(domain: Domain, net: Net, host: HostThings) -> Iterator[str]:

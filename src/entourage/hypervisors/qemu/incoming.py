@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -14,7 +14,8 @@ from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
-from entourage.hypervisors.base import DataPlane, Export, Ticket, TpmFacts, Verb
+from entourage.hypervisors import swtpm
+from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.carrier import capabilities
@@ -31,10 +32,12 @@ from entourage.hypervisors.qemu.machine import VERBS, announce, connect
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
+from entourage.hypervisors.qemu.sockets import listening_at_once
 from entourage.protocol import Guest
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
 _NO_TPM = "the TPM emulator of the machine being built has ended"
+_NO_PLAN = Plan()
 _NEVER_RELEASED = frozenset({"inmigrate", "paused", "prelaunch"})
 
 
@@ -71,7 +74,7 @@ class QemuIncoming:
 
     async def tpm_facts(self) -> TpmFacts:
         """What the TPM emulator of this host can do; can be asked before ``build``."""
-        return await tpms.facts()
+        return await swtpm.facts()
 
     async def attach(self) -> Guest:
         """Take up a machine that another process was building here; what became of it."""
@@ -93,7 +96,15 @@ class QemuIncoming:
         self._has_tpm = not emulated or await asyncio.to_thread(tpms.is_alive, running.marker)
         return Guest.RUNNING if self._released else Guest.STOPPED
 
-    async def build(self, domain: Domain, plane: DataPlane) -> None:
+    async def offers(self) -> Mapping[str, str]:
+        """Nothing that the source must know."""
+        return {}
+
+    async def networks(self) -> Mapping[str, str]:
+        """None: QEMU knows of bridges only."""
+        return {}
+
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan = _NO_PLAN) -> None:  # noqa: ARG002 - all is in the domain
         """Make the machine, paused, from the running configuration; what it opens exists."""
         self._plane = plane
         self._host = await _bindable(plane.address)
@@ -179,6 +190,9 @@ class QemuIncoming:
         self._nbd_port = 0
         self._writable.clear()
 
+    def hear(self, last_words: bytes) -> None:
+        """QEMU's own stream said everything."""
+
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before."""
         if self._process is None:
@@ -226,7 +240,7 @@ class QemuIncoming:
 
     async def sync_tpm(self, tpm: Tpm) -> None:
         """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
-        await asyncio.to_thread(tpms.sync_state, self._where.tpm_state(tpm.id))
+        await asyncio.to_thread(swtpm.sync_state, self._where.tpm_state(tpm.id))
 
     async def own(self) -> None:
         """Write down the domain as this host's own, whether its machine lives or not; durable."""
@@ -268,17 +282,17 @@ class QemuIncoming:
 
     async def _start_nbd(self, monitor: Monitor, plane: DataPlane) -> int:
         tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}
-        for port in _range(plane):
-            address = {"type": "inet", "data": {"host": self._host, "port": str(port)}}
-            try:
-                await monitor.execute(
-                    "nbd-server-start", {"addr": address, "max-connections": 0, **tls}
-                )
-            except CommandError as error:
-                _only_in_use(error)
-            else:
-                return port
-        raise _no_port(plane)
+        server = listening_at_once(self._host, _range(plane))
+        if server is None:
+            raise _no_port(plane)
+        with server:
+            await monitor.give("nbd", server.fileno())
+            address = {"type": "fd", "data": {"str": "nbd"}}
+            await monitor.execute(
+                "nbd-server-start", {"addr": address, "max-connections": 0, **tls}
+            )
+            port: int = server.getsockname()[1]
+            return port
 
     def _standing(self) -> Monitor:
         if self._monitor is None:

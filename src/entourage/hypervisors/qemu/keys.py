@@ -11,6 +11,18 @@ from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor
 
 OBJECT = "entourage-tls"
+# The group ffdhe2048 of RFC 7919, appendix A.1. Without it QEMU makes parameters of its own as the
+# key is added, which takes from a fifth of a second to several, and the machine hangs meanwhile.
+_DH_PARAMETERS = """\
+-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
 
 
 async def add_key(monitor: Monitor, where: Places, secret: Secret, *, server: bool) -> None:
@@ -24,6 +36,8 @@ async def add_key(monitor: Monitor, where: Places, secret: Secret, *, server: bo
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(where.psk / "keys.psk", flags, 0o600), "w") as file:
         file.write(f"{secret.username}:{secret.key.hex()}\n")
+    if server:
+        (where.psk / "dh-params.pem").write_text(_DH_PARAMETERS)
     whose = (
         {"endpoint": "server"}
         if server

@@ -123,6 +123,9 @@ def _cancel(qmp: _Qmp) -> None:
             raise TimeoutError("the migration does not end")
         if waited > _YANK_AFTER:
             _yank(qmp, {"type": "migration"})
+            with contextlib.suppress(_Refused):
+                # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever.
+                qmp.run("migrate-continue", state="cancelling")
             if qmp.status("query-migrate") in _ENDED:
                 return
         qmp.wait(_YANK_AFTER)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,9 @@ from typing import Any
 from entourage.domain import Block, Device, Domain, Net, Pci, Tpm, Usb
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
+from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import Export, TpmFacts, Verb
+from entourage.hypervisors.files import digest
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import loses_state
@@ -27,7 +28,7 @@ from entourage.hypervisors.qemu.record import Running, disown
 from entourage.protocol import Guest
 from entourage.steps import Refusal
 
-VERBS = frozenset(Verb)
+VERBS = frozenset(Verb) - {Verb.CARRY_DISKS}
 _QUIT_PATIENCE = 5.0
 _MONITOR_PATIENCE = 10.0
 # RARP packets of QEMU's: how many, and when (ms).
@@ -171,6 +172,10 @@ class QemuMachine(Carrier):
 
     # Verbs for controllers
 
+    def carry(self, disk: Block, *, top_only: bool) -> None:  # noqa: ARG002 - see VERBS
+        """It does not: disks are mirrored one by one."""
+        raise HypervisorError("QEMU's stream carries no disk", device=disk.label)
+
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         """Copy the disk to the export and keep it so; returns when both are the same."""
         await self._mirrors.begin(disk, export, top_only=top_only, tls=self._tls)
@@ -181,7 +186,7 @@ class QemuMachine(Carrier):
 
     async def settle(self, disk: Block) -> None:
         """The guest has stopped: finish the mirror. The target has all, the source its own."""
-        await self._held()
+        await self.held()
         await self._mirrors.settle(disk)
 
     async def unmirror(self, disk: Block) -> None:
@@ -193,7 +198,7 @@ class QemuMachine(Carrier):
     async def tpm_facts(self) -> TpmFacts:
         """What the TPM emulator that this machine uses can do."""
         if any(tpm.type == "emulator" for tpm in self.domain.tpm):
-            return await tpms.facts()
+            return await swtpm.facts()
         return TpmFacts()
 
     async def erase_tpm(self, tpm: Tpm) -> None:
@@ -301,15 +306,6 @@ async def after_end(running: Running, where: Places) -> None:
         await await_marked(running.marker, _QUIT_PATIENCE)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(where.run)
-
-
-def digest(path: str) -> str:
-    """SHA-256 of a file; empty where it cannot be read. Blocks."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - what hashlib takes
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def cpu_flags() -> frozenset[str]:

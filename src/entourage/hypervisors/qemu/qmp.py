@@ -242,6 +242,19 @@ class Monitor:
         except (QMPError, OSError, EOFError) as error:
             raise MonitorLostError(self._why_lost(), device=device) from error
 
+    async def give(self, name: str, descriptor: int) -> None:
+        """Give QEMU a copy of an open descriptor, by a name that other commands know it by.
+
+        Raises:
+            CommandError: QEMU refused it.
+            MonitorLostError: QEMU went away.
+        """
+        try:
+            self._client.send_fd_scm(descriptor)
+        except OSError as error:
+            raise MonitorLostError(self._why_lost()) from error
+        await self.execute("getfd", {"fdname": name})
+
     async def until(self, test: Callable[[Known], T | None]) -> T:
         """Wait until what is known fulfils a condition, and return what ``test`` made of it.
 

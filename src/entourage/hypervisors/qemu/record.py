@@ -13,6 +13,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.process import start_time
+from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.qemu.paths import Places, places, run_root, state_root
 from entourage.settings.model import Settings
 
@@ -102,15 +103,6 @@ def remove_if_empty(directory: Path) -> None:
     """Remove a directory that holds nothing any more; one that holds something stays."""
     with contextlib.suppress(OSError):
         directory.rmdir()
-
-
-def sync_directory(directory: Path) -> None:
-    """Wait until the names in a directory are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def entries(settings: Settings) -> list[Entry]:

@@ -5,57 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 from pathlib import Path
-
-import msgspec
 
 from entourage.domain import Tpm
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, launch
 from entourage.hosts.resources import Ledger, marked_processes
-from entourage.hypervisors.base import TpmFacts
+from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.qemu.paths import Places
-from entourage.hypervisors.qemu.record import remove_if_empty, sync_directory
+from entourage.hypervisors.qemu.record import remove_if_empty
 from entourage.hypervisors.qemu.sockets import listening
 
 _SWTPM = "swtpm"
 _SETUP = "swtpm_setup"
-
-
-class _Said(msgspec.Struct):
-    """What ``swtpm socket --print-capabilities`` says."""
-
-    features: list[str] = []
-    version: str = ""
-
-
-async def facts() -> TpmFacts:
-    """What this host's swtpm can do; without a program where there is none."""
-    if shutil.which(_SWTPM) is None:
-        return TpmFacts()
-    process = await asyncio.create_subprocess_exec(
-        _SWTPM, "socket", "--print-capabilities",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    stdout, _ = await process.communicate()
-    return parse_capabilities(stdout.decode(errors="replace"))
-
-
-def parse_capabilities(text: str) -> TpmFacts:
-    """Read ``swtpm socket --print-capabilities``; before 0.7 it says neither versions nor TPMs."""
-    try:
-        said = msgspec.json.decode(text, type=_Said)
-    except msgspec.MsgspecError:
-        said = _Said()
-    return TpmFacts(
-        program=_SWTPM,
-        version=tuple(int(part) for part in re.findall(r"\d+", said.version)),
-        capabilities=frozenset(said.features),
-    )
 
 
 def make_state(where: Places, tpm: Tpm, ledger: Ledger) -> bool:
@@ -162,15 +125,3 @@ def _overwrite(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_state(directory: Path) -> None:
-    """Wait until a TPM's state is on the disk: swtpm itself never sees to that. Blocks."""
-    for path in directory.iterdir():
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    for part in (directory, directory.parent, directory.parent.parent):
-        sync_directory(part)

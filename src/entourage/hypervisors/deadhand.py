@@ -1,0 +1,107 @@
+"""The dead hand, seen from the process that it watches.
+
+The hand itself is a program of its backend's (``qemu/lifeline.py``, ``libvirt/lifeline.py``). It is
+told by one letter each, and answers with the capital: ``g`` GO may be sent, never resume; ``d`` all
+is over, end. The end of file means that the process that it watches is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from entourage.errors import HypervisorError
+from entourage.hosts.process import launch
+
+_START_PATIENCE = 10.0
+_ANSWER_PATIENCE = 0.5
+
+
+class DeadHand:
+    """A process that lets the guest run again when this one dies. Use ``DeadHand.arm``."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    @classmethod
+    async def arm(
+        cls,
+        program: Path,
+        arguments: Sequence[str],
+        *,
+        name: str,
+        log: Path,
+        lock: int | None,
+    ) -> DeadHand:
+        """Start it; it watches from when this returns.
+
+        Args:
+            program: The hand, run as ``python -I -S PROGRAM SOCKET-FD ARGUMENT…``.
+            arguments: The rest of its arguments.
+            name: Tells its process and its scope from others.
+            log: Takes what it says.
+            lock: A descriptor that it keeps open until it has spoken.
+
+        Raises:
+            HypervisorError: It does not come up.
+        """
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        hand = cls(ours)
+        try:
+            with theirs:
+                descriptors = (theirs.fileno(),) if lock is None else (theirs.fileno(), lock)
+                await launch(
+                    [sys.executable, "-I", "-S", str(program), str(theirs.fileno()), *arguments],
+                    marker=f"{name}.dead-hand",
+                    log=log,
+                    unit=f"entourage-{name}-dead-hand",
+                    pass_fds=descriptors,
+                )
+            await hand._hear(b"A", _START_PATIENCE)
+        except BaseException:
+            ours.close()
+            raise
+        return hand
+
+    async def disarm(self) -> None:
+        """It never resumes the guest from when this returns.
+
+        Raises:
+            HypervisorError: It did not say so: it has died, or acts already.
+        """
+        try:
+            self._end.send(b"g")
+        except OSError as error:
+            raise HypervisorError(f"the dead hand is gone: {error.strerror}") from error
+        await self._hear(b"G", _ANSWER_PATIENCE)
+
+    async def dismiss(self) -> None:
+        """All is over, the guest runs or is gone: it ends and gives up the lock."""
+        try:
+            self._end.send(b"d")
+            await self._hear(b"D", _ANSWER_PATIENCE)
+            await self._hear(b"", _ANSWER_PATIENCE)
+        except (OSError, HypervisorError):
+            return  # gone, or it will see the end of file and find a guest that runs
+        finally:
+            self._end.close()
+
+    def close(self) -> None:
+        """Let go of it as if this process had died: unless disarmed, it acts."""
+        self._end.close()
+
+    async def _hear(self, wanted: bytes, patience: float) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(patience):
+                heard = await loop.sock_recv(self._end, 1)
+        except TimeoutError as error:
+            raise HypervisorError("the dead hand does not answer") from error
+        except OSError as error:
+            raise HypervisorError(f"the dead hand is gone: {error.strerror}") from error
+        if heard != wanted:
+            raise HypervisorError("the dead hand is gone", remedy="its last words are in the log")

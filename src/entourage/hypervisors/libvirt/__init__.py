@@ -1,0 +1,1 @@
+"""Domains of stock libvirt: Entourage drives the five phases of its managed migration itself."""

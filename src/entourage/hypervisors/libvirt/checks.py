@@ -1,0 +1,133 @@
+"""What must be so on this host before a libvirt domain can be built on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hypervisors.files import digest
+from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
+from entourage.hypervisors.libvirt.explain import plain
+from entourage.hypervisors.libvirt.library import OLDEST
+from entourage.hypervisors.libvirt.words import STATE_NAMES, State
+from entourage.steps import Refusal
+
+Reason: TypeAlias = tuple[str, str]
+"""What is wrong, and what to do about it."""
+
+_FITS = frozenset({1, 2})
+"""``VIR_CPU_COMPARE_IDENTICAL`` and ``…_SUPERSET``."""
+
+
+async def test_incoming(
+    connection: Connection, domain: Domain, host: str, facts: Mapping[str, str]
+) -> Sequence[Refusal]:
+    """What speaks against building this domain here.
+
+    Args:
+        connection: To the libvirtd that is to build it.
+        domain: The running configuration.
+        host: What this host is called in refusals.
+        facts: What ``LibvirtMachine.facts`` said.
+    """
+    raw = connection.raw
+    reasons = versions(facts, await ask(raw.getLibVersion), await ask(raw.getVersion), host)
+    reasons += await _taken(connection, domain, host)
+    for path in domain.boot.files:
+        here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
+        if not here:
+            reasons.append((f"there is no {path}", f"copy it to {host}"))
+        elif there and here != there:
+            reason = f"{path} is not the file of that name that the source has"
+            reasons.append((reason, f"copy it to {host}"))
+    reasons += await _machine(raw, domain, facts, host)
+    free = await ask(raw.getFreeMemory)
+    available = await _available(raw, free)
+    if available and available < domain.memory:
+        reasons.append(
+            (
+                f"not enough memory: {domain.memory >> 20} MiB needed, {available >> 20} MiB free",
+                "free some, or shut another domain down",
+            )
+        )
+    return [Refusal("domain", host, reason, remedy) for reason, remedy in reasons]
+
+
+def versions(facts: Mapping[str, str], libvirt: int, qemu: int, host: str) -> list[Reason]:
+    """What speaks against this pair of versions."""
+    reasons: list[Reason] = []
+    if _parts(libvirt) < OLDEST:
+        remedy = f"install libvirt 6.0.0 or newer on {host}"
+        reasons.append((f"libvirtd {dotted(libvirt)} is too old to be driven", remedy))
+    theirs = int(facts.get("qemu", "0") or 0)
+    if theirs and qemu < theirs:
+        reasons.append(
+            (
+                f"QEMU {dotted(qemu)} is older than the {dotted(theirs)} that the domain runs in",
+                f"install QEMU {dotted(theirs)} on {host}",
+            )
+        )
+    return reasons
+
+
+def dotted(version: int) -> str:
+    """``9.0.0`` for 9000000."""
+    return ".".join(map(str, _parts(version)))
+
+
+def _parts(version: int) -> tuple[int, int, int]:
+    return version // 1_000_000, version // 1000 % 1000, version % 1000
+
+
+async def _taken(connection: Connection, domain: Domain, host: str) -> list[Reason]:
+    """A domain of that name or UUID that is here already."""
+    found = await connection.domain(str(domain.uuid)) or await connection.named(domain.name)
+    if found is None:
+        return []
+
+    def look() -> tuple[str, int]:
+        return found.name(), found.state(0)[0]
+
+    name, state = await ask(look)
+    if state in {State.SHUT_OFF, State.CRASHED}:
+        remedy = f"if it is of no use any more, `virsh undefine {name}` on {host}"
+        return [(f"there is a domain {name} here already, shut off", remedy)]
+    said = STATE_NAMES.get(State(state), "unknown")
+    return [(f"there is a domain {name} here already, {said}", f"see `virsh list` on {host}")]
+
+
+async def _machine(raw: Any, domain: Domain, facts: Mapping[str, str], host: str) -> list[Reason]:
+    """Whether this host's QEMU has the machine type, and its CPU what the guest uses."""
+    emulator, arch, virt = facts.get("emulator"), facts.get("arch"), facts.get("virt")
+    try:
+        await ask(raw.getDomainCapabilities, emulator, arch, domain.machine, virt, 0)
+    except RefusedError as error:
+        return [(f"libvirt: {plain(error.message)}", f"install on {host} the QEMU of the source")]
+    cpu = facts.get("cpu", "")
+    if virt != "kvm" or "<model" not in cpu:
+        return []
+    try:
+        fits = await ask(raw.compareHypervisorCPU, emulator, arch, domain.machine, virt, cpu, 0)
+    except HypervisorError as error:
+        return [(f"its CPU cannot be compared: {plain(error.message)}", "see the domain's <cpu>")]
+    if fits in _FITS:
+        return []
+    remedy = "use a CPU model that both hosts have (virsh hypervisor-cpu-baseline)"
+    return [("the CPU here lacks what the guest's has", remedy)]
+
+
+async def _available(raw: Any, free: int) -> int:
+    """Bytes that can be had: what libvirt calls free is without the page cache."""
+    try:
+        stats: Mapping[str, int] = await ask(raw.getMemoryStats, -1, 0)
+    except RefusedError:
+        return free
+    return sum(_kib(stats, ("free", "cached", "buffers")))
+
+
+def _kib(stats: Mapping[str, int], keys: Sequence[str]) -> Iterator[int]:
+    for key in keys:
+        yield stats.get(key, 0) << 10

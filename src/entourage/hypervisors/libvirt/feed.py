@@ -1,0 +1,170 @@
+"""What libvirt and QEMU say of one domain by themselves, and when: nobody has to ask for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from entourage.errors import HypervisorError
+from entourage.hypervisors.libvirt.connection import Connection, ask, bindings
+from entourage.hypervisors.libvirt.words import ITERATION, LIFECYCLE, Lifecycle
+
+Result = TypeVar("Result")
+_SOON = 1_000_000_000
+"""An event that seems older than this (ns) was stamped by a clock that jumped."""
+
+
+@dataclasses.dataclass(slots=True)
+class Known:
+    """What was heard so far; moments are ns of the monotonic clock, 0 where there was none.
+
+    Attributes:
+        stopped_at, resumed_at: When QEMU last stopped and last resumed the guest.
+        migration: QEMU's own word for where its migration is.
+        iteration: Which round of the memory is under way.
+        ended: Why the machine is gone; empty where it is not.
+        lost: Why there is nothing more to hear; empty while there is.
+    """
+
+    stopped_at: int = 0
+    resumed_at: int = 0
+    migration: str = ""
+    iteration: int = 0
+    ended: str = ""
+    lost: str = ""
+
+
+class Feed:
+    """Listens to one domain. Use ``Feed.open``."""
+
+    def __init__(self, connection: Connection, uuid: str) -> None:
+        self.known = Known()
+        self._connection = connection
+        self._uuid = uuid
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+
+    @classmethod
+    async def open(cls, uri: str, uuid: str) -> Feed:
+        """Listen from when this returns; the domain need not be there yet.
+
+        It has a connection of its own: on one that waits for an answer, events come late.
+
+        Raises:
+            HypervisorError: libvirt cannot be reached.
+        """
+        feed = cls(await Connection.open(uri), uuid)
+        try:
+            await ask(feed._register)
+        except BaseException:
+            await feed.close()
+            raise
+        return feed
+
+    def _register(self) -> None:
+        raw = self._connection.raw
+        raw.domainEventRegisterAny(None, LIFECYCLE, self._on_lifecycle, None)
+        raw.domainEventRegisterAny(None, ITERATION, self._on_iteration, None)
+        qemu: Any = __import__("libvirt_qemu")
+        qemu.qemuMonitorEventRegister(raw, None, None, self._on_qemu, None, 0)
+        with contextlib.suppress(bindings().libvirtError):
+            raw.registerCloseCallback(self._on_close, None)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if not self.known.lost:
+            self.known.lost = "it was closed"
+        self._changed.set()
+        with contextlib.suppress(Exception):
+            await ask(self._connection.raw.unregisterCloseCallback)
+        await self._connection.close()
+
+    async def until(self, check: Callable[[Known], Result | None]) -> Result:
+        """Wait until ``check`` of what is known returns something, and return that.
+
+        Raises:
+            HypervisorError: There is nothing more to hear; or what ``check`` raised.
+        """
+        while True:
+            self._changed.clear()
+            found = check(self.known)
+            if found is not None:
+                return found
+            if self.known.lost:
+                raise HypervisorError(
+                    f"libvirtd has gone: {self.known.lost}", remedy="see whether libvirtd runs"
+                )
+            await self._changed.wait()
+
+    # In libvirt's thread
+
+    def _on_lifecycle(
+        self, _connection: Any, domain: Any, event: int, detail: int, _context: Any
+    ) -> None:
+        if domain.UUIDString() != self._uuid:
+            return
+        now = time.monotonic_ns()
+        match event:
+            case Lifecycle.SUSPENDED:
+                self._tell("stopped_at", now, keep=True)
+            case Lifecycle.RESUMED:
+                self._tell("resumed_at", now, keep=True)
+            case Lifecycle.STOPPED | Lifecycle.CRASHED:
+                self._tell("ended", f"its machine has ended (libvirt's reason {event}.{detail})")
+            case _:
+                pass
+
+    def _on_iteration(self, _connection: Any, domain: Any, iteration: int, _context: Any) -> None:
+        if domain.UUIDString() == self._uuid:
+            self._tell("iteration", iteration)
+
+    def _on_qemu(
+        self,
+        _connection: Any,
+        domain: Any,
+        event: str,
+        seconds: int,
+        micros: int,
+        details: str | None,
+        _context: Any,
+    ) -> None:
+        """QEMU's own events come a millisecond before what libvirt makes of them."""
+        if event not in {"STOP", "RESUME", "MIGRATION"} or domain.UUIDString() != self._uuid:
+            return
+        if event == "MIGRATION":
+            self._tell("migration", str(json.loads(details or "{}").get("status", "")))
+            return
+        moment = at(seconds, micros)
+        self._tell("stopped_at" if event == "STOP" else "resumed_at", moment)
+
+    def _on_close(self, _connection: Any, reason: int, _context: Any) -> None:
+        self._tell("lost", f"the connection has ended (libvirt's reason {reason})")
+
+    def _tell(self, what: str, value: Any, *, keep: bool = False) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            self._loop.call_soon_threadsafe(self._take, what, value, keep)
+
+    # In the loop's
+
+    def _take(self, what: str, value: Any, keep: bool) -> None:  # noqa: FBT001 - see _tell
+        """Know it; with ``keep``, unless QEMU's own word for it is known already."""
+        known = self.known
+        if what == "stopped_at" and not (keep and known.stopped_at > known.resumed_at):
+            known.stopped_at = value
+        elif what == "resumed_at" and not (keep and known.resumed_at > known.stopped_at):
+            known.resumed_at = value
+        elif what not in {"stopped_at", "resumed_at"}:
+            setattr(known, what, value)
+        self._changed.set()
+
+
+def at(seconds: int, micros: int) -> int:
+    """A moment of the wall clock, in ns of the monotonic clock; never in the future."""
+    ago = time.time_ns() - (seconds * 1_000_000_000 + micros * 1000)
+    now = time.monotonic_ns()
+    return now - ago if 0 <= ago < _SOON else now

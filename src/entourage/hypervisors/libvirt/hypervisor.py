@@ -1,0 +1,233 @@
+"""This host's libvirt domains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from entourage.domain import Domain
+from entourage.errors import DomainBusy, HypervisorError, UsageError
+from entourage.hosts.resources import Ledger
+from entourage.hypervisors.base import DomainState, Incoming, Machine
+from entourage.hypervisors.libvirt import checks
+from entourage.hypervisors.libvirt.connection import (
+    Connection,
+    RefusedError,
+    ask,
+    bindings,
+    phases,
+)
+from entourage.hypervisors.libvirt.domainxml import Lookups, read_domain, side_text, with_side
+from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
+from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.libvirt.side import read_side
+from entourage.hypervisors.libvirt.words import STATE_NAMES, State
+from entourage.settings.model import Settings
+from entourage.steps import Refusal
+
+_THERE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SUSPENDED, State.SHUTDOWN})
+_LOOK_EVERY = 0.2
+
+
+class LibvirtHypervisor:
+    """The domains of one libvirtd.
+
+    Args:
+        settings: This host's.
+        uri: As virsh's ``--connect``.
+    """
+
+    def __init__(self, settings: Settings, uri: str) -> None:
+        self._settings = settings
+        self.name = uri
+
+    async def domains(self) -> Sequence[DomainState]:
+        """All domains that this libvirtd knows."""
+        connection = await Connection.open(self.name, read_only=True)
+
+        def look() -> list[DomainState]:
+            return [state for raw in connection.raw.listAllDomains(0) if (state := _state(raw))]
+
+        try:
+            return await ask(look)
+        finally:
+            await connection.close()
+
+    async def find(self, name: str) -> Domain:
+        """The running (or last known) configuration; raises UsageError where there is none."""
+        connection = await Connection.open(self.name)
+        try:
+            return await self._read(connection, await self._named(connection, name))
+        finally:
+            await connection.close()
+
+    async def machine(self, name: str) -> Machine:
+        """Open a running domain; raises UsageError where there is none, or it does not run."""
+        await asyncio.to_thread(phases)
+        connection = await Connection.open(self.name)
+        try:
+            raw = await self._named(connection, name)
+            state = (await ask(raw.state, 0))[0]
+            if state in _THERE:
+                return await self._machine(connection, raw, state)
+        except BaseException:
+            await connection.close()
+            raise
+        await connection.close()
+        raise UsageError(f"{name} does not run", remedy=f"`virsh start {name}` starts it")
+
+    async def taken_up(self, domain: Domain) -> Machine:
+        """What is left here of a domain whose migration another process began."""
+        connection = await Connection.open(self.name)
+        try:
+            raw = await connection.domain(str(domain.uuid))
+            if raw is not None:
+                return await self._machine(connection, raw, (await ask(raw.state, 0))[0], domain)
+        except BaseException:
+            await connection.close()
+            raise
+        log = self._log(domain.name)
+        return LibvirtMachine(connection, None, domain, log, was_running=True, transient=False)
+
+    async def _machine(
+        self, connection: Connection, raw: Any, state: int, domain: Domain | None = None
+    ) -> LibvirtMachine:
+        domain = domain or await self._read(connection, raw)
+        return LibvirtMachine(
+            connection,
+            raw,
+            domain,
+            self._log(domain.name),
+            was_running=state in {State.RUNNING, State.BLOCKED},
+            transient=not await ask(raw.isPersistent),
+        )
+
+    def _log(self, name: str) -> Path:
+        return Path(self._settings.paths.log, f"{name}.log")
+
+    def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:  # noqa: ARG002 - see its docstring
+        """A machine to be built here.
+
+        It makes nothing that a ledger could name: libvirtd itself ends what nobody finishes.
+        """
+        return LibvirtIncoming(self.name, domain)
+
+    async def test_incoming(
+        self, domain: Domain, host: str, facts: Mapping[str, str]
+    ) -> Sequence[Refusal]:
+        """What speaks against building this domain here."""
+        await asyncio.to_thread(phases)
+        connection = await Connection.open(self.name)
+        try:
+            return await checks.test_incoming(connection, domain, host, facts)
+        finally:
+            await connection.close()
+
+    async def start(self, domain: Domain) -> None:
+        """Start a domain that libvirt has the definition of.
+
+        Raises:
+            UsageError: libvirt does not know it.
+            DomainBusy: It runs already.
+            HypervisorError: libvirt refused.
+        """
+        connection = await Connection.open(self.name)
+        try:
+            raw = await self._named(connection, domain.name)
+            if (await ask(raw.state, 0))[0] in _THERE:
+                raise DomainBusy(f"{domain.name} runs here already")
+            await ask(raw.create)
+        finally:
+            await connection.close()
+
+    async def stop(self, name: str, *, force: bool, patience: float) -> None:
+        """Shut a domain down (ACPI), or end it at once with ``force``.
+
+        Raises:
+            UsageError: There is none, or it does not run.
+            HypervisorError: The guest did not shut down in time.
+        """
+        connection = await Connection.open(self.name)
+        try:
+            raw = await self._named(connection, name)
+            if (await ask(raw.state, 0))[0] not in _THERE:
+                raise UsageError(f"{name} does not run")
+            if force:
+                await ask(raw.destroy)
+                return
+            await ask(raw.shutdown)
+            async with asyncio.timeout(patience):
+                with contextlib.suppress(RefusedError):  # a transient one is gone then
+                    while (await ask(raw.state, 0))[0] in _THERE:  # noqa: ASYNC110 - it is asked
+                        await asyncio.sleep(_LOOK_EVERY)
+        except TimeoutError as error:
+            raise HypervisorError(
+                f"{name} has not shut down within {patience:g} s",
+                remedy="its guest may ignore the power button; --force ends it at once",
+            ) from error
+        finally:
+            await connection.close()
+
+    async def _named(self, connection: Connection, name: str) -> Any:
+        raw = await connection.named(name)
+        if raw is None:
+            raise UsageError(
+                f"there is no domain {name!r} in {self.name}",
+                remedy=f"virsh -c {self.name} list --all shows what there is",
+            )
+        return raw
+
+    async def _read(self, connection: Connection, raw: Any) -> Domain:
+        def read() -> tuple[Domain, str]:
+            text: str = raw.XMLDesc(0)
+            return read_domain(text, _lookups(connection)), side_text(text)
+
+        domain, written = await ask(read)
+        return with_side(domain, read_side(domain.name, written))
+
+
+def _state(raw: Any) -> DomainState | None:
+    """A line of the list; None where the domain has gone meanwhile."""
+    try:
+        state, _, memory, vcpus, _ = raw.info()
+        name = STATE_NAMES.get(state, "unknown")
+        if state == State.PAUSED and _incoming(raw):
+            name = "incoming"
+        return DomainState(
+            name=raw.name(),
+            uuid=raw.UUIDString(),
+            state=name,
+            memory=raw.maxMemory() << 10 if state in _THERE else memory << 10,
+            vcpus=vcpus,
+        )
+    except bindings().libvirtError:
+        return None
+
+
+def _incoming(raw: Any) -> bool:
+    """Whether it is on its way in: paused by libvirt, and with no definition yet."""
+    paused_for_migration, paused_starting = 2, 11
+    return not raw.isPersistent() and raw.state(0)[1] in {paused_for_migration, paused_starting}
+
+
+def _lookups(connection: Connection) -> Lookups:
+    libvirt = bindings()
+
+    def volume(pool: str, name: str) -> str:
+        try:
+            return str(
+                connection.raw.storagePoolLookupByName(pool).storageVolLookupByName(name).path()
+            )
+        except libvirt.libvirtError:
+            return ""
+
+    def bridge(name: str) -> str:
+        try:
+            return str(connection.raw.networkLookupByName(name).bridgeName())
+        except libvirt.libvirtError:
+            return ""
+
+    return Lookups(volume=volume, bridge=bridge)

@@ -1,0 +1,145 @@
+"""The dead hand for a domain of libvirt's: lets its guest run again when its parent dies.
+
+After Perform and before Confirm the guest stands still on the source, and libvirtd leaves it so for
+ever when the process that drives the phases dies. This program is started before the stop, with one
+end of a socket pair; the other end is its parent's alone. It is told
+
+    ``g``  GO may be sent: from now on never resume; answered ``G``
+    ``d``  all is over: end; answered ``D``
+
+and the end of file means that the parent is dead: if GO was not said, the migration's job is ended
+and the guest resumed. It needs nothing but the standard library and ``libvirt.so.0``: it runs as
+``python -I -S lifeline.py SOCKET-FD RUN-AGAIN URI UUID``.
+"""
+
+import ctypes
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+_DEADLINE = 60.0
+_AGAIN = 0.05
+_ENDS_WITHIN = 10.0
+_WAKE_UP = b'{"execute": "migrate-continue", "arguments": {"state": "cancelling"}}'
+_RUNNING, _PAUSED = 1, 3
+
+
+class _Libvirt:
+    """One domain, by libvirt's C library."""
+
+    def __init__(self, uri: str, uuid: str) -> None:
+        self._uri, self._uuid = uri.encode(), uuid.encode()
+        self._library = ctypes.CDLL("libvirt.so.0")
+        for name in ("virConnectOpen", "virDomainLookupByUUIDString"):
+            getattr(self._library, name).restype = ctypes.c_void_p
+        # Without it, every error is printed, also those that are expected.
+        self._quiet = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: None)
+        self._library.virSetErrorFunc(None, self._quiet)
+        self._domain: Any = None
+        try:
+            self._qemu: Any = ctypes.CDLL("libvirt-qemu.so.0")
+        except OSError:
+            self._qemu = None
+
+    def connect(self) -> bool:
+        """Connect (again), and find the domain; whether there is one."""
+        connection = self._library.virConnectOpen(self._uri)
+        if not connection:
+            return False
+        found = self._library.virDomainLookupByUUIDString(ctypes.c_void_p(connection), self._uuid)
+        self._domain = ctypes.c_void_p(found) if found else None
+        return self._domain is not None
+
+    def state(self) -> int:
+        """Its ``virDomainState``; -1 where libvirtd does not say."""
+        state, reason = ctypes.c_int(-1), ctypes.c_int()
+        status: int = self._library.virDomainGetState(
+            self._domain, ctypes.byref(state), ctypes.byref(reason), 0
+        )
+        return state.value if status == 0 else -1
+
+    def end_job(self) -> None:
+        """End the migration, if one is under way; returns when it has, or does not."""
+        deadline = time.monotonic() + _ENDS_WITHIN
+        while self._busy() and time.monotonic() < deadline:
+            self._library.virDomainAbortJob(self._domain)
+            time.sleep(_AGAIN)
+            if self._busy() and self.state() == _PAUSED:
+                self._wake()
+
+    def _busy(self) -> bool:
+        """Whether a job is under way (the first field of ``virDomainJobInfo``)."""
+        info = (ctypes.c_ulonglong * 32)()
+        status: int = self._library.virDomainGetJobInfo(self._domain, info)
+        return status == 0 and info[0] & 0xFFFFFFFF != 0
+
+    def _wake(self) -> None:
+        """A QEMU that was cancelled just as it stopped may sleep for ever: see carrier.py."""
+        if self._qemu is not None:
+            answer = ctypes.c_void_p()
+            self._qemu.virDomainQemuMonitorCommand(
+                self._domain, _WAKE_UP, ctypes.byref(answer), ctypes.c_uint(0)
+            )
+
+    def resume(self) -> None:
+        """Let it run; libvirtd waits itself until what is under way has ended."""
+        self._library.virDomainResume(self._domain)
+
+
+def resume(domain: _Libvirt, *, run_again: bool) -> str:
+    """Give the migration up and let the guest run; returns what became of it."""
+    deadline = time.monotonic() + _DEADLINE
+    while time.monotonic() < deadline:
+        state = domain.state()
+        if state < 0:  # libvirtd went away, and may come back
+            if not domain.connect():
+                time.sleep(_AGAIN)
+            continue
+        if state == _RUNNING:
+            domain.end_job()
+            return "the guest runs"
+        if state != _PAUSED:
+            return "its machine is gone"
+        domain.end_job()
+        if not run_again:
+            return "the migration is ended; the guest stays paused, as its user had it"
+        domain.resume()
+    return "it could not be reached in time; `virsh resume` lets the guest run"
+
+
+def main(arguments: list[str]) -> int:
+    """Wait for a word from the parent, or for its death."""
+    descriptor, run_again, uri, uuid = arguments
+    parent = socket.socket(fileno=int(descriptor))
+    domain = _Libvirt(uri, uuid)
+    if not domain.connect():
+        return 1
+    parent.sendall(b"A")
+    may_resume = True
+    while True:
+        try:
+            word = parent.recv(1)
+        except OSError:
+            word = b""
+        if word == b"g":
+            may_resume = False
+            parent.sendall(b"G")
+        elif word == b"d":
+            # The lock first, of which nobody has told the number.
+            os.closerange(3, parent.fileno())
+            os.closerange(parent.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+            parent.sendall(b"D")
+            os._exit(0)  # without the milliseconds that Python takes to end
+        else:
+            break
+    if not may_resume:
+        return 0
+    said = resume(domain, run_again=run_again == "1")
+    sys.stderr.write(f"entourage: the dead hand: {said}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,209 @@
+"""The way back of a libvirt domain's migration, from whatever phase it is in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hypervisors.base import DataPlane
+from entourage.hypervisors.deadhand import DeadHand
+from entourage.hypervisors.libvirt.connection import (
+    Connection,
+    LostError,
+    RefusedError,
+    ask,
+    phases,
+    tell_qemu,
+)
+from entourage.hypervisors.libvirt.feed import Feed, Known
+from entourage.hypervisors.libvirt.words import Flag, State
+
+_BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
+_AGAIN = 0.1  # seconds between two attempts to end a job
+_NUDGE_AFTER = 5  # attempts
+_FLUSHES_WITHIN = 3.0  # seconds for QEMU to flush its disks
+
+
+class WayBack:
+    """What a carrier knows of its phases, and how it gives them up.
+
+    Args:
+        connection: To this host's libvirtd.
+        raw: ``libvirt.virDomain``; None where there is none any more.
+        domain: What its XML says.
+        log: Takes what the dead hand says.
+        was_running: Whether its user lets the guest run.
+        transient: Whether it has no definition.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        raw: Any,
+        domain: Domain,
+        log: Path,
+        *,
+        was_running: bool,
+        transient: bool,
+    ) -> None:
+        self._connection = connection
+        self._raw = raw
+        self._domain = domain
+        self._log = log
+        self._was_running = was_running
+        self._transient = transient
+        self._carried: dict[str, bool] = {}
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._plane: DataPlane | None = None
+        self._feed: Feed | None = None
+        self._hand: DeadHand | None = None
+        self._clear = ""
+        self._extra = Flag(0)
+        self._parameters: dict[str, str | int | list[str]] = {}
+        self._flags = Flag(0)
+        self._beginning: asyncio.Future[tuple[str, bytes]] | None = None
+        self._performing: asyncio.Future[bytes] | None = None
+        self._tidying: asyncio.Task[None] | None = None
+
+    @property
+    def domain(self) -> Domain:
+        """The running configuration."""
+        return self._domain
+
+    @property
+    def was_running(self) -> bool:
+        """False where the user had paused the guest before: it stays paused on the target."""
+        return self._was_running
+
+    async def abort(self) -> None:
+        """Give the migration up at whatever point: the guest runs here again, or stays paused."""
+        try:
+            await self._give_up()
+            await self._run_again()
+        except LostError:
+            await self._find_again()
+            await self._end_job()
+            await self._run_again()
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._dismiss())
+
+    async def _give_up(self) -> None:
+        """End whatever phase it is in."""
+        if self._beginning is None:
+            await self._end_job()  # of a process before this one, if any
+            return
+        await asyncio.wait({self._beginning})
+        begun, self._beginning = self._beginning, None
+        if begun.exception() is not None:
+            return
+        performing = self._performing
+        if performing is not None:
+            await self._past_the_stop(performing)
+            rounds = 0
+            while not performing.done():
+                await self._press_end(nudge=rounds >= _NUDGE_AFTER)
+                await asyncio.wait({performing}, timeout=_AGAIN)
+                rounds += 1
+            if isinstance(failed := performing.exception(), LostError):
+                raise failed
+            if failed is not None:
+                return  # then libvirt has put everything back by itself
+        with contextlib.suppress(RefusedError):
+            await ask(
+                phases().confirm, self._raw, self._parameters, b"", self._flags, cancelled=True
+            )
+
+    async def _past_the_stop(self, performing: asyncio.Future[bytes]) -> None:
+        """Do not end the job in the moment between the guest's stop and QEMU's holding of memory.
+
+        QEMU (7.2) may go to sleep for ever then, with the guest stopped, and libvirt (9.0) may wait
+        for ever for a stop that has been. It is tens of milliseconds, in which disks are flushed.
+        """
+        feed = self._heard()
+
+        def past(known: Known) -> bool | None:
+            stopping = known.stopped_at > known.resumed_at and known.migration == "active"
+            return None if stopping else True
+
+        waiting = asyncio.ensure_future(feed.until(past))
+        try:
+            await asyncio.wait(
+                {waiting, performing}, timeout=_FLUSHES_WITHIN, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
+
+    async def _press_end(self, *, nudge: bool) -> None:
+        """Have libvirt end its job; with ``nudge``, wake up who sleeps through that.
+
+        See ``_past_the_stop``. QEMU wakes up when it is told to go on from where it says it is. And
+        libvirt goes on when it sees the guest stop: it, or else ``_run_again``, lets it run again.
+        """
+        with contextlib.suppress(RefusedError):
+            await ask(self._raw.abortJob)
+        if not nudge:
+            return
+        state = (await ask(self._raw.state, 0))[0]
+        with contextlib.suppress(RefusedError):
+            if state == State.RUNNING:
+                await ask(self._raw.suspend)
+            else:
+                await tell_qemu(self._raw, "migrate-continue", state="cancelling")
+
+    async def _end_job(self) -> None:
+        """End a job that nobody waits for any more."""
+        rounds = 0
+        with contextlib.suppress(RefusedError):
+            while self._raw is not None and (await ask(self._raw.jobInfo))[0]:
+                await self._press_end(nudge=rounds >= _NUDGE_AFTER)
+                await asyncio.sleep(_AGAIN)
+                rounds += 1
+
+    async def _run_again(self) -> None:
+        """Let the guest run; one that runs already goes on, one that was paused stays so.
+
+        Raises:
+            HypervisorError: It is gone, or libvirt does not let it.
+        """
+        state = State.NONE if self._raw is None else (await ask(self._raw.state, 0))[0]
+        if state in {State.RUNNING, State.BLOCKED}:
+            return
+        if state not in {State.PAUSED, State.SUSPENDED}:
+            raise HypervisorError(f"the machine of {self._domain.name} is gone")
+        if self._was_running and self._raw is not None:
+            try:
+                await ask(self._raw.resume)
+            except RefusedError:
+                if (await ask(self._raw.state, 0))[0] != State.RUNNING:
+                    raise
+
+    async def _find_again(self) -> None:
+        """Libvirtd went away: connect again, as soon as it is back."""
+        old = self._connection
+        self._connection = await Connection.open_again(old.uri, _BACK_WITHIN)
+        self._raw = await self._connection.domain(str(self._domain.uuid))
+        await old.close()
+
+    async def _dismiss(self) -> None:
+        if self._hand is not None:
+            hand, self._hand = self._hand, None
+            await hand.dismiss()
+
+    async def _tidied(self) -> None:
+        if self._tidying is not None:
+            await self._tidying
+            self._tidying = None
+
+    def _heard(self) -> Feed:
+        if self._feed is None:
+            raise HypervisorError("the migration is not armed")
+        return self._feed
+
+    def _performed(self) -> asyncio.Future[bytes]:
+        if self._performing is None:
+            raise HypervisorError("the migration has not begun")
+        return self._performing

@@ -1,0 +1,105 @@
+"""libvirt's numbers and names, as far as they are used here; all are part of its stable ABI.
+
+They stand here, and not as attributes of its Python module, because that need not be installed.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+
+class Flag(enum.IntFlag):
+    """``virDomainMigrateFlags``."""
+
+    LIVE = 1 << 0
+    PERSIST_DEST = 1 << 3
+    UNDEFINE_SOURCE = 1 << 4
+    PAUSED = 1 << 5
+    NON_SHARED_DISK = 1 << 6
+    NON_SHARED_INC = 1 << 7
+    CHANGE_PROTECTION = 1 << 8
+    UNSAFE = 1 << 9
+    AUTO_CONVERGE = 1 << 13
+    TLS = 1 << 16
+    NON_SHARED_SYNCHRONOUS_WRITES = 1 << 18
+
+
+NOT_FOR_TARGET: Final = Flag.CHANGE_PROTECTION | Flag.AUTO_CONVERGE
+"""What the source alone is told."""
+
+
+class Parameter(enum.StrEnum):
+    """``VIR_MIGRATE_PARAM_*``."""
+
+    URI = "migrate_uri"
+    DEST_NAME = "destination_name"
+    DEST_XML = "destination_xml"
+    PERSIST_XML = "persistent_xml"
+    BANDWIDTH = "bandwidth"
+    DISKS = "migrate_disks"
+    TLS_DESTINATION = "tls.destination"
+    CONVERGE_INITIAL = "auto_converge.initial"
+    CONVERGE_INCREMENT = "auto_converge.increment"
+
+
+UNSIGNED_LONG: Final = frozenset({Parameter.BANDWIDTH})
+"""Numbers that are ``unsigned long long``; all others are ``int``."""
+
+
+class State(enum.IntEnum):
+    """``virDomainState``."""
+
+    NONE = 0
+    RUNNING = 1
+    BLOCKED = 2
+    PAUSED = 3
+    SHUTDOWN = 4
+    SHUT_OFF = 5
+    CRASHED = 6
+    SUSPENDED = 7
+
+
+PAUSED_BY_MIGRATION: Final = 2
+"""``VIR_DOMAIN_PAUSED_MIGRATION``."""
+
+STATE_NAMES: Final = {
+    State.RUNNING: "running",
+    State.BLOCKED: "running",
+    State.PAUSED: "paused",
+    State.SHUTDOWN: "shutting down",
+    State.SHUT_OFF: "shut off",
+    State.CRASHED: "crashed",
+    State.SUSPENDED: "suspended",
+}
+"""In the words of ``entourage list``."""
+
+LIFECYCLE: Final = 0
+ITERATION: Final = 20
+"""``VIR_DOMAIN_EVENT_ID_LIFECYCLE`` and ``…_MIGRATION_ITERATION``."""
+
+
+class Lifecycle(enum.IntEnum):
+    """``virDomainEventType``."""
+
+    SUSPENDED = 3
+    RESUMED = 4
+    STOPPED = 5
+    CRASHED = 8
+
+
+XML_SECURE: Final = 1
+XML_INACTIVE: Final = 2
+XML_MIGRATABLE: Final = 8
+
+UNDEFINE_ALL: Final = 1 | 2 | 4 | 16 | 32
+"""Managed save, metadata of snapshots and checkpoints, NVRAM, and the TPM's state."""
+
+NO_DOMAIN: Final = 42
+MIGRATE_FINISH_OK: Final = 93
+OPERATION_INVALID: Final = 55
+NO_SUPPORT: Final = 3
+"""``virErrorNumber``; the second is what a Finish that was told to cancel ends with."""
+
+NO_WAITING: Final = 1
+"""A call that libvirt is to answer at once or not at all."""

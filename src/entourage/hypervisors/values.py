@@ -1,0 +1,96 @@
+"""What passes between a hypervisor and the layers above it: values."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class DomainState(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of ``entourage list``."""
+
+    name: str
+    uuid: str
+    state: str
+    """``running``, ``paused``, ``incoming``, ``finish-migrate``, ``crashed``, ``shut off``, …"""
+    pid: int | None = None
+    memory: int = 0
+    vcpus: int = 0
+
+
+class Export(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a disk of the target's machine takes the mirror's writes."""
+
+    host: str
+    port: int
+    name: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the target's half must know of the source's before it can build, in their own words."""
+
+    xml: str = ""
+    cookie: bytes = b""
+    flags: int = 0
+    transient: bool = False
+    """The domain has no definition of its own, and is to have none there."""
+    parameters: dict[str, str | int | list[str]] = {}
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the target's machine takes memory and CPU state, in its backend's own words."""
+
+    uri: str
+    cookie: bytes = b""
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """The one-time pre-shared key of a migration; never printed, logged or put in the journal."""
+
+    username: str
+    key: bytes
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Secret({self.username!r}, …)"
+
+
+class DataPlane(msgspec.Struct, frozen=True, kw_only=True):
+    """How disks and memory travel.
+
+    Attributes:
+        address: The address of the target that QEMU's streams go to.
+        ports: First and last TCP port that may be used on the target.
+        secret: The TLS pre-shared key; None sends everything in the clear.
+        bandwidth: Bytes a second for memory; 0 for no limit.
+    """
+
+    address: str
+    ports: tuple[int, int]
+    secret: Secret | None
+    bandwidth: int = 0
+
+
+class TpmFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the TPM emulator of a host can do; compared between both hosts at TEST.
+
+    Attributes:
+        program: The emulator's name, ``swtpm``; empty where none is installed.
+        version: Its version as numbers, ``(0, 7, 1)``; empty where it does not say.
+        capabilities: Its own words: ``tpm-1.2``, ``tpm-2.0``, ``rsa-keysize-2048``, …
+    """
+
+    program: str = ""
+    version: tuple[int, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+
+
+class MemoryProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far pre-copy has come; bytes, bytes a second, seconds."""
+
+    transferred: int
+    remaining: int
+    total: int
+    dirty_rate: float
+    rate: float
+    iteration: int
+    expected_downtime: float

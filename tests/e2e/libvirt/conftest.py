@@ -1,0 +1,43 @@
+"""The two libvirtd that these tests share, and what a test that failed must not do to the next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab.libvirtd import start_all
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from lab.hosts import Lab
+    from tests.e2e.libvirt.world import LibvirtWorld
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session")
+def libvirt_lab(lab: Lab) -> Lab:
+    """Hosts a and b, each with its libvirtd. A test that kills one starts it again."""
+    start_all([lab["a"], lab["b"]])
+    return lab
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember which tests have failed."""
+    report = yield
+    if report.failed and report.when == "call":
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture
+def world(module_world: LibvirtWorld, request: pytest.FixtureRequest) -> Generator[LibvirtWorld]:
+    """Return the module's guest and hosts; after a test that failed, new ones."""
+    yield module_world
+    if request.node.stash.get(_FAILED, default=False):
+        module_world.start_over()

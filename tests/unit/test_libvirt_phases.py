@@ -1,0 +1,309 @@
+"""libvirt's phases: what is passed to its library, and what is made of its answers."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.domain import Block, Domain
+from entourage.errors import HypervisorError, UsageError
+from entourage.hypervisors.base import DataPlane, Secret
+from entourage.hypervisors.libvirt import checks, tls
+from entourage.hypervisors.libvirt.carrier import Carrier
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError, told
+from entourage.hypervisors.libvirt.explain import device_of, plain, qemu_said
+from entourage.hypervisors.libvirt.feed import at
+from entourage.hypervisors.libvirt.library import Phases, TypedParameter, marshalled
+from entourage.hypervisors.libvirt.uri import Destination, destination
+from entourage.hypervisors.libvirt.words import Flag, Parameter
+
+
+class Raised(Exception):  # noqa: N818 - it stands for one of libvirt's
+    """Stands for libvirt.libvirtError."""
+
+    def __init__(self, message: str, code: int = 1, domain: int = 10) -> None:
+        super().__init__(message)
+        self._facts = message, code, domain
+
+    def get_error_message(self) -> str:
+        return self._facts[0]
+
+    def get_error_code(self) -> int:
+        return self._facts[1]
+
+    def get_error_domain(self) -> int:
+        return self._facts[2]
+
+
+# Parameters
+
+
+def test_a_typed_parameter_is_as_large_as_libvirts() -> None:
+    assert ctypes.sizeof(TypedParameter) == 96
+    assert TypedParameter.value.offset == 88
+
+
+def test_parameters_have_their_types() -> None:
+    array = marshalled(
+        {
+            Parameter.URI: "tcp://b",
+            Parameter.BANDWIDTH: 1 << 40,
+            Parameter.CONVERGE_INITIAL: 5,
+            Parameter.DISKS: ["vda", "vdb"],
+        }
+    )
+    assert [slot.field.decode() for slot in array] == [
+        "migrate_uri", "bandwidth", "auto_converge.initial", "migrate_disks", "migrate_disks",
+    ]  # fmt: skip
+    assert [slot.type for slot in array] == [7, 4, 1, 7, 7]
+    assert (array[0].value.s, array[1].value.ul, array[2].value.i) == (b"tcp://b", 1 << 40, 5)
+    assert (array[3].value.s, array[4].value.s) == (b"vda", b"vdb")
+
+
+# The library
+
+
+class Library:
+    """Stands for libvirt.so.0: one phase that gives out a cookie with a NUL in it."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.seen: list[Any] = []
+
+    def virDomainMigratePerform3Params(self, *arguments: Any) -> int:  # noqa: N802 - libvirt's
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        _dom, _uri, _params, _count, cookie, length, out, out_length, flags = arguments
+        self.seen = [cookie, length, flags.value]
+        made = libc.malloc(4)
+        ctypes.memmove(made, b"a\0b\0", 4)
+        ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = made
+        ctypes.cast(out_length, ctypes.POINTER(ctypes.c_int))[0] = 4
+        return self.status
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch) -> object:
+    def pointer(_wrapper: object, _name: bytes) -> None:
+        return None
+
+    monkeypatch.setattr("entourage.hypervisors.libvirt.library._pointer", pointer)
+    return object()
+
+
+def test_cookies_go_in_and_out_by_their_exact_length(domain: object) -> None:
+    library: Any = Library(0)
+    phases = Phases(library, Raised)
+    assert phases.perform(domain, {}, b"in\0", Flag.LIVE | Flag.TLS) == b"a\0b\0"
+    assert library.seen == [b"in\0", 3, (1 << 0) | (1 << 16)]
+
+
+def test_no_cookie_is_a_null_pointer(domain: object) -> None:
+    library: Any = Library(0)
+    Phases(library, Raised).perform(domain, {}, b"", 0)
+    assert library.seen[:2] == [None, 0]
+
+
+def test_a_failure_is_raised_in_the_thread_that_failed(domain: object) -> None:
+    library: Any = Library(-1)
+    with pytest.raises(Raised, match="Perform failed"):
+        Phases(library, Raised).perform(domain, {}, b"", 0)
+
+
+def test_a_libvirt_that_is_too_old_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"libvirt 5\.9\.0 is too old"):
+        Phases.open(5_009_000, Raised)
+
+
+def test_a_libvirt_without_its_phases_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def some(_name: str) -> object:
+        return object()
+
+    monkeypatch.setattr(ctypes, "CDLL", some)
+    with pytest.raises(UsageError, match="lacks virDomainMigrateBegin3Params"):
+        Phases.open(99_000_000, Raised)
+
+
+# Errors
+
+
+def test_an_error_of_the_connection_leaves_the_outcome_open() -> None:
+    assert isinstance(told(Raised("End of file", 38, domain=7)), LostError)
+    assert isinstance(told(Raised("closed", 6, domain=0)), LostError)
+
+
+def test_what_libvirtd_itself_says_is_an_answer() -> None:
+    error = told(Raised("Requested operation\n is not valid", 55))
+    assert isinstance(error, RefusedError)
+    assert (error.code, error.message) == (55, "libvirt: Requested operation is not valid")
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    error = OSError("x")
+    assert told(error) is error
+
+
+# What follows from both hosts
+
+
+def carrier(*, was_running: bool = True) -> Any:
+    nothing: Any = None
+    return Carrier(
+        nothing,
+        None,
+        Domain(name="web1", memory=1 << 28),
+        Path("/nowhere"),
+        was_running=was_running,
+        transient=False,
+    )
+
+
+def plane(*, secret: bool = True, bandwidth: int = 0) -> DataPlane:
+    key = Secret("entourage", b"k") if secret else None
+    return DataPlane(address="10.0.0.2", ports=(1, 2), secret=key, bandwidth=bandwidth)
+
+
+def test_tls_where_both_hosts_have_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "can_send", lambda: True)
+    one = carrier()
+    one._choose(plane(), {"tls": "b.example", "libvirt": "9000000"}, throttle=False)
+    assert one._extra == Flag.TLS | Flag.NON_SHARED_SYNCHRONOUS_WRITES
+    assert one._parameters == {Parameter.TLS_DESTINATION: "b.example"}
+    assert one.in_the_clear == ""
+
+
+def test_without_certificates_the_user_is_told_whose_are_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tls, "can_send", lambda: False)
+    one = carrier()
+    one._choose(plane(), {"tls": "b.example"}, throttle=False)
+    assert "this host has no certificates" in one.in_the_clear
+    one._choose(plane(), {"tls": ""}, throttle=False)
+    assert "the target has no certificates" in one.in_the_clear
+    one._choose(plane(secret=False), {"tls": ""}, throttle=False)
+    assert one.in_the_clear == ""
+
+
+def test_what_the_user_wants_becomes_flags_and_parameters() -> None:
+    one = carrier(was_running=False)
+    one._choose(plane(secret=False, bandwidth=100 << 20), {}, throttle=True)
+    assert one._extra == Flag.AUTO_CONVERGE | Flag.PAUSED
+    assert one._parameters[Parameter.BANDWIDTH] == 100
+
+
+def test_two_ways_to_copy_cannot_be_mixed() -> None:
+    one = carrier()
+    one.carry(Block(id="vda", path="/a"), top_only=True)
+    one.carry(Block(id="vda", path="/a"), top_only=True)
+    with pytest.raises(HypervisorError, match="vda the other way"):
+        one.carry(Block(id="vdb", path="/b"), top_only=False)
+
+
+def test_where_certificates_are_looked_for(tmp_path: Path) -> None:
+    conf = tmp_path / "qemu.conf"
+    conf.write_text(
+        f'#migrate_tls_x509_cert_dir = "/no"\ndefault_tls_x509_cert_dir = "{tmp_path}"\n'
+    )
+    assert tls.directory(conf) == tmp_path
+    assert not tls.can_send(conf)
+    for name in ("ca-cert.pem", "server-cert.pem"):
+        (tmp_path / name).touch()
+    assert tls.can_send(conf)
+    assert tls.can_take(conf) == ""
+    (tmp_path / "server-key.pem").touch()
+    assert tls.can_take(conf)
+
+
+# Versions and words
+
+
+def test_an_older_qemu_is_refused() -> None:
+    reasons = checks.versions({"qemu": "7002000"}, 9_000_000, 7_001_000, "b")
+    assert [reason for reason, _ in reasons] == [
+        "QEMU 7.1.0 is older than the 7.2.0 that the domain runs in"
+    ]
+    assert checks.versions({"qemu": "7002000"}, 9_000_000, 10_000_000, "b") == []
+
+
+def test_an_old_libvirtd_is_refused() -> None:
+    [(reason, _)] = checks.versions({}, 5_000_000, 7_002_000, "b")
+    assert reason == "libvirtd 5.0.0 is too old to be driven"
+
+
+def test_a_reason_is_told_of_the_device_that_it_names() -> None:
+    disk = Block(id="vda", path="/srv/web1.qcow2")
+    domain = Domain(name="web1", memory=1 << 28, block=(disk,))
+    assert device_of(domain, "cannot migrate disk 'vda'") == "block/vda"
+    assert device_of(domain, "something about /srv/web1.qcow2") == "block/vda"
+    assert device_of(domain, "domain has CPU feature: invtsc") == ""
+    assert plain("libvirt: Requested operation is not valid: no way") == "no way"
+
+
+def test_what_qemu_said_last(tmp_path: Path) -> None:
+    log = tmp_path / "web1.log"
+    assert qemu_said(log) == ""
+    log.write_text(
+        "2026-11-23 05:00:00.000+0000: starting up libvirt version: 9.0.0\n"
+        "2026-11-23T05:00:00Z qemu-system-x86_64: of an earlier machine\n"
+        "2026-11-23 06:00:00.000+0000: starting up libvirt version: 9.0.0\n"
+        "LC_ALL=C /usr/bin/qemu-system-x86_64 -name web1\n"
+        "2026-11-23T06:00:01.5Z qemu-system-x86_64: tpm-emulator: Setting the state blob failed\n"
+        "2026-11-23T06:00:01.6Z qemu-system-x86_64: load of migration failed: Input/output error\n"
+        "2026-11-23 06:00:01.700+0000: shutting down, reason=failed\n"
+    )
+    assert qemu_said(log) == (
+        "tpm-emulator: Setting the state blob failed; load of migration failed: Input/output error"
+    )
+
+
+def test_a_moment_of_the_wall_clock() -> None:
+    now = time.time_ns()
+    moment = at(now // 10**9, now % 10**9 // 1000)
+    assert 0 <= time.monotonic_ns() - moment < 50_000_000
+    # A clock that was set meanwhile says nothing.
+    assert time.monotonic_ns() - at(0, 0) < 50_000_000
+
+
+# Where to
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "qemu+ssh://b/system",
+            Destination(host="b", port=None, there="qemu:///system", remote=""),
+        ),
+        (
+            "qemu+ssh://root@b:2222/session",
+            Destination(host="root@b", port=2222, there="qemu:///session", remote=""),
+        ),
+        (
+            "qemu+tls://b:1/system",
+            Destination(host="b", port=None, there="qemu:///system", remote=""),
+        ),
+        (
+            "qemu+unix:///system?socket=/run/x",
+            Destination(
+                host="", port=None, there="qemu+unix:///system?socket=/run/x", remote=""
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_a_uri(text: str, expected: Destination) -> None:
+    found = destination(text)
+    assert found.remote == text
+    assert (found.host, found.port, found.there) == (expected.host, expected.port, expected.there)
+
+
+@pytest.mark.parametrize(
+    "text", ["xen+ssh://b/", "qemu+carrier://b/system", "qemu://b/nowhere", "qemu://b:x/system"]
+)
+def test_what_cannot_be_meant(text: str) -> None:
+    with pytest.raises(UsageError):
+        destination(text)
