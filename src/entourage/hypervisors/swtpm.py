@@ -51,12 +51,22 @@ def parse_capabilities(text: str) -> TpmFacts:
 
 
 def sync_state(directory: Path) -> None:
-    """Wait until a TPM's state is on the disk: swtpm itself never sees to that. Blocks."""
+    """Wait until a TPM's state is on the disk: swtpm itself never sees to that. Blocks.
+
+    It is done in the blackout, so each sync counts: one for each file that holds anything (the lock
+    does not), one for their names. Those above are ``sync_parents``'s.
+    """
     for path in directory.iterdir():
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    for part in (directory, directory.parent, directory.parent.parent):
+        if path.stat().st_size:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    sync_directory(directory)
+
+
+def sync_parents(directory: Path) -> None:
+    """Wait until the directory of a TPM's state is known on the disk: once it is made. Blocks."""
+    for part in (directory.parent, directory.parent.parent):
         sync_directory(part)

@@ -143,6 +143,9 @@ class LibvirtIncoming:
         if self._preparing is None:
             raise HypervisorError("the machine is not built")
         uri, cookie = await asyncio.shield(self._preparing)
+        for tpm in self._domain.tpm:
+            if (state := self._state_of(tpm)).is_dir():
+                await asyncio.to_thread(swtpm.sync_parents, state)
         return Ticket(uri=uri, cookie=cookie)
 
     async def landed(self) -> None:
@@ -249,10 +252,11 @@ class LibvirtIncoming:
 
     async def sync_tpm(self, tpm: Tpm) -> None:
         """Flush the TPM's state, file and directory, to this host's disk."""
-        name = "tpm1.2" if tpm.version == "1.2" else "tpm2"
-        state = TPM_STATES / self._uuid / name
-        if state.is_dir():
+        if (state := self._state_of(tpm)).is_dir():
             await asyncio.to_thread(swtpm.sync_state, state)
+
+    def _state_of(self, tpm: Tpm) -> Path:
+        return TPM_STATES / self._uuid / ("tpm1.2" if tpm.version == "1.2" else "tpm2")
 
     async def settle_in(self) -> None:
         """After the guest runs: one that had no definition on the source has none here either."""

@@ -16,6 +16,7 @@ from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.record import remove_if_empty
 from entourage.hypervisors.qemu.sockets import listening
+from entourage.hypervisors.swtpm import sync_parents
 
 _SWTPM = "swtpm"
 _SETUP = "swtpm_setup"
@@ -30,6 +31,7 @@ def make_state(where: Places, tpm: Tpm, ledger: Ledger) -> bool:
         if not new.is_dir():
             ledger.record("dir", path=str(new))
             new.mkdir(mode=0o700, parents=True)
+    sync_parents(directory)
     return True
 
 
