@@ -14,7 +14,6 @@ from entourage import points, words
 from entourage.asking import note_told
 from entourage.blackout import Blackout
 from entourage.conductor import Conductor, source_controllers
-from entourage.convergence import press, throttles
 from entourage.devices.base import Options, check_options
 from entourage.doubt import find_out
 from entourage.errors import (
@@ -28,29 +27,24 @@ from entourage.errors import (
     Refused,
 )
 from entourage.events import (
-    CopyProgress,
-    DeviceRefused,
     Finished,
     GoSent,
     Listener,
-    MemoryLanded,
     MigrationStarted,
     Outcome,
     RollbackStarted,
-    Warned,
 )
 from entourage.handover import Source
-from entourage.hypervisors.base import Ticket
 from entourage.journal import Decision
 from entourage.passage import Clock, Passage, open_passage
 from entourage.protocol import Event, Finding, Heard, Message, Record, Role, Verb
+from entourage.scenes import Scenes
 from entourage.settings.model import Settings
 from entourage.source import SourceSide
-from entourage.steps import Refusal, Step
+from entourage.steps import Step
 from entourage.watch import beside, first_cause
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
-_LOOK_EVERY = 0.5  # seconds between two looks at the copies, while the guest runs
 _OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused", InDoubt: "in-doubt"}
 
 
@@ -108,15 +102,16 @@ class Migration:
 
     async def _story(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
         """From TEST to just before GO. Whatever it raises, everything goes back."""
-        await self._test(way, devices)  # 0: every refusal at once; nothing is touched
+        scenes = Scenes(way, devices, self._blackout, self._emit, live=self._request.live)
+        await scenes.test()  # 0: every refusal at once; nothing is touched
         if self._request.dry_run:
             return
-        await self._arm(way, devices, side)  # both journals know of it from here
-        await self._prepare(way, devices)  # 1: disks are mirrored, the target's machine stands
-        await self._precopy(way, devices)  # memory is copied, until the guest stops
+        await scenes.arm(side)  # both journals know of it from here
+        await scenes.prepare()  # 1: disks are mirrored, the target's machine stands
+        await scenes.precopy()  # memory is copied, until the guest stops
         async with self._blackout.budget(devices.unfinished), asyncio.TaskGroup() as group:
-            group.create_task(self._devices(way, devices))  # 2 and 3, beside …
-            group.create_task(self._memory(way, devices))  # … the last pages
+            group.create_task(scenes.transfer())  # 2 and 3, beside …
+            group.create_task(scenes.memory())  # … the last pages
 
     async def run(self) -> Finished:
         """Move the domain, or leave everything as it was.
@@ -206,96 +201,6 @@ class Migration:
             problems = (*problems, str(self._failure_there))
         outcome = "clean-up-incomplete" if problems else "moved"
         return self._finish(outcome, runs_on=way.target, problems=problems)
-
-    # The scenes
-
-    async def _test(self, way: Passage, devices: Conductor) -> None:
-        way.blockers = tuple(await way.machine.blockers())
-        domain, facts = way.machine.domain, await way.machine.facts()
-        labels = {device.label for device in domain.devices}
-        found = [refusal for refusal in way.blockers if refusal.device not in labels]
-        # The domain first: the agent makes the devices' other halves when it hears of it.
-        about = words.TestDomain(domain=domain, facts=dict(facts))
-        found += await way.link.call(words.TEST, about, list[Refusal])
-        found += await devices.test()
-        for refusal in found:
-            self._emit(
-                DeviceRefused(
-                    at=self._clock.now(),
-                    device=refusal.device,
-                    host=refusal.host,
-                    reason=refusal.reason,
-                    remedy=refusal.remedy,
-                )
-            )
-        if found:
-            raise Refused(found)
-
-    async def _arm(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
-        """From here a crash of either host is one that ``entourage recover`` knows about."""
-        plane = way.plane()
-        if plane.secret is None:
-            text = "memory and disks travel unencrypted"
-            self._emit(Warned(at=self._clock.now(), message=text))
-        opening = words.Open(
-            generation=side.decision.generation,
-            domain=devices.as_there(way.machine.domain),
-            plane=plane,
-            source_journal=way.journal.uuid,
-            paused=not way.machine.was_running,
-        )
-        await side.take(Event.BEGIN)
-        opened = await way.link.call(words.OPEN, opening, words.Opened)
-        stages = self._settings.migration.convergence
-        await way.machine.arm(
-            plane, throttle=throttles(stages), lock=way.lock.fileno(), offers=opened.offers
-        )
-        if why := way.machine.in_the_clear:
-            text = f"memory and disks travel unencrypted: {why}"
-            self._emit(Warned(at=self._clock.now(), message=text))
-
-    async def _prepare(self, way: Passage, devices: Conductor) -> None:
-        way.note("PREPARE")
-
-        async def build() -> None:
-            plan = await way.machine.plan(devices.as_there(way.machine.domain))
-            await way.link.call(words.BUILD, plan, type(None))
-
-        async with beside(self._show_copies(devices)):
-            await devices.prepare(build)
-        way.journal.detail(self.id, Role.SOURCE, way.details(Step.PREPARE, devices.controllers))
-
-    async def _precopy(self, way: Passage, devices: Conductor) -> None:
-        way.note("pre-copy")
-        way.journal.warm()  # one sync here, so that there is none of the source's in the blackout
-        ticket = await way.link.call(words.LISTEN, None, Ticket)
-        async with beside(self._show_copies(devices)):  # of disks that the carrier copies
-            await way.machine.start(ticket, live=self._request.live)
-        stages = self._settings.migration.convergence
-        async with beside(press(way.machine, stages, self._emit, self._clock.now)):
-            self._blackout.begin(await way.machine.stopped())
-
-    async def _devices(self, way: Passage, devices: Conductor) -> None:
-        self._blackout.name("the stop is heard of", way.source, until=self._clock.now())
-        with self._blackout.span("devices: TRANSFER", way.source):
-            await devices.transfer()
-        with self._blackout.span("devices: SYNC", way.source):
-            await devices.sync()
-
-    async def _memory(self, way: Passage, devices: Conductor) -> None:
-        with self._blackout.span("QEMU flushes disks", way.source):
-            await way.machine.held()
-        with self._blackout.span("disks settle", way.source):
-            await devices.settled()
-        with self._blackout.span("last memory", way.source):
-            await way.machine.proceed()
-            async with asyncio.TaskGroup() as group:
-                last_words = group.create_task(way.machine.landed())
-                group.create_task(way.landed_there())
-        if data := last_words.result():
-            way.link.tell(words.LAST_WORDS, words.LastWords(data=data))
-        way.landed = True
-        self._emit(MemoryLanded(at=self._clock.now()))
 
     async def _hand_over(self, way: Passage, side: SourceSide) -> None:
         """Say GO, once, and learn what the target made of it, however long the link is gone."""
@@ -387,12 +292,6 @@ class Migration:
             raise EntourageError(f"{type(cause).__name__}: {cause}", remedy="report it") from error
         if self._interrupted:  # also where it came after the last scene: GO was not said
             raise Interrupted(f"given up: {self._interrupted}")
-
-    async def _show_copies(self, devices: Conductor) -> NoReturn:
-        while True:
-            for label, done, total in devices.progress():
-                self._emit(CopyProgress(at=self._clock.now(), what=label, done=done, total=total))
-            await asyncio.sleep(_LOOK_EVERY)
 
     # What the target says
 
