@@ -9,7 +9,6 @@ refuses at TEST.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from entourage.hypervisors.values import (
     Secret,
     Ticket,
     TpmFacts,
+    Verb,
 )
 from entourage.protocol import Guest
 from entourage.steps import Refusal
@@ -42,18 +42,6 @@ __all__ = [
     "TpmFacts",
     "Verb",
 ]
-
-
-class Verb(enum.StrEnum):
-    """What not every hypervisor can do."""
-
-    MIRROR = "mirror"
-    MIRROR_READONLY = "mirror-readonly"
-    UNPLUG = "unplug"
-    ANNOUNCE = "announce"
-    CARRY_TPM = "carry-tpm"
-    CARRY_DISKS = "carry-disks"
-    """The carrier copies disks by itself, within ``start``; instead of MIRROR."""
 
 
 class Machine(Protocol):

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
+
+
+class Verb(enum.StrEnum):
+    """What not every hypervisor can do."""
+
+    MIRROR = "mirror"
+    MIRROR_READONLY = "mirror-readonly"
+    UNPLUG = "unplug"
+    ANNOUNCE = "announce"
+    CARRY_TPM = "carry-tpm"
+    CARRY_DISKS = "carry-disks"
+    """The carrier copies disks by itself, within ``start``; instead of MIRROR."""
 
 
 class DomainState(msgspec.Struct, frozen=True, kw_only=True):
