@@ -19,6 +19,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from lab import syscalls, vcpus
 
@@ -58,9 +59,12 @@ class HostConfig:
     @classmethod
     def loads(cls, text: str) -> HostConfig:
         """What `dumps` wrote."""
-        known = {field.name for field in fields(cls)}
-        # One that another version wrote must still be found, to be cleaned up.
-        return cls(**{key: value for key, value in json.loads(text).items() if key in known})
+        # One that another version wrote must still be found, to be cleaned up: what it does not say
+        # is nothing, and what only it knows is left out.
+        nothing: dict[str, Any] = {"str": "", "int": 0, "bool": False, "list": [], "dict": {}}
+        blank = {each.name: nothing[str(each.type).partition("[")[0]] for each in fields(cls)}
+        said = json.loads(text)
+        return cls(**{name: said.get(name, value) for name, value in blank.items()})
 
 
 def _build_root(config: HostConfig) -> None:
