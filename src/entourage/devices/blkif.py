@@ -33,6 +33,7 @@ from entourage.devices.sameness import Match
 from entourage.devices.storage import Seen, Spot
 from entourage.domain import Block, Device
 from entourage.errors import DeviceError
+from entourage.hosts.fileid import file_id
 from entourage.hypervisors.base import Export, Verb
 from entourage.steps import Refusal, Step
 
@@ -69,8 +70,8 @@ class Copied(msgspec.Struct, frozen=True, kw_only=True):
     """A file of the source that has been copied, and goes once the guest runs on the target."""
 
     path: str
-    device: int
-    inode: int
+    id: str
+    """See ``file_id``."""
 
 
 class Way(enum.Enum):
@@ -213,7 +214,8 @@ class BlockController(Controller):
             if onto:  # QEMU mirrors onto what is as large, and the guest goes on seeing that
                 self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
             if image.kind == "file" and not _only_read(disk):
-                self._copied = Copied(path=image.path, device=image.device, inode=image.inode)
+                which = file_id(Path(os.path.realpath(image.path)))
+                self._copied = Copied(path=image.path, id=which)
             if image.bitmaps:
                 warn(here, disk, here.source, f"bitmaps stay behind: {', '.join(image.bitmaps)}")
             for warning in fitting.warnings:
@@ -325,8 +327,7 @@ class BlockController(Controller):
             return
         path, real = Path(copied.path), Path(os.path.realpath(copied.path))
         try:
-            status = real.stat()
-            if (status.st_dev, status.st_ino) != (copied.device, copied.inode):
+            if file_id(real) != copied.id:
                 raise DeviceError(
                     f"{path} is not the file that was moved any more, and is left",
                     device=self.disk.label,

@@ -35,7 +35,6 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         virtual_size: What the guest sees, bytes.
         file_size: The file's or device's own size.
         allocated: Bytes that the file takes on its filesystem.
-        device, inode: Which file it is on this host.
         options: What ``qemu-img create`` needs to make one that is like it.
         problems: What a copy would lose or could not read: reason and remedy of each.
         bitmaps: The names of dirty bitmaps in it.
@@ -48,8 +47,6 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     virtual_size: int
     file_size: int
     allocated: int
-    device: int
-    inode: int
     options: dict[str, str] = {}
     problems: tuple[tuple[str, str], ...] = ()
     bitmaps: tuple[str, ...] = ()
@@ -181,8 +178,6 @@ def _image(path: str, image_format: str, info: dict[str, Any]) -> Image:
         virtual_size=info.get("virtual-size", storage.whole_sectors(size)),
         file_size=size,
         allocated=size if device else status.st_blocks * 512,
-        device=status.st_rdev if device else status.st_dev,
-        inode=status.st_ino,
         options=_options(info, details) if image_format == "qcow2" else {},
         problems=tuple(_problems(info, details)),
         bitmaps=tuple(bitmap["name"] for bitmap in details.get("bitmaps", ())),

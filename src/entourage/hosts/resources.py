@@ -2,8 +2,8 @@
 
 The ledger outlives the process that writes it: after a crash the next one reads it backwards and
 undoes every row. A row is written *before* the deed, and undoing what was never made is no error.
-What a user owned before is never undone: a file is deleted only while it is the very file (device
-and inode) that was made here.
+What a user owned before is never undone: a file is deleted only while it is the very file (inode
+and generation) that was made here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from entourage.errors import EntourageError
+from entourage.hosts.fileid import file_id
 
 # In the environment of every process that is made for good; children inherit it.
 MARKER = "ENTOURAGE_RESOURCE"
@@ -68,7 +69,7 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
 
     Args:
         kind: ``process`` (marker), ``scratch`` (path: a name that can only be ours), ``file``
-            (path, dev, ino), ``dir`` (path: removed with what is in it), ``tap`` (name).
+            (path, id), ``dir`` (path: removed with what is in it), ``tap`` (name).
         spec: The row's fields.
 
     Raises:
@@ -82,8 +83,7 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
         case "file":
             path = Path(str(spec["path"]))
             with contextlib.suppress(FileNotFoundError):
-                status = path.lstat()
-                if (status.st_dev, status.st_ino) == (spec["dev"], spec["ino"]):
+                if not path.is_symlink() and file_id(path) == spec["id"]:
                     path.unlink()
         case "dir":
             with contextlib.suppress(FileNotFoundError):
@@ -170,7 +170,6 @@ def place(scratch: Path, final: Path, ledger: Ledger) -> None:
     Raises:
         FileExistsError: There is something; it stays as it is.
     """
-    status = scratch.lstat()
-    ledger.record("file", path=str(final), dev=status.st_dev, ino=status.st_ino)
+    ledger.record("file", path=str(final), id=file_id(scratch))
     os.link(scratch, final)
     scratch.unlink()
