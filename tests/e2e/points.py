@@ -34,6 +34,7 @@ class Points:
         self._held: dict[str, socket.socket] = {}
         self._passed: list[str] = []
         self._let_go = False
+        self._reading: socket.socket | None = None
         self._changed = threading.Condition()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._file))
@@ -58,6 +59,9 @@ class Points:
         self._let_go = True
         self.open()
         self._listener.shutdown(socket.SHUT_RDWR)
+        with self._changed, contextlib.suppress(OSError):
+            if self._reading is not None:  # who was stopped before it said where it is never will
+                self._reading.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
         self._file.unlink()
@@ -99,9 +103,12 @@ class Points:
                 connection, _ = self._listener.accept()
             except OSError:  # it was shut down
                 return
+            with self._changed:
+                self._reading = None if self._let_go else connection
             with contextlib.suppress(OSError):
-                point = connection.recv(256).decode().strip()
+                point = "" if self._let_go else connection.recv(256).decode().strip()
                 with self._changed:
+                    self._reading = None
                     self._passed.append(point)
                     if point in self._hold:
                         self._hold.discard(point)
