@@ -129,14 +129,23 @@ def test_tpm_state_is_made_and_erased(tmp_path: Path) -> None:
     assert directory.stat().st_mode & 0o777 == 0o700
     assert [kind for kind, _ in ledger.rows] == ["dir", "dir"]
     state = directory / "tpm2-00.permall"
-    state.write_bytes(b"secret")
+    state.write_bytes(bytes.fromhex("0201000a000000000010") + b"secret")
     kept = os.open(state, os.O_RDONLY)
     swtpm.sync_state(directory)
     tpms.erase_state(directory)
-    assert os.read(kept, 10) == bytes(6)
+    assert os.read(kept, 20) == bytes(16)
     os.close(kept)
     assert not where.state.exists()
     tpms.erase_state(directory)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\2\1", bytes.fromhex("0201000a0000000000ff")])
+def test_a_tpm_state_that_is_not_whole_is_noticed(tmp_path: Path, content: bytes | None) -> None:
+    (tmp_path / ".lock").touch()
+    if content is not None:
+        (tmp_path / "tpm2-00.permall").write_bytes(content)
+    with pytest.raises(HypervisorError, match="not written the TPM's state whole"):
+        swtpm.sync_state(tmp_path)
 
 
 def test_what_is_written_down(tmp_path: Path) -> None:

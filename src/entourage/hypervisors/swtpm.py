@@ -6,14 +6,18 @@ import asyncio
 import os
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import msgspec
 
+from entourage.errors import HypervisorError
 from entourage.hypervisors.base import TpmFacts
 from entourage.hypervisors.files import sync_directory
 
 _SWTPM = "swtpm"
+# swtpm's blobheader (src/swtpm/swtpm_nvstore.c): versions, its own size, flags, the file's length.
+_HEADER = struct.Struct(">BBHHI")
 
 
 class _Said(msgspec.Struct):
@@ -53,17 +57,34 @@ def parse_capabilities(text: str) -> TpmFacts:
 def sync_state(directory: Path) -> None:
     """Wait until a TPM's state is on the disk: swtpm itself never sees to that. Blocks.
 
-    It is done in the blackout, so each sync counts: one for each file that holds anything (the lock
-    does not), one for their names. Those above are ``sync_parents``'s.
+    It is done in the blackout, so each sync counts: one for each file of the state (the lock is
+    none), one for their names. Those above are ``sync_parents``'s.
+
+    Raises:
+        HypervisorError: The state is not whole: swtpm says nothing where the disk was full.
     """
-    for path in directory.iterdir():
-        if path.stat().st_size:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    states = [path for path in directory.iterdir() if path.name.startswith("tpm")]
+    if not states:
+        raise _not_whole(directory)
+    for path in states:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            header = os.read(descriptor, _HEADER.size)
+            if len(header) < _HEADER.size:
+                raise _not_whole(path)
+            if _HEADER.unpack(header)[-1] != os.fstat(descriptor).st_size:
+                raise _not_whole(path)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     sync_directory(directory)
+
+
+def _not_whole(path: Path) -> HypervisorError:
+    return HypervisorError(
+        f"swtpm has not written the TPM's state whole: {path}",
+        remedy="see whether the disk there is full",
+    )
 
 
 def sync_parents(directory: Path) -> None:
