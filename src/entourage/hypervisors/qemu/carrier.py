@@ -246,11 +246,17 @@ class Carrier:
         """Cancel the migration, whatever it is doing; returns when it is over."""
         self._monitor.known.migration = ""  # what is heard from here on counts
         # Sent at once: a mirror over a dead link holds up QEMU's main loop until it is cut off.
-        _, _, info = await asyncio.gather(
+        asked = asyncio.gather(
             self._mirrors.cut_off(),
             self._monitor.execute("migrate_cancel"),
             self._monitor.execute("query-migrate"),
         )
+        await asyncio.wait({asked}, timeout=_YANK_AFTER)
+        if not asked.done():
+            # Sending the devices' state over a link that has died silently, the migration's thread
+            # holds the lock that QEMU's main loop waits for.
+            await self._yank()
+        _, _, info = await asked
         if info.get("status", "none") in _ENDED:
             return
         over = self._monitor.until(lambda known: known.migration in _ENDED or None)
@@ -258,9 +264,7 @@ class Carrier:
         try:
             await asyncio.wait({waiting}, timeout=_YANK_AFTER)
             if not waiting.done():
-                with contextlib.suppress(CommandError):
-                    instance = {"type": "migration"}
-                    await self._monitor.execute("yank", {"instances": [instance]}, urgent=True)
+                await self._yank()
                 with contextlib.suppress(CommandError):
                     # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever
                     # with the guest stopped, unless told to go on from where it says it is.
@@ -268,6 +272,12 @@ class Carrier:
             await waiting
         finally:
             waiting.cancel()
+
+    async def _yank(self) -> None:
+        """Cut the migration's connection off; QEMU does so whatever its main loop waits for."""
+        with contextlib.suppress(CommandError):
+            instance = {"type": "migration"}
+            await self._monitor.execute("yank", {"instances": [instance]}, urgent=True)
 
     async def _run_again(self) -> None:
         """Let the guest run; one that runs already goes on."""

@@ -74,9 +74,13 @@ class _Qmp:
             if "error" in answer:
                 raise _Refused(answer["error"]["desc"])
 
-    def status(self, command: str) -> str:
-        """The status that a query returns."""
-        return self.run(command).get("status", "none")
+    def status(self, command: str, patience: float | None = None) -> str:
+        """The status that a query returns; raises TimeoutError after so many seconds."""
+        self._socket.settimeout(patience)
+        try:
+            return self.run(command).get("status", "none")
+        finally:
+            self._socket.settimeout(None)
 
     def wait(self, patience: float) -> None:
         """Wait for the next event, at most for so long."""
@@ -112,7 +116,7 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
 
 
 def _cancel(qmp: _Qmp) -> None:
-    if qmp.status("query-migrate") in _ENDED:
+    if _status(qmp) in _ENDED:
         return
     qmp.migration = ""
     qmp.run("migrate_cancel")
@@ -129,6 +133,17 @@ def _cancel(qmp: _Qmp) -> None:
             if qmp.status("query-migrate") in _ENDED:
                 return
         qmp.wait(_YANK_AFTER)
+
+
+def _status(qmp: _Qmp) -> str:
+    """Of the migration; where QEMU cannot say, its connection is cut off first."""
+    try:
+        return qmp.status("query-migrate", _YANK_AFTER)
+    except TimeoutError:
+        # Sending over a link that has died silently, the migration's thread holds the lock that
+        # QEMU's main loop waits for.
+        _yank(qmp, {"type": "migration"})
+        return qmp.status("query-migrate")
 
 
 def _yank(qmp: _Qmp, instance: dict[str, str]) -> None:
