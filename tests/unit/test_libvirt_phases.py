@@ -170,8 +170,8 @@ def plane(*, secret: bool = True, bandwidth: int = 0) -> DataPlane:
 def test_tls_where_both_hosts_have_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls, "can_send", lambda: True)
     one = carrier()
-    one._choose(plane(), {"tls": "b.example", "libvirt": "9000000"}, throttle=False)
-    assert one._extra == Flag.TLS | Flag.NON_SHARED_SYNCHRONOUS_WRITES
+    one._choose(plane(), {"tls": "b.example"}, throttle=False)
+    assert one._extra == Flag.TLS
     assert one._parameters == {Parameter.TLS_DESTINATION: "b.example"}
     assert one.in_the_clear == ""
 

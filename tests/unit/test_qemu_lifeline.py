@@ -78,7 +78,7 @@ async def test_its_parents_death_lets_the_guest_run(guest: Guest) -> None:
     assert guest.did == []
     hand.close()  # the descriptor is the parent's alone: this is what its death looks like
     await asyncio.wait_for(guest.runs.wait(), 5)
-    assert guest.did == ["yank", "migrate_cancel", "block-job-cancel", "cont"]
+    assert guest.did == ["yank", "migrate_cancel", "stop", "block-job-cancel", "cont"]
 
 
 async def test_a_migration_that_takes_long_to_end(guest: Guest) -> None:
@@ -101,7 +101,7 @@ async def test_a_guest_that_its_user_had_paused(guest: Guest, tmp_path: Path) ->
     while not (tmp_path / "log").read_text():  # noqa: ASYNC110 - a file tells nobody
         await asyncio.sleep(0.01)
     assert "stays paused" in (tmp_path / "log").read_text()
-    assert guest.did == ["yank", "migrate_cancel", "block-job-cancel"]
+    assert guest.did == ["yank", "migrate_cancel", "stop", "block-job-cancel"]
     assert guest.status == "finish-migrate"
 
 

@@ -48,7 +48,6 @@ from entourage.hypervisors.libvirt.words import (
 _PROGRAM = Path(__file__).with_name("lifeline.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _SHOW_EVERY = 0.25
-_SYNCHRONOUS_SINCE = 8_000_000
 _PAGE = 4096
 # Auto-converge cannot be switched on later: where it may be wanted, it begins gently.
 _GENTLY = {Parameter.CONVERGE_INITIAL: 5, Parameter.CONVERGE_INCREMENT: 10}
@@ -121,9 +120,6 @@ class Carrier(WayBack):
                 self._clear = (
                     f"libvirt on {lacks} has no certificates for it (in {tls.directory()})"
                 )
-        if int(offers.get("libvirt", "0")) >= _SYNCHRONOUS_SINCE:
-            # The guest's writes wait for the target's: so copying converges by construction.
-            self._extra |= Flag.NON_SHARED_SYNCHRONOUS_WRITES
         if plane.bandwidth:
             self._parameters[Parameter.BANDWIDTH] = max(1, plane.bandwidth >> 20)
         if throttle:
@@ -139,8 +135,6 @@ class Carrier(WayBack):
         if self._carried:
             flags |= Flag.NON_SHARED_INC if any(self._carried.values()) else Flag.NON_SHARED_DISK
             parameters[Parameter.DISKS] = sorted(self._carried)
-        else:
-            flags &= ~Flag.NON_SHARED_SYNCHRONOUS_WRITES
         if differs(self._domain, target):
             running = await ask(self._raw.XMLDesc, XML_SECURE | XML_MIGRATABLE)
             parameters[Parameter.DEST_XML] = retarget(running, self._domain, target)

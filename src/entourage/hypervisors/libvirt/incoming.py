@@ -79,12 +79,8 @@ class LibvirtIncoming:
         return await swtpm.facts()
 
     async def offers(self) -> Mapping[str, str]:
-        """Libvirtd's version, and by what name its TLS certificate is checked."""
-        connection = await self._connected()
-        return {
-            "libvirt": str(await ask(connection.raw.getLibVersion)),
-            "tls": await asyncio.to_thread(tls.can_take),
-        }
+        """By what name its TLS certificate is checked."""
+        return {"tls": await asyncio.to_thread(tls.can_take)}
 
     async def networks(self) -> Mapping[str, str]:
         """Libvirt's networks that are up here: their bridge, by their name."""

@@ -22,7 +22,6 @@ class Flag(enum.IntFlag):
     UNSAFE = 1 << 9
     AUTO_CONVERGE = 1 << 13
     TLS = 1 << 16
-    NON_SHARED_SYNCHRONOUS_WRITES = 1 << 18
 
 
 NOT_FOR_TARGET: Final = Flag.CHANGE_PROTECTION | Flag.AUTO_CONVERGE

@@ -216,6 +216,7 @@ class Carrier:
         over; ``close`` waits for it.
         """
         await self._give_up()
+        await self._mirrors.give_up()
         if self._was_running:
             await self._run_again()
         if self._tidying is None or self._tidying.done():

@@ -98,6 +98,10 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
         # First, and out of band: over a link that has died, mirrors hold up QEMU's main loop.
         _yank(qmp, {"type": "block-node", "node-name": mirror})
     _cancel(qmp)
+    if mirrors:
+        # Cancelled with a write of the guest's under way, a mirror writes into freed memory:
+        # the guest stands still for it (see ``Mirrors.give_up``).
+        qmp.run("stop")
     for mirror in mirrors:
         with contextlib.suppress(_Refused):  # there is no such job (any more)
             qmp.run("block-job-cancel", device=mirror, force=True)

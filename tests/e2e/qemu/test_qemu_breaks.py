@@ -1,0 +1,284 @@
+"""Something dies, hangs or is given up at each stage of the backend's work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from entourage.errors import HypervisorError
+from entourage.hypervisors.base import Secret
+from entourage.hypervisors.qemu.paths import places
+from entourage.hypervisors.qemu.record import read_running
+from entourage.protocol import Guest
+from tests.e2e.qemu.hosts import (
+    LOG,
+    Hosts,
+    Move,
+    a_domain,
+    leftovers_in_qemu,
+)
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed"),
+    pytest.mark.timeout(60),
+]
+
+
+STAGES = ["arm", "build", "mirror", "start", "stop", "settle", "proceed", "land", "disarm"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_abort_brings_the_guest_back(
+    hosts: Hosts, stage: str, record_property: Callable[[str, object], None]
+) -> None:
+    domain = await hosts.start(a_domain(hosts.a, disks=2, tpm=stage in {"stop", "land"}))
+    move = Move(hosts, domain)
+    await move.up_to(stage)
+    count = (await hosts.a.counts(domain))[1]
+    took, _ = await asyncio.gather(move.abort(), move.undo_target())
+    record_property("abort_ms", took * 1000)
+    LOG.info("abort after %s took %.1f ms", stage, took * 1000)
+    await hosts.a.runs(domain, count + 10)
+    assert await hosts.a.status(domain) == "running"
+    assert await leftovers_in_qemu(hosts.a, domain) == []
+    assert hosts.b.processes() == []
+    assert hosts.b.files() == []
+
+    if stage not in {"stop", "land"}:
+        return
+    # … and a second try succeeds.
+    again = Move(hosts, domain)
+    await again.up_to("disarm")
+    await again.finish()
+    await hosts.b.runs(domain, count)
+
+
+async def test_a_mirror_is_given_up_while_it_holds_up_a_write(hosts: Hosts) -> None:
+    """QEMU writes into freed memory then, unless the guest stands still; it rarely survives."""
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    for _ in range(5):
+        move = Move(hosts, domain)
+        await move.up_to("mirror")
+        running = read_running(places(hosts.b.settings, str(domain.uuid), domain.name))
+        assert running
+        os.kill(running.pid, signal.SIGSTOP)
+        counts = await hosts.a.counts(domain)
+        # A boot sector cannot tell that it waits for its disk.
+        while counts != (counts := await hosts.a.counts(domain)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await move.abort()
+        os.kill(running.pid, signal.SIGCONT)
+        await move.undo_target()
+        await hosts.a.runs(domain, counts[1] + 200)
+    assert await leftovers_in_qemu(hosts.a, domain) == []
+
+
+@pytest.mark.parametrize("stage", ["mirror", "start", "stop", "settle", "land"])
+async def test_the_target_dies(hosts: Hosts, stage: str) -> None:
+    domain = await hosts.start(a_domain(hosts.a))
+    move = Move(hosts, domain)
+    await move.up_to(stage)
+    count = (await hosts.a.counts(domain))[1]
+    where = places(hosts.b.settings, str(domain.uuid), domain.name)
+    running = read_running(where)
+    assert running
+    died = asyncio.create_task(move.incoming.died())
+    os.kill(running.pid, signal.SIGKILL)
+    assert await died
+    await move.abort()
+    await hosts.a.runs(domain, count + 10)
+    await move.undo_target()
+    assert await leftovers_in_qemu(hosts.a, domain) == []
+    assert hosts.b.processes() == []
+    assert hosts.b.files() == []
+
+
+async def test_the_source_dies_before_it_has_landed(hosts: Hosts) -> None:
+    domain = await hosts.start(a_domain(hosts.a))
+    move = Move(hosts, domain)
+    await move.up_to("stop")
+    running = read_running(places(hosts.a.settings, str(domain.uuid), domain.name))
+    assert running
+    os.kill(running.pid, signal.SIGKILL)
+    assert "QEMU has ended" in await move.machine.died()
+    with pytest.raises(HypervisorError, match="QEMU has ended"):
+        await move.abort()
+    await move.machine.close()
+    await move.undo_target()
+    assert hosts.a.processes() == []
+    assert await hosts.a.status(domain) == "shut off"  # the domain is still this host's
+    await hosts.a.hypervisor.start(await hosts.a.hypervisor.find(domain.name))
+    await hosts.a.runs(domain)
+
+
+async def test_the_source_dies_after_it_has_landed(hosts: Hosts) -> None:
+    domain = await hosts.start(a_domain(hosts.a))
+    move = Move(hosts, domain)
+    await move.up_to("land")
+    count = (await hosts.a.counts(domain))[1]
+    running = read_running(places(hosts.a.settings, str(domain.uuid), domain.name))
+    assert running
+    os.kill(running.pid, signal.SIGKILL)
+    await move.machine.died()
+    await move.disarm()
+    await move.finish()
+    await hosts.b.runs(domain, count)
+    assert hosts.a.files() == []
+    assert hosts.a.processes() == []
+
+
+@pytest.mark.parametrize("stage", ["mirror", "start", "stop", "settle"])
+async def test_the_target_falls_silent(hosts: Hosts, stage: str) -> None:
+    """Its connections stand, and nobody answers: the guest's writes wait for the mirror's."""
+    domain = await hosts.start(a_domain(hosts.a, disks=2))
+    move = Move(hosts, domain)
+    await move.up_to(stage)
+    where = places(hosts.b.settings, str(domain.uuid), domain.name)
+    running = read_running(where)
+    assert running
+    before, count = -1, (await hosts.a.counts(domain))[1]
+    os.kill(running.pid, signal.SIGSTOP)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1.5):  # once it is to stop, QEMU itself hangs
+            while count != before:
+                before = count
+                await asyncio.sleep(0.3)  # until the guest hangs in a write
+                count = (await hosts.a.counts(domain))[1]
+    took = await move.abort()
+    LOG.info("abort after %s with a silent target took %.0f ms", stage, took * 1000)
+    assert took < 3
+    await hosts.a.runs(domain, count + 10)
+    assert await leftovers_in_qemu(hosts.a, domain) == []
+    await move.undo_target()
+
+
+@pytest.mark.parametrize("disks", [1, 0])
+async def test_a_wrong_key_moves_nothing(hosts: Hosts, disks: int) -> None:
+    domain = a_domain(hosts.a, disks=1, tpm=False)
+    if not disks:
+        # The boot sector as a read-only disk that both hosts see, so that there is no mirror.
+        domain = msgspec.structs.replace(domain, block=())
+    await hosts.a.hypervisor.start(domain)
+    domain = await hosts.a.hypervisor.find(domain.name)
+    move = Move(hosts, domain)
+    await move.up_to("build")
+    await move.machine.abort()
+    wrong = Secret("entourage", secrets.token_bytes(32))
+    await move.machine.arm(msgspec.structs.replace(move.plane, secret=wrong))
+    with pytest.raises(HypervisorError) as caught:
+        await (move.mirror() if disks else move.start())
+    assert caught.value.device == ("block/disk0" if disks else "")
+    await move.abort()
+    await move.undo_target()
+    assert await hosts.a.status(domain) == "running"
+
+
+async def test_taken_up_after_a_crash(hosts: Hosts) -> None:
+    """Both halves are left where they stand, and others take them up."""
+    domain = await hosts.start(a_domain(hosts.a))
+    for back in (True, False):
+        move = Move(hosts, domain)
+        await move.up_to("disarm")
+        await move.machine.close()
+        machine = await hosts.a.hypervisor.taken_up(domain)
+        assert await machine.reattach(was_running=True) is Guest.STOPPED
+        count = (await hosts.a.counts(domain))[1]
+        # The agent's monitor is another process's in reality, and dies with it.
+        await move.incoming.close()
+        incoming = hosts.b.incoming(domain)
+        assert await incoming.attach() is Guest.STOPPED
+        if back:
+            await incoming.kill()
+            assert await incoming.attach() is Guest.DEAD
+            await move.ledger.undo()
+            await machine.abort()
+            await hosts.a.runs(domain, count)
+            await machine.close()
+        else:
+            await incoming.run(paused=False)
+            await hosts.b.runs(domain, count)
+            assert await incoming.attach() is Guest.RUNNING
+            await incoming.own()
+            await incoming.settle_in()
+            await machine.release()
+            for tpm in domain.tpm:
+                await machine.erase_tpm(tpm)
+            await machine.close()
+    assert hosts.a.files() == []
+    gone = await hosts.a.hypervisor.taken_up(domain)
+    assert await gone.reattach(was_running=True) is Guest.DEAD
+    await gone.abort()
+    await gone.release()
+    for tpm in domain.tpm:
+        await gone.erase_tpm(tpm)
+
+
+HOLDER = """
+    import asyncio, sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from entourage.hypervisors.qemu import QemuHypervisor
+    from entourage.settings.model import PathSettings, Settings
+    from tests.e2e.qemu.hosts import Host, Hosts, Move
+
+    def host(root):
+        paths = PathSettings(state=f"{{root}}/state", run=f"{{root}}/run", log=f"{{root}}/log")
+        return Host(Path(root), Settings(paths=paths), QemuHypervisor(Settings(paths=paths)))
+
+    async def main():
+        hosts = Hosts(host({a!r}), host({b!r}))
+        domain = await hosts.a.hypervisor.find("web")
+        move = Move(hosts, domain)
+        await move.up_to({stage!r})
+        print("there", flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("stage", ["mirror", "stop", "settle", "land", "disarm"])
+async def test_the_dead_hand(hosts: Hosts, stage: str) -> None:
+    domain = await hosts.start(a_domain(hosts.a))
+    script = textwrap.dedent(HOLDER).format(
+        tests=str(Path(__file__).parents[3]), a=str(hosts.a.root), b=str(hosts.b.root), stage=stage
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout
+    assert await process.stdout.readline() == b"there\n"
+    count = (await hosts.a.counts(domain))[1]
+    start = time.monotonic()
+    process.kill()
+    await process.wait()
+    if stage == "disarm":
+        await asyncio.sleep(0.5)
+        assert (await hosts.a.counts(domain))[1] == count
+        assert await hosts.a.status(domain) == "postmigrate"
+    else:
+        await hosts.a.runs(domain, count + (200 if stage == "mirror" else 0))
+        LOG.info("the dead hand after %s: %.0f ms", stage, (time.monotonic() - start) * 1000)
+        assert await hosts.a.status(domain) == "running"
+    incoming = hosts.b.incoming(domain)
+    await incoming.kill()
+    machine = await hosts.a.hypervisor.taken_up(domain)
+    await machine.reattach(was_running=True)
+    await machine.abort()
+    for disk in domain.block:
+        await machine.unmirror(disk)
+    await machine.close()
+    await hosts.a.runs(domain, count)
+    assert await leftovers_in_qemu(hosts.a, domain) == []

@@ -1,0 +1,176 @@
+"""A machine is carried over by the backend alone, with all that it may have."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from tests.e2e.qemu.hosts import (
+    DATA,
+    LOG,
+    Hosts,
+    Move,
+    a_domain,
+    leftovers_in_qemu,
+    run,
+    written,
+)
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed"),
+    pytest.mark.timeout(60),
+]
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "clear-ipv6"])
+async def test_a_guest_moves_with_disk_and_tpm(
+    hosts: Hosts,
+    tls: bool,  # noqa: FBT001 - a parameter of pytest's
+    record_property: Callable[[str, object], None],
+) -> None:
+    domain = await hosts.start(a_domain(hosts.a))
+    before = await hosts.a.runs(domain)
+    move = Move(hosts, domain, tls=tls)
+    if not tls:
+        move.plane = msgspec.structs.replace(move.plane, address="::1")
+    await move.up_to("disarm")
+    acknowledged = (await hosts.a.counts(domain))[1]
+    assert acknowledged >= before
+    await move.finish()
+    blackout = (move.resumed_at - move.stopped_at) / 1e6
+    record_property("blackout_ms", blackout)
+    LOG.info("blackout %.1f ms", blackout)
+
+    await hosts.b.runs(domain, acknowledged + 20)
+    assert await hosts.b.status(domain) == "running"
+    assert written(hosts.b.disk()) > acknowledged
+    assert written(hosts.a.disk()) <= acknowledged + 1  # the source's disk has parted
+    # Holes have stayed holes.
+    assert hosts.b.disk().stat().st_blocks * 512 < DATA + (2 << 20)
+    assert await leftovers_in_qemu(hosts.b, domain) == []
+    assert hosts.a.processes() == []
+    assert hosts.a.files() == []
+    assert not any("psk" in name for name in hosts.b.files())
+    assert await hosts.a.hypervisor.domains() == []
+
+
+async def test_there_and_back_again(hosts: Hosts) -> None:
+    domain = await hosts.start(a_domain(hosts.a))
+    count = 0
+    for _ in range(3):
+        move = Move(hosts, domain)
+        await move.up_to("disarm")
+        await move.finish()
+        count = await hosts.b.runs(domain, count)
+        hosts.a, hosts.b = hosts.b, hosts.a
+        domain = await hosts.a.hypervisor.find(domain.name)
+        hosts.b.disk().unlink()
+
+
+async def test_a_paused_guest_stays_paused(hosts: Hosts) -> None:
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    await hosts.a.ask(domain, "stop")
+    move = Move(hosts, domain)
+    await move.up_to("stop")
+    assert not move.machine.was_running
+    assert move.stopped_at
+    await asyncio.gather(move.abort(), move.undo_target())
+    assert await hosts.a.status(domain) == "postmigrate"
+    await move.open()
+    assert "resume" in (await move.machine.blockers())[0].remedy  # QEMU would say so too late
+    await move.machine.close()
+
+    await hosts.a.ask(domain, "cont")
+    await hosts.a.ask(domain, "stop")
+    again = Move(hosts, domain)
+    await again.up_to("disarm")
+    await again.finish()
+    assert await hosts.b.status(domain) == "paused"
+    await hosts.b.ask(domain, "cont")
+    await hosts.b.runs(domain, (await hosts.b.counts(domain))[1])
+
+
+async def test_not_live(hosts: Hosts) -> None:
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    for abort in (True, False):
+        move = Move(hosts, domain)
+        await move.up_to("mirror")
+        await move.machine.start(await move.incoming.listen(), live=False)
+        await move.stop()
+        assert move.stopped_at
+        await move.settle()
+        await move.proceed()
+        await move.land()
+        count = (await hosts.a.counts(domain))[1]
+        if abort:
+            await move.abort()
+            await move.undo_target()
+            await hosts.a.runs(domain, count)
+        else:
+            await move.finish()
+            await hosts.b.runs(domain, count)
+
+
+async def test_shared_disk(hosts: Hosts) -> None:
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    move = Move(hosts, domain)
+    move.there = domain  # the same file on both hosts
+    for stage in (move.open, move.arm, move.build, move.start, move.stop, move.proceed, move.land):
+        await stage()
+    count = (await hosts.a.counts(domain))[1]
+    await move.abort()  # although the target stands, complete and paused
+    await hosts.a.runs(domain, count)
+    await move.undo_target()
+
+    again = Move(hosts, domain)
+    again.there = domain
+    for stage in (again.open, again.arm, again.build, again.start, again.stop, again.proceed):
+        await stage()
+    await again.land()
+    await again.disarm()
+    await again.finish()
+    await hosts.b.runs(domain, count)
+
+
+async def test_a_read_only_disk_is_mirrored(hosts: Hosts) -> None:
+    domain = a_domain(hosts.a, disks=3, tpm=False)
+    domain = msgspec.structs.replace(domain, machine="pc")
+    disk, cd = domain.block[1:]
+    domain = domain.with_device(msgspec.structs.replace(disk, readonly=True))
+    domain = domain.with_device(msgspec.structs.replace(cd, readonly=True, model="ide-cd"))
+    domain = await hosts.start(domain)
+    move = Move(hosts, domain)
+    await move.up_to("disarm")
+    await move.finish()
+    await hosts.b.runs(domain)
+    for name in ("disk1", "disk2"):
+        assert hosts.b.disk(name).read_bytes() == hosts.a.disk(name).read_bytes()
+    assert await leftovers_in_qemu(hosts.b, domain) == []
+
+
+async def test_a_qcow2_chain_is_copied_on_top_of_its_base(hosts: Hosts) -> None:
+    domain = a_domain(hosts.a, tpm=False)
+    base = hosts.a.root / "base.img"
+    hosts.a.disk().rename(base)
+    for host in (hosts.a, hosts.b):  # both see the base
+        await run(
+            *("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw"),
+            *("-b", str(base), str(host.disk())),
+        )
+    disk = msgspec.structs.replace(domain.block[0], format="qcow2")
+    domain = await hosts.start(domain.with_device(disk))
+    move = Move(hosts, domain)
+    for stage in (move.open, move.arm, move.build):
+        await stage()
+    export = await move.incoming.export(move.there.block[0])
+    await move.machine.mirror(domain.block[0], export, top_only=True)
+    for stage in (move.start, move.stop, move.settle, move.proceed, move.land, move.disarm):
+        await stage()
+    count = (await hosts.a.counts(domain))[1]
+    await move.finish()
+    await hosts.b.runs(domain, count)
+    assert hosts.b.disk().stat().st_size < DATA  # the base's data stayed there
