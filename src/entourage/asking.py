@@ -117,7 +117,12 @@ class Way:
                 await take(Connected(welcome.journal))
                 if welcome.journal != self._decision.peer_journal:
                     return None
-                await heard.wait()
+                lost = asyncio.create_task(link.lost())
+                lost.add_done_callback(lambda _: heard.set())
+                try:
+                    await heard.wait()
+                finally:
+                    lost.cancel()
                 # It has acted on the last word as well when this returns.
                 last = await link.call(words.BYE, None, words.Farewell)
                 return msgspec.structs.replace(last, problems=(*last.problems, *problems))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from entourage import words
-from entourage.errors import InDoubt, LinkError
+from entourage.errors import EntourageError, InDoubt, LinkError
 from entourage.hosts.link import Link
 from entourage.passage import Passage, another_link
 from entourage.protocol import TERMINAL, Connected, Event
@@ -18,9 +19,20 @@ _TRY_AGAIN = 1.0  # seconds between two attempts to reach the target
 
 
 async def find_out(
-    way: Passage, side: SourceSide, decided: asyncio.Event, settings: Settings
+    way: Passage,
+    side: SourceSide,
+    decided: asyncio.Event,
+    settings: Settings,
+    failure: Callable[[], EntourageError | None],
 ) -> bool:
     """Return once the migration is decided: the record is BACK or GONE.
+
+    Args:
+        way: All that the migration has open.
+        side: Its source's half.
+        decided: Is set when it is decided.
+        settings: How long to ask.
+        failure: The last that the target told of what went wrong there, if anything.
 
     Returns:
         Whether the target is known to know it.
@@ -42,9 +54,10 @@ async def find_out(
     except TimeoutError:
         await side.take(Event.UNREACHABLE)
         name = way.machine.domain.name
+        told = failure()
         raise InDoubt(
-            f"{way.target} was told to run {name} and has not answered since; the copy here stays"
-            " stopped",
+            f"{way.target} was told to run {name} and has not answered since"
+            f"{f', but for this: {told.message}' if told else ''}; the copy here stays stopped",
             host=way.source,
             remedy=f"once {way.target} can be reached: `entourage recover {name}`; if it is off for"
             f" good: `entourage recover {name} --target-is-fenced`",

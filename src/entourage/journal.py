@@ -232,10 +232,6 @@ class Journal:
         """All of them, or those on one domain (its UUID); the newest generation first."""
         return self._decisions(domain=domain)
 
-    def unsettled(self) -> list[Decision]:
-        """Those that ``recover`` has something to do about."""
-        return [decision for decision in self.decisions() if not decision.settled]
-
     def next_generation(self, domain: str) -> int:
         """What the source gives to a new migration."""
         return max((decision.generation for decision in self.decisions(domain)), default=0) + 1

@@ -211,7 +211,7 @@ class Migration:
         now = self._clock.now()
         self._blackout.name("the dead hand is held", way.source, until=now)
         self._emit(GoSent(at=now))
-        if await find_out(way, side, self._decided, self._settings):
+        if await find_out(way, side, self._decided, self._settings, lambda: self._failure_there):
             with contextlib.suppress(JournalError):  # then `recover` tells it once more
                 note_told(way.journal, self.id)
         if self._broken:

@@ -81,8 +81,7 @@ class TargetSide:
         match effect:
             case Flush():
                 if effect.new is Record.RAN and self._there:
-                    # The source forgets the domain when it hears of it.
-                    await self._there.incoming.own()
+                    await self._own(self._there)
                 self._flushing = time.monotonic_ns()
                 decided = self._journal.flush(self._decision, effect)
                 self._flushed = time.monotonic_ns()
@@ -109,6 +108,17 @@ class TargetSide:
             case _:
                 raise HypervisorError(f"{effect.value} is not for a target", remedy="report it")
         return None
+
+    async def _own(self, there: There) -> None:
+        """Make the domain this host's before it is said to be: the source then forgets it."""
+        try:
+            await there.incoming.own()
+        except (EntourageError, OSError) as error:
+            name = self._decision.name
+            said = f"{name} has been let run, and cannot be written down as this host's: {error}"
+            remedy = f"mend that, then `entourage recover {name}` there"
+            self._on_failure(HypervisorError(said, remedy=remedy))
+            raise
 
     def _tell(self, finding: Finding) -> None:
         """What the source's user has to know of it."""

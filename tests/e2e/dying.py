@@ -91,10 +91,8 @@ def settle(world: World, case: Case, run: Run | None) -> None:
     for host in (source, target):
         said = recover(host)
         assert not said, f"{said}\n{run}"
-    owner = target if case.owner == "target" else source
-    if case.owner == "either":
-        owner = world.owner()
-    if owner is target:
+    owner = world.find() if case.owner == "either" else case.owner
+    if owner == "target":
         world.here, world.there = target, source
     if case.survives:
         world.lives()

@@ -322,16 +322,6 @@ class World:
             assert records.last >= acked[name]
             assert records.missing == ()
 
-    def owner(self) -> Host:
-        """The one host on which it runs, as Entourage lists it."""
-        having = [host for host in (self.here, self.there) if self._listed(host) == "running"]
-        assert len(having) == 1, having
-        return having[0]
-
-    def _listed(self, host: Host) -> str:
-        domains = json.loads(host.run(["entourage", "list", "--json"]).stdout)
-        return next((one["state"] for one in domains if one["name"] == self.name), "")
-
     def answers(self) -> bool:
         """Whether it says anything at all."""
         try:

@@ -118,9 +118,9 @@ def test_a_migration_waits_until_the_last_is_clean(journal: Journal) -> None:
     new = replace(OPEN, migration="m-2", generation=2)
     with pytest.raises(DecisionRefusedError, match="not settled"):
         journal.begin(new)
-    assert [decision.migration for decision in journal.unsettled()] == ["m-1"]
+    assert [decision.settled for decision in journal.decisions()] == [False]
     journal.clean("m-1", Role.TARGET)
-    assert journal.unsettled() == []
+    assert [decision.settled for decision in journal.decisions()] == [True]
     journal.begin(new)
 
 

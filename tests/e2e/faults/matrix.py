@@ -69,7 +69,7 @@ target-swtpm: landed
 tool: stopped
 source-host: go-stands
 target-host: stopped go-stands
-link-drop: pre-copy go-stands
+link-drop: pre-copy sync go-stands
 link-drop-to: held
 link-mended: stopped
 clock: landed

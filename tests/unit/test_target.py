@@ -1,0 +1,94 @@
+"""The target's half: what it does when its hands fail."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.devices.base import There
+from entourage.domain import Domain
+from entourage.errors import EntourageError, HypervisorError
+from entourage.handover import Target
+from entourage.hosts.resources import MemoryLedger
+from entourage.journal import Decision, Journal
+from entourage.protocol import Event, Heard, Message, Record, Role, Verb
+from entourage.settings.model import Settings
+from entourage.target import TargetSide
+
+OPEN = Decision(
+    migration="m-1",
+    role=Role.TARGET,
+    domain="5b6e6d0e-0000-4000-8000-000000000001",
+    name="web1",
+    generation=1,
+    record=Record.OPEN,
+    peer_host="a",
+    peer_journal="S",
+)
+
+
+@dataclass
+class Disk:
+    """An incoming machine on a host whose disk may be full."""
+
+    full: bool = True
+    did: list[str] = field(default_factory=list[str])
+
+    async def run(self, *, paused: bool) -> int:
+        self.did.append("run")
+        return int(paused)
+
+    async def own(self) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.did.append("own")
+
+    async def settle_in(self) -> None:
+        self.did.append("settle in")
+
+
+def test_a_domain_that_cannot_be_written_down_is_told_and_not_said_to_have_run(
+    tmp_path: Path,
+) -> None:
+    incoming: Any = Disk()
+    told: list[EntourageError] = []
+    said: list[Message] = []
+
+    async def go(journal: Journal) -> None:
+        there = There(
+            migration="m-1",
+            host="b",
+            domain=Domain(name="web1", memory=1 << 28),
+            incoming=incoming,
+            ledger=MemoryLedger(),
+            settings=Settings(),
+            run_dir="",
+            state_dir="",
+        )
+        side = TargetSide(
+            journal=journal,
+            decision=OPEN,
+            state=Target(migration="m-1"),
+            there=there,
+            controllers=[],
+            send=said.append,
+            on_failure=told.append,
+            on_resumed=lambda _: None,
+        )
+        await side.take(Event.BEGIN)
+        await side.take(Event.MEMORY_LANDED)
+        with pytest.raises(OSError, match="No space left"):
+            await side.take(Heard(Message(Verb.GO, "m-1")))
+        assert journal.record("m-1", Role.TARGET) is Record.GO
+        assert Message(Verb.RAN, "m-1") not in said
+        assert isinstance(told[-1], HypervisorError)
+        assert "No space left on device" in told[-1].message
+        assert "entourage recover web1" in told[-1].remedy
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+        asyncio.run(go(journal))
+    assert incoming.did == ["run", "settle in"]
