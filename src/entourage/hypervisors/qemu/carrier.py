@@ -216,7 +216,6 @@ class Carrier:
         over; ``close`` waits for it.
         """
         await self._give_up()
-        await self._mirrors.give_up()
         if self._was_running:
             await self._run_again()
         if self._tidying is None or self._tidying.done():
@@ -245,20 +244,13 @@ class Carrier:
 
     async def _give_up(self) -> None:
         """Cancel the migration, whatever it is doing; returns when it is over."""
-        self._monitor.known.migration = ""  # what is heard from here on counts
-        # Sent at once: a mirror over a dead link holds up QEMU's main loop until it is cut off.
-        asked = asyncio.gather(
-            self._mirrors.cut_off(),
-            self._monitor.execute("migrate_cancel"),
-            self._monitor.execute("query-migrate"),
-        )
+        asked = asyncio.ensure_future(self._cancelled())
         await asyncio.wait({asked}, timeout=_YANK_AFTER)
         if not asked.done():
             # Sending the devices' state over a link that has died silently, the migration's thread
             # holds the lock that QEMU's main loop waits for.
             await self._yank()
-        _, _, info = await asked
-        if info.get("status", "none") in _ENDED:
+        if await asked in _ENDED:
             return
         over = self._monitor.until(lambda known: known.migration in _ENDED or None)
         waiting = asyncio.ensure_future(over)
@@ -273,6 +265,16 @@ class Carrier:
             await waiting
         finally:
             waiting.cancel()
+
+    async def _cancelled(self) -> str:
+        """Say that mirrors and migration are over; returns how far the migration has heard it."""
+        # Mirrors first: if the switchover has stopped the guest, it is not stopped once more.
+        await self._mirrors.give_up(run_again=self._was_running)
+        self._monitor.known.migration = ""  # what is heard from here on counts
+        _, info = await asyncio.gather(
+            self._monitor.execute("migrate_cancel"), self._monitor.execute("query-migrate")
+        )
+        return info.get("status", "none")
 
     async def _yank(self) -> None:
         """Cut the migration's connection off; QEMU does so whatever its main loop waits for."""

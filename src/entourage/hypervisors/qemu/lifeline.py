@@ -74,11 +74,11 @@ class _Qmp:
             if "error" in answer:
                 raise _Refused(answer["error"]["desc"])
 
-    def status(self, command: str, patience: float | None = None) -> str:
-        """The status that a query returns; raises TimeoutError after so many seconds."""
+    def within(self, patience: float, command: str) -> Any:
+        """Run a command; raises TimeoutError where there is no answer for so many seconds."""
         self._socket.settimeout(patience)
         try:
-            return self.run(command).get("status", "none")
+            return self.run(command)
         finally:
             self._socket.settimeout(None)
 
@@ -97,18 +97,21 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
     for mirror in mirrors:
         # First, and out of band: over a link that has died, mirrors hold up QEMU's main loop.
         _yank(qmp, {"type": "block-node", "node-name": mirror})
-    _cancel(qmp)
     if mirrors:
-        # Cancelled with a write of the guest's under way, a mirror writes into freed memory:
-        # the guest stands still for it (see ``Mirrors.give_up``).
-        qmp.run("stop")
+        # Cancelled with a write of the guest's under way, a mirror writes into freed memory: the
+        # guest stands still for it (see ``Mirrors.give_up``).
+        _urge(qmp, "stop")
     for mirror in mirrors:
         with contextlib.suppress(_Refused):  # there is no such job (any more)
             qmp.run("block-job-cancel", device=mirror, force=True)
+    if mirrors and run_again:
+        with contextlib.suppress(_Refused):  # the migration holds it
+            qmp.run("cont")
+    _cancel(qmp)
     if not run_again:
         return "the migration is cancelled; the guest stays paused, as its user had it"
     deadline = time.monotonic() + _DEADLINE
-    while qmp.status("query-status") != "running":
+    while qmp.run("query-status")["status"] != "running":
         try:
             qmp.run("cont")
         except _Refused:
@@ -120,7 +123,7 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
 
 
 def _cancel(qmp: _Qmp) -> None:
-    if _status(qmp) in _ENDED:
+    if _urge(qmp, "query-migrate").get("status", "none") in _ENDED:
         return
     qmp.migration = ""
     qmp.run("migrate_cancel")
@@ -134,20 +137,20 @@ def _cancel(qmp: _Qmp) -> None:
             with contextlib.suppress(_Refused):
                 # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever.
                 qmp.run("migrate-continue", state="cancelling")
-            if qmp.status("query-migrate") in _ENDED:
+            if qmp.run("query-migrate").get("status", "none") in _ENDED:
                 return
         qmp.wait(_YANK_AFTER)
 
 
-def _status(qmp: _Qmp) -> str:
-    """Of the migration; where QEMU cannot say, its connection is cut off first."""
+def _urge(qmp: _Qmp, command: str) -> Any:
+    """Run a command; where QEMU cannot answer, the migration's connection is cut off first."""
     try:
-        return qmp.status("query-migrate", _YANK_AFTER)
+        return qmp.within(_YANK_AFTER, command)
     except TimeoutError:
         # Sending over a link that has died silently, the migration's thread holds the lock that
         # QEMU's main loop waits for.
         _yank(qmp, {"type": "migration"})
-        return qmp.status("query-migrate")
+        return qmp.run(command)
 
 
 def _yank(qmp: _Qmp, instance: dict[str, str]) -> None:

@@ -105,21 +105,29 @@ class Mirrors:
         if self._monitor.known.job(name).error:
             await self._check(disk)
 
-    async def give_up(self) -> None:
-        """Cancel every mirror there is. If there are any, the guest is stopped afterwards.
+    async def give_up(self, *, run_again: bool) -> None:
+        """Cancel every mirror there is, also over links that have died.
 
         QEMU (seen in 7.2; the code is the same in 10.0) frees a mirror's bitmap when the job is
         cancelled by force or fails, without waiting for the guest's writes that it holds up: they
         then write into freed memory, and the guest is dead a moment later. ``stop`` waits for all
         of them, and no write begins that a cancelled job still takes part in.
+
+        Args:
+            run_again: Let the guest go on, unless it is a migration that holds it.
         """
-        jobs = await self._monitor.execute("query-block-jobs")
         ours = {mirror_name(self._domain, disk) for disk in self._domain.block}
+        # Not asked for one after the other: a mirror over a dead link holds up QEMU's main loop.
+        jobs, *_ = await asyncio.gather(
+            self._monitor.execute("query-block-jobs"), *map(self._cut, ours)
+        )
         names = {job["device"] for job in jobs} & ours - self._given_up
-        if names:
-            self._given_up |= names
-            # Sent at once, and done in this order.
-            await asyncio.gather(self._monitor.execute("stop"), *map(self._cancel, names))
+        if not names:
+            return
+        self._given_up |= names
+        cont = [self._cont()] if run_again else []
+        # Sent at once, and done in this order.
+        await asyncio.gather(self._monitor.execute("stop"), *map(self._cancel, names), *cont)
 
     async def end(self, disk: Block) -> None:
         """Nothing is left of the mirror when this returns, whatever it did."""
@@ -131,18 +139,11 @@ class Mirrors:
                 self._monitor.execute("query-jobs"), self._monitor.execute("query-status")
             )
             if any(job["id"] == name for job in jobs):
-                await self.give_up()
-                if status["running"]:
-                    await self._monitor.execute("cont")
+                await self.give_up(run_again=status["running"])
                 await self._monitor.until(lambda known: known.job(name).gone or None)
             self._monitor.known.jobs.pop(name, None)
             with contextlib.suppress(CommandError):
                 await self._run("blockdev-del", {"node-name": name}, disk)
-
-    async def cut_off(self) -> None:
-        """Cut every mirror's connection, so that nothing of QEMU waits for the other host."""
-        names = [mirror_name(self._domain, disk) for disk in self._domain.block]
-        await asyncio.gather(*map(self._cut, names))
 
     async def _cut(self, name: str) -> None:
         """Out of band: over a link that has died, a mirror holds up QEMU's main loop."""
@@ -153,6 +154,10 @@ class Mirrors:
     async def _cancel(self, name: str) -> None:
         with contextlib.suppress(CommandError):  # it has ended meanwhile
             await self._monitor.execute("block-job-cancel", {"device": name, "force": True})
+
+    async def _cont(self) -> None:
+        with contextlib.suppress(CommandError):  # a migration has stopped it
+            await self._monitor.execute("cont")
 
     async def _check(self, disk: Block) -> None:
         """Raise HypervisorError where the mirror has failed or ended."""
