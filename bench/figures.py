@@ -26,7 +26,7 @@ class Move:
         blackout: Seconds from QEMU's STOP at the source to its RESUME.
         pinger: The longest time about the switchover without an answer to a ping each millisecond.
         early: The longest time without an answer before the guest stopped.
-        late: The same, once it ran again.
+        late: The same in the second after it ran again.
         total: Seconds from the start of the command to its end.
         cpu: CPU seconds of what moved it, source and target.
         memory: Peak resident bytes of it, source and target.

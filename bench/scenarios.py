@@ -27,6 +27,7 @@ from lab.hosts import Lab
 Log = Callable[[str], None]
 _SLOW = 0.2  # seconds, as in the plugin
 _TOOL = "/srv/slow-tool"
+_OWN = {"ENTOURAGE_CONFIG": "/dev/null"}  # not the lab's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +95,14 @@ def beside_virsh(scenario: Scenario, count: int, log: Log) -> Result:
     rounds: list[Round] = []
     if shutil.which("libvirtd") is None:
         return Result(scenario.name, scenario.title, (), {"left out": "no libvirtd here"})
-    with Lab.up(name=f"bench-{scenario.name}") as lab:
-        parties = [
-            Entourage(lab, scenario.shape, 0),
-            Virsh(lab, scenario.shape, 1, "virsh"),
-            Virsh(lab, scenario.shape, 2, "virsh p2p", ["--p2p"]),
-        ]
-        rounds += in_turn(lab, parties, count, log)
+    while len(rounds) < count:
+        with Lab.up(name=f"bench-{scenario.name}") as lab:
+            parties = [
+                Entourage(lab, scenario.shape, 0),
+                Virsh(lab, scenario.shape, 1, "virsh"),
+                Virsh(lab, scenario.shape, 2, "virsh p2p", ["--p2p"]),
+            ]
+            rounds += in_turn(lab, parties, count - len(rounds), log)
     return Result(scenario.name, scenario.title, rounds)
 
 
@@ -333,6 +335,11 @@ SCENARIOS = (
     Scenario(
         "virsh", "beside virsh migrate: memory, disk and TPM, no TLS", 15, 2, beside_virsh,
         dataclasses.replace(TPM, **CLEAR),
+    ),
+    # Under TCG each further look at memory may kill a guest (lab/vcpus.py): rounds are thrown out.
+    Scenario(
+        "virsh-own", "the same, with Entourage's own settings for the last memory", 15, 0,
+        beside_virsh, dataclasses.replace(TPM, **CLEAR, environment=_OWN),
     ),
     Scenario("devices", "devices of 200 ms each in step 2", 5, 0, devices),
     Scenario("rollback", "from a failure in step 3 to the guest running", 11, 1, rollback),

@@ -18,6 +18,7 @@ from lab.observer import Observer
 _BOOT = 180.0
 _SURVIVES = 15.0
 _CALM = 0.4  # seconds: after it was let run again, a guest has something to catch up with
+_AFTER = 1.0  # seconds after the guest runs again in which a freeze is one of the move's
 _MARGIN = 0.1  # seconds about the switchover in which the pinger's longest gap belongs to it
 _PING = 0.001
 
@@ -69,6 +70,7 @@ class Stage:
             told = self.told = traveller.move()
             survived = told.ok and self._lives(traveller, boots)
             wire = self._wire.read()
+            time.sleep(max(0.0, told.ended + _AFTER - time.time()))
         if not told.ok:
             raise RuntimeError(f"{traveller.party} has failed: {told.said[-2000:]}")
         cpu, memory = traveller.costs()
@@ -79,7 +81,7 @@ class Stage:
             blackout=told.resume - told.stop,
             pinger=self._gap(traveller, stop - _MARGIN, resume + _MARGIN),
             early=self._gap(traveller, told.began, stop - 0.002),
-            late=self._gap(traveller, resume + _MARGIN, told.ended),
+            late=self._gap(traveller, resume + _MARGIN, resume + _AFTER),
             total=told.ended - told.began,
             cpu=cpu,
             memory=memory,
