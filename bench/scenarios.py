@@ -17,7 +17,7 @@ import msgspec
 from bench.figures import Move, Round
 from bench.guests import PLUGIN, ByHand, Entourage, Shape, Told, Traveller
 from bench.stage import Stage
-from bench.virsh import Virsh
+from bench.virsh import OnLibvirt, Virsh
 from entourage import __version__, words
 from entourage.hosts.link import Call
 from lab.delay import Delay
@@ -86,6 +86,21 @@ def compare(scenario: Scenario, count: int, log: Log) -> Result:
     while len(rounds) < count:
         with Lab.up(name=f"bench-{scenario.name}") as lab:
             parties = [Entourage(lab, scenario.shape, 0), ByHand(lab, scenario.shape, 1)]
+            rounds += in_turn(lab, parties, count - len(rounds), log)
+    return Result(scenario.name, scenario.title, rounds)
+
+
+def on_libvirt(scenario: Scenario, count: int, log: Log) -> Result:
+    """The same domain of libvirt's, moved by virsh and by Entourage."""
+    rounds: list[Round] = []
+    if shutil.which("libvirtd") is None:
+        return Result(scenario.name, scenario.title, (), {"left out": "no libvirtd here"})
+    while len(rounds) < count:
+        with Lab.up(name=f"bench-{scenario.name}") as lab:
+            parties = [
+                OnLibvirt(lab, scenario.shape, 0, "entourage"),
+                Virsh(lab, scenario.shape, 1, "virsh"),
+            ]
             rounds += in_turn(lab, parties, count - len(rounds), log)
     return Result(scenario.name, scenario.title, rounds)
 
@@ -340,6 +355,10 @@ SCENARIOS = (
     Scenario(
         "virsh-own", "the same, with Entourage's own settings for the last memory", 15, 0,
         beside_virsh, dataclasses.replace(TPM, **CLEAR, environment=_OWN),
+    ),
+    Scenario(
+        "libvirt", "a domain of libvirt's, by virsh and by Entourage, no TLS", 15, 0, on_libvirt,
+        dataclasses.replace(TPM, **CLEAR),
     ),
     Scenario("devices", "devices of 200 ms each in step 2", 5, 0, devices),
     Scenario("rollback", "from a failure in step 3 to the guest running", 11, 1, rollback),

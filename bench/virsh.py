@@ -1,11 +1,12 @@
-"""The peer that people use today: ``virsh migrate --live --copy-storage-all``."""
+"""Domains of libvirt's: moved by virsh, which people use today, and by Entourage."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 
-from bench.guests import Shape, Told, Traveller, usage
+from bench.guests import Shape, Told, Traveller, read_events, usage
 from lab.domain_xml import domain_xml
 from lab.guest import Disk
 from lab.hosts import Lab
@@ -86,3 +87,23 @@ class Virsh(Traveller):
 
     def _virsh(self, *words: str) -> None:
         self.source.run(["virsh", "--quiet", "--connect", LOCAL, *words])
+
+
+class OnLibvirt(Virsh):
+    """The same domain, moved by ``entourage migrate``."""
+
+    def move(self) -> Told:
+        """Move it to the other host."""
+        remote = shlex.join([*self._timed("target"), "entourage"])
+        argv = [*self._timed("source"), "entourage", "migrate", self.name, self.target.name]
+        began = time.time()
+        process = self.source.popen([*argv, "--json", "--no-tls", "--remote-command", remote])
+        output, errors = process.communicate(timeout=_PATIENCE)
+        told = read_events(output, began, time.time(), errors)
+        if told.ok:
+            self._swap()
+        return told
+
+    def costs(self) -> tuple[tuple[float, float], tuple[int, int]]:
+        """Of Entourage at both ends, without libvirtd's."""
+        return Traveller.costs(self)

@@ -43,7 +43,8 @@ def standing(host: Host) -> list[dict[str, Any]]:
 
 def test_a_fenced_target_comes_back(world: World) -> None:
     a, b = world.here, world.there
-    run = handed_over(world, "target.after.let-run", "target-host")
+    # Before the guest has run there: what it did on b would be lost with the user's word.
+    run = handed_over(world, "target.after.flush-go", "target-host")
     assert run.status == 6, str(run)
     status, said = entourage(a, "recover")
     assert status == 6, said

@@ -299,7 +299,7 @@ class World:
         """It runs on, the same one, and all that it has ever written is on the disk here."""
         report = self.seen.wait_progress(PATIENCE, self.address)
         assert report.boots[-1] == self.boot
-        assert report.errors == ()
+        assert report.errors == (), report.errors
         assert report.connections == len(report.boots)
         self.disks_are_whole()
         if self.tpm:
