@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import json
 import time
 from collections.abc import Callable
@@ -42,23 +43,29 @@ class Known:
 class Feed:
     """Listens to one domain. Use ``Feed.open``."""
 
-    def __init__(self, connection: Connection, uuid: str) -> None:
+    def __init__(self, connection: Connection, uuid: str, *, one_clock: bool) -> None:
         self.known = Known()
+        self._one_clock = one_clock
         self._connection = connection
         self._uuid = uuid
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
 
     @classmethod
-    async def open(cls, uri: str, uuid: str) -> Feed:
+    async def open(cls, uri: str, uuid: str, *, one_clock: bool = True) -> Feed:
         """Listen from when this returns; the domain need not be there yet.
 
         It has a connection of its own: on one that waits for an answer, events come late.
 
+        Args:
+            uri: Of the libvirtd.
+            uuid: Of the domain.
+            one_clock: Whether that is on this host, so that what QEMU says of time can be used.
+
         Raises:
             HypervisorError: libvirt cannot be reached.
         """
-        feed = cls(await Connection.open(uri), uuid)
+        feed = cls(await Connection.open(uri), uuid, one_clock=one_clock)
         try:
             await ask(feed._register)
         except BaseException:
@@ -70,7 +77,7 @@ class Feed:
         raw = self._connection.raw
         raw.domainEventRegisterAny(None, LIFECYCLE, self._on_lifecycle, None)
         raw.domainEventRegisterAny(None, ITERATION, self._on_iteration, None)
-        qemu: Any = __import__("libvirt_qemu")
+        qemu: Any = importlib.import_module("libvirt_qemu")
         qemu.qemuMonitorEventRegister(raw, None, None, self._on_qemu, None, 0)
         with contextlib.suppress(bindings().libvirtError):
             raw.registerCloseCallback(self._on_close, None)
@@ -139,7 +146,7 @@ class Feed:
         if event == "MIGRATION":
             self._tell("migration", str(json.loads(details or "{}").get("status", "")))
             return
-        moment = at(seconds, micros)
+        moment = at(seconds, micros) if self._one_clock else time.monotonic_ns()
         self._tell("stopped_at" if event == "STOP" else "resumed_at", moment)
 
     def _on_close(self, _connection: Any, reason: int, _context: Any) -> None:

@@ -18,10 +18,9 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from entourage.domain import Block, Domain, Net, Tpm
-from entourage.errors import EntourageError, HypervisorError, InDoubt
+from entourage.errors import HypervisorError, InDoubt
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.libvirt import tls
@@ -34,19 +33,20 @@ from entourage.hypervisors.libvirt.connection import (
     call,
     phases,
 )
+from entourage.hypervisors.libvirt.emulators import Emulators
 from entourage.hypervisors.libvirt.explain import qemu_said
 from entourage.hypervisors.libvirt.feed import Feed, Known
 from entourage.hypervisors.libvirt.machine import TPM_STATES, VERBS
-from entourage.hypervisors.libvirt.words import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter, State
+from entourage.hypervisors.libvirt.seen import look_at
+from entourage.hypervisors.libvirt.words import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter
 from entourage.protocol import Guest
 
-_BACK_WITHIN = 600.0  # seconds for a libvirtd that went away to come back, in the middle of GO
 _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its mind
 _LOOK_AGAIN = 0.05
 _HEARD_WITHIN = 0.05  # seconds from Finish's return to the event that says when the guest ran
 _ACTIVE_NETWORKS = 2
 _LOGS = Path("/var/log/libvirt/qemu")
-_ACTIVE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SHUTDOWN, State.SUSPENDED})
+_NO_TPM = "its TPM emulator (swtpm) has ended"
 
 
 class LibvirtIncoming:
@@ -57,11 +57,17 @@ class LibvirtIncoming:
         domain: The domain; of what ``build`` is given only its identity is used here.
     """
 
+    _patience = 600.0
+    """Seconds for a libvirtd that went away in the middle of GO to come back."""
+    _ask_again = "`entourage recover` here"
+    _on_this_host = True
+
     def __init__(self, uri: str, domain: Domain) -> None:
         self._uri = uri
         self._domain = domain
         self._uuid = str(domain.uuid)
         self._connection: Connection | None = None
+        self._emulators: Emulators | None = None
         self._feed: Feed | None = None
         self._plan: Plan | None = None
         self._parameters: dict[str, str | int | list[str]] = {}
@@ -107,7 +113,7 @@ class LibvirtIncoming:
         deadline = time.monotonic() + _SETTLES_WITHIN
         while True:
             raw = await connection.domain(self._uuid)
-            seen = await _look(raw)
+            seen = await look_at(raw)
             if not seen.under_way or time.monotonic() > deadline:
                 return seen.guest
             await asyncio.sleep(_LOOK_AGAIN)
@@ -117,14 +123,25 @@ class LibvirtIncoming:
         self._domain, self._plan = domain, plan
         connection = await self._connected()
         if self._feed is None:
-            self._feed = await Feed.open(self._uri, self._uuid)
-        host = f"[{plane.address}]" if ":" in plane.address else plane.address
-        self._parameters = plan.parameters | {Parameter.URI: f"tcp://{host}"}
+            self._feed = await Feed.open(self._uri, self._uuid, one_clock=self._on_this_host)
+        self._parameters = dict(plan.parameters)
+        if plane.address:  # else libvirt goes by the name that the host has for itself
+            host = f"[{plane.address}]" if ":" in plane.address else plane.address
+            self._parameters[Parameter.URI] = f"tcp://{host}"
         library = await asyncio.to_thread(phases)
         self._preparing = call(
             library.prepare, connection.raw, self._parameters, plan.cookie, self._flags
         )
         await asyncio.shield(self._preparing)
+        await self._watch_emulators()
+
+    async def _watch_emulators(self) -> None:
+        """Know of each swtpm that was started here; what it has of directories is on the disk."""
+        if any(tpm.type == "emulator" for tpm in self._domain.tpm):
+            self._emulators = await asyncio.to_thread(Emulators, TPM_STATES / self._uuid)
+        for tpm in self._domain.tpm:
+            if (state := self._state_of(tpm)).is_dir():
+                await asyncio.to_thread(swtpm.sync_parents, state)
 
     @property
     def _flags(self) -> int:
@@ -139,9 +156,6 @@ class LibvirtIncoming:
         if self._preparing is None:
             raise HypervisorError("the machine is not built")
         uri, cookie = await asyncio.shield(self._preparing)
-        for tpm in self._domain.tpm:
-            if (state := self._state_of(tpm)).is_dir():
-                await asyncio.to_thread(swtpm.sync_parents, state)
         return Ticket(uri=uri, cookie=cookie)
 
     async def landed(self) -> None:
@@ -166,8 +180,24 @@ class LibvirtIncoming:
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before.
 
-        Before it is released, it ends with its libvirtd; afterwards it does not.
+        Before it is released, it ends with its libvirtd, and is of no use without its swtpm;
+        afterwards it lives on without either.
         """
+        machine = asyncio.create_task(self._machine_ended())
+        parts = [
+            machine,
+            *([asyncio.create_task(self._emulators.ended())] if self._emulators else []),
+        ]
+        try:
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            if not self._released and not machine.done():
+                return _NO_TPM
+            return await machine
+        finally:
+            for part in parts:
+                part.cancel()
+
+    async def _machine_ended(self) -> str:
         feed = self._heard()
 
         def gone(known: Known) -> str | None:
@@ -189,6 +219,8 @@ class LibvirtIncoming:
         connection, prepared = self._connection, self._preparing
         if connection is None or prepared is None:
             raise HypervisorError("the machine that was built here is gone, and never ran")
+        if self._emulators is not None and self._emulators.one_has_ended:
+            raise HypervisorError(_NO_TPM)
         feed = self._heard()
         feed.known.resumed_at = 0
         self._released = True
@@ -199,39 +231,46 @@ class LibvirtIncoming:
                 connection.raw, parameters, self._last_words, self._flags, cancelled=False,
             )  # fmt: skip
         except (LostError, RefusedError) as error:
-            await self._find_out(error, paused=paused)
+            if not await self._has_run(paused=paused):
+                raise HypervisorError(error.message, remedy=error.remedy) from error
         if not paused and not feed.known.resumed_at:
             with contextlib.suppress(TimeoutError, HypervisorError):
                 async with asyncio.timeout(_HEARD_WITHIN):
                     await feed.until(lambda known: known.resumed_at or None)
         return feed.known.resumed_at or time.monotonic_ns()
 
-    async def _find_out(self, error: EntourageError, *, paused: bool) -> None:
-        """After an error in Finish: return where the guest has run, raise where it never has."""
-        connection = self._connection
-        if connection is None or not await connection.alive():
-            try:
-                self._connection = await Connection.open_again(self._uri, _BACK_WITHIN)
-            except LostError as lost:
-                raise InDoubt(
-                    f"libvirtd went away as it was to let {self._domain.name} run: {lost.message}",
-                    remedy="start it, then `entourage recover` here",
-                ) from error
+    async def _has_run(self, *, paused: bool) -> bool:
+        """After an error in Finish: whether the guest has run; False where it never has.
+
+        Raises:
+            InDoubt: libvirtd does not say.
+        """
+        try:
+            if self._connection is None or not await self._connection.alive():
+                self._connection = await self._open(self._patience)
+            return await self._is_seen_to_run(paused=paused)
+        except HypervisorError as error:
+            raise InDoubt(
+                f"libvirtd went away as it was to let {self._domain.name} run: {error.message}",
+                remedy=f"once it is back: {self._ask_again}",
+            ) from error
+
+    async def _is_seen_to_run(self, *, paused: bool) -> bool:
         deadline = time.monotonic() + _SETTLES_WITHIN
         while True:
             raw = await (await self._connected()).domain(self._uuid)
-            seen = await _look(raw)
+            seen = await look_at(raw)
             if seen.guest is Guest.STOPPED and not seen.under_way:
-                raise HypervisorError(error.message, remedy=error.remedy) from error
+                return False
             # A libvirtd that came back ends what it finds paused; one that is meant to be is whole.
             if seen.guest is not Guest.STOPPED and (paused or not seen.paused):
-                return
+                return True
             if time.monotonic() > deadline:
                 if seen.guest is Guest.RUNNING:  # somebody has paused it since
-                    return
+                    return True
                 # Unfinished, and nobody works on it any more: it never ran, and never will.
                 await self.kill()
-                raise HypervisorError(error.message, remedy=error.remedy) from error
+                return False
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def halt(self) -> None:
@@ -278,7 +317,7 @@ class LibvirtIncoming:
                     )  # fmt: skip
         connection = await self._connected()
         if not await connection.alive():
-            self._connection = connection = await Connection.open_again(self._uri, _SETTLES_WITHIN)
+            self._connection = connection = await self._open(_SETTLES_WITHIN)
         raw = await connection.domain(self._uuid)
         if raw is None:
             return
@@ -286,11 +325,20 @@ class LibvirtIncoming:
             await ask(raw.destroy)
         with contextlib.suppress(RefusedError):
             await ask(raw.undefineFlags, UNDEFINE_ALL)
+        if await connection.domain(self._uuid) is not None:
+            name = self._domain.name
+            raise HypervisorError(f"libvirt does not end {name}", remedy=f"virsh destroy {name}")
 
     async def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = await Connection.open(self._uri)
+            self._connection = await self._open()
         return self._connection
+
+    async def _open(self, patience: float = 0) -> Connection:
+        """Connect to libvirtd; within ``patience`` seconds, if it is not there at once."""
+        if patience:
+            return await Connection.open_again(self._uri, patience)
+        return await Connection.open(self._uri)
 
     def _last_said(self) -> str:
         """What QEMU said before it failed; empty where it said nothing."""
@@ -300,42 +348,3 @@ class LibvirtIncoming:
         if self._feed is None:
             raise HypervisorError("no machine is being built")
         return self._feed
-
-
-class _Seen:
-    """What there is of a domain that was being built.
-
-    Attributes:
-        guest: See ``attach``.
-        under_way: libvirtd still works on it, and may change it by itself.
-        paused: It stands still, for whatever reason.
-    """
-
-    def __init__(self, guest: Guest, *, under_way: bool = False, paused: bool = False) -> None:
-        self.guest = guest
-        self.under_way = under_way
-        self.paused = paused
-
-
-async def _look(raw: Any) -> _Seen:
-    """Look at what is there now."""
-    if raw is None:
-        return _Seen(Guest.STOPPED)
-
-    def look() -> tuple[int, bool, bool]:
-        state: int = raw.state(0)[0]
-        working = state in _ACTIVE and bool(raw.jobInfo()[0])
-        return state, bool(raw.isPersistent()), working
-
-    try:
-        state, defined, working = await ask(look)
-    except RefusedError:  # it went away meanwhile
-        return _Seen(Guest.STOPPED, under_way=True)
-    if state in {State.RUNNING, State.BLOCKED}:
-        return _Seen(Guest.RUNNING)
-    if state not in _ACTIVE:
-        return _Seen(Guest.DEAD if defined else Guest.STOPPED)
-    if not defined:
-        return _Seen(Guest.STOPPED, under_way=True)
-    # Defined and paused: Finish is about to let it run, or its user has paused it since.
-    return _Seen(Guest.RUNNING, under_way=working, paused=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 _AGAIN = 0.1  # seconds between two attempts to end a job
 _NUDGE_AFTER = 5  # attempts
 _FLUSHES_WITHIN = 3.0  # seconds for QEMU to flush its disks
+_ENDS_WITHIN = 60.0  # seconds for libvirt to end a job, where it takes some tenths
 
 
 class WayBack:
@@ -103,8 +105,9 @@ class WayBack:
         performing = self._performing
         if performing is not None:
             await self._past_the_stop(performing)
-            rounds = 0
+            rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
             while not performing.done():
+                self._too_late(deadline)
                 await self._press_end(nudge=rounds >= _NUDGE_AFTER)
                 await asyncio.wait({performing}, timeout=_AGAIN)
                 rounds += 1
@@ -156,12 +159,24 @@ class WayBack:
 
     async def _end_job(self) -> None:
         """End a job that nobody waits for any more."""
-        rounds = 0
+        rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
             while self._raw is not None and (await ask(self._raw.jobInfo))[0]:
+                self._too_late(deadline)
                 await self._press_end(nudge=rounds >= _NUDGE_AFTER)
                 await asyncio.sleep(_AGAIN)
                 rounds += 1
+
+    def _too_late(self, deadline: float) -> None:
+        """Raise HypervisorError once libvirt has had its time to end its job."""
+        if time.monotonic() < deadline:
+            return
+        name = self._domain.name
+        raise HypervisorError(
+            f"libvirt has not ended its migration job of {name} within {_ENDS_WITHIN:g} s",
+            remedy=f"virsh domjobabort {name}; if that does not help, restart libvirtd (guests live"
+            f" on); then `entourage recover {name}`",
+        )
 
     async def _run_again(self) -> None:
         """Let the guest run; one that runs already goes on, one that was paused stays so.

@@ -1,0 +1,50 @@
+"""What there is of a domain that was being built, looked at and not believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from entourage.hypervisors.libvirt.connection import RefusedError, ask
+from entourage.hypervisors.libvirt.words import State
+from entourage.protocol import Guest
+
+_ACTIVE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SHUTDOWN, State.SUSPENDED})
+
+
+class Seen:
+    """What there is of a domain that was being built.
+
+    Attributes:
+        guest: See ``Incoming.attach``.
+        under_way: libvirtd still works on it, and may change it by itself.
+        paused: It stands still, for whatever reason.
+    """
+
+    def __init__(self, guest: Guest, *, under_way: bool = False, paused: bool = False) -> None:
+        self.guest = guest
+        self.under_way = under_way
+        self.paused = paused
+
+
+async def look_at(raw: Any) -> Seen:
+    """Look at what is there now."""
+    if raw is None:
+        return Seen(Guest.STOPPED)
+
+    def look() -> tuple[int, bool, bool]:
+        state: int = raw.state(0)[0]
+        working = state in _ACTIVE and bool(raw.jobInfo()[0])
+        return state, bool(raw.isPersistent()), working
+
+    try:
+        state, defined, working = await ask(look)
+    except RefusedError:  # it went away meanwhile
+        return Seen(Guest.STOPPED, under_way=True)
+    if state in {State.RUNNING, State.BLOCKED}:
+        return Seen(Guest.RUNNING)
+    if state not in _ACTIVE:
+        return Seen(Guest.DEAD if defined else Guest.STOPPED)
+    if not defined:
+        return Seen(Guest.STOPPED, under_way=True)
+    # Defined and paused: Finish is about to let it run, or its user has paused it since.
+    return Seen(Guest.RUNNING, under_way=working, paused=True)
