@@ -50,12 +50,13 @@ async def migrate(
     """
     # Imported here, so that `entourage --version` and the agent start without them.
     from entourage.devices.base import Options  # noqa: PLC0415
+    from entourage.hosts.route import Route  # noqa: PLC0415
     from entourage.migration import Migration, Request  # noqa: PLC0415
     from entourage.settings.load import load_settings  # noqa: PLC0415
 
     request = Request(
         domain=domain,
-        target=target,
+        route=Route(host=target),
         settings=load_settings(None) if settings is None else settings,
         options=Options() if options is None else options,
         live=live,

@@ -17,21 +17,25 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
 from entourage import __version__, words
 from entourage.conductor import target_controllers
+from entourage.devices.afar import out_of_reach
 from entourage.devices.base import Controller, There
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVersionError, UsageError
+from entourage.guard import unsettled
 from entourage.handover import Target
 from entourage.hosts.link import Link
 from entourage.hosts.resources import MemoryLedger
+from entourage.hosts.standin import from_afar, is_afar
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Decision, Journal, MigrationLedger
-from entourage.lock import domain_lock, lock_holder
+from entourage.lock import domain_lock
 from entourage.protocol import TERMINAL, Event, Heard, Message, Record, Role, Verb
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
@@ -113,14 +117,14 @@ class Agent:
             )
         self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
         self._hello = hello
-        # Where ssh arrived is an address of this host that the source can reach.
-        connection = os.environ.get("SSH_CONNECTION", "").split()
+        if is_afar(hello.hypervisor):
+            self._host = _address(hello.hypervisor) or hello.hypervisor
         return words.Welcome(
             version=__version__,
             protocol=words.PROTOCOL,
             host=self._host,
             journal=self._journal.uuid,
-            address=connection[2] if len(connection) == 4 else "",  # noqa: PLR2004 - ssh(1)
+            address=_address(hello.hypervisor),
             clock=time.monotonic_ns(),
         )
 
@@ -128,19 +132,10 @@ class Agent:
         hypervisor = self._known()
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         refusals = list(await hypervisor.test_incoming(test.domain, self._host, test.facts))
-        uuid = test.domain.uuid or ""
-        if busy := lock_holder(Path(self._settings.paths.run), uuid):
-            reason = f"process {busy.pid} works on it: {busy.doing}"
-            remedy = f"wait until it has finished; `entourage status` on {self._host} shows it"
-            refusals.append(Refusal("domain", self._host, reason, remedy))
-        for standing in self._journal.decisions(uuid):
-            if not standing.settled:
-                # Of what was handed over here, the host that it came from knows the rest.
-                asks = standing.peer_host if standing.record is Record.RAN else self._host
-                reason = f"an earlier migration of it is not settled ({standing.record})"
-                remedy = f"run `entourage recover {standing.name}` on {asks}"
-                refusals.append(Refusal("domain", self._host, reason, remedy))
-        return refusals
+        if is_afar(hypervisor.name):
+            refusals += out_of_reach(test.domain, self._host)
+        keeper = socket.gethostname()  # of the record: a stand-in's host is the source
+        return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
 
     async def _on_device(self, ask: words.AskDevice) -> Any:
         controller = self._controllers.get(ask.device)
@@ -311,7 +306,8 @@ class Agent:
     def _step_into(self, domain: Domain, incoming: Incoming) -> None:
         """Work with this domain from now on; what devices learned at TEST they learn anew."""
         migration = self._hello.migration if self._hello else ""
-        self._controllers = {each.device.label: each for each in target_controllers(domain)}
+        controllers = target_controllers(domain, incoming)
+        self._controllers = {each.device.label: each for each in controllers}
         self._there = There(
             migration=migration,
             host=self._host,
@@ -322,6 +318,15 @@ class Agent:
             run_dir=self._settings.paths.run,
             state_dir=self._settings.paths.state,
         )
+
+
+def _address(hypervisor: str) -> str:
+    """An address at which the source can reach the target; empty where none is known."""
+    if is_afar(hypervisor):
+        return urlsplit(from_afar(hypervisor)[0]).hostname or ""
+    # Where ssh arrived.
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return connection[2] if len(connection) == 4 else ""  # noqa: PLR2004 - ssh(1)
 
 
 def _taking(

@@ -13,8 +13,8 @@ import msgspec
 from entourage import __version__, words
 from entourage.errors import LinkError, LinkLost
 from entourage.handover import Source, decide_source
-from entourage.hosts import ssh
 from entourage.hosts.link import Link
+from entourage.hosts.standin import connect
 from entourage.journal import Decision, Journal
 from entourage.passage import Clock, greet
 from entourage.protocol import (
@@ -98,17 +98,18 @@ class Way:
             remedy = f" ({failure.remedy})" if failure.remedy else ""
             problems.append(f"{self._decision.peer_host}: {failure.message}{remedy}")
 
+        there = str(self._decision.details.get("hypervisor-there", "qemu"))
         hello = words.Hello(
             version=__version__,
             protocol=words.PROTOCOL,
             migration=self._decision.migration,
             source=socket.gethostname(),
-            hypervisor=str(self._decision.details.get("hypervisor-there", "qemu")),
+            hypervisor=there,
         )
         try:
             async with (
                 asyncio.timeout(_ANSWER_WITHIN),
-                ssh.connect(self._decision.peer_host, self._settings) as link,
+                connect(self._decision.peer_host, there, self._settings) as link,
             ):
                 self._link = link
                 link.on(words.HANDOVER, on_handover)

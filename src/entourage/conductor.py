@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import asynccontextmanager
 from typing import Any
 
+from entourage.devices.afar import afar_class
 from entourage.devices.base import Controller, Here
 from entourage.devices.registry import controller_class
 from entourage.devices.tool import ExternalController, Tooled, tool_for
@@ -25,6 +26,8 @@ from entourage.events import (
     StepDone,
     StepStarted,
 )
+from entourage.hypervisors.afar import Afar
+from entourage.hypervisors.base import Incoming
 from entourage.settings.model import MigrationSettings, Settings
 from entourage.steps import Refusal, Step
 
@@ -52,12 +55,19 @@ def source_controllers(
     return controllers
 
 
-def target_controllers(domain: Domain) -> list[Controller]:
-    """A controller for each device of a domain that is to arrive here; tools run on the source."""
-    return [
-        kind(device) if (kind := controller_class(device)) else Controller(device)
-        for device in domain.devices
-    ]
+def target_controllers(domain: Domain, incoming: Incoming) -> list[Controller]:
+    """A controller for each device of a domain that is to arrive here; tools run on the source.
+
+    Args:
+        domain: As it is to be here.
+        incoming: Its machine: where that is built elsewhere, other halves are needed.
+    """
+    afar = isinstance(incoming, Afar)
+    controllers: list[Controller] = []
+    for device in domain.devices:
+        kind = controller_class(device) or Controller
+        controllers.append((afar_class(kind) if afar else kind)(device))
+    return controllers
 
 
 class Conductor:

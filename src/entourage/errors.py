@@ -13,6 +13,7 @@
     ├── DeadlineError           something took longer than it was given
     ├── LinkError               the link to the other host
     │   ├── LinkLost            … went away or fell silent
+    │   │   └── NoAgent         … because no Entourage is there
     │   └── PeerVersionError    … leads to a different Entourage
     └── JournalError            the journal cannot be trusted to keep a promise
 
@@ -145,6 +146,10 @@ class LinkError(EntourageError):
 
 class LinkLost(LinkError):  # noqa: N818 - the protocol's own word
     """The link went away or fell silent."""
+
+
+class NoAgent(LinkLost):
+    """The host answers, and there is no Entourage on it."""
 
 
 class PeerVersionError(LinkError):

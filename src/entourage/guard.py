@@ -12,9 +12,10 @@ from entourage.handover import refuses_start
 from entourage.hypervisors.base import Hypervisor
 from entourage.hypervisors.registry import find_domain
 from entourage.journal import Decision, Journal
-from entourage.lock import domain_lock
+from entourage.lock import domain_lock, lock_holder
 from entourage.protocol import Record
 from entourage.settings.model import Settings
+from entourage.steps import Refusal
 
 
 async def known(
@@ -89,3 +90,31 @@ def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
             f"{name} moved to {host}: it is that host's",
             remedy=f"see `entourage list` on {host}; another of that name needs its own uuid",
         )
+
+
+def unsettled(
+    settings: Settings, journal: Journal, domain: Domain, host: str, keeper: str
+) -> list[Refusal]:
+    """What earlier migrations of a domain have left that speaks against its arrival.
+
+    Args:
+        settings: Of who keeps the target's record; so is the journal.
+        journal: Where that is kept.
+        domain: The domain.
+        host: What the target is called.
+        keeper: The host that the journal is on.
+    """
+    uuid = domain.uuid or ""
+    found: list[Refusal] = []
+    if busy := lock_holder(Path(settings.paths.run), uuid):
+        reason = f"process {busy.pid} works on it: {busy.doing}"
+        remedy = f"wait until it has finished; `entourage status` on {keeper} shows it"
+        found.append(Refusal("domain", host, reason, remedy))
+    for standing in journal.decisions(uuid):
+        if not standing.settled:
+            # Of what was handed over, the host that it came from knows the rest.
+            asks = standing.peer_host if standing.record is Record.RAN else keeper
+            reason = f"an earlier migration of it is not settled ({standing.record})"
+            remedy = f"run `entourage recover {standing.name}` on {asks}"
+            found.append(Refusal("domain", host, reason, remedy))
+    return found

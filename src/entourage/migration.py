@@ -33,8 +33,10 @@ from entourage.events import (
     MigrationStarted,
     Outcome,
     RollbackStarted,
+    Warned,
 )
 from entourage.handover import Source
+from entourage.hosts.route import Route
 from entourage.journal import Decision
 from entourage.passage import Clock, Passage, open_passage
 from entourage.protocol import Event, Finding, Heard, Message, Record, Role, Verb
@@ -53,9 +55,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         domain: The domain's name.
-        target: The host, as ssh knows it.
+        route: How the target is reached.
         connect: The URI of the libvirtd that has the domain; None: whoever on this host has it.
-        connect_there: The URI of the target's libvirtd, on the target.
         settings: This host's settings, with what the command line changed.
         options: What concerns devices.
         live: False stops the guest before its memory is copied.
@@ -64,9 +65,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     domain: str
-    target: str
+    route: Route
     connect: str | None = None
-    connect_there: str | None = None
     settings: Settings = Settings()
     options: Options = Options()
     live: bool = True
@@ -131,9 +131,8 @@ class Migration:
             async with open_passage(
                 self.id,
                 request.domain,
-                request.target,
+                request.route,
                 connect=request.connect,
-                connect_there=request.connect_there,
                 settings=self._settings,
                 options=request.options,
                 tool=request.tool,
@@ -316,7 +315,7 @@ class Migration:
         error = HypervisorError(
             failure.message,
             device=failure.device,
-            host=self._request.target,
+            host=self._request.route.host,
             remedy=failure.remedy,
         )
         self._failure_there = error
@@ -325,7 +324,7 @@ class Migration:
 
     async def _on_resumed_there(self, body: Any) -> None:
         resumed = msgspec.convert(body, words.Resumed)
-        target = self._request.target
+        target = self._request.route.host
         for name, moment in (
             ("GO is under way", resumed.heard),
             ("GO is put on the disk", resumed.decided),
@@ -374,6 +373,8 @@ class Migration:
                 time=dt.datetime.now().astimezone().isoformat(),
             )
         )
+        if way.weaker:
+            self._emit(Warned(at=self._clock.now(), message=way.weaker))
 
     def _finish(
         self,

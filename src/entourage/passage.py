@@ -19,11 +19,13 @@ import msgspec
 
 from entourage import __version__, words
 from entourage.devices.base import Controller, Here, Options
-from entourage.errors import EntourageError, LinkLost, PeerVersionError, UsageError
+from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError, UsageError
 from entourage.events import Listener
 from entourage.guard import known
-from entourage.hosts import ssh
 from entourage.hosts.link import Link
+from entourage.hosts.route import Route
+from entourage.hosts.standin import afar, is_afar
+from entourage.hosts.standin import connect as reach
 from entourage.hypervisors.base import DataPlane, Machine, Secret
 from entourage.hypervisors.registry import LIBVIRT_URI
 from entourage.journal import Journal
@@ -33,6 +35,10 @@ from entourage.settings.model import Settings
 from entourage.steps import Refusal, Step
 
 Reply = TypeVar("Reply")
+_WEAKER = (
+    "has no Entourage: this host keeps its half of the record, asks its libvirt over the network,"
+    " and cannot put its TPM's state on the disk (docs/libvirt.md tells what is weaker)"
+)
 
 
 class Clock:
@@ -67,7 +73,7 @@ class Passage:
         migration: The migration's id.
         source, target: The names of both hosts.
         hypervisor: The name of this host's.
-        hypervisor_there: The name of the target's, of the same kind.
+        hypervisor_there: The name of the target's, of the same kind: who has it is asked.
         machine: The running domain.
         journal, lock: This host's, for this domain.
         link: To the target's agent; another one after it was lost in doubt.
@@ -104,10 +110,21 @@ class Passage:
         """The domain's UUID; a running domain has one."""
         return self.machine.domain.uuid or ""
 
+    @property
+    def is_afar(self) -> bool:
+        """Whether no Entourage is on the target, and a stand-in answers for it."""
+        return is_afar(self.hypervisor_there)
+
+    @property
+    def weaker(self) -> str:
+        """What the user is to know of that; empty where an agent is there."""
+        return f"{self.target} {_WEAKER}" if self.is_afar else ""
+
     def plane(self) -> DataPlane:
         """How disks and memory will travel, with a fresh key."""
         wanted = self.settings.migration
-        address = wanted.data_address or self.welcome.address or self.target.rpartition("@")[2]
+        usual = "" if self.is_afar else self.target.rpartition("@")[2]
+        address = wanted.data_address or self.welcome.address or usual
         secret = Secret("entourage", secrets.token_bytes(32)) if wanted.tls else None
         return DataPlane(
             address=address, ports=wanted.ports, secret=secret, bandwidth=wanted.bandwidth
@@ -167,6 +184,16 @@ class Passage:
         raise await self.failures.get()
 
 
+def _hello(migration: str, source: str, hypervisor: str) -> words.Hello:
+    return words.Hello(
+        version=__version__,
+        protocol=words.PROTOCOL,
+        migration=migration,
+        source=source,
+        hypervisor=hypervisor,
+    )
+
+
 async def greet(link: Link, clock: Clock, hello: words.Hello) -> words.Welcome:
     """Say hello, check that both ends understand each other, and set the clock.
 
@@ -190,10 +217,9 @@ async def greet(link: Link, clock: Clock, hello: words.Hello) -> words.Welcome:
 async def open_passage(
     migration: str,
     name: str,
-    target: str,
+    route: Route,
     *,
     connect: str | None,
-    connect_there: str | None,
     settings: Settings,
     options: Options,
     tool: str | None,
@@ -205,9 +231,8 @@ async def open_passage(
     Args:
         migration: The migration's id.
         name: The domain's name.
-        target: The host, as ssh knows it.
+        route: How the target is reached.
         connect: The URI of the libvirtd that has the domain; None: whoever has it.
-        connect_there: The URI of the target's; None: its usual one.
         settings: This host's.
         options: What the user asked for, of devices.
         tool: An external tool for every class.
@@ -220,11 +245,11 @@ async def open_passage(
         JournalError: The journal cannot be trusted.
         LinkError: The target cannot be reached, or has another Entourage.
     """
-    if connect is None and connect_there is not None:
+    if connect is None and route.there is not None:
         connect = LIBVIRT_URI  # who names a libvirtd there means libvirt's domain here
     hypervisor, found = await known(settings, name, connect)
-    there = "qemu" if hypervisor.name == "qemu" else connect_there or LIBVIRT_URI
-    source = socket.gethostname()
+    there = "qemu" if hypervisor.name == "qemu" else route.there or LIBVIRT_URI
+    source, target = socket.gethostname(), route.host
     async with contextlib.AsyncExitStack() as stack:
         journal = stack.enter_context(Journal.open(Path(settings.paths.state, "journal.db")))
         uuid = found.uuid or ""
@@ -233,15 +258,10 @@ async def open_passage(
         )
         machine = await hypervisor.machine(name)
         stack.push_async_callback(machine.close)
-        link = await stack.enter_async_context(ssh.connect(target, settings))
-        hello = words.Hello(
-            version=__version__,
-            protocol=words.PROTOCOL,
-            migration=migration,
-            source=source,
-            hypervisor=there,
+        reached = await stack.enter_async_context(
+            _reached(route, there, migration, settings, clock)
         )
-        welcome = await greet(link, clock, hello)
+        link, welcome, there = reached
         if welcome.journal == journal.uuid:
             raise UsageError(
                 f"{target} is this host", remedy=f"{name} runs here already; name another host"
@@ -266,16 +286,33 @@ async def open_passage(
 
 
 @contextlib.asynccontextmanager
+async def _reached(
+    route: Route, there: str, migration: str, settings: Settings, clock: Clock
+) -> AsyncGenerator[tuple[Link, words.Welcome, str]]:
+    """The target's agent, or a stand-in where it has none; and what its hypervisor is called."""
+    names = [] if route.by_ssh == "no" else [there]
+    if route.afar is not None:
+        names.append(afar(route.afar))
+    for name in names:
+        async with contextlib.AsyncExitStack() as attempt:
+            link = await attempt.enter_async_context(reach(route.host, name, settings))
+            try:
+                hello = _hello(migration, socket.gethostname(), name)
+                welcome = await greet(link, clock, hello)
+            except LinkLost as error:
+                missing = isinstance(error, NoAgent) or route.by_ssh == "if-it-answers"
+                if missing and name is not names[-1]:
+                    continue
+                raise
+            yield link, welcome, name
+            return
+
+
+@contextlib.asynccontextmanager
 async def another_link(way: Passage) -> AsyncGenerator[Passage]:
     """The same passage with a new link, after the old one was lost."""
-    async with ssh.connect(way.target, way.settings) as link:
-        hello = words.Hello(
-            version=__version__,
-            protocol=words.PROTOCOL,
-            migration=way.migration,
-            source=way.source,
-            hypervisor=way.hypervisor_there,
-        )
+    async with reach(way.target, way.hypervisor_there, way.settings) as link:
+        hello = _hello(way.migration, way.source, way.hypervisor_there)
         welcome = await greet(link, way.clock, hello)
         link.take_handlers_of(way.link)
         way.link, way.welcome = link, welcome

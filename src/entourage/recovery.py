@@ -13,6 +13,7 @@ import msgspec
 
 from entourage.asking import Way, declare_fenced, is_untold, note_told, tell
 from entourage.errors import DomainBusy, EntourageError
+from entourage.hosts.standin import beside, from_afar, is_afar
 from entourage.hypervisors.registry import all_domains
 from entourage.journal import Decision, Journal
 from entourage.lock import lock_holder
@@ -89,19 +90,20 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
     Raises:
         JournalError: The journal cannot be read.
     """
-    path = Path(settings.paths.state, "journal.db")
-    if not path.exists():
+    decisions = [(settings, decision) for decision in _kept(settings)]
+    decisions += [(beside(settings), decision) for decision in _kept(beside(settings))]
+    if not decisions:
         return []
     states = {state.uuid: state.state for state in await all_domains(settings)}
-    with Journal.open(path, read_only=True) as journal:
-        decisions = journal.decisions()
     standings: list[Standing] = []
-    for decision in decisions:
+    for keeper, decision in decisions:
         untold = is_untold(decision)
         if decision.settled and not everything and not untold:
             continue
-        holder = lock_holder(Path(settings.paths.run), decision.domain)
+        holder = lock_holder(Path(keeper.paths.run), decision.domain)
         meaning = (_SETTLED if decision.settled else _MEANS)[decision.record]
+        if stands_in := _stands_in_for(decision):
+            meaning = f"kept here for {stands_in}: {meaning}"
         if untold:
             meaning += "; whether {peer} knows that is not certain"
         standings.append(
@@ -114,12 +116,27 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
                 settled=decision.settled,
                 peer=decision.peer_host,
                 doing=f"{holder.doing} (process {holder.pid})" if holder else "",
-                guest=states.get(decision.domain, ""),
+                guest="" if stands_in else states.get(decision.domain, ""),
                 meaning=meaning.format(peer=decision.peer_host),
                 remedy=_remedy(decision, busy=holder is not None),
             )
         )
     return standings
+
+
+def _kept(settings: Settings) -> list[Decision]:
+    """What a journal holds; nothing where there is none."""
+    path = Path(settings.paths.state, "journal.db")
+    if not path.exists():
+        return []
+    with Journal.open(path, read_only=True) as journal:
+        return journal.decisions()
+
+
+def _stands_in_for(decision: Decision) -> str:
+    """The libvirt that a record is kept for here, on another host; empty for this host's own."""
+    name = str(decision.details.get("hypervisor", ""))
+    return from_afar(name)[0] if is_afar(name) else ""
 
 
 def _remedy(decision: Decision, *, busy: bool) -> str:
@@ -152,25 +169,43 @@ async def recover(
     Raises:
         JournalError: The journal cannot be trusted.
     """
+    own, stand_ins = settings, beside(settings)
+    done = await _recover_in(own, name, dry_run=dry_run, fenced=target_is_fenced)
+    # What stand-ins keep comes last: what the source decides has settled most of it.
+    return done + await _recover_in(stand_ins, name, dry_run=dry_run, fenced=False)
+
+
+async def _recover_in(
+    settings: Settings, name: str | None, *, dry_run: bool, fenced: bool
+) -> list[Recovered]:
+    """Settle what the journal of these settings holds."""
     path = Path(settings.paths.state, "journal.db")
     if not path.exists():
         return []
-    done: list[Recovered] = []
     with Journal.open(path, read_only=dry_run) as journal:
-        for decision in journal.decisions():
-            if decision.settled and not is_untold(decision):
-                continue
-            if name is not None and name not in {decision.name, decision.domain}:
-                continue
-            if dry_run:
-                done.append(_report(journal, decision, (), ()))
-                continue
-            try:
-                done.append(await _settle(journal, settings, decision, fenced=target_is_fenced))
-            except DomainBusy as busy:
-                done.append(_report(journal, decision, (), (str(busy),)))
-            except (EntourageError, OSError) as error:
-                done.append(_report(journal, decision, (), (str(error),)))
+        return await _recover_all(journal, settings, name, dry_run=dry_run, fenced=fenced)
+
+
+async def _recover_all(
+    journal: Journal, settings: Settings, name: str | None, *, dry_run: bool, fenced: bool
+) -> list[Recovered]:
+    done: list[Recovered] = []
+    for decision in journal.decisions():
+        if decision.settled and not is_untold(decision):
+            continue
+        if _stands_in_for(decision) and decision.record in {Record.GO, Record.RAN}:
+            continue  # the source's own record asks it, or tells it
+        if name is not None and name not in {decision.name, decision.domain}:
+            continue
+        if dry_run:
+            done.append(_report(journal, decision, (), ()))
+            continue
+        try:
+            done.append(await _settle(journal, settings, decision, fenced=fenced))
+        except DomainBusy as busy:
+            done.append(_report(journal, decision, (), (str(busy),)))
+        except (EntourageError, OSError) as error:
+            done.append(_report(journal, decision, (), (str(error),)))
     return done
 
 

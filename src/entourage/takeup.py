@@ -12,7 +12,7 @@ import msgspec
 from entourage.conductor import Conductor, source_controllers, target_controllers
 from entourage.devices.base import Controller, Here, Options, There
 from entourage.domain import Domain
-from entourage.errors import DomainBusy, EntourageError, LinkLost
+from entourage.errors import DomainBusy, EntourageError, HypervisorError, LinkLost
 from entourage.handover import Source, Target
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Decision, Journal, MigrationLedger
@@ -65,8 +65,8 @@ async def taken_up_target(
         controllers: list[Controller] = []
         if found and locked and found.details.get("domain"):
             there = _there(journal, settings, found)
-            controllers = target_controllers(there.domain)
-            guest = await there.incoming.attach()
+            controllers = target_controllers(there.domain, there.incoming)
+            guest = await _attached(there, found.record)
         side = TargetSide(
             journal=journal,
             decision=decision,
@@ -157,6 +157,19 @@ async def taken_up_source(
         )
         await side.take(Event.RESTARTED)
         yield side
+
+
+async def _attached(there: There, record: Record) -> Guest:
+    """What became of the machine; while nothing is decided, that need not be known.
+
+    Where GO was never written down, nobody has let it run: NEVER can be decided without looking.
+    """
+    try:
+        return await there.incoming.attach()
+    except HypervisorError:
+        if record is not Record.OPEN:
+            raise
+        return Guest.STOPPED
 
 
 async def _no_peer(request: Any, reply: type[Reply]) -> Reply:  # noqa: ARG001 - see Peer

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from entourage.devices.base import Controller, There
-from entourage.errors import EntourageError, HypervisorError
+from entourage.errors import EntourageError, HypervisorError, InDoubt
 from entourage.handover import Target, decide_target
 from entourage.hosts.resources import undo_rows
+from entourage.hypervisors.afar import VOLUME, Afar
 from entourage.journal import Decision, Journal
+from entourage.journal_rows import LedgerRow
 from entourage.protocol import (
     AnyEvent,
     Do,
@@ -141,6 +143,9 @@ class TargetSide:
         except HypervisorError as error:
             self._on_failure(error)
             return Event.RELEASE_REFUSED
+        except InDoubt as error:
+            self._on_failure(error)
+            raise
         self._on_resumed(Resumed(heard=self._flushing, decided=self._flushed, runs=resumed))
         return Event.RELEASED
 
@@ -180,7 +185,19 @@ class TargetSide:
         ours = self.record in {Record.RAN, Record.OWNS}
         migration = self._decision.migration
         for row in self._journal.ledger_rows(migration, Role.TARGET, temporary_only=ours):
-            problems = await undo_rows([(row.kind, row.spec)])
+            problems = await self._undone(row)
             self.problems += problems
             if not problems:
                 self._journal.ledger_undone(row.id)
+
+    async def _undone(self, row: LedgerRow) -> list[str]:
+        """Undo a row; a volume is the hypervisor's to delete, from afar."""
+        incoming = self._there.incoming if self._there else None
+        if row.kind != VOLUME or not isinstance(incoming, Afar):
+            return await undo_rows([(row.kind, row.spec)])
+        path = str(row.spec["path"])
+        try:
+            await incoming.delete_volume(path)
+        except HypervisorError as error:
+            return [f"the volume {path} is left: {error}"]
+        return []

@@ -109,7 +109,7 @@ def test_the_request(engine: type[FakeMigration]) -> None:
     argv = ["migrate", "web1", "root@b", *words.split()]
     assert main([*argv, "--tool", "/opt/my tool", "--remote-command", "sudo entourage"]) == 0
     request = engine.requests[0]
-    assert (request.domain, request.target) == ("web1", "root@b")
+    assert (request.domain, request.route.host) == ("web1", "root@b")
     assert (request.live, request.dry_run, request.tool) == (False, True, "/opt/my tool")
     assert request.options.nets == {"br0": "br1", "br2": "br3"}
     assert request.options.disks == {"disk0": "/dev/vg/x"}

@@ -18,7 +18,7 @@ from entourage.hypervisors.libvirt.connection import LostError, RefusedError, to
 from entourage.hypervisors.libvirt.explain import device_of, plain, qemu_said
 from entourage.hypervisors.libvirt.feed import at
 from entourage.hypervisors.libvirt.library import Phases, TypedParameter, marshalled
-from entourage.hypervisors.libvirt.uri import Destination, destination
+from entourage.hypervisors.libvirt.uri import destination
 from entourage.hypervisors.libvirt.words import Flag, Parameter
 
 
@@ -275,34 +275,29 @@ def test_a_moment_of_the_wall_clock() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "qemu+ssh://b/system",
-            Destination(host="b", port=None, there="qemu:///system", remote=""),
-        ),
-        (
-            "qemu+ssh://root@b:2222/session",
-            Destination(host="root@b", port=2222, there="qemu:///session", remote=""),
-        ),
-        (
-            "qemu+tls://b:1/system",
-            Destination(host="b", port=None, there="qemu:///system", remote=""),
-        ),
+        ("qemu+ssh://b/system", ("b", None, "qemu:///system", True, False)),
+        ("qemu+ssh://root@b:2222/session", ("root@b", 2222, "qemu:///session", True, False)),
+        ("qemu+tls://b:1/system", ("b", None, "qemu:///system", False, False)),
         (
             "qemu+unix:///system?socket=/run/x",
-            Destination(
-                host="", port=None, there="qemu+unix:///system?socket=/run/x", remote=""
-            ),
+            ("", None, "qemu+unix:///system?socket=/run/x", False, True),
         ),
     ],
-)  # fmt: skip
-def test_a_uri(text: str, expected: Destination) -> None:
+)
+def test_a_uri(text: str, expected: tuple[str, int | None, str, bool, bool]) -> None:
     found = destination(text)
-    assert found.remote == text
-    assert (found.host, found.port, found.there) == (expected.host, expected.port, expected.there)
+    assert (found.host, found.port, found.there, found.by_ssh, found.is_local) == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["xen+ssh://b/", "qemu+carrier://b/system", "qemu://b/nowhere", "qemu://b:x/system"]
+    "text",
+    [
+        "xen+ssh://b/",
+        "qemu+carrier://b/system",
+        "qemu://b/nowhere",
+        "qemu://b:x/system",
+        "qemu+tls://b/a b",
+    ],
 )
 def test_what_cannot_be_meant(text: str) -> None:
     with pytest.raises(UsageError):

@@ -125,9 +125,8 @@ def migrate(
         devices = options.device_options(net or (), disk or (), keep_source_disks=keep_source_disks)
         return Request(
             domain=domain,
-            target=where.host,
+            route=where.route,
             connect=connect,
-            connect_there=where.uri,
             settings=options.with_typed(options.read_settings(config, note), typed),
             options=devices,
             live=not non_live,

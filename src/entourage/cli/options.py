@@ -12,6 +12,7 @@ import msgspec
 
 from entourage.devices.base import Options
 from entourage.errors import UsageError
+from entourage.hosts.route import Route
 from entourage.hypervisors.libvirt.uri import destination as libvirt_destination
 from entourage.hypervisors.libvirt.uri import is_uri
 from entourage.settings.load import load_settings
@@ -91,28 +92,30 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     """Where to.
 
     Attributes:
-        host: As ssh knows it.
-        uri: Of a libvirtd, on that host; None where only the host was named.
+        route: How it is reached.
         ssh_options: What a URI says about how ssh reaches it.
     """
 
-    host: str
-    uri: str | None = None
+    route: Route
     ssh_options: Sequence[str] = ()
 
 
 def destination(text: str) -> Where:
     """A host, or a libvirtd as virsh has it; raises UsageError."""
     if not is_uri(text):
-        return Where(host=host_name(text))
+        return Where(route=Route(host=host_name(text)))
     found = libvirt_destination(text)
-    if not found.host:
-        raise UsageError(
-            f"{text} names no host, and Entourage's agent must be started there",
-            remedy="as qemu+ssh://HOST/system",
-        )
     options = () if found.port is None else (f"Port={found.port}",)
-    return Where(host=host_name(found.host), uri=found.there, ssh_options=options)
+    if not found.host:
+        route = Route(host=text, there=found.there, afar=text, by_ssh="no")
+    elif found.by_ssh:
+        route = Route(host=host_name(found.host), there=found.there, afar=text)
+    elif found.is_local:
+        route = Route(host=host_name(found.host), there=found.there)
+    else:  # TLS reaches it, and perhaps ssh does: nobody is to wait for that, or be asked
+        host, options = host_name(found.host), ("BatchMode=yes", "ConnectTimeout=5")
+        route = Route(host=host, there=found.there, afar=text, by_ssh="if-it-answers")
+    return Where(route=route, ssh_options=options)
 
 
 def host_name(text: str) -> str:

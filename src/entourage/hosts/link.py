@@ -79,7 +79,7 @@ class Link:
         writer: Where they go.
         peer: The other host's name, for messages.
         silence: Seconds without a frame after which the link is lost.
-        last_words: Asked when the other end went away: what it said about it, and the remedy.
+        last_words: Asked when the other end went away: what it said about it, as an error.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Link:
         *,
         peer: str,
         silence: float,
-        last_words: Callable[[], Awaitable[tuple[str, str]]] | None = None,
+        last_words: Callable[[], Awaitable[LinkLost]] | None = None,
     ) -> None:
         self.peer = peer
         self.silence = silence
@@ -152,7 +152,7 @@ class Link:
     async def serve(self) -> None:
         """Take frames until the link is lost or closed; then wake everybody who waits."""
         beats = asyncio.create_task(self._beat())
-        reason, remedy = "it was closed", ""
+        reason, said = "it was closed", LinkLost("")
         try:
             while True:
                 header = await self._reader.readexactly(4)
@@ -168,20 +168,26 @@ class Link:
             if error.partial:
                 reason += " in the middle of a frame"
             if self._last_words:
-                words, remedy = await self._last_words()
-                reason = f"{reason}: {words}" if words else reason
+                said = await self._last_words()
+                reason = f"{reason}: {said.message}" if said.message else reason
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             reason = f"what came over it is not ours: {error}"
         except (OSError, LinkLost) as error:
             reason = str(error)
         finally:
             beats.cancel()
-            self.close(reason, remedy)
+            self.close(reason, said)
 
-    def close(self, reason: str = "it was closed", remedy: str = "") -> None:
-        """End the link; everybody who waits for an answer gets LinkLost."""
+    def close(self, reason: str = "it was closed", said: LinkLost | None = None) -> None:
+        """End the link; everybody who waits for an answer gets LinkLost.
+
+        Args:
+            reason: Why.
+            said: The other end's last words, which give the error its kind and remedy.
+        """
         if not self._lost.done():
-            self._lost.set_result(LinkLost(f"link lost: {reason}", host=self.peer, remedy=remedy))
+            kind, remedy = (type(said), said.remedy) if said else (LinkLost, "")
+            self._lost.set_result(kind(f"link lost: {reason}", host=self.peer, remedy=remedy))
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(self._lost.result())

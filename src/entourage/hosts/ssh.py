@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import shlex
-from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
-from entourage.errors import LinkError, UsageError
+from entourage.errors import LinkLost, NoAgent, UsageError
+from entourage.hosts.child import linked
 from entourage.hosts.link import Link
 from entourage.settings.model import Settings
+
+_NO_COMMAND = 127
+"""What a shell ends with where it has found no such command."""
 
 
 def ssh_command(host: str, settings: Settings, remote: Sequence[str]) -> list[str]:
@@ -38,80 +40,30 @@ def ssh_command(host: str, settings: Settings, remote: Sequence[str]) -> list[st
     ]  # fmt: skip
 
 
-@contextlib.asynccontextmanager
-async def connect(host: str, settings: Settings) -> AsyncGenerator[Link]:
+def connect(host: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
     """A link to the agent that ssh starts on ``host``; both end with the context.
 
     Raises:
         LinkError: ssh cannot be run. That the host cannot be reached shows at the first call, as
-            LinkLost with what ssh said.
+            LinkLost with what ssh said; that it has no Entourage, as NoAgent.
     """
-    argv = ssh_command(host, settings, ["agent"])
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=1 << 20,
-        )
-    except OSError as error:
-        raise LinkError(f"ssh cannot be run: {error}", remedy="install openssh-client") from error
-    assert process.stdin is not None  # noqa: S101 - asked for above
-    assert process.stdout is not None  # noqa: S101
-    assert process.stderr is not None  # noqa: S101
-    said: deque[str] = deque(maxlen=20)
-    stderr = asyncio.create_task(_keep(process.stderr, said))
 
-    async def last_words() -> tuple[str, str]:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await asyncio.shield(stderr)
-        return _explained(host, said)
+    def explain(status: int | None, said: Sequence[str]) -> LinkLost:
+        return _explained(host, status, said)
 
-    link = Link(
-        process.stdout,
-        process.stdin,
+    return linked(
+        ssh_command(host, settings, ["agent"]),
         peer=host,
         silence=settings.migration.link_silence,
-        last_words=last_words,
+        explain=explain,
+        remedy="install openssh-client",
     )
-    serving = asyncio.create_task(link.serve())
-    try:
-        yield link
-    finally:
-        link.close()
-        await _end(process)
-        for task in (serving, stderr):
-            task.cancel()
-        await asyncio.gather(serving, stderr, return_exceptions=True)
 
 
-def _explained(host: str, said: Sequence[str]) -> tuple[str, str]:
+def _explained(host: str, status: int | None, said: Sequence[str]) -> LinkLost:
     """What ssh or the agent said last is the best reason there is; and the remedy."""
     words = "; ".join(line for line in said if line)
-    if "not found" in words or "No such file" in words:
-        return words, f"install Entourage on {host}, or name it with --remote-command"
-    return words, f"try `ssh {host} entourage --version`" if words else ""
-
-
-async def _keep(stream: asyncio.StreamReader, said: deque[str]) -> None:
-    while True:
-        try:
-            line = await stream.readline()
-        except ValueError:  # a line longer than the limit: asyncio has dropped it
-            continue
-        if not line:
-            return
-        said.append(line.decode(errors="replace").strip())
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """The agent ends by itself when its input ends; a network that is gone keeps ssh waiting."""
-    try:
-        async with asyncio.timeout(2):
-            await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    if status == _NO_COMMAND or "not found" in words or "No such file" in words:
+        remedy = f"install Entourage on {host}, or name it with --remote-command"
+        return NoAgent(words, remedy=remedy)
+    return LinkLost(words, remedy=f"try `ssh {host} entourage --version`" if words else "")

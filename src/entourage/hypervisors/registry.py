@@ -8,6 +8,7 @@ from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import ConfigError, EntourageError, UsageError
+from entourage.hosts.standin import is_afar
 from entourage.hypervisors.base import DomainState, Hypervisor
 from entourage.settings.model import Settings
 
@@ -25,7 +26,7 @@ def open_hypervisor(settings: Settings, name: str = "qemu") -> Hypervisor:
 
     Args:
         settings: This host's.
-        name: ``qemu``, or the URI of a libvirtd as virsh has it.
+        name: ``qemu``; or the URI of a libvirtd as virsh has it; or see ``hosts.standin.afar``.
 
     Raises:
         UsageError: There is none of that name.
@@ -34,6 +35,10 @@ def open_hypervisor(settings: Settings, name: str = "qemu") -> Hypervisor:
         from entourage.hypervisors.qemu.hypervisor import QemuHypervisor
 
         return QemuHypervisor(settings)
+    if is_afar(name):
+        from entourage.hypervisors.libvirt.afar import AfarHypervisor
+
+        return AfarHypervisor(settings, name)
     if ":" in name:
         from entourage.hypervisors.libvirt.hypervisor import LibvirtHypervisor
 

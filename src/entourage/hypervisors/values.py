@@ -39,6 +39,47 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
 
+class NewVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """An empty image to be made in a storage pool.
+
+    Attributes:
+        path: Where; its directory is the pool's.
+        format: ``raw`` or ``qcow2``.
+        size: What the guest sees, bytes.
+        allocated: Whether all its room is to be set aside.
+        cluster_size: Of a qcow2, bytes; None leaves it to the hypervisor.
+        backing, backing_format: The image below it, for an overlay.
+        mode, owner, group: As the source's file has them, by number; owner -1 leaves it.
+    """
+
+    path: str
+    format: str
+    size: int
+    allocated: bool = False
+    cluster_size: int | None = None
+    backing: str | None = None
+    backing_format: str | None = None
+    mode: int = 0o600
+    owner: int = -1
+    group: int = -1
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A path in a storage pool of another host, as the hypervisor there shows it.
+
+    Attributes:
+        pool: What tells the pool from others there.
+        free: Bytes free in it.
+        size: Of what is at the path, bytes; None where nothing is.
+        marked: Whether a file of the name that was asked for lies beside it.
+    """
+
+    pool: str
+    free: int
+    size: int | None = None
+    marked: bool = False
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the target's half must know of the source's before it can build, in their own words."""
 

@@ -66,6 +66,8 @@ class Fault:
                 under.process.wait()
             case "agent":
                 self._kill(target, _is_agent)
+            case "stand-in":  # an agent of the source's, for a target that has none
+                self._kill(source, _is_agent)
             case "ssh":
                 self._kill(source, _is("ssh"))
             case "source-qemu":

@@ -23,7 +23,12 @@ _FITS = frozenset({1, 2})
 
 
 async def test_incoming(
-    connection: Connection, domain: Domain, host: str, facts: Mapping[str, str]
+    connection: Connection,
+    domain: Domain,
+    host: str,
+    facts: Mapping[str, str],
+    *,
+    files: bool,
 ) -> Sequence[Refusal]:
     """What speaks against building this domain here.
 
@@ -32,11 +37,12 @@ async def test_incoming(
         domain: The running configuration.
         host: What this host is called in refusals.
         facts: What ``LibvirtMachine.facts`` said.
+        files: Whether that libvirtd's host is this one, so that its files can be looked at.
     """
     raw = connection.raw
     reasons = versions(facts, await ask(raw.getLibVersion), await ask(raw.getVersion), host)
     reasons += await _taken(connection, domain, host)
-    for path in domain.boot.files:
+    for path in domain.boot.files if files else ():
         here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
         if not here:
             reasons.append((f"there is no {path}", f"copy it to {host}"))

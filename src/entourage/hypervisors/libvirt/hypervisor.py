@@ -42,11 +42,12 @@ class LibvirtHypervisor:
 
     def __init__(self, settings: Settings, uri: str) -> None:
         self._settings = settings
+        self._uri = uri
         self.name = uri
 
     async def domains(self) -> Sequence[DomainState]:
         """All domains that this libvirtd knows."""
-        connection = await Connection.open(self.name, read_only=True)
+        connection = await Connection.open(self._uri, read_only=True)
 
         def look() -> list[DomainState]:
             return [state for raw in connection.raw.listAllDomains(0) if (state := _state(raw))]
@@ -58,7 +59,7 @@ class LibvirtHypervisor:
 
     async def find(self, name: str) -> Domain:
         """The running (or last known) configuration; raises UsageError where there is none."""
-        connection = await Connection.open(self.name)
+        connection = await Connection.open(self._uri)
         try:
             return await self._read(connection, await self._named(connection, name))
         finally:
@@ -67,7 +68,7 @@ class LibvirtHypervisor:
     async def machine(self, name: str) -> Machine:
         """Open a running domain; raises UsageError where there is none, or it does not run."""
         await asyncio.to_thread(phases)
-        connection = await Connection.open(self.name)
+        connection = await Connection.open(self._uri)
         try:
             raw = await self._named(connection, name)
             state = (await ask(raw.state, 0))[0]
@@ -81,7 +82,7 @@ class LibvirtHypervisor:
 
     async def taken_up(self, domain: Domain) -> Machine:
         """What is left here of a domain whose migration another process began."""
-        connection = await Connection.open(self.name)
+        connection = await Connection.open(self._uri)
         try:
             raw = await connection.domain(str(domain.uuid))
             if raw is not None:
@@ -113,16 +114,16 @@ class LibvirtHypervisor:
 
         It makes nothing that a ledger could name: libvirtd itself ends what nobody finishes.
         """
-        return LibvirtIncoming(self.name, domain)
+        return LibvirtIncoming(self._uri, domain)
 
     async def test_incoming(
         self, domain: Domain, host: str, facts: Mapping[str, str]
     ) -> Sequence[Refusal]:
         """What speaks against building this domain here."""
         await asyncio.to_thread(phases)
-        connection = await Connection.open(self.name)
+        connection = await Connection.open(self._uri)
         try:
-            return await checks.test_incoming(connection, domain, host, facts)
+            return await checks.test_incoming(connection, domain, host, facts, files=True)
         finally:
             await connection.close()
 
@@ -134,7 +135,7 @@ class LibvirtHypervisor:
             DomainBusy: It runs already.
             HypervisorError: libvirt refused.
         """
-        connection = await Connection.open(self.name)
+        connection = await Connection.open(self._uri)
         try:
             raw = await self._named(connection, domain.name)
             if (await ask(raw.state, 0))[0] in _THERE:
@@ -150,7 +151,7 @@ class LibvirtHypervisor:
             UsageError: There is none, or it does not run.
             HypervisorError: The guest did not shut down in time.
         """
-        connection = await Connection.open(self.name)
+        connection = await Connection.open(self._uri)
         try:
             raw = await self._named(connection, name)
             if (await ask(raw.state, 0))[0] not in _THERE:
@@ -175,8 +176,8 @@ class LibvirtHypervisor:
         raw = await connection.named(name)
         if raw is None:
             raise UsageError(
-                f"there is no domain {name!r} in {self.name}",
-                remedy=f"virsh -c {self.name} list --all shows what there is",
+                f"there is no domain {name!r} in {self._uri}",
+                remedy=f"virsh -c {self._uri} list --all shows what there is",
             )
         return raw
 

@@ -20,13 +20,15 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
         host: As ssh knows it; empty where the URI names none.
         port: For ssh; None: the usual one.
         there: The URI of that libvirtd on its own host.
-        remote: The URI as it was typed, by which it is reached from here.
+        by_ssh: Whether libvirt's own way there is ssh.
+        is_local: Whether its way is a socket of that host.
     """
 
     host: str
     port: int | None
     there: str
-    remote: str
+    by_ssh: bool
+    is_local: bool
 
 
 def is_uri(text: str) -> bool:
@@ -51,6 +53,8 @@ def destination(text: str) -> Destination:
             f"{text}: only libvirt's QEMU domains can be moved, not {parts.scheme}://",
             remedy="as qemu+ssh://HOST/system, qemu+tls://HOST/system or qemu+unix:///system",
         )
+    if any(char.isspace() or not char.isprintable() for char in text):
+        raise UsageError(f"{text!r} is no URI", remedy="as qemu+ssh://HOST/system")
     path = parts.path or "/system"
     if path not in {"/system", "/session"}:
         raise UsageError(f"{text}: there is no {path}", remedy="/system or /session")
@@ -61,7 +65,8 @@ def destination(text: str) -> Destination:
         host=host,
         port=port if transport in _BY_SSH else None,
         there=_there(parts, path),
-        remote=text,
+        by_ssh=transport in _BY_SSH,
+        is_local=transport == "unix",
     )
 
 

@@ -95,10 +95,12 @@ UNDEFINE_ALL: Final = 1 | 2 | 4 | 16 | 32
 """Managed save, metadata of snapshots and checkpoints, NVRAM, and the TPM's state."""
 
 NO_DOMAIN: Final = 42
+NO_VOLUME: Final = 50
+VOLUME_EXISTS: Final = 90
 MIGRATE_FINISH_OK: Final = 93
 OPERATION_INVALID: Final = 55
 NO_SUPPORT: Final = 3
-"""``virErrorNumber``; the second is what a Finish that was told to cancel ends with."""
+"""``virErrorNumber``; MIGRATE_FINISH_OK is what a Finish that was told to cancel ends with."""
 
 NO_WAITING: Final = 1
 """A call that libvirt is to answer at once or not at all."""

@@ -1,0 +1,204 @@
+"""The target's halves of devices on a host where no Entourage is: its hypervisor is asked instead.
+
+They run in a stand-in on the source (``hosts/standin.py``) and never look at the host that they run
+on. The halves on the source are the same as ever, and so are all other classes: they have no half
+on the target that would look at anything, or it asks the hypervisor anyway.
+"""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from entourage.devices import storage
+from entourage.devices.base import Controller, There
+from entourage.devices.blkif import BlockController, Digest, Look, Make
+from entourage.devices.common import refuse
+from entourage.devices.images import NewImage
+from entourage.devices.netif import Ask, Bridge, NetController
+from entourage.devices.registry import controller_class
+from entourage.devices.room import Fit, Fitting, no_verb
+from entourage.devices.storage import Seen, Spot
+from entourage.domain import Domain, Net
+from entourage.errors import DeviceError, UsageError
+from entourage.hypervisors.afar import VOLUME, Afar
+from entourage.hypervisors.base import Verb
+from entourage.hypervisors.values import NewVolume, Place
+from entourage.settings.units import format_size
+from entourage.steps import Refusal
+
+_HALVES = (
+    *("test_there", "prepare_there", "connect_there", "transfer_there", "sync_there"),
+    *("recover_there", "persist", "arrived"),
+)
+_ANY_MTU = 65535
+
+
+def afar_class(kind: type[Controller]) -> type[Controller]:
+    """The class whose target half can do without an Entourage on the target."""
+    return {BlockController: AfarBlock, NetController: AfarNet}.get(kind, kind)  # type: ignore[arg-type]
+
+
+def out_of_reach(domain: Domain, host: str) -> list[Refusal]:
+    """The devices whose controllers, of other packages, have a half that must run on the target."""
+    return [
+        refuse(
+            device,
+            host,
+            f"its controller ({kind.__module__}.{kind.__name__}) has a part to do on the target,"
+            " where no Entourage is",
+            f"install Entourage and that package on {host}",
+        )
+        for device in domain.devices
+        if (kind := controller_class(device)) is not None and _has_a_part(kind)
+    ]
+
+
+def _has_a_part(kind: type[Controller]) -> bool:
+    if kind.__module__.startswith("entourage.devices."):
+        return False
+    return any(getattr(kind, half) is not getattr(Controller, half) for half in _HALVES)
+
+
+class AfarBlock(BlockController):
+    """A disk in a storage pool of the target's hypervisor."""
+
+    async def test_there(self, there: There, request: Any) -> Any:
+        """Look into the pool."""
+        asked: Look | Digest | Fit = msgspec.convert(request, Look | Digest | Fit)
+        match asked:
+            case Look(spots=spots):
+                return [await self._look(there, spot) for spot in spots]
+            case Digest(path=path):
+                raise DeviceError(
+                    f"{path} cannot be read there to compare its content",
+                    device=self.disk.label,
+                    host=there.host,
+                    remedy=f"share it, or install Entourage on {there.host}",
+                )
+            case Fit(new=new, onto_device=onto, need=need):
+                return await self._fit(there, new, onto=onto, need=need)
+
+    async def _place(self, there: There, path: str, beside: str = "") -> Place:
+        place = await _afar(there).place(path, beside)
+        if place is not None:
+            return place
+        directory = PurePosixPath(path).parent
+        raise DeviceError(
+            f"no storage pool of files is active there at {directory}, so {path} can neither be"
+            " looked at nor made",
+            device=self.disk.label,
+            host=there.host,
+            remedy=f"there: virsh pool-create-as NAME dir --target {directory}; or install"
+            f" Entourage on {there.host}",
+        )
+
+    async def _look(self, there: There, spot: Spot) -> Seen:
+        place = await self._place(there, spot.path, spot.nonce)
+        if place.marked:  # it is the directory of this host: what is in it can be seen from here
+            return await storage.look(spot)
+        if place.size is None:
+            return Seen()
+        return Seen(kind="file", size=place.size)
+
+    async def _fit(self, there: There, new: NewImage, *, onto: bool, need: Verb) -> Fitting:
+        """See what speaks against making it."""
+        disk, elsewhere = self.disk, f"--disk {self.disk.id}=/another/path"
+        if onto:
+            reason = f"{new.path} is a device, which cannot be looked at from afar"
+            remedy = f"{elsewhere}, or install Entourage on {there.host}"
+            return Fitting(refusals=[refuse(disk, there.host, reason, remedy)])
+        place = await self._place(there, new.path)
+        found = [] if need in there.incoming.verbs else [no_verb(disk, there.host, need)]
+        if place.size is not None:
+            found.append(refuse(disk, there.host, f"{new.path} is there already", elsewhere))
+        claims = there.space.setdefault(hash(place.pool), {})
+        claims[disk.label] = new.room
+        if (wanted := sum(claims.values())) > place.free:
+            reason = (
+                f"no space left in the storage pool of {new.path}:"
+                f" {format_size(wanted)} needed, {format_size(place.free)} free"
+            )
+            found.append(refuse(disk, there.host, reason, f"make room, or {elsewhere}"))
+        lost = sorted(set(new.options) - {"cluster_size", "compat"})
+        usual = {"refcount_bits": "16"}
+        warnings = [
+            f"libvirt makes images without {key} = {new.options[key]}: the copy has the usual"
+            for key in lost
+            if new.options[key] != usual.get(key)
+        ]
+        return Fitting(refusals=found, warnings=warnings)
+
+    async def prepare_there(self, there: There, request: Any) -> Any:
+        """Have the hypervisor make an empty image that is like the source's."""
+        new = msgspec.convert(request, Make).new
+        # libvirt makes nothing over a volume that is there, and TEST has seen that none was; a
+        # row says that this one is ours, because libvirt has no name for it that is only ours.
+        there.ledger.record(VOLUME, path=new.path)
+        cluster = new.options.get("cluster_size")
+        await _afar(there).make_volume(
+            NewVolume(
+                path=new.path,
+                format=new.format,
+                size=new.size,
+                allocated=new.preallocated,
+                cluster_size=int(cluster) if cluster else None,
+                backing=new.backing,
+                backing_format=new.backing_format,
+                mode=new.mode,
+                owner=_number(pwd.getpwnam, new.owner),
+                group=_number(grp.getgrnam, new.group),
+            )
+        )
+        return True
+
+    async def arrived(self, there: There) -> None:
+        """What the copy has freed of an image cannot be set aside again from afar."""
+
+
+class AfarNet(NetController):
+    """A NIC on a bridge, network or interface of the target's."""
+
+    async def test_there(self, there: There, request: Any) -> Any:
+        """Is there one of that name? Its MTU, and who else is on it, cannot be seen from afar."""
+        asked = msgspec.convert(request, Ask)
+        if asked.attach == "network":
+            wanted, known = asked.network or "", frozenset(await there.incoming.networks())
+        else:
+            wanted, known = asked.bridge, await _afar(there).interfaces()
+        # An answer of nothing is none: then Prepare will say it.
+        lacks = wanted not in known and (bool(known) or asked.attach == "network")
+        return Bridge(
+            mtu=None if lacks else _ANY_MTU,
+            bridges=sorted(known),
+            port="",
+            tap_taken=False,
+            announces=Verb.ANNOUNCE in there.incoming.verbs,
+        )
+
+    async def prepare_there(self, there: There, request: Any) -> Any:
+        """Keep the tap's name."""
+        nic = msgspec.convert(request, Net)
+        there.domain = there.domain.with_device(nic)
+        return nic
+
+
+def _afar(there: There) -> Afar:
+    if not isinstance(there.incoming, Afar):
+        raise UsageError("this host's own hypervisor is not asked from afar")
+    return there.incoming
+
+
+def _number(lookup: Callable[[str], Any], name: str) -> int:
+    """The number of a user or group on this host, which is all that libvirt takes; -1 for none."""
+    if name.isdigit():
+        return int(name)
+    try:
+        return int(lookup(name)[2]) if name else -1
+    except KeyError:
+        return -1

@@ -1,0 +1,100 @@
+"""A link to an agent that is a process of this host's: ssh to another one, or a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+
+from entourage.errors import LinkError, LinkLost
+from entourage.hosts.link import Link
+
+Explain = Callable[[int | None, Sequence[str]], LinkLost]
+"""From a process's exit status (None: it has none yet) and its last lines: what they mean."""
+
+_LINES = 20
+
+
+@contextlib.asynccontextmanager
+async def linked(
+    argv: Sequence[str],
+    *,
+    peer: str,
+    silence: float,
+    explain: Explain,
+    remedy: str,
+    environment: Mapping[str, str] | None = None,
+    session: bool = False,
+) -> AsyncGenerator[Link]:
+    """Start a program and speak with it over its standard input and output; both end together.
+
+    Args:
+        argv: The program, and its arguments.
+        peer: What the other end is called in messages.
+        silence: Seconds without a word after which the link is lost.
+        explain: What its end means.
+        remedy: What to do where it cannot be started.
+        environment: Its own; None: this process's.
+        session: Start it in a session of its own, out of reach of this terminal's Ctrl-C.
+
+    Raises:
+        LinkError: It cannot be started. All else shows at the first call, as LinkLost.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=1 << 20,
+            env=environment,
+            start_new_session=session,
+        )
+    except OSError as error:
+        raise LinkError(f"{argv[0]} cannot be run: {error}", remedy=remedy) from error
+    assert process.stdin is not None  # noqa: S101 - asked for above
+    assert process.stdout is not None  # noqa: S101
+    assert process.stderr is not None  # noqa: S101
+    said: deque[str] = deque(maxlen=_LINES)
+    stderr = asyncio.create_task(_keep(process.stderr, said))
+
+    async def last_words() -> LinkLost:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.shield(stderr)
+                await process.wait()
+        return explain(process.returncode, said)
+
+    link = Link(process.stdout, process.stdin, peer=peer, silence=silence, last_words=last_words)
+    serving = asyncio.create_task(link.serve())
+    try:
+        yield link
+    finally:
+        link.close()
+        await _end(process)
+        for task in (serving, stderr):
+            task.cancel()
+        await asyncio.gather(serving, stderr, return_exceptions=True)
+
+
+async def _keep(stream: asyncio.StreamReader, said: deque[str]) -> None:
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:  # a line longer than the limit: asyncio has dropped it
+            continue
+        if not line:
+            return
+        said.append(line.decode(errors="replace").strip())
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """The agent ends by itself when its input ends; a network that is gone keeps ssh waiting."""
+    try:
+        async with asyncio.timeout(2):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
