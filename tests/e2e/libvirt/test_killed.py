@@ -68,7 +68,7 @@ MATRIX = [
     Case("source-libvirtd", LETTING_GO, "target"),
     Case("source-libvirtd-off", PRE_COPY, "source"),
     Case("source-libvirtd-off", LETTING_GO, "target"),
-    Case("target-libvirtd", OPENED, "source"),
+    Case("target-libvirtd", OPENED, "target"),  # nothing of it has been used yet
     Case("target-libvirtd", STOPPED, "source"),
     Case("target-libvirtd", LANDED, "source"),
     Case("target-libvirtd", RELEASED, "target"),

@@ -53,13 +53,15 @@ def test_with_certificates_and_without(
 
     authority = Authority(tmp_path_factory.mktemp("authority"))
     for host in (world.here, world.there):
+        host.run(["mkdir", "-p", QEMU_PKI])
         host.write_files(authority.files(host.name, [host.name]))
         host.run(["sh", "-c", f"chmod 600 {QEMU_PKI}/*-key.pem"])
     sealed: dict[str, int] = {}
     with tapped(world, sealed):
         run = world.migrate()
     for host in (world.here, world.there):
-        host.run(["rm", "-r", "/etc/pki/qemu"])
+        host.run(["rm", "-r", QEMU_PKI])
+        host.run(["rmdir", "--ignore-fail-on-non-empty", str(Path(QEMU_PKI).parent)])
     world.moved(run)
     assert run.of("warned") == [], str(run)
     assert sealed["readable"] == 0

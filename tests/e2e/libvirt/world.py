@@ -131,7 +131,8 @@ class LibvirtWorld(World):
                     find = ["find", place, "-depth", "-name", pattern]
                     for path in host.run(find).stdout.splitlines():
                         host.run(["rm", "-rf", path])
-            host.run(["rm", "-rf", "/var/lib/entourage", "/run/entourage"])
+            host.run(["find", "/var/lib/entourage", "-mindepth", "1", "-delete"])
+            host.run(["rm", "-rf", "/run/entourage"])
             daemon.start()
         fresh = self.begin(
             self.lab, self.seen, self.name, disks=self.disks, tpm=self.tpm, extra=self.extra
