@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-QEMU_PKI = "/etc/pki/qemu"
-"""Where libvirt has its QEMUs look for them, unless its qemu.conf says otherwise."""
+PKI = "/etc/pki"
+"""Where libvirt and its QEMUs look for them, unless their settings say otherwise."""
 _DAYS = "2"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A host's certificate, as a server and as a client, and the authority's: PEM texts."""
+
+    authority: str
+    own: str
+    key: str
+
+    def for_qemu(self) -> dict[str, str]:
+        """The files that its QEMUs need: path and content."""
+        files = {f"{PKI}/qemu/ca-cert.pem": self.authority}
+        for role in ("server", "client"):
+            files[f"{PKI}/qemu/{role}-cert.pem"] = self.own
+            files[f"{PKI}/qemu/{role}-key.pem"] = self.key
+        return files
+
+    def for_libvirt(self) -> dict[str, str]:
+        """The files that its libvirtd needs, and libvirt's clients."""
+        files = {f"{PKI}/CA/cacert.pem": self.authority}
+        for role in ("server", "client"):
+            files[f"{PKI}/libvirt/{role}cert.pem"] = self.own
+            files[f"{PKI}/libvirt/private/{role}key.pem"] = self.key
+        return files
 
 
 class Authority:
@@ -28,8 +54,8 @@ class Authority:
             *("-keyout", str(self._key), "-out", str(self._certificate)),
         )
 
-    def files(self, host: str, names: Iterable[str]) -> dict[str, str]:
-        """What a host's QEMUs need: as a server by these names, and as a client."""
+    def certify(self, host: str, names: Iterable[str]) -> Certificate:
+        """Make a certificate for a host that is reached by these names."""
         key, request, signed, extensions = (
             self._directory / f"{host}.{end}" for end in ("key", "csr", "pem", "ext")
         )
@@ -47,11 +73,7 @@ class Authority:
             *("-CA", str(self._certificate), "-CAkey", str(self._key), "-CAcreateserial"),
             *("-extfile", str(extensions)),
         )
-        files = {f"{QEMU_PKI}/ca-cert.pem": self._certificate.read_text()}
-        for role in ("server", "client"):
-            files[f"{QEMU_PKI}/{role}-cert.pem"] = signed.read_text()
-            files[f"{QEMU_PKI}/{role}-key.pem"] = key.read_text()
-        return files
+        return Certificate(self._certificate.read_text(), signed.read_text(), key.read_text())
 
     @staticmethod
     def _openssl(*arguments: str) -> None:

@@ -66,8 +66,12 @@ class Libvirtd:
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def start(self) -> None:
-        """Start it and return when it answers; after a power cut too."""
+    def start(self, *, listen: bool = False) -> None:
+        """Start it and return when it answers; after a power cut too.
+
+        Args:
+            listen: Whether it is to be reached by TLS as well; it has its certificates then.
+        """
         host = self.host
         machine_id = host.path("/etc/machine-id").read_text().strip()
         host.run(["mkdir", "-p", "/etc/libvirt", IMAGES, str(Path(LOG).parent)])
@@ -83,7 +87,8 @@ class Libvirtd:
         if host.run(["id", "libvirt-qemu"], check=False).returncode:
             host.run(["useradd", "--system", "--no-create-home", "libvirt-qemu"])
         # It detaches when its sockets are there.
-        host.run(["libvirtd", "--daemon", "--pid-file", _PID_FILE], timeout=_START_TIMEOUT)
+        argv = ["libvirtd", "--daemon", "--pid-file", _PID_FILE, *(["--listen"] if listen else [])]
+        host.run(argv, timeout=_START_TIMEOUT)
         if "default" not in self.virsh("pool-list", "--all", "--name").stdout.split():
             self.virsh("pool-define-as", "default", "dir", "--target", IMAGES)
             self.virsh("pool-autostart", "default")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Generator
 
 import pytest
 
 from lab.hosts import Lab
-from lab.libvirtd import IMAGES, Libvirtd, ssh_uri
+from lab.libvirtd import IMAGES, Libvirtd
 from lab.observer import Observer
 from lab.processes import HostProcess
 from tests.e2e.dying import (
@@ -32,13 +30,10 @@ from tests.e2e.dying import (
     strike,
     victim,
 )
-from tests.e2e.libvirt.world import ALL_CLASSES, MADE_ONCE, LibvirtWorld
-from tests.e2e.points import Points
+from tests.e2e.libvirt.world import AfarWorld
 from tests.e2e.run import PATIENCE, Run, Under
-from tests.e2e.world import KEPT, World
+from tests.e2e.world import World
 
-# What ssh answers where there is none: 127, "not found".
-NOT_THERE = ("--remote-command", "no-entourage-here")
 SLOWLY = ("--bandwidth", "20MiB/s")  # disks come first, at the same pace
 SOCKET = "/run/of-the-other.sock"
 CORE = [
@@ -75,37 +70,6 @@ CASES = [
     *(pytest.param(case, id=str(case)) for case in CORE),
     *(pytest.param(case, id=str(case), marks=pytest.mark.matrix) for case in MATRIX),
 ]
-
-
-@dataclass
-class AfarWorld(LibvirtWorld):
-    """Neither host finds an Entourage on the other."""
-
-    devices: ClassVar = ALL_CLASSES
-    ports: ClassVar = ("tcp 4000",)
-    kept: ClassVar = (*KEPT, *MADE_ONCE, "/var/lib/entourage/afar*", "/run/entourage/afar*")
-
-    def _command(self, *options: str, to: str | None = None) -> list[str]:
-        target = ssh_uri(self.there) if to is None else to
-        return ["entourage", "migrate", "--json", *NOT_THERE, *options, "--", self.name, target]
-
-    @contextlib.contextmanager
-    def under(
-        self,
-        *hold: str,
-        options: Sequence[str] = (),
-        on_target: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
-    ) -> Generator[Under]:
-        """Begin a migration; the points of its target are a stand-in's, on this host."""
-        with Points(self.here, *hold, *on_target) as points:
-            more = {**(env or {}), **points.env}
-            process = self.here.popen(self._command(*options), env=more)
-            try:
-                yield Under(process, points, points)
-            finally:
-                points.open()
-                process.communicate(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")

@@ -8,22 +8,30 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from lab.certificates import QEMU_PKI, Authority
+from lab.certificates import PKI, Authority
 from lab.hosts import Lab
+from lab.libvirtd import Libvirtd
 from lab.observer import Observer
-from tests.e2e.libvirt.world import LibvirtWorld
+from tests.e2e.libvirt.world import NOT_THERE, AfarWorld, LibvirtWorld
 from tests.e2e.run import PATIENCE
 
 WIRETAP = str(Path(__file__).with_name("wiretap.py"))
 
 
+class TlsWorld(LibvirtWorld):
+    """One whose migrations may leave what those to a host without Entourage leave."""
+
+    kept: ClassVar = AfarWorld.kept
+
+
 @pytest.fixture(scope="module")
 def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
     with Observer.start(libvirt_lab) as seen:
-        world = LibvirtWorld.begin(libvirt_lab, seen)
+        world = TlsWorld.begin(libvirt_lab, seen)
         yield world
         world.end()
 
@@ -40,29 +48,59 @@ def tapped(world: LibvirtWorld, heard: dict[str, int]) -> Generator[None]:
     heard.update(json.loads(said))
 
 
-def test_with_certificates_and_without(
-    world: LibvirtWorld, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Without, it can be read on the wire, and the user is warned; with them neither is so."""
-    clear: dict[str, int] = {}
-    with tapped(world, clear):
+@contextmanager
+def certified(world: LibvirtWorld, directory: Path) -> Generator[None]:
+    """Certificates on both hosts, of one authority."""
+    authority = Authority(directory)
+    hosts = (world.here, world.there)
+    for host in hosts:
+        certificate = authority.certify(host.name, [host.name])
+        files = {**certificate.for_qemu(), **certificate.for_libvirt()}
+        host.run(["mkdir", "-p", *{str(Path(path).parent) for path in files}])
+        host.write_files(files)
+        for path in files:
+            host.path(path).chmod(0o600)
+    try:
+        yield
+    finally:
+        for host in hosts:
+            host.run(["rm", "-r", *(f"{PKI}/{name}" for name in ("CA", "libvirt", "qemu"))])
+            host.run(["rmdir", "--ignore-fail-on-non-empty", PKI])
+
+
+def test_without_certificates(world: LibvirtWorld) -> None:
+    """It can be read on the wire, and the user is warned."""
+    heard: dict[str, int] = {}
+    with tapped(world, heard):
         run = world.migrate()
     world.moved(run)
     assert any("unencrypted" in event["message"] for event in run.of("warned")), str(run)
-    assert clear["readable"] > 0
+    assert heard["readable"] > 0
 
-    authority = Authority(tmp_path_factory.mktemp("authority"))
-    for host in (world.here, world.there):
-        host.run(["mkdir", "-p", QEMU_PKI])
-        host.write_files(authority.files(host.name, [host.name]))
-        host.run(["sh", "-c", f"chmod 600 {QEMU_PKI}/*-key.pem"])
-    sealed: dict[str, int] = {}
-    with tapped(world, sealed):
+
+def test_with_certificates(world: LibvirtWorld, tmp_path: Path) -> None:
+    """Neither is so."""
+    heard: dict[str, int] = {}
+    with certified(world, tmp_path), tapped(world, heard):
         run = world.migrate()
-    for host in (world.here, world.there):
-        host.run(["rm", "-r", QEMU_PKI])
-        host.run(["rmdir", "--ignore-fail-on-non-empty", str(Path(QEMU_PKI).parent)])
     world.moved(run)
     assert run.of("warned") == [], str(run)
-    assert sealed["readable"] == 0
-    assert sealed["bytes"] > clear["bytes"] / 2
+    assert heard["readable"] == 0
+    assert heard["bytes"] > 1 << 20
+
+
+def test_all_of_it_by_tls(world: LibvirtWorld, tmp_path: Path) -> None:
+    """To a host without Entourage, which only its libvirtd speaks for, on its own TLS port."""
+    heard: dict[str, int] = {}
+    target, daemon = world.there, Libvirtd(world.there)
+    with certified(world, tmp_path):
+        daemon.stop()
+        daemon.start(listen=True)
+        with tapped(world, heard):
+            run = world.migrate(*NOT_THERE, to=f"qemu+tls://{target.name}/system")
+        daemon.stop()
+        world.start_daemon(target)
+    world.moved(run)
+    assert ["has no Entourage" in event["message"] for event in run.of("warned")] == [True]
+    assert heard["readable"] == 0
+    assert heard["bytes"] > 1 << 20

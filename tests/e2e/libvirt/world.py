@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -20,7 +20,8 @@ from lab.libvirtd import IMAGES, Libvirtd, ssh_uri
 from lab.network import guest_address
 from lab.observer import Observer
 from lab.processes import HostProcess
-from tests.e2e.run import PATIENCE
+from tests.e2e.points import Points
+from tests.e2e.run import PATIENCE, Under
 from tests.e2e.world import KEPT, World
 
 DISK = Disk(f"{IMAGES}/web1.qcow2", "qcow2")
@@ -42,6 +43,8 @@ STALE = (
     "/var/lib/libvirt/qemu/channel/target/domain-*",
     "/etc/libvirt/qemu/*.xml.new",
 )
+# A program that ssh does not find: as where there is no Entourage.
+NOT_THERE = ("--remote-command", "no-entourage-here")
 # libvirt's own directories, made when the first domain comes, or goes.
 MADE_ONCE = ("/etc/libvirt/qemu", "/run/libvirt/qemu/swtpm", "/var/lib/libvirt/swtpm")
 
@@ -228,3 +231,34 @@ class FullWorld(LibvirtWorld):
 
     devices: ClassVar = ALL_CLASSES
     ports: ClassVar = ("tcp 4000",)
+
+
+@dataclass
+class AfarWorld(LibvirtWorld):
+    """Neither host finds an Entourage on the other."""
+
+    devices: ClassVar = ALL_CLASSES
+    ports: ClassVar = ("tcp 4000",)
+    kept: ClassVar = (*KEPT, *MADE_ONCE, "/var/lib/entourage/afar*", "/run/entourage/afar*")
+
+    def _command(self, *options: str, to: str | None = None) -> list[str]:
+        target = ssh_uri(self.there) if to is None else to
+        return ["entourage", "migrate", "--json", *NOT_THERE, *options, "--", self.name, target]
+
+    @contextmanager
+    def under(
+        self,
+        *hold: str,
+        options: Sequence[str] = (),
+        on_target: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Generator[Under]:
+        """Begin a migration; the points of its target are a stand-in's, on this host."""
+        with Points(self.here, *hold, *on_target) as points:
+            more = {**(env or {}), **points.env}
+            process = self.here.popen(self._command(*options), env=more)
+            try:
+                yield Under(process, points, points)
+            finally:
+                points.open()
+                process.communicate(timeout=PATIENCE)
