@@ -118,7 +118,7 @@ class Agent:
         self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
         self._hello = hello
         if is_afar(hello.hypervisor):
-            self._host = _address(hello.hypervisor) or hello.hypervisor
+            self._host = _address(hello.hypervisor) or from_afar(hello.hypervisor)[0]
         return words.Welcome(
             version=__version__,
             protocol=words.PROTOCOL,
@@ -262,7 +262,8 @@ class Agent:
             return
         released = self._side.record in {Record.RAN, Record.OWNS}
         if released:
-            remedy = "it is off and whole: `entourage start` it there"
+            start = "virsh" if is_afar(self._known().name) else "entourage"
+            remedy = f"it is off and whole: `{start} start` it there"
             self._tell_failure(HypervisorError(f"its machine has ended: {reason}", remedy=remedy))
         elif self._side.record is Record.OPEN:
             self._tell_failure(HypervisorError(f"the machine being built is gone: {reason}"))

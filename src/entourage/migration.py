@@ -251,7 +251,7 @@ class Migration:
             async with asyncio.timeout(_UNDO_WITHIN):
                 return await way.link.call(words.ABORT, None, list[str])
         except (LinkError, TimeoutError) as error:
-            remedy = f"`entourage status` on {way.target} shows whether anything is left"
+            remedy = f"`entourage status` on {way.keeper} shows whether anything is left"
             return [f"{way.target} undoes by itself what it made ({error}): {remedy}"]
         except EntourageError as error:
             return [str(error)]

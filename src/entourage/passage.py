@@ -116,6 +116,11 @@ class Passage:
         return is_afar(self.hypervisor_there)
 
     @property
+    def keeper(self) -> str:
+        """The host that the target's half of the record is on."""
+        return self.source if self.is_afar else self.target
+
+    @property
     def weaker(self) -> str:
         """What the user is to know of that; empty where an agent is there."""
         return f"{self.target} {_WEAKER}" if self.is_afar else ""

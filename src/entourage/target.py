@@ -75,6 +75,12 @@ class TargetSide:
         self._flushing = self._flushed = 0  # the last one, ns of the monotonic clock
 
     @property
+    def _afar(self) -> Afar | None:
+        """Where the target's machine is built on a host without Entourage, what speaks for that."""
+        incoming = self._there.incoming if self._there else None
+        return incoming if isinstance(incoming, Afar) else None
+
+    @property
     def record(self) -> Record | None:
         """What was decided so far."""
         return self._shell.state.record
@@ -127,11 +133,13 @@ class TargetSide:
         name = self._decision.name
         if finding is Finding.CRASHED_HERE:
             said = f"{name} was handed over, and its machine ended as it was let run"
-            remedy = f"it is off and whole: `entourage start {name}` there"
+            start = "virsh" if self._afar else "entourage"
+            remedy = f"it is off and whole: `{start} start {name}` there"
             self._on_failure(HypervisorError(said, remedy=remedy))
         elif finding is Finding.TWO_COPIES:
             said = f"ALARM: {name} ran there although that host was declared off; it was stopped"
-            remedy = "look at both copies; `entourage recover` there removes that one"
+            where = "here" if self._afar else "there"
+            remedy = f"look at both copies; `entourage recover` {where} removes that one"
             self._on_failure(HypervisorError(said, remedy=remedy))
 
     async def _let_run(self) -> AnyEvent:
@@ -192,12 +200,12 @@ class TargetSide:
 
     async def _undone(self, row: LedgerRow) -> list[str]:
         """Undo a row; a volume is the hypervisor's to delete, from afar."""
-        incoming = self._there.incoming if self._there else None
-        if row.kind != VOLUME or not isinstance(incoming, Afar):
+        afar = self._afar
+        if row.kind != VOLUME or afar is None:
             return await undo_rows([(row.kind, row.spec)])
         path = str(row.spec["path"])
         try:
-            await incoming.delete_volume(path)
+            await afar.delete_volume(path)
         except HypervisorError as error:
             return [f"the volume {path} is left: {error}"]
         return []
