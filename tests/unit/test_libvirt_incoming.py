@@ -1,0 +1,134 @@
+"""What the target's half makes of a Finish that failed: it looks, and never guesses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError, InDoubt
+from entourage.hypervisors.libvirt import incoming as module
+from entourage.hypervisors.libvirt.afar import AfarIncoming
+from entourage.hypervisors.libvirt.connection import Connection, LostError
+from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
+from entourage.hypervisors.libvirt.words import State
+
+DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
+
+
+class Machine:
+    """A fake of ``virDomain``: it is in this state, and stays there."""
+
+    def __init__(self, state: State, *, defined: bool) -> None:
+        self._state, self._defined = state, defined
+
+    def state(self, _flags: int) -> tuple[int, int]:
+        return self._state, 0
+
+    def isPersistent(self) -> bool:  # noqa: N802 - libvirt's
+        return self._defined
+
+    def jobInfo(self) -> list[int]:  # noqa: N802 - libvirt's
+        return [0]
+
+    def destroy(self) -> None:
+        """Nothing: it does not end."""
+
+    def undefineFlags(self, _flags: int) -> None:  # noqa: N802 - libvirt's
+        """Nor this."""
+
+
+class Fake:
+    """A fake of a connection: it shows these, one after the other, and the last for ever."""
+
+    def __init__(self, *shown: Machine | LostError | None) -> None:
+        self._shown: Iterator[Machine | LostError | None] = iter(shown)
+        self._last: Machine | LostError | None = None
+
+    async def domain(self, _uuid: str) -> Machine | None:
+        self._last = next(self._shown, self._last)
+        if isinstance(self._last, LostError):
+            raise self._last
+        return self._last
+
+    async def alive(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+class Local(LibvirtIncoming):
+    """With such a connection, or none at all."""
+
+    def __init__(self, connection: Fake | None) -> None:
+        super().__init__("qemu:///system", DOMAIN)
+        self.connection: Any = connection
+
+    async def _open(self, patience: float = 0) -> Connection:
+        if self.connection is None:
+            raise LostError("libvirtd has not come back")
+        return self.connection
+
+    async def has_run(self) -> bool:
+        return await self._has_run(paused=False)
+
+
+@pytest.mark.parametrize(
+    ("shown", "ran"),
+    [
+        ([None], False),
+        ([Machine(State.RUNNING, defined=True)], True),
+        ([Machine(State.SHUT_OFF, defined=True)], True),  # it may have run, and is dead
+        ([Machine(State.PAUSED, defined=False), None], False),  # libvirtd ends it by itself
+        (
+            [Machine(State.PAUSED, defined=True), Machine(State.RUNNING, defined=True)],
+            True,
+        ),
+    ],
+)
+async def test_what_is_there_decides(shown: list[Machine | None], ran: bool) -> None:  # noqa: FBT001
+    assert await Local(Fake(*shown)).has_run() is ran
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [None, Fake(LostError("gone")), Fake(Machine(State.PAUSED, defined=False), LostError("again"))],
+)
+async def test_who_does_not_say_leaves_it_in_doubt(connection: Fake | None) -> None:
+    """Also where it goes away a second time: that is no proof that the guest never ran."""
+    with pytest.raises(InDoubt, match="web1"):
+        await Local(connection).has_run()
+
+
+async def test_what_does_not_end_is_not_said_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SETTLES_WITHIN", 0.0)
+    stays = Local(Fake(Machine(State.PAUSED, defined=False)))
+    with pytest.raises(HypervisorError, match="does not end web1"):
+        await stays.kill()
+    with pytest.raises(InDoubt, match="does not end web1"):
+        await stays.has_run()
+
+
+async def test_another_host_at_that_address_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would say in good faith that there is neither a machine nor a definition."""
+    answers: Any = Fake(None)
+
+    async def opened(uri: str) -> Any:
+        assert uri == "qemu+tls://b/system"
+        return answers
+
+    async def identity(connection: Any) -> str:
+        assert connection is answers
+        return "uuid-of-c/c"
+
+    monkeypatch.setattr(Connection, "open", opened)
+    monkeypatch.setattr("entourage.hypervisors.libvirt.afar._identity", identity)
+    known = AfarIncoming("qemu+tls://b/system", DOMAIN, "uuid-of-b/b")
+    with pytest.raises(LostError, match="another host answers"):
+        await known.attach()
+    assert await AfarIncoming("qemu+tls://b/system", DOMAIN, "uuid-of-c/c").attach()
