@@ -45,6 +45,7 @@ def test_virsh_moves_it_with_disk_and_tpm(world: LibvirtWorld) -> None:
         world.arrived()
 
 
+@pytest.mark.matrix
 def test_a_move_of_virsh_that_fails_is_taken_back_by_libvirt(world: LibvirtWorld) -> None:
     """The target's QEMU is killed: all is as before, but for the image that was made there."""
     with world.virsh_migrating("--bandwidth", "1") as migrating:
@@ -64,6 +65,7 @@ def test_a_domain_outlives_its_daemon(world: LibvirtWorld) -> None:
     world.is_as_before()
 
 
+@pytest.mark.matrix
 def test_a_power_cut_takes_daemon_and_domains(world: LibvirtWorld) -> None:
     """And after it they start again; a persistent domain is off then."""
     host = world.here

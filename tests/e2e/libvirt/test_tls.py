@@ -89,6 +89,7 @@ def test_with_certificates(world: LibvirtWorld, tmp_path: Path) -> None:
     assert heard["bytes"] > 1 << 20
 
 
+@pytest.mark.matrix
 def test_all_of_it_by_tls(world: LibvirtWorld, tmp_path: Path) -> None:
     """To a host without Entourage, which only its libvirtd speaks for, on its own TLS port."""
     heard: dict[str, int] = {}
