@@ -64,6 +64,9 @@ def _explained(host: str, status: int | None, said: Sequence[str]) -> LinkLost:
     """What ssh or the agent said last is the best reason there is; and the remedy."""
     words = "; ".join(line for line in said if line)
     if status == _NO_COMMAND or "not found" in words or "No such file" in words:
-        remedy = f"install Entourage on {host}, or name it with --remote-command"
+        remedy = (
+            f"install Entourage on {host}, or name it with --remote-command; a domain of libvirt's"
+            f" can also move to qemu+ssh://{host}/system"
+        )
         return NoAgent(words, remedy=remedy)
     return LinkLost(words, remedy=f"try `ssh {host} entourage --version`" if words else "")

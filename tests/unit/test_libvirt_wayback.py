@@ -1,0 +1,76 @@
+"""Giving a libvirt domain's migration up, where libvirt does not go along."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hypervisors.libvirt import wayback
+from entourage.hypervisors.libvirt.feed import Known
+from entourage.hypervisors.libvirt.wayback import WayBack
+from entourage.hypervisors.libvirt.words import State
+
+DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
+
+
+class Stubborn:
+    """A fake of ``virDomain``: its job does not end."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def jobInfo(self) -> list[int]:  # noqa: N802 - libvirt's
+        return [1]
+
+    def abortJob(self) -> None:  # noqa: N802 - libvirt's
+        self.asked += 1
+
+    def state(self, _flags: int) -> tuple[int, int]:
+        return State.RUNNING, 0
+
+    def suspend(self) -> None:
+        """Nothing: nor does this wake it up."""
+
+
+class Quiet:
+    """A fake of a feed: the guest has not stopped."""
+
+    async def until(self, check: Any) -> Any:
+        return check(Known())
+
+
+class GivingUp(WayBack):
+    """A migration whose Perform does not return."""
+
+    def __init__(self, raw: Stubborn, *, performing: bool) -> None:
+        connection: Any = None
+        super().__init__(
+            connection, raw, DOMAIN, Path("/dev/null"), was_running=True, transient=False
+        )
+        loop = asyncio.get_running_loop()
+        feed: Any = Quiet()
+        self._feed = feed
+        if performing:
+            self._beginning = loop.create_future()
+            self._beginning.set_result(("", b""))
+            self._performing = loop.create_future()
+
+
+@pytest.mark.parametrize("performing", [True, False])
+async def test_a_job_that_does_not_end_is_told_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+    performing: bool,  # noqa: FBT001 - a case
+) -> None:
+    """Of this process or of one before it: asked again and again, and then it is an error."""
+    monkeypatch.setattr(wayback, "_ENDS_WITHIN", 0.05)
+    monkeypatch.setattr(wayback, "_AGAIN", 0.001)
+    raw = Stubborn()
+    with pytest.raises(HypervisorError, match="has not ended its migration job of web1") as caught:
+        await asyncio.wait_for(GivingUp(raw, performing=performing).abort(), 5)
+    assert raw.asked > 1
+    assert "entourage recover web1" in caught.value.remedy
