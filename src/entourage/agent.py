@@ -27,7 +27,7 @@ from entourage.devices.afar import out_of_reach
 from entourage.devices.base import Controller, There
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVersionError, UsageError
-from entourage.guard import unsettled
+from entourage.guard import arrival_generation, unsettled
 from entourage.handover import Target
 from entourage.hosts.link import Link
 from entourage.hosts.resources import MemoryLedger
@@ -171,7 +171,7 @@ class Agent:
             role=Role.TARGET,
             domain=uuid,
             name=opening.domain.name,
-            generation=opening.generation,
+            generation=arrival_generation(self._journal, uuid, opening.generation),
             record=Record.OPEN,
             peer_host=hello.source,
             peer_journal=opening.source_journal,

@@ -9,6 +9,7 @@ from pathlib import Path
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, UsageError
 from entourage.handover import refuses_start
+from entourage.hosts.standin import is_afar
 from entourage.hypervisors.base import Hypervisor
 from entourage.hypervisors.registry import find_domain
 from entourage.journal import Decision, Journal
@@ -118,3 +119,20 @@ def unsettled(
             remedy = f"run `entourage recover {standing.name}` on {asks}"
             found.append(Refusal("domain", host, reason, remedy))
     return found
+
+
+def arrival_generation(journal: Journal, domain: str, said: int) -> int:
+    """The generation that an arrival gets in this host's journal.
+
+    It is what the source says, but for one case: a host without Entourage has never heard of the
+    migration that took the domain there. Coming back from it, with an Entourage that was installed
+    since, the domain is not older than that departure, whatever its generation says.
+
+    Args:
+        journal: This host's.
+        domain: The domain's UUID.
+        said: The source's own.
+    """
+    newer = [one for one in journal.decisions(domain) if one.generation >= said]
+    went_afar = [is_afar(str(one.details.get("hypervisor-there", ""))) for one in newer]
+    return journal.next_generation(domain) if newer and all(went_afar) else said

@@ -14,6 +14,7 @@ from entourage import __version__, words
 from entourage.cli.options import destination
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, LinkLost, NoAgent
+from entourage.guard import arrival_generation
 from entourage.hosts.child import linked
 from entourage.hosts.route import Route
 from entourage.hosts.standin import afar, beside, connect, from_afar, is_afar
@@ -108,6 +109,34 @@ async def test_a_stand_in_keeps_a_journal_of_its_own(settings: Settings) -> None
         assert welcome.journal == journal.uuid
     assert (welcome.host, welcome.address) == ("b.example", "b.example")
     assert not Path(settings.paths.state, "journal.db").exists()
+
+
+# Coming back
+
+
+@pytest.mark.parametrize(
+    ("there", "said", "gets"),
+    [
+        (afar("qemu+tls://b/system"), 1, 4),
+        (afar("qemu+tls://b/system"), 4, 4),
+        ("qemu", 1, 1),  # refused, then: one of the two journals has forgotten something
+    ],
+)
+def test_who_comes_back_from_afar_is_not_too_old(
+    tmp_path: Path, there: str, said: int, gets: int
+) -> None:
+    departure = Decision(
+        migration="m",
+        role=Role.SOURCE,
+        domain=UUID,
+        name="web1",
+        generation=3,
+        record=Record.ARMED,
+        details={"hypervisor-there": there},
+    )
+    with Journal.open(tmp_path / "journal.db") as journal:
+        journal.begin(departure)
+        assert arrival_generation(journal, UUID, said) == gets
 
 
 # After a crash

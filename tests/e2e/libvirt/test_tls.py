@@ -105,3 +105,4 @@ def test_all_of_it_by_tls(world: LibvirtWorld, tmp_path: Path) -> None:
     assert ["has no Entourage" in event["message"] for event in run.of("warned")] == [True]
     assert heard["readable"] == 0
     assert heard["bytes"] > 1 << 20
+    world.moved(world.migrate())  # back, now that there is one: it had not heard of that arrival
