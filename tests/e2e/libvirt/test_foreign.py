@@ -52,6 +52,7 @@ def test_a_foreign_resume(world: LibvirtWorld, point: str) -> None:
     world.moved(world.migrate())
 
 
+@pytest.mark.matrix
 def test_a_foreign_abort(world: LibvirtWorld) -> None:
     """`virsh domjobabort` while memory is copied: a failure like any other."""
     with world.under(PRE_COPY, options=SLOWLY) as under:

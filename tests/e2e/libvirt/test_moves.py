@@ -73,6 +73,7 @@ def test_a_paused_domain_stays_paused(world: LibvirtWorld) -> None:
     world.running = world.here.snapshot()
 
 
+@pytest.mark.matrix
 def test_the_source_disks_are_kept_if_asked(world: LibvirtWorld) -> None:
     old = world.here
     run = world.migrate("--keep-source-disks")

@@ -61,7 +61,7 @@ def test_in_a_device(world: LibvirtWorld, fault: Fault) -> None:
     fails_in_device(world, DEVICES, fault)
 
 
-@pytest.mark.parametrize("traffic", ["data", "ssh"])
+@pytest.mark.parametrize("traffic", ["data", pytest.param("ssh", marks=pytest.mark.matrix)])
 def test_the_link_is_cut(world: LibvirtWorld, traffic: str) -> None:
     """Reset while memory is on its way: of the one, libvirt tells; of the other, ssh."""
     assert traffic in {"data", "ssh"}

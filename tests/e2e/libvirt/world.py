@@ -156,6 +156,8 @@ class LibvirtWorld(World):
 
     def virsh_migrate(self, *options: str, check: bool = True) -> CompletedProcess[str]:
         """Move it without Entourage, as libvirt's users do today."""
+        # What has moved away before was deleted behind the pool's back.
+        Libvirtd(self.there).virsh("pool-refresh", "default")
         return self.here.run(self._virsh_migrate(options), check=check, timeout=PATIENCE)
 
     @contextmanager
