@@ -156,8 +156,6 @@ class LibvirtWorld(World):
 
     def virsh_migrate(self, *options: str, check: bool = True) -> CompletedProcess[str]:
         """Move it without Entourage, as libvirt's users do today."""
-        # What has moved away before was deleted behind the pool's back.
-        Libvirtd(self.there).virsh("pool-refresh", "default")
         return self.here.run(self._virsh_migrate(options), check=check, timeout=PATIENCE)
 
     @contextmanager
@@ -176,6 +174,8 @@ class LibvirtWorld(World):
             process.communicate()
 
     def _virsh_migrate(self, options: Sequence[str]) -> list[str]:
+        # What has moved away before was deleted behind the pool's back.
+        Libvirtd(self.there).virsh("pool-refresh", "default")
         how = ("--live", "--copy-storage-all", "--persistent", "--undefinesource", *options)
         return ["virsh", "migrate", *how, self.name, ssh_uri(self.there)]
 
