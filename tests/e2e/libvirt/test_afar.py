@@ -178,7 +178,7 @@ def test_its_libvirtd_is_out_of_reach(world: AfarWorld, point: str, owner: str) 
     source, target = world.here, world.there
     with world.under(point) as under:
         under.wait(point)
-        world.lab.cut("a", "b", how="drop", traffic="ssh")
+        world.lab.cut("a", "b", how="reset", traffic="ssh")
         run = under.end()
         if point == GO_STANDS:
             assert run.status == 6, str(run)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -16,22 +15,16 @@ from lab.certificates import PKI, Authority
 from lab.hosts import Lab
 from lab.libvirtd import Libvirtd
 from lab.observer import Observer
-from tests.e2e.libvirt.world import NOT_THERE, AfarWorld, LibvirtWorld
+from tests.e2e.libvirt.world import NOT_THERE, LibvirtWorld
 from tests.e2e.run import PATIENCE
 
 WIRETAP = str(Path(__file__).with_name("wiretap.py"))
 
 
-class TlsWorld(LibvirtWorld):
-    """One whose migrations may leave what those to a host without Entourage leave."""
-
-    kept: ClassVar = AfarWorld.kept
-
-
 @pytest.fixture(scope="module")
 def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
     with Observer.start(libvirt_lab) as seen:
-        world = TlsWorld.begin(libvirt_lab, seen)
+        world = LibvirtWorld.begin(libvirt_lab, seen)
         yield world
         world.end()
 

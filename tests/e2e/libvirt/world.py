@@ -43,6 +43,8 @@ STALE = (
     "/var/lib/libvirt/qemu/channel/target/domain-*",
     "/etc/libvirt/qemu/*.xml.new",
 )
+# What stand-ins have kept, which `recover` then reads.
+OF_STAND_INS = ("/var/lib/entourage/afar*", "/run/entourage/afar*")
 # A program that ssh does not find: as where there is no Entourage.
 NOT_THERE = ("--remote-command", "no-entourage-here")
 # libvirt's own directories, made when the first domain comes, or goes.
@@ -54,7 +56,7 @@ class LibvirtWorld(World):
     """A domain on one of two hosts, each with a libvirtd, that the tests move, or fail to."""
 
     sockets: ClassVar = ("/run/libvirt/qemu/", "/var/lib/libvirt/qemu/")
-    kept: ClassVar = (*KEPT, *MADE_ONCE)
+    kept: ClassVar = (*KEPT, *MADE_ONCE, *OF_STAND_INS)
     devices: ClassVar = ""
     tpm_secret: ClassVar = ""
     extra: str = ""
@@ -241,7 +243,6 @@ class AfarWorld(LibvirtWorld):
 
     devices: ClassVar = ALL_CLASSES
     ports: ClassVar = ("tcp 4000",)
-    kept: ClassVar = (*KEPT, *MADE_ONCE, "/var/lib/entourage/afar*", "/run/entourage/afar*")
 
     def _command(self, *options: str, to: str | None = None) -> list[str]:
         target = ssh_uri(self.there) if to is None else to
