@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 
-from entourage.domain import Domain
+from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt import wayback
 from entourage.hypervisors.libvirt.feed import Known
 from entourage.hypervisors.libvirt.wayback import WayBack
 from entourage.hypervisors.libvirt.words import State
 
-DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
+DOMAIN = Domain(
+    name="web1",
+    uuid="5b6e6d0e-0000-4000-8000-000000000001",
+    memory=1 << 28,
+    block=(Block(id="vda", path="/srv/web1.img"),),
+)
 
 
 class Stubborn:
@@ -69,8 +74,17 @@ async def test_a_job_that_does_not_end_is_told_in_time(
     """Of this process or of one before it: asked again and again, and then it is an error."""
     monkeypatch.setattr(wayback, "_ENDS_WITHIN", 0.05)
     monkeypatch.setattr(wayback, "_AGAIN", 0.001)
+    told: list[str] = []
+
+    async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> None:
+        told.append(" ".join([command, *(end["type"] for end in arguments.get("instances", ()))]))
+
+    monkeypatch.setattr(wayback, "tell_qemu", tell_qemu)
     raw = Stubborn()
     with pytest.raises(HypervisorError, match="has not ended its migration job of web1") as caught:
         await asyncio.wait_for(GivingUp(raw, performing=performing).abort(), 5)
     assert raw.asked > 1
+    # A target that is gone without a word is hung up on; and in the end the guest runs, whatever.
+    assert {"yank migration", "yank block-node"} <= set(told)
+    assert told[-1] == "cont"
     assert "entourage recover web1" in caught.value.remedy

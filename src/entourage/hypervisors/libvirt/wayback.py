@@ -25,7 +25,8 @@ from entourage.hypervisors.libvirt.words import Flag, State
 
 _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 _AGAIN = 0.1  # seconds between two attempts to end a job
-_NUDGE_AFTER = 5  # attempts
+_YANK_EVERY = 5  # attempts
+_SUSPEND_AFTER = 20  # attempts
 _FLUSHES_WITHIN = 3.0  # seconds for QEMU to flush its disks
 _ENDS_WITHIN = 60.0  # seconds for libvirt to end a job, where it takes some tenths
 
@@ -107,8 +108,8 @@ class WayBack:
             await self._past_the_stop(performing)
             rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
             while not performing.done():
-                self._too_late(deadline)
-                await self._press_end(nudge=rounds >= _NUDGE_AFTER)
+                await self._too_late(deadline)
+                await self._press_end(rounds)
                 await asyncio.wait({performing}, timeout=_AGAIN)
                 rounds += 1
             if isinstance(failed := performing.exception(), LostError):
@@ -140,37 +141,56 @@ class WayBack:
         finally:
             waiting.cancel()
 
-    async def _press_end(self, *, nudge: bool) -> None:
-        """Have libvirt end its job; with ``nudge``, wake up who sleeps through that.
+    async def _press_end(self, attempt: int) -> None:
+        """Have libvirt end its job; soon, wake up who sleeps through that.
 
-        See ``_past_the_stop``. QEMU wakes up when it is told to go on from where it says it is. And
-        libvirt goes on when it sees the guest stop: it, or else ``_run_again``, lets it run again.
+        For a target that is gone without a word both QEMU and libvirt wait for minutes, until TCP
+        gives up. And see ``_past_the_stop``: QEMU wakes up when it is told to go on from where it
+        says it is; libvirt goes on when it sees the guest stop, which ``_run_again`` undoes.
         """
         with contextlib.suppress(RefusedError):
             await ask(self._raw.abortJob)
-        if not nudge:
+        if attempt == 0 or attempt % _YANK_EVERY:
             return
+        await self._yank()
         state = (await ask(self._raw.state, 0))[0]
         with contextlib.suppress(RefusedError):
-            if state == State.RUNNING:
-                await ask(self._raw.suspend)
-            else:
+            if state != State.RUNNING:
                 await tell_qemu(self._raw, "migrate-continue", state="cancelling")
+            elif attempt >= _SUSPEND_AFTER:
+                await ask(self._raw.suspend)
+
+    async def _yank(self) -> None:
+        """Shut the connections of the migration: the memory's, and that of each disk's copy.
+
+        One that there is not is an error of QEMU's, and none of ours.
+        """
+        nodes = [f"migration-{disk.id}-storage" for disk in self._domain.block]
+        ends = [{"type": "block-node", "node-name": node} for node in nodes]
+        for end in ({"type": "migration"}, *ends):
+            with contextlib.suppress(RefusedError):
+                await tell_qemu(self._raw, "yank", instances=[end])
 
     async def _end_job(self) -> None:
         """End a job that nobody waits for any more."""
         rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
             while self._raw is not None and (await ask(self._raw.jobInfo))[0]:
-                self._too_late(deadline)
-                await self._press_end(nudge=rounds >= _NUDGE_AFTER)
+                await self._too_late(deadline)
+                await self._press_end(rounds)
                 await asyncio.sleep(_AGAIN)
                 rounds += 1
 
-    def _too_late(self, deadline: float) -> None:
-        """Raise HypervisorError once libvirt has had its time to end its job."""
+    async def _too_late(self, deadline: float) -> None:
+        """Raise HypervisorError once libvirt has had its time to end its job; the guest runs on.
+
+        Libvirt resumes nothing while it has a job: so QEMU itself is told to.
+        """
         if time.monotonic() < deadline:
             return
+        if self._was_running:
+            with contextlib.suppress(RefusedError):
+                await tell_qemu(self._raw, "cont")
         name = self._domain.name
         raise HypervisorError(
             f"libvirt has not ended its migration job of {name} within {_ENDS_WITHIN:g} s",
