@@ -134,7 +134,8 @@ class LibvirtWorld(World):
             for place in ("/var/lib/libvirt", "/run/libvirt", "/etc/libvirt"):
                 for pattern in (f"*{self.name}*", "swtpm", "domain-*"):
                     find = ["find", place, "-depth", "-name", pattern]
-                    for path in host.run(find).stdout.splitlines():
+                    # A host that has just been powered on again has no /run/libvirt.
+                    for path in host.run(find, check=False).stdout.splitlines():
                         host.run(["rm", "-rf", path])
             host.run(["find", "/var/lib/entourage", "-mindepth", "1", "-delete"])
             host.run(["rm", "-rf", "/run/entourage"])
