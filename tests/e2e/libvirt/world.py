@@ -42,6 +42,7 @@ STALE = (
     "/var/lib/libvirt/qemu/domain-*",
     "/var/lib/libvirt/qemu/channel/target/domain-*",
     "/etc/libvirt/qemu/*.xml.new",
+    "/var/lib/libvirt/swtpm/*",
 )
 # What stand-ins have kept, which `recover` then reads.
 OF_STAND_INS = ("/var/lib/entourage/afar*", "/run/entourage/afar*")
