@@ -25,7 +25,7 @@ from entourage.guard import known
 from entourage.hosts import ssh
 from entourage.hosts.link import Link
 from entourage.hypervisors.base import DataPlane, Machine, Secret
-from entourage.hypervisors.registry import LIBVIRT_URI
+from entourage.hypervisors.registry import LIBVIRT_URI, counterpart
 from entourage.journal import Journal
 from entourage.lock import DomainLock, domain_lock
 from entourage.protocol import Message
@@ -110,7 +110,11 @@ class Passage:
         address = wanted.data_address or self.welcome.address or self.target.rpartition("@")[2]
         secret = Secret("entourage", secrets.token_bytes(32)) if wanted.tls else None
         return DataPlane(
-            address=address, ports=wanted.ports, secret=secret, bandwidth=wanted.bandwidth
+            address=address,
+            ports=wanted.ports,
+            secret=secret,
+            bandwidth=wanted.bandwidth,
+            host=self.target,
         )
 
     def here(self, controller: Controller, half: str, settled: Callable[[], None]) -> Here:
@@ -223,7 +227,7 @@ async def open_passage(
     if connect is None and connect_there is not None:
         connect = LIBVIRT_URI  # who names a libvirtd there means libvirt's domain here
     hypervisor, found = await known(settings, name, connect)
-    there = "qemu" if hypervisor.name == "qemu" else connect_there or LIBVIRT_URI
+    there = counterpart(hypervisor.name, connect_there)
     source = socket.gethostname()
     async with contextlib.AsyncExitStack() as stack:
         journal = stack.enter_context(Journal.open(Path(settings.paths.state, "journal.db")))
