@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -127,8 +128,6 @@ class XenHost:
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """What runs a command there."""
-        import shlex  # noqa: PLC0415 - a word of this one
-
         where = ["-p", str(self.ssh_port), "-i", str(self.image.key), "root@127.0.0.1"]
         return ["ssh", *_SSH, *where, shlex.join(command)]
 
@@ -176,6 +175,10 @@ class XenHost:
     def read(self, path: str) -> str:
         """What is in a file there; empty where there is none."""
         return self.run(["cat", path], check=False).stdout
+
+    def path(self, path: str) -> Path:
+        """A file of this machine that stands for one of the host's, at whose socket it listens."""
+        return self.directory / f"{self.name}.{Path(path).name}"
 
     def unpack(self, archive: Path, directory: str) -> None:
         """Unpack a tar archive of this machine there."""

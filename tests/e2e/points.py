@@ -8,13 +8,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-from lab.host import Host
+from typing import Protocol, Self
 
 _PATIENCE = 60.0
 _LOOK_EVERY = 0.5  # seconds between two looks whether it still lives
+
+
+class HasPaths(Protocol):
+    """A host whose files this process can name."""
+
+    def path(self, path: str) -> Path:
+        """Return a file of the host's as a path here."""
+        ...
 
 
 class Points:
@@ -25,7 +32,7 @@ class Points:
         hold: The points at which they are to stop until ``pass_on``, each the first time only.
     """
 
-    def __init__(self, host: Host, *hold: str) -> None:
+    def __init__(self, host: HasPaths, *hold: str) -> None:
         # Nothing looks for leftovers there, and a power cut may leave it.
         self.path = f"/var/log/points.{secrets.token_hex(8)}"
         self.env = {"ENTOURAGE_POINTS": self.path}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import threading
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Intake:
     """
 
     def __init__(self, marker: str, log: Path) -> None:
-        self._marker = marker
+        self.marker = marker
         self.log = log
         self._log_from = 0
         self._receiver = Receiver()
@@ -35,6 +36,7 @@ class Intake:
         self._over = False
         self._go = -1
         """Our end of its input, beside the one that the stream goes through."""
+        self._cut = os.eventfd(0, os.EFD_CLOEXEC)
         self._reading: asyncio.Task[None] | None = None
 
     @property
@@ -58,9 +60,9 @@ class Intake:
         try:
             await launch(
                 [xl_program.find() or "xl", "migrate-receive"],
-                marker=self._marker,
+                marker=self.marker,
                 log=self.log,
-                unit=f"entourage-{self._marker}",
+                unit=f"entourage-{self.marker}",
                 stdin=theirs,
                 stdout=says,
                 environment={"PATH": xl_program.search_path()},
@@ -75,10 +77,10 @@ class Intake:
             os.close(says)
         self._reading = asyncio.create_task(self._read(ours))
         loop = asyncio.get_running_loop()
-        through = os.dup(self._go)
+        through, cut = os.dup(self._go), os.dup(self._cut)
 
         def pump() -> None:
-            _splice(stream, through)
+            _splice(stream, through, cut)
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._stream_ended)
 
@@ -143,12 +145,13 @@ class Intake:
         Args:
             patience: Seconds that it has before it is killed.
         """
+        os.eventfd_write(self._cut, 1)
         self._close_go()
         if self._reading is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     await asyncio.shield(self._reading)
-            await await_marked(self._marker, patience)
+            await await_marked(self.marker, patience)
 
     def _close_go(self) -> None:
         if self._go >= 0:
@@ -156,13 +159,17 @@ class Intake:
             self._go = -1
 
 
-def _splice(source: int, sink: int) -> None:
-    """Move all that comes from one pipe or socket into a pipe, and close both."""
+def _splice(source: int, sink: int, cut: int) -> None:
+    """Move all that comes from one pipe or socket into a pipe, until ``cut``; close all three."""
     try:
-        while os.splice(source, sink, _CHUNK):
-            pass
+        waits = select.poll()
+        for each in (source, cut):
+            waits.register(each, select.POLLIN)
+        while True:
+            if cut in dict(waits.poll()) or not os.splice(source, sink, _CHUNK):
+                return
     except OSError:
         return  # either end is gone, which the other one sees now
     finally:
-        os.close(source)
-        os.close(sink)
+        for each in (source, sink, cut):
+            os.close(each)

@@ -52,7 +52,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         paused: Somebody holds it (``xl pause``, or it is being built).
         suspended: It has been asked to suspend, and has.
-        ended: It is off, or being destroyed.
+        ended: It is off.
         crashed: It has ended of itself.
         cpu_time: Nanoseconds that it has run here; 0 where it never did.
     """
@@ -109,7 +109,7 @@ def _context() -> ctypes.c_void_p:
 
 
 def life(domid: int) -> Life | None:
-    """What a domain does now; None where there is none. Microseconds: one hypercall.
+    """What a domain does now; None where it is gone. Microseconds: one hypercall.
 
     Raises:
         HypervisorError: libxl is not there, or not allowed.
@@ -122,12 +122,13 @@ def life(domid: int) -> Life | None:
     found = Life(
         paused=info.paused,
         suspended=suspended,
-        ended=info.dying or (info.shutdown and not suspended),
+        ended=info.shutdown and not suspended,
         crashed=info.shutdown and info.shutdown_reason == _CRASH,
         cpu_time=info.cpu_time,
     )
+    dying = info.dying  # being destroyed: only its memory may still be held by somebody
     _library().libxl_dominfo_dispose(ctypes.byref(info))  # which sets all of it to zero
-    return found
+    return None if dying else found
 
 
 def main(arguments: list[str]) -> int:

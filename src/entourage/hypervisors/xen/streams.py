@@ -19,7 +19,8 @@ from entourage.hypervisors.xen.sender import Word
 _PASSES = 5
 _FEW = 4 << 20
 """Bytes: a pass that sent no more is the last one before memory follows."""
-_CONNECTS_WITHIN = 60.0
+_REST = 4.0
+"""Seconds between two passes while memory is copied; or that many times what a pass takes."""
 
 
 class DiskCopy:
@@ -74,7 +75,7 @@ class DiskCopy:
                 began = loop.time()
                 async with self._turn:
                     await self._blocking(lambda: sending.send_changes(self._stop))
-                await asyncio.sleep(max(1.0, 2 * (loop.time() - began)))
+                await asyncio.sleep(max(_REST, _REST * (loop.time() - began)))
 
     def _open(self) -> None:
         self._process = subprocess.Popen(

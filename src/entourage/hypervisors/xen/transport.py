@@ -51,18 +51,19 @@ class Transport:
         order: dict[str, Any] = json.loads(self._line())
         self._paths: dict[str, str] = order["paths"]
         self._nets: dict[str, str] = order["nets"]
+        # A pipe has room again for each page that ssh has read, a socket only when most of it is
+        # free: so the stream goes in large pieces.
+        self._stream, theirs = socket.socketpair()
+        self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CHUNK)
         # Its output is nobody's: that it ends says that the target is through.
-        self._ssh = subprocess.Popen(
-            order["ssh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
-        assert self._ssh.stdin is not None  # noqa: S101 - asked for above
-        assert self._ssh.stdout is not None  # noqa: S101
-        self._stream: int | None = self._ssh.stdin.fileno()
+        with theirs:
+            self._ssh = subprocess.Popen(
+                order["ssh"], stdin=theirs.fileno(), stdout=subprocess.PIPE, start_new_session=True
+            )
+        assert self._ssh.stdout is not None  # noqa: S101 - asked for above
         self._ended = self._ssh.stdout.fileno()
-        os.set_blocking(self._stream, False)
-        for pipe in (_XL_IN, self._stream):
-            with contextlib.suppress(OSError):  # more than an unprivileged user may have
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _CHUNK)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(_XL_IN, fcntl.F_SETPIPE_SZ, _CHUNK)
 
     def run(self) -> None:
         """Do all of it; returns when xl is to see its other end close."""
@@ -82,10 +83,8 @@ class Transport:
         try:
             fixed = self._exactly(header.SIZE)
             rest = self._exactly(header.more(fixed))
-            told = header.rewritten(fixed, rest, self._paths, self._nets)
-            os.set_blocking(self._stream or 0, True)
-            self._write(self._stream or 0, told)
-            os.set_blocking(self._stream or 0, False)
+            self._stream.sendall(header.rewritten(fixed, rest, self._paths, self._nets))
+            self._stream.setblocking(False)  # noqa: FBT003 - the standard library's signature
         except EOFError:
             self._do(self._sender.happens(Happened.XL_CLOSED))
         except (HypervisorError, OSError) as error:
@@ -105,11 +104,13 @@ class Transport:
     def _from_xl(self) -> None:
         if self._sender.phase is not Phase.STREAM:
             data = os.read(_XL_IN, _CHUNK)
-            closed = self._sender.happens(Happened.XL_CLOSED)
-            self._do(self._sender.xl_said(data) if data else closed)
+            if data:
+                self._do(self._sender.xl_said(data))
+            else:
+                self._do(self._sender.happens(Happened.XL_CLOSED))
             return
         try:
-            moved = os.splice(_XL_IN, self._stream or 0, _CHUNK, flags=os.SPLICE_F_NONBLOCK)
+            moved = os.splice(_XL_IN, self._stream.fileno(), _CHUNK, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             self._wait_for_room()
             return
@@ -126,11 +127,9 @@ class Transport:
 
     def _wait_for_room(self) -> None:
         """The stream is faster than the network: listen to xl again once there is room."""
-        assert self._stream is not None  # noqa: S101 - it is open while the stream goes on
 
         def room() -> None:
-            if self._stream is not None:
-                self._selector.unregister(self._stream)
+            self._selector.unregister(self._stream)
             self._selector.register(_XL_IN, selectors.EVENT_READ, self._from_xl)
 
         self._selector.unregister(_XL_IN)
@@ -172,11 +171,8 @@ class Transport:
 
     def _drain(self) -> None:
         """The target's receiver destroys its copy when it sees the end; give it time for that."""
-        if self._stream is not None and self._ssh.stdin is not None:
-            if self._stream in self._selector.get_map():
-                self._selector.unregister(self._stream)
-            self._ssh.stdin.close()
-            self._stream = None
+        with contextlib.suppress(OSError):
+            self._stream.shutdown(socket.SHUT_WR)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._ssh.wait(_DRAINS_WITHIN)
 
@@ -204,6 +200,7 @@ class Transport:
         with contextlib.suppress(ProcessLookupError):
             self._ssh.kill()
         self._ssh.wait()
+        self._stream.close()
         self._engine.close()
 
 

@@ -1,0 +1,70 @@
+"""The transport, the receiver, the engine or the agent dies; then ``recover``."""
+
+from __future__ import annotations
+
+from tests.e2e.xen.world import NAME, XenWorld
+
+TRANSPORT, RECEIVER = "hypervisors.xen.transport", "xl migrate-receive"
+ENGINE, AGENT = "entourage migrate", "entourage agent"
+PRE_COPY, LANDED = "source.policy-changed", "source.memory-landed"
+GO_SAID, GO_STANDS = "source.go-sent", "target.after.flush-go"
+
+
+def test_the_transport_is_killed_under_the_stream(world: XenWorld) -> None:
+    before = world.lives()
+    with world.under(PRE_COPY) as under:
+        under.wait(PRE_COPY)
+        world.kill(world.here, TRANSPORT)
+        run = under.end()
+    assert run.status == 4, run
+    world.stayed(before)
+    assert "nothing" in world.recover(world.here).lower()
+
+
+def test_the_receiver_is_killed_with_all_of_the_domain(world: XenWorld) -> None:
+    before = world.lives()
+    with world.under(LANDED) as under:
+        under.wait(LANDED)
+        world.kill(world.there, RECEIVER)
+        run = under.end()
+    # It had not been given GO: its copy is known never to have run, and is destroyed.
+    if run.status == 4:
+        world.stayed(before)
+    else:  # what it would have done, the agent has done by itself: the copy was whole
+        world.moved(run, before)
+
+
+def test_the_engine_is_killed_before_go_and_xl_resumes(world: XenWorld) -> None:
+    before = world.lives()
+    source = world.here
+    with world.under(LANDED) as under:
+        under.wait(LANDED)
+        world.kill(source, ENGINE)
+    # The transport is the dead hand: the guest goes on before anybody types anything.
+    world.lives(before)
+    world.recover(source)
+    world.stayed(before)
+
+
+def test_the_link_is_cut_at_go_and_recover_finds_out(world: XenWorld) -> None:
+    before = world.lives()
+    source = world.here
+    with world.under(GO_SAID) as under:
+        under.wait(GO_SAID)
+        # The engine dies with GO on its way: xl's copy stands, renamed, and nobody knows.
+        world.kill(source, ENGINE)
+        assert list(world.domains(source)) == [f"{NAME}--migratedaway"]
+    said = world.recover(source)
+    assert world.there.name in said
+    world.arrived(before)
+
+
+def test_the_agent_is_killed_with_go_on_its_disk(world: XenWorld) -> None:
+    before = world.lives()
+    with world.under(GO_STANDS) as under:
+        under.wait(GO_STANDS)
+        world.kill(world.there, f"{AGENT}$")
+        run = under.end()
+    # The receiver saw the end of its input instead of GO, so its copy is gone and never ran.
+    assert run.status == 4, run
+    world.stayed(before)
