@@ -9,8 +9,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, UsageError
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
-from entourage.hypervisors.libvirt.domainxml import with_side
-from entourage.hypervisors.libvirt.side import read_side
+from entourage.hypervisors.side import read_side, with_side
 from entourage.hypervisors.xen import checks
 from entourage.hypervisors.xen.configuration import Entry, entries, read_domain
 from entourage.hypervisors.xen.incoming import XenIncoming
