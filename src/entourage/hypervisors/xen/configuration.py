@@ -157,7 +157,7 @@ def _nics(config: Config) -> Iterator[Net]:
 
 def _usbs(config: Config) -> Iterator[Usb]:
     for number, usb in enumerate(config.get("usbdevs", ())):
-        at = usb.get("hostdev") or usb.get("u", {}).get("hostdev") or usb
+        at: Config = usb.get("type.hostdev", usb)
         vendor, product = _usb_ids(int(at.get("hostbus", 0)), int(at.get("hostaddr", 0)))
         yield Usb(id=f"usb{number}", vendor=vendor, product=product)
 
