@@ -24,14 +24,14 @@ UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
 
 def listed(**config: Any) -> str:
     """As `xl list -l` of Xen 4.17 prints a PVH domain, shortened."""
-    whole = {
+    whole: dict[str, Any] = {
         "c_info": {"type": "pvh", "name": "web1", "domid": 4294967295, "uuid": UUID},
         "b_info": {
             "max_vcpus": 2,
             "max_memkb": 131072,
             "target_memkb": 65536,
             "kernel": "/nowhere/vmlinuz",
-            "type.pvh": {},
+            "type.pvh": dict[str, Any](),
         },
         "on_reboot": "restart",
     } | config

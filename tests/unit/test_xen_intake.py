@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hosts.resources import marked_processes
 from entourage.hypervisors.xen.arrivals import Arrivals
 from entourage.hypervisors.xen.copying import Sending
 from entourage.hypervisors.xen.intake import Intake
@@ -49,7 +48,7 @@ async def arrivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGene
     xl.write_text(RECEIVER)
     xl.chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{xl.parent}:{os.environ['PATH']}")
-    intake = Intake(f"test.{os.getpid()}.{tmp_path.name}", tmp_path / "log")
+    intake = Intake(f"test.{os.getpid()}.{tmp_path.name}", tmp_path / "log", tmp_path / "note")
     (tmp_path / "disk").write_bytes(bytes(SIZE))
     arrivals = Arrivals(tmp_path / "s", intake, {"xvda": str(tmp_path / "disk")})
     await arrivals.listen()
@@ -123,10 +122,12 @@ async def test_without_go_the_receiver_destroys_its_copy(arrivals: Arrivals, bri
     assert await ended(arrivals, joined) == 0
 
 
-async def test_a_receiver_that_is_killed_gives_no_report(arrivals: Arrivals, bring: Bring) -> None:
+async def test_a_receiver_that_is_killed_gives_no_report(
+    arrivals: Arrivals, bring: Bring, tmp_path: Path
+) -> None:
     joined = await memory(bring)
     await arrivals.intake.reaches(Said.READY)
-    [receiver] = marked_processes(arrivals.intake.marker)
+    receiver = int((tmp_path / "note").read_text().split()[0])
     os.kill(receiver, signal.SIGKILL)
     with pytest.raises(EOFError):
         await arrivals.intake.go()

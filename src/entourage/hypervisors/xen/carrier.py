@@ -19,7 +19,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -94,9 +93,8 @@ class Carrier(WayBack):
         await self._begin(ticket, target)
 
     async def _begin(self, ticket: Ticket, target: Domain) -> None:
-        directory = Path(self._settings.paths.run, f"xen-{self._domain.uuid}")
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._end = TransportEnd(directory / "transport")
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._end = TransportEnd(self._directory / "transport")
         pairs = zip(self._domain.block, target.block, strict=True)
         nics = zip(self._domain.net, target.net, strict=True)
         await self._end.listen(

@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
-from entourage.hosts.process import await_marked
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.xen.announce import announce
 from entourage.hypervisors.xen.arrivals import Arrivals
-from entourage.hypervisors.xen.intake import Intake
+from entourage.hypervisors.xen.intake import Intake, receiver_ended
 from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.machine import VERBS
 from entourage.hypervisors.xen.receiver import Said
@@ -56,6 +56,7 @@ class XenIncoming:
         self._ledger = ledger
         self._directory = Path(settings.paths.run, f"xen-{self._uuid}.incoming")
         self._given = self._directory / "given"
+        self._note = self._directory / "receiver"
         self._marker = f"{self._uuid}.xl-receive"
         self._intake: Intake | None = None
         self._arrivals: Arrivals | None = None
@@ -85,7 +86,7 @@ class XenIncoming:
         says so.
         """
         # A receiver that has lost its agent destroys what it has, or goes on after GO.
-        await await_marked(self._marker, _DRAINS_WITHIN)
+        await receiver_ended(self._note, _DRAINS_WITHIN)
         now = await self._life()
         if now is None or now.ended:
             never = self._directory.is_dir() and not self._given.exists()
@@ -97,8 +98,11 @@ class XenIncoming:
         self._domain = domain
         self._ledger.record("process", marker=self._marker)
         self._ledger.record("dir", path=str(self._directory))
-        self._directory.mkdir(mode=0o700, parents=True)
-        self._intake = Intake(self._marker, Path(self._settings.paths.log, f"{domain.name}.log"))
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in self._directory.iterdir():  # of one that was killed, and is settled
+            old.unlink()
+        log = Path(self._settings.paths.log, f"{domain.name}.log")
+        self._intake = Intake(self._marker, log, self._note)
         self._arrivals = Arrivals(
             self._directory / "streams", self._intake, {disk.id: disk.path for disk in domain.block}
         )
@@ -194,9 +198,10 @@ class XenIncoming:
         """Nothing: see ``tpm_facts``."""
 
     async def settle_in(self) -> None:
-        """After the guest runs: close what only an arrival needs."""
+        """After the guest runs: close and remove what only an arrival needs."""
         if self._arrivals is not None:
             await self._arrivals.close()
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def own(self) -> None:
         """Nothing: xl keeps no definition of a domain that is off; its user has the file."""
@@ -208,7 +213,7 @@ class XenIncoming:
         """
         if self._intake is not None:
             await self._intake.end(_DRAINS_WITHIN)
-        await await_marked(self._marker, _DRAINS_WITHIN)
+        await receiver_ended(self._note, _DRAINS_WITHIN)
         domid = await self._domid()
         if domid is not None:
             with contextlib.suppress(HypervisorError):

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from entourage.errors import HypervisorError
-from entourage.hosts.process import await_marked, last_lines, launch
+from entourage.hosts.process import ProcessHandle, last_lines, launch, start_time
 from entourage.hypervisors.xen import xl as xl_program
 from entourage.hypervisors.xen.receiver import Receiver, Said
 from entourage.hypervisors.xen.words import GO
@@ -24,11 +24,13 @@ class Intake:
     Args:
         marker: By which its processes are found again.
         log: Takes what it says for people.
+        note: Where it is written down which process it is, for ``receiver``.
     """
 
-    def __init__(self, marker: str, log: Path) -> None:
-        self.marker = marker
+    def __init__(self, marker: str, log: Path, note: Path) -> None:
+        self._marker = marker
         self.log = log
+        self._note = note
         self._log_from = 0
         self._receiver = Receiver()
         self._changed = asyncio.Condition()
@@ -58,11 +60,11 @@ class Intake:
         theirs, self._go = os.pipe2(os.O_CLOEXEC)
         ours, says = os.pipe2(os.O_CLOEXEC)
         try:
-            await launch(
+            pid = await launch(
                 [xl_program.find() or "xl", "migrate-receive"],
-                marker=self.marker,
+                marker=self._marker,
                 log=self.log,
-                unit=f"entourage-{self.marker}",
+                unit=f"entourage-{self._marker}",
                 stdin=theirs,
                 stdout=says,
                 environment={"PATH": xl_program.search_path()},
@@ -75,6 +77,7 @@ class Intake:
         finally:
             os.close(theirs)
             os.close(says)
+        self._note.write_text(f"{pid} {start_time(pid) or 0}")
         self._reading = asyncio.create_task(self._read(ours))
         loop = asyncio.get_running_loop()
         through, cut = os.dup(self._go), os.dup(self._cut)
@@ -147,16 +150,38 @@ class Intake:
         """
         os.eventfd_write(self._cut, 1)
         self._close_go()
+        await receiver_ended(self._note, patience)
         if self._reading is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await asyncio.shield(self._reading)
-            await await_marked(self.marker, patience)
+            await self._reading
 
     def _close_go(self) -> None:
         if self._go >= 0:
             os.close(self._go)
             self._go = -1
+
+
+async def receiver_ended(note: Path, patience: float) -> None:
+    """Wait until the receiver has ended; but not for what it leaves to watch over the domain.
+
+    Args:
+        note: Where it is written down which process it is.
+        patience: Seconds that it has before it is killed.
+    """
+    try:
+        pid, started = map(int, note.read_text().split())
+    except (OSError, ValueError):  # it was never started
+        return
+    handle = ProcessHandle.open(pid, started)
+    if handle is None:
+        return
+    try:
+        async with asyncio.timeout(patience):
+            await handle.ended()
+    except TimeoutError:
+        handle.kill()
+        await handle.ended()
+    finally:
+        handle.close()
 
 
 def _splice(source: int, sink: int, cut: int) -> None:

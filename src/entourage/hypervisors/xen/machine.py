@@ -140,6 +140,7 @@ class XenMachine(Carrier):
                 ours.kill()
         await self._destroy()
         await self._end_copies()
+        await self._tidy()
 
 
 async def info(*wanted: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class WayBack:
         self._was_running = was_running
         self._log = Path(settings.paths.log, f"{domain.name}.log")
         self._log_from = 0
+        self._directory = Path(settings.paths.run, f"xen-{domain.uuid}")
         self._plane: DataPlane | None = None
         self._lock: int | None = None
         self._copies: dict[str, DiskCopy] = {}
@@ -94,9 +96,14 @@ class WayBack:
                 self._xl.kill()
                 await self._xl.ended()
         await self._run_again()
+        await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Remove what only a migration needs, also what one left that was killed."""
         if self._end is not None:
             await self._end.close()
             self._end = None
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def _run_again(self) -> None:
         now = self._life()
