@@ -53,6 +53,7 @@ class XenHost:
     ssh_port: int
     wire: tuple[int, int]
     _qemu: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _ssh: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def console(self) -> Path:
@@ -106,6 +107,8 @@ class XenHost:
                 raise XenLabError(f"{self.name}: QEMU has ended: {self._said()}")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if self.run(["xl", "info", "free_memory"], check=False, timeout=30).returncode == 0:
+                    # One connection for all that follows: emulated handshakes take seconds.
+                    self._ssh = subprocess.Popen([*self._ssh_to("-M", "-N"), "root@127.0.0.1"])
                     return
             time.sleep(0.5)
         raise XenLabError(f"{self.name} does not come up: {self._said()}")
@@ -116,6 +119,10 @@ class XenHost:
 
     def power_cut(self) -> None:
         """Pull its plug."""
+        if self._ssh is not None:
+            self._ssh.kill()
+            self._ssh.wait()
+            self._ssh = None
         if self._qemu is not None:
             self._qemu.kill()
             self._qemu.wait()
@@ -126,10 +133,19 @@ class XenHost:
         if self._qemu is not None:
             self._qemu.send_signal(number)
 
-    def argv(self, command: Sequence[str]) -> list[str]:
-        """What runs a command there."""
-        where = ["-p", str(self.ssh_port), "-i", str(self.image.key), "root@127.0.0.1"]
-        return ["ssh", *_SSH, *where, shlex.join(command)]
+    def argv(self, command: Sequence[str], *options: str) -> list[str]:
+        """What runs a command there.
+
+        Args:
+            command: The command.
+            options: More for ssh.
+        """
+        return [*self._ssh_to(*options), "root@127.0.0.1", shlex.join(command)]
+
+    def _ssh_to(self, *options: str) -> list[str]:
+        control = self.directory / f"{self.name}.ssh"
+        how = [f"ControlPath={control}", f"Port={self.ssh_port}"]
+        return ["ssh", *options, *_SSH, *(f"-o{each}" for each in how), "-i", str(self.image.key)]
 
     def run(
         self,

@@ -270,9 +270,9 @@ class XenWorld:
 @contextmanager
 def _forwarded(host: XenHost, path: str) -> Generator[None]:
     """A socket on a host that leads to the one of that name here."""
-    command = host.argv(["sleep", "1d"])
-    forward = ["-o", "ExitOnForwardFailure=yes", "-R", f"{path}:{host.path(path)}"]
-    process = subprocess.Popen([command[0], *forward, *command[1:]], stdin=subprocess.DEVNULL)
+    forward = ("-N", "-oControlPath=none", "-oExitOnForwardFailure=yes")
+    argv = host.argv([], *forward, "-R", f"{path}:{host.path(path)}")
+    process = subprocess.Popen(argv[:-1], stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + PATIENCE
         while host.run(["test", "-S", path], check=False).returncode:
