@@ -148,7 +148,8 @@ def _furnish(root: Path, place: Path, guest: bytes) -> None:
     (ssh / "config").write_text("Host *\n  Ciphers aes128-gcm@openssh.com\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n10.78.0.1 a\n10.78.0.2 b\n")
     (root / "etc/ssh/sshd_config").write_text(
-        "PermitRootLogin prohibit-password\nUsePAM no\nUseDNS no\nMaxStartups 100\nMaxSessions 100\n"
+        "PermitRootLogin prohibit-password\nUsePAM no\nUseDNS no\n"
+        "MaxStartups 100\nMaxSessions 100\n"
         "HostKey /etc/ssh/ssh_host_ed25519_key\nSubsystem sftp internal-sftp\n"
     )
 
