@@ -41,9 +41,7 @@ import sys
 with open(sys.argv[1], 'rb') as file:
     file.seek(512)
     count = 0
-    while (record := file.read(512).split()) and record[1] == sys.argv[2].encode():
-        if int(record[3]) != count + 1:
-            break
+    while file.read(512).split() == f'boot {sys.argv[2]} tick {count + 1}'.encode().split():
         count += 1
 print(count)
 """

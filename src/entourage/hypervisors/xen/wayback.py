@@ -86,9 +86,10 @@ class WayBack:
         Raises:
             HypervisorError: The domain is gone, or does not go on.
         """
-        await self._end_copies()
-        if self._end is not None and self._xl is not None:
+        if self._end is not None:
             self._end.say(Word.FAIL)
+        await self._end_copies()
+        if self._xl is not None:
             try:
                 async with asyncio.timeout(_GIVES_UP_WITHIN):
                     await self._xl.ended()
