@@ -9,7 +9,7 @@ import pytest
 
 from lab.xen.hosts import XenLab
 from lab.xen.wheels import install
-from tests.e2e.xen.world import XenWorld
+from tests.e2e.xen.world import LOG, XenWorld
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -39,6 +39,8 @@ def pytest_runtest_makereport(
 @pytest.fixture
 def world(session_world: XenWorld, request: pytest.FixtureRequest) -> Generator[XenWorld]:
     """Return the guest and its hosts; after a test that failed, the guest begins anew on a."""
+    for host in (session_world.here, session_world.there):
+        host.run(["rm", "-f", LOG])
     yield session_world
     if request.node.stash.get(_FAILED, default=False):
         sys.stdout.write(session_world.what_is_there())

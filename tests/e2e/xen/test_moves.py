@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.e2e.xen.world import DISK, NAME, SETTINGS, SIDE, XenWorld
+import time
+
+from tests.e2e.xen.world import DISK, NAME, PATIENCE, SETTINGS, SIDE, XenWorld
 
 TOOL, CALLS, HOLD = "/usr/local/sbin/move-it", "/var/log/move-it", "/run/hold-it"
 # Step 3 lasts as long as there is a file; step and -recover of every call are written down.
@@ -75,15 +77,20 @@ def test_it_moves_with_sync_held_by_an_external_tool(world: XenWorld) -> None:
     options = with_tool(world)
     world.here.run(["touch", HOLD])
     with world.under("source.memory-landed", options=options) as under:
-        # All of memory and the copied disk are on the target; SYNC is held by the tool.
         under.wait("source.memory-landed")
-        assert world.domains(world.there) == {f"{NAME}--incoming": "--p---"}
-        [state] = world.domains(world.here).values()
-        assert "s" in state  # suspended, and still called by its name: READY was held back
-        assert list(world.domains(world.here)) == [NAME]
         stood = world.tick(world.here)
-        assert "Target has acknowledged" not in world.log(world.here)
         under.pass_on("source.memory-landed")
+        # All of memory and the copied disk are on the target; SYNC is held by the tool.
+        deadline = time.monotonic() + PATIENCE
+        while "3" not in calls(world):
+            assert time.monotonic() < deadline
+        assert "requesting permission to start" in world.log(world.there)
+        assert world.domains(world.there) == {f"{NAME}--incoming": "--p---"}
+        # xl has heard of nothing: suspended, and still called by its name.
+        [(name, state)] = world.domains(world.here).items()
+        assert (name, "s" in state) == (NAME, True)
+        assert "Target has acknowledged" not in world.log(world.here)
+        assert world.tick(world.here) == stood
         world.here.run(["rm", HOLD])
         run = under.end()
     assert calls(world) == ["1", "2", "3"]
@@ -117,7 +124,6 @@ def test_a_failure_in_step_3_is_rolled_back_by_xl_itself(world: XenWorld) -> Non
     before = world.lives()
     source, target = world.here, world.there
     options = with_tool(world, fail_at=3)
-    target.run(["rm", "-f", f"/var/log/entourage/{NAME}.log"])
     source.run(["touch", HOLD])
     with world.under("source.memory-landed", options=options) as under:
         under.wait("source.memory-landed")
