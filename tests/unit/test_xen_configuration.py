@@ -10,7 +10,7 @@ import pytest
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.xen.announce import frame
-from entourage.hypervisors.xen.checks import versions
+from entourage.hypervisors.xen.checks import too_full, versions
 from entourage.hypervisors.xen.configuration import (
     Entry,
     domain_type,
@@ -115,6 +115,14 @@ def test_an_older_xen_and_a_processor_without_virtualization_are_refused() -> No
     assert "4.16.9 is older" in reason
     [(reason, _)] = versions(facts, {"xen_version": "4.17.1", "virt_caps": "pv"})
     assert "virtualization" in reason
+
+
+def test_memory_counts_where_dom0_gives_none_away() -> None:
+    fixed = {"free_memory": "100", "xen_commandline": "dom0_mem=512M,max:512M"}
+    assert too_full(100 << 20, fixed) == []
+    [(reason, _)] = too_full(101 << 20, fixed)
+    assert "101 MiB needed, 100 MiB free" in reason
+    assert too_full(101 << 20, {"free_memory": "0", "xen_commandline": "loglvl=all"}) == []
 
 
 def test_an_announcement_is_a_rarp_request_about_oneself() -> None:

@@ -24,8 +24,8 @@ async def test_incoming(domain: Domain, host: str, facts: Mapping[str, str]) -> 
         host: What this host is called in refusals.
         facts: What ``XenMachine.facts`` said.
     """
-    here = await info("xen_version", "xen_caps", "virt_caps", "free_memory")
-    found = [*await _taken(domain), *versions(facts, here)]
+    here = await info("xen_version", "virt_caps", "free_memory", "xen_commandline")
+    found = [*await _taken(domain), *versions(facts, here), *too_full(domain.memory, here)]
     for path in domain.boot.files:
         ours, theirs = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
         if not ours:
@@ -34,11 +34,19 @@ async def test_incoming(domain: Domain, host: str, facts: Mapping[str, str]) -> 
         elif theirs and ours != theirs:
             reason = f"{path} is not the file of that name that the source has"
             found.append((reason, f"copy it to {host}"))
-    free = int(here.get("free_memory", "0") or 0) * _MIB
-    if free < domain.memory:
-        reason = f"not enough memory: {domain.memory // _MIB} MiB needed, {free // _MIB} MiB free"
-        found.append((reason, "free some (`xl mem-set 0 …`), or shut another domain down"))
     return [Refusal("domain", host, reason, remedy) for reason, remedy in found]
+
+
+def too_full(needed: int, here: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Whether there is room for that many bytes.
+
+    Where dom0's memory is not fixed, xl takes from it what is needed, and says itself how much.
+    """
+    free = int(here.get("free_memory", "0") or 0) * _MIB
+    if "dom0_mem=" not in here.get("xen_commandline", "") or free >= needed:
+        return []
+    reason = f"not enough memory: {needed // _MIB} MiB needed, {free // _MIB} MiB free"
+    return [(reason, "free some (`xl mem-set 0 …`), or shut another domain down")]
 
 
 def versions(facts: Mapping[str, str], here: Mapping[str, str]) -> list[tuple[str, str]]:
