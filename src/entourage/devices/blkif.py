@@ -202,8 +202,12 @@ class BlockController(Controller):
         disk = self.disk
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
         need = Verb.CARRY_DISKS if self._carried(here) else Verb.MIRROR
-        if Verb.CARRY_RAW in here.machine.verbs and image.format == "raw":
+        if Verb.CARRY_RAW in here.machine.verbs:
             need = Verb.CARRY_RAW
+            if image.format != "raw":
+                reason = f"a {image.format} image cannot be copied under a guest of this hypervisor"
+                mend = "put it on shared storage, or qemu-img convert it to raw"
+                found.append(no_way(disk, here.source, reason, mend))
         need = Verb.MIRROR_READONLY if _only_read(disk) else need
         if need not in here.machine.verbs:
             found.append(room.no_verb(disk, here.source, need))
