@@ -172,7 +172,7 @@ class Carrier(WayBack):
     async def _beside_xl(self, work: Any) -> Any:
         """Do something, unless xl or its transport ends first."""
         working = asyncio.ensure_future(work)
-        others: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._ended().gone())]
+        others: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._stream().gone())]
         if self._xl is not None:
             others.append(asyncio.ensure_future(self._xl.ended()))
         try:
@@ -203,7 +203,7 @@ class Carrier(WayBack):
 
         xl hears READY, renames its copy and says GO, after which only a report lets it go on.
         """
-        end = self._ended()
+        end = self._stream()
         end.say(Word.HOLD)
         try:
             async with asyncio.timeout(_RENAMES_WITHIN):

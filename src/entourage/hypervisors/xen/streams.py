@@ -201,7 +201,8 @@ class TransportEnd:
             said.cancel()
             gone.cancel()
         if not self._said[word].is_set():
-            raise HypervisorError(f"the stream to the target has ended: {self._why or 'no reason'}")
+            because = f": {self._why}" if self._why else ""
+            raise HypervisorError(f"the stream to the target has ended{because}")
 
     async def close(self) -> None:
         """Let go of it as if this process had died."""

@@ -154,7 +154,7 @@ class WayBack:
         """What xl said last."""
         return last_lines(self._log, self._log_from)
 
-    def _ended(self) -> TransportEnd:
+    def _stream(self) -> TransportEnd:
         if self._end is None:
             raise HypervisorError("the migration has not begun")
         return self._end
