@@ -7,10 +7,10 @@ The machine that runs the lab comes in by ssh through a port that QEMU forwards.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -79,6 +79,7 @@ class XenHost:
         number = 1 if self.name == "a" else 2
         dom0 = f"{_DOM0} lab.name={self.name} lab.address={self.address}"
         argv = [
+            "setpriv", "--pdeathsig", "KILL",  # with this process, however that ends
             "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=128", "-machine", "q35",
             "-cpu", _CPU, "-smp", "1", "-m", "1024", "-nodefaults", "-display", "none",
             "-serial", f"file:{self.console}", "-no-reboot",
@@ -127,11 +128,6 @@ class XenHost:
             self._qemu.kill()
             self._qemu.wait()
             self._qemu = None
-
-    def signal(self, number: int) -> None:
-        """Stop its QEMU (SIGSTOP), or let it go on: a host, or a wire, that hangs."""
-        if self._qemu is not None:
-            self._qemu.send_signal(number)
 
     def argv(self, command: Sequence[str], *options: str) -> list[str]:
         """What runs a command there.
@@ -220,19 +216,22 @@ class XenLab:
     @contextlib.contextmanager
     def up(cls) -> Generator[XenLab]:
         """Both hosts, booted; torn down at the end, come what may."""
-        shutil.rmtree(LAB, ignore_errors=True)
-        LAB.mkdir(parents=True)
-        lab = cls(LAB)
-        try:
-            for host in (lab.a, lab.b):
-                host.power_on()
-            for host in (lab.a, lab.b):
-                host.wait_up()
-            yield lab
-        finally:
-            for host in (lab.a, lab.b):
-                host.signal(signal.SIGCONT)
-                host.power_cut()
+        LAB.parent.mkdir(parents=True, exist_ok=True)
+        with LAB.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time
+            shutil.rmtree(LAB, ignore_errors=True)
+            LAB.mkdir()
+            lab = cls(LAB)
+            try:
+                for host in (lab.a, lab.b):
+                    host.power_on()
+                for host in (lab.a, lab.b):
+                    host.wait_up()
+                yield lab
+            finally:
+                for host in (lab.a, lab.b):
+                    host.power_cut()
+                shutil.rmtree(LAB, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:
