@@ -73,13 +73,18 @@ class Points:
         self._listener.close()
         self._file.unlink()
 
-    def wait(self, point: str, alive: Callable[[], bool]) -> None:
+    def wait(self, point: str, alive: Callable[[], bool], patience: float = _PATIENCE) -> None:
         """Wait until a program stands at this point.
+
+        Args:
+            point: Its name.
+            alive: Whether the program still lives.
+            patience: Seconds that it has to get there.
 
         Raises:
             TimeoutError: It does not get there, or is not alive any more.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + patience
         with self._changed:
             while not self._changed.wait_for(lambda: point in self._held, _LOOK_EVERY):
                 if time.monotonic() > deadline or not alive():

@@ -40,7 +40,7 @@ _TICK = re.compile(r"boot (\w+) tick (\d+) disk (\w+)")
 _COUNT = """
 import sys
 with open(sys.argv[1], 'rb') as file:
-    file.seek(512)
+    file.seek(1024)
     count = 0
     while file.read(512).split() == f'boot {sys.argv[2]} tick {count + 1}'.encode().split():
         count += 1
@@ -69,7 +69,7 @@ class Under:
         """Wait until it stands there."""
         points = self.here if point.startswith("source.") else self.there
         try:
-            points.wait(point, lambda: self.process.poll() is None)
+            points.wait(point, lambda: self.process.poll() is None, PATIENCE)
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.end()}") from error
 
