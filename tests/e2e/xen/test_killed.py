@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.e2e.xen.world import NAME, SETTINGS, XenWorld
 
-TRANSPORT, RECEIVER = "hypervisors.xen.transport", "xl migrate-receive"
-ENGINE, AGENT = "python3 .*entourage migrate", "python3 .*entourage agent$"
+TRANSPORT, RECEIVER = r"^\S*python3 -I -m \S*transport", "xl migrate-receive$"
+ENGINE, AGENT = r"python3 \S*entourage migrate", r"python3 \S*entourage agent$"
 PRE_COPY, LANDED = "source.policy-changed", "source.memory-landed"
 HELD, GO_SAID, GO_STANDS = (
     "source.after.hold-dead-hand",

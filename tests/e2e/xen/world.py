@@ -113,8 +113,7 @@ class XenWorld:
     def start_over(self) -> None:
         """After a test that failed: a new guest on a, and nothing else."""
         for host in (self.lab.a, self.lab.b):
-            for word in ("entourage", "xl migrate"):
-                host.run(["busybox", "pkill", "-9", "-f", word], check=False)
+            host.run(["kill", "-KILL", *self.pids(host, "")], check=False)
             for name in self.domains(host):
                 host.run(["xl", "destroy", name], check=False)
             host.run(["sh", "-c", f"rm -rf /run/entourage /var/lib/entourage {SIDE} {DISK}"])
@@ -186,15 +185,17 @@ class XenWorld:
         show = "busybox ps -o pid,args | grep -E 'xl migrate|entourage' | grep -v grep"
         return host.run(["sh", "-c", show], check=False).stdout
 
-    def pid(self, host: XenHost, pattern: str) -> str:
-        """The process there whose command line matches; there must be one."""
-        found = host.run(["busybox", "pgrep", "-o", "-f", pattern], check=False).stdout.split()
-        assert found, self.processes(host)
-        return found[0]
+    def pids(self, host: XenHost, pattern: str) -> list[str]:
+        """The processes of a migration there whose command lines match, the oldest first."""
+        lines = [line.split(None, 1) for line in self.processes(host).splitlines()]
+        found = [int(pid) for pid, command in lines if re.search(pattern, command)]
+        return [str(pid) for pid in sorted(found)]
 
     def kill(self, host: XenHost, pattern: str) -> None:
-        """Kill a process there."""
-        host.run(["kill", "-KILL", self.pid(host, pattern)])
+        """Kill the oldest process there whose command line matches; there must be one."""
+        found = self.pids(host, pattern)
+        assert found, self.processes(host)
+        host.run(["kill", "-KILL", found[0]])
 
     def log(self, host: XenHost) -> str:
         """What xl said there, in the migrations of this test."""
@@ -240,8 +241,11 @@ class XenWorld:
             try:
                 yield Under(process, here, there)
             finally:
+                # Who stands at a point does not hear that its terminal is gone.
+                here.open()
+                there.open()
                 process.kill()
-                process.communicate()
+                process.communicate(timeout=PATIENCE)
 
     def recover(self, host: XenHost) -> str:
         """Run ``entourage recover`` there, which must succeed; returns what it said."""
