@@ -32,7 +32,7 @@ while :; do
     tick=$((tick + 1))
     said=-
     if [ -b $disk ]; then
-        # Sector N holds the record of tick N, sector 0 the last one; both past the page cache.
+        # Sector N + 1 holds the record of tick N.
         $busybox printf '%-511s\n' "boot $boot tick $tick" >/tmp/record
         if $busybox dd if=/tmp/record of=$disk bs=512 seek=$((tick % 8000 + 1)) \
                 count=1 conv=notrunc,fsync 2>/dev/null; then

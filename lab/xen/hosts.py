@@ -193,10 +193,13 @@ class XenHost:
         return self.directory / f"{self.name}.{Path(path).name}"
 
     def unpack(self, archive: Path, directory: str) -> None:
-        """Unpack a tar archive of this machine there."""
+        """Unpack a compressed tar archive of this machine there."""
         with archive.open("rb") as file:
             subprocess.run(
-                self.argv(["tar", "-xf", "-", "-C", directory]), stdin=file, check=True, timeout=120
+                self.argv(["tar", "-xzf", "-", "-C", directory]),
+                stdin=file,
+                check=True,
+                timeout=120,
             )
 
 

@@ -48,7 +48,7 @@ def install(hosts: Sequence[XenHost]) -> None:
         )  # fmt: skip
         # Here, where it takes a second; another Python's is passed over there.
         subprocess.run([sys.executable, "-m", "compileall", "-q", site], check=True)
-        subprocess.run(["tar", "-cf", archive, "-C", site, "."], check=True)
+        subprocess.run(["tar", "-czf", archive, "-C", site, "."], check=True)
 
         def put(host: XenHost) -> None:
             host.unpack(archive, _SITE)

@@ -40,7 +40,7 @@ _TICK = re.compile(r"boot (\w+) tick (\d+) disk (\w+)")
 _COUNT = """
 import sys
 with open(sys.argv[1], 'rb') as file:
-    file.seek(1024)
+    file.seek(2 * 512)
     count = 0
     while file.read(512).split() == f'boot {sys.argv[2]} tick {count + 1}'.encode().split():
         count += 1
