@@ -151,7 +151,8 @@ class Scene:
         machine = self.machine
         await machine.arm(DataPlane(address="", ports=(1, 2), secret=None, host="b"))
         machine.carry(machine.domain.block[0], top_only=False)
-        await machine.plan(machine.domain)
+        plan = await machine.plan(machine.domain)
+        assert plan.parameters == {"disks": ["xvda"]}  # the target takes no other
         await machine.start(Ticket(uri=str(self.arrivals.path)), live=True)
         assert await machine.stopped() > 0
         assert await machine.landed() == b""

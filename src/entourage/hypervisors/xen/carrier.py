@@ -67,9 +67,9 @@ class Carrier(WayBack):
         await self._store.watch(RELEASED)
 
     async def plan(self, target: Domain) -> Plan:
-        """Remember what is otherwise there: it is changed in the stream."""
+        """Which disks will be copied; what is otherwise there is changed in the stream."""
         self._target = target
-        return Plan()
+        return Plan(parameters={"disks": list(self._carried)})
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:
         """Copy the disks, then have xl begin; returns when its stream flows.

@@ -93,7 +93,7 @@ class XenIncoming:
             return Guest.STOPPED if never else Guest.DEAD
         return Guest.STOPPED if _never_ran(now) else Guest.RUNNING
 
-    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - nothing in it
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - ssh carries all
         """Wait for streams; xl's receiver makes the machine as it reads its own."""
         self._domain = domain
         self._ledger.record("process", marker=self._marker)
@@ -103,9 +103,10 @@ class XenIncoming:
             old.unlink()
         log = Path(self._settings.paths.log, f"{domain.name}.log")
         self._intake = Intake(self._marker, log, self._note)
-        self._arrivals = Arrivals(
-            self._directory / "streams", self._intake, {disk.id: disk.path for disk in domain.block}
-        )
+        copied = plan.parameters.get("disks")
+        names = copied if isinstance(copied, list) else []
+        disks = {disk.id: disk.path for disk in domain.block if disk.id in names}
+        self._arrivals = Arrivals(self._directory / "streams", self._intake, disks)
         await self._arrivals.listen()
 
     async def export(self, disk: Block) -> Export:
