@@ -5,7 +5,7 @@ RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
 .PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format clean
-.PHONY: test-libvirt test-libvirt-all test-libvirt-backports
+.PHONY: test-libvirt test-libvirt-all test-libvirt-backports test-xen
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -25,7 +25,7 @@ test-model: $(STAMP)
 	$(RUN)python -m tests.model.explore
 
 test-e2e: $(STAMP)
-	$(PYTEST) tests/e2e --ignore tests/e2e/libvirt
+	$(PYTEST) tests/e2e --ignore tests/e2e/libvirt --ignore tests/e2e/xen
 
 # Each fault at each point, where `make test` tries a core of them; writes docs/faults.md.
 test-faults: $(STAMP)
@@ -50,6 +50,11 @@ test-libvirt-all: $(STAMP)
 test-libvirt-backports: $(STAMP)
 	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e/libvirt -m "not matrix"
 	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/libvirt/test_upgrade.py
+
+# Two nested Xen hosts, booted from Debian's packages; what they boot from is made once.
+test-xen: $(STAMP)
+	@command -v mmdebstrap >/dev/null || apt-get -qq -y install --no-install-recommends mmdebstrap
+	$(PYTEST) tests/e2e/xen --timeout 600
 
 lint: $(STAMP)
 	$(RUN)ruff check

@@ -124,7 +124,7 @@ def _initramfs(kernel: Path, directory: Path) -> Path:
     path = directory / f"initramfs-{digest.hexdigest()[:16]}.cpio"
     if path.exists():
         return path
-    archive = _Cpio()
+    archive = Cpio()
     for name in ("bin", "dev", "etc", "proc", "run", "sys", "tmp"):
         archive.add(name, 0o040755)
     archive.add("bin/busybox", 0o100755, busybox)
@@ -144,7 +144,7 @@ def _initramfs(kernel: Path, directory: Path) -> Path:
     return path
 
 
-class _Cpio:
+class Cpio:
     """A "newc" archive, which the kernel unpacks: a header in hexadecimal before each file."""
 
     def __init__(self) -> None:
@@ -152,6 +152,7 @@ class _Cpio:
         self._inode = 0
 
     def add(self, name: str, mode: int, content: bytes = b"") -> None:
+        """Add a file, a directory (no content) or a link (its content is where it points)."""
         self._inode += 1
         raw = name.encode() + b"\0"
         fields = (self._inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(raw), 0)
@@ -159,6 +160,7 @@ class _Cpio:
         self._parts += [_padded(header + raw), _padded(content)]
 
     def finish(self) -> bytes:
+        """Return the archive."""
         self.add("TRAILER!!!", 0)
         return b"".join(self._parts)
 

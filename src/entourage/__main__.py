@@ -27,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from entourage.cli.agent import agent  # noqa: PLC0415 - same
 
             return agent(path)
+        case ["agent", "--join", path, what]:
+            from entourage.hypervisors.xen.join import join  # noqa: PLC0415 - same
+
+            return join(path, what)
         case _:
             from entourage.cli.app import run  # noqa: PLC0415 - same
 

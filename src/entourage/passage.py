@@ -27,7 +27,7 @@ from entourage.hosts.route import Route
 from entourage.hosts.standin import afar, is_afar
 from entourage.hosts.standin import connect as reach
 from entourage.hypervisors.base import DataPlane, Machine, Secret
-from entourage.hypervisors.registry import LIBVIRT_URI
+from entourage.hypervisors.registry import LIBVIRT_URI, counterpart
 from entourage.journal import Journal
 from entourage.lock import DomainLock, domain_lock
 from entourage.protocol import Message
@@ -132,7 +132,11 @@ class Passage:
         address = wanted.data_address or self.welcome.address or usual
         secret = Secret("entourage", secrets.token_bytes(32)) if wanted.tls else None
         return DataPlane(
-            address=address, ports=wanted.ports, secret=secret, bandwidth=wanted.bandwidth
+            address=address,
+            ports=wanted.ports,
+            secret=secret,
+            bandwidth=wanted.bandwidth,
+            host=self.target,
         )
 
     def here(self, controller: Controller, half: str, settled: Callable[[], None]) -> Here:
@@ -253,7 +257,7 @@ async def open_passage(
     if connect is None and route.there is not None:
         connect = LIBVIRT_URI  # who names a libvirtd there means libvirt's domain here
     hypervisor, found = await known(settings, name, connect)
-    there = "qemu" if hypervisor.name == "qemu" else route.there or LIBVIRT_URI
+    there = counterpart(hypervisor.name, route.there)
     source, target = socket.gethostname(), route.host
     async with contextlib.AsyncExitStack() as stack:
         journal = stack.enter_context(Journal.open(Path(settings.paths.state, "journal.db")))

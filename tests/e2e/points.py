@@ -8,13 +8,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-from lab.host import Host
+from typing import Protocol, Self
 
 _PATIENCE = 60.0
 _LOOK_EVERY = 0.5  # seconds between two looks whether it still lives
+
+
+class HasPaths(Protocol):
+    """A host whose files this process can name."""
+
+    def path(self, path: str) -> Path:
+        """Return a file of the host's as a path here."""
+        ...
 
 
 class Points:
@@ -25,7 +32,7 @@ class Points:
         hold: The points at which they are to stop until ``pass_on``, each the first time only.
     """
 
-    def __init__(self, host: Host, *hold: str) -> None:
+    def __init__(self, host: HasPaths, *hold: str) -> None:
         # Nothing looks for leftovers there, and a power cut may leave it.
         self.path = f"/var/log/points.{secrets.token_hex(8)}"
         self.env = {"ENTOURAGE_POINTS": self.path}
@@ -66,13 +73,18 @@ class Points:
         self._listener.close()
         self._file.unlink()
 
-    def wait(self, point: str, alive: Callable[[], bool]) -> None:
+    def wait(self, point: str, alive: Callable[[], bool], patience: float = _PATIENCE) -> None:
         """Wait until a program stands at this point.
+
+        Args:
+            point: Its name.
+            alive: Whether the program still lives.
+            patience: Seconds that it has to get there.
 
         Raises:
             TimeoutError: It does not get there, or is not alive any more.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + patience
         with self._changed:
             while not self._changed.wait_for(lambda: point in self._held, _LOOK_EVERY):
                 if time.monotonic() > deadline or not alive():

@@ -18,6 +18,7 @@ from entourage.steps import Refusal, Step
 from tests.unit.test_devices_harness import (
     ALL_VERBS,
     CARRIES,
+    CARRIES_RAW,
     MIB,
     Move,
     names,
@@ -67,6 +68,24 @@ async def test_a_carrier_that_copies_disks_is_told_which(tmp_path: Path, srv: Pa
     assert made.stat().st_size == 8 * MIB
     assert move.hosts.machine.calls == [("carry", "block/disk0")]
     assert move.hosts.incoming.calls == []
+
+
+async def test_a_carrier_of_raw_disks_takes_a_raw_one(tmp_path: Path, srv: Path) -> None:
+    move = Move(tmp_path, raw(srv / "web1.img", size=8 * MIB, data=b"x" * 4096))
+    move.hosts.machine.verbs = move.hosts.incoming.verbs = CARRIES_RAW
+    made = move.hosts.mkdir(srv) / "web1.img"
+    await move.through()
+    assert made.stat().st_size == 8 * MIB
+    assert move.hosts.machine.calls == [("carry", "block/disk0")]
+
+
+async def test_a_carrier_of_raw_disks_takes_no_qcow2(tmp_path: Path, srv: Path) -> None:
+    move = Move(tmp_path, qcow2(srv / "web1.qcow2"), format="qcow2")
+    move.hosts.machine.verbs = move.hosts.incoming.verbs = CARRIES_RAW
+    move.hosts.mkdir(srv)
+    [refusal] = await move.test()
+    assert "qcow2 image cannot be copied" in refusal.reason
+    assert refusal.no_way  # an external tool may have a way
 
 
 async def test_no_carrier_copies_a_read_only_medium(tmp_path: Path, srv: Path) -> None:

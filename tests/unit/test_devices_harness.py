@@ -28,7 +28,8 @@ from entourage.hypervisors.base import Export, Incoming, Machine, TpmFacts, Verb
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
-ALL_VERBS = frozenset(Verb) - {Verb.CARRY_DISKS}
+ALL_VERBS = frozenset(Verb) - {Verb.CARRY_DISKS, Verb.CARRY_RAW}
+CARRIES_RAW = frozenset({Verb.CARRY_RAW, Verb.ANNOUNCE})
 CARRIES = frozenset({Verb.CARRY_DISKS, Verb.CARRY_TPM, Verb.ANNOUNCE})
 """What a hypervisor can do whose carrier copies disks by itself."""
 SWTPM = TpmFacts(program="swtpm", version=(0, 7, 1), capabilities=frozenset({"tpm-2.0", "tpm-1.2"}))

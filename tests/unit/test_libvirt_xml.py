@@ -11,14 +11,12 @@ from entourage.domain import Block, External, Net, Pci, Usb
 from entourage.errors import ConfigError, HypervisorError
 from entourage.hypervisors.libvirt.domainxml import (
     Lookups,
-    Side,
     parse,
     read_domain,
     side_text,
-    with_side,
 )
 from entourage.hypervisors.libvirt.retarget import differs, retarget
-from entourage.hypervisors.libvirt.side import read_side
+from entourage.hypervisors.side import Side, read_side, with_side
 
 XML = """
 <domain type='kvm' id='3'>

@@ -37,6 +37,8 @@ from entourage.hosts.fileid import file_id
 from entourage.hypervisors.base import Export, Verb
 from entourage.steps import Refusal, Step
 
+_CARRIES = frozenset({Verb.CARRY_DISKS, Verb.CARRY_RAW})
+
 
 class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look"):
     """TEST: what is there at these paths? Answer: a Seen for each."""
@@ -200,6 +202,12 @@ class BlockController(Controller):
         disk = self.disk
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
         need = Verb.CARRY_DISKS if self._carried(here) else Verb.MIRROR
+        if Verb.CARRY_RAW in here.machine.verbs:
+            need = Verb.CARRY_RAW
+            if image.format != "raw":
+                reason = f"a {image.format} image cannot be copied under a guest of this hypervisor"
+                mend = "put it on shared storage, or qemu-img convert it to raw"
+                found.append(no_way(disk, here.source, reason, mend))
         need = Verb.MIRROR_READONLY if _only_read(disk) else need
         if need not in here.machine.verbs:
             found.append(room.no_verb(disk, here.source, need))
@@ -256,7 +264,7 @@ class BlockController(Controller):
     @staticmethod
     def _carried(here: Here) -> bool:
         """Whether the hypervisor's carrier copies disks by itself, with the memory."""
-        return Verb.CARRY_DISKS in here.machine.verbs
+        return not here.machine.verbs.isdisjoint(_CARRIES)
 
     async def prepare(self, here: Here) -> None:
         """Have the target make the file that it will be copied into; see who copies it."""
@@ -298,7 +306,8 @@ class BlockController(Controller):
     async def arrived(self, there: There) -> None:
         """Set aside again what a carrier has freed of a file that was preallocated."""
         new = self._made
-        if new is not None and new.preallocated and Verb.CARRY_DISKS in there.incoming.verbs:
+        carried = not there.incoming.verbs.isdisjoint(_CARRIES)
+        if new is not None and new.preallocated and carried:
             await images.set_aside(new.path)
 
     def progress(self, here: Here) -> tuple[int, int]:

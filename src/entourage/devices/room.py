@@ -53,7 +53,7 @@ def fit(disk: Block, there: There, request: Fit) -> Fitting:
         [] if request.need in there.incoming.verbs else [no_verb(disk, there.host, request.need)]
     )
     if request.onto_device:
-        exact = request.need is Verb.CARRY_DISKS
+        exact = request.need in {Verb.CARRY_DISKS, Verb.CARRY_RAW}
         fitting = _fit_device(disk, there, request.new, exact=exact)
         return msgspec.structs.replace(fitting, refusals=[*lacks, *fitting.refusals])
     return Fitting(refusals=[*lacks, *_fit_file(disk, there, request.new)])

@@ -125,6 +125,8 @@ async def launch(
     unit: str,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | None = None,
 ) -> int:
     """Start a process for good.
 
@@ -135,6 +137,8 @@ async def launch(
         unit: The name of its systemd scope, without ``.scope``.
         pass_fds: Descriptors that it is meant to have, under the same numbers.
         environment: More for its environment, of which it has next to nothing otherwise.
+        stdin: A descriptor that it reads from; nothing, if left out.
+        stdout: A descriptor that it writes to; the log, if left out.
 
     Returns:
         Its process id.
@@ -147,8 +151,8 @@ async def launch(
     try:
         child = _Child(
             list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdin=stdin,
+            stdout=output if stdout is None else stdout,
             stderr=output,
             pass_fds=tuple(pass_fds),
             start_new_session=True,

@@ -18,6 +18,7 @@ from entourage.settings.model import Settings
 _PATIENCE = 5.0
 """Seconds for a libvirtd that nobody has named to say what domains it has."""
 LIBVIRT_URI = "qemu:///system"
+_XEN_CAPABILITIES = Path("/proc/xen/capabilities")
 _LIBVIRT_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 
 
@@ -26,7 +27,8 @@ def open_hypervisor(settings: Settings, name: str = "qemu") -> Hypervisor:
 
     Args:
         settings: This host's.
-        name: ``qemu``; or the URI of a libvirtd as virsh has it; or see ``hosts.standin.afar``.
+        name: ``qemu``, ``xen``; or the URI of a libvirtd as virsh has it; or, for one on a host
+            without Entourage, see ``hosts.standin.afar``.
 
     Raises:
         UsageError: There is none of that name.
@@ -39,13 +41,28 @@ def open_hypervisor(settings: Settings, name: str = "qemu") -> Hypervisor:
         from entourage.hypervisors.libvirt.afar import AfarHypervisor
 
         return AfarHypervisor(settings, name)
+    if name == "xen":
+        from entourage.hypervisors.xen.hypervisor import XenHypervisor
+
+        return XenHypervisor(settings)
     if ":" in name:
         from entourage.hypervisors.libvirt.hypervisor import LibvirtHypervisor
 
         return LibvirtHypervisor(settings, name)
     raise UsageError(
-        f"no hypervisor is called {name!r}", remedy=f"there are: qemu, and URIs as {LIBVIRT_URI}"
+        f"no hypervisor is called {name!r}",
+        remedy=f"there are: qemu, xen, and URIs as {LIBVIRT_URI}",
     )
+
+
+def counterpart(name: str, wanted: str | None = None) -> str:
+    """The hypervisor on the target that takes a domain of this one here.
+
+    Args:
+        name: This host's.
+        wanted: The libvirtd there that was asked for.
+    """
+    return wanted or LIBVIRT_URI if ":" in name else name
 
 
 def has_libvirt() -> bool:
@@ -55,16 +72,25 @@ def has_libvirt() -> bool:
     return any(Path(path).exists() for path in _LIBVIRT_SOCKETS) and installed()
 
 
+def has_xen() -> bool:
+    """Whether this host is a Xen dom0 with xl."""
+    if not _XEN_CAPABILITIES.exists():
+        return False
+    from entourage.hypervisors.xen.xl import is_dom0
+
+    return is_dom0()
+
+
 def hypervisors(settings: Settings, connect: str | None = None) -> list[Hypervisor]:
     """Those of this host.
 
     Args:
         settings: This host's.
-        connect: Only the libvirtd with this URI.
+        connect: Only the one of this name.
     """
     if connect:
         return [open_hypervisor(settings, connect)]
-    names = ["qemu", *([LIBVIRT_URI] if has_libvirt() else [])]
+    names = ["qemu", *(["xen"] if has_xen() else []), *([LIBVIRT_URI] if has_libvirt() else [])]
     return [open_hypervisor(settings, name) for name in names]
 
 
@@ -107,9 +133,10 @@ async def find_domain(
                 raise
             unasked = f"; and {hypervisor.name} does not answer: {error or 'it hangs'}"
     if len(found) > 1:
+        owners = " and ".join(f"one of {hypervisor.name}" for hypervisor, _ in found)
         raise UsageError(
-            f"there are two domains {name!r} on this host, one of them libvirt's",
-            remedy=f"--connect {LIBVIRT_URI} says that libvirt's is meant",
+            f"there are two domains {name!r} on this host: {owners}",
+            remedy="--connect with one of these names says which is meant",
         )
     if not found:
         if unasked and problem:
@@ -121,8 +148,10 @@ async def find_domain(
 __all__: Sequence[str] = (
     "LIBVIRT_URI",
     "all_domains",
+    "counterpart",
     "find_domain",
     "has_libvirt",
+    "has_xen",
     "hypervisors",
     "open_hypervisor",
 )

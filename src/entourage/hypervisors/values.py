@@ -17,6 +17,8 @@ class Verb(enum.StrEnum):
     CARRY_TPM = "carry-tpm"
     CARRY_DISKS = "carry-disks"
     """The carrier copies disks by itself, within ``start``; instead of MIRROR."""
+    CARRY_RAW = "carry-raw"
+    """The same, but only raw images and devices."""
 
 
 class DomainState(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,12 +119,14 @@ class DataPlane(msgspec.Struct, frozen=True, kw_only=True):
         ports: First and last TCP port that may be used on the target.
         secret: The TLS pre-shared key; None sends everything in the clear.
         bandwidth: Bytes a second for memory; 0 for no limit.
+        host: What ssh knows the target as, for streams that go by ssh.
     """
 
     address: str
     ports: tuple[int, int]
     secret: Secret | None
     bandwidth: int = 0
+    host: str = ""
 
 
 class TpmFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,17 +8,15 @@ libvirt carries it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 from xml.etree import ElementTree as ET
 
 import msgspec
 
-from entourage.domain import Block, Boot, Device, Domain, External, Net, Pci, Tpm, Usb
-from entourage.errors import ConfigError, HypervisorError
-
-NAMESPACE = "urn:entourage:domain"
-"""Of what a user writes into a domain's ``<metadata>``."""
+from entourage.domain import Block, Boot, Domain, Net, Pci, Tpm, Usb
+from entourage.errors import HypervisorError
+from entourage.hypervisors.side import NAMESPACE
 
 _UNITS: Mapping[str, int] = {
     "b": 1, "bytes": 1,
@@ -246,30 +244,3 @@ def _pci_address(at: ET.Element | None) -> str:
         int(said.get(key, "0"), 0) for key in ("domain", "bus", "slot", "function")
     )
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
-
-
-class Side(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user adds to what libvirt knows: tools and policies by device, and more devices."""
-
-    devices: Mapping[str, Mapping[str, Any]] = {}
-    external: Sequence[External] = ()
-
-
-def with_side(domain: Domain, side: Side) -> Domain:
-    """The domain with what a user has added.
-
-    Raises:
-        ConfigError: It names a device that the domain does not have.
-    """
-    for label, changes in side.devices.items():
-        try:
-            device: Device = domain.device(label)
-        except KeyError:
-            has = ", ".join(each.label for each in domain.devices) or "none"
-            raise ConfigError(
-                f"names {label}, which {domain.name} does not have",
-                path=f"what was written for {domain.name}",
-                remedy=f"it has: {has}",
-            ) from None
-        domain = domain.with_device(msgspec.structs.replace(device, **changes))
-    return msgspec.structs.replace(domain, external=tuple(side.external))

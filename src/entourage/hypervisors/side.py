@@ -1,6 +1,7 @@
-"""What a user writes for Entourage about a libvirt domain: tools, policies, and more devices.
+"""What a user writes for Entourage about another's domain: tools, policies, and more devices.
 
-It stands in ``/etc/entourage/domains/NAME.toml``, or in the domain's XML, where it moves along::
+It stands in ``/etc/entourage/domains/NAME.toml``, or in a libvirt domain's XML, where it moves
+along::
 
     <metadata>
       <entourage:devices xmlns:entourage="urn:entourage:domain">
@@ -10,24 +11,54 @@ It stands in ``/etc/entourage/domains/NAME.toml``, or in the domain's XML, where
       </entourage:devices>
     </metadata>
 
-The tables are those of a domain file, without what libvirt knows.
+The tables are those of a domain file, without what the hypervisor knows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from entourage.domain import DeviceId, External
-from entourage.hypervisors.libvirt.domainxml import NAMESPACE, Side
+from entourage.domain import Device, DeviceId, Domain, External
+from entourage.errors import ConfigError
 from entourage.settings.domainfile import FORMS
 from entourage.settings.textfile import decode, parse_toml, read_bytes, shown
 from entourage.settings.typed import Dialect, build
 
 DIRECTORY = Path("/etc/entourage/domains")
+NAMESPACE = "urn:entourage:domain"
+"""Of what a user writes into a libvirt domain's ``<metadata>``."""
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user adds to what is known: tools and policies by device, and more devices."""
+
+    devices: Mapping[str, Mapping[str, Any]] = {}
+    external: Sequence[External] = ()
+
+
+def with_side(domain: Domain, side: Side) -> Domain:
+    """The domain with what a user has added.
+
+    Raises:
+        ConfigError: It names a device that the domain does not have.
+    """
+    for label, changes in side.devices.items():
+        try:
+            device: Device = domain.device(label)
+        except KeyError:
+            has = ", ".join(each.label for each in domain.devices) or "none"
+            raise ConfigError(
+                f"names {label}, which {domain.name} does not have",
+                path=f"what was written for {domain.name}",
+                remedy=f"it has: {has}",
+            ) from None
+        domain = domain.with_device(msgspec.structs.replace(device, **changes))
+    return msgspec.structs.replace(domain, external=tuple(side.external))
 
 
 class _Section(
@@ -45,7 +76,7 @@ class _Section(
 
 
 class _Disk(_Section, frozen=True):
-    """Policies that libvirt does not know."""
+    """Policies that the hypervisor does not know."""
 
     shared: Literal["auto", "yes", "no"] | None = None
     copy: Literal["auto", "flat", "keep-chain"] | None = None
@@ -67,7 +98,7 @@ def read_side(name: str, metadata: str, directory: Path = DIRECTORY) -> Side:
 
     Args:
         name: The domain's.
-        metadata: What its XML holds for us.
+        metadata: What its XML holds for us; empty where it has no XML.
         directory: Where files are.
 
     Raises:

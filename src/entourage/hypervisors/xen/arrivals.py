@@ -1,0 +1,111 @@
+"""Takes the streams that arrive over ssh: memory for xl's receiver, disks for their files.
+
+Each is brought by a process that sshd has started (``join.py``): it connects to a socket that only
+root can reach, says what it brings, and gives its standard input and output along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from entourage.errors import EntourageError, HypervisorError
+from entourage.hypervisors.xen.copying import receive
+from entourage.hypervisors.xen.intake import Intake
+
+_LONGEST = 256
+
+
+class Arrivals:
+    """The streams of one migration.
+
+    Args:
+        path: Of the socket.
+        intake: Takes the memory.
+        disks: Paths of disks that may be written, by id.
+    """
+
+    def __init__(self, path: Path, intake: Intake, disks: Mapping[str, str]) -> None:
+        self.path = path
+        self.intake = intake
+        self._disks = disks
+        self._listening: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._brought: list[socket.socket] = []
+        self._broken: asyncio.Future[HypervisorError] | None = None
+
+    async def listen(self) -> None:
+        """Take what comes from now on."""
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._listening.bind(str(self.path))
+        self._listening.listen()
+        self._broken = asyncio.get_running_loop().create_future()
+        self._accepting = asyncio.create_task(self._accept(self._listening))
+
+    async def broken(self) -> HypervisorError:
+        """Returns, with the error, when a stream cannot be taken; never before."""
+        if self._broken is None:
+            return await asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._broken)
+
+    async def close(self) -> None:
+        """Let go of everything: the processes that sshd has started end with this."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+            self._accepting = None
+        for each in (self._listening, *self._brought):
+            if each is not None:
+                each.close()
+        self._listening = None
+        self._brought.clear()
+        self.path.unlink(missing_ok=True)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            brought, _ = await loop.sock_accept(listening)
+            brought.setblocking(True)  # noqa: FBT003 - the standard library's signature
+            # One short message, which was sent right after it connected.
+            said, ends, _, _ = await asyncio.to_thread(socket.recv_fds, brought, _LONGEST, 2)
+            self._brought.append(brought)
+            try:
+                await self._take(said.decode().strip(), ends)
+            except (EntourageError, OSError) as error:
+                self._fail(HypervisorError(f"a stream cannot be taken: {error}"))
+
+    async def _take(self, what: str, ends: list[int]) -> None:
+        if len(ends) != 2:  # noqa: PLR2004 - input and output
+            raise HypervisorError(f"{what!r} was not given along")
+        incoming, outgoing = ends
+        kind, _, name = what.partition(" ")
+        if kind == "memory":
+            os.close(outgoing)
+            await self.intake.start(incoming)
+        elif kind == "disk" and name in self._disks:
+            loop = asyncio.get_running_loop()
+
+            def write() -> None:
+                try:
+                    receive(self._disks[name], incoming, outgoing)
+                except (HypervisorError, OSError) as error:
+                    said = HypervisorError(f"it cannot be written: {error}", device=f"block/{name}")
+                    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                        loop.call_soon_threadsafe(self._fail, said)
+                finally:
+                    os.close(incoming)
+                    os.close(outgoing)
+
+            threading.Thread(target=write, daemon=True).start()
+        else:
+            raise HypervisorError(f"{what!r} is nothing that belongs here")
+
+    def _fail(self, error: HypervisorError) -> None:
+        if self._broken is not None and not self._broken.done():
+            self._broken.set_result(error)

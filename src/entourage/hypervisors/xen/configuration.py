@@ -1,0 +1,186 @@
+"""A domain as ``xl list -l`` has it (JSON of ``libxl_domain_config``), as one of ours.
+
+Only what needs a step of its own, or may be refused, becomes a device; all else xl carries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from entourage.domain import Block, Boot, Domain, Net, Pci, Tpm, Usb
+from entourage.errors import HypervisorError
+
+Config = Mapping[str, Any]
+_BRIDGE = "xenbr0"
+"""What xl takes where nothing is said (``vif.default.bridge`` of xl.conf may say otherwise)."""
+_USUAL_MTU = 1500
+_FORMATS = frozenset({"raw", "qcow2"})
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One domain of xl's list."""
+
+    domid: int
+    config: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Its name, which changes in a migration."""
+        return str(self.config.get("c_info", {}).get("name", ""))
+
+    @property
+    def uuid(self) -> str:
+        """Its UUID, which does not."""
+        return str(self.config.get("c_info", {}).get("uuid", ""))
+
+    @property
+    def memory(self) -> int:
+        """Bytes."""
+        built: Config = self.config.get("b_info", {})
+        return int(built.get("target_memkb") or built.get("max_memkb") or 0) << 10
+
+    @property
+    def vcpus(self) -> int:
+        """How many it may have."""
+        return int(self.config.get("b_info", {}).get("max_vcpus") or 1)
+
+
+def entries(text: str) -> list[Entry]:
+    """The domains of ``xl list -l``, without dom0.
+
+    Raises:
+        HypervisorError: It is not understood.
+    """
+    try:
+        found: list[dict[str, Any]] = json.loads(text or "[]")
+        listed = msgspec.convert(found, list[Entry])
+    except (ValueError, msgspec.ValidationError) as error:
+        raise HypervisorError(f"`xl list -l` is not understood: {error}") from error
+    return [entry for entry in listed if entry.domid != 0]
+
+
+def domain_type(config: Config) -> str:
+    """``pv``, ``pvh`` or ``hvm``."""
+    of_info = config.get("c_info", {}).get("type", "")
+    return str(config.get("b_info", {}).get("type") or of_info or "pv")
+
+
+def read_domain(entry: Entry) -> Domain:
+    """The domain that an entry describes.
+
+    Raises:
+        HypervisorError: It has something in it that cannot be expressed (its name, say).
+    """
+    config = entry.config
+    built: Config = config.get("b_info", {})
+    domain = Domain(
+        name=entry.name,
+        uuid=entry.uuid,
+        memory=max(entry.memory, 1 << 20),
+        vcpus=entry.vcpus,
+        machine=f"xen-{domain_type(config)}",
+        boot=Boot(
+            kernel=_file(built.get("kernel")),
+            initrd=_file(built.get("ramdisk")),
+            cmdline=built.get("cmdline") or None,
+        ),
+        block=tuple(_disks(config)),
+        net=tuple(_nics(config)),
+        tpm=tuple(
+            Tpm(id=f"vtpm{number}", type="external", model="other")
+            for number, _ in enumerate(config.get("vtpms", ()))
+        ),
+        usb=tuple(_usbs(config)),
+        pci=tuple(_pcis(config)),
+    )
+    try:
+        return msgspec.convert(msgspec.to_builtins(domain), Domain)
+    except msgspec.ValidationError as error:
+        raise HypervisorError(
+            f"the domain {entry.name!r} cannot be read: {error}",
+            remedy="rename it, or move it with `xl migrate`",
+        ) from error
+
+
+def unreadable_disks(config: Config) -> list[str]:
+    """Disks that no controller can speak for: their virtual device, and why."""
+    return [
+        f"{disk.get('vdev')} is a {disk.get('format')} image"
+        for disk in config.get("disks", ())
+        if disk.get("pdev_path")
+        and disk.get("format", "raw") not in _FORMATS
+        and not _elsewhere(disk)
+    ]
+
+
+def _elsewhere(disk: Config) -> bool:
+    """A disk that a script of the user's brings (iSCSI, DRBD, …), on either host."""
+    script = str(disk.get("script") or "")
+    return bool(script) and Path(script).name != "block"
+
+
+def _disks(config: Config) -> Iterator[Block]:
+    for disk in config.get("disks", ()):
+        path = str(disk.get("pdev_path") or "")
+        kind = disk.get("format", "raw")
+        if not path or kind not in _FORMATS or _elsewhere(disk):
+            continue
+        if not path.startswith("/"):  # as the block script has it
+            path = f"/dev/{path}"
+        yield Block(
+            id=str(disk["vdev"]),
+            path=path,
+            format=kind,
+            readonly=not disk.get("readwrite", 0),
+            model="other",
+        )
+
+
+def _nics(config: Config) -> Iterator[Net]:
+    for number, nic in enumerate(config.get("nics", ())):
+        bridged = "vif-bridge" in str(nic.get("script") or "vif-bridge")
+        yield Net(
+            id=f"vif{nic.get('devid', number)}",
+            bridge=str(nic.get("bridge") or _BRIDGE) if bridged else "none",
+            attach="bridge" if bridged else "other",
+            mac=nic.get("mac"),
+            mtu=nic.get("mtu") if int(nic.get("mtu") or 0) != _USUAL_MTU else None,
+            model="other",
+        )
+
+
+def _usbs(config: Config) -> Iterator[Usb]:
+    for number, usb in enumerate(config.get("usbdevs", ())):
+        at: Config = usb.get("type.hostdev", usb)
+        vendor, product = _usb_ids(int(at.get("hostbus", 0)), int(at.get("hostaddr", 0)))
+        yield Usb(id=f"usb{number}", vendor=vendor, product=product)
+
+
+def _usb_ids(bus: int, address: int) -> tuple[int, int]:
+    """What the device there is; zeros where there is none any more."""
+    for place in Path("/sys/bus/usb/devices").glob("*/busnum"):
+        folder = place.parent
+        if int(place.read_text()) == bus and int((folder / "devnum").read_text()) == address:
+            vendor, product = (folder / "idVendor").read_text(), (folder / "idProduct").read_text()
+            return int(vendor, 16), int(product, 16)
+    return 0, 0
+
+
+def _pcis(config: Config) -> Iterator[Pci]:
+    for number, pci in enumerate(config.get("pcidevs", ())):
+        place = "{:04x}:{:02x}:{:02x}.{:x}".format(
+            *(int(pci.get(key, 0)) for key in ("domain", "bus", "dev", "func"))
+        )
+        yield Pci(id=f"pci{number}", host=place)
+
+
+def _file(value: object) -> str | None:
+    """A boot file on this host; what comes out of a guest's disk is none."""
+    path = str(value or "")
+    return path if path.startswith("/") and os.access(path, os.R_OK) else None

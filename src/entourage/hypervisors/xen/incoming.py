@@ -1,0 +1,253 @@
+"""A Xen domain that is being built here: the target's half of a migration.
+
+    build    a socket in a directory that is root's alone; streams arrive at it over ssh
+    listen   says where
+    landed   xl's receiver, whose input the agent splices and whose output it reads, says READY
+    run      GO to the receiver; its report is the proof that the guest runs, or never ran
+    kill     the receiver sees the end of its input, and destroys its copy by itself
+
+That the guest never ran is certain where the receiver has reported so; where a domain is there
+that has used no processor time; and where there is none, and GO was not given on this host since
+it booted: the file ``given`` in that directory, on tmpfs, is made before GO is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from entourage.domain import Block, Domain, Net, Tpm
+from entourage.errors import HypervisorError
+from entourage.hosts.resources import Ledger
+from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
+from entourage.hypervisors.xen.announce import announce
+from entourage.hypervisors.xen.arrivals import Arrivals
+from entourage.hypervisors.xen.intake import Intake, receiver_ended
+from entourage.hypervisors.xen.libxl import Life, life
+from entourage.hypervisors.xen.machine import VERBS
+from entourage.hypervisors.xen.receiver import Said
+from entourage.hypervisors.xen.words import INCOMING
+from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
+from entourage.hypervisors.xen.xl import xl
+from entourage.protocol import Guest
+from entourage.settings.model import Settings
+
+_DRAINS_WITHIN = 15.0  # seconds for the receiver to destroy its copy
+_REPORTS_WITHIN = 60.0
+
+
+class XenIncoming:
+    """A domain that is being built on this host.
+
+    Args:
+        settings: This host's.
+        domain: The domain; its UUID is what it is known by here.
+        ledger: Where what is made is written down first.
+    """
+
+    def __init__(self, settings: Settings, domain: Domain, ledger: Ledger) -> None:
+        self._settings = settings
+        self._domain = domain
+        self._uuid = str(domain.uuid)
+        self._ledger = ledger
+        self._directory = Path(settings.paths.run, f"xen-{self._uuid}.incoming")
+        self._given = self._directory / "given"
+        self._note = self._directory / "receiver"
+        self._marker = f"{self._uuid}.xl-receive"
+        self._intake: Intake | None = None
+        self._arrivals: Arrivals | None = None
+        self._store: XenStore | None = None
+
+    @property
+    def verbs(self) -> frozenset[Verb]:
+        """Raw disks are copied beside the memory."""
+        return VERBS
+
+    async def tpm_facts(self) -> TpmFacts:
+        """Nothing: see ``XenMachine.tpm_facts``."""
+        return TpmFacts()
+
+    async def offers(self) -> Mapping[str, str]:
+        """Nothing to choose from."""
+        return {}
+
+    async def networks(self) -> Mapping[str, str]:
+        """None: Xen runs no networks of its own."""
+        return {}
+
+    async def attach(self) -> Guest:
+        """Take up a machine that another process was building here; what became of it.
+
+        One that is gone and was not given GO never ran: it counts as STOPPED, and ``run`` then
+        says so.
+        """
+        # A receiver that has lost its agent destroys what it has, or goes on after GO.
+        await receiver_ended(self._note, _DRAINS_WITHIN)
+        now = await self._life()
+        if now is None or now.ended:
+            never = self._directory.is_dir() and not self._given.exists()
+            return Guest.STOPPED if never else Guest.DEAD
+        return Guest.STOPPED if _never_ran(now) else Guest.RUNNING
+
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - ssh carries all
+        """Wait for streams; xl's receiver makes the machine as it reads its own."""
+        self._domain = domain
+        self._ledger.record("process", marker=self._marker)
+        self._ledger.record("dir", path=str(self._directory))
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in self._directory.iterdir():  # of one that was killed, and is settled
+            old.unlink()
+        log = Path(self._settings.paths.log, f"{domain.name}.log")
+        self._intake = Intake(self._marker, log, self._note)
+        copied = plan.parameters.get("disks")
+        names = copied if isinstance(copied, list) else []
+        disks = {disk.id: disk.path for disk in domain.block if disk.id in names}
+        self._arrivals = Arrivals(self._directory / "streams", self._intake, disks)
+        await self._arrivals.listen()
+
+    async def export(self, disk: Block) -> Export:
+        """It does not: disks come by streams of their own."""
+        raise HypervisorError("Xen exports no disk", device=disk.label)
+
+    async def listen(self) -> Ticket:
+        """Where streams go to."""
+        return Ticket(uri=str(self._built().path))
+
+    async def landed(self) -> None:
+        """Wait until the receiver says that all of the domain is here.
+
+        Raises:
+            HypervisorError: It has given up, or a disk cannot be written.
+        """
+        arrivals = self._built()
+        ready = asyncio.ensure_future(arrivals.intake.reaches(Said.READY))
+        broken = asyncio.ensure_future(arrivals.broken())
+        try:
+            await asyncio.wait({ready, broken}, return_when=asyncio.FIRST_COMPLETED)
+            if broken.done():
+                raise broken.result()
+            ready.result()
+        finally:
+            ready.cancel()
+            broken.cancel()
+
+    def hear(self, last_words: bytes) -> None:
+        """Nothing: the stream has had it all."""
+
+    async def died(self) -> str:
+        """Returns, with the reason, when the domain is gone after it was there; never before."""
+        if self._arrivals is None:
+            return await asyncio.get_running_loop().create_future()
+        with contextlib.suppress(HypervisorError):
+            await self._arrivals.intake.reaches(Said.READY)
+        store = await self._opened()
+        released = await store.watch(RELEASED)
+        while await self._life() is not None:
+            await released.wait()
+            released.clear()
+        return "xl knows it no more"
+
+    async def run(self, *, paused: bool) -> int:  # noqa: ARG002 - TEST refuses one that is
+        """GO: let the guest run; ns of the monotonic clock.
+
+        Raises:
+            HypervisorError: It was refused, and the guest provably never ran.
+        """
+        if self._intake is not None and self._intake.said is Said.READY:
+            self._given.touch()
+            try:
+                async with asyncio.timeout(_REPORTS_WITHIN):
+                    if await self._intake.go() is Said.RUNS:
+                        return time.monotonic_ns()
+                raise HypervisorError(
+                    "xl could not let the domain run there", remedy=f"see {self._intake.log}"
+                )
+            except (TimeoutError, EOFError):  # the receiver was killed: finish what it began
+                await self._intake.end()
+        return await self._run_by_hand()
+
+    async def _run_by_hand(self) -> int:
+        """What the receiver would do after GO, as far as it has not."""
+        domid = await self._domid()
+        now = None if domid is None else life(domid)
+        if domid is None or now is None or now.ended:
+            if not self._given.exists():
+                raise HypervisorError("the domain that was built here is gone, and never ran")
+            return time.monotonic_ns()  # it may have run; ``died`` tells the rest
+        self._given.touch()
+        if (await (await self._opened()).name(domid)).endswith(INCOMING):
+            await xl("rename", str(domid), self._domain.name)
+        if _never_ran(now):
+            await xl("unpause", str(domid))
+        return time.monotonic_ns()
+
+    async def halt(self) -> None:
+        """Stop the guest and keep it: it was found running without a right to."""
+        domid = await self._domid()
+        if domid is not None:
+            await xl("pause", str(domid))
+
+    async def announce(self, nets: Sequence[Net]) -> None:
+        """Tell the network where the guest's MACs are."""
+        await asyncio.to_thread(announce, nets)
+
+    async def sync_tpm(self, tpm: Tpm) -> None:
+        """Nothing: see ``tpm_facts``."""
+
+    async def settle_in(self) -> None:
+        """After the guest runs: close and remove what only an arrival needs."""
+        if self._arrivals is not None:
+            await self._arrivals.close()
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+    async def own(self) -> None:
+        """Nothing: xl keeps no definition of a domain that is off; its user has the file."""
+
+    async def kill(self) -> None:
+        """End the machine, which never ran; returns when its processes are gone.
+
+        The receiver is let destroy its copy by itself; what is left after that, xl destroys.
+        """
+        if self._intake is not None:
+            await self._intake.end(_DRAINS_WITHIN)
+        await receiver_ended(self._note, _DRAINS_WITHIN)
+        domid = await self._domid()
+        if domid is not None:
+            with contextlib.suppress(HypervisorError):
+                await xl("destroy", str(domid))
+            if life(domid) is not None:
+                raise HypervisorError(
+                    f"xl does not end {self._domain.name}", remedy=f"`xl destroy {domid}`"
+                )
+        if self._arrivals is not None:
+            await self._arrivals.close()
+        if self._store is not None:
+            store, self._store = self._store, None
+            await store.close()
+
+    async def _domid(self) -> int | None:
+        found = await (await self._opened()).domain_ids(self._uuid)
+        return next((domid for domid in found if life(domid) is not None), None)
+
+    async def _life(self) -> Life | None:
+        domid = await self._domid()
+        return None if domid is None else life(domid)
+
+    async def _opened(self) -> XenStore:
+        if self._store is None:
+            self._store = await XenStore.open()
+        return self._store
+
+    def _built(self) -> Arrivals:
+        if self._arrivals is None:
+            raise HypervisorError("the machine is not built")
+        return self._arrivals
+
+
+def _never_ran(now: Life) -> bool:
+    """Whether a domain has been held since it was made."""
+    return now.paused and now.cpu_time == 0

@@ -1,0 +1,139 @@
+"""A domain of xl's moves, or is refused: what xl, Entourage and the guest itself say of it."""
+
+from __future__ import annotations
+
+import time
+
+from tests.e2e.xen.world import DISK, NAME, PATIENCE, SETTINGS, SIDE, XenWorld
+
+TOOL, CALLS, HOLD = "/usr/local/sbin/move-it", "/var/log/move-it", "/run/hold-it"
+# Step 3 lasts as long as there is a file; step and -recover of every call are written down.
+SCRIPT = f"""\
+#!/bin/sh
+echo "$*" >>{CALLS}
+case "$*" in
+    *'-step 3'*-recover*) ;;
+    *'-step 3'*) while [ -e {HOLD} ]; do sleep 0.1; done ;;
+esac
+case "$*" in
+    *-recover*) ;;
+    *"-step $(cat /run/fail-at 2>/dev/null || echo none) "*) echo "Error: as it was told" ;;
+esac
+"""
+FPGA = '[[external]]\nid = "fpga0"\ntype = "fpga"\n'
+WITH_TOOL = f'{SETTINGS}[tool]\nexternal = "{TOOL}"\n'
+CONFIG = "/etc/entourage/with-tool.toml"
+
+
+def calls(world: XenWorld) -> list[str]:
+    """The steps of the tool's calls for the FPGA, ``3`` or ``2r`` for a recovery."""
+    found: list[str] = []
+    for line in world.here.read(CALLS).splitlines():
+        words = line.split()
+        if words[words.index("-type") + 1] == "fpga":
+            recover = "r" if "-recover" in words else ""
+            found.append(words[words.index("-step") + 1] + recover)
+    return found
+
+
+def with_tool(world: XenWorld, *, fail_at: int = 0) -> tuple[str, ...]:
+    """Give it a device that only a tool can move, and the tool; returns the options."""
+    for host in (world.here, world.there):
+        host.run(["rm", "-f", CALLS, HOLD, "/run/fail-at"])
+    world.here.write(SIDE, FPGA)
+    world.here.write(TOOL, SCRIPT)
+    world.here.run(["chmod", "755", TOOL])
+    world.here.write(CONFIG, WITH_TOOL)
+    if fail_at:
+        world.here.write("/run/fail-at", f"{fail_at}\n")
+    return ("--config", CONFIG)
+
+
+def without_tool(world: XenWorld) -> None:
+    for host in (world.here, world.there):
+        host.run(["rm", "-f", SIDE, "/run/fail-at"])
+
+
+def test_everything_that_speaks_against_it_is_refused_at_once(world: XenWorld) -> None:
+    before = world.lives()
+    world.here.write(SIDE, FPGA)
+    world.there.run(["touch", DISK])
+    world.there.run(["mv", "/srv/guest/initrd", "/srv/guest/initrd.away"])
+    run = world.migrate("--net", "xenbr0=lan9")
+    world.there.run(["mv", "/srv/guest/initrd.away", "/srv/guest/initrd"])
+    world.there.run(["rm", DISK])
+    without_tool(world)
+    assert run.status == 3, run
+    assert set(run.refusals) == {"block/xvda", "net/vif0", "external/fpga0", "domain"}
+    assert "is there already" in run.refusals["block/xvda"]
+    assert "no bridge lan9" in run.refusals["net/vif0"]
+    assert "tool" in run.refusals["external/fpga0"]
+    assert "/srv/guest/initrd" in run.refusals["domain"]
+    world.stayed(before)
+
+
+def test_it_moves_with_sync_held_by_an_external_tool(world: XenWorld) -> None:
+    before = world.lives()
+    options = with_tool(world)
+    world.here.run(["touch", HOLD])
+    with world.under("source.memory-landed", options=options) as under:
+        under.wait("source.memory-landed")
+        stood = world.tick(world.here)
+        under.pass_on("source.memory-landed")
+        # All of memory and the copied disk are on the target; SYNC is held by the tool.
+        deadline = time.monotonic() + PATIENCE
+        while "3" not in calls(world):
+            assert time.monotonic() < deadline
+        assert "requesting permission to start" in world.log(world.there)
+        assert world.domains(world.there) == {f"{NAME}--incoming": "--p---"}
+        # xl has heard of nothing: suspended, and still called by its name.
+        [(name, state)] = world.domains(world.here).items()
+        assert (name, "s" in state) == (NAME, True)
+        assert "Target has acknowledged" not in world.log(world.here)
+        assert world.tick(world.here) == stood
+        world.here.run(["rm", HOLD])
+        run = under.end()
+    assert calls(world) == ["1", "2", "3"]
+    assert world.tick(world.here) == stood
+    source = world.here
+    without_tool(world)
+    world.moved(run, before)
+    assert "Target reports successful startup" in world.log(source)
+    assert "Domain started" in world.log(world.here)
+
+
+def test_a_failure_in_step_1_is_rolled_back(world: XenWorld) -> None:
+    before = world.lives()
+    run = world.migrate(*with_tool(world, fail_at=1))
+    without_tool(world)
+    assert run.status == 4, run
+    assert calls(world) == ["1", "0r"]
+    world.stayed(before)
+
+
+def test_a_failure_in_step_2_is_rolled_back(world: XenWorld) -> None:
+    before = world.lives()
+    run = world.migrate(*with_tool(world, fail_at=2))
+    without_tool(world)
+    assert run.status == 4, run
+    assert calls(world) == ["1", "2", "1r"]
+    world.stayed(before)
+
+
+def test_a_failure_in_step_3_is_rolled_back_by_xl_itself(world: XenWorld) -> None:
+    before = world.lives()
+    source, target = world.here, world.there
+    options = with_tool(world, fail_at=3)
+    source.run(["touch", HOLD])
+    with world.under("source.memory-landed", options=options) as under:
+        under.wait("source.memory-landed")
+        under.pass_on("source.memory-landed")
+        source.run(["rm", HOLD])
+        run = under.end()
+    without_tool(world)
+    assert run.status == 4, run
+    assert calls(world) == ["1", "2", "3", "2r"]
+    # The target's copy destroyed itself, and then the sender's went on.
+    assert "destroying our copy" in world.log(target)
+    assert "Migration failed, resuming at sender" in world.log(source)
+    world.stayed(before)

@@ -1,0 +1,316 @@
+"""The source's six verbs and the target's streams together; small programs in the place of xl.
+
+All else is real: the transport under xl, the processes that ssh would start, pipes and sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from entourage.domain import Block, Domain
+from entourage.errors import HypervisorError
+from entourage.hypervisors.base import DataPlane, Ticket
+from entourage.hypervisors.xen import carrier, wayback
+from entourage.hypervisors.xen.arrivals import Arrivals
+from entourage.hypervisors.xen.intake import Intake
+from entourage.hypervisors.xen.libxl import Life
+from entourage.hypervisors.xen.machine import XenMachine
+from entourage.hypervisors.xen.receiver import Said
+from entourage.hypervisors.xen.streams import TransportEnd
+from entourage.hypervisors.xen.xenstore import XenStore
+from entourage.settings.model import PathSettings, Settings
+
+UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
+PATIENCE = 20.0
+MIB = 1 << 20
+# What it does to the domain, it writes down as files: see Scene.life.
+XL = f"""#!{sys.executable}
+import json, os, struct, subprocess, sys
+from pathlib import Path
+from entourage.hypervisors.xen.words import BANNER, GO, READY, REPORT
+
+at = Path(__file__).parent
+config = json.dumps({{"disks": [], "nics": []}}).encode() + bytes(1)
+rest = struct.pack("=I", len(config)) + config
+magic = b"Xen saved domain, xl format\\n \\0 \\r"
+stream = struct.pack("=32sIIII", magic, 0x01020304, 3, 0, len(rest)) + rest + bytes({MIB})
+
+def sends(rune):
+    end = subprocess.Popen(["sh", "-c", rune], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def heard(message):
+        return end.stdout.read(len(message)) == message
+    def fails(said):
+        end.stdin.close()
+        end.wait()
+        (at / "resumed").touch()
+        sys.exit(said)
+    def says(data):
+        end.stdin.write(data)
+        end.stdin.flush()
+    if not heard(BANNER):
+        fails("no banner")
+    try:
+        says(stream)
+    except OSError:
+        fails("Migration failed, resuming at sender.")
+    (at / "suspended").touch()
+    if not heard(READY):
+        fails("Migration failed, resuming at sender.")
+    (at / "renamed").touch()
+    says(GO)
+    if not heard(REPORT):
+        sys.exit("Domain state is now undefined !")
+    if end.stdout.read(1) == bytes(1):
+        (at / "destroyed").touch()
+    elif heard(GO):
+        (at / "renamed").unlink()
+        fails("Migration failed due to problems at target.")
+
+def receives():
+    out, take = sys.stdout.buffer, sys.stdin.buffer.read
+    def says(data):
+        out.write(data)
+        out.flush()
+    says(BANNER)
+    if len(take(len(stream))) < len(stream):
+        sys.exit("Domain creation failed")
+    says(READY)
+    says(REPORT + (bytes(1) if take(len(GO)) == GO else bytes([3]) + GO))
+
+match sys.argv[1:]:
+    case ["migrate", "-s", "", _, rune]:
+        sends(rune)
+    case ["migrate-receive"]:
+        receives()
+    case ["rename", *_]:
+        (at / "renamed").unlink()
+    case ["destroy", *_]:
+        (at / "destroyed").touch()
+"""
+
+
+class Store:
+    """Stands for xenstore; its one event comes all the time."""
+
+    def __init__(self, xl: Path) -> None:
+        self._at = xl.parent
+        self._fired = asyncio.Event()
+        self._firing = asyncio.create_task(self._fire())
+
+    async def _fire(self) -> None:
+        while True:
+            self._fired.set()
+            await asyncio.sleep(0.01)
+
+    async def watch(self, path: str) -> asyncio.Event:
+        assert path == "@releaseDomain"
+        return self._fired
+
+    async def name(self, domid: int) -> str:
+        assert domid == 7
+        return "web1--migratedaway" if (self._at / "renamed").exists() else "web1"
+
+    async def close(self) -> None:
+        self._firing.cancel()
+
+
+@dataclass
+class Scene:
+    """A domain on its way."""
+
+    machine: XenMachine
+    arrivals: Arrivals
+    at: Path
+
+    def did(self) -> set[str]:
+        """Return what xl has done to the source's copy."""
+        names = ("suspended", "resumed", "renamed", "destroyed")
+        return {name for name in names if (self.at / name).exists()}
+
+    @property
+    def stream(self) -> TransportEnd:
+        """The engine's end of the transport."""
+        end = self.machine._end  # pyright: ignore[reportPrivateUsage]
+        assert end is not None
+        return end
+
+    async def begin(self) -> None:
+        """Go to the moment at which all is on the target and nobody was told so."""
+        machine = self.machine
+        await machine.arm(DataPlane(address="", ports=(1, 2), secret=None, host="b"))
+        machine.carry(machine.domain.block[0], top_only=False)
+        plan = await machine.plan(machine.domain)
+        assert plan.parameters == {"disks": ["xvda"]}  # the target takes no other
+        await machine.start(Ticket(uri=str(self.arrivals.path)), live=True)
+        assert await machine.stopped() > 0
+        assert await machine.landed() == b""
+        await self.arrivals.intake.reaches(Said.READY)
+        assert self.did() == {"suspended"}
+
+
+@pytest.fixture
+def place() -> Generator[Path]:
+    """A directory whose name leaves room for a socket's."""
+    with tempfile.TemporaryDirectory(prefix="xen.") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+async def scene(place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Scene]:
+    xl = place / "bin" / "xl"
+    xl.parent.mkdir()
+    xl.write_text(XL)
+    xl.chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{xl.parent}:{os.environ['PATH']}")
+
+    def life(domid: int) -> Life | None:
+        assert domid == 7
+        if (xl.parent / "destroyed").exists():
+            return None
+        suspended = (xl.parent / "suspended").exists() and not (xl.parent / "resumed").exists()
+        return Life(paused=False, suspended=suspended, ended=False, crashed=False, cpu_time=1)
+
+    def ssh(host: str, settings: Settings, remote: Sequence[str]) -> list[str]:
+        assert host == "b"
+        assert settings.paths.run.startswith(str(place))
+        return [sys.executable, "-m", "entourage", *remote]
+
+    async def by_libxl(*command: str) -> str:
+        assert command[-2:] == ("resume", "7")
+        (xl.parent / "resumed").touch()
+        return ""
+
+    monkeypatch.setattr(wayback, "life", life)
+    monkeypatch.setattr(wayback, "run", by_libxl)
+    monkeypatch.setattr(carrier, "ssh_command", ssh)
+    (place / "here").write_bytes(os.urandom(MIB))
+    (place / "there").write_bytes(bytes(MIB))
+    domain = Domain(
+        name="web1",
+        uuid=UUID,
+        memory=MIB,
+        block=(Block(id="xvda", path=str(place / "here")),),
+    )
+    paths = PathSettings(run=str(place / "run"), log=str(place / "log"))
+    settings = msgspec.structs.replace(Settings(), paths=paths)
+    store = cast("XenStore", Store(xl))
+    config: dict[str, Any] = json.loads("{}")
+    machine = XenMachine(store, 7, domain, settings, config, was_running=True)
+    intake = Intake(f"test.{os.getpid()}.{place.name}", place / "there.log", place / "n")
+    arrivals = Arrivals(place / "s", intake, {"xvda": str(place / "there")})
+    await arrivals.listen()
+    yield Scene(machine, arrivals, xl.parent)
+    await machine.close()
+    await intake.end(5)
+    await arrivals.close()
+
+
+async def test_a_domain_goes_over_with_its_disk(scene: Scene, place: Path) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        assert (place / "here").read_bytes() == (place / "there").read_bytes()
+        await scene.machine.disarm_dead_hand()
+        assert scene.did() == {"suspended", "renamed"}
+        assert await scene.arrivals.intake.go() is Said.RUNS
+        await scene.machine.release()
+    assert scene.did() == {"suspended", "renamed", "destroyed"}
+    assert not (place / "run" / f"xen-{UUID}").exists()
+
+
+async def test_what_is_given_up_before_ready_is_resumed_by_xl(scene: Scene) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        undone = asyncio.create_task(_undo(scene))
+        await scene.machine.abort()
+        await undone
+    assert scene.did() == {"suspended", "resumed"}
+    assert scene.arrivals.intake.said is Said.DESTROYED
+
+
+async def test_what_is_given_up_after_go_is_renamed_and_resumed_by_xl(scene: Scene) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        await scene.machine.disarm_dead_hand()
+        undone = asyncio.create_task(_undo(scene))
+        await scene.machine.abort()
+        await undone
+    assert scene.did() == {"suspended", "resumed"}
+
+
+async def _undo(scene: Scene) -> None:
+    """As the agent does when it is told to, or has lost its link."""
+    await scene.arrivals.intake.end(5)
+    await scene.arrivals.close()
+
+
+async def test_a_transport_that_dies_under_the_stream_ends_the_start(scene: Scene) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        _kill("hypervisors.xen.transport", str(scene.at.parent))
+        with pytest.raises(
+            HypervisorError, match=r"stream to the target has ended|xl does not go on"
+        ):
+            await scene.machine.disarm_dead_hand()
+        await scene.machine.abort()
+    assert scene.did() == {"suspended", "resumed"}
+
+
+async def test_where_xl_dies_libxl_resumes(scene: Scene) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        _kill(" migrate -s ", str(scene.at.parent))
+        with pytest.raises(HypervisorError):
+            await scene.machine.disarm_dead_hand()
+        await scene.machine.abort()
+    assert scene.did() == {"suspended", "resumed"}
+
+
+async def test_a_transport_that_dies_after_go_leaves_it_to_the_record(scene: Scene) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        await scene.machine.disarm_dead_hand()
+        _kill("hypervisors.xen.transport", str(scene.at.parent))
+        await scene.stream.gone()
+        assert scene.did() == {"suspended", "renamed"}  # nobody has resumed it
+        # The target says that it never ran: by libxl then, and by its own name.
+        await scene.machine.abort()
+    assert scene.did() == {"suspended", "resumed"}
+
+
+async def test_an_engine_that_dies_before_go_is_no_end_of_the_domain(scene: Scene) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        undone = asyncio.create_task(_undo(scene))
+        await scene.stream.close()
+        while "resumed" not in scene.did():  # noqa: ASYNC110 - xl tells nobody
+            await asyncio.sleep(0.01)
+        await undone
+    assert scene.did() == {"suspended", "resumed"}
+
+
+def _kill(word: str, where: str) -> None:
+    """Kill the processes of this scene that have this word in their command line."""
+    killed = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if word in line and where in line and "sh -c" not in line:
+            os.kill(int(entry.name), 9)
+            killed += 1
+    assert killed

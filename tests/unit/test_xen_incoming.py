@@ -1,0 +1,151 @@
+"""Who may run a domain that another agent was building: what is there says whether it ever ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors.xen import incoming as module
+from entourage.hypervisors.xen.incoming import XenIncoming
+from entourage.hypervisors.xen.libxl import Life
+from entourage.protocol import Guest
+from entourage.settings.model import PathSettings, Settings
+
+UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
+NEVER_RAN = Life(paused=True, suspended=False, ended=False, crashed=False, cpu_time=0)
+RUNS = Life(paused=False, suspended=False, ended=False, crashed=False, cpu_time=5)
+PAUSED_SINCE = Life(paused=True, suspended=False, ended=False, crashed=False, cpu_time=5)
+
+
+class Xen:
+    """What xl is told, and what it has."""
+
+    def __init__(self) -> None:
+        self.life: Life | None = None
+        self.name = "web1--incoming"
+        self.told: list[tuple[str, ...]] = []
+
+    async def xl(self, *arguments: str) -> str:
+        self.told.append(arguments)
+        if arguments[0] == "destroy":
+            self.life = None
+        return ""
+
+    async def domain_ids(self, uuid: str) -> list[int]:
+        assert uuid == UUID
+        return [] if self.life is None else [7]
+
+
+class Store:
+    """Stands for xenstore."""
+
+    def __init__(self, xen: Xen) -> None:
+        self._xen = xen
+
+    async def domain_ids(self, uuid: str) -> list[int]:
+        return await self._xen.domain_ids(uuid)
+
+    async def name(self, domid: int) -> str:
+        assert domid == 7
+        return self._xen.name
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def xen(monkeypatch: pytest.MonkeyPatch) -> Xen:
+    xen = Xen()
+
+    async def opened() -> Store:
+        return Store(xen)
+
+    def life(domid: int) -> Life | None:
+        assert domid == 7
+        return xen.life
+
+    monkeypatch.setattr(module, "life", life)
+    monkeypatch.setattr(module, "xl", xen.xl)
+    monkeypatch.setattr(module.XenStore, "open", opened)
+    return xen
+
+
+@pytest.fixture
+def arriving(tmp_path: Path) -> XenIncoming:
+    paths = PathSettings(run=str(tmp_path / "run"), log=str(tmp_path / "log"))
+    settings = msgspec.structs.replace(Settings(), paths=paths)
+    domain = Domain(name="web1", uuid=UUID, memory=1 << 27)
+    return XenIncoming(settings, domain, MemoryLedger())
+
+
+def directory(tmp_path: Path, *, given: bool) -> None:
+    place = tmp_path / "run" / f"xen-{UUID}.incoming"
+    place.mkdir(parents=True)
+    if given:
+        (place / "given").touch()
+
+
+@pytest.mark.parametrize(
+    ("life", "guest"),
+    [(NEVER_RAN, Guest.STOPPED), (RUNS, Guest.RUNNING), (PAUSED_SINCE, Guest.RUNNING)],
+)
+async def test_a_domain_that_is_there_says_itself_whether_it_ran(
+    xen: Xen, arriving: XenIncoming, life: Life, guest: Guest
+) -> None:
+    xen.life = life
+    assert await arriving.attach() is guest
+
+
+async def test_one_that_is_gone_without_go_never_ran(
+    xen: Xen, arriving: XenIncoming, tmp_path: Path
+) -> None:
+    directory(tmp_path, given=False)
+    assert await arriving.attach() is Guest.STOPPED
+    with pytest.raises(HypervisorError, match="never ran"):
+        await arriving.run(paused=False)
+
+
+async def test_one_that_is_gone_after_go_may_have_run(
+    xen: Xen, arriving: XenIncoming, tmp_path: Path
+) -> None:
+    directory(tmp_path, given=True)
+    assert await arriving.attach() is Guest.DEAD
+    await arriving.run(paused=False)  # as if it had: it is this host's
+
+
+async def test_after_a_power_cut_nobody_knows_whether_go_was_given(
+    xen: Xen, arriving: XenIncoming
+) -> None:
+    assert await arriving.attach() is Guest.DEAD
+
+
+async def test_what_a_killed_receiver_has_left_is_let_run_in_its_place(
+    xen: Xen, arriving: XenIncoming, tmp_path: Path
+) -> None:
+    directory(tmp_path, given=True)
+    xen.life = NEVER_RAN
+    await arriving.run(paused=False)
+    assert xen.told == [("rename", "7", "web1"), ("unpause", "7")]
+
+
+async def test_one_that_ran_and_was_paused_since_is_left_alone(
+    xen: Xen, arriving: XenIncoming, tmp_path: Path
+) -> None:
+    directory(tmp_path, given=True)
+    xen.life, xen.name = PAUSED_SINCE, "web1"
+    await arriving.run(paused=False)
+    assert xen.told == []
+
+
+async def test_a_copy_that_never_ran_is_destroyed(xen: Xen, arriving: XenIncoming) -> None:
+    xen.life = NEVER_RAN
+    await arriving.kill()
+    assert xen.told == [("destroy", "7")]
+    xen.told.clear()
+    await arriving.kill()  # twice, as after a crash
+    assert xen.told == []

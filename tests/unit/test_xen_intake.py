@@ -1,0 +1,171 @@
+"""The agent and xl's receiver, with a small program in the place of xl that speaks as it does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from entourage.errors import HypervisorError
+from entourage.hypervisors.xen.arrivals import Arrivals
+from entourage.hypervisors.xen.copying import Sending
+from entourage.hypervisors.xen.intake import Intake
+from entourage.hypervisors.xen.receiver import Said
+
+SIZE = 3 << 20
+# As migrate_receive() of xl_migrate.c: what is not all there, or no GO, destroys the copy.
+RECEIVER = f"""#!{sys.executable}
+import sys
+from entourage.hypervisors.xen.words import BANNER, GO, READY, REPORT
+out, take = sys.stdout.buffer, sys.stdin.buffer.read
+def say(data):
+    out.write(data)
+    out.flush()
+say(BANNER)
+if len(take({SIZE})) < {SIZE}:
+    sys.exit("migration target: Domain creation failed")
+say(READY)
+if take(len(GO)) == GO:
+    say(REPORT + bytes(1))
+else:
+    say(REPORT + bytes([3]) + GO)
+    sys.exit("migration target: Failure, destroying our copy.")
+"""
+
+
+@pytest.fixture
+async def arrivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Arrivals]:
+    xl = tmp_path / "bin" / "xl"
+    xl.parent.mkdir()
+    xl.write_text(RECEIVER)
+    xl.chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{xl.parent}:{os.environ['PATH']}")
+    intake = Intake(f"test.{os.getpid()}.{tmp_path.name}", tmp_path / "log", tmp_path / "note")
+    (tmp_path / "disk").write_bytes(bytes(SIZE))
+    arrivals = Arrivals(tmp_path / "s", intake, {"xvda": str(tmp_path / "disk")})
+    await arrivals.listen()
+    yield arrivals
+    await intake.end(5)
+    await arrivals.close()
+
+
+Bring = Callable[[str], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def bring(arrivals: Arrivals) -> Generator[Bring]:
+    """What sshd starts on the target."""
+    with contextlib.ExitStack() as stack:
+
+        def start(what: str) -> subprocess.Popen[bytes]:
+            joined = subprocess.Popen(
+                [sys.executable, "-m", "entourage", "agent", "--join", arrivals.path, what],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            stack.enter_context(joined)
+            stack.callback(joined.kill)
+            return joined
+
+        yield start
+
+
+async def memory(bring: Bring, size: int = SIZE) -> subprocess.Popen[bytes]:
+    joined = bring("memory")
+    assert joined.stdin is not None
+    await asyncio.to_thread(joined.stdin.write, bytes(size))
+    await asyncio.to_thread(joined.stdin.flush)
+    return joined
+
+
+async def ended(arrivals: Arrivals, joined: subprocess.Popen[bytes]) -> int:
+    """It ends with the agent's socket, and not before."""
+    assert joined.poll() is None
+    await arrivals.close()
+    return await asyncio.to_thread(joined.wait, 20)
+
+
+async def test_a_domain_arrives_and_runs_at_go_only(arrivals: Arrivals, bring: Bring) -> None:
+    joined = await memory(bring)
+    await arrivals.intake.reaches(Said.READY)
+    assert joined.stdin is not None
+    joined.stdin.close()  # the source has gone: no failure any more
+    assert await arrivals.intake.go() is Said.RUNS
+    assert await ended(arrivals, joined) == 0
+
+
+async def test_a_stream_that_ends_early_makes_the_receiver_give_up(
+    arrivals: Arrivals, bring: Bring
+) -> None:
+    joined = await memory(bring, SIZE - 1)
+    assert joined.stdin is not None
+    joined.stdin.close()
+    with pytest.raises(HypervisorError, match="creation failed"):
+        await arrivals.intake.reaches(Said.READY)
+    assert await ended(arrivals, joined) == 0
+
+
+async def test_without_go_the_receiver_destroys_its_copy(arrivals: Arrivals, bring: Bring) -> None:
+    joined = await memory(bring)
+    await arrivals.intake.reaches(Said.READY)
+    await arrivals.intake.end(20)
+    assert arrivals.intake.said is Said.DESTROYED
+    assert "destroying our copy" in arrivals.intake.log.read_text()
+    assert await ended(arrivals, joined) == 0
+
+
+async def test_a_receiver_that_is_killed_gives_no_report(
+    arrivals: Arrivals, bring: Bring, tmp_path: Path
+) -> None:
+    joined = await memory(bring)
+    await arrivals.intake.reaches(Said.READY)
+    receiver = int((tmp_path / "note").read_text().split()[0])
+    os.kill(receiver, signal.SIGKILL)
+    with pytest.raises(EOFError):
+        await arrivals.intake.go()
+    assert await ended(arrivals, joined) == 0
+
+
+async def test_a_disk_is_written_and_proven(
+    arrivals: Arrivals, bring: Bring, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    here.write_bytes(os.urandom(SIZE))
+    joined = bring("disk xvda")
+    assert joined.stdin is not None
+    assert joined.stdout is not None
+    out, back = joined.stdin.fileno(), joined.stdout.fileno()
+    sending = Sending(str(here), out, back, blank=True)
+    await asyncio.to_thread(sending.send_changes)
+    await asyncio.to_thread(sending.verify)
+    sending.close()
+    assert (tmp_path / "disk").read_bytes() == here.read_bytes()
+    assert await ended(arrivals, joined) == 0
+
+
+async def test_what_does_not_belong_is_not_taken(arrivals: Arrivals, bring: Bring) -> None:
+    joined = bring("disk ../../etc/passwd")
+    async with asyncio.timeout(20):
+        assert "nothing that belongs here" in str(await arrivals.broken())
+    assert await ended(arrivals, joined) == 0
+
+
+def test_a_join_without_an_agent_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "entourage", "agent", "--join", tmp_path / "none", "memory"],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 1
+    assert "the agent does not take the stream" in done.stderr
+    assert "Traceback" not in done.stderr
