@@ -109,13 +109,7 @@ class WayBack:
             rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
             while not performing.done():
                 await self._too_late(deadline)
-                pressing = asyncio.ensure_future(self._press_end(rounds))
-                # A call to a QEMU that waits itself does not return: it is left alone in the end.
-                left = max(0.0, deadline - time.monotonic())
-                ends = {performing, pressing}
-                await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if pressing.done():
-                    pressing.result()
+                await self._press_end(rounds)
                 await asyncio.wait({performing}, timeout=_AGAIN)
                 rounds += 1
             if isinstance(failed := performing.exception(), LostError):
@@ -150,18 +144,15 @@ class WayBack:
     async def _press_end(self, attempt: int) -> None:
         """Have libvirt end its job; soon, wake up who sleeps through that.
 
-        A copy is hung up on first: QEMU drains one that is cancelled, and with a target that is
-        gone without a word it waits in its main loop, guest and all, until TCP gives up. And see
-        ``_past_the_stop``: QEMU wakes up when it is told to go on from where it says it is; libvirt
-        goes on when it sees the guest stop, which ``_run_again`` undoes.
+        For a target that is gone without a word both QEMU and libvirt wait for minutes, until TCP
+        gives up. And see ``_past_the_stop``: QEMU wakes up when it is told to go on from where it
+        says it is; libvirt goes on when it sees the guest stop, which ``_run_again`` undoes.
         """
-        if attempt == 0:
-            await self._hang_up(*self._copies())
         with contextlib.suppress(RefusedError):
             await ask(self._raw.abortJob)
         if attempt == 0 or attempt % _YANK_EVERY:
             return
-        await self._hang_up({"type": "migration"}, *self._copies())
+        await self._yank()
         state = (await ask(self._raw.state, 0))[0]
         with contextlib.suppress(RefusedError):
             if state != State.RUNNING:
@@ -169,14 +160,14 @@ class WayBack:
             elif attempt >= _SUSPEND_AFTER:
                 await ask(self._raw.suspend)
 
-    def _copies(self) -> list[dict[str, str]]:
-        """QEMU's ends of the disks' copies, by the names that libvirt gives them."""
-        nodes = [f"migration-{disk.id}-storage" for disk in self._domain.block]
-        return [{"type": "block-node", "node-name": node} for node in nodes]
+    async def _yank(self) -> None:
+        """Shut the connections of the migration: the memory's, and that of each disk's copy.
 
-    async def _hang_up(self, *ends: dict[str, str]) -> None:
-        """Shut connections of the migration; one that there is not is none of our concern."""
-        for end in ends:
+        One that there is not is an error of QEMU's, and none of ours.
+        """
+        nodes = [f"migration-{disk.id}-storage" for disk in self._domain.block]
+        ends = [{"type": "block-node", "node-name": node} for node in nodes]
+        for end in ({"type": "migration"}, *ends):
             with contextlib.suppress(RefusedError):
                 await tell_qemu(self._raw, "yank", instances=[end])
 
@@ -198,18 +189,14 @@ class WayBack:
         if time.monotonic() < deadline:
             return
         if self._was_running:
-            # It may not answer either.
-            await asyncio.wait({asyncio.ensure_future(self._continue())}, timeout=1)
+            with contextlib.suppress(RefusedError):
+                await tell_qemu(self._raw, "cont")
         name = self._domain.name
         raise HypervisorError(
             f"libvirt has not ended its migration job of {name} within {_ENDS_WITHIN:g} s",
             remedy=f"virsh domjobabort {name}; if that does not help, restart libvirtd (guests live"
             f" on); then `entourage recover {name}`",
         )
-
-    async def _continue(self) -> None:
-        with contextlib.suppress(RefusedError, LostError):
-            await tell_qemu(self._raw, "cont")
 
     async def _run_again(self) -> None:
         """Let the guest run; one that runs already goes on, one that was paused stays so.
