@@ -80,45 +80,51 @@ def in_turn(lab: Lab, travellers: Sequence[Traveller], count: int, log: Log) -> 
     return rounds
 
 
-def compare(scenario: Scenario, count: int, log: Log) -> Result:
-    """Entourage and the floor script, the same guest."""
+Gather = Callable[[Lab, Shape], Sequence[Traveller]]
+
+
+def _together(scenario: Scenario, count: int, log: Log, gather: Gather) -> Result:
+    """So many rounds of the parties that ``gather`` makes, in as many labs as that takes."""
     rounds: list[Round] = []
     while len(rounds) < count:
         with Lab.up(name=f"bench-{scenario.name}") as lab:
-            parties = [Entourage(lab, scenario.shape, 0), ByHand(lab, scenario.shape, 1)]
-            rounds += in_turn(lab, parties, count - len(rounds), log)
+            rounds += in_turn(lab, gather(lab, scenario.shape), count - len(rounds), log)
     return Result(scenario.name, scenario.title, rounds)
+
+
+def _with_libvirt(scenario: Scenario, count: int, log: Log, gather: Gather) -> Result:
+    if shutil.which("libvirtd") is None:
+        return Result(scenario.name, scenario.title, (), {"left out": "no libvirtd here"})
+    return _together(scenario, count, log, gather)
+
+
+def compare(scenario: Scenario, count: int, log: Log) -> Result:
+    """Entourage and the floor script, the same guest."""
+    return _together(
+        scenario, count, log, lambda lab, shape: [Entourage(lab, shape, 0), ByHand(lab, shape, 1)]
+    )
 
 
 def on_libvirt(scenario: Scenario, count: int, log: Log) -> Result:
     """The same domain of libvirt's, moved by virsh and by Entourage."""
-    rounds: list[Round] = []
-    if shutil.which("libvirtd") is None:
-        return Result(scenario.name, scenario.title, (), {"left out": "no libvirtd here"})
-    while len(rounds) < count:
-        with Lab.up(name=f"bench-{scenario.name}") as lab:
-            parties = [
-                OnLibvirt(lab, scenario.shape, 0, "entourage"),
-                Virsh(lab, scenario.shape, 1, "virsh"),
-            ]
-            rounds += in_turn(lab, parties, count - len(rounds), log)
-    return Result(scenario.name, scenario.title, rounds)
+
+    def gather(lab: Lab, shape: Shape) -> Sequence[Traveller]:
+        return [OnLibvirt(lab, shape, 0, "entourage"), Virsh(lab, shape, 1, "virsh")]
+
+    return _with_libvirt(scenario, count, log, gather)
 
 
 def beside_virsh(scenario: Scenario, count: int, log: Log) -> Result:
     """Entourage and virsh, by the client (direct) and from daemon to daemon (p2p)."""
-    rounds: list[Round] = []
-    if shutil.which("libvirtd") is None:
-        return Result(scenario.name, scenario.title, (), {"left out": "no libvirtd here"})
-    while len(rounds) < count:
-        with Lab.up(name=f"bench-{scenario.name}") as lab:
-            parties = [
-                Entourage(lab, scenario.shape, 0),
-                Virsh(lab, scenario.shape, 1, "virsh"),
-                Virsh(lab, scenario.shape, 2, "virsh p2p", ["--p2p"]),
-            ]
-            rounds += in_turn(lab, parties, count - len(rounds), log)
-    return Result(scenario.name, scenario.title, rounds)
+
+    def gather(lab: Lab, shape: Shape) -> Sequence[Traveller]:
+        return [
+            Entourage(lab, shape, 0),
+            Virsh(lab, shape, 1, "virsh"),
+            Virsh(lab, shape, 2, "virsh p2p", ["--p2p"]),
+        ]
+
+    return _with_libvirt(scenario, count, log, gather)
 
 
 def _line(move: Move) -> str:

@@ -111,6 +111,16 @@ async def test_a_stand_in_keeps_a_journal_of_its_own(settings: Settings) -> None
     assert not Path(settings.paths.state, "journal.db").exists()
 
 
+async def test_a_stand_in_is_not_taken_from_where_its_user_is(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = tmp_path / "download" / "entourage"
+    strange.mkdir(parents=True)
+    (strange / "__init__.py").write_text("raise SystemExit(99)")
+    monkeypatch.chdir(strange.parent)
+    await test_a_stand_in_keeps_a_journal_of_its_own(settings)
+
+
 # Coming back
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -169,3 +170,13 @@ def test_a_join_without_an_agent_says_so(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "the agent does not take the stream" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_who_connects_and_says_nothing_does_not_hold_up_the_others(
+    arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entourage.hypervisors.xen.arrivals._SAYS_WITHIN", 0.01)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(arrivals.path))
+        error = await asyncio.wait_for(arrivals.broken(), 5)
+    assert "a stream cannot be taken" in error.message

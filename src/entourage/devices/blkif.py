@@ -201,13 +201,11 @@ class BlockController(Controller):
         """Go the way of a copy, or say why there is none."""
         disk = self.disk
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
-        need = Verb.CARRY_DISKS if self._carried(here) else Verb.MIRROR
-        if Verb.CARRY_RAW in here.machine.verbs:
-            need = Verb.CARRY_RAW
-            if image.format != "raw":
-                reason = f"a {image.format} image cannot be copied under a guest of this hypervisor"
-                mend = "put it on shared storage, or qemu-img convert it to raw"
-                found.append(no_way(disk, here.source, reason, mend))
+        need = next((verb for verb in _CARRIES if verb in here.machine.verbs), Verb.MIRROR)
+        if need is Verb.CARRY_RAW and image.format != "raw":
+            reason = f"a {image.format} image cannot be copied under a guest of this hypervisor"
+            mend = "put it on shared storage, or qemu-img convert it to raw"
+            found.append(no_way(disk, here.source, reason, mend))
         need = Verb.MIRROR_READONLY if _only_read(disk) else need
         if need not in here.machine.verbs:
             found.append(room.no_verb(disk, here.source, need))

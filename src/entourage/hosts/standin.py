@@ -73,7 +73,8 @@ def connect(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncCont
     for name, variable in PATH_VARIABLES.items():
         environment[variable] = getattr(paths, name)
     return linked(
-        [sys.executable, "-m", "entourage", "agent"],
+        # Never from the directory that somebody happens to be in: -m would look there first.
+        [sys.executable, "-P", "-m", "entourage", "agent"],
         peer=host,
         silence=settings.migration.link_silence,
         explain=_explained,

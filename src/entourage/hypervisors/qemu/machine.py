@@ -28,7 +28,7 @@ from entourage.hypervisors.qemu.record import Running, disown
 from entourage.protocol import Guest
 from entourage.steps import Refusal
 
-VERBS = frozenset(Verb) - {Verb.CARRY_DISKS, Verb.CARRY_RAW}
+VERBS = frozenset({Verb.MIRROR, Verb.MIRROR_READONLY, Verb.UNPLUG, Verb.ANNOUNCE, Verb.CARRY_TPM})
 _QUIT_PATIENCE = 5.0
 _MONITOR_PATIENCE = 10.0
 # RARP packets of QEMU's: how many, and when (ms).

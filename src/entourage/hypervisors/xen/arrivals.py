@@ -19,6 +19,7 @@ from entourage.hypervisors.xen.copying import receive
 from entourage.hypervisors.xen.intake import Intake
 
 _LONGEST = 256
+_SAYS_WITHIN = 10.0  # seconds, for one that has connected to say what it brings
 
 
 class Arrivals:
@@ -71,17 +72,18 @@ class Arrivals:
         loop = asyncio.get_running_loop()
         while True:
             brought, _ = await loop.sock_accept(listening)
-            brought.setblocking(True)  # noqa: FBT003 - the standard library's signature
-            # One short message, which was sent right after it connected.
-            said, ends, _, _ = await asyncio.to_thread(socket.recv_fds, brought, _LONGEST, 2)
+            brought.settimeout(_SAYS_WITHIN)
             self._brought.append(brought)
             try:
-                await self._take(said.decode().strip(), ends)
+                # One short message, which was sent right after it connected.
+                said, ends, _, _ = await asyncio.to_thread(socket.recv_fds, brought, _LONGEST, 2)
+                await self._take(said.decode(errors="replace").strip(), ends)
             except (EntourageError, OSError) as error:
                 self._fail(HypervisorError(f"a stream cannot be taken: {error}"))
 
     async def _take(self, what: str, ends: list[int]) -> None:
         if len(ends) != 2:  # noqa: PLR2004 - input and output
+            _close(ends)
             raise HypervisorError(f"{what!r} was not given along")
         incoming, outgoing = ends
         kind, _, name = what.partition(" ")
@@ -104,8 +106,14 @@ class Arrivals:
 
             threading.Thread(target=write, daemon=True).start()
         else:
+            _close(ends)
             raise HypervisorError(f"{what!r} is nothing that belongs here")
 
     def _fail(self, error: HypervisorError) -> None:
         if self._broken is not None and not self._broken.done():
             self._broken.set_result(error)
+
+
+def _close(ends: list[int]) -> None:
+    for each in ends:
+        os.close(each)
