@@ -72,6 +72,7 @@ class TargetSide:
         self.idle = self._shell.idle
         self.problems: list[str] = []
         self.findings: list[Finding] = []
+        self._settled = False
         self._flushing = self._flushed = 0  # the last one, ns of the monotonic clock
 
     @property
@@ -177,7 +178,6 @@ class TargetSide:
                 label = controller.device.label
                 self._on_failure(EntourageError(f"on arrival: {error}", device=label))
         if released:
-            await self._there.incoming.settle_in()
             self._journal.relax()
         return Event.ABORT if failed and not released else None
 
@@ -191,12 +191,24 @@ class TargetSide:
     async def _undo(self) -> None:
         """Newest first; a row is struck out only once what it names is gone."""
         ours = self.record in {Record.RAN, Record.OWNS}
+        if ours and self._there and self._shell.state.guest is Guest.RUNNING:
+            await self._settle_in(self._there)
         migration = self._decision.migration
         for row in self._journal.ledger_rows(migration, Role.TARGET, temporary_only=ours):
             problems = await self._undone(row)
             self.problems += problems
             if not problems:
                 self._journal.ledger_undone(row.id)
+
+    async def _settle_in(self, there: There) -> None:
+        """Once, and after RAN: what it takes away may be all that shows that the guest has run."""
+        if self._settled:
+            return
+        self._settled = True
+        try:
+            await there.incoming.settle_in()
+        except (EntourageError, OSError) as error:
+            self._on_failure(EntourageError(f"on arrival: {error}"))
 
     async def _undone(self, row: LedgerRow) -> list[str]:
         """Undo a row; a volume is the hypervisor's to delete, from afar."""

@@ -51,6 +51,32 @@ class Disk:
         self.did.append("settle in")
 
 
+def side_of(
+    journal: Journal, incoming: Any, told: list[EntourageError], said: list[Message]
+) -> TargetSide:
+    """A target's side that has nothing but this machine."""
+    there = There(
+        migration="m-1",
+        host="b",
+        domain=Domain(name="web1", memory=1 << 28),
+        incoming=incoming,
+        ledger=MemoryLedger(),
+        settings=Settings(),
+        run_dir="",
+        state_dir="",
+    )
+    return TargetSide(
+        journal=journal,
+        decision=OPEN,
+        state=Target(migration="m-1"),
+        there=there,
+        controllers=[],
+        send=said.append,
+        on_failure=told.append,
+        on_resumed=lambda _: None,
+    )
+
+
 def test_a_domain_that_cannot_be_written_down_is_told_and_not_said_to_have_run(
     tmp_path: Path,
 ) -> None:
@@ -59,26 +85,7 @@ def test_a_domain_that_cannot_be_written_down_is_told_and_not_said_to_have_run(
     said: list[Message] = []
 
     async def go(journal: Journal) -> None:
-        there = There(
-            migration="m-1",
-            host="b",
-            domain=Domain(name="web1", memory=1 << 28),
-            incoming=incoming,
-            ledger=MemoryLedger(),
-            settings=Settings(),
-            run_dir="",
-            state_dir="",
-        )
-        side = TargetSide(
-            journal=journal,
-            decision=OPEN,
-            state=Target(migration="m-1"),
-            there=there,
-            controllers=[],
-            send=said.append,
-            on_failure=told.append,
-            on_resumed=lambda _: None,
-        )
+        side = side_of(journal, incoming, told, said)
         await side.take(Event.BEGIN)
         await side.take(Event.MEMORY_LANDED)
         with pytest.raises(OSError, match="No space left"):
@@ -91,4 +98,27 @@ def test_a_domain_that_cannot_be_written_down_is_told_and_not_said_to_have_run(
 
     with Journal.open(tmp_path / "journal.db") as journal:
         asyncio.run(go(journal))
-    assert incoming.did == ["run", "settle in"]
+    assert incoming.did == ["run"]
+
+
+def test_what_shows_that_the_guest_has_run_goes_once_that_is_written_down(tmp_path: Path) -> None:
+    class Watched(Disk):
+        async def settle_in(self) -> None:
+            self.did.append(f"settle in, {record()}")
+
+    incoming: Any = Watched(full=False)
+
+    async def go(journal: Journal) -> None:
+        side = side_of(journal, incoming, [], [])
+        await side.take(Event.BEGIN)
+        await side.take(Event.MEMORY_LANDED)
+        await side.take(Heard(Message(Verb.GO, "m-1")))
+        await side.take(Heard(Message(Verb.GONE, "m-1")))
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+
+        def record() -> str:
+            return str(journal.record("m-1", Role.TARGET))
+
+        asyncio.run(go(journal))
+    assert incoming.did == ["run", "own", f"settle in, {Record.RAN}"]

@@ -326,7 +326,10 @@ class Incoming(Protocol):
         ...
 
     async def settle_in(self) -> None:
-        """After the guest runs: drop the keys, and all that only an arrival needs."""
+        """RAN is on the disk: drop the keys, and all that only an arrival needs.
+
+        May follow ``attach`` instead of ``run``, and then where it has been done already.
+        """
         ...
 
     async def own(self) -> None:

@@ -231,6 +231,8 @@ class QemuIncoming:
 
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""
+        if self._standing().known.lost:  # it had settled in
+            await self.attach()
         with contextlib.suppress(MonitorLostError):
             await self._standing().execute("stop")
 
