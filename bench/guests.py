@@ -20,8 +20,10 @@ from lab.hosts import Lab
 from lab.network import HOST_BRIDGE, guest_address
 from lab.processes import HostProcess
 
-DOWNTIME = 300
-"""Milliseconds that QEMU may take for the last memory: what lab/vcpus.py sets for Entourage."""
+DOWNTIME = 30
+"""Milliseconds that QEMU may take for the last memory: what Entourage begins with."""
+OWN: Mapping[str, str] = {"ENTOURAGE_CONFIG": "/dev/null"}
+"""Entourage's own settings, not the lab's (``lab/vcpus.py``), which cost blackout."""
 PLUGIN = Path(__file__).with_name("plugin")
 _PATIENCE = 60.0
 _HERE = "/run/bench"
@@ -54,7 +56,7 @@ class Shape:
     extra: str = ""
     options: tuple[str, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    environment: Mapping[str, str] = field(default_factory=lambda: OWN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from bench.figures import Move, Round
-from bench.guests import PLUGIN, ByHand, Entourage, Shape, Told, Traveller
+from bench.guests import OWN, PLUGIN, ByHand, Entourage, Shape, Told, Traveller
 from bench.stage import Stage
 from bench.virsh import OnLibvirt, Virsh
+from bench.xen import turns
 from entourage import __version__, words
 from entourage.hosts.link import Call
 from lab.delay import Delay
@@ -27,7 +28,6 @@ from lab.hosts import Lab
 Log = Callable[[str], None]
 _SLOW = 0.2  # seconds, as in the plugin
 _TOOL = "/srv/slow-tool"
-_OWN = {"ENTOURAGE_CONFIG": "/dev/null"}  # not the lab's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +127,13 @@ def beside_virsh(scenario: Scenario, count: int, log: Log) -> Result:
     return _with_libvirt(scenario, count, log, gather)
 
 
+def beside_xl(scenario: Scenario, count: int, log: Log) -> Result:
+    """Entourage and ``xl migrate``, the same guest in turn, on hosts that software emulates."""
+    if shutil.which("mmdebstrap") is None:
+        return Result(scenario.name, scenario.title, (), {"left out": "no mmdebstrap here"})
+    return Result(scenario.name, scenario.title, turns(count, log))
+
+
 def _line(move: Move) -> str:
     fate = "" if move.survived else "  the guest did not survive"
     return (
@@ -167,7 +174,7 @@ def _many(number: int, kind: str) -> str:
 
 
 def _plugin() -> dict[str, str]:
-    return {"PYTHONPATH": str(PLUGIN)}
+    return {**OWN, "PYTHONPATH": str(PLUGIN)}
 
 
 def _step_two(lab: Lab, shape: Shape, count: int, log: Log, key: str) -> list[dict[str, float]]:
@@ -357,15 +364,11 @@ SCENARIOS = (
         "virsh", "beside virsh migrate: memory, disk and TPM, no TLS", 15, 2, beside_virsh,
         dataclasses.replace(TPM, **CLEAR),
     ),
-    # Under TCG each further look at memory may kill a guest (lab/vcpus.py): rounds are thrown out.
-    Scenario(
-        "virsh-own", "the same, with Entourage's own settings for the last memory", 15, 0,
-        beside_virsh, dataclasses.replace(TPM, **CLEAR, environment=_OWN),
-    ),
     Scenario(
         "libvirt", "a domain of libvirt's, by virsh and by Entourage, no TLS", 15, 0, on_libvirt,
         dataclasses.replace(TPM, **CLEAR),
     ),
+    Scenario("xl", "beside xl migrate: memory and a shared disk, nested Xen", 5, 0, beside_xl),
     Scenario("devices", "devices of 200 ms each in step 2", 5, 0, devices),
     Scenario("rollback", "from a failure in step 3 to the guest running", 11, 1, rollback),
     Scenario("startup", "start-up", 15, 5, startup),

@@ -19,6 +19,11 @@ def throttles(stages: Sequence[ConvergenceStage]) -> bool:
     return any(stage.throttle for stage in stages)
 
 
+def at_first(stages: Sequence[ConvergenceStage]) -> float | None:
+    """Seconds of blackout that are accepted from the beginning; None where nothing is said."""
+    return next((stage.downtime_limit for stage in stages if not stage.after), None)
+
+
 async def press(
     machine: Machine,
     stages: Sequence[ConvergenceStage],

@@ -8,7 +8,7 @@ from typing import NoReturn
 from entourage import words
 from entourage.blackout import Blackout
 from entourage.conductor import Conductor
-from entourage.convergence import press, throttles
+from entourage.convergence import at_first, press, throttles
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
 from entourage.hypervisors.base import Ticket
@@ -93,7 +93,11 @@ class Scenes:
         opened = await way.link.call(words.OPEN, opening, words.Opened)
         stages = self._settings.migration.convergence
         await way.machine.arm(
-            plane, throttle=throttles(stages), lock=way.lock.fileno(), offers=opened.offers
+            plane,
+            downtime_limit=at_first(stages),
+            throttle=throttles(stages),
+            lock=way.lock.fileno(),
+            offers=opened.offers,
         )
         if why := way.machine.in_the_clear:
             text = f"memory and disks travel unencrypted: {why}"

@@ -16,25 +16,13 @@ from lab.host import Host
 from lab.hosts import Lab
 from lab.network import guest_address
 from lab.observer import Observer
+from tests.e2e.shared import SHARED, loop, shared_storage
 from tests.e2e.world import World, other_bridge
 
 SECOND = "10.77.0.101"
-SHARED = "/mnt/shared"
 HERE, THERE = "/dev/shm/here", "/dev/shm/there"  # noqa: S108 - each host has its own
 LOCKED = "source.memory-landed"
 REFUSED = "target.before.flush-never"
-
-
-@contextmanager
-def loop(host: Host, file: str, size: str) -> Generator[str]:
-    """A block device made of a file; /dev is the same on all hosts of a lab."""
-    host.run(["truncate", "-s", size, file])
-    device = host.run(["losetup", "--find", "--show", file]).stdout.strip()
-    try:
-        yield device
-    finally:
-        host.run(["losetup", "--detach", device])
-        host.path(file).unlink()
 
 
 @contextmanager
@@ -46,20 +34,6 @@ def node(host: Host, path: str, device: str) -> Generator[None]:
         yield
     finally:
         host.path(path).unlink()
-
-
-@contextmanager
-def shared_storage(lab: Lab) -> Generator[None]:
-    """One filesystem, mounted on both hosts."""
-    hosts = (lab["a"], lab["b"])
-    with ExitStack() as stack:
-        device = stack.enter_context(loop(hosts[0], "/srv/shared.img", "256M"))
-        hosts[0].run(["mkfs.ext4", "-q", device])
-        for host in hosts:
-            host.run(["mkdir", "-p", SHARED])
-            host.run(["mount", device, SHARED])
-            stack.callback(host.run, ["umount", SHARED])
-        yield
 
 
 @contextmanager

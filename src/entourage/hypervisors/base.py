@@ -156,6 +156,7 @@ class Machine(Protocol):
         self,
         plane: DataPlane,
         *,
+        downtime_limit: float | None = None,
         throttle: bool = False,
         lock: int | None = None,
         offers: Mapping[str, str] = ...,
@@ -168,6 +169,8 @@ class Machine(Protocol):
 
         Args:
             plane: How the data travels.
+            downtime_limit: What ``tune`` would say first, for a backend that can be told before
+                ``start``: it may look once before it hears of it otherwise. None: nothing.
             throttle: Whether ``tune(throttle=True)`` may come later.
             lock: A descriptor (the domain's lock) that the dead hand keeps open as long as it may
                 still act, so that nobody begins anew before it has spoken.

@@ -89,6 +89,7 @@ class Carrier(WayBack):
         self,
         plane: DataPlane,
         *,
+        downtime_limit: float | None = None,  # noqa: ARG002 - libvirt can be told only later
         throttle: bool = False,
         lock: int | None = None,
         offers: Mapping[str, str] = _NOTHING,

@@ -48,6 +48,10 @@ def capabilities(**states: bool) -> dict[str, Any]:
     }
 
 
+def _accepted(downtime_limit: float) -> dict[str, Any]:
+    return {"downtime-limit": max(1, round(downtime_limit * 1000))}
+
+
 class Carrier:
     """The six verbs, and ``abort``; a ``Machine`` is built on it.
 
@@ -88,6 +92,7 @@ class Carrier:
         self,
         plane: DataPlane,
         *,
+        downtime_limit: float | None = None,
         throttle: bool = False,
         lock: int | None = None,
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - QEMU plans alone
@@ -114,6 +119,7 @@ class Carrier:
                 "tls-creds": keys.OBJECT if self._tls else "",
                 "tls-hostname": "",
                 "max-bandwidth": plane.bandwidth or _UNLIMITED,
+                **({} if downtime_limit is None else _accepted(downtime_limit)),
                 **(_HARDLY_THROTTLED if throttle else {}),
             },
         )
@@ -166,7 +172,7 @@ class Carrier:
         await self._monitor.execute(
             "migrate-set-parameters",
             {
-                "downtime-limit": max(1, round(downtime_limit * 1000)),
+                **_accepted(downtime_limit),
                 **(_THROTTLED if throttle else {}),
             },
         )

@@ -23,8 +23,6 @@ from entourage.hypervisors.qemu.cmdline import (
     block_node,
     disk_index,
     export_name,
-    is_readonly,
-    node_name,
 )
 from entourage.hypervisors.qemu.explain import plain
 from entourage.hypervisors.qemu.launch import bring_up, host_things
@@ -36,6 +34,9 @@ from entourage.hypervisors.qemu.sockets import listening_at_once
 from entourage.protocol import Guest
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
+_THREAD = "copies"
+"""Takes the mirrors' writes: QEMU's main thread is busy with memory for many ms at a time, and a
+guest whose write waits for the target would wait for that."""
 _NO_TPM = "the TPM emulator of the machine being built has ended"
 _NO_PLAN = Plan()
 _NEVER_RELEASED = frozenset({"inmigrate", "paused", "prelaunch"})
@@ -135,20 +136,26 @@ class QemuIncoming:
         async with self._nbd_starting:
             if not self._nbd_port:
                 self._nbd_port = await self._start_nbd(monitor, plane)
+                await monitor.execute("object-add", {"qom-type": "iothread", "id": _THREAD})
         disk = self._domain.block[disk_index(self._domain, disk)]  # as it is here
-        name = node_name(self._domain, disk)
         export = export_name(self._domain, disk)
-        if is_readonly(disk):
-            # The guest's own node must stay read-only. It holds no lock before the guest runs, so
-            # that another one can write to the file until all is there.
-            things = host_things(self._domain, self._where)
-            node = block_node(disk, export, things, readonly=False)
-            await monitor.execute("blockdev-add", node, device=disk.label)
-            self._writable.append(export)
-            name = export
+        # A node of its own, for the guest's must stay out of other threads. That one is not active
+        # and holds no lock before the guest runs: another can write to the file until all is there.
+        things = host_things(self._domain, self._where)
+        node = block_node(disk, export, things, readonly=False)
+        await monitor.execute("blockdev-add", node, device=disk.label)
+        self._writable.append(export)
         await monitor.execute(
             "block-export-add",
-            {"type": "nbd", "id": export, "node-name": name, "name": export, "writable": True},
+            {
+                "type": "nbd",
+                "id": export,
+                "node-name": export,
+                "name": export,
+                "writable": True,
+                "iothread": _THREAD,
+                "fixed-iothread": True,
+            },
             device=disk.label,
         )
         return Export(host=plane.address, port=self._nbd_port, name=export)
@@ -264,6 +271,8 @@ class QemuIncoming:
         )
         await monitor.execute("migrate-set-capabilities", capabilities(late_block_activate=False))
         await keys.drop_key(monitor)
+        with contextlib.suppress(CommandError):  # no disk was copied
+            await monitor.execute("object-del", {"id": _THREAD})
         await monitor.close()
 
     async def kill(self) -> None:

@@ -58,6 +58,7 @@ class Carrier(WayBack):
         self,
         plane: DataPlane,
         *,
+        downtime_limit: float | None = None,  # noqa: ARG002 - see ``tune``
         throttle: bool = False,  # noqa: ARG002 - xl has no way to slow a guest
         lock: int | None = None,
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - nothing to choose from

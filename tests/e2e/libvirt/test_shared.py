@@ -1,0 +1,59 @@
+"""A disk that both hosts have stays where it is, also where the target has no Entourage."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from lab.guest import Disk
+from lab.host import Host
+from lab.hosts import Lab
+from lab.libvirtd import Libvirtd, ssh_uri
+from lab.observer import Observer
+from tests.e2e.libvirt.world import NOT_THERE, LibvirtWorld
+from tests.e2e.shared import SHARED, shared_storage
+
+POOL = "shared"
+
+
+@contextmanager
+def pool(host: Host) -> Generator[None]:
+    """A storage pool of the shared directory: libvirt can look into nothing else from afar."""
+    daemon = Libvirtd(host)
+    daemon.virsh("pool-create-as", POOL, "dir", "--target", SHARED)
+    try:
+        yield
+    finally:
+        daemon.virsh("pool-destroy", POOL)
+
+
+@pytest.fixture(scope="module")
+def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
+    with ExitStack() as stack:
+        stack.enter_context(shared_storage(libvirt_lab))
+        for name in ("a", "b"):
+            stack.enter_context(pool(libvirt_lab[name]))
+        seen = stack.enter_context(Observer.start(libvirt_lab))
+        world = LibvirtWorld.begin(libvirt_lab, seen, disks=[Disk(f"{SHARED}/web1.raw")], tpm=False)
+        yield world
+        world.end()
+
+
+@pytest.mark.parametrize("afar", [False, True], ids=["entourage-there", "none-there"])
+def test_it_stays_where_it_is(world: LibvirtWorld, *, afar: bool) -> None:
+    [disk] = world.disks
+    before = world.here.path(disk.path).stat()
+    run = world.migrate(*NOT_THERE, to=ssh_uri(world.there)) if afar else world.migrate()
+    assert not [one for one in run.of("copy-progress") if one["what"] == "block/vda"]
+    world.moved(run)
+    after = world.here.path(disk.path).stat()
+    assert (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino)
+    assert [path.name for path in world.there.path(SHARED).glob("*web1*")] == ["web1.raw"]
+
+
+def test_a_failure_leaves_it_alone(world: LibvirtWorld) -> None:
+    """The half-built machine on the target goes; the disk, which is the source's too, stays."""
+    world.stayed(world.migrate("--max-blackout", "1ms"))
+    assert world.there.path(world.disks[0].path).exists()

@@ -1,0 +1,37 @@
+"""Storage that both hosts of a lab have, and block devices made of files."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+from lab.host import Host
+from lab.hosts import Lab
+
+SHARED = "/mnt/shared"
+
+
+@contextmanager
+def loop(host: Host, file: str, size: str) -> Generator[str]:
+    """A block device made of a file; /dev is the same on all hosts of a lab."""
+    host.run(["truncate", "-s", size, file])
+    device = host.run(["losetup", "--find", "--show", file]).stdout.strip()
+    try:
+        yield device
+    finally:
+        host.run(["losetup", "--detach", device])
+        host.path(file).unlink()
+
+
+@contextmanager
+def shared_storage(lab: Lab) -> Generator[None]:
+    """One filesystem, mounted on both hosts."""
+    hosts = (lab["a"], lab["b"])
+    with ExitStack() as stack:
+        device = stack.enter_context(loop(hosts[0], "/srv/shared.img", "256M"))
+        hosts[0].run(["mkfs.ext4", "-q", device])
+        for host in hosts:
+            host.run(["mkdir", "-p", SHARED])
+            host.run(["mount", device, SHARED])
+            stack.callback(host.run, ["umount", SHARED])
+        yield
