@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from entourage.hypervisors.qemu.incoming import QemuIncoming
 from entourage.hypervisors.qemu.machine import QemuMachine
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.qmp import Monitor
+from entourage.hypervisors.qemu.record import read_running
 from entourage.settings.model import PathSettings, Settings
 
 # again: inc dword [0x500]; [0x8000] = [0x500]; int 13h (write sector 2048 + [0x500] % 1024);
@@ -45,6 +47,8 @@ FIRST_SECTOR, SECTORS = 2048, 1024
 SIZE = 32 << 20
 DATA = 3 << 20
 PORTS = (49300, 49400)
+_SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
+_ANY_CHILD = 0x40000000  # __WALL
 LOG = logging.getLogger(__name__)
 has_swtpm = shutil.which("swtpm") is not None
 
@@ -95,6 +99,12 @@ class Host:
             if state.name == domain.name:
                 return state.state
         return ""
+
+    def main_thread(self, domain: Domain) -> int:
+        """The number of the main thread of a domain's QEMU."""
+        running = read_running(places(self.settings, str(domain.uuid), domain.name))
+        assert running is not None
+        return running.pid
 
     def processes(self) -> list[str]:
         """Command lines of what runs for this host."""
@@ -284,20 +294,41 @@ def written(path: Path) -> int:
 
 
 async def leftovers_in_qemu(host: Host, domain: Domain) -> list[str]:
-    """Mirrors, jobs and keys that a migration has left in a machine."""
+    """Mirrors, jobs, keys and threads that a migration has left in a machine."""
     where = places(host.settings, str(domain.uuid), domain.name)
     monitor = await Monitor.connect(where.info)
     try:
         nodes = await monitor.execute("query-named-block-nodes", {"flat": True})
         jobs = await monitor.execute("query-jobs")
         objects = await monitor.execute("qom-list", {"path": "/objects"})
+        threads = await monitor.execute("query-iothreads")
         return [
             *(n["node-name"] for n in nodes if n["node-name"].startswith(("m", "x"))),
             *(job["id"] for job in jobs),
             *(o["name"] for o in objects if "tls" in o["name"]),
+            *(thread["id"] for thread in threads),
         ]
     finally:
         await monitor.close()
+
+
+@contextlib.contextmanager
+def held(thread: int) -> Generator[None]:
+    """One thread stands still, and the others of its process go on; see ptrace(2)."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+    def ptrace(request: int) -> None:
+        if library.ptrace(request, thread, None, None):
+            raise OSError(ctypes.get_errno(), "ptrace")
+
+    ptrace(_SEIZE)
+    try:
+        ptrace(_INTERRUPT)
+        os.waitpid(thread, _ANY_CHILD)
+        yield
+    finally:
+        ptrace(_DETACH)
 
 
 async def run(*argv: str) -> None:

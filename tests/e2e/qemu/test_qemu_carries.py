@@ -15,6 +15,7 @@ from tests.e2e.qemu.hosts import (
     Hosts,
     Move,
     a_domain,
+    held,
     leftovers_in_qemu,
     run,
     written,
@@ -56,6 +57,25 @@ async def test_a_guest_moves_with_disk_and_tpm(
     assert hosts.a.files() == []
     assert not any("psk" in name for name in hosts.b.files())
     assert await hosts.a.hypervisor.domains() == []
+
+
+async def test_a_guest_s_writes_do_not_wait_for_the_memory_that_arrives(hosts: Hosts) -> None:
+    """The target's main thread is busy with it; the mirror's writes are taken all the same."""
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    move = Move(hosts, domain)
+    await move.up_to("mirror")
+    with held(hosts.b.main_thread(domain)):
+        await hosts.a.runs(domain, (await hosts.a.counts(domain))[1] + 50)
+    await asyncio.gather(move.abort(), move.undo_target())
+
+
+async def test_the_first_limit_is_known_before_migration_begins(hosts: Hosts) -> None:
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    move = Move(hosts, domain)
+    await move.up_to("test")
+    await move.machine.arm(move.plane, downtime_limit=0.007)
+    assert "downtime-limit: 7 ms" in await hosts.a.ask(domain, "info migrate_parameters")
+    await move.abort()
 
 
 async def test_there_and_back_again(hosts: Hosts) -> None:
