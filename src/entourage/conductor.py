@@ -216,7 +216,7 @@ class Conductor:
             label = controller.device.label
             controller.recall(memos.get(label, {}))
             self._finished[label] = finished
-            if finished > Step.TEST:
+            if finished > Step.TEST or memos.get(label):  # see Controller.undoes_prepare
                 self._began.add(label)
 
     def as_there(self, domain: Domain) -> Domain:

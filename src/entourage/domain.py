@@ -22,6 +22,18 @@ Uuid: TypeAlias = Annotated[
 ]
 # A place on the machine's PCI root bus, "03.0"; given by the hypervisor when it starts the domain.
 PciAddress: TypeAlias = Annotated[str, Meta(pattern=r"^[01][0-9a-f]\.[0-7]\Z")]
+# One of a host's own devices. PCI: "0000:3b:00.0". USB: "1-1.4" (the port, as the kernel names it),
+# "1.6" (bus and address, as lsusb has them), or "1050:0407" (vendor and product).
+HostPci: TypeAlias = Annotated[
+    str, Meta(pattern=r"^([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\Z")
+]
+HostUsb: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^([1-9][0-9]{0,2}-[1-9][0-9]?(\.[1-9][0-9]?){0,5}"
+        r"|[1-9][0-9]{0,2}\.[1-9][0-9]{0,2}|[0-9a-f]{4}:[0-9a-f]{4})\Z"
+    ),
+]
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
@@ -97,6 +109,20 @@ class Usb(Device, frozen=True):
     vendor: Annotated[int, Meta(ge=0, le=0xFFFF)] | None = None
     product: Annotated[int, Meta(ge=0, le=0xFFFF)] | None = None
     """One of the host's own, ``vendor = 0x1050, product = 0x0407``."""
+    place: HostUsb | None = None
+    """Which of the host's, where its hypervisor says so: its port, ``1-1.4``."""
+    port: Annotated[str, Meta(pattern=r"^[0-9]{1,3}:[0-9]{1,3}\Z")] | None = None
+    """Where a guest of Xen's sees it: its controller and port there, ``0:1``."""
+    plug: HostUsb | None = None
+    """On its way to a host that has another one for it: which (``--usb``). In no file."""
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """What a user may call one of the host's own; none where it is emulated."""
+        if self.model is not None:
+            return ()
+        ids = f"{self.vendor or 0:04x}:{self.product or 0:04x}"
+        return (self.id, *((self.place,) if self.place else ()), ids)
 
 
 class Pci(Device, frozen=True):
@@ -104,11 +130,25 @@ class Pci(Device, frozen=True):
 
     model: str | None = None
     """An emulated one, as ``virtio-rng-pci``."""
-    host: (
-        Annotated[str, Meta(pattern=r"^([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\Z")] | None
-    ) = None
+    host: HostPci | None = None
     """One of the host's own, ``0000:3b:00.0``."""
     address: PciAddress | None = None
+    options: Annotated[str, Meta(pattern=r"^[a-z_]+=[a-z0-9]+(,[a-z_]+=[a-z0-9]+)*\Z")] | None = (
+        None
+    )
+    """What else Xen was told of one of the host's own, ``permissive=1``."""
+    plug: HostPci | None = None
+    """On its way to a host that has another one for it: which (``--pci``). In no file."""
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """What a user may call one of the host's own; none where it is emulated."""
+        return () if self.host is None else (self.id, whole_bdf(self.host))
+
+
+def whole_bdf(bdf: str) -> str:
+    """A PCI device's place on its host, with the domain that may be left out where it is 0."""
+    return bdf if len(bdf) > len("3b:00.0") else f"0000:{bdf}"
 
 
 class External(Device, frozen=True):

@@ -98,7 +98,7 @@ class Migration:
         self._interrupted = ""
         self._decided = asyncio.Event()
         self._broken: EntourageError | None = None
-        self._failure_there: EntourageError | None = None
+        self._failures_there: list[EntourageError] = []
 
     async def _story(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
         """From TEST to just before GO. Whatever it raises, everything goes back."""
@@ -195,9 +195,7 @@ class Migration:
         if self._request.dry_run:
             return self._finish("can-move", runs_on=way.source)
         await self._hand_over(way, side)
-        problems = tuple(side.problems)
-        if self._failure_there:
-            problems = (*problems, str(self._failure_there))
+        problems = (*side.problems, *map(str, self._failures_there))
         outcome = "clean-up-incomplete" if problems else "moved"
         return self._finish(outcome, runs_on=way.target, problems=problems)
 
@@ -210,13 +208,13 @@ class Migration:
         now = self._clock.now()
         self._blackout.name("the dead hand is held", way.source, until=now)
         self._emit(GoSent(at=now))
-        if await find_out(way, side, self._decided, self._settings, lambda: self._failure_there):
+        if await find_out(way, side, self._decided, self._settings, self._told_last):
             with contextlib.suppress(JournalError):  # then `recover` tells it once more
                 note_told(way.journal, self.id)
         if self._broken:
             raise self._broken
         if side.state.record is Record.BACK:
-            told = self._failure_there
+            told = self._told_last()
             raise MigrationFailed(
                 told.message if told else "the target could not let the guest run",
                 host=way.target,
@@ -318,7 +316,7 @@ class Migration:
             host=self._request.route.host,
             remedy=failure.remedy,
         )
-        self._failure_there = error
+        self._failures_there.append(error)
         if self._way:
             self._way.failures.put_nowait(error)
 
@@ -334,6 +332,10 @@ class Migration:
         self._blackout.end(self._clock.at_target(resumed.runs), target)
 
     # Small things
+
+    def _told_last(self) -> EntourageError | None:
+        """The last that the target said of what went wrong there."""
+        return self._failures_there[-1] if self._failures_there else None
 
     def _source_side(self, way: Passage, devices: Conductor) -> SourceSide:
         return SourceSide(

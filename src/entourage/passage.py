@@ -177,7 +177,11 @@ class Passage:
             "keep_source_disks": self.options.keep_source_disks,
             "tool": self.tool,
             "step": step.value,
-            "memos": {controller.device.label: controller.memo() for controller in controllers},
+            "memos": {
+                controller.device.label: controller.memo()
+                for controller in controllers
+                if step > Step.TEST or controller.undoes_prepare
+            },
         }
 
     def note(self, doing: str) -> None:

@@ -216,14 +216,21 @@ async def _settle(
         problems = await tell(journal, settings, decision)
         return _report(journal, decision, (), problems)
     if decision.role is Role.TARGET:
+        failed: list[EntourageError] = []
         async with taken_up_target(
-            journal, settings, decision.migration, send=lambda _message: None
+            journal,
+            settings,
+            decision.migration,
+            send=lambda _message: None,
+            on_failure=failed.append,
         ) as arrival:
             if fenced:
                 await arrival.take(Event.PEER_IS_FENCED)
             if arrival.record is Record.RAN:
                 await arrival.take(Event.UNREACHABLE)
-            return _report(journal, decision, arrival.findings, arrival.problems)
+            # Of a device; what concerns the domain is among the findings.
+            devices = [str(error) for error in failed if error.device]
+            return _report(journal, decision, arrival.findings, [*arrival.problems, *devices])
     if fenced and decision.record is Record.ARMED:
         declare_fenced(journal, decision)
         decision = journal.decision(decision.migration, Role.SOURCE) or decision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import NoReturn
 
 from entourage import words
@@ -11,7 +12,7 @@ from entourage.conductor import Conductor
 from entourage.convergence import at_first, press, throttles
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
-from entourage.hypervisors.base import Ticket
+from entourage.hypervisors.base import Ticket, Verb
 from entourage.passage import Passage
 from entourage.protocol import Event, Role
 from entourage.source import SourceSide
@@ -72,6 +73,9 @@ class Scenes:
                     remedy=refusal.remedy,
                 )
             )
+        if not self._live and Verb.NON_LIVE not in way.machine.verbs:
+            reason = "its hypervisor moves a domain only while it runs"
+            found.append(Refusal("domain", way.source, reason, "leave out --non-live"))
         if found:
             raise Refused(found)
 
@@ -89,6 +93,8 @@ class Scenes:
             source_journal=way.journal.uuid,
             paused=not way.machine.was_running,
         )
+        details = way.details(Step.TEST, devices.controllers)
+        side.decision = dataclasses.replace(side.decision, details=details)
         await side.take(Event.BEGIN)
         opened = await way.link.call(words.OPEN, opening, words.Opened)
         stages = self._settings.migration.convergence
@@ -142,8 +148,9 @@ class Scenes:
     async def memory(self) -> None:
         """The disks settle, the last pages follow, and both sides say that all is there."""
         way, devices = self._way, self._devices
-        with self._blackout.span("QEMU flushes disks", way.source):
-            await way.machine.held()
+        since = self._clock.now()
+        if flush := await way.machine.held():
+            self._blackout.name(flush, way.source, until=self._clock.now(), since=since)
         with self._blackout.span("disks settle", way.source):
             await devices.settled()
         with self._blackout.span("last memory", way.source):

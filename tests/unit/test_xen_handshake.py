@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from typing import Any
 
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen.receiver import Receiver, Said
 from entourage.hypervisors.xen.sender import Do, Happened, Phase, Sender, Tell, ToXl, Word
 from entourage.hypervisors.xen.words import BANNER, GO, READY, REPORT, RUNS, RUNS_NOT, Expect
@@ -168,43 +165,3 @@ def test_no_sequence_gives_xl_a_report_before_its_go() -> None:
             follow(depth - 1, [*trail, event], gone | once)
 
     follow(4, [], frozenset())
-
-
-def stream_header(config: dict[str, Any]) -> tuple[bytes, bytes]:
-    text = json.dumps(config).encode() + b"\0"
-    rest = struct.pack("=I", len(text)) + text
-    magic = b"Xen saved domain, xl format\n \0 \r"
-    return struct.pack("=32sIIII", magic, 0x01020304, 3, 0, len(rest)), rest
-
-
-def test_a_header_is_passed_on_as_it_is_where_nothing_changes() -> None:
-    fixed, rest = stream_header({"disks": []})
-    assert header.more(fixed) == len(rest)
-    assert header.rewritten(fixed, rest, {}, {}) == fixed + rest
-
-
-def test_a_header_says_what_is_otherwise_on_the_target() -> None:
-    config = {
-        "c_info": {"name": "web1"},
-        "disks": [{"vdev": "xvda", "pdev_path": "/a"}, {"vdev": "xvdb", "pdev_path": "/b"}],
-        "nics": [{"bridge": "xenbr0"}, {"bridge": "lan"}],
-    }
-    fixed, rest = stream_header(config)
-    told = header.rewritten(fixed, rest, {"xvdb": "/dev/vg/b"}, {"lan": "lan2"})
-    new, text = told[: header.SIZE], told[header.SIZE :]
-    assert header.more(new) == len(text)
-    there = json.loads(text[4:].rstrip(b"\0"))
-    assert [disk["pdev_path"] for disk in there["disks"]] == ["/a", "/dev/vg/b"]
-    assert [nic["bridge"] for nic in there["nics"]] == ["xenbr0", "lan2"]
-    assert there["c_info"] == {"name": "web1"}
-
-
-@pytest.mark.parametrize(
-    ("at", "with_"),
-    [(0, b"LibxlFmt"), (32, b"\1\2\3\4"), (36, bytes(4)), (44, b"\xff\xff\xff\xff")],
-    ids=["magic", "byte order", "flags", "length"],
-)
-def test_a_header_that_is_none_is_refused(at: int, with_: bytes) -> None:
-    fixed, _ = stream_header({})
-    with pytest.raises(HypervisorError, match="xl sends"):
-        header.more(fixed[:at] + with_ + fixed[at + len(with_) :])

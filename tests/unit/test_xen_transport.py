@@ -86,7 +86,7 @@ def scene(tmp_path: Path) -> Generator[Scene]:
     engine.settimeout(PATIENCE)
     # What stands for ssh keeps what arrives, and ends when its input does.
     ssh = [sys.executable, "-c", KEEP, str(out)]
-    order = {"ssh": ssh, "paths": {"xvda": "/there"}, "nets": {}}
+    order = {"ssh": ssh, "changes": {"paths": {"xvda": "/there"}}}
     engine.sendall(json.dumps(order).encode() + b"\n")
     scene = Scene(process, engine, out)
     assert scene.hear(len(BANNER)) == BANNER

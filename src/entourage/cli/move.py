@@ -53,6 +53,20 @@ def migrate(
             metavar="DISK=PATH", help="Another place there, as disk0=/dev/vg/web1; repeatable."
         ),
     ] = None,
+    usb: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="USB=THERE",
+            help="What stands there for a USB device of this host, as usb0=1050:0407; repeatable.",
+        ),
+    ] = None,
+    pci: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PCI=THERE",
+            help="The same for a PCI device, as pci0=0000:41:00.0; repeatable.",
+        ),
+    ] = None,
     keep_source_disks: Annotated[
         bool,
         typer.Option(
@@ -122,13 +136,19 @@ def migrate(
             remote_command=remote_command,
             ssh_options=(*where.ssh_options, *(ssh_option or ())),
         )
-        devices = options.device_options(net or (), disk or (), keep_source_disks=keep_source_disks)
+        devices = options.Devices(
+            nets=net or (),
+            disks=disk or (),
+            usb=usb or (),
+            pci=pci or (),
+            keep_source_disks=keep_source_disks,
+        )
         return Request(
             domain=domain,
             route=where.route,
             connect=connect,
             settings=options.with_typed(options.read_settings(config, note), typed),
-            options=devices,
+            options=options.device_options(devices),
             live=not non_live,
             tool=tool,
             dry_run=dry_run,

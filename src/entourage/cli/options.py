@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from entourage.devices.base import Options
+from entourage.domain import HostPci, HostUsb, whole_bdf
 from entourage.errors import UsageError
 from entourage.hosts.route import Route
 from entourage.hypervisors.libvirt.uri import destination as libvirt_destination
@@ -67,17 +69,73 @@ def with_typed(settings: Settings, typed: Typed) -> Settings:
     )
 
 
-def device_options(
-    nets: Sequence[str], disks: Sequence[str], *, keep_source_disks: bool
-) -> Options:
+class Devices(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``migrate`` was given about devices, as it was typed."""
+
+    nets: Sequence[str] = ()
+    disks: Sequence[str] = ()
+    usb: Sequence[str] = ()
+    pci: Sequence[str] = ()
+    keep_source_disks: bool = False
+
+
+def device_options(typed: Devices) -> Options:
     """What concerns devices; raises UsageError."""
-    paths = _pairs("--net", nets, "--net br0=br1"), _pairs("--disk", disks, "--disk disk0=/srv/x")
-    for disk, path in paths[1].items():
+    disks = _pairs("--disk", typed.disks, "--disk disk0=/srv/x")
+    for disk, path in disks.items():
         if not path.startswith("/"):
             raise UsageError(
                 f"--disk {disk}={path}: not an absolute path", remedy=f"--disk {disk}=/…/{path}"
             )
-    return Options(nets=paths[0], disks=paths[1], keep_source_disks=keep_source_disks)
+    return Options(
+        nets=_pairs("--net", typed.nets, "--net br0=br1"),
+        disks=disks,
+        usb=_host_devices("--usb", typed.usb, _USB),
+        pci=_host_devices("--pci", typed.pci, _PCI),
+        keep_source_disks=typed.keep_source_disks,
+    )
+
+
+class _Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """How one of the host's own devices is named."""
+
+    form: Any
+    example: str
+    remedy: str
+    whole: Callable[[str], str] = str
+
+
+_USB: Final = _Kind(
+    form=HostUsb,
+    example="--usb usb0=1050:0407",
+    remedy="as `lsusb` has them: vendor and product, 1050:0407, or bus and address, 1.6; or as the"
+    " kernel names its port, 1-1.4",
+)
+_PCI: Final = _Kind(
+    form=HostPci,
+    example="--pci pci0=0000:41:00.0",
+    remedy="as `lspci -D` has it: 0000:41:00.0",
+    whole=whole_bdf,
+)
+
+
+def _host_devices(option: str, texts: Sequence[str], kind: _Kind) -> dict[str, str]:
+    """By id, or by what it is here: the one that stands for it there."""
+    found: dict[str, str] = {}
+    for here, there in _pairs(option, texts, kind.example).items():
+        try:
+            place = kind.whole(msgspec.convert(there.lower(), kind.form))
+        except msgspec.ValidationError:
+            raise UsageError(
+                f"{option} {here}={there}: {there} names no device", remedy=kind.remedy
+            ) from None
+        if place in found.values():
+            raise UsageError(f"{option}: {there} cannot stand for two devices")
+        with contextlib.suppress(msgspec.ValidationError):  # then it is an id
+            here = kind.whole(msgspec.convert(here.lower(), kind.form))  # noqa: PLW2901 - the same
+        if found.setdefault(here, place) != place:
+            raise UsageError(f"{option}: {here} is given twice")
+    return found
 
 
 def duration(option: str, text: str) -> float:

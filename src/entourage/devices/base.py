@@ -43,6 +43,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Bridge here → bridge there (``--net br0=br1``)."""
     disks: dict[str, str] = {}
     """Disk id → path there (``--disk disk0=/dev/vg1/web1``)."""
+    usb: dict[str, str] = {}
+    """A USB device of the host's → the one that stands for it there (``--usb usb0=1050:0407``)."""
+    pci: dict[str, str] = {}
+    """The same of a PCI device (``--pci pci0=0000:41:00.0``)."""
     keep_source_disks: bool = False
 
 
@@ -50,17 +54,35 @@ def check_options(domain: Domain, options: Options) -> None:
     """What the user maps must be there.
 
     Raises:
-        UsageError: A bridge or a disk that the domain does not have.
+        UsageError: The domain does not have it, or two of it, or it is mapped twice.
     """
     bridges = sorted({net.network or net.bridge for net in domain.net})
     disks = sorted(block.id for block in domain.block)
     for flag, wanted, there in (("--net", options.nets, bridges), ("--disk", options.disks, disks)):
         for name in wanted:
             if name not in there:
-                raise UsageError(
-                    f"{flag} {name}=…: {domain.name} has no {name!r}",
-                    remedy=f"it has: {', '.join(there) or 'none'}",
-                )
+                raise _lacks(domain, flag, name, there)
+    for flag, wanted, devices in (
+        ("--usb", options.usb, domain.usb),
+        ("--pci", options.pci, domain.pci),
+    ):
+        taken: set[str] = set()
+        for name in wanted:
+            meant = [device for device in devices if name in device.host_names]
+            if not meant:
+                raise _lacks(domain, flag, name, [" or ".join(d.host_names) for d in devices])
+            if len(meant) > 1 or meant[0].id in taken:
+                said = "is more than one" if len(meant) > 1 else "is mapped twice"
+                remedy = f"say it by its id: {' or '.join(device.id for device in meant)}"
+                raise UsageError(f"{flag} {name}=…: that device {said}", remedy=remedy)
+            taken.add(meant[0].id)
+
+
+def _lacks(domain: Domain, flag: str, name: str, has: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"{flag} {name}=…: {domain.name} has no {name!r}",
+        remedy=f"it has: {', '.join(filter(None, has)) or 'none'}",
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,13 +158,18 @@ class Controller:
     """True where the last memory pages must wait for TRANSFER (a disk's last writes)."""
     recovers_first: ClassVar[bool] = False
     """True where ``recover`` must have returned (or timed out) before the guest may run again."""
+    undoes_prepare: ClassVar[bool] = False
+    """True where ``recover`` must also come after a crash within PREPARE; where there is a memo."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.target_device = device
 
     def memo(self) -> dict[str, Any]:
-        """What ``let_go`` must know after a crash, as JSON; written down once PREPARE is done."""
+        """What ``let_go`` and ``recover`` must know after a crash, as JSON.
+
+        Written down once PREPARE is done; where ``undoes_prepare``, before it begins as well.
+        """
         return {}
 
     def recall(self, memo: dict[str, Any]) -> None:

@@ -206,7 +206,8 @@ class BlockController(Controller):
             reason = f"a {image.format} image cannot be copied under a guest of this hypervisor"
             mend = "put it on shared storage, or qemu-img convert it to raw"
             found.append(no_way(disk, here.source, reason, mend))
-        need = Verb.MIRROR_READONLY if _only_read(disk) else need
+        if _only_read(disk) and need is not Verb.CARRY_RAW:
+            need = Verb.MIRROR_READONLY
         if need not in here.machine.verbs:
             found.append(room.no_verb(disk, here.source, need))
         space = await images.room(image, flat=backing is None)

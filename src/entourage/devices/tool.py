@@ -154,6 +154,11 @@ class Tooled(Controller):
         return self.inner.recovers_first
 
     @property
+    def undoes_prepare(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The built-in controller's, where it has a part."""
+        return self.inner.undoes_prepare and not self._no_way
+
+    @property
     def target_device(self) -> Device:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The built-in controller's."""
         return self.inner.target_device

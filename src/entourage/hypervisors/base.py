@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from entourage.domain import Block, Device, Domain, Net, Tpm
+from entourage.domain import Block, Domain, Net, Tpm
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.values import (
     DataPlane,
@@ -138,14 +138,6 @@ class Machine(Protocol):
         """After ``release``: destroy the TPM's state on this host; nothing left is no error."""
         ...
 
-    async def unplug(self, device: Device) -> None:
-        """Take a device out of the running guest, and return when the guest has let go of it."""
-        ...
-
-    async def plug(self, device: Device) -> None:
-        """Give the guest a device back."""
-        ...
-
     async def announce(self, nets: Sequence[Net]) -> None:
         """Tell the network where the guest's MACs are (RARP or gratuitous ARP)."""
         ...
@@ -214,8 +206,12 @@ class Machine(Protocol):
         """
         ...
 
-    async def held(self) -> None:
-        """Wait until the hypervisor itself is done with its disks: only then they can settle."""
+    async def held(self) -> str:
+        """Wait until the hypervisor itself is done with its disks: only then they can settle.
+
+        Returns:
+            What it did meanwhile, for the timeline; empty where it had nothing to do.
+        """
         ...
 
     async def proceed(self) -> None:

@@ -13,12 +13,15 @@ class Verb(enum.StrEnum):
     MIRROR = "mirror"
     MIRROR_READONLY = "mirror-readonly"
     UNPLUG = "unplug"
+    """The host's own devices: see ``hostdevices``."""
+    NON_LIVE = "non-live"
+    """The guest can be stopped before its memory is copied."""
     ANNOUNCE = "announce"
     CARRY_TPM = "carry-tpm"
     CARRY_DISKS = "carry-disks"
     """The carrier copies disks by itself, within ``start``; instead of MIRROR."""
     CARRY_RAW = "carry-raw"
-    """The same, but only raw images and devices."""
+    """The same, but only raw images and devices; read-only ones too."""
 
 
 class DomainState(msgspec.Struct, frozen=True, kw_only=True):

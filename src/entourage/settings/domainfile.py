@@ -39,6 +39,10 @@ FORMS: Mapping[str, str] = {
     "mac": 'a unicast MAC address, as "52:54:00:12:34:56"',
     "address": 'a place on the PCI root bus, as "03.0"',
     "host": 'a PCI address in small letters, as "0000:3b:00.0"',
+    "place": 'one of the host\'s USB devices, as "1-1.4"',
+    "port": 'a controller and a port, as "0:1"',
+    "options": 'what xl is told of a PCI device, as "permissive=1"',
+    "plug": "one of another host's devices",
     "type": 'letters, digits, ".", "_" or "-", up to 31, as "fpga"',
 }
 
@@ -118,6 +122,9 @@ def _device_faults(key: str, device: Device) -> Iterator[_Fault]:
     """What one device may not have together."""
     if getattr(device, "model", None) == "other":
         yield _Fault(f"{key}.model", "'other' is what other hypervisors have, and cannot be made")
+    for name in ("place", "port", "options", "plug"):
+        if getattr(device, name, None) is not None:
+            yield _Fault(f"{key}.{name}", "is what other hypervisors say, and cannot be asked for")
     match device:
         case Net() if device.attach != "bridge" or device.network is not None:
             name = "network" if device.network is not None else "attach"

@@ -228,8 +228,9 @@ class Carrier(WayBack):
         finally:
             waiting.cancel()
 
-    async def held(self) -> None:
+    async def held(self) -> str:
         """Nothing: libvirt settles the disks by itself."""
+        return ""
 
     async def proceed(self) -> None:
         """Nothing: libvirt settles the disks it carries and sends the rest by itself."""

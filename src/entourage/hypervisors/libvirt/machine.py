@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from entourage.domain import Block, Device, Net, Tpm
+from entourage.domain import Block, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import Export, TpmFacts, Verb
@@ -34,7 +34,7 @@ from entourage.hypervisors.libvirt.words import (
 from entourage.protocol import Guest
 from entourage.steps import Refusal
 
-VERBS = frozenset({Verb.CARRY_TPM, Verb.CARRY_DISKS, Verb.ANNOUNCE})
+VERBS = frozenset({Verb.CARRY_TPM, Verb.CARRY_DISKS, Verb.ANNOUNCE, Verb.NON_LIVE})
 TPM_STATES = Path("/var/lib/libvirt/swtpm")
 _RELEASE_WITHIN = 30.0
 # RARP packets of QEMU's: how many, and when (ms).
@@ -148,14 +148,6 @@ class LibvirtMachine(Carrier):
                 device=tpm.label,
                 remedy="erase it, unless both hosts share that directory",
             )
-
-    async def unplug(self, device: Device) -> None:
-        """Not a verb of this backend."""
-        raise HypervisorError("libvirt domains are not unplugged here", device=device.label)
-
-    async def plug(self, device: Device) -> None:
-        """Not a verb of this backend."""
-        raise HypervisorError("libvirt domains are not plugged here", device=device.label)
 
     async def announce(self, nets: Sequence[Net]) -> None:
         """The guest is back: QEMU has announced it at the target, and so must here again.

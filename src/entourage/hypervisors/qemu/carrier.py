@@ -195,9 +195,10 @@ class Carrier:
             await self.held()
         return known.stopped_at or known.held_at
 
-    async def held(self) -> None:
+    async def held(self) -> str:
         """Wait until QEMU has flushed its disks, and holds the memory back."""
         await self._reach("pre-switchover")
+        return "QEMU flushes disks"
 
     async def proceed(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""

@@ -28,7 +28,8 @@ from entourage.hypervisors.qemu.record import Running, disown
 from entourage.protocol import Guest
 from entourage.steps import Refusal
 
-VERBS = frozenset({Verb.MIRROR, Verb.MIRROR_READONLY, Verb.UNPLUG, Verb.ANNOUNCE, Verb.CARRY_TPM})
+# Not UNPLUG: a machine here lets go of devices, and its target's half knows no like of them.
+VERBS = frozenset({Verb.MIRROR, Verb.MIRROR_READONLY, Verb.ANNOUNCE, Verb.CARRY_TPM, Verb.NON_LIVE})
 _QUIT_PATIENCE = 5.0
 _MONITOR_PATIENCE = 10.0
 # RARP packets of QEMU's: how many, and when (ms).

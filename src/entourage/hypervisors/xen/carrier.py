@@ -19,6 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +29,7 @@ from entourage.hosts.process import ProcessHandle, launch
 from entourage.hosts.ssh import ssh_command
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.xen import xl as xl_program
+from entourage.hypervisors.xen.header import Changes
 from entourage.hypervisors.xen.sender import Word
 from entourage.hypervisors.xen.streams import DiskCopy, TransportEnd
 from entourage.hypervisors.xen.wayback import WayBack
@@ -72,16 +74,12 @@ class Carrier(WayBack):
         self._target = target
         return Plan(parameters={"disks": list(self._carried)})
 
-    async def start(self, ticket: Ticket, *, live: bool) -> None:
+    async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see VERBS
         """Copy the disks, then have xl begin; returns when its stream flows.
 
         Raises:
-            HypervisorError: A disk cannot be copied, xl refuses, or ``live`` is not asked for.
+            HypervisorError: A disk cannot be copied, or xl refuses.
         """
-        if not live:
-            raise HypervisorError(
-                "xl moves a domain only while it runs", remedy="leave out --non-live"
-            )
         target = self._target or self._domain
         for name in self._carried:
             disk, there = self._disk(self._domain, name), self._disk(target, name)
@@ -98,13 +96,13 @@ class Carrier(WayBack):
         self._end = TransportEnd(self._directory / "transport")
         pairs = zip(self._domain.block, target.block, strict=True)
         nics = zip(self._domain.net, target.net, strict=True)
-        await self._end.listen(
-            {
-                "ssh": self._ssh(ticket, "memory"),
-                "paths": {one.id: other.path for one, other in pairs if one.path != other.path},
-                "nets": {one.bridge: it.bridge for one, it in nics if one.bridge != it.bridge},
-            }
+        changes = Changes(
+            paths={one.id: other.path for one, other in pairs if one.path != other.path},
+            nets={one.bridge: it.bridge for one, it in nics if one.bridge != it.bridge},
+            passthrough=any(pci.plug for pci in target.pci),
         )
+        order = {"ssh": self._ssh(ticket, "memory"), "changes": asdict(changes)}
+        await self._end.listen(order)
         with contextlib.suppress(OSError):
             self._log_from = self._log.stat().st_size
         # xl gives this to a shell, which becomes the program: every word is quoted.
@@ -187,8 +185,9 @@ class Carrier(WayBack):
             for task in (working, *others):
                 task.cancel()
 
-    async def held(self) -> None:
+    async def held(self) -> str:
         """Nothing: back ends hold no writes of a guest that is suspended."""
+        return ""
 
     async def proceed(self) -> None:
         """Nothing: xl sends the rest by itself, beside the disks."""

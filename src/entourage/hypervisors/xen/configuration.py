@@ -15,10 +15,10 @@ import msgspec
 
 from entourage.domain import Block, Boot, Domain, Net, Pci, Tpm, Usb
 from entourage.errors import HypervisorError
+from entourage.hosts.usb import called
+from entourage.hypervisors.xen.header import BRIDGE
 
 Config = Mapping[str, Any]
-_BRIDGE = "xenbr0"
-"""What xl takes where nothing is said (``vif.default.bridge`` of xl.conf may say otherwise)."""
 _USUAL_MTU = 1500
 _FORMATS = frozenset({"raw", "qcow2"})
 
@@ -147,7 +147,7 @@ def _nics(config: Config) -> Iterator[Net]:
         bridged = "vif-bridge" in str(nic.get("script") or "vif-bridge")
         yield Net(
             id=f"vif{nic.get('devid', number)}",
-            bridge=str(nic.get("bridge") or _BRIDGE) if bridged else "none",
+            bridge=str(nic.get("bridge") or BRIDGE) if bridged else "none",
             attach="bridge" if bridged else "other",
             mac=nic.get("mac"),
             mtu=nic.get("mtu") if int(nic.get("mtu") or 0) != _USUAL_MTU else None,
@@ -155,29 +155,51 @@ def _nics(config: Config) -> Iterator[Net]:
         )
 
 
+def usb_of(usb: Config) -> str:
+    """Which of this host's an entry of ``usbdevs`` is: bus and address."""
+    at: Config = usb.get("type.hostdev", usb)
+    return f"{int(at.get('hostbus', 0))}.{int(at.get('hostaddr', 0))}"
+
+
 def _usbs(config: Config) -> Iterator[Usb]:
     for number, usb in enumerate(config.get("usbdevs", ())):
-        at: Config = usb.get("type.hostdev", usb)
-        vendor, product = _usb_ids(int(at.get("hostbus", 0)), int(at.get("hostaddr", 0)))
-        yield Usb(id=f"usb{number}", vendor=vendor, product=product)
+        found = next(iter(called(usb_of(usb))), None)  # none where it was pulled out
+        controller, port = int(usb.get("ctrl", -1)), int(usb.get("port", 0))
+        yield Usb(
+            id=f"usb{number}",
+            vendor=found.vendor if found else 0,
+            product=found.product if found else 0,
+            place=found.place if found else None,
+            port=f"{controller}:{port}" if controller >= 0 and port else None,
+        )
 
 
-def _usb_ids(bus: int, address: int) -> tuple[int, int]:
-    """What the device there is; zeros where there is none any more."""
-    for place in Path("/sys/bus/usb/devices").glob("*/busnum"):
-        folder = place.parent
-        if int(place.read_text()) == bus and int((folder / "devnum").read_text()) == address:
-            vendor, product = (folder / "idVendor").read_text(), (folder / "idProduct").read_text()
-            return int(vendor, 16), int(product, 16)
-    return 0, 0
+def pci_of(pci: Config) -> str:
+    """Which of this host's an entry of ``pcidevs`` is."""
+    numbers = (int(pci.get(key, 0)) for key in ("domain", "bus", "dev", "func"))
+    return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
 
 
 def _pcis(config: Config) -> Iterator[Pci]:
     for number, pci in enumerate(config.get("pcidevs", ())):
-        place = "{:04x}:{:02x}:{:02x}.{:x}".format(
-            *(int(pci.get(key, 0)) for key in ("domain", "bus", "dev", "func"))
+        slot, function = divmod(int(pci.get("vdevfn", 0)), 8)
+        # Only an HVM guest sees it where xl says, and xl can be told a slot alone.
+        placed = domain_type(config) == "hvm" and slot and not function
+        yield Pci(
+            id=f"pci{number}",
+            host=pci_of(pci),
+            address=f"{slot:02x}.0" if placed else None,
+            options=",".join(_pci_options(pci)) or None,
         )
-        yield Pci(id=f"pci{number}", host=place)
+
+
+def _pci_options(pci: Config) -> Iterator[str]:
+    """What an xl of any host must be told again; ``seize`` is only about this one."""
+    for key in ("msitranslate", "power_mgmt", "permissive"):
+        if pci.get(key):
+            yield f"{key}=1"
+    if pci.get("rdm_policy") == "relaxed":
+        yield "rdm_policy=relaxed"
 
 
 def _file(value: object) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from entourage.errors import HypervisorError
@@ -21,6 +22,8 @@ _BYTE_ORDER: Final = 0x01020304
 _JSON: Final = 1
 _MOST: Final = 16 << 20
 SIZE: Final = _FIXED.size
+BRIDGE: Final = "xenbr0"
+"""What xl takes where nothing is said (``vif.default.bridge`` of xl.conf may say otherwise)."""
 
 
 def more(fixed: bytes) -> int:
@@ -37,31 +40,48 @@ def more(fixed: bytes) -> int:
     return int(length)
 
 
-def rewritten(
-    fixed: bytes, rest: bytes, paths: Mapping[str, str], nets: Mapping[str, str]
-) -> bytes:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changes:
+    """What is otherwise on the target.
+
+    Attributes:
+        paths: Where disks are, by their virtual device (``xvda``).
+        nets: Bridges, by those of the source.
+        passthrough: A PCI device will be attached there. xl gives a domain the IOMMU that it takes
+            only where its configuration has one, and by then that has none any more.
+    """
+
+    paths: Mapping[str, str] = field(default_factory=dict[str, str])
+    nets: Mapping[str, str] = field(default_factory=dict[str, str])
+    passthrough: bool = False
+
+
+def rewritten(fixed: bytes, rest: bytes, changes: Changes) -> bytes:
     """The header with another configuration in it, for the target.
 
     Args:
         fixed: Its first ``SIZE`` bytes.
         rest: The ``more(fixed)`` bytes after them.
-        paths: Where disks are on the target, by their virtual device (``xvda``).
-        nets: Bridges of the target, by those of the source.
+        changes: What is to be changed.
 
     Raises:
         HypervisorError: What it holds is not understood.
     """
-    if not paths and not nets:
+    if changes == Changes():
         return fixed + rest
     length = _LENGTH.unpack_from(rest)[0]
     raw, after = rest[_LENGTH.size : _LENGTH.size + length], rest[_LENGTH.size + length :]
     try:
         config: dict[str, Any] = json.loads(raw.rstrip(b"\0"))
         for disk in config.get("disks", ()):
-            disk["pdev_path"] = paths.get(disk.get("vdev", ""), disk.get("pdev_path"))
+            if path := changes.paths.get(disk.get("vdev", "")):
+                disk["pdev_path"] = path
         for nic in config.get("nics", ()):
-            nic["bridge"] = nets.get(nic.get("bridge", ""), nic.get("bridge"))
-    except (ValueError, AttributeError, TypeError) as error:
+            if bridge := changes.nets.get(nic.get("bridge") or BRIDGE):
+                nic["bridge"] = bridge
+        if changes.passthrough and config["c_info"].get("passthrough", "default") == "default":
+            config["c_info"]["passthrough"] = "enabled"
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise HypervisorError(f"xl's configuration is not understood: {error}") from error
     text = json.dumps(config).encode() + b"\0"
     told = _LENGTH.pack(len(text)) + text + after

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from entourage.domain import Block, Domain, Net, Tpm
+from entourage.domain import Block, Domain, Net, Pci, Tpm
 from entourage.errors import HypervisorError
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
+from entourage.hypervisors.hostdevices import HostDevice, Objection
 from entourage.hypervisors.xen.announce import announce
 from entourage.hypervisors.xen.arrivals import Arrivals
+from entourage.hypervisors.xen.hostdevices import HostDevices, test_plug
 from entourage.hypervisors.xen.intake import Intake, receiver_ended
 from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.machine import VERBS
@@ -38,6 +41,8 @@ from entourage.settings.model import Settings
 
 _DRAINS_WITHIN = 15.0  # seconds for the receiver to destroy its copy
 _REPORTS_WITHIN = 60.0
+_PLUGS_WITHIN = 15.0
+"""Seconds for all devices of the host together; the source waits for RAN, and would doubt."""
 
 
 class XenIncoming:
@@ -61,6 +66,9 @@ class XenIncoming:
         self._intake: Intake | None = None
         self._arrivals: Arrivals | None = None
         self._store: XenStore | None = None
+        self._host_devices: HostDevices | None = None
+        self._plugging: set[asyncio.Task[None]] = set()
+        self._plugged_by = 0.0
 
     @property
     def verbs(self) -> frozenset[Verb]:
@@ -190,6 +198,36 @@ class XenIncoming:
         domid = await self._domid()
         if domid is not None:
             await xl("pause", str(domid))
+
+    async def test_plug(self, device: HostDevice) -> Sequence[Objection]:
+        """Why ``device.plug`` of this host cannot be plugged into a guest."""
+        return await test_plug(device)
+
+    async def plug(self, device: HostDevice) -> None:
+        """Plug ``device.plug`` of this host in.
+
+        Raises:
+            HypervisorError: It is not there, or xl fails, or it takes too long; with the command
+                to type.
+        """
+        loop, domid = asyncio.get_running_loop(), await self._domid()
+        if domid is None:
+            raise HypervisorError("xl knows the domain no more")
+        if self._host_devices is None:
+            self._host_devices = HostDevices(domid, self._domain.name)
+            self._plugged_by = loop.time() + _PLUGS_WITHIN
+        plugging = asyncio.create_task(self._host_devices.plug(device))
+        self._plugging.add(plugging)  # one that is late is left alone
+        plugging.add_done_callback(lambda late: late.cancelled() or late.exception())
+        await asyncio.wait({plugging}, timeout=max(0.0, self._plugged_by - loop.time()))
+        if not plugging.done():
+            command = "pci-list" if isinstance(device, Pci) else "usb-list"
+            shows = f"`{shlex.join(['xl', command, self._domain.name])}`"
+            raise HypervisorError(
+                f"xl has not done it within {_PLUGS_WITHIN:g} s",
+                remedy=f"{shows} shows whether it has by now",
+            )
+        plugging.result()
 
     async def announce(self, nets: Sequence[Net]) -> None:
         """Tell the network where the guest's MACs are."""

@@ -8,19 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entourage.domain import Block, Device, Net, Tpm
+from entourage.domain import Block, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import Export, TpmFacts, Verb
 from entourage.hypervisors.files import digest
+from entourage.hypervisors.hostdevices import HostDevice, Objection
+from entourage.hypervisors.xen import hostdevices
 from entourage.hypervisors.xen.announce import announce
 from entourage.hypervisors.xen.carrier import Carrier
 from entourage.hypervisors.xen.configuration import domain_type, unreadable_disks
+from entourage.hypervisors.xen.hostdevices import HostDevices
 from entourage.hypervisors.xen.sender import Word
-from entourage.hypervisors.xen.xl import xl
+from entourage.hypervisors.xen.xl import info, xl
 from entourage.protocol import Guest
 from entourage.steps import Refusal
 
-VERBS = frozenset({Verb.CARRY_RAW, Verb.ANNOUNCE})
+VERBS = frozenset({Verb.CARRY_RAW, Verb.ANNOUNCE, Verb.UNPLUG})
 _SECTOR = 512
 _RELEASES_WITHIN = 60.0
 
@@ -30,7 +33,7 @@ class XenMachine(Carrier):
 
     @property
     def verbs(self) -> frozenset[Verb]:
-        """Raw disks are copied beside the memory."""
+        """Raw disks are copied beside the memory; devices of the host are taken out before."""
         return VERBS
 
     async def reattach(self, *, was_running: bool) -> Guest:
@@ -78,12 +81,22 @@ class XenMachine(Carrier):
         for what in unreadable_disks(self._config):
             remedy = "qemu-img convert it to raw, or put it behind a script of its own"
             found.append(("domain", what, remedy))
+        for bdf in await self._hidden_pcis():
+            reason = f"PCI device {bdf} is attached by a name, and `xl list -l` does not have it"
+            found.append(("domain", reason, f"`xl pci-detach {self._domain.name} {bdf}`"))
         for disk in self._domain.block:
             path = Path(disk.path)
             if path.is_file() and path.stat().st_size % _SECTOR:
                 reason = f"{disk.path} does not end with a whole sector"
                 found.append((disk.label, reason, f"truncate -s %{_SECTOR} {disk.path}"))
         return [Refusal(device, host, reason, remedy) for device, reason, remedy in found]
+
+    async def _hidden_pcis(self) -> list[str]:
+        """What is attached by the name that ``xl pci-assignable-add -n`` gave it."""
+        if self._domid is None or domain_type(self._config) == "pvh":
+            return []
+        known = {pci.host for pci in self._domain.pci}
+        return sorted(await hostdevices.attached_pcis(self._domid) - known)
 
     async def died(self) -> str:
         """Returns, with the reason, when the domain is gone; never before."""
@@ -109,13 +122,24 @@ class XenMachine(Carrier):
     async def erase_tpm(self, tpm: Tpm) -> None:
         """Nothing: see ``tpm_facts``."""
 
-    async def unplug(self, device: Device) -> None:
-        """Not a verb of this backend."""
-        raise HypervisorError("Xen domains are not unplugged here", device=device.label)
+    async def test_unplug(self, device: HostDevice) -> Sequence[Objection]:
+        """Why this device cannot be taken out of the running guest, or would not come back."""
+        return hostdevices.test_unplug(device, domain_type(self._config))
 
-    async def plug(self, device: Device) -> None:
-        """Not a verb of this backend."""
-        raise HypervisorError("Xen domains are not plugged here", device=device.label)
+    async def unplug(self, device: HostDevice) -> None:
+        """Take one of the host's own out; one that is out already is no error."""
+        await self._attached().unplug(device)
+
+    async def plug(self, device: HostDevice) -> None:
+        """Give it back; one that is there already is no error."""
+        await self._attached().plug(device)
+
+    def _attached(self) -> HostDevices:
+        if self._host_devices is None:
+            if self._domid is None:
+                raise HypervisorError(f"the machine of {self._domain.name} is gone")
+            self._host_devices = HostDevices(self._domid, self._domain.name)
+        return self._host_devices
 
     async def announce(self, nets: Sequence[Net]) -> None:
         """The guest is back: its MACs are here again."""
@@ -141,16 +165,6 @@ class XenMachine(Carrier):
         await self._destroy()
         await self._end_copies()
         await self._tidy()
-
-
-async def info(*wanted: str) -> dict[str, str]:
-    """Some lines of ``xl info``."""
-    said: dict[str, str] = {}
-    for line in (await xl("info")).splitlines():
-        key, colon, value = line.partition(":")
-        if colon and key.strip() in wanted:
-            said[key.strip()] = value.strip()
-    return said
 
 
 def _true(config: dict[str, Any], key: str) -> bool:

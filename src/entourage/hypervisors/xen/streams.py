@@ -24,7 +24,7 @@ _REST = 4.0
 
 
 class DiskCopy:
-    """One disk on its way, over an ssh of its own.
+    """One disk on its way, over an ssh of its own; one that is only read is copied once.
 
     Args:
         disk: The disk.
@@ -52,14 +52,17 @@ class DiskCopy:
         async with self._turn:
             await self._blocking(self._open)
             sending = self._opened()
-            for _ in range(_PASSES):
+            for _ in range(1 if self.disk.readonly else _PASSES):
                 if await self._blocking(lambda: sending.send_changes(self._stop)) <= _FEW:
                     break
             await self._blocking(sending.verify)
-        self._again = asyncio.create_task(self._keep_up())
+        if not self.disk.readonly:
+            self._again = asyncio.create_task(self._keep_up())
 
     async def last(self) -> None:
         """The guest has stopped: what has changed since, and the proof that all is there."""
+        if self.disk.readonly:
+            return
         self._stop.set()  # a pass under way ends: it began while the guest still wrote
         async with self._turn:
             sending = self._opened()
@@ -149,7 +152,7 @@ class TransportEnd:
         """Wait for it.
 
         Args:
-            order: What it is told first: ``ssh``, ``paths``, ``nets``.
+            order: What it is told first: ``ssh``, and the ``changes`` of the header.
         """
         self._order = order
         self.path.unlink(missing_ok=True)

@@ -49,8 +49,7 @@ class Transport:
         self._said_at = 0.0
         self._over = False
         order: dict[str, Any] = json.loads(self._line())
-        self._paths: dict[str, str] = order["paths"]
-        self._nets: dict[str, str] = order["nets"]
+        self._changes = header.Changes(**order["changes"])
         # A pipe has room again for each page that ssh has read, a socket only when most of it is
         # free: so the stream goes in large pieces.
         self._stream, theirs = socket.socketpair()
@@ -83,7 +82,7 @@ class Transport:
         try:
             fixed = self._exactly(header.SIZE)
             rest = self._exactly(header.more(fixed))
-            self._stream.sendall(header.rewritten(fixed, rest, self._paths, self._nets))
+            self._stream.sendall(header.rewritten(fixed, rest, self._changes))
             self._stream.setblocking(False)  # noqa: FBT003 - the standard library's signature
         except EOFError:
             self._do(self._sender.happens(Happened.XL_CLOSED))

@@ -13,6 +13,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hypervisors.base import DataPlane
+from entourage.hypervisors.xen.hostdevices import HostDevices
 from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.sender import Word
 from entourage.hypervisors.xen.streams import DiskCopy, TransportEnd
@@ -63,6 +64,7 @@ class WayBack:
         self._end: TransportEnd | None = None
         self._xl: ProcessHandle | None = None
         self._last_copies: asyncio.Task[None] | None = None
+        self._host_devices: HostDevices | None = None
 
     @property
     def domain(self) -> Domain:

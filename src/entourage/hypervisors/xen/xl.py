@@ -42,6 +42,16 @@ async def xl(*arguments: str) -> str:
     return await run(find() or "xl", *arguments)
 
 
+async def info(*wanted: str) -> dict[str, str]:
+    """Some lines of ``xl info``."""
+    said: dict[str, str] = {}
+    for line in (await xl("info")).splitlines():
+        key, colon, value = line.partition(":")
+        if colon and key.strip() in wanted:
+            said[key.strip()] = value.strip()
+    return said
+
+
 async def run(*command: str) -> str:
     """Run a program and return what it printed; see ``xl``."""
     name = Path(command[0]).name

@@ -1,0 +1,200 @@
+"""The host's own USB and PCI devices in a domain of xl's (tools/xl/xl_pci.c, xl_usb.c; Xen 4.17).
+
+xl is asked before and after what is attached: its exit status alone says too little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from entourage.domain import Pci, Usb, whole_bdf
+from entourage.errors import HypervisorError
+from entourage.hosts.usb import UsbDevice, called
+from entourage.hypervisors.hostdevices import HostDevice, Objection
+from entourage.hypervisors.xen.configuration import Config, entries, pci_of, usb_of
+from entourage.hypervisors.xen.xl import info, xl
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+_BDF = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
+_CONTROLLER = re.compile(r"([0-9]+)\s")
+_PORT = re.compile(r"\s*Port ([0-9]+): Bus ([0-9a-f]+) Device ([0-9a-f]+)")
+
+
+class HostDevices:
+    """Takes devices of this host out of one domain, and plugs them in: one xl at a time.
+
+    Args:
+        domid: Its number here.
+        name: What the user calls it.
+    """
+
+    def __init__(self, domid: int, name: str) -> None:
+        self._domid = str(domid)
+        self._name = name
+        self._turn = asyncio.Lock()
+
+    async def unplug(self, device: HostDevice) -> None:
+        """Take it out; out already is no error.
+
+        Raises:
+            HypervisorError: xl fails, or the guest does not let go.
+        """
+        await self._uninterrupted(
+            self._unplug_pci(device) if isinstance(device, Pci) else self._unplug_usb(device)
+        )
+
+    async def plug(self, device: HostDevice) -> None:
+        """Plug in ``device.plug``, or else what it is here; there already is no error.
+
+        Raises:
+            HypervisorError: It is not there, or xl fails; with the command to type.
+        """
+        await self._uninterrupted(
+            self._plug_pci(device) if isinstance(device, Pci) else self._plug_usb(device)
+        )
+
+    async def _uninterrupted(self, work: Coroutine[Any, Any, None]) -> None:
+        """To its end, also where nobody wants it any more: an xl that is killed leaves halves."""
+
+        async def in_turn() -> None:
+            async with self._turn:
+                await work
+
+        task = asyncio.ensure_future(in_turn())
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
+
+    async def _unplug_pci(self, pci: Pci) -> None:
+        bdf = whole_bdf(str(pci.host))
+        if bdf not in await attached_pcis(self._domid):
+            return
+        await xl("pci-detach", self._domid, bdf)
+        if bdf in await attached_pcis(self._domid):
+            raise HypervisorError(f"the guest does not let go of {bdf}")
+
+    async def _plug_pci(self, pci: Pci) -> None:
+        bdf = whole_bdf(pci.plug or str(pci.host))
+        slot = f"vslot={pci.address.partition('.')[0]}" if pci.address else None
+        spec = ",".join(part for part in (bdf, slot, pci.options) if part)
+        if bdf not in await attached_pcis(self._domid):
+            await self._attach("pci-attach", spec)
+            if bdf not in await attached_pcis(self._domid):
+                raise HypervisorError("xl does not list it", remedy=self._by_hand("pci-list"))
+
+    async def _unplug_usb(self, usb: Usb) -> None:
+        device = _the_one(usb.place)
+        ports = await _attached_usbs(self._domid)
+        if (port := ports.get((device.bus, device.address))) is None:
+            return
+        await xl("usbdev-detach", self._domid, *map(str, port))
+        if (device.bus, device.address) in await _attached_usbs(self._domid):
+            raise HypervisorError(f"the guest does not let go of {device.place}")
+
+    async def _plug_usb(self, usb: Usb) -> None:
+        device = _the_one(usb.plug or usb.place)
+        at = (device.bus, device.address)
+        words = ["type=hostdev", f"hostbus={device.bus}", f"hostaddr={device.address}"]
+        if usb.port is not None:
+            controller, port = usb.port.split(":")
+            words += [f"controller={controller}", f"port={port}"]
+        if at not in await _attached_usbs(self._domid):
+            await self._attach("usbdev-attach", *words)
+            if at not in await _attached_usbs(self._domid):
+                raise HypervisorError("xl does not list it", remedy=self._by_hand("usb-list"))
+
+    async def _attach(self, command: str, *words: str) -> None:
+        try:
+            await xl(command, self._domid, *words)
+        except HypervisorError as error:
+            raise HypervisorError(error.message, remedy=self._by_hand(command, *words)) from error
+
+    def _by_hand(self, command: str, *words: str) -> str:
+        return f"`{shlex.join(['xl', command, self._name, *words])}`"
+
+
+def _the_one(name: str | None) -> UsbDevice:
+    """The only USB device here that is called so."""
+    found = called(name or "")
+    if len(found) != 1:
+        which = name or "it"
+        what = (
+            f"{len(found)} USB devices are {which}" if found else f"there is no USB device {which}"
+        )
+        raise HypervisorError(what, remedy="`lsusb -t` shows what there is")
+    return found[0]
+
+
+async def attached_pcis(domid: int | str) -> set[str]:
+    """The PCI devices that a domain has."""
+    return set(_BDF.findall(await xl("pci-list", str(domid))))
+
+
+async def _attached_usbs(domid: str) -> Mapping[tuple[int, int], tuple[int, int]]:
+    """The USB devices that a domain has: controller and port there, by bus and address here."""
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    controller = -1
+    for line in (await xl("usb-list", domid)).splitlines():
+        if match := _PORT.match(line):
+            port, bus, address = int(match[1]), int(match[2], 16), int(match[3], 16)
+            found[bus, address] = (controller, port)
+        elif match := _CONTROLLER.match(line):
+            controller = int(match[1])
+    return found
+
+
+def test_unplug(device: HostDevice, kind: str) -> list[Objection]:
+    """Why a device cannot be taken out of a domain here.
+
+    Args:
+        device: The device.
+        kind: What the domain is, ``pv``, ``hvm`` or ``pvh``.
+    """
+    if isinstance(device, Pci) and kind == "pvh":
+        return [("a PVH guest has no PCI devices of the host", "make it an HVM guest")]
+    if isinstance(device, Usb) and device.place is None:
+        return [("it is not plugged into this host any more", "`xl usbdev-detach` it")]
+    return []
+
+
+async def test_plug(device: HostDevice) -> Sequence[Objection]:
+    """Why ``device.plug`` of this host cannot be plugged into a domain."""
+    domains = [(entry.name, entry.config) for entry in entries(await xl("list", "-l"))]
+    if isinstance(device, Pci):
+        return await _test_plug_pci(whole_bdf(str(device.plug)), domains)
+    return _test_plug_usb(str(device.plug), domains)
+
+
+async def _test_plug_pci(bdf: str, domains: Sequence[tuple[str, Config]]) -> list[Objection]:
+    if "directio" not in (await info("virt_caps")).get("virt_caps", ""):
+        return [
+            ("it has no IOMMU, or that is off", "switch it on in the firmware, and boot Xen so")
+        ]
+    if bdf in _BDF.findall(await xl("pci-assignable-list")):
+        return []
+    for name, config in domains:
+        if bdf in map(pci_of, config.get("pcidevs", ())):
+            return [(f"PCI device {bdf} is {name}'s", f"`xl pci-detach {name} {bdf}`")]
+    if not (PCI_DEVICES / bdf).exists():
+        return [(f"there is no PCI device {bdf}", "`lspci -D` there shows what there is")]
+    return [(f"PCI device {bdf} is not assignable", f"there: `xl pci-assignable-add {bdf}`")]
+
+
+def _test_plug_usb(name: str, domains: Sequence[tuple[str, Config]]) -> list[Objection]:
+    try:
+        device = _the_one(name)
+    except HypervisorError as error:
+        return [(error.message, error.remedy)]
+    if device.is_hub:
+        return [(f"USB device {name} is a hub", "name what is plugged into it")]
+    for owner, config in domains:
+        if f"{device.bus}.{device.address}" in map(usb_of, config.get("usbdevs", ())):
+            return [(f"USB device {name} is {owner}'s", f"`xl usbdev-detach` it from {owner}")]
+    return []
