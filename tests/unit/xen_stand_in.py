@@ -1,6 +1,6 @@
 """Stands in for xl: a program of that name on PATH that keeps its devices in a file.
 
-It is no Xen. It answers as tools/xl/xl_pci.c and xl_usb.c of 4.17 do, and writes down its arguments.
+It is no Xen. It answers as tools/xl/xl_pci.c and xl_usb.c of 4.17 do, and keeps its arguments.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ with open(at / "busy", "w") as busy:
                 sys.exit(f"Unknown device at controller {{controller}} port {{port}}.")
         case _:
             sys.exit(f"no command {{command}}")
-    (at / "state").write_text(json.dumps(state))
+    (at / "state.new").write_text(json.dumps(state))
+    (at / "state.new").rename(at / "state")
 """
 
 
