@@ -59,6 +59,9 @@ class Scenes:
         domain, facts = way.machine.domain, await way.machine.facts()
         labels = {device.label for device in domain.devices}
         found = [refusal for refusal in way.blockers if refusal.device not in labels]
+        if not self._live and Verb.NON_LIVE not in way.machine.verbs:
+            reason = "its hypervisor moves a domain only while it runs"
+            found.append(Refusal("domain", way.source, reason, "leave out --non-live"))
         # The domain first: the agent makes the devices' other halves when it hears of it.
         about = words.TestDomain(domain=domain, facts=dict(facts))
         found += await way.link.call(words.TEST, about, list[Refusal])
@@ -73,9 +76,6 @@ class Scenes:
                     remedy=refusal.remedy,
                 )
             )
-        if not self._live and Verb.NON_LIVE not in way.machine.verbs:
-            reason = "its hypervisor moves a domain only while it runs"
-            found.append(Refusal("domain", way.source, reason, "leave out --non-live"))
         if found:
             raise Refused(found)
 

@@ -105,6 +105,7 @@ def test_the_request(engine: type[FakeMigration]) -> None:
         "--max-blackout 300ms --bandwidth 100MiB/s --non-live --keep-source-disks --net br0=br1"
         " --net br2=br3 --disk disk0=/dev/vg/x --no-tls --data-address 10.0.0.2"
         " --ports 5000-5010 -o Port=2222 --ssh-option User=x --dry-run"
+        " --pci pci0=41:00.0 --pci 3B:00.1=0001:05:00.0 --usb usb0=1050:0407 --usb 1-1.4=1.6"
     )
     argv = ["migrate", "web1", "root@b", *words.split()]
     assert main([*argv, "--tool", "/opt/my tool", "--remote-command", "sudo entourage"]) == 0
@@ -113,6 +114,8 @@ def test_the_request(engine: type[FakeMigration]) -> None:
     assert (request.live, request.dry_run, request.tool) == (False, True, "/opt/my tool")
     assert request.options.nets == {"br0": "br1", "br2": "br3"}
     assert request.options.disks == {"disk0": "/dev/vg/x"}
+    assert request.options.pci == {"pci0": "0000:41:00.0", "0000:3b:00.1": "0001:05:00.0"}
+    assert request.options.usb == {"usb0": "1050:0407", "1-1.4": "1.6"}
     assert request.options.keep_source_disks
     migration = request.settings.migration
     assert (migration.max_blackout, migration.bandwidth) == (0.3, 100 << 20)
@@ -151,6 +154,14 @@ def test_what_is_not_given_stays_as_the_settings_have_it(
         ("--net br0=a --net br0=b", "--net: br0 is given twice"),
         ("--disk disk0=", "--disk disk0=: write HERE=THERE"),
         ("--disk disk0=x", "--disk disk0=x: not an absolute path"),
+        ("--pci pci0", "--pci pci0: write HERE=THERE"),
+        ("--pci pci0=41:00", "--pci pci0=41:00: 41:00 names no device"),
+        ("--pci pci0=$(x)", "--pci pci0=$(x): $(x) names no device"),
+        ("--usb usb0=1-", "--usb usb0=1-: 1- names no device"),
+        ("--pci a=5:00.0", "--pci a=5:00.0: 5:00.0 names no device"),
+        ("--pci a=05:00.0 --pci b=0000:05:00.0", "--pci: 0000:05:00.0 cannot stand for two"),
+        ("--pci 05:00.0=06:00.0 --pci 0000:05:00.0=07:00.0", "--pci: 0000:05:00.0 is given twice"),
+        ("--usb a=1.6 --usb b=1.6", "--usb: 1.6 cannot stand for two"),
         ("--data-address -x", "--data-address -x: neither an address nor a host's name"),
         ("--config /nosuch", "/nosuch: "),
     ],

@@ -25,6 +25,7 @@ from tests.unit.test_devices_harness import (
     qcow2,
     raw,
     run,
+    two_kernels,
 )
 
 
@@ -88,7 +89,36 @@ async def test_a_carrier_of_raw_disks_takes_no_qcow2(tmp_path: Path, srv: Path) 
     assert refusal.no_way  # an external tool may have a way
 
 
-async def test_no_carrier_copies_a_read_only_medium(tmp_path: Path, srv: Path) -> None:
+async def test_a_carrier_of_raw_disks_takes_a_read_only_one_and_the_source_keeps_it(
+    tmp_path: Path, srv: Path
+) -> None:
+    image = raw(srv / "cd.iso", size=8 * MIB, data=b"x" * 4096)
+    move = Move(tmp_path, image, readonly=True)
+    move.hosts.machine.verbs = move.hosts.incoming.verbs = CARRIES_RAW
+    made = move.hosts.mkdir(srv) / "cd.iso"
+    await move.through()
+    assert made.stat().st_size == 8 * MIB
+    assert move.hosts.machine.calls == [("carry", "block/disk0")]
+    await move.let_go()
+    assert image.exists()
+
+
+async def test_a_read_only_one_that_is_there_is_used_and_another_one_is_not_overwritten(
+    tmp_path: Path, srv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_kernels(monkeypatch)
+    image = raw(srv / "cd.iso", size=MIB, data=b"x" * 4096)
+    move = Move(tmp_path, image, readonly=True)
+    move.hosts.machine.verbs = move.hosts.incoming.verbs = CARRIES_RAW
+    there = raw(move.hosts.mkdir(srv) / "cd.iso", size=MIB, data=b"x" * 4096)
+    await move.through()
+    assert move.hosts.machine.calls == []
+    raw(there, size=MIB, data=b"y" * 4096)
+    refusal = await move.refusal()
+    assert "is there already" in refusal.reason
+
+
+async def test_no_carrier_of_all_disks_copies_a_read_only_medium(tmp_path: Path, srv: Path) -> None:
     image = raw(srv / "cd.iso", size=8 * MIB, data=b"x" * 4096)
     move = Move(tmp_path, image, readonly=True)
     move.hosts.machine.verbs = move.hosts.incoming.verbs = CARRIES

@@ -249,6 +249,27 @@ async def test_what_is_given_up_after_go_is_renamed_and_resumed_by_xl(scene: Sce
     assert scene.did() == {"suspended", "resumed"}
 
 
+async def test_a_disk_that_is_only_read_is_copied_once(scene: Scene, place: Path) -> None:
+    machine = scene.machine
+    disk = msgspec.structs.replace(machine.domain.block[0], readonly=True)
+    machine._domain = machine.domain.with_device(disk)  # pyright: ignore[reportPrivateUsage]
+    before = (place / "here").read_bytes()
+    async with asyncio.timeout(PATIENCE):
+        await machine.arm(DataPlane(address="", ports=(1, 2), secret=None, host="b"))
+        machine.carry(disk, top_only=False)
+        await machine.plan(machine.domain)
+        await machine.start(Ticket(uri=str(scene.arrivals.path)), live=True)
+        # It is there, proven, before memory follows; nobody looks at it again in the blackout.
+        assert (place / "there").read_bytes() == before
+        (place / "here").write_bytes(bytes(MIB))
+        await machine.stopped()
+        assert await machine.landed() == b""
+        assert (place / "there").read_bytes() == before
+        undone = asyncio.create_task(_undo(scene))
+        await machine.abort()
+        await undone
+
+
 async def _undo(scene: Scene) -> None:
     """As the agent does when it is told to, or has lost its link."""
     await scene.arrivals.intake.end(5)
