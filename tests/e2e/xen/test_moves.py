@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tests.e2e.xen.world import DISK, NAME, PATIENCE, SETTINGS, SIDE, XenWorld
+from lab.xen.hosts import XenHost
+from tests.e2e.xen.world import DISK, NAME, PATIENCE, SETTINGS, SHARED, SIDE, XenWorld
 
 TOOL, CALLS, HOLD = "/usr/local/sbin/move-it", "/var/log/move-it", "/run/hold-it"
 # Step 3 lasts as long as there is a file; step and -recover of every call are written down.
@@ -23,6 +24,19 @@ esac
 FPGA = '[[external]]\nid = "fpga0"\ntype = "fpga"\n'
 WITH_TOOL = f'{SETTINGS}[tool]\nexternal = "{TOOL}"\n'
 CONFIG = "/etc/entourage/with-tool.toml"
+# A site's own of 2006. Its tool is for vTPMs, which this guest has none of: the FPGA names it.
+SXP = "/etc/xen/xend-config.sxp"
+OF_2006 = f"""\
+# -*- sh -*-
+# Xend configuration file.
+(xend-relocation-server no)
+(external-migration-tool '{TOOL}')
+(network-script network-bridge)
+(dom0-min-mem 196)
+"""
+ITS_OWN = f'{FPGA}tool = "{TOOL}"\n'
+# A medium that the guest can only read, and where it goes.
+MEDIUM, ELSEWHERE = "/srv/medium.iso", "/srv/medium-there.iso"
 
 
 def calls(world: XenWorld) -> list[str]:
@@ -54,12 +68,33 @@ def without_tool(world: XenWorld) -> None:
         host.run(["rm", "-f", SIDE, "/run/fail-at"])
 
 
+def with_medium(world: XenWorld) -> None:
+    """Give the running guest a read-only disk, which only this host has."""
+    for host in (world.here, world.there):
+        host.run(["rm", "-f", MEDIUM, ELSEWHERE])
+    world.here.run(["dd", "if=/dev/urandom", f"of={MEDIUM}", "bs=64k", "count=5"])
+    disk = f"format=raw,vdev=xvdc,access=ro,target={MEDIUM}"
+    world.here.run(["xl", "block-attach", NAME, disk], timeout=PATIENCE)
+
+
+def another_bridge(world: XenWorld) -> str:
+    """A bridge that both hosts have and the guest is not on."""
+    for host in (world.here, world.there):
+        add = "ip link add lan1 type bridge 2>/dev/null; ip link set lan1 up"
+        host.run(["sh", "-c", add])
+    return "xenbr0" if world.bridge() == "lan1" else "lan1"
+
+
+def digest(host: XenHost, path: str) -> str:
+    return host.run(["sha256sum", path]).stdout.split()[0]
+
+
 def test_everything_that_speaks_against_it_is_refused_at_once(world: XenWorld) -> None:
     before = world.lives()
     world.here.write(SIDE, FPGA)
     world.there.run(["touch", DISK])
     world.there.run(["mv", "/srv/guest/initrd", "/srv/guest/initrd.away"])
-    run = world.migrate("--net", "xenbr0=lan9")
+    run = world.migrate("--net", f"{world.bridge()}=lan9")
     world.there.run(["mv", "/srv/guest/initrd.away", "/srv/guest/initrd"])
     world.there.run(["rm", DISK])
     without_tool(world)
@@ -73,8 +108,17 @@ def test_everything_that_speaks_against_it_is_refused_at_once(world: XenWorld) -
 
 
 def test_it_moves_with_sync_held_by_an_external_tool(world: XenWorld) -> None:
+    """By the settings of 2006, onto another bridge, with a medium that goes to another place."""
     before = world.lives()
-    options = with_tool(world)
+    with_tool(world)
+    world.here.write(SIDE, ITS_OWN)
+    world.here.write(SXP, OF_2006)
+    with_medium(world)
+    medium, bridge = digest(world.here, MEDIUM), another_bridge(world)
+    options = (
+        *("--config", SXP, "--max-blackout", "120s"),
+        *("--net", f"{world.bridge()}={bridge}", "--disk", f"xvdc={ELSEWHERE}"),
+    )
     world.here.run(["touch", HOLD])
     with world.under("source.memory-landed", options=options) as under:
         under.wait("source.memory-landed")
@@ -100,6 +144,15 @@ def test_it_moves_with_sync_held_by_an_external_tool(world: XenWorld) -> None:
     world.moved(run, before)
     assert "Target reports successful startup" in world.log(source)
     assert "Domain started" in world.log(world.here)
+    # The configuration came along in xl's stream, and says what is otherwise here.
+    assert world.bridge() == bridge
+    assert world.here.run(["ls", f"/sys/class/net/{bridge}/brif"]).stdout.startswith("vif")
+    paths = {disk["vdev"]: disk["pdev_path"] for disk in world.config(world.here)["disks"]}
+    assert paths == {"xvda": DISK, "xvdb": SHARED, "xvdc": ELSEWHERE}
+    # What is only read was copied, and stays where it was.
+    assert digest(world.here, ELSEWHERE) == digest(source, MEDIUM) == medium
+    # The guest keeps it: where it goes next, there is one of that content to be used in place.
+    source.run(["mv", MEDIUM, ELSEWHERE])
 
 
 def test_a_failure_in_step_1_is_rolled_back(world: XenWorld) -> None:

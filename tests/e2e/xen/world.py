@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import subprocess
 import time
@@ -10,6 +11,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from lab.xen.hosts import XenHost, XenLab
 from tests.e2e.points import Points
@@ -128,6 +130,19 @@ class XenWorld:
         """The domains that xl knows on a host but dom0, and their states (``-b----``)."""
         lines = host.run(["xl", "list"]).stdout.splitlines()[2:]
         return {line.split()[0]: line.split()[4] for line in lines}
+
+    def config(self, host: XenHost) -> dict[str, Any]:
+        """What xl says that the guest is made of."""
+        [entry] = [
+            each
+            for each in json.loads(host.run(["xl", "list", "-l"]).stdout)
+            if each["config"]["c_info"]["name"] == NAME
+        ]
+        return entry["config"]
+
+    def bridge(self) -> str:
+        """The bridge that its NIC is on; xl's own where its configuration names none."""
+        return self.config(self.here)["nics"][0].get("bridge", "xenbr0")
 
     def tick(self, host: XenHost) -> Tick:
         """What the guest said last on a host's console."""
