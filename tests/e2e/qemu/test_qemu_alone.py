@@ -16,6 +16,7 @@ import pytest
 
 from entourage.domain import Block, Boot, Domain, Pci
 from entourage.errors import DomainBusy, HypervisorError, UsageError
+from entourage.hypervisors.qemu.machine import QemuMachine
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import read_running
 from tests.e2e.qemu.hosts import (
@@ -168,6 +169,7 @@ async def test_the_target_refuses(hosts: Hosts) -> None:
 async def test_usb_is_unplugged_and_plugged(hosts: Hosts) -> None:
     domain = await hosts.start(a_domain(hosts.a, tpm=False))
     machine = await hosts.a.hypervisor.machine(domain.name)
+    assert isinstance(machine, QemuMachine)  # no verb of all hypervisors
     tablet = domain.usb[0]
     await machine.unplug(tablet)
     assert "QEMU USB Tablet" not in await hosts.a.ask(domain, "info usb")
