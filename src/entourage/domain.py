@@ -119,7 +119,7 @@ class Usb(Device, frozen=True):
     @property
     def host_names(self) -> tuple[str, ...]:
         """What a user may call one of the host's own; none where it is emulated."""
-        if self.model is not None:
+        if self.vendor is None and self.product is None:
             return ()
         ids = f"{self.vendor or 0:04x}:{self.product or 0:04x}"
         return (self.id, *((self.place,) if self.place else ()), ids)

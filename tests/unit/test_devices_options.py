@@ -49,11 +49,15 @@ def test_what_is_there(options: dict[str, Any]) -> None:
         ),
         ({"pci": {"rng": "0000:05:00.0"}}, "web1 has no 'rng'", "it has: pci0"),
         ({"usb": {"tablet": "1.6"}}, "web1 has no 'tablet'", "usb0 or 1-1.4 or 1050:0407"),
-        ({"usb": {"1050:0407": "1.6"}}, "that device is more than one", "usb0 or usb1"),
+        (
+            {"usb": {"1050:0407": "1.6"}},
+            "--usb 1050:0407=…: web1 has more than one",
+            "usb0 or usb1",
+        ),
         (
             {"usb": {"usb0": "1.6", "1-1.4": "1.7"}},
-            "--usb 1-1.4=…: that device is mapped twice",
-            "say it by its id: usb0",
+            "--usb 1-1.4=…: web1 cannot have it mapped twice",
+            "name it by its id: usb0",
         ),
     ],
 )

@@ -102,14 +102,14 @@ async def test_what_fails_says_what_to_type(xl: Xl, device: HostDevice, command:
 
 
 @pytest.mark.parametrize(
-    ("device", "command"), [(GPU, "`xl pci-list 'web 1'`"), (KEY, "`xl usb-list 'web 1'`")]
+    ("device", "command"), [(GPU, "`xl pci-attach"), (KEY, "`xl usbdev-attach")]
 )
 async def test_an_exit_status_is_not_believed(xl: Xl, device: HostDevice, command: str) -> None:
     xl.plugged("1-1.4", 6)
     xl.has(ignores=["pci-attach", "usbdev-attach"])
-    with pytest.raises(HypervisorError, match="does not list it") as caught:
+    with pytest.raises(HypervisorError, match="says that it has, and does not list it") as caught:
         await devices().plug(device)
-    assert caught.value.remedy == command
+    assert caught.value.remedy.startswith(command)
 
 
 async def test_a_usb_device_that_was_pulled_out_meanwhile_is_told(xl: Xl) -> None:

@@ -187,6 +187,18 @@ async def test_one_that_cannot_be_given_back_says_what_to_type_and_where(scene: 
     assert caught.value.remedy == f"on a: `xl pci-attach web1 {HERE},permissive=1`"
 
 
+async def test_where_the_guest_is_gone_nobody_is_told_that_it_runs_without(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scene.is_tested()
+    gpu = scene.controllers[1]
+    await scene.connect(gpu)
+    scene.xl.did()
+    monkeypatch.setattr(wayback, "life", dict[int, Life]().get)
+    await gpu.recover(scene.here(gpu.recover_there), Step.PREPARE)
+    assert scene.xl.did() == []
+
+
 async def test_what_is_not_mapped_is_refused_and_the_option_named(scene: Scene) -> None:
     scene.options = Options()
     for controller, option in zip(scene.controllers, ("--usb usb0=", "--pci pci0="), strict=True):

@@ -72,9 +72,9 @@ def check_options(domain: Domain, options: Options) -> None:
             if not meant:
                 raise _lacks(domain, flag, name, [" or ".join(d.host_names) for d in devices])
             if len(meant) > 1 or meant[0].id in taken:
-                said = "is more than one" if len(meant) > 1 else "is mapped twice"
-                remedy = f"say it by its id: {' or '.join(device.id for device in meant)}"
-                raise UsageError(f"{flag} {name}=…: that device {said}", remedy=remedy)
+                said = "has more than one" if len(meant) > 1 else "cannot have it mapped twice"
+                remedy = f"name it by its id: {' or '.join(device.id for device in meant)}"
+                raise UsageError(f"{flag} {name}=…: {domain.name} {said}", remedy=remedy)
             taken.add(meant[0].id)
 
 

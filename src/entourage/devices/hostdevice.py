@@ -16,7 +16,7 @@ import msgspec
 
 from entourage.devices.base import Controller, Here, There
 from entourage.devices.common import marked, no_way, refuse
-from entourage.domain import Pci, Usb
+from entourage.domain import Device, Pci, Usb
 from entourage.errors import DeviceError, HypervisorError
 from entourage.hypervisors.base import Incoming, Machine, Verb
 from entourage.hypervisors.hostdevices import HostDevice, Plugs, Unplugs
@@ -30,7 +30,9 @@ class HostDeviceController(Controller):
     """How the user says which one: what follows ``--usb usb0=``, say."""
     undoes_prepare = True
 
-    _unplugged = False
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self._unplugged = False
 
     @property
     def own(self) -> HostDevice:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Container, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,7 @@ class HostDevices:
         Raises:
             HypervisorError: xl fails, or the guest does not let go.
         """
-        await self._uninterrupted(
-            self._unplug_pci(device) if isinstance(device, Pci) else self._unplug_usb(device)
-        )
+        await self._uninterrupted(self._unplug(device))
 
     async def plug(self, device: HostDevice) -> None:
         """Plug in ``device.plug``, or else what it is here; there already is no error.
@@ -54,9 +52,7 @@ class HostDevices:
         Raises:
             HypervisorError: It is not there, or xl fails; with the command to type.
         """
-        await self._uninterrupted(
-            self._plug_pci(device) if isinstance(device, Pci) else self._plug_usb(device)
-        )
+        await self._uninterrupted(self._plug(device))
 
     async def _uninterrupted(self, work: Coroutine[Any, Any, None]) -> None:
         """To its end, also where nobody wants it any more: an xl that is killed leaves halves."""
@@ -72,52 +68,50 @@ class HostDevices:
             await asyncio.wait({task})
             raise
 
-    async def _unplug_pci(self, pci: Pci) -> None:
-        bdf = whole_bdf(str(pci.host))
-        if bdf not in await attached_pcis(self._domid):
-            return
-        await xl("pci-detach", self._domid, bdf)
-        if bdf in await attached_pcis(self._domid):
-            raise HypervisorError(f"the guest does not let go of {bdf}")
+    async def _unplug(self, device: HostDevice) -> None:
+        if isinstance(device, Pci):
+            here = whole_bdf(str(device.host))
+            detach = ["pci-detach", self._domid, here]
+        else:
+            found = _the_one(device.place)
+            here = found.names[1]
+            port = (await _attached_usbs(self._domid)).get(here, ())
+            detach = ["usbdev-detach", self._domid, *port]
+        if here in await self._attached(device):
+            await xl(*detach)
+            if here in await self._attached(device):
+                raise HypervisorError(f"the guest does not let go of {here}")
 
-    async def _plug_pci(self, pci: Pci) -> None:
-        bdf = whole_bdf(pci.plug or str(pci.host))
-        slot = f"vslot={pci.address.partition('.')[0]}" if pci.address else None
-        spec = ",".join(part for part in (bdf, slot, pci.options) if part)
-        if bdf not in await attached_pcis(self._domid):
-            await self._attach("pci-attach", spec)
-            if bdf not in await attached_pcis(self._domid):
-                raise HypervisorError("xl does not list it", remedy=self._by_hand("pci-list"))
-
-    async def _unplug_usb(self, usb: Usb) -> None:
-        device = _the_one(usb.place)
-        ports = await _attached_usbs(self._domid)
-        if (port := ports.get((device.bus, device.address))) is None:
-            return
-        await xl("usbdev-detach", self._domid, *map(str, port))
-        if (device.bus, device.address) in await _attached_usbs(self._domid):
-            raise HypervisorError(f"the guest does not let go of {device.place}")
-
-    async def _plug_usb(self, usb: Usb) -> None:
-        device = _the_one(usb.plug or usb.place)
-        at = (device.bus, device.address)
-        words = ["type=hostdev", f"hostbus={device.bus}", f"hostaddr={device.address}"]
-        if usb.port is not None:
-            controller, port = usb.port.split(":")
-            words += [f"controller={controller}", f"port={port}"]
-        if at not in await _attached_usbs(self._domid):
-            await self._attach("usbdev-attach", *words)
-            if at not in await _attached_usbs(self._domid):
-                raise HypervisorError("xl does not list it", remedy=self._by_hand("usb-list"))
-
-    async def _attach(self, command: str, *words: str) -> None:
+    async def _plug(self, device: HostDevice) -> None:
+        if isinstance(device, Pci):
+            there = whole_bdf(device.plug or str(device.host))
+            slot = f"vslot={device.address.partition('.')[0]}" if device.address else None
+            attach = ["pci-attach", ",".join(filter(None, (there, slot, device.options)))]
+        else:
+            found = _the_one(device.plug or device.place)
+            there = found.names[1]
+            at = zip(("controller", "port"), (device.port or "").split(":"), strict=False)
+            attach = ["usbdev-attach", "type=hostdev"]
+            attach += [f"hostbus={found.bus}", f"hostaddr={found.address}"]
+            attach += [f"{key}={value}" for key, value in at if value]
         try:
-            await xl(command, self._domid, *words)
+            await self._attach(device, there, attach)
         except HypervisorError as error:
-            raise HypervisorError(error.message, remedy=self._by_hand(command, *words)) from error
+            by_hand = shlex.join(["xl", attach[0], self._name, *attach[1:]])
+            raise HypervisorError(error.message, remedy=f"`{by_hand}`") from error
 
-    def _by_hand(self, command: str, *words: str) -> str:
-        return f"`{shlex.join(['xl', command, self._name, *words])}`"
+    async def _attach(self, device: HostDevice, there: str, attach: Sequence[str]) -> None:
+        if there in await self._attached(device):
+            return
+        await xl(attach[0], self._domid, *attach[1:])
+        if there not in await self._attached(device):
+            raise HypervisorError("xl says that it has, and does not list it")
+
+    async def _attached(self, device: HostDevice) -> Container[str]:
+        """What of that kind the domain has now."""
+        if isinstance(device, Pci):
+            return await attached_pcis(self._domid)
+        return await _attached_usbs(self._domid)
 
 
 def _the_one(name: str | None) -> UsbDevice:
@@ -137,16 +131,15 @@ async def attached_pcis(domid: int | str) -> set[str]:
     return set(_BDF.findall(await xl("pci-list", str(domid))))
 
 
-async def _attached_usbs(domid: str) -> Mapping[tuple[int, int], tuple[int, int]]:
+async def _attached_usbs(domid: str) -> Mapping[str, tuple[str, str]]:
     """The USB devices that a domain has: controller and port there, by bus and address here."""
-    found: dict[tuple[int, int], tuple[int, int]] = {}
-    controller = -1
+    found: dict[str, tuple[str, str]] = {}
+    controller = ""
     for line in (await xl("usb-list", domid)).splitlines():
         if match := _PORT.match(line):
-            port, bus, address = int(match[1]), int(match[2], 16), int(match[3], 16)
-            found[bus, address] = (controller, port)
+            found[f"{int(match[2], 16)}.{int(match[3], 16)}"] = (controller, match[1])
         elif match := _CONTROLLER.match(line):
-            controller = int(match[1])
+            controller = match[1]
     return found
 
 

@@ -212,7 +212,7 @@ class XenIncoming:
         """
         loop, domid = asyncio.get_running_loop(), await self._domid()
         if domid is None:
-            raise HypervisorError("xl knows the domain no more")
+            raise HypervisorError("xl knows the domain no more", remedy="see `xl list`")
         if self._host_devices is None:
             self._host_devices = HostDevices(domid, self._domain.name)
             self._plugged_by = loop.time() + _PLUGS_WITHIN

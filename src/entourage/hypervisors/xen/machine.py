@@ -131,8 +131,10 @@ class XenMachine(Carrier):
         await self._attached().unplug(device)
 
     async def plug(self, device: HostDevice) -> None:
-        """Give it back; one that is there already is no error."""
-        await self._attached().plug(device)
+        """Give it back; one that is there already, or a guest that is not, is no error."""
+        now = self._life()
+        if now is not None and not now.ended:
+            await self._attached().plug(device)
 
     def _attached(self) -> HostDevices:
         if self._host_devices is None:
