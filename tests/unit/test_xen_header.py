@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import struct
 from typing import Any
 
+import msgspec
 import pytest
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.xen import header
+from entourage.hypervisors.xen.carrier import changes
 from entourage.hypervisors.xen.configuration import Entry, read_domain
 from entourage.hypervisors.xen.header import Changes
 
@@ -66,10 +69,10 @@ def stream(config: dict[str, Any]) -> tuple[bytes, bytes]:
     return struct.pack("=32sIIII", magic, 0x01020304, 3, 0, len(rest)), rest
 
 
-def there(changes: Changes, config: dict[str, Any] = CONFIG) -> dict[str, Any]:
+def there(wanted: Changes, config: dict[str, Any] = CONFIG) -> dict[str, Any]:
     """The configuration that xl reads on the target."""
     fixed, rest = stream(config)
-    told = header.rewritten(fixed, rest, changes)
+    told = header.rewritten(fixed, rest, wanted)
     new, text = told[: header.SIZE], told[header.SIZE :]
     assert header.more(new) == len(text)
     assert struct.unpack_from("=I", text)[0] == len(text) - 4
@@ -83,6 +86,18 @@ def test_it_is_passed_on_as_it_is_where_nothing_changes() -> None:
     assert header.rewritten(fixed, rest, Changes()) == fixed + rest
 
 
+def test_what_is_otherwise_there_is_found_device_by_device() -> None:
+    here = read_domain(Entry(domid=7, config=CONFIG | {"pcidevs": [{"bus": 3}]}))
+    assert changes(here, here) == Changes()
+    [disk, *_], [_, nic], [pci] = here.block, here.net, here.pci
+    moved = here.with_device(msgspec.structs.replace(disk, path="/dev/vg/web1"))
+    moved = moved.with_device(msgspec.structs.replace(nic, bridge="lan2"))
+    found = Changes(paths={"xvda": "/dev/vg/web1"}, nets={"xenbr0": "lan2"})
+    assert changes(here, moved) == found
+    moved = moved.with_device(msgspec.structs.replace(pci, plug="0000:05:00.0"))
+    assert changes(here, moved) == dataclasses.replace(found, passthrough=True)
+
+
 def test_what_comes_after_the_configuration_stays_behind_it() -> None:
     fixed, rest = stream(CONFIG)
     told = header.rewritten(fixed, rest + BODY, Changes(nets={"lan": "lan2"}))
@@ -94,10 +109,8 @@ def test_a_changed_disk_and_a_changed_bridge_and_nothing_else() -> None:
     wanted["disks"][0]["pdev_path"] = "/dev/vg/web1"
     wanted["disks"][2]["pdev_path"] = "/isos/web1.iso"
     wanted["nics"][0]["bridge"] = "br-lan"
-    changes = Changes(
-        paths={"xvda": "/dev/vg/web1", "hdc": "/isos/web1.iso"}, nets={"lan": "br-lan"}
-    )
-    assert there(changes) == wanted
+    paths = {"xvda": "/dev/vg/web1", "hdc": "/isos/web1.iso"}
+    assert there(Changes(paths=paths, nets={"lan": "br-lan"})) == wanted
 
 
 def test_a_nic_that_names_no_bridge_is_on_the_one_that_xl_takes() -> None:

@@ -76,8 +76,9 @@ async def test_twice_changes_nothing(xl: Xl) -> None:
 async def test_a_guest_that_does_not_let_go_is_an_error(xl: Xl, device: HostDevice) -> None:
     xl.plugged("1-1.4", 6)
     xl.has(pci=[HERE], usb={"0:1": (1, 6)}, ignores=["pci-detach", "usbdev-detach"])
-    with pytest.raises(HypervisorError, match="does not let go"):
+    with pytest.raises(HypervisorError, match="does not let go") as caught:
         await devices().unplug(device)
+    assert "unload its driver" in caught.value.remedy
     xl.has(fails=["pci-detach", "usbdev-detach"])
     with pytest.raises(HypervisorError, match="detach failed: libxl: error: as it was told"):
         await devices().unplug(device)
@@ -216,16 +217,21 @@ async def test_usb_on_the_target(
     assert all(two for _, two in found)
 
 
-def test_what_the_source_cannot_take_out(xl: Xl) -> None:
-    assert (
-        hostdevices.test_unplug(GPU, "hvm")
-        == hostdevices.test_unplug(GPU, "pv")
-        == hostdevices.test_unplug(KEY, "pvh")
-        == []
-    )
-    [(reason, _)] = hostdevices.test_unplug(GPU, "pvh")
+def of_type(kind: str, **built: int) -> dict[str, Any]:
+    return {"c_info": {"type": kind}, "b_info": built}
+
+
+def test_what_the_source_cannot_take_out() -> None:
+    full, less = {"max_memkb": 98304, "target_memkb": 98304}, {"max_memkb": 98304}
+    for config in (of_type("hvm", **full), of_type("pv", **less)):
+        assert hostdevices.test_unplug(GPU, config) == []
+    assert hostdevices.test_unplug(KEY, of_type("pvh")) == []
+    [(reason, _)] = hostdevices.test_unplug(GPU, of_type("pvh"))
     assert "PVH" in reason
-    [(reason, _)] = hostdevices.test_unplug(Usb(id="usb0", vendor=0, product=0), "hvm")
+    [(reason, remedy)] = hostdevices.test_unplug(GPU, of_type("hvm", **less))
+    assert "no IOMMU" in reason
+    assert "96 MiB" in remedy
+    [(reason, _)] = hostdevices.test_unplug(Usb(id="usb0", vendor=0, product=0), of_type("hvm"))
     assert "not plugged into this host any more" in reason
 
 

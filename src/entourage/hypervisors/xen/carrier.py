@@ -94,14 +94,8 @@ class Carrier(WayBack):
     async def _begin(self, ticket: Ticket, target: Domain) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._end = TransportEnd(self._directory / "transport")
-        pairs = zip(self._domain.block, target.block, strict=True)
-        nics = zip(self._domain.net, target.net, strict=True)
-        changes = Changes(
-            paths={one.id: other.path for one, other in pairs if one.path != other.path},
-            nets={one.bridge: it.bridge for one, it in nics if one.bridge != it.bridge},
-            passthrough=any(pci.plug for pci in target.pci),
-        )
-        order = {"ssh": self._ssh(ticket, "memory"), "changes": asdict(changes)}
+        differs = asdict(changes(self._domain, target))
+        order = {"ssh": self._ssh(ticket, "memory"), "changes": differs}
         await self._end.listen(order)
         with contextlib.suppress(OSError):
             self._log_from = self._log.stat().st_size
@@ -210,3 +204,19 @@ class Carrier(WayBack):
                 await self._beside_xl(end.hears(Word.HELD))
         except TimeoutError as error:
             raise HypervisorError("xl does not take its copy out of the way") from error
+
+
+def changes(here: Domain, there: Domain) -> Changes:
+    """What xl on the target must be told otherwise.
+
+    Args:
+        here: The domain as it runs.
+        there: The same, device by device, as it is to be.
+    """
+    disks = zip(here.block, there.block, strict=True)
+    nics = zip(here.net, there.net, strict=True)
+    return Changes(
+        paths={one.id: other.path for one, other in disks if one.path != other.path},
+        nets={one.bridge: it.bridge for one, it in nics if one.bridge != it.bridge},
+        passthrough=any(pci.plug for pci in there.pci),
+    )

@@ -16,11 +16,18 @@ from entourage.domain import Pci, Usb, whole_bdf
 from entourage.errors import HypervisorError
 from entourage.hosts.usb import UsbDevice, called
 from entourage.hypervisors.hostdevices import HostDevice, Objection
-from entourage.hypervisors.xen.configuration import Config, entries, pci_of, usb_of
+from entourage.hypervisors.xen.configuration import (
+    Config,
+    domain_type,
+    entries,
+    pci_of,
+    usb_of,
+)
 from entourage.hypervisors.xen.xl import info, xl
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 _BDF = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
+_IN_USE = "end what uses it in the guest, or unload its driver there"
 _CONTROLLER = re.compile(r"([0-9]+)\s")
 _PORT = re.compile(r"\s*Port ([0-9]+): Bus ([0-9a-f]+) Device ([0-9a-f]+)")
 
@@ -77,10 +84,14 @@ class HostDevices:
             here = found.names[1]
             port = (await _attached_usbs(self._domid)).get(here, ())
             detach = ["usbdev-detach", self._domid, *port]
-        if here in await self._attached(device):
+        if here not in await self._attached(device):
+            return
+        try:
             await xl(*detach)
-            if here in await self._attached(device):
-                raise HypervisorError(f"the guest does not let go of {here}")
+        except HypervisorError as error:
+            raise HypervisorError(error.message, remedy=_IN_USE) from error
+        if here in await self._attached(device):
+            raise HypervisorError(f"the guest does not let go of {here}", remedy=_IN_USE)
 
     async def _plug(self, device: HostDevice) -> None:
         if isinstance(device, Pci):
@@ -143,17 +154,23 @@ async def _attached_usbs(domid: str) -> Mapping[str, tuple[str, str]]:
     return found
 
 
-def test_unplug(device: HostDevice, kind: str) -> list[Objection]:
-    """Why a device cannot be taken out of a domain here.
+def test_unplug(device: HostDevice, config: Config) -> list[Objection]:
+    """Why a device cannot be taken out of a domain here, or no other one be plugged in there.
 
     Args:
         device: The device.
-        kind: What the domain is, ``pv``, ``hvm`` or ``pvh``.
+        config: xl's of the domain.
     """
-    if isinstance(device, Pci) and kind == "pvh":
+    if isinstance(device, Usb):
+        gone = ("it is not plugged into this host any more", "`xl usbdev-detach` it")
+        return [gone] if device.place is None else []
+    kind, built = domain_type(config), config.get("b_info", {})
+    if kind == "pvh":
         return [("a PVH guest has no PCI devices of the host", "make it an HVM guest")]
-    if isinstance(device, Usb) and device.place is None:
-        return [("it is not plugged into this host any more", "`xl usbdev-detach` it")]
+    # libxl_create.c: what it then takes for populate-on-demand goes with no IOMMU.
+    if kind == "hvm" and int(built.get("target_memkb", 0)) < int(built.get("max_memkb", 0)):
+        reason = "the guest has less memory than it may have, and xl gives such a one no IOMMU"
+        return [(reason, f"`xl mem-set` it to {int(built['max_memkb']) >> 10} MiB")]
     return []
 
 

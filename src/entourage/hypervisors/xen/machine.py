@@ -124,7 +124,7 @@ class XenMachine(Carrier):
 
     async def test_unplug(self, device: HostDevice) -> Sequence[Objection]:
         """Why this device cannot be taken out of the running guest, or would not come back."""
-        return hostdevices.test_unplug(device, domain_type(self._config))
+        return hostdevices.test_unplug(device, self._config)
 
     async def unplug(self, device: HostDevice) -> None:
         """Take one of the host's own out; one that is out already is no error."""
