@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,22 +12,28 @@ import pytest
 from entourage import words
 from entourage.blackout import Blackout
 from entourage.conductor import Conductor
+from entourage.devices.base import Controller
 from entourage.domain import Domain
 from entourage.errors import Refused
 from entourage.events import AnyEvent, DeviceRefused, SpanDone
-from entourage.hypervisors.base import Verb
+from entourage.hypervisors.base import DataPlane, Verb
 from entourage.hypervisors.libvirt.machine import VERBS as LIBVIRT
 from entourage.hypervisors.qemu.machine import VERBS as QEMU
 from entourage.hypervisors.xen.machine import VERBS as XEN
+from entourage.journal import Decision
 from entourage.passage import Clock
+from entourage.protocol import Event, Record, Role
 from entourage.scenes import Scenes
 from entourage.settings.model import Settings
+from entourage.steps import Step
 
 
 class Machine:
     """A machine that is asked what it is, and stops at once."""
 
     domain = Domain(name="web1", memory=1 << 28)
+    was_running = True
+    in_the_clear = ""
 
     def __init__(self, verbs: frozenset[Verb], flush: str = "") -> None:
         self.verbs = verbs
@@ -37,6 +44,9 @@ class Machine:
 
     async def facts(self) -> dict[str, str]:
         return {}
+
+    async def arm(self, plane: Any, **_: Any) -> None:
+        pass
 
     async def held(self) -> str:
         return self._flush
@@ -52,8 +62,8 @@ class Link:
     """A link to a target that takes everything."""
 
     async def call(self, verb: str, body: Any, reply: Any) -> Any:
-        assert verb == words.TEST
-        return []
+        assert verb in {words.TEST, words.OPEN}
+        return [] if verb == words.TEST else words.Opened()
 
 
 def scenes(machine: Machine, *, live: bool = True) -> tuple[Scenes, list[AnyEvent]]:
@@ -61,6 +71,9 @@ def scenes(machine: Machine, *, live: bool = True) -> tuple[Scenes, list[AnyEven
 
     async def landed_there() -> None:
         pass
+
+    def details(step: Step, controllers: Sequence[Controller]) -> dict[str, Any]:
+        return {"step": step, "of": len(controllers)}
 
     clock = Clock()
     way = SimpleNamespace(
@@ -73,6 +86,10 @@ def scenes(machine: Machine, *, live: bool = True) -> tuple[Scenes, list[AnyEven
         blockers=(),
         landed=False,
         landed_there=landed_there,
+        journal=SimpleNamespace(uuid="A"),
+        lock=SimpleNamespace(fileno=lambda: 0),
+        plane=lambda: DataPlane(address="", ports=(1, 2), secret=None),
+        details=details,
     )
     conductor = Conductor((), cast("Any", None), Settings().migration, lambda _: None, lambda: 0.0)
     asyncio.run(conductor.transfer())
@@ -108,3 +125,23 @@ def test_the_timeline_names_a_flush_only_where_there_is_one(flush: str, spans: l
     story, events = scenes(Machine(QEMU, flush))
     asyncio.run(story.memory())
     assert [event.name for event in events if isinstance(event, SpanDone)] == spans
+
+
+def test_what_devices_must_know_after_a_crash_is_written_down_before_anything_is_done() -> None:
+    story, _ = scenes(Machine(XEN))
+    written: list[Any] = []
+
+    async def take(event: Event) -> None:
+        written.append((event, side.decision.details))
+
+    decision = Decision(
+        migration="m-1",
+        role=Role.SOURCE,
+        domain="u",
+        name="web1",
+        generation=1,
+        record=Record.ARMED,
+    )
+    side = cast("Any", SimpleNamespace(decision=decision, take=take))
+    asyncio.run(story.arm(side))
+    assert written == [(Event.BEGIN, {"step": Step.TEST, "of": 0})]
