@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.e2e.xen.world import NAME, SETTINGS, XenWorld
 
 TRANSPORT, RECEIVER = r"^\S*python3 -I -m \S*transport", "xl migrate-receive$"
@@ -36,6 +38,7 @@ def test_the_receiver_is_killed_once_all_of_the_domain_is_there(world: XenWorld)
     world.moved(run, before)
 
 
+@pytest.mark.matrix
 def test_the_engine_is_killed_before_go_and_xl_resumes(world: XenWorld) -> None:
     before = world.lives()
     source = world.here
@@ -49,6 +52,7 @@ def test_the_engine_is_killed_before_go_and_xl_resumes(world: XenWorld) -> None:
     world.stayed(before)
 
 
+@pytest.mark.matrix
 def test_the_engine_is_killed_at_go_and_recover_finds_out(world: XenWorld) -> None:
     before = world.lives()
     source = world.here
@@ -82,6 +86,7 @@ def test_the_link_is_cut_before_go_and_recover_brings_it_back(world: XenWorld) -
     world.stayed(before)
 
 
+@pytest.mark.matrix
 def test_the_agent_is_killed_with_go_on_its_disk(world: XenWorld) -> None:
     before = world.lives()
     with world.under(GO_STANDS) as under:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from lab.xen.guest import Tick, config, tick
 from lab.xen.hosts import XenHost, XenLab
 from tests.e2e.points import Points
 from tests.e2e.run import Run, far
@@ -25,20 +26,10 @@ SIDE = f"/etc/entourage/domains/{NAME}.toml"
 PATIENCE = 240.0
 # Half a minute for software emulation to encrypt, copy and decrypt what is a moment elsewhere.
 SETTINGS = '[migration]\nmax-blackout = "120s"\nlink-silence = "30s"\ndoubt-timeout = "90s"\n'
-_CONFIG = f"""\
-name = "{NAME}"
-type = "pvh"
-memory = 96
-vcpus = 1
-kernel = "/srv/guest/vmlinuz"
-ramdisk = "/srv/guest/initrd"
-cmdline = "console=hvc0 quiet lab.address=10.78.0.100"
-tsc_mode = "native"
-disk = [ "format=raw,vdev=xvda,access=rw,target={DISK}",
-         "format=raw,vdev=xvdb,access=rw,target={SHARED}" ]
-vif = [ "mac=00:16:3e:00:00:01,bridge=xenbr0" ]
-"""
-_TICK = re.compile(r"boot (\w+) tick (\d+) disk (\w+)")
+_DISKS = (
+    f"format=raw,vdev=xvda,access=rw,target={DISK}",
+    f"format=raw,vdev=xvdb,access=rw,target={SHARED}",
+)
 # How many of the records 1, 2, … the disk holds without a gap.
 _COUNT = """
 import sys
@@ -49,15 +40,6 @@ with open(sys.argv[1], 'rb') as file:
         count += 1
 print(count)
 """
-
-
-@dataclass(frozen=True)
-class Tick:
-    """What the guest said last on its console."""
-
-    boot: str
-    number: int
-    disk: str
 
 
 @dataclass
@@ -107,7 +89,7 @@ class XenWorld:
 
     def _create(self) -> None:
         host = self.here
-        host.write(f"/etc/xen/{NAME}.cfg", _CONFIG)
+        host.write(f"/etc/xen/{NAME}.cfg", config(NAME, _DISKS))
         host.run(["rm", "-f", DISK])
         host.run(["truncate", "-s", str(SIZE), DISK])
         host.run(["xl", "create", f"/etc/xen/{NAME}.cfg"], timeout=PATIENCE)
@@ -146,12 +128,7 @@ class XenWorld:
 
     def tick(self, host: XenHost) -> Tick:
         """What the guest said last on a host's console."""
-        logs = "ls -t /var/log/xen/console/guest-*.log | head -n1 | xargs tail -n3"
-        found = _TICK.findall(host.run(["sh", "-c", logs], check=False).stdout)
-        if not found:
-            return Tick("", 0, "")
-        boot, number, disk = found[-1]
-        return Tick(boot, int(number), disk)
+        return tick(host)
 
     def lives(self, since: Tick | None = None) -> Tick:
         """It ticks here, the same one as before, and writes to its disk; returns its tick.
