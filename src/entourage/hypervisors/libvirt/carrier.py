@@ -20,9 +20,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
+from entourage.hosts.hangup import Calls
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadhand import DeadHand
 from entourage.hypervisors.libvirt import tls
@@ -45,6 +47,7 @@ from entourage.hypervisors.libvirt.words import (
     State,
 )
 
+_PIDS = Path("/run/libvirt/qemu")
 _PROGRAM = Path(__file__).with_name("lifeline.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _SHOW_EVERY = 0.25
@@ -156,6 +159,7 @@ class Carrier(WayBack):
         feed.known.migration, feed.known.stopped_at, feed.known.resumed_at = "", 0, 0
         parameters = self._parameters | {Parameter.URI: ticket.uri}
         flags = self._flags if live else self._flags & ~Flag.LIVE
+        self._calls = await asyncio.to_thread(self._listed_calls, ticket.uri)
         performing = call(phases().perform, self._raw, parameters, ticket.cookie, flags)
         self._performing = performing
 
@@ -175,6 +179,15 @@ class Carrier(WayBack):
             waiting.cancel()
         if performing.done():
             performing.result()
+
+    def _listed_calls(self, uri: str) -> Calls:
+        """What QEMU opens from now on to the target, whose host stands in Prepare's URI."""
+        pid = 0
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((_PIDS / f"{self._domain.name}.pid").read_text())
+        # ``tcp:b:49152`` is QEMU's own form, which older libvirts have.
+        host = urlsplit(uri if "://" in uri else uri.replace(":", "://", 1)).hostname
+        return Calls(pid, host or "")
 
     async def _look(self) -> None:
         """Ask how far the disks are."""

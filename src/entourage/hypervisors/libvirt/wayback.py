@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
+from entourage.hosts.hangup import Calls
 from entourage.hypervisors.base import DataPlane
 from entourage.hypervisors.deadhand import DeadHand
 from entourage.hypervisors.libvirt.connection import (
@@ -27,6 +29,7 @@ _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 _AGAIN = 0.1  # seconds between two attempts to end a job
 _YANK_EVERY = 5  # attempts
 _SUSPEND_AFTER = 20  # attempts
+_STUCK_AFTER = 1.0  # seconds for QEMU to answer
 _FLUSHES_WITHIN = 3.0  # seconds for QEMU to flush its disks
 _ENDS_WITHIN = 60.0  # seconds for libvirt to end a job, where it takes some tenths
 
@@ -71,6 +74,7 @@ class WayBack:
         self._beginning: asyncio.Future[tuple[str, bytes]] | None = None
         self._performing: asyncio.Future[bytes] | None = None
         self._tidying: asyncio.Task[None] | None = None
+        self._calls: Calls | None = None
 
     @property
     def domain(self) -> Domain:
@@ -109,7 +113,7 @@ class WayBack:
             rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
             while not performing.done():
                 await self._too_late(deadline)
-                await self._press_end(rounds)
+                await self._pressed(self._press_end(rounds), performing)
                 await asyncio.wait({performing}, timeout=_AGAIN)
                 rounds += 1
             if isinstance(failed := performing.exception(), LostError):
@@ -140,6 +144,22 @@ class WayBack:
             )
         finally:
             waiting.cancel()
+
+    async def _pressed(
+        self, pressing: Coroutine[Any, Any, None], performing: asyncio.Future[bytes]
+    ) -> None:
+        """Press; where QEMU does not answer, it waits for a target that is gone, guest and all.
+
+        It hears nothing then, so that the kernel has to hang up.
+        """
+        pressed = asyncio.ensure_future(pressing)
+        waiting: set[asyncio.Future[Any]] = {pressed, performing}
+        await asyncio.wait(waiting, timeout=_STUCK_AFTER, return_when=asyncio.FIRST_COMPLETED)
+        if not any(each.done() for each in waiting) and self._calls is not None:
+            await asyncio.to_thread(self._calls.hang_up)
+            await asyncio.wait(waiting, timeout=_ENDS_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        if pressed.done():
+            pressed.result()
 
     async def _press_end(self, attempt: int) -> None:
         """Have libvirt end its job; soon, wake up who sleeps through that.
@@ -189,14 +209,18 @@ class WayBack:
         if time.monotonic() < deadline:
             return
         if self._was_running:
-            with contextlib.suppress(RefusedError):
-                await tell_qemu(self._raw, "cont")
+            # It may not answer either.
+            await asyncio.wait({asyncio.ensure_future(self._continue())}, timeout=_STUCK_AFTER)
         name = self._domain.name
         raise HypervisorError(
             f"libvirt has not ended its migration job of {name} within {_ENDS_WITHIN:g} s",
             remedy=f"virsh domjobabort {name}; if that does not help, restart libvirtd (guests live"
             f" on); then `entourage recover {name}`",
         )
+
+    async def _continue(self) -> None:
+        with contextlib.suppress(RefusedError, LostError):
+            await tell_qemu(self._raw, "cont")
 
     async def _run_again(self) -> None:
         """Let the guest run; one that runs already goes on, one that was paused stays so.
