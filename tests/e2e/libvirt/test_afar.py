@@ -210,3 +210,5 @@ def test_dies(world: AfarWorld, case: Case) -> None:
             world.start_daemon(host)
     settle(world, case, run)
     world.moved(world.migrate())
+    # From afar nobody can see to it that what has arrived is on the disk.
+    world.here.run(["sync"])

@@ -23,6 +23,7 @@ from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError, InDoubt
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
+from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt import tls
 from entourage.hypervisors.libvirt.connection import (
     Connection,
@@ -45,6 +46,7 @@ _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its m
 _LOOK_AGAIN = 0.05
 _HEARD_WITHIN = 0.05  # seconds from Finish's return to the event that says when the guest ran
 _ACTIVE_NETWORKS = 2
+_DEFINITIONS = Path("/etc/libvirt/qemu")
 _LOGS = Path("/var/log/libvirt/qemu")
 _NO_TPM = "its TPM emulator (swtpm) has ended"
 
@@ -280,7 +282,10 @@ class LibvirtIncoming:
             await ask(raw.suspend)
 
     async def own(self) -> None:
-        """Nothing: Finish wrote the definition down before the guest could run."""
+        """Finish wrote the definition down before the guest could run; now it is on the disk."""
+        # libvirt syncs the file, and not its name.
+        if self._on_this_host and _DEFINITIONS.is_dir():
+            await asyncio.to_thread(sync_directory, _DEFINITIONS)
 
     async def announce(self, nets: Sequence[Net]) -> None:
         """Nothing: QEMU has announced them by itself when memory had landed."""
