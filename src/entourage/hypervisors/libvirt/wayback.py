@@ -160,6 +160,8 @@ class WayBack:
             await asyncio.wait(waiting, timeout=_ENDS_WITHIN, return_when=asyncio.FIRST_COMPLETED)
         if pressed.done():
             pressed.result()
+        else:  # read there, for asyncio not to complain
+            pressed.add_done_callback(lambda late: late.cancelled() or late.exception())
 
     async def _press_end(self, attempt: int) -> None:
         """Have libvirt end its job; soon, wake up who sleeps through that.
