@@ -12,9 +12,11 @@ from lab.hosts import Lab
 from tests.e2e.faults.matrix import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from lab.host import Host
+
+_FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +55,23 @@ def c(lab: Lab) -> Host:
     if not lab["c"].is_on:
         lab["c"].power_on()
     return lab["c"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember which tests have failed."""
+    report = yield
+    if report.failed and report.when == "call":
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture
+def has_failed(request: pytest.FixtureRequest) -> Callable[[], bool]:
+    """Whether the test has failed: what it shares with others must begin anew."""
+    return lambda: request.node.stash.get(_FAILED, default=False)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -9,12 +9,10 @@ import pytest
 from lab.libvirtd import start_all
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from lab.hosts import Lab
     from tests.e2e.libvirt.world import LibvirtWorld
-
-_FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -24,20 +22,9 @@ def libvirt_lab(lab: Lab) -> Lab:
     return lab
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember which tests have failed."""
-    report = yield
-    if report.failed and report.when == "call":
-        item.stash[_FAILED] = True
-    return report
-
-
 @pytest.fixture
-def world(module_world: LibvirtWorld, request: pytest.FixtureRequest) -> Generator[LibvirtWorld]:
+def world(module_world: LibvirtWorld, has_failed: Callable[[], bool]) -> Generator[LibvirtWorld]:
     """Return the module's guest and hosts; after a test that failed, new ones."""
     yield module_world
-    if request.node.stash.get(_FAILED, default=False):
+    if has_failed():
         module_world.start_over()

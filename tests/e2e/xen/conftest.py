@@ -12,9 +12,7 @@ from lab.xen.wheels import install
 from tests.e2e.xen.world import LOG, XenWorld
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
-_FAILED = pytest.StashKey[bool]()
+    from collections.abc import Callable, Generator
 
 
 @pytest.fixture(scope="session")
@@ -25,23 +23,12 @@ def session_world() -> Generator[XenWorld]:
         yield XenWorld.begin(lab)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember which tests have failed."""
-    report = yield
-    if report.failed and report.when == "call":
-        item.stash[_FAILED] = True
-    return report
-
-
 @pytest.fixture
-def world(session_world: XenWorld, request: pytest.FixtureRequest) -> Generator[XenWorld]:
+def world(session_world: XenWorld, has_failed: Callable[[], bool]) -> Generator[XenWorld]:
     """Return the guest and its hosts; after a test that failed, the guest begins anew on a."""
     for host in (session_world.here, session_world.there):
         host.run(["rm", "-f", LOG])
     yield session_world
-    if request.node.stash.get(_FAILED, default=False):
+    if has_failed():
         sys.stdout.write(session_world.what_is_there())
         session_world.start_over()
