@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -41,6 +41,7 @@ from entourage.settings.model import Settings
 from entourage.steps import Refusal
 from entourage.takeup import taken_up_target
 from entourage.target import TargetSide
+from entourage.underway import UnderWay
 
 Body = TypeVar("Body")
 
@@ -67,6 +68,7 @@ class Agent:
         self._side: TargetSide | None = None
         self._held = contextlib.AsyncExitStack()
         self._taking_up = asyncio.Lock()
+        self._under_way = UnderWay()
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
         for verb, handler in {
@@ -141,7 +143,7 @@ class Agent:
         controller = self._controllers.get(ask.device)
         if controller is None or self._there is None:
             raise UsageError(f"{ask.device} is no device of this domain")
-        half: Callable[[There, Any], Awaitable[Any]] | None = {
+        half: Callable[[There, Any], Coroutine[Any, Any, Any]] | None = {
             "test": controller.test_there,
             "prepare": controller.prepare_there,
             "connect": controller.connect_there,
@@ -151,9 +153,10 @@ class Agent:
         }.get(ask.half)
         if half is None:
             raise UsageError(f"{ask.half!r} is no step")
-        if ask.half not in {"test", "recover"}:
-            self._making()
-        return await half(self._there, ask.request)
+        if ask.half in {"test", "recover"}:
+            return await half(self._there, ask.request)
+        there, _ = self._making()
+        return await self._under_way.run(half(there, ask.request))
 
     async def _on_open(self, opening: words.Open) -> words.Opened:
         hypervisor = self._known()
@@ -186,6 +189,7 @@ class Agent:
             send=self._send,
             on_failure=self._tell_failure,
             on_resumed=lambda moment: self._tell(words.RESUMED, moment),
+            call_off=self._under_way.call_off,
         )
         await side.take(Event.BEGIN)
         self._open, self._side = opening, side
@@ -195,13 +199,13 @@ class Agent:
     async def _on_build(self, plan: Plan) -> None:
         there, opening = self._making()
         # A file or tap that a device's half chose is in there.domain by now.
-        await there.incoming.build(there.domain, opening.plane, plan)
+        await self._under_way.run(there.incoming.build(there.domain, opening.plane, plan))
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
 
     async def _on_listen(self, _: Any) -> Any:
         there, _opening = self._making()
-        ticket = await there.incoming.listen()
+        ticket = await self._under_way.run(there.incoming.listen())
         self._watch.add(asyncio.create_task(self._watch_landing(there.incoming)))
         self._journal.warm()  # what GO's one flush must not pay for
         return ticket

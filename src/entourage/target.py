@@ -6,7 +6,7 @@ Used by the agent while its link lives, and by ``entourage recover`` after a cra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from entourage.devices.base import Controller, There
 from entourage.errors import EntourageError, HypervisorError, InDoubt
@@ -34,6 +34,10 @@ from entourage.shell import Shell
 from entourage.words import Resumed
 
 
+async def _nothing() -> None:
+    """Nothing is being made."""
+
+
 class TargetSide:
     """One migration on its target: the role's state, and the hands that do what it decides.
 
@@ -46,6 +50,7 @@ class TargetSide:
         send: Sends a message of the hand-over, if there is a link.
         on_failure: Told what went wrong, for the source to know.
         on_resumed: Told when GO was heard, was decided, and the guest ran.
+        call_off: Ends what is still being made, before any of it is undone.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class TargetSide:
         send: Callable[[Message], None],
         on_failure: Callable[[EntourageError], None],
         on_resumed: Callable[[Resumed], None],
+        call_off: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
         self._journal = journal
         self._decision = decision
@@ -67,6 +73,7 @@ class TargetSide:
         self._send = send
         self._on_failure = on_failure
         self._on_resumed = on_resumed
+        self._call_off = call_off
         self._shell = Shell(state, decide_target, self._do)
         self.take = self._shell.take
         self.idle = self._shell.idle
@@ -182,6 +189,7 @@ class TargetSide:
         return Event.ABORT if failed and not released else None
 
     async def _kill(self) -> None:
+        await self._call_off()
         if self._there:
             try:
                 await self._there.incoming.kill()
@@ -193,6 +201,8 @@ class TargetSide:
         ours = self.record in {Record.RAN, Record.OWNS}
         if ours and self._there and self._shell.state.guest is Guest.RUNNING:
             await self._settle_in(self._there)
+        if not ours:
+            await self._call_off()
         migration = self._decision.migration
         for row in self._journal.ledger_rows(migration, Role.TARGET, temporary_only=ours):
             problems = await self._undone(row)
