@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from entourage.devices import toolrun
 from entourage.devices.tool import check
+from entourage.devices.tooloutput import Output
 from entourage.errors import DeviceError
 from entourage.steps import Step
 from tests.unit.tool_harness import call, failure, gone, tool
@@ -121,6 +122,16 @@ async def test_error_within_a_line_without_end(tmp_path: Path) -> None:
         tool(tmp_path, "head -c 65533 /dev/zero | tr '\\0' x; printf 'Error: no room'")
     )
     assert "Error: no room" in error.message or "xError" in error.message
+
+
+@pytest.mark.parametrize("first", [0, 4096, 65533, 65536, 65540])
+def test_error_is_shown_however_the_line_arrives(first: int) -> None:
+    line = b"x" * 65533 + b"Error: no room"
+    output = Output(None, lambda: None)
+    for part in (line[:first], line[first:]):
+        output.feed(part, stdout=True)
+    output.finish()
+    assert "Error: no" in output.error
 
 
 async def test_exit_status_and_last_words(tmp_path: Path) -> None:

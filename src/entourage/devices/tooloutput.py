@@ -48,6 +48,8 @@ class Output:
         if not end and len(data) > LONGEST * 4:
             # A line without end is cut, but not within a mark that it may hold.
             end = len(data) - len(_MARK)
+            if (last := data.rfind(_MARK)) > end - len(_MARK):
+                end = last
         self._pending[stdout] = data[end:]
         self._take(data[:end], stdout=stdout)
 
@@ -71,7 +73,8 @@ class Output:
             return
         if stdout and not self.error and (at := data.find(_MARK)) >= 0:
             start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
-            self.error = _text(data[max(start, at - LONGEST) : end if end >= 0 else len(data)])
+            start = max(start, at - LONGEST // 2)  # some of what is before it, and all of it
+            self.error = _text(data[start : end if end >= 0 else len(data)])
             self._on_error()
         if self._on_line is None:
             return
