@@ -36,7 +36,7 @@ from entourage.hypervisors.base import Hypervisor, Incoming, Plan
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal import Decision, Journal, MigrationLedger
 from entourage.lock import domain_lock
-from entourage.protocol import TERMINAL, Event, Heard, Message, Record, Role, Verb
+from entourage.protocol import TERMINAL, Event, Finding, Heard, Message, Record, Role, Verb
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 from entourage.takeup import taken_up_target
@@ -264,14 +264,14 @@ class Agent:
         reason = await incoming.died()
         if self._side is None:
             return
-        released = self._side.record in {Record.RAN, Record.OWNS}
-        if released:
+        if self._side.record is Record.OPEN:
+            self._tell_failure(HypervisorError(f"the machine being built is gone: {reason}"))
+        await self._side.take(Event.GUEST_DIED)
+        ours = self._side.record in {Record.RAN, Record.OWNS}
+        if ours and Finding.CRASHED_HERE not in self._side.findings:
             start = "virsh" if is_afar(self._known().name) else "entourage"
             remedy = f"it is off and whole: `{start} start` it there"
             self._tell_failure(HypervisorError(f"its machine has ended: {reason}", remedy=remedy))
-        elif self._side.record is Record.OPEN:
-            self._tell_failure(HypervisorError(f"the machine being built is gone: {reason}"))
-        await self._side.take(Event.GUEST_DIED)
 
     # Small things
 
