@@ -200,12 +200,14 @@ class Agent:
         there, opening = self._making()
         # A file or tap that a device's half chose is in there.domain by now.
         await self._under_way.run(there.incoming.build(there.domain, opening.plane, plan))
+        self._making()  # it may have been called off just now
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
 
     async def _on_listen(self, _: Any) -> Any:
         there, _opening = self._making()
         ticket = await self._under_way.run(there.incoming.listen())
+        self._making()
         self._watch.add(asyncio.create_task(self._watch_landing(there.incoming)))
         self._journal.warm()  # what GO's one flush must not pay for
         return ticket

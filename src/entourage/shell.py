@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Generic, TypeVar
 
+from entourage.handover import Source, Target
 from entourage.points import reached
 from entourage.protocol import AnyEvent, Do, Effect, Flush, Overtaken, Report, Send, Step
 
-StateT = TypeVar("StateT")
+StateT = TypeVar("StateT", Source, Target)
 Decide = Callable[[StateT, AnyEvent], Step[StateT]]
 
 
@@ -75,6 +77,8 @@ class Shell(Generic[StateT]):
             except Exception:
                 if number == 0:  # nothing of the step has happened
                     self.state = before
+                elif isinstance(effect, Flush):  # and this is not decided
+                    self.state = replace(self.state, record=before.record)
                 raise
             if led_to is None:
                 continue

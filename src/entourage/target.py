@@ -199,7 +199,7 @@ class TargetSide:
     async def _undo(self) -> None:
         """Newest first; a row is struck out only once what it names is gone."""
         ours = self.record in {Record.RAN, Record.OWNS}
-        if ours and self._there and self._shell.state.guest is Guest.RUNNING:
+        if ours and self._there:
             await self._settle_in(self._there)
         if not ours:
             await self._call_off()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from entourage.errors import UsageError
+from entourage.errors import HypervisorError
 
 Value = TypeVar("Value")
 
@@ -21,7 +21,7 @@ class UnderWay:
         """Do it.
 
         Raises:
-            UsageError: It was called off meanwhile.
+            HypervisorError: It was called off meanwhile.
         """
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -31,11 +31,11 @@ class UnderWay:
         finally:
             task.cancel()
         if task.cancelled():
-            raise UsageError("the migration was called off")
+            raise HypervisorError("the migration was called off")
         return task.result()
 
     async def call_off(self) -> None:
-        """Cancel all of it; returns when nothing makes anything any more."""
+        """Cancel all of it; returns when nothing makes anything any more, but for threads."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -91,6 +91,7 @@ def test_a_domain_that_cannot_be_written_down_is_told_and_not_said_to_have_run(
         with pytest.raises(OSError, match="No space left"):
             await side.take(Heard(Message(Verb.GO, "m-1")))
         assert journal.record("m-1", Role.TARGET) is Record.GO
+        await side.take(Heard(Message(Verb.ASK, "m-1")))
         assert Message(Verb.RAN, "m-1") not in said
         assert isinstance(told[-1], HypervisorError)
         assert "No space left on device" in told[-1].message

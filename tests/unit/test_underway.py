@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from entourage.errors import UsageError
+from entourage.errors import HypervisorError
 from entourage.underway import UnderWay
 
 
@@ -31,7 +31,7 @@ async def test_nothing_is_made_once_it_was_called_off() -> None:
     let_go.set()
     await calling_off
     assert made == ["let go"]
-    with pytest.raises(UsageError, match="called off"):
+    with pytest.raises(HypervisorError, match="called off"):
         await asked
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 _TABLES = ("tcp", "tcp6")
 _WORD = 8  # hex digits of 32 bits
-_LOCAL, _REMOTE, _INODE = 1, 2, 9  # columns; see proc_pid_net(5)
+_LOCAL, _REMOTE, _STATE, _INODE = 1, 2, 3, 9  # columns; see proc_pid_net(5)
+_LISTENS = "0A"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Calls:
         self._pid = pid
         self._before = connections(pid)
         self._addresses: set[str] = set()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UnicodeError):
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            self._addresses = {str(address[0]) for *_, address in found}
+            self._addresses = {str(address[0]).partition("%")[0] for *_, address in found}
 
     def hang_up(self) -> int:
         """End them; how many there were. Blocks for some milliseconds."""
@@ -67,21 +68,25 @@ class Calls:
 
 
 def connections(pid: int) -> frozenset[Connection]:
-    """The TCP connections of a process; none where it is gone."""
+    """The TCP connections that a process has opened; none where it is gone, or sees another net."""
     inodes: set[int] = set()
     with contextlib.suppress(OSError):
+        if not Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net"):
+            return frozenset()
         for handle in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError, ValueError):  # closed meanwhile, or no socket
                 inodes.add(int(str(handle.readlink()).removeprefix("socket:[")[:-1]))
-    found = (call for table in _TABLES for call in _table(Path(f"/proc/{pid}/net", table)))
-    return frozenset(call for call in found if call.inode in inodes)
+    lines = [line for table in _TABLES for line in _table(Path(f"/proc/{pid}/net", table))]
+    ours = [line for line in lines if int(line[_INODE]) in inodes]
+    taken = {_end(line[_LOCAL])[1] for line in ours if line[_STATE] == _LISTENS}
+    found = (Connection(int(one[_INODE]), _end(one[_LOCAL]), _end(one[_REMOTE])) for one in ours)
+    # What has come in at a port that it listens at, others have opened.
+    return frozenset(call for call in found if call.here[1] not in taken)
 
 
-def _table(path: Path) -> Iterator[Connection]:
+def _table(path: Path) -> Iterator[list[str]]:
     with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines()[1:]:
-            words = line.split()
-            yield Connection(int(words[_INODE]), _end(words[_LOCAL]), _end(words[_REMOTE]))
+        yield from (line.split() for line in path.read_text().splitlines()[1:])
 
 
 def _end(text: str) -> tuple[str, int]:

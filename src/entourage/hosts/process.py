@@ -175,8 +175,8 @@ async def launch(
     _started_here.add(child.pid)
     # exec closes the descriptor that Popen waits for a moment before the environment can be read:
     # whoever undoes at that moment would not find it. Microseconds, and there is no event for it.
-    while start_time(child.pid) is not None and not carries(child.pid, marker):  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    while start_time(child.pid) is not None and not carries(child.pid, marker):
+        os.sched_yield()  # no await: it could be cancelled here
     if _SYSTEMD_RUNS.is_dir():
         await _give_scope(child.pid, unit, log)
     return child.pid

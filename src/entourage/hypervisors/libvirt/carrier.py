@@ -186,8 +186,10 @@ class Carrier(WayBack):
         with contextlib.suppress(OSError, ValueError):
             pid = int((_PIDS / f"{self._domain.name}.pid").read_text())
         # ``tcp:b:49152`` is QEMU's own form, which older libvirts have.
-        host = urlsplit(uri if "://" in uri else uri.replace(":", "://", 1)).hostname
-        return Calls(pid, host or "")
+        host = ""
+        with contextlib.suppress(ValueError):
+            host = urlsplit(uri if "://" in uri else uri.replace(":", "://", 1)).hostname or ""
+        return Calls(pid, host)
 
     async def _look(self) -> None:
         """Ask how far the disks are."""

@@ -157,7 +157,8 @@ class WayBack:
         await asyncio.wait(waiting, timeout=_STUCK_AFTER, return_when=asyncio.FIRST_COMPLETED)
         if not any(each.done() for each in waiting) and self._calls is not None:
             await asyncio.to_thread(self._calls.hang_up)
-            await asyncio.wait(waiting, timeout=_ENDS_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        # To its end: a word of it that takes effect later would stop a guest that is back.
+        await asyncio.wait({pressed}, timeout=_ENDS_WITHIN)
         if pressed.done():
             pressed.result()
         else:  # read there, for asyncio not to complain
@@ -195,11 +196,12 @@ class WayBack:
 
     async def _end_job(self) -> None:
         """End a job that nobody waits for any more."""
+        nobody: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
             while self._raw is not None and (await ask(self._raw.jobInfo))[0]:
                 await self._too_late(deadline)
-                await self._press_end(rounds)
+                await self._pressed(self._press_end(rounds), nobody)
                 await asyncio.sleep(_AGAIN)
                 rounds += 1
 

@@ -258,13 +258,18 @@ class QemuIncoming:
 
     async def settle_in(self) -> None:
         """After the guest runs: drop the keys, and all that only an arrival needs."""
-        running = self._running
+        running = self._running or read_running(self._where)
         if running is None:
-            raise HypervisorError("no machine was built")
+            return
         self._running = msgspec.structs.replace(running, incoming=False)
         write_running(self._where, self._running)
         keys.forget_file(self._where)
-        monitor = self._standing()
+        if self._monitor is not None:
+            with contextlib.suppress(MonitorLostError):  # ``died`` tells
+                await self._forget_arrival(self._monitor)
+            await self._monitor.close()
+
+    async def _forget_arrival(self, monitor: Monitor) -> None:
         await monitor.execute(
             "migrate-set-parameters",
             {"announce-rounds": _DEFAULT_ANNOUNCE_ROUNDS, "tls-creds": ""},
@@ -273,7 +278,6 @@ class QemuIncoming:
         await keys.drop_key(monitor)
         with contextlib.suppress(CommandError):  # no disk was copied
             await monitor.execute("object-del", {"id": _THREAD})
-        await monitor.close()
 
     async def kill(self) -> None:
         """End the machine, which never ran; returns when its processes are gone."""

@@ -238,6 +238,8 @@ class XenIncoming:
 
     async def settle_in(self) -> None:
         """After the guest runs: close and remove what only an arrival needs."""
+        if self._plugging:  # an xl that is killed half-way leaves half of a device
+            await asyncio.wait(self._plugging)
         if self._arrivals is not None:
             await self._arrivals.close()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
