@@ -29,9 +29,7 @@ def test_what_was_opened_since_is_ended(address: str) -> None:
     with call(address) as (old, _):
         calls = Calls(os.getpid(), address)
         with call(address) as (new, _):
-            assert (
-                calls.hang_up() == 1
-            )  # what has come in was opened by others
+            assert calls.hang_up() == 1  # what has come in was opened by others
             with pytest.raises(ConnectionError):
                 new.send(b"x")
         assert old.send(b"x") == 1
