@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ class GivingUp(WayBack):
             self._beginning.set_result(("", b""))
             self._performing = loop.create_future()
 
+    @property
+    def performing(self) -> asyncio.Future[bytes]:
+        assert self._performing is not None
+        return self._performing
+
 
 @pytest.mark.parametrize("performing", [True, False])
 async def test_a_job_that_does_not_end_is_told_in_time(
@@ -88,3 +94,33 @@ async def test_a_job_that_does_not_end_is_told_in_time(
     assert {"yank migration", "yank block-node"} <= set(told)
     assert told[-1] == "cont"
     assert "entourage recover web1" in caught.value.remedy
+
+
+class Late(Stubborn):
+    """Its job ends while libvirt is still busy with the last thing that it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.did: list[str] = []
+        self.end: Any = None
+
+    def abortJob(self) -> None:  # noqa: N802 - libvirt's
+        if self.end is not None:
+            self.end()
+        time.sleep(0.05)  # in libvirt's thread
+        self.did.append("told")
+
+    def state(self, _flags: int) -> tuple[int, int]:
+        self.did.append("looked at")
+        return State.RUNNING, 0
+
+
+async def test_what_libvirt_was_told_last_comes_before_the_guest_is_looked_at() -> None:
+    """It could stop a guest that was just let run, and nobody would look again."""
+    raw = Late()
+    giving_up = GivingUp(raw, performing=True)
+    loop, performing = asyncio.get_running_loop(), giving_up.performing
+    failed = HypervisorError("cancelled")
+    raw.end = lambda: loop.call_soon_threadsafe(performing.set_exception, failed)
+    await asyncio.wait_for(giving_up.abort(), 5)
+    assert raw.did == ["told", "looked at"]

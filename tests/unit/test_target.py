@@ -15,7 +15,7 @@ from entourage.errors import EntourageError, HypervisorError
 from entourage.handover import Target
 from entourage.hosts.resources import MemoryLedger
 from entourage.journal import Decision, Journal
-from entourage.protocol import Event, Heard, Message, Record, Role, Verb
+from entourage.protocol import Event, Guest, Heard, Message, Record, Role, Verb
 from entourage.settings.model import Settings
 from entourage.target import TargetSide
 
@@ -52,7 +52,11 @@ class Disk:
 
 
 def side_of(
-    journal: Journal, incoming: Any, told: list[EntourageError], said: list[Message]
+    journal: Journal,
+    incoming: Any,
+    told: list[EntourageError],
+    said: list[Message],
+    state: Target | None = None,
 ) -> TargetSide:
     """A target's side that has nothing but this machine."""
     there = There(
@@ -68,7 +72,7 @@ def side_of(
     return TargetSide(
         journal=journal,
         decision=OPEN,
-        state=Target(migration="m-1"),
+        state=state or Target(migration="m-1"),
         there=there,
         controllers=[],
         send=said.append,
@@ -123,3 +127,19 @@ def test_what_shows_that_the_guest_has_run_goes_once_that_is_written_down(tmp_pa
 
         asyncio.run(go(journal))
     assert incoming.did == ["run", "own", f"settle in, {Record.RAN}"]
+
+
+@pytest.mark.parametrize("guest", [Guest.STOPPED, Guest.RUNNING, Guest.DEAD])
+def test_what_an_agent_left_of_an_arrival_is_settled_by_the_next_one(
+    tmp_path: Path, guest: Guest
+) -> None:
+    """Its user may have paused the guest, or it may be off: it is this host's all the same."""
+    incoming: Any = Disk(full=False)
+    state = Target(migration="m-1", record=Record.RAN, guest=guest)
+
+    async def go(journal: Journal) -> None:
+        await side_of(journal, incoming, [], [], state=state).take(Event.RESTARTED)
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+        asyncio.run(go(journal))
+    assert incoming.did == ["settle in"]
