@@ -167,8 +167,10 @@ class Entourage(Traveller):
 
     def monitor(self) -> str:
         """The monitor that ``entourage list`` uses."""
-        found = self.source.path("/run/entourage/q").glob("*/info.sock")  # it is the only domain
-        return f"/run/entourage/q/{next(found).parent.name}/info.sock"
+        found = next(self.source.path("/run/entourage/q").glob("*/info.sock"), None)
+        if found is None:
+            raise FileNotFoundError(f"{self.name} does not run")
+        return f"/run/entourage/q/{found.parent.name}/info.sock"  # it is the only domain
 
     def move(self) -> Told:
         """Move it to the other host."""

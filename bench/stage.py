@@ -111,7 +111,8 @@ class Stage:
 
     def _rest(self, traveller: Traveller) -> None:
         self._seen.ping(traveller.address, on=False)
-        traveller.pause()
+        with contextlib.suppress(OSError):  # its QEMU has died, and the move is thrown out
+            traveller.pause()
 
     def _lives(self, traveller: Traveller, boots: tuple[str, ...]) -> bool:
         try:
