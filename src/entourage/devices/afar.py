@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import grp
 import pwd
-from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,7 +18,7 @@ from entourage.devices import storage
 from entourage.devices.base import Controller, There
 from entourage.devices.blkif import BlockController, Digest, Look, Make
 from entourage.devices.common import refuse
-from entourage.devices.images import NewImage
+from entourage.devices.images import NewImage, owner_number
 from entourage.devices.netif import Ask, Bridge, NetController
 from entourage.devices.registry import controller_class
 from entourage.devices.room import Fit, Fitting, no_verb
@@ -151,8 +150,8 @@ class AfarBlock(BlockController):
                 backing=new.backing,
                 backing_format=new.backing_format,
                 mode=new.mode,
-                owner=_number(pwd.getpwnam, new.owner),
-                group=_number(grp.getgrnam, new.group),
+                owner=owner_number(pwd.getpwnam, new.owner),
+                group=owner_number(grp.getgrnam, new.group),
             )
         )
         return True
@@ -192,13 +191,3 @@ def _afar(there: There) -> Afar:
     if not isinstance(there.incoming, Afar):
         raise UsageError("this host's own hypervisor is not asked from afar")
     return there.incoming
-
-
-def _number(lookup: Callable[[str], Any], name: str) -> int:
-    """The number of a user or group on this host, which is all that libvirt takes; -1 for none."""
-    if name.isdigit():
-        return int(name)
-    try:
-        return int(lookup(name)[2]) if name else -1
-    except KeyError:
-        return -1

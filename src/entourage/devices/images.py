@@ -316,7 +316,9 @@ def _make_empty(scratch: Path, new: NewImage) -> None:
     handle = os.open(scratch, flags, 0o600)
     try:
         with contextlib.suppress(PermissionError):  # not root: it is ours then, as QEMU will be
-            os.fchown(handle, _number(pwd.getpwnam, new.owner), _number(grp.getgrnam, new.group))
+            os.fchown(
+                handle, owner_number(pwd.getpwnam, new.owner), owner_number(grp.getgrnam, new.group)
+            )
         os.fchmod(handle, new.mode)
         if new.format == "raw":
             os.ftruncate(handle, new.size)
@@ -343,8 +345,13 @@ async def _create_qcow2(new: NewImage, scratch: Path) -> None:
     await qemu_img(*arguments, "--", str(scratch), str(new.size))
 
 
-def _number(lookup: Any, name: str) -> int:
-    """The number of a user or group on this host; -1 (leave it) where there is none."""
+def owner_number(lookup: Any, name: str) -> int:
+    """The number of a user or group on this host; -1 (leave it) where there is none.
+
+    Args:
+        lookup: ``pwd.getpwnam`` or ``grp.getgrnam``.
+        name: The name, or a number as text.
+    """
     if name.isdigit():
         return int(name)
     try:

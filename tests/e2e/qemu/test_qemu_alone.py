@@ -16,7 +16,6 @@ import pytest
 
 from entourage.domain import Block, Boot, Domain, Pci
 from entourage.errors import DomainBusy, HypervisorError, UsageError
-from entourage.hypervisors.qemu.machine import QemuMachine
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import read_running
 from tests.e2e.qemu.hosts import (
@@ -164,21 +163,6 @@ async def test_the_target_refuses(hosts: Hosts) -> None:
     assert "not the file" in await refused(booted, {f"sha256:{kernel}": "another"})
     same = await hosts.a.hypervisor.test_incoming(domain, "a", facts)
     assert ["it runs" in refusal.reason for refusal in same] == [True]
-
-
-async def test_usb_is_unplugged_and_plugged(hosts: Hosts) -> None:
-    domain = await hosts.start(a_domain(hosts.a, tpm=False))
-    machine = await hosts.a.hypervisor.machine(domain.name)
-    assert isinstance(machine, QemuMachine)  # no verb of all hypervisors
-    tablet = domain.usb[0]
-    await machine.unplug(tablet)
-    assert "QEMU USB Tablet" not in await hosts.a.ask(domain, "info usb")
-    with pytest.raises(HypervisorError) as caught:
-        await machine.unplug(tablet)
-    assert caught.value.device == tablet.label
-    await machine.plug(tablet)
-    assert "QEMU USB Tablet" in await hosts.a.ask(domain, "info usb")
-    await machine.close()
 
 
 async def test_stop_waits_for_the_guest(hosts: Hosts) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entourage.domain import Block, Device, Domain, Net, Pci, Tpm, Usb
+from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
 from entourage.hypervisors import swtpm
@@ -20,10 +20,10 @@ from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import loses_state
 from entourage.hypervisors.qemu.carrier import Carrier
-from entourage.hypervisors.qemu.cmdline import device_id, node_name, pci_device, usb_device
+from entourage.hypervisors.qemu.cmdline import device_id, node_name
 from entourage.hypervisors.qemu.explain import device_of, plain
 from entourage.hypervisors.qemu.paths import Places
-from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
+from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, disown
 from entourage.protocol import Guest
 from entourage.steps import Refusal
@@ -205,33 +205,6 @@ class QemuMachine(Carrier):
     async def erase_tpm(self, tpm: Tpm) -> None:
         """After ``release``: destroy the TPM's state on this host; nothing left is no error."""
         await asyncio.to_thread(tpms.erase_state, self._where.tpm_state(tpm.id))
-
-    async def unplug(self, device: Device) -> None:
-        """Take a USB or PCI device out, and return when the guest has let go of it."""
-        if not isinstance(device, Usb | Pci):
-            raise HypervisorError("only USB and PCI devices can be unplugged", device=device.label)
-        name, known = device_id(device), self._monitor.known
-        known.unplugged.discard(name)
-        known.kept.discard(name)
-        await self._monitor.execute("device_del", {"id": name}, device=device.label)
-
-        def gone(known: Known) -> bool | None:
-            if name in known.kept:
-                raise HypervisorError("the guest does not let go of it", device=device.label)
-            return name in known.unplugged or None
-
-        await self._monitor.until(gone)
-
-    async def plug(self, device: Device) -> None:
-        """Give the guest a device back."""
-        if not isinstance(device, Usb | Pci):
-            raise HypervisorError("only USB and PCI devices can be plugged", device=device.label)
-        made = (
-            usb_device(self.domain, device)
-            if isinstance(device, Usb)
-            else pci_device(self.domain, device)
-        )
-        await self._monitor.execute("device_add", made, device=device.label)
 
     async def announce(self, nets: Sequence[Net]) -> None:
         """Tell the network where the guest's MACs are."""

@@ -67,9 +67,6 @@ class Known:
         stopped_at: When its guest stopped; 0 where it has not since that was last set to 0.
         resumed_at: When its guest ran (again); likewise.
         jobs: Its block jobs, by their id.
-        unplugged: Ids of devices that the guest let go of.
-        kept: Ids of devices that the guest refuses to let go of.
-        deleted_exports: Ids of block exports that are closed.
         shutdown: Why it ends, in QEMU's words; empty while it does not.
         lost: Why there is no connection any more; empty while there is one.
     """
@@ -79,9 +76,6 @@ class Known:
     stopped_at: int = 0
     resumed_at: int = 0
     jobs: dict[str, Job] = field(default_factory=dict[str, Job])
-    unplugged: set[str] = field(default_factory=set[str])
-    kept: set[str] = field(default_factory=set[str])
-    deleted_exports: set[str] = field(default_factory=set[str])
     shutdown: str = ""
     lost: str = ""
 
@@ -102,12 +96,6 @@ class Known:
                     self.held_at = at
             case "SHUTDOWN":
                 self.shutdown = str(data.get("reason", "shutdown"))
-            case "DEVICE_DELETED":
-                self.unplugged.add(str(data.get("device", "")))
-            case "DEVICE_UNPLUG_GUEST_ERROR" | "MEM_UNPLUG_ERROR":
-                self.kept.add(str(data.get("device", "")))
-            case "BLOCK_EXPORT_DELETED":
-                self.deleted_exports.add(str(data["id"]))
             case _:
                 self._hear_of_job(event, data)
 
