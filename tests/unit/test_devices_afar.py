@@ -70,13 +70,6 @@ class FarMove(Move):
         self.hosts.there.incoming = self.far  # type: ignore[assignment]
 
 
-@pytest.fixture
-def srv(tmp_path: Path) -> Path:
-    made = tmp_path / "srv"
-    made.mkdir()
-    return made
-
-
 async def test_a_disk_is_made_in_a_pool_and_written_down_before(tmp_path: Path, srv: Path) -> None:
     image = qcow2(srv / "web1.qcow2", "-o", "cluster_size=128K")
     image.chmod(0o640)

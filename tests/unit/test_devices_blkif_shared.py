@@ -20,14 +20,6 @@ from tests.unit.test_devices_harness import (
 )
 
 
-@pytest.fixture
-def srv(tmp_path: Path) -> Path:
-    """The source's directory of images."""
-    made = tmp_path / "srv"
-    made.mkdir()
-    return made
-
-
 @pytest.fixture(name="two_kernels")
 def _two_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     two_kernels(monkeypatch)
