@@ -11,6 +11,7 @@ ssh, event by event, and nothing else: no checks, no journal, no dead hand, no u
     address     of the target, for memory and disks
     ports       of memory and of disks
     psk         a directory with keys.psk on both hosts; empty: no TLS
+    ciphers     what else QEMU's key objects are told
     disks       node names
     downtime    milliseconds that QEMU may take for the last memory
     live        false: the guest is stopped first
@@ -115,7 +116,7 @@ def prepare_there(there: Monitor, plan: dict[str, Any], tls: dict[str, str]) -> 
     if tls:
         there.run(
             "object-add", qom_type="tls-creds-psk", id=tls["tls_creds"], dir=plan["psk"],
-            endpoint="server",
+            endpoint="server", **plan["ciphers"],
         )  # fmt: skip
     there.run(
         "migrate-set-capabilities", capabilities=capabilities("events", "late-block-activate")
@@ -135,7 +136,7 @@ def prepare_here(here: Monitor, plan: dict[str, Any], tls: dict[str, str]) -> No
     if tls:
         here.run(
             "object-add", qom_type="tls-creds-psk", id=tls["tls_creds"], dir=plan["psk"],
-            endpoint="client", username="bench",
+            endpoint="client", username="bench", **plan["ciphers"],
         )  # fmt: skip
     here.run(
         "migrate-set-capabilities", capabilities=capabilities("events", "pause-before-switchover")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entourage.hypervisors.qemu.keys import cipher_order
 from lab.guest import Disk, domain_toml
 from lab.host import REPOSITORY, Host
 from lab.hosts import Lab
@@ -216,7 +217,7 @@ def read_events(output: str, began: float, ended: float, errors: str) -> Told:
         spans=spans,
         events=events,
         source=str(started["source"]),
-        said=errors,
+        said=errors or str(finished["message"]),
     )
 
 
@@ -263,6 +264,7 @@ class ByHand(Traveller):
             "address": self.target.address,
             "ports": [49300, 49301],
             "psk": psk,
+            "ciphers": cipher_order(),
             "disks": [f"n{n}-disk{n}" for n in range(len(self.disks))],
             "downtime": DOWNTIME,
             "live": shape.live,

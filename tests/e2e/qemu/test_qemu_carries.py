@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
 
+from entourage.hypervisors.qemu.keys import cipher_order
 from tests.e2e.qemu.hosts import (
     DATA,
     LOG,
@@ -25,6 +29,10 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed"),
     pytest.mark.timeout(60),
 ]
+TLS_AES_128_GCM_SHA256 = 0x1301
+_IPV4 = 0x0800
+_ETHERNET = 14
+_RCVBUFFORCE = 33  # of Linux, for which Python has no name
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "clear-ipv6"])
@@ -67,6 +75,57 @@ async def test_a_guest_s_writes_do_not_wait_for_the_memory_that_arrives(hosts: H
     with held(hosts.b.main_thread(domain)):
         await hosts.a.runs(domain, (await hosts.a.counts(domain))[1] + 50)
     await asyncio.gather(move.abort(), move.undo_target())
+
+
+async def test_no_core_is_dumped_of_a_machine_that_takes_mirrors(hosts: Hosts) -> None:
+    """QEMU aborts there when the source cuts them off, which need not fill a disk with memory."""
+    soft, most = resource.getrlimit(resource.RLIMIT_CORE)
+    if not most:
+        pytest.skip("no core may be dumped here")
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+    try:
+        domain = await hosts.start(a_domain(hosts.a, tpm=False))
+        move = Move(hosts, domain)
+        await move.up_to("mirror")
+        qemu = hosts.b.main_thread(domain)
+        assert resource.prlimit(qemu, resource.RLIMIT_CORE) == (0, most)
+        await move.abort()
+        await move.undo_target()
+        again = Move(hosts, domain)
+        await again.up_to("land")
+        assert resource.prlimit(hosts.b.main_thread(domain), resource.RLIMIT_CORE) == (most, most)
+        await asyncio.gather(again.abort(), again.undo_target())
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, most))
+
+
+async def test_aes_is_chosen_where_the_processor_has_it(hosts: Hosts) -> None:
+    """For memory and for disks, as their first handshakes on the wire show."""
+    if not cipher_order():
+        pytest.skip("this processor has no instructions for AES")
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    move = Move(hosts, domain)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_IPV4)) as wire:
+        wire.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 256 << 20)
+        wire.bind(("lo", 0))
+        wire.settimeout(0)
+        await move.up_to("start")
+        chosen: list[int] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                chosen += suites(wire.recv(1 << 17))
+    assert chosen == [TLS_AES_128_GCM_SHA256] * 2
+    await asyncio.gather(move.abort(), move.undo_target())
+
+
+def suites(frame: bytes) -> Iterator[int]:
+    """The cipher suite that a ServerHello in a frame chooses (RFC 8446, 4.1.3)."""
+    tcp = _ETHERNET + (frame[_ETHERNET] & 15) * 4
+    said = frame[tcp + (frame[tcp + 12] >> 4) * 4 :]
+    if said[:2] == b"\x16\x03" and said[5:6] == b"\x02":
+        session = 5 + 4 + 2 + 32
+        at = session + 1 + said[session]
+        yield int.from_bytes(said[at : at + 2], "big")
 
 
 async def test_the_first_limit_is_known_before_migration_begins(hosts: Hosts) -> None:

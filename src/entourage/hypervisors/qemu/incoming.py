@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,7 @@ class QemuIncoming:
         self._host = ""
         self._log_start = 0
         self._nbd_port = 0
+        self._core_limit = 0
         self._nbd_starting = asyncio.Lock()
         self._writable: list[str] = []
 
@@ -136,6 +138,7 @@ class QemuIncoming:
         async with self._nbd_starting:
             if not self._nbd_port:
                 self._nbd_port = await self._start_nbd(monitor, plane)
+                self._core_limit = self._limit_core(0)
                 await monitor.execute("object-add", {"qom-type": "iothread", "id": _THREAD})
         disk = self._domain.block[disk_index(self._domain, disk)]  # as it is here
         export = export_name(self._domain, disk)
@@ -196,6 +199,7 @@ class QemuIncoming:
         )
         self._nbd_port = 0
         self._writable.clear()
+        self._limit_core(self._core_limit)
 
     def hear(self, last_words: bytes) -> None:
         """QEMU's own stream said everything."""
@@ -294,6 +298,23 @@ class QemuIncoming:
         for process in (self._process, *self._helpers):
             if process is not None:
                 process.close()
+
+    def _limit_core(self, limit: int) -> int:
+        """Set how large a core QEMU may dump, in bytes; returns what it was.
+
+        A source that goes back cuts its mirrors off at once. An export in a thread of its own makes
+        QEMU (7.2.14 and later 7.2) abort then: what is killed in a moment need not fill this host's
+        disk with the guest's memory before.
+        """
+        running = self._running
+        if running is None:
+            return limit
+        try:
+            before, most = resource.prlimit(running.pid, resource.RLIMIT_CORE)
+            resource.prlimit(running.pid, resource.RLIMIT_CORE, (limit, most))
+        except OSError:  # it has ended, or is somebody else's
+            return limit
+        return before
 
     async def _start_nbd(self, monitor: Monitor, plane: DataPlane) -> int:
         tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}
