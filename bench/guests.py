@@ -217,7 +217,7 @@ def read_events(output: str, began: float, ended: float, errors: str) -> Told:
         spans=spans,
         events=events,
         source=str(started["source"]),
-        said=errors or str(finished["message"]),
+        said=errors or str(finished),
     )
 
 

@@ -68,16 +68,17 @@ class Stage:
             boots = self._seen.report(traveller.address).boots
             self._wire.reset()
             told = self.told = traveller.move()
-            survived = told.ok and self._lives(traveller, boots)
+            lives = self._lives(traveller, boots)
             wire = self._wire.read()
             time.sleep(max(0.0, told.ended + _AFTER - time.time()))
-        if not told.ok:
+        # Not well, and the guest is dead: its QEMU died of what TCG has lost, before all was over.
+        if lives and not told.ok:
             raise RuntimeError(f"{traveller.party} has failed: {told.said[-2000:]}")
-        cpu, memory = traveller.costs()
+        cpu, memory = traveller.costs() if told.ok else ((0.0, 0.0), (0, 0))
         stop, resume = (told.stop, told.resume) if told.stop else self._switchover(traveller, told)
         return Move(
             party=traveller.party,
-            survived=survived,
+            survived=told.ok and lives,
             blackout=told.resume - told.stop,
             pinger=self._gap(traveller, stop - _MARGIN, resume + _MARGIN),
             early=self._gap(traveller, told.began, stop - 0.002),

@@ -17,9 +17,8 @@ _PYTHON = "3.11"  # of the hosts' Debian
 _SITE = f"/usr/local/lib/python{_PYTHON}/dist-packages"
 _ENTRY = """\
 #!/usr/bin/python3
-import sys
-from entourage.__main__ import main
-sys.exit(main())
+from entourage.__main__ import command
+command()
 """
 
 
