@@ -11,6 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+UNWRITTEN = 120
+"""The exit status of what was done, and could not be told; Python's own is the same."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status, as ``docs/cli.md`` lists them."""
@@ -56,7 +59,7 @@ def command() -> NoReturn:
         pass  # who listened has heard enough
     except OSError as error:
         os.write(2, f"entourage: cannot write its output: {error.strerror}\n".encode())
-        status = status or 1
+        status = status or UNWRITTEN
     os._exit(status)
 
 

@@ -65,7 +65,7 @@ def test_output_that_cannot_be_written() -> None:
             text=True,
             check=False,
         )
-    assert ended.returncode == 1
+    assert ended.returncode == 120
     assert ended.stderr == "entourage: cannot write its output: No space left on device\n"
 
 
