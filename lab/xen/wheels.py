@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,11 @@ command()
 
 def install(hosts: Sequence[XenHost]) -> None:
     """Put Entourage, as this tree has it, and what it needs on hosts."""
-    wheels = CACHE / "xen-wheels"
+    constraints = REPOSITORY / "constraints.txt"
+    # Those of other versions stay where they are.
+    wheels = CACHE / f"xen-wheels-{hashlib.sha256(constraints.read_bytes()).hexdigest()[:12]}"
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     if not any(wheels.glob("msgspec-*.whl")):  # what it needs: once
-        constraints = REPOSITORY / "constraints.txt"
         subprocess.run(
             [*pip, "wheel", "--constraint", constraints, "--wheel-dir", wheels, REPOSITORY],
             check=True,
