@@ -23,7 +23,7 @@ import pytest
 
 from entourage.domain import Block, Domain, Pci, Tpm, Usb
 from entourage.hosts.resources import MARKER, MemoryLedger
-from entourage.hypervisors.base import DataPlane, Secret
+from entourage.hypervisors.base import DataPlane, Secret, Ticket
 from entourage.hypervisors.qemu import QemuHypervisor
 from entourage.hypervisors.qemu.incoming import QemuIncoming
 from entourage.hypervisors.qemu.machine import QemuMachine
@@ -179,6 +179,7 @@ class Move:
         self.there = there
         self.incoming = hosts.b.incoming(there, self.ledger)
         self.machine: QemuMachine = None  # type: ignore[assignment]
+        self.ticket = Ticket(uri="")
         self.stopped_at = 0
         self.resumed_at = 0
 
@@ -218,7 +219,8 @@ class Move:
         await asyncio.gather(*map(one, self.domain.block))
 
     async def start(self) -> None:
-        await self.machine.start(await self.incoming.listen(), live=True)
+        self.ticket = await self.incoming.listen()
+        await self.machine.start(self.ticket, live=True)
         await self.machine.tune(downtime_limit=0.3, throttle=True)
         assert (await self.machine.progress()).total > 0
 

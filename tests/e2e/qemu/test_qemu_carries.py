@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import resource
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
 
+from entourage.hypervisors.qemu.backlog import buffer_for
 from entourage.hypervisors.qemu.keys import cipher_order
 from tests.e2e.qemu.hosts import (
     DATA,
@@ -97,6 +100,26 @@ async def test_no_core_is_dumped_of_a_machine_that_takes_mirrors(hosts: Hosts) -
         await asyncio.gather(again.abort(), again.undo_target())
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, most))
+
+
+async def test_little_memory_waits_to_be_taken_in(hosts: Hosts) -> None:
+    """What waits on the target when the guest stops is loaded within the blackout."""
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    move = Move(hosts, domain)
+    await move.up_to("start")
+    port = move.ticket.uri.rpartition(":")[2]
+    # Nobody tells when it has been done, soon after memory began to arrive.
+    while not bounded(port):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await asyncio.gather(move.abort(), move.undo_target())
+
+
+def bounded(port: str) -> bool:
+    """Whether the connection that came in there has the buffer that is meant for so short a way."""
+    argv = ["ss", "-tnmiH", "state", "established", "sport", "=", f":{port}"]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    found = re.search(r",rb(\d+),.* minrtt:([\d.]+)", told, re.DOTALL)
+    return found is not None and int(found[1]) == buffer_for(float(found[2]) / 1000)
 
 
 async def test_aes_is_chosen_where_the_processor_has_it(hosts: Hosts) -> None:

@@ -19,6 +19,7 @@ from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
+from entourage.hypervisors.qemu.backlog import keep_short
 from entourage.hypervisors.qemu.carrier import capabilities
 from entourage.hypervisors.qemu.cmdline import (
     block_node,
@@ -35,6 +36,7 @@ from entourage.hypervisors.qemu.sockets import listening_at_once
 from entourage.protocol import Guest
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
+_NOT_YET = frozenset({"", "none", "setup"})
 _THREAD = "copies"
 """Takes the mirrors' writes: QEMU's main thread is busy with memory for many ms at a time, and a
 guest whose write waits for the target would wait for that."""
@@ -67,6 +69,7 @@ class QemuIncoming:
         self._log_start = 0
         self._nbd_port = 0
         self._core_limit = 0
+        self._shortening: asyncio.Task[None] | None = None
         self._nbd_starting = asyncio.Lock()
         self._writable: list[str] = []
 
@@ -174,8 +177,16 @@ class QemuIncoming:
             except CommandError as error:
                 _only_in_use(error)
             else:
+                self._shortening = asyncio.create_task(self._shorten(monitor, port))
                 return Ticket(uri=f"tcp:{_bracketed(plane.address)}:{port}")
         raise _no_port(plane)
+
+    async def _shorten(self, monitor: Monitor, port: int) -> None:
+        """Once memory arrives, little of it is to wait for QEMU."""
+        with contextlib.suppress(MonitorLostError):
+            await monitor.until(lambda known: known.migration not in _NOT_YET or None)
+            if self._running is not None:
+                keep_short(self._running.pid, port)
 
     async def landed(self) -> None:
         """Wait until memory has landed, then close the exports: all that is left is ``run``."""
@@ -293,6 +304,8 @@ class QemuIncoming:
 
     async def close(self) -> None:
         """Let go of the machine without changing it."""
+        if self._shortening is not None:
+            self._shortening.cancel()
         if self._monitor is not None:
             await self._monitor.close()
         for process in (self._process, *self._helpers):

@@ -1,0 +1,95 @@
+"""How much arriving memory waits in the kernel until QEMU takes it in: little, for the blackout.
+
+A target takes memory in more slowly than a near source can send it, so the socket's buffers are
+full, several MiB, and stay so until the guest has stopped. The source's QEMU reckons with what it
+has yet to send only; what waits here is loaded within the blackout. QEMU cannot be told how large
+its socket's buffer is to be, so the socket is borrowed for a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_PIDFD_GETFD = 438  # the system call, by the same number on every architecture; see pidfd_getfd(2)
+_RCVBUFFORCE = 33  # of Linux, for which Python has no name: beyond net.core.rmem_max
+_MIN_RTT = struct.Struct("=148xI")  # tcpi_min_rtt, microseconds, in linux/tcp.h's tcp_info
+_UNKNOWN = 0xFFFF_FFFF
+_LEAST = 512 << 10
+_MOST = 6 << 20
+_RATE = 1.25e9  # bytes a second: 10 Gbit/s
+
+
+def buffer_for(round_trip: float) -> int | None:
+    """Bytes of a receive buffer that loses no speed at 10 Gbit/s; None where the kernel knows best.
+
+    Args:
+        round_trip: Seconds; half of a buffer is the window, the kernel needs the rest itself.
+    """
+    needed = max(_LEAST, int(2 * _RATE * round_trip))
+    return needed if needed < _MOST else None
+
+
+def keep_short(pid: int, port: int) -> int | None:
+    """Bound what waits at a process's accepted TCP connections to a port.
+
+    Returns:
+        Bytes of the receive buffer; None where nothing was changed: the way is too long for it, no
+        connection is there, or this process may not look into that one.
+    """
+    size = None
+    with contextlib.suppress(OSError):
+        for connection in _connections(pid, port):
+            information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.size)
+            (microseconds,) = _MIN_RTT.unpack(information)
+            wanted = buffer_for(microseconds / 1e6) if microseconds != _UNKNOWN else None
+            if wanted is None:
+                continue
+            half = wanted // 2  # the kernel doubles it
+            try:
+                connection.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, half)
+            except PermissionError:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, half)
+            size = wanted
+    return size
+
+
+def _connections(pid: int, port: int) -> Iterator[socket.socket]:
+    """Another process's TCP connections that came in at a port, each closed here afterwards."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                one = _borrowed(pidfd, int(entry.name))
+            except OSError:  # no socket, or closed meanwhile
+                continue
+            with one:
+                if one.family not in {socket.AF_INET, socket.AF_INET6}:
+                    continue
+                if one.getsockname()[1] == port and not _listens(one):
+                    yield one
+    finally:
+        os.close(pidfd)
+
+
+def _listens(one: socket.socket) -> bool:
+    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _borrowed(pidfd: int, number: int) -> socket.socket:
+    """The same socket by a descriptor of this process; raises OSError where it is none."""
+    library = ctypes.CDLL(None, use_errno=True)
+    descriptor = library.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if descriptor < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
