@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,17 @@ def in_turn(lab: Lab, travellers: Sequence[Traveller], count: int, log: Log) -> 
 Gather = Callable[[Lab, Shape], Sequence[Traveller]]
 
 
-def _together(scenario: Scenario, count: int, log: Log, gather: Gather) -> Result:
+def _together(
+    scenario: Scenario,
+    count: int,
+    log: Log,
+    gather: Gather,
+    around: Callable[[Lab], AbstractContextManager[object]] = nullcontext,
+) -> Result:
     """So many rounds of the parties that ``gather`` makes, in as many labs as that takes."""
     rounds: list[Round] = []
     while len(rounds) < count:
-        with Lab.up(name=f"bench-{scenario.name}") as lab:
+        with Lab.up(name=f"bench-{scenario.name}") as lab, around(lab):
             rounds += in_turn(lab, gather(lab, scenario.shape), count - len(rounds), log)
     return Result(scenario.name, scenario.title, rounds)
 
@@ -336,11 +343,14 @@ SYNC = re.compile(r"\d+ +(?P<at>[\d.]+) f(?:data)?sync\(\d+<(?P<file>[^>]*)>")
 
 def far(scenario: Scenario, count: int, log: Log) -> Result:
     """20 ms each way between the hosts; the same rounds without it tell what a round trip costs."""
-    rounds: list[Round] = []
-    with Lab.up(name="bench-far") as lab, Delay.between(lab, "a", "b", 0.02):
-        parties = [Entourage(lab, scenario.shape, 0), ByHand(lab, scenario.shape, 1)]
-        rounds += in_turn(lab, parties, count, log)
-    return Result(scenario.name, scenario.title, rounds, {"round trip": 0.04})
+    found = _together(
+        scenario,
+        count,
+        log,
+        lambda lab, shape: [Entourage(lab, shape, 0), ByHand(lab, shape, 1)],
+        lambda lab: Delay.between(lab, "a", "b", 0.02),
+    )
+    return dataclasses.replace(found, facts={"round trip": 0.04})
 
 
 MEMORY = Shape("memory", disks=())
