@@ -6,6 +6,7 @@ agent's start is part of every migration.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -22,8 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         case ["--version"]:
             from entourage import __version__  # noqa: PLC0415 - only where it is needed
 
-            sys.stdout.write(f"entourage {__version__}\n")
-            return 0
+            return _tell(f"entourage {__version__}\n")
         case ["agent"]:
             from entourage.cli.agent import agent  # noqa: PLC0415 - without what draws and parses
 
@@ -49,18 +49,24 @@ def command() -> NoReturn:
     processor that the guest, just arrived, could do with. All threads are daemons, and nothing is
     registered for the exit.
     """
-    status = 0
+    status = main()
+    unwritten = 0 if status == UNWRITTEN else _tell("")
+    os._exit(status or unwritten)
+
+
+def _tell(text: str) -> int:
+    """Write it, and all that has not been written yet; the exit status where that cannot be."""
     try:
-        status = main()
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # pyright: ignore[reportUnnecessaryComparison] - closed
-                stream.flush()
+        print(end="", file=sys.stderr, flush=True)  # noqa: T201 - nothing heavier is imported here
+        print(text, end="", flush=True)  # noqa: T201 - same
     except BrokenPipeError:
         pass  # who listened has heard enough
     except OSError as error:
-        os.write(2, f"entourage: cannot write its output: {error.strerror}\n".encode())
-        status = status or UNWRITTEN
-    os._exit(status)
+        with contextlib.suppress(OSError):  # nor can that be told
+            message = f"entourage: cannot write its output: {error.strerror}"
+            print(message, file=sys.stderr, flush=True)  # noqa: T201 - same
+        return UNWRITTEN
+    return 0
 
 
 if __name__ == "__main__":

@@ -69,6 +69,17 @@ def test_output_that_cannot_be_written() -> None:
     assert ended.stderr == "entourage: cannot write its output: No space left on device\n"
 
 
+def test_nothing_can_be_told_at_all() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        ended = subprocess.run(
+            [sys.executable, "-m", "entourage", "--version"],
+            stdout=full,
+            stderr=full,
+            check=False,
+        )
+    assert ended.returncode == 120
+
+
 def test_the_agent_needs_nothing_that_draws_or_parses() -> None:
     modules = imported("agent", "--config", "/nosuch.toml")
     assert "msgspec" in modules

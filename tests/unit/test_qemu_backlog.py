@@ -11,6 +11,7 @@ from typing import IO
 
 import pytest
 
+from entourage.hosts.process import ProcessHandle
 from entourage.hypervisors.qemu.backlog import buffer_for, keep_short
 
 TAKER = """
@@ -34,18 +35,28 @@ def taker() -> Generator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.fixture
+def handle(taker: subprocess.Popen[str]) -> Generator[ProcessHandle]:
+    found = ProcessHandle.open(taker.pid)
+    assert found is not None
+    yield found
+    found.close()
+
+
 def words(pipe: IO[str] | None) -> IO[str]:
     assert pipe is not None
     return pipe
 
 
-def test_a_connection_of_another_process_is_bounded(taker: subprocess.Popen[str]) -> None:
+def test_a_connection_of_another_process_is_bounded(
+    taker: subprocess.Popen[str], handle: ProcessHandle
+) -> None:
     output = words(taker.stdout)
     port = int(output.readline())
     with socket.create_connection(("127.0.0.1", port)):
         assert output.readline() == "accepted\n"
-        assert keep_short(taker.pid, port + 1) is None
-        size = keep_short(taker.pid, port)
+        assert keep_short(handle, port + 1) is None
+        size = keep_short(handle, port)
         assert size == 512 << 10
         print(file=words(taker.stdin), flush=True)
         connection, server = int(output.readline()), int(output.readline())
@@ -54,14 +65,15 @@ def test_a_connection_of_another_process_is_bounded(taker: subprocess.Popen[str]
     assert server != connection  # whoever connects next is not bounded
 
 
-def test_nobody_has_connected(taker: subprocess.Popen[str]) -> None:
-    assert keep_short(taker.pid, int(words(taker.stdout).readline())) is None
+def test_nobody_has_connected(taker: subprocess.Popen[str], handle: ProcessHandle) -> None:
+    assert keep_short(handle, int(words(taker.stdout).readline())) is None
 
 
-def test_a_process_that_is_gone() -> None:
-    with subprocess.Popen(["true"]) as gone:
-        gone.wait()
-    assert keep_short(gone.pid, 80) is None
+def test_a_process_that_is_gone(taker: subprocess.Popen[str], handle: ProcessHandle) -> None:
+    port = int(words(taker.stdout).readline())
+    taker.kill()
+    taker.wait()
+    assert keep_short(handle, port) is None
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ class ProcessHandle:
         return cls(pid, pidfd)
 
     @property
+    def descriptor(self) -> int:
+        """Its pidfd, which stays the handle's; see pidfd_open(2)."""
+        return self._pidfd
+
+    @property
     def has_ended(self) -> bool:
         """Whether the process has ended; asks the kernel, and never waits."""
         poll = select.poll()

@@ -16,12 +16,14 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from entourage.hosts.process import ProcessHandle
+
 _PIDFD_GETFD = 438  # the system call, by the same number on every architecture; see pidfd_getfd(2)
 _RCVBUFFORCE = 33  # of Linux, for which Python has no name: beyond net.core.rmem_max
 _MIN_RTT = struct.Struct("=148xI")  # tcpi_min_rtt, microseconds, in linux/tcp.h's tcp_info
 _UNKNOWN = 0xFFFF_FFFF
 _LEAST = 512 << 10
-_MOST = 6 << 20
+_MOST = 6 << 20  # as much as the kernel takes by itself, unless net.ipv4.tcp_rmem says otherwise
 _RATE = 1.25e9  # bytes a second: 10 Gbit/s
 
 
@@ -35,7 +37,7 @@ def buffer_for(round_trip: float) -> int | None:
     return needed if needed < _MOST else None
 
 
-def keep_short(pid: int, port: int) -> int | None:
+def keep_short(process: ProcessHandle, port: int) -> int | None:
     """Bound what waits at a process's accepted TCP connections to a port.
 
     Returns:
@@ -44,7 +46,7 @@ def keep_short(pid: int, port: int) -> int | None:
     """
     size = None
     with contextlib.suppress(OSError):
-        for connection in _connections(pid, port):
+        for connection in _connections(process, port):
             information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.size)
             (microseconds,) = _MIN_RTT.unpack(information)
             wanted = buffer_for(microseconds / 1e6) if microseconds != _UNKNOWN else None
@@ -59,22 +61,18 @@ def keep_short(pid: int, port: int) -> int | None:
     return size
 
 
-def _connections(pid: int, port: int) -> Iterator[socket.socket]:
+def _connections(process: ProcessHandle, port: int) -> Iterator[socket.socket]:
     """Another process's TCP connections that came in at a port, each closed here afterwards."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                one = _borrowed(pidfd, int(entry.name))
-            except OSError:  # no socket, or closed meanwhile
+    for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+        try:
+            one = _borrowed(process.descriptor, int(entry.name))
+        except OSError:  # no socket, or closed meanwhile
+            continue
+        with one:
+            if one.family not in {socket.AF_INET, socket.AF_INET6}:
                 continue
-            with one:
-                if one.family not in {socket.AF_INET, socket.AF_INET6}:
-                    continue
-                if one.getsockname()[1] == port and not _listens(one):
-                    yield one
-    finally:
-        os.close(pidfd)
+            if one.getsockname()[1] == port and not _listens(one):
+                yield one
 
 
 def _listens(one: socket.socket) -> bool:

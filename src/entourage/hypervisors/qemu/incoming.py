@@ -185,8 +185,8 @@ class QemuIncoming:
         """Once memory arrives, little of it is to wait for QEMU."""
         with contextlib.suppress(MonitorLostError):
             await monitor.until(lambda known: known.migration not in _NOT_YET or None)
-            if self._running is not None:
-                keep_short(self._running.pid, port)
+            if self._process is not None:
+                keep_short(self._process, port)
 
     async def landed(self) -> None:
         """Wait until memory has landed, then close the exports: all that is left is ``run``."""
@@ -319,12 +319,12 @@ class QemuIncoming:
         QEMU (7.2.14 and later 7.2) abort then: what is killed in a moment need not fill this host's
         disk with the guest's memory before.
         """
-        running = self._running
-        if running is None:
+        process = self._process
+        if process is None or process.has_ended:
             return limit
         try:
-            before, most = resource.prlimit(running.pid, resource.RLIMIT_CORE)
-            resource.prlimit(running.pid, resource.RLIMIT_CORE, (limit, most))
+            before, most = resource.prlimit(process.pid, resource.RLIMIT_CORE)
+            resource.prlimit(process.pid, resource.RLIMIT_CORE, (limit, most))
         except OSError:  # it has ended, or is somebody else's
             return limit
         return before
