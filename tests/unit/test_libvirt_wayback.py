@@ -46,8 +46,11 @@ class Stubborn:
 class Quiet:
     """A fake of a feed: the guest has not stopped."""
 
+    def __init__(self) -> None:
+        self.known = Known()
+
     async def until(self, check: Any) -> Any:
-        return check(Known())
+        return check(self.known)
 
 
 class GivingUp(WayBack):
@@ -59,12 +62,16 @@ class GivingUp(WayBack):
             connection, raw, DOMAIN, Path("/dev/null"), was_running=True, transient=False
         )
         loop = asyncio.get_running_loop()
-        feed: Any = Quiet()
+        self.feed = Quiet()
+        feed: Any = self.feed
         self._feed = feed
         if performing:
             self._beginning = loop.create_future()
             self._beginning.set_result(("", b""))
             self._performing = loop.create_future()
+
+    def calls(self, calls: Any, port: int) -> None:
+        self._calls, self._port = calls, port
 
     @property
     def performing(self) -> asyncio.Future[bytes]:
@@ -82,8 +89,9 @@ async def test_a_job_that_does_not_end_is_told_in_time(
     monkeypatch.setattr(wayback, "_AGAIN", 0.001)
     told: list[str] = []
 
-    async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> None:
+    async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> bool:
         told.append(" ".join([command, *(end["type"] for end in arguments.get("instances", ()))]))
+        return False
 
     monkeypatch.setattr(wayback, "tell_qemu", tell_qemu)
     raw = Stubborn()
@@ -124,3 +132,38 @@ async def test_what_libvirt_was_told_last_comes_before_the_guest_is_looked_at() 
     raw.end = lambda: loop.call_soon_threadsafe(performing.set_exception, failed)
     await asyncio.wait_for(giving_up.abort(), 5)
     assert raw.did == ["told", "looked at"]
+
+
+@pytest.mark.parametrize("may_touch", [True, False], ids=["kernel", "monitor"])
+async def test_memory_that_is_sent_is_cut_off_and_not_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+    may_touch: bool,  # noqa: FBT001 - a case
+) -> None:
+    """Cancelled then, QEMU may let the guest run without its disks; by the kernel, or by QEMU."""
+    raw = Stubborn()
+    giving_up = GivingUp(raw, performing=True)
+    giving_up.feed.known.migration = "device"
+    giving_up.feed.known.stopped_at = 1
+    cut: list[str] = []
+
+    def fails(by: str) -> None:
+        cut.append(by)
+        giving_up.performing.set_exception(HypervisorError("broken pipe"))
+
+    class Memory:
+        def hang_up(self, port: int) -> int:
+            if not may_touch:
+                return 0
+            fails(f"kernel {port}")
+            return 1
+
+    async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> bool:
+        assert arguments == {"instances": [{"type": "migration"}]}
+        fails(command)
+        return True
+
+    monkeypatch.setattr(wayback, "tell_qemu", tell_qemu)
+    giving_up.calls(Memory(), 49152)
+    await asyncio.wait_for(giving_up.abort(), 5)
+    assert cut == ["kernel 49152" if may_touch else "yank"]
+    assert not raw.asked

@@ -46,7 +46,7 @@ class Guest(FakeQmp):
         return {}
 
     def _cont(self, _: dict[str, Any]) -> dict[str, Any]:
-        if self.migration == "pre-switchover":
+        if self.migration in {"pre-switchover", "device"}:
             raise ValueError("Migration is not finalized yet")
         if self.not_finalized:
             self.not_finalized -= 1
@@ -81,6 +81,23 @@ async def test_its_parents_death_lets_the_guest_run(guest: Guest) -> None:
     hand.close()  # the descriptor is the parent's alone: this is what its death looks like
     await asyncio.wait_for(guest.runs.wait(), 5)
     assert guest.did == ["yank", "stop", "block-job-cancel", "cont", "migrate_cancel", "cont"]
+
+
+async def test_one_that_sends_the_last_is_cut_off_and_not_cancelled(guest: Guest) -> None:
+    """Cancelled then, QEMU may let the guest run without its disks."""
+
+    def yank(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["instances"] != [{"type": "migration"}]:
+            raise ValueError("there is no such instance")
+        guest.migration = "failed"
+        asyncio.get_running_loop().call_later(0.01, lambda: guest.say("MIGRATION", status="failed"))
+        return {}
+
+    guest.migration = "device"
+    guest.answers["yank"] = yank
+    (await arm(guest)).close()
+    await asyncio.wait_for(guest.runs.wait(), 5)
+    assert guest.did == ["yank", "stop", "block-job-cancel", "cont", "yank", "cont"]
 
 
 async def test_a_migration_that_takes_long_to_end(guest: Guest) -> None:

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.base import Secret
+from entourage.hypervisors.base import Secret, Ticket
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import read_running
 from entourage.protocol import Guest
@@ -83,6 +83,30 @@ async def test_a_mirror_is_given_up_while_it_holds_up_a_write(hosts: Hosts) -> N
         await move.undo_target()
         await hosts.a.runs(domain, counts[1] + 200)
     assert await leftovers_in_qemu(hosts.a, domain) == []
+
+
+async def test_given_up_as_the_last_memory_goes(hosts: Hosts) -> None:
+    """Cancelled in that moment, QEMU may let the guest run with no disks, and dies of a write."""
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            while await reader.read(1 << 20):
+                pass
+
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as target:
+        port = target.sockets[0].getsockname()[1]
+        for attempt in range(60):  # QEMU can be stopped nowhere in it
+            move = Move(hosts, domain, tls=False)
+            await move.open()
+            await move.arm()
+            await move.machine.start(Ticket(uri=f"tcp:127.0.0.1:{port}"), live=True)
+            await move.stop()
+            sending = asyncio.create_task(move.proceed())
+            await asyncio.sleep(attempt % 4 * 0.0002)
+            await move.abort()
+            await asyncio.gather(sending, return_exceptions=True)
+            await hosts.a.runs(domain, (await hosts.a.counts(domain))[1])
 
 
 @pytest.mark.parametrize("stage", ["mirror", "start", "stop", "settle", "land"])

@@ -159,7 +159,7 @@ class Carrier(WayBack):
         feed.known.migration, feed.known.stopped_at, feed.known.resumed_at = "", 0, 0
         parameters = self._parameters | {Parameter.URI: ticket.uri}
         flags = self._flags if live else self._flags & ~Flag.LIVE
-        self._calls = await asyncio.to_thread(self._listed_calls, ticket.uri)
+        await asyncio.to_thread(self._list_calls, ticket.uri)
         performing = call(phases().perform, self._raw, parameters, ticket.cookie, flags)
         self._performing = performing
 
@@ -180,16 +180,19 @@ class Carrier(WayBack):
         if performing.done():
             performing.result()
 
-    def _listed_calls(self, uri: str) -> Calls:
+    def _list_calls(self, uri: str) -> None:
         """What QEMU opens from now on to the target, whose host stands in Prepare's URI."""
         pid = 0
         with contextlib.suppress(OSError, ValueError):
             pid = int((_PIDS / f"{self._domain.name}.pid").read_text())
         # ``tcp:b:49152`` is QEMU's own form, which older libvirts have.
-        host = ""
+        host, self._port = "", None
         with contextlib.suppress(ValueError):
-            host = urlsplit(uri if "://" in uri else uri.replace(":", "://", 1)).hostname or ""
-        return Calls(pid, host)
+            parts = urlsplit(uri if "://" in uri else uri.replace(":", "://", 1))
+            host, self._port = parts.hostname or "", parts.port
+        if self._calls is not None:
+            self._calls.close()
+        self._calls = Calls(pid, host)
 
     async def _look(self) -> None:
         """Ask how far the disks are."""

@@ -122,17 +122,18 @@ async def ask(function: Callable[..., Result], *arguments: Any, **named: Any) ->
         raise
 
 
-async def tell_qemu(raw: Any, command: str, **arguments: Any) -> None:
-    """Say something to a domain's QEMU that libvirt has no word for.
+async def tell_qemu(raw: Any, command: str, **arguments: Any) -> bool:
+    """Say something to a domain's QEMU that libvirt has no word for; whether QEMU does it.
 
     libvirt notes in its log, and with the domain ("tainted"), that somebody has done so.
 
     Raises:
-        RefusedError: libvirt does not pass it on. What QEMU answers is not looked at.
+        RefusedError: libvirt does not pass it on.
     """
     qemu: Any = importlib.import_module("libvirt_qemu")
     text = json.dumps({"execute": command, "arguments": arguments})
-    await ask(qemu.qemuMonitorCommand, raw, text, 0)
+    answer: str = await ask(qemu.qemuMonitorCommand, raw, text, 0)
+    return "error" not in json.loads(answer)
 
 
 # VIR_FROM_RPC: the client's half of a connection speaks. VIR_ERR_INVALID_CONN: it is closed.

@@ -21,8 +21,11 @@ from typing import Any
 
 _DEADLINE = 60.0
 _AGAIN = 0.05
+_SOON = 0.01
 _ENDS_WITHIN = 10.0
+_FAILS_WITHIN = 1.0
 _WAKE_UP = b'{"execute": "migrate-continue", "arguments": {"state": "cancelling"}}'
+_CUT_OFF = b'{"execute": "yank", "arguments": {"instances": [{"type": "migration"}]}}'
 _RUNNING, _PAUSED = 1, 3
 
 
@@ -62,12 +65,19 @@ class _Libvirt:
 
     def end_job(self) -> None:
         """End the migration, if one is under way; returns when it has, or does not."""
+        # Cancelled while it sends the last, QEMU may die of the guest's next write; cut off
+        # instead, it fails by itself, and libvirt's job ends with it (see wayback.py).
+        if self._busy() and self._tell_qemu(_CUT_OFF):
+            failed = time.monotonic() + _FAILS_WITHIN
+            while self._busy() and time.monotonic() < failed:
+                time.sleep(_SOON)
         deadline = time.monotonic() + _ENDS_WITHIN
         while self._busy() and time.monotonic() < deadline:
             self._library.virDomainAbortJob(self._domain)
             time.sleep(_AGAIN)
             if self._busy() and self.state() == _PAUSED:
-                self._wake()
+                # A QEMU that was cancelled just as it stopped may sleep for ever.
+                self._tell_qemu(_WAKE_UP)
 
     def _busy(self) -> bool:
         """Whether a job is under way (the first field of ``virDomainJobInfo``)."""
@@ -75,13 +85,15 @@ class _Libvirt:
         status: int = self._library.virDomainGetJobInfo(self._domain, info)
         return status == 0 and info[0] & 0xFFFFFFFF != 0
 
-    def _wake(self) -> None:
-        """A QEMU that was cancelled just as it stopped may sleep for ever: see carrier.py."""
-        if self._qemu is not None:
-            answer = ctypes.c_void_p()
-            self._qemu.virDomainQemuMonitorCommand(
-                self._domain, _WAKE_UP, ctypes.byref(answer), ctypes.c_uint(0)
-            )
+    def _tell_qemu(self, words: bytes) -> bool:
+        """Say something to QEMU itself; whether QEMU does it."""
+        if self._qemu is None:
+            return False
+        answer = ctypes.c_char_p()
+        status: int = self._qemu.virDomainQemuMonitorCommand(
+            self._domain, words, ctypes.byref(answer), ctypes.c_uint(0)
+        )
+        return status == 0 and b'"error"' not in (answer.value or b'"error"')
 
     def resume(self) -> None:
         """Let it run; libvirtd waits itself until what is under way has ended."""

@@ -66,6 +66,8 @@ class LibvirtMachine(Carrier):
             await self._feed.close()
         if self._hand is not None:
             self._hand.close()
+        if self._calls is not None:
+            self._calls.close()
         await self._connection.close()
 
     async def facts(self) -> Mapping[str, str]:

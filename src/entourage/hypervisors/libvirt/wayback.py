@@ -27,11 +27,15 @@ from entourage.hypervisors.libvirt.words import Flag, State
 
 _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 _AGAIN = 0.1  # seconds between two attempts to end a job
+_SOON = 0.01  # seconds between two looks at whether it ends by itself
 _YANK_EVERY = 5  # attempts
 _SUSPEND_AFTER = 20  # attempts
 _STUCK_AFTER = 1.0  # seconds for QEMU to answer
+_FAILS_WITHIN = 1.0  # seconds for QEMU and libvirt to find that memory was cut off
 _FLUSHES_WITHIN = 3.0  # seconds for QEMU to flush its disks
 _ENDS_WITHIN = 60.0  # seconds for libvirt to end a job, where it takes some tenths
+_HELD = frozenset({"pre-switchover", "device"})
+_MEMORY = {"type": "migration"}
 
 
 class WayBack:
@@ -75,6 +79,7 @@ class WayBack:
         self._performing: asyncio.Future[bytes] | None = None
         self._tidying: asyncio.Task[None] | None = None
         self._calls: Calls | None = None
+        self._port: int | None = None
 
     @property
     def domain(self) -> Domain:
@@ -88,8 +93,9 @@ class WayBack:
 
     async def abort(self) -> None:
         """Give the migration up at whatever point: the guest runs here again, or stays paused."""
+        cut = self._cut_off()  # before libvirtd is asked for anything: it may be gone
         try:
-            await self._give_up()
+            await self._give_up(cut=cut)
             await self._run_again()
         except LostError:
             await self._find_again()
@@ -98,8 +104,18 @@ class WayBack:
         if self._tidying is None or self._tidying.done():
             self._tidying = asyncio.create_task(self._dismiss())
 
-    async def _give_up(self) -> None:
-        """End whatever phase it is in."""
+    def _cut_off(self) -> bool:
+        """Cut memory off from the target; whether it was on its way.
+
+        Cancelled while it sends the last, QEMU (seen in 7.2; mended in 10.0) may let the guest run
+        with disks that it has just handed over, and dies of the guest's next write; libvirt says
+        when that is only after the fact. Cut off instead, QEMU fails by itself and takes its disks
+        back first; libvirt then ends its job by itself.
+        """
+        return bool(self._calls is not None and self._port and self._calls.hang_up(self._port))
+
+    async def _give_up(self, *, cut: bool) -> None:
+        """End whatever phase it is in; ``cut``, it may be about to end by itself."""
         if self._beginning is None:
             await self._end_job()  # of a process before this one, if any
             return
@@ -109,7 +125,12 @@ class WayBack:
             return
         performing = self._performing
         if performing is not None:
+            if cut:
+                await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
             await self._past_the_stop(performing)
+            sending = not performing.done() and self._heard().known.migration in _HELD
+            if sending and await self._yank(_MEMORY):  # what could not be cut off before
+                await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
             rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
             while not performing.done():
                 await self._too_late(deadline)
@@ -131,6 +152,8 @@ class WayBack:
         QEMU (7.2) may go to sleep for ever then, with the guest stopped, and libvirt (9.0) may wait
         for ever for a stop that has been. It is tens of milliseconds, in which disks are flushed.
         """
+        if performing.done():
+            return
         feed = self._heard()
 
         def past(known: Known) -> bool | None:
@@ -175,7 +198,9 @@ class WayBack:
             await ask(self._raw.abortJob)
         if attempt == 0 or attempt % _YANK_EVERY:
             return
-        await self._yank()
+        nodes = [f"migration-{disk.id}-storage" for disk in self._domain.block]
+        ends = [{"type": "block-node", "node-name": node} for node in nodes]
+        await self._yank(_MEMORY, *ends)
         state = (await ask(self._raw.state, 0))[0]
         with contextlib.suppress(RefusedError):
             if state != State.RUNNING:
@@ -183,27 +208,33 @@ class WayBack:
             elif attempt >= _SUSPEND_AFTER:
                 await ask(self._raw.suspend)
 
-    async def _yank(self) -> None:
-        """Shut the connections of the migration: the memory's, and that of each disk's copy.
-
-        One that there is not is an error of QEMU's, and none of ours.
-        """
-        nodes = [f"migration-{disk.id}-storage" for disk in self._domain.block]
-        ends = [{"type": "block-node", "node-name": node} for node in nodes]
-        for end in ({"type": "migration"}, *ends):
+    async def _yank(self, *ends: dict[str, str]) -> bool:
+        """Shut connections of the migration, memory's or that of a disk's copy; whether any was."""
+        done = False
+        for end in ends:
             with contextlib.suppress(RefusedError):
-                await tell_qemu(self._raw, "yank", instances=[end])
+                done |= await tell_qemu(self._raw, "yank", instances=[end])
+        return done
 
     async def _end_job(self) -> None:
         """End a job that nobody waits for any more."""
         nobody: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
-            while self._raw is not None and (await ask(self._raw.jobInfo))[0]:
+            if await self._busy() and await self._yank(_MEMORY):  # see ``_cut_off``
+                failed = time.monotonic() + _FAILS_WITHIN
+                # libvirt tells nobody that a job has ended.
+                while await self._busy() and time.monotonic() < failed:  # noqa: ASYNC110
+                    await asyncio.sleep(_SOON)
+            while await self._busy():
                 await self._too_late(deadline)
                 await self._pressed(self._press_end(rounds), nobody)
                 await asyncio.sleep(_AGAIN)
                 rounds += 1
+
+    async def _busy(self) -> bool:
+        """Whether libvirt has a job for it."""
+        return self._raw is not None and bool((await ask(self._raw.jobInfo))[0])
 
     async def _too_late(self, deadline: float) -> None:
         """Raise HypervisorError once libvirt has had its time to end its job; the guest runs on.

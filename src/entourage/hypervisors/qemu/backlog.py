@@ -9,16 +9,12 @@ its socket's buffer is to be, so the socket is borrowed for a moment.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import socket
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 
+from entourage.hosts.borrow import listens, tcp_sockets
 from entourage.hosts.process import ProcessHandle
 
-_PIDFD_GETFD = 438  # the system call, by the same number on every architecture; see pidfd_getfd(2)
 _RCVBUFFORCE = 33  # of Linux, for which Python has no name: beyond net.core.rmem_max
 _MIN_RTT = struct.Struct("=148xI")  # tcpi_min_rtt, microseconds, in linux/tcp.h's tcp_info
 _UNKNOWN = 0xFFFF_FFFF
@@ -46,7 +42,9 @@ def keep_short(process: ProcessHandle, port: int) -> int | None:
     """
     size = None
     with contextlib.suppress(OSError):
-        for connection in _connections(process, port):
+        for connection in tcp_sockets(process):
+            if connection.getsockname()[1] != port or listens(connection):
+                continue
             information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.size)
             (microseconds,) = _MIN_RTT.unpack(information)
             wanted = buffer_for(microseconds / 1e6) if microseconds != _UNKNOWN else None
@@ -59,35 +57,3 @@ def keep_short(process: ProcessHandle, port: int) -> int | None:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, half)
             size = wanted
     return size
-
-
-def _connections(process: ProcessHandle, port: int) -> Iterator[socket.socket]:
-    """Another process's TCP connections that came in at a port, each closed here afterwards."""
-    for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-        try:
-            one = _borrowed(process.descriptor, int(entry.name))
-        except OSError:  # no socket, or closed meanwhile
-            continue
-        with one:
-            if one.family not in {socket.AF_INET, socket.AF_INET6}:
-                continue
-            if one.getsockname()[1] == port and not _listens(one):
-                yield one
-
-
-def _listens(one: socket.socket) -> bool:
-    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _borrowed(pidfd: int, number: int) -> socket.socket:
-    """The same socket by a descriptor of this process; raises OSError where it is none."""
-    library = ctypes.CDLL(None, use_errno=True)
-    descriptor = library.syscall(_PIDFD_GETFD, pidfd, number, 0)
-    if descriptor < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    try:
-        return socket.socket(fileno=descriptor)
-    except OSError:
-        os.close(descriptor)
-        raise

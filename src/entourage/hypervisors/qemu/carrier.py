@@ -80,6 +80,7 @@ class Carrier:
         self._mirrors = Mirrors(monitor, running.domain)
         self._hand: DeadHand | None = None
         self._tls = False
+        self._sending = False
         self._tidying: asyncio.Task[None] | None = None
         self._gone = process is None
 
@@ -144,6 +145,7 @@ class Carrier:
         """Begin pre-copy; returns when the stream is up. ``live=False`` stops the guest first."""
         known = self._monitor.known
         known.migration, known.held_at, known.stopped_at = "", 0, 0
+        self._sending = False
         if not live and self._was_running:
             await self._monitor.execute("stop")
         try:
@@ -203,6 +205,7 @@ class Carrier:
     async def proceed(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""
         await self.held()
+        self._sending = True
         await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
 
     async def landed(self) -> bytes:
@@ -265,6 +268,7 @@ class Carrier:
             await asyncio.wait({waiting}, timeout=_YANK_AFTER)
             if not waiting.done():
                 await self._yank()
+                await self._monitor.execute("migrate_cancel")
                 with contextlib.suppress(CommandError):
                     # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever
                     # with the guest stopped, unless told to go on from where it says it is.
@@ -274,14 +278,30 @@ class Carrier:
             waiting.cancel()
 
     async def _cancelled(self) -> str:
-        """Say that mirrors and migration are over; returns how far the migration has heard it."""
+        """Say that mirrors and migration are over; returns how far the migration has heard it.
+
+        Cancelled while it sends the last, QEMU (seen in 7.2; mended in 10.0) may let the guest run
+        with disks that it has just handed over, and dies of the guest's next write. Cut off
+        instead, it fails by itself, and takes its disks back first.
+        """
+        known = self._monitor.known
+        if self._sending:
+            known.migration = ""  # what is heard from here on counts
+            await self._yank()
         # Mirrors first: if the switchover has stopped the guest, it is not stopped once more.
         await self._mirrors.give_up(run_again=self._was_running)
-        self._monitor.known.migration = ""  # what is heard from here on counts
-        _, info = await asyncio.gather(
-            self._monitor.execute("migrate_cancel"), self._monitor.execute("query-migrate")
-        )
-        return info.get("status", "none")
+        if self._sending:
+            return await self._status()
+        # A process before this one may have begun it.
+        sending = (known.migration or await self._status()) == "device"
+        known.migration = ""
+        cutting = self._yank() if sending else self._monitor.execute("migrate_cancel")
+        _, status = await asyncio.gather(cutting, self._status())
+        return status
+
+    async def _status(self) -> str:
+        info = await self._monitor.execute("query-migrate")
+        return str(info.get("status", "none"))
 
     async def _yank(self) -> None:
         """Cut the migration's connection off; QEMU does so whatever its main loop waits for."""

@@ -123,10 +123,15 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
 
 
 def _cancel(qmp: _Qmp) -> None:
-    if _urge(qmp, "query-migrate").get("status", "none") in _ENDED:
+    status = _urge(qmp, "query-migrate").get("status", "none")
+    if status in _ENDED:
         return
     qmp.migration = ""
-    qmp.run("migrate_cancel")
+    if status == "device":
+        # Cancelled as it sends the last, QEMU may die of the guest's next write: see carrier.py.
+        _yank(qmp, {"type": "migration"})
+    else:
+        qmp.run("migrate_cancel")
     begin = time.monotonic()
     while qmp.migration not in _ENDED:
         waited = time.monotonic() - begin
@@ -134,6 +139,7 @@ def _cancel(qmp: _Qmp) -> None:
             raise TimeoutError("the migration does not end")
         if waited > _YANK_AFTER:
             _yank(qmp, {"type": "migration"})
+            qmp.run("migrate_cancel")
             with contextlib.suppress(_Refused):
                 # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever.
                 qmp.run("migrate-continue", state="cancelling")

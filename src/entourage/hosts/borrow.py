@@ -1,0 +1,54 @@
+"""Another process's sockets, borrowed for a moment, for what it cannot be told to do with them.
+
+See pidfd_getfd(2): it takes the right to trace the process, which root has unless the kernel's
+``yama.ptrace_scope`` is 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from entourage.hosts.process import ProcessHandle
+
+_PIDFD_GETFD = 438  # by the same number on every architecture
+_INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
+
+
+def tcp_sockets(process: ProcessHandle) -> Iterator[socket.socket]:
+    """The TCP sockets of a process, each closed here afterwards.
+
+    None where it has ended, or where this process may not look into it.
+    """
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+            try:
+                one = _borrowed(process.descriptor, int(entry.name))
+            except OSError:  # no socket, or closed meanwhile
+                continue
+            with one:
+                if one.family in _INTERNET and one.type == socket.SOCK_STREAM:
+                    yield one
+
+
+def listens(one: socket.socket) -> bool:
+    """Whether it waits for others to connect."""
+    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _borrowed(pidfd: int, number: int) -> socket.socket:
+    """The same socket by a descriptor of this process; raises OSError where it is none."""
+    library = ctypes.CDLL(None, use_errno=True)
+    descriptor = library.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if descriptor < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
