@@ -70,8 +70,8 @@ class GivingUp(WayBack):
             self._beginning.set_result(("", b""))
             self._performing = loop.create_future()
 
-    def calls(self, calls: Any, port: int) -> None:
-        self._calls, self._port = calls, port
+    def sends(self, calls: Any, port: int, carried: dict[str, bool]) -> None:
+        self._calls, self._port, self._carried = calls, port, carried
 
     @property
     def performing(self) -> asyncio.Future[bytes]:
@@ -89,9 +89,8 @@ async def test_a_job_that_does_not_end_is_told_in_time(
     monkeypatch.setattr(wayback, "_AGAIN", 0.001)
     told: list[str] = []
 
-    async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> bool:
+    async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> None:
         told.append(" ".join([command, *(end["type"] for end in arguments.get("instances", ()))]))
-        return False
 
     monkeypatch.setattr(wayback, "tell_qemu", tell_qemu)
     raw = Stubborn()
@@ -134,36 +133,58 @@ async def test_what_libvirt_was_told_last_comes_before_the_guest_is_looked_at() 
     assert raw.did == ["told", "looked at"]
 
 
+class Memory:
+    """A fake of ``Calls``: what becomes of a migration whose memory is cut off."""
+
+    def __init__(self, giving_up: GivingUp, *, may_touch: bool = True) -> None:
+        self.cut: list[str] = []
+        self._giving_up = giving_up
+        self._may_touch = may_touch
+
+    def hang_up(self, port: int) -> int:
+        if self._may_touch:
+            self.fails(f"kernel {port}")
+        return int(self._may_touch)
+
+    async def tell_qemu(self, _raw: Any, command: str, **arguments: Any) -> dict[str, Any]:
+        assert arguments == {"instances": [{"type": "migration"}]}
+        self.fails(command)
+        return {}
+
+    def fails(self, by: str) -> None:
+        self.cut.append(by)
+        self._giving_up.performing.set_exception(HypervisorError("broken pipe"))
+
+
+@pytest.mark.parametrize("carried", [{}, {"vda": False}], ids=["memory", "disk"])
 @pytest.mark.parametrize("may_touch", [True, False], ids=["kernel", "monitor"])
 async def test_memory_that_is_sent_is_cut_off_and_not_cancelled(
     monkeypatch: pytest.MonkeyPatch,
     may_touch: bool,  # noqa: FBT001 - a case
+    carried: dict[str, bool],
 ) -> None:
     """Cancelled then, QEMU may let the guest run without its disks; by the kernel, or by QEMU."""
     raw = Stubborn()
     giving_up = GivingUp(raw, performing=True)
-    giving_up.feed.known.migration = "device"
-    giving_up.feed.known.stopped_at = 1
-    cut: list[str] = []
-
-    def fails(by: str) -> None:
-        cut.append(by)
-        giving_up.performing.set_exception(HypervisorError("broken pipe"))
-
-    class Memory:
-        def hang_up(self, port: int) -> int:
-            if not may_touch:
-                return 0
-            fails(f"kernel {port}")
-            return 1
-
-    async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> bool:
-        assert arguments == {"instances": [{"type": "migration"}]}
-        fails(command)
-        return True
-
-    monkeypatch.setattr(wayback, "tell_qemu", tell_qemu)
-    giving_up.calls(Memory(), 49152)
+    giving_up.feed.known = Known(migration="device", stopped_at=1)
+    memory = Memory(giving_up, may_touch=may_touch)
+    monkeypatch.setattr(wayback, "tell_qemu", memory.tell_qemu)
+    giving_up.sends(memory, 49152, carried)
     await asyncio.wait_for(giving_up.abort(), 5)
-    assert cut == ["kernel 49152" if may_touch else "yank"]
+    assert memory.cut == ["kernel 49152" if may_touch else "yank"]
     assert not raw.asked
+
+
+async def test_copies_are_cancelled_and_not_cut_off() -> None:
+    """Cut off with memory, the target's QEMU ends, and a copy may stay behind here."""
+    raw = Late()
+    giving_up = GivingUp(raw, performing=True)
+    giving_up.feed.known = Known(migration="pre-switchover", stopped_at=1)
+    loop, performing = asyncio.get_running_loop(), giving_up.performing
+    failed = HypervisorError("cancelled")
+    raw.end = lambda: loop.call_soon_threadsafe(performing.set_exception, failed)
+    memory = Memory(giving_up)
+    giving_up.sends(memory, 49152, {"vda": False})
+    await asyncio.wait_for(giving_up.abort(), 5)
+    assert not memory.cut
+    assert raw.did == ["told", "looked at"]

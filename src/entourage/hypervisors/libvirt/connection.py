@@ -122,8 +122,11 @@ async def ask(function: Callable[..., Result], *arguments: Any, **named: Any) ->
         raise
 
 
-async def tell_qemu(raw: Any, command: str, **arguments: Any) -> bool:
-    """Say something to a domain's QEMU that libvirt has no word for; whether QEMU does it.
+async def tell_qemu(raw: Any, command: str, **arguments: Any) -> Any:
+    """Say something to a domain's QEMU that libvirt has no word for.
+
+    Returns:
+        What QEMU answers; None where it refuses.
 
     libvirt notes in its log, and with the domain ("tainted"), that somebody has done so.
 
@@ -133,7 +136,7 @@ async def tell_qemu(raw: Any, command: str, **arguments: Any) -> bool:
     qemu: Any = importlib.import_module("libvirt_qemu")
     text = json.dumps({"execute": command, "arguments": arguments})
     answer: str = await ask(qemu.qemuMonitorCommand, raw, text, 0)
-    return "error" not in json.loads(answer)
+    return json.loads(answer).get("return")
 
 
 # VIR_FROM_RPC: the client's half of a connection speaks. VIR_ERR_INVALID_CONN: it is closed.

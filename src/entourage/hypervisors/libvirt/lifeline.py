@@ -13,6 +13,7 @@ and the guest resumed. It needs nothing but the standard library and ``libvirt.s
 """
 
 import ctypes
+import json
 import os
 import socket
 import sys
@@ -25,6 +26,7 @@ _SOON = 0.01
 _ENDS_WITHIN = 10.0
 _FAILS_WITHIN = 1.0
 _WAKE_UP = b'{"execute": "migrate-continue", "arguments": {"state": "cancelling"}}'
+_COPIES = b'{"execute": "query-block-jobs"}'
 _CUT_OFF = b'{"execute": "yank", "arguments": {"instances": [{"type": "migration"}]}}'
 _RUNNING, _PAUSED = 1, 3
 
@@ -67,7 +69,11 @@ class _Libvirt:
         """End the migration, if one is under way; returns when it has, or does not."""
         # Cancelled while it sends the last, QEMU may die of the guest's next write; cut off
         # instead, it fails by itself, and libvirt's job ends with it (see wayback.py).
-        if self._busy() and self._tell_qemu(_CUT_OFF):
+        if (
+            self._busy()
+            and self._tell_qemu(_COPIES) == []
+            and self._tell_qemu(_CUT_OFF) is not None
+        ):
             failed = time.monotonic() + _FAILS_WITHIN
             while self._busy() and time.monotonic() < failed:
                 time.sleep(_SOON)
@@ -85,15 +91,14 @@ class _Libvirt:
         status: int = self._library.virDomainGetJobInfo(self._domain, info)
         return status == 0 and info[0] & 0xFFFFFFFF != 0
 
-    def _tell_qemu(self, words: bytes) -> bool:
-        """Say something to QEMU itself; whether QEMU does it."""
-        if self._qemu is None:
-            return False
+    def _tell_qemu(self, words: bytes) -> Any:
+        """Say something to QEMU itself; what it answers, or None where it refuses."""
         answer = ctypes.c_char_p()
-        status: int = self._qemu.virDomainQemuMonitorCommand(
+        if self._qemu is None or self._qemu.virDomainQemuMonitorCommand(
             self._domain, words, ctypes.byref(answer), ctypes.c_uint(0)
-        )
-        return status == 0 and b'"error"' not in (answer.value or b'"error"')
+        ):
+            return None
+        return json.loads(answer.value or b"{}").get("return")
 
     def resume(self) -> None:
         """Let it run; libvirtd waits itself until what is under way has ended."""

@@ -105,14 +105,23 @@ class WayBack:
             self._tidying = asyncio.create_task(self._dismiss())
 
     def _cut_off(self) -> bool:
-        """Cut memory off from the target; whether it was on its way.
+        """Cut memory off from the target, if that is the way to end it; whether it was on its way.
 
         Cancelled while it sends the last, QEMU (seen in 7.2; mended in 10.0) may let the guest run
-        with disks that it has just handed over, and dies of the guest's next write; libvirt says
-        when that is only after the fact. Cut off instead, QEMU fails by itself and takes its disks
-        back first; libvirt then ends its job by itself.
+        with disks that it has just handed over, and dies of the guest's next write. Cut off
+        instead, QEMU fails by itself and takes its disks back first, and libvirt ends its job.
+
+        Not while disks are copied: the target's QEMU ends of it, and a copy that is cut off before
+        it is cancelled can leave its job behind.
         """
-        return bool(self._calls is not None and self._port and self._calls.hang_up(self._port))
+        if self._calls is None or self._port is None or self._copying:
+            return False
+        return self._calls.hang_up(self._port) > 0
+
+    @property
+    def _copying(self) -> bool:
+        """Whether disks may still be copied: libvirt sends the last only after that."""
+        return bool(self._carried) and self._heard().known.migration != "device"
 
     async def _give_up(self, *, cut: bool) -> None:
         """End whatever phase it is in; ``cut``, it may be about to end by itself."""
@@ -128,8 +137,9 @@ class WayBack:
             if cut:
                 await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
             await self._past_the_stop(performing)
-            sending = not performing.done() and self._heard().known.migration in _HELD
-            if sending and await self._yank(_MEMORY):  # what could not be cut off before
+            sending = not self._copying and self._heard().known.migration in _HELD
+            # Where this process may not touch QEMU's connections.
+            if sending and not performing.done() and await self._yank(_MEMORY):
                 await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
             rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
             while not performing.done():
@@ -213,7 +223,7 @@ class WayBack:
         done = False
         for end in ends:
             with contextlib.suppress(RefusedError):
-                done |= await tell_qemu(self._raw, "yank", instances=[end])
+                done |= await tell_qemu(self._raw, "yank", instances=[end]) is not None
         return done
 
     async def _end_job(self) -> None:
@@ -221,7 +231,8 @@ class WayBack:
         nobody: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
-            if await self._busy() and await self._yank(_MEMORY):  # see ``_cut_off``
+            copies = await tell_qemu(self._raw, "query-block-jobs") if await self._busy() else None
+            if copies == [] and await self._yank(_MEMORY):  # see ``_cut_off``
                 failed = time.monotonic() + _FAILS_WITHIN
                 # libvirt tells nobody that a job has ended.
                 while await self._busy() and time.monotonic() < failed:  # noqa: ASYNC110
