@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from entourage.hosts.hangup import Calls
+from entourage.hosts.process import ProcessHandle
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def call(address: str) -> Generator[tuple[socket.socket, socket.socket]]:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_what_was_opened_since_is_ended(address: str) -> None:
     with call(address) as (old, _):
-        calls = Calls(os.getpid(), address)
+        calls = Calls(ProcessHandle.open(os.getpid()), address)
         with call(address) as (new, _):
             assert calls.hang_up() == 1  # what has come in was opened by others
             with pytest.raises(ConnectionError):
@@ -36,7 +37,7 @@ def test_what_was_opened_since_is_ended(address: str) -> None:
 
 def test_one_of_two_is_ended() -> None:
     """The memory's, and not a disk's."""
-    calls = Calls(os.getpid(), "127.0.0.1")
+    calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
     with call("127.0.0.1") as (memory, _), call("127.0.0.1") as (disk, _):
         assert calls.hang_up(memory.getpeername()[1]) == 1
         with pytest.raises(ConnectionError):
@@ -46,7 +47,7 @@ def test_one_of_two_is_ended() -> None:
 
 
 def test_who_waits_for_a_host_that_is_silent_is_woken() -> None:
-    calls = Calls(os.getpid(), "127.0.0.1")
+    calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
     with call("127.0.0.1") as (ours, _):
         assert calls.hang_up() == 1
         ours.settimeout(5)
@@ -55,7 +56,7 @@ def test_who_waits_for_a_host_that_is_silent_is_woken() -> None:
 
 
 def test_another_host_is_not_hung_up_on() -> None:
-    calls = Calls(os.getpid(), "127.0.0.2")
+    calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.2")
     with call("127.0.0.1") as (ours, _):
         assert calls.hang_up() == 0
         assert ours.send(b"x") == 1
@@ -63,6 +64,6 @@ def test_another_host_is_not_hung_up_on() -> None:
 
 
 def test_who_is_gone_has_no_connections() -> None:
-    calls = Calls(0, "no-such-host.invalid")
+    calls = Calls(None, "no-such-host.invalid")
     assert calls.hang_up() == 0
     calls.close()

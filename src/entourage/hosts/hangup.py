@@ -19,12 +19,12 @@ class Calls:
     """The TCP connections that a process opens from now on to one host.
 
     Args:
-        pid: The process; 0 for none.
+        process: The process, which is closed with this; None where it has ended.
         host: Name or address of the other host; one that nobody knows is called by nobody.
     """
 
-    def __init__(self, pid: int, host: str) -> None:
-        self._process = ProcessHandle.open(pid)
+    def __init__(self, process: ProcessHandle | None, host: str) -> None:
+        self._process = process
         self._before = frozenset(_inode(one) for one in self._sockets())
         self._addresses: set[str] = set()
         with contextlib.suppress(OSError, UnicodeError):

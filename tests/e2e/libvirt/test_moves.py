@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator
 
 import pytest
@@ -11,7 +12,10 @@ from lab.guest import Disk
 from lab.hosts import Lab
 from lab.libvirtd import IMAGES, Libvirtd, ssh_uri
 from lab.observer import Observer
+from tests.e2e.buffers import SS, one_is_bounded
+from tests.e2e.dying import PRE_COPY
 from tests.e2e.libvirt.world import DISK, FullWorld, LibvirtWorld
+from tests.e2e.run import PATIENCE
 from tests.e2e.world import GADGET
 
 RAW = Disk(f"{IMAGES}/web 1.raw")
@@ -94,6 +98,18 @@ def test_a_tool_for_every_device(world: LibvirtWorld) -> None:
     for kind, number in (("vbd", 2), ("vif", 1), ("vtpm", 1), ("vusb", 1), ("pci", 1)):
         steps = sorted(call["-step"] for call in calls if call["-type"] == kind)
         assert steps == sorted(["1", "2", "3"] * number), (kind, calls)
+
+
+def test_little_memory_waits_to_be_taken_in(world: LibvirtWorld) -> None:
+    """What waits in the target's kernel when the guest stops is loaded within the blackout."""
+    with world.under(PRE_COPY, options=("--bandwidth", "50MiB/s")) as under:
+        under.wait(PRE_COPY)
+        deadline = time.monotonic() + PATIENCE
+        while not one_is_bounded(world.there.run([*SS, ">=", ":49152"]).stdout):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)  # nobody tells when it has been done, soon after memory began to come
+        run = under.end()
+    world.moved(run)
 
 
 def test_it_is_listed_and_shown(world: LibvirtWorld) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import resource
 import shutil
 import socket
@@ -14,8 +13,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from entourage.hypervisors.qemu.backlog import buffer_for
 from entourage.hypervisors.qemu.keys import cipher_order
+from tests.e2e.buffers import SS, one_is_bounded
 from tests.e2e.qemu.hosts import (
     DATA,
     LOG,
@@ -116,10 +115,8 @@ async def test_little_memory_waits_to_be_taken_in(hosts: Hosts) -> None:
 
 def bounded(port: str) -> bool:
     """Whether the connection that came in there has the buffer that is meant for so short a way."""
-    argv = ["ss", "-tnmiH", "state", "established", "sport", "=", f":{port}"]
-    told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    found = re.search(r",rb(\d+),.* minrtt:([\d.]+)", told, re.DOTALL)
-    return found is not None and int(found[1]) == buffer_for(float(found[2]) / 1000)
+    argv = [*SS, "=", f":{port}"]
+    return one_is_bounded(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
 
 
 async def test_aes_is_chosen_where_the_processor_has_it(hosts: Hosts) -> None:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import urlsplit
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
@@ -36,6 +35,7 @@ from entourage.hypervisors.libvirt.connection import (
     phases,
 )
 from entourage.hypervisors.libvirt.feed import Feed, Known
+from entourage.hypervisors.libvirt.process import qemu_of, way_of
 from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.libvirt.wayback import WayBack
 from entourage.hypervisors.libvirt.words import (
@@ -47,7 +47,6 @@ from entourage.hypervisors.libvirt.words import (
     State,
 )
 
-_PIDS = Path("/run/libvirt/qemu")
 _PROGRAM = Path(__file__).with_name("lifeline.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _SHOW_EVERY = 0.25
@@ -182,17 +181,10 @@ class Carrier(WayBack):
 
     def _list_calls(self, uri: str) -> None:
         """What QEMU opens from now on to the target, whose host stands in Prepare's URI."""
-        pid = 0
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((_PIDS / f"{self._domain.name}.pid").read_text())
-        # ``tcp:b:49152`` is QEMU's own form, which older libvirts have.
-        host, self._port = "", None
-        with contextlib.suppress(ValueError):
-            parts = urlsplit(uri if "://" in uri else uri.replace(":", "://", 1))
-            host, self._port = parts.hostname or "", parts.port
+        host, self._port = way_of(uri)
         if self._calls is not None:
             self._calls.close()
-        self._calls = Calls(pid, host)
+        self._calls = Calls(qemu_of(self._domain.name), host)
 
     async def _look(self) -> None:
         """Ask how far the disks are."""

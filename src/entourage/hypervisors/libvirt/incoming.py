@@ -22,6 +22,7 @@ from pathlib import Path
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError, InDoubt
 from entourage.hypervisors import swtpm
+from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt import tls
@@ -38,6 +39,7 @@ from entourage.hypervisors.libvirt.emulators import Emulators
 from entourage.hypervisors.libvirt.explain import qemu_said
 from entourage.hypervisors.libvirt.feed import Feed, Known
 from entourage.hypervisors.libvirt.machine import TPM_STATES, VERBS
+from entourage.hypervisors.libvirt.process import qemu_of, way_of
 from entourage.hypervisors.libvirt.seen import look_at
 from entourage.hypervisors.libvirt.words import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter
 from entourage.protocol import Guest
@@ -46,6 +48,7 @@ _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its m
 _LOOK_AGAIN = 0.05
 _HEARD_WITHIN = 0.05  # seconds from Finish's return to the event that says when the guest ran
 _ACTIVE_NETWORKS = 2
+_ARRIVES = frozenset({"active", "completed", "failed"})
 _DEFINITIONS = Path("/etc/libvirt/qemu")
 _LOGS = Path("/var/log/libvirt/qemu")
 _NO_TPM = "its TPM emulator (swtpm) has ended"
@@ -76,6 +79,7 @@ class LibvirtIncoming:
         self._preparing: asyncio.Future[tuple[str, bytes]] | None = None
         self._last_words = b""
         self._released = False
+        self._shortening: asyncio.Task[None] | None = None
 
     @property
     def verbs(self) -> frozenset[Verb]:
@@ -158,7 +162,18 @@ class LibvirtIncoming:
         if self._preparing is None:
             raise HypervisorError("the machine is not built")
         uri, cookie = await asyncio.shield(self._preparing)
+        if self._on_this_host:
+            self._shortening = asyncio.create_task(self._shorten(way_of(uri)[1]))
         return Ticket(uri=uri, cookie=cookie)
+
+    async def _shorten(self, port: int | None) -> None:
+        """Once memory arrives, little of it is to wait for QEMU."""
+        with contextlib.suppress(HypervisorError):
+            await self._heard().until(lambda known: known.migration in _ARRIVES or None)
+            process = qemu_of(self._domain.name)
+            if port and process is not None:
+                with contextlib.closing(process):
+                    keep_short(process, port)
 
     async def landed(self) -> None:
         """Wait until QEMU says that its migration is completed."""

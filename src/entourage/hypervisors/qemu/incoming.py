@@ -16,10 +16,10 @@ from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
 from entourage.hypervisors import swtpm
+from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
-from entourage.hypervisors.qemu.backlog import keep_short
 from entourage.hypervisors.qemu.carrier import capabilities
 from entourage.hypervisors.qemu.cmdline import (
     block_node,

@@ -12,7 +12,7 @@ from typing import IO
 import pytest
 
 from entourage.hosts.process import ProcessHandle
-from entourage.hypervisors.qemu.backlog import buffer_for, keep_short
+from entourage.hypervisors.backlog import buffer_for, keep_short
 
 TAKER = """
 import socket, sys

@@ -1,0 +1,30 @@
+"""The QEMU that runs a domain of this host's libvirt: its process, and where its memory goes."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from entourage.hosts.process import ProcessHandle
+
+_PIDS = Path("/run/libvirt/qemu")
+
+
+def qemu_of(name: str) -> ProcessHandle | None:
+    """The process of a domain, by what libvirtd has written down; the caller closes it."""
+    pid = 0
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((_PIDS / f"{name}.pid").read_text())
+    return ProcessHandle.open(pid)
+
+
+def way_of(uri: str) -> tuple[str, int | None]:
+    """Host and port in what Prepare answers; "" and None where it does not say.
+
+    ``tcp://b:49152``, or ``tcp:b:49152``, which is QEMU's own form and that of older libvirts.
+    """
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(uri if "://" in uri else uri.replace(":", "://", 1))
+        return parts.hostname or "", parts.port
+    return "", None
