@@ -22,7 +22,7 @@ _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
 def tcp_sockets(process: ProcessHandle) -> Iterator[socket.socket]:
     """The TCP sockets of a process, each closed here afterwards.
 
-    None where it has ended, or where this process may not look into it.
+    There are none where it has ended, or where this process may not look into it.
     """
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{process.pid}/fd").iterdir():

@@ -125,10 +125,10 @@ async def ask(function: Callable[..., Result], *arguments: Any, **named: Any) ->
 async def tell_qemu(raw: Any, command: str, **arguments: Any) -> Any:
     """Say something to a domain's QEMU that libvirt has no word for.
 
+    libvirt notes in its log, and with the domain ("tainted"), that somebody has done so.
+
     Returns:
         What QEMU answers; None where it refuses.
-
-    libvirt notes in its log, and with the domain ("tainted"), that somebody has done so.
 
     Raises:
         RefusedError: libvirt does not pass it on.
