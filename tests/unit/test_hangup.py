@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
@@ -49,9 +50,12 @@ def test_one_of_two_is_ended() -> None:
 def test_who_waits_for_a_host_that_is_silent_is_woken() -> None:
     calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
     with call("127.0.0.1") as (ours, _):
-        assert calls.hang_up() == 1
         ours.settimeout(5)
-        assert ours.recv(1) == b""
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(ours.recv, 1)
+            assert not wait({waiting}, 0.05).done
+            assert calls.hang_up() == 1
+            assert waiting.result() == b""
     calls.close()
 
 

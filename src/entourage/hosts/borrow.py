@@ -16,6 +16,7 @@ from pathlib import Path
 from entourage.hosts.process import ProcessHandle
 
 _PIDFD_GETFD = 438  # by the same number on every architecture
+_C = ctypes.CDLL(None, use_errno=True)
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
 
 
@@ -27,8 +28,11 @@ def tcp_sockets(process: ProcessHandle) -> Iterator[socket.socket]:
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{process.pid}/fd").iterdir():
             try:
+                # Closing another's file, even a copy of it, can write it back, and wait for that.
+                if not str(entry.readlink()).startswith("socket:"):
+                    continue
                 one = _borrowed(process.descriptor, int(entry.name))
-            except OSError:  # no socket, or closed meanwhile
+            except OSError:  # closed meanwhile
                 continue
             with one:
                 if one.family in _INTERNET and one.type == socket.SOCK_STREAM:
@@ -42,8 +46,7 @@ def listens(one: socket.socket) -> bool:
 
 def _borrowed(pidfd: int, number: int) -> socket.socket:
     """The same socket by a descriptor of this process; raises OSError where it is none."""
-    library = ctypes.CDLL(None, use_errno=True)
-    descriptor = library.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    descriptor = _C.syscall(_PIDFD_GETFD, pidfd, number, 0)
     if descriptor < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

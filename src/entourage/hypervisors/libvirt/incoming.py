@@ -170,7 +170,7 @@ class LibvirtIncoming:
         """Once memory arrives, little of it is to wait for QEMU."""
         with contextlib.suppress(HypervisorError):
             await self._heard().until(lambda known: known.migration in _ARRIVES or None)
-            process = qemu_of(self._domain.name)
+            process = qemu_of(self._domain.name) if port else None
             if port and process is not None:
                 with contextlib.closing(process):
                     keep_short(process, port)
@@ -323,6 +323,8 @@ class LibvirtIncoming:
 
     async def kill(self) -> None:
         """End the machine, which never ran; returns when it and its definition are gone."""
+        if self._shortening is not None:
+            self._shortening.cancel()
         preparing = self._preparing
         if preparing is not None:
             await asyncio.wait({preparing})

@@ -107,16 +107,29 @@ class WayBack:
     def _cut_off(self) -> bool:
         """Cut memory off from the target, if that is the way to end it; whether it was on its way.
 
-        Cancelled while it sends the last, QEMU (seen in 7.2; mended in 10.0) may let the guest run
+        Cancelled while it sends the last, QEMU (seen in 7.2) may let the guest run
         with disks that it has just handed over, and dies of the guest's next write. Cut off
         instead, QEMU fails by itself and takes its disks back first, and libvirt ends its job.
 
         Not while disks are copied: the target's QEMU ends of it, and a copy that is cut off before
         it is cancelled can leave its job behind.
         """
-        if self._calls is None or self._port is None or self._copying:
+        sends = self._performing is not None and not self._performing.done()
+        if not sends or self._calls is None or self._port is None or self._copying:
             return False
         return self._calls.hang_up(self._port) > 0
+
+    async def _cut_off_late(self) -> bool:
+        """The same once the stop is past; where QEMU's connections are out of reach, by QEMU."""
+        if self._cut_off():
+            return True
+        if self._copying or self._heard().known.migration not in _HELD:
+            return False
+        try:
+            async with asyncio.timeout(_STUCK_AFTER):
+                return await self._yank(_MEMORY)
+        except TimeoutError:
+            return False
 
     @property
     def _copying(self) -> bool:
@@ -137,9 +150,7 @@ class WayBack:
             if cut:
                 await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
             await self._past_the_stop(performing)
-            sending = not self._copying and self._heard().known.migration in _HELD
-            # Where this process may not touch QEMU's connections.
-            if sending and not performing.done() and await self._yank(_MEMORY):
+            if not cut and not performing.done() and await self._cut_off_late():
                 await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
             rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
             while not performing.done():
@@ -231,8 +242,7 @@ class WayBack:
         nobody: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
-            copies = await tell_qemu(self._raw, "query-block-jobs") if await self._busy() else None
-            if copies == [] and await self._yank(_MEMORY):  # see ``_cut_off``
+            if await self._busy() and not await self._copies() and await self._yank(_MEMORY):
                 failed = time.monotonic() + _FAILS_WITHIN
                 # libvirt tells nobody that a job has ended.
                 while await self._busy() and time.monotonic() < failed:  # noqa: ASYNC110
@@ -242,6 +252,12 @@ class WayBack:
                 await self._pressed(self._press_end(rounds), nobody)
                 await asyncio.sleep(_AGAIN)
                 rounds += 1
+
+    async def _copies(self) -> bool:
+        """Whether QEMU copies disks, or does not say; see ``_cut_off``."""
+        with contextlib.suppress(RefusedError):
+            return await tell_qemu(self._raw, "query-block-jobs") != []
+        return True
 
     async def _busy(self) -> bool:
         """Whether libvirt has a job for it."""

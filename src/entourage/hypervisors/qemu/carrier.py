@@ -268,7 +268,8 @@ class Carrier:
             await asyncio.wait({waiting}, timeout=_YANK_AFTER)
             if not waiting.done():
                 await self._yank()
-                await self._monitor.execute("migrate_cancel")
+                if await self._status() != "device":  # see ``_cancelled``
+                    await self._monitor.execute("migrate_cancel")
                 with contextlib.suppress(CommandError):
                     # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever
                     # with the guest stopped, unless told to go on from where it says it is.
@@ -280,20 +281,20 @@ class Carrier:
     async def _cancelled(self) -> str:
         """Say that mirrors and migration are over; returns how far the migration has heard it.
 
-        Cancelled while it sends the last, QEMU (seen in 7.2; mended in 10.0) may let the guest run
+        Cancelled while it sends the last, QEMU (seen in 7.2) may let the guest run
         with disks that it has just handed over, and dies of the guest's next write. Cut off
         instead, it fails by itself, and takes its disks back first.
         """
         known = self._monitor.known
-        if self._sending:
+        if cut := self._sending:
             known.migration = ""  # what is heard from here on counts
             await self._yank()
         # Mirrors first: if the switchover has stopped the guest, it is not stopped once more.
         await self._mirrors.give_up(run_again=self._was_running)
-        if self._sending:
+        if cut:
             return await self._status()
         # A process before this one may have begun it.
-        sending = (known.migration or await self._status()) == "device"
+        sending = self._sending or (known.migration or await self._status()) == "device"
         known.migration = ""
         cutting = self._yank() if sending else self._monitor.execute("migrate_cancel")
         _, status = await asyncio.gather(cutting, self._status())

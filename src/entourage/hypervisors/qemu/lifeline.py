@@ -139,12 +139,14 @@ def _cancel(qmp: _Qmp) -> None:
             raise TimeoutError("the migration does not end")
         if waited > _YANK_AFTER:
             _yank(qmp, {"type": "migration"})
-            qmp.run("migrate_cancel")
+            status = qmp.run("query-migrate").get("status", "none")
+            if status in _ENDED:
+                return
+            if status != "device":
+                qmp.run("migrate_cancel")
             with contextlib.suppress(_Refused):
                 # Cancelled just as it went to hold the memory back, QEMU (7.2) sleeps for ever.
                 qmp.run("migrate-continue", state="cancelling")
-            if qmp.run("query-migrate").get("status", "none") in _ENDED:
-                return
         qmp.wait(_YANK_AFTER)
 
 
