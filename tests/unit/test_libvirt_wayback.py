@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,32 @@ async def test_copies_are_cancelled_and_not_cut_off() -> None:
     await asyncio.wait_for(giving_up.abort(), 5)
     assert not memory.cut
     assert raw.did == ["told", "looked at"]
+
+
+@pytest.mark.parametrize("performing", [True, False])
+async def test_a_qemu_that_does_not_answer_keeps_nobody_from_ending_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+    performing: bool,  # noqa: FBT001 - a case
+) -> None:
+    """It waits for a target that is gone; a question to it has no end, cancelled or not."""
+    silent = asyncio.get_running_loop().create_future()
+
+    async def tell_qemu(_raw: Any, _command: str, **_arguments: Any) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(silent)
+        await silent
+
+    monkeypatch.setattr(wayback, "_STUCK_AFTER", 0.01)
+    monkeypatch.setattr(wayback, "_ENDS_WITHIN", 0.05)
+    monkeypatch.setattr(wayback, "_AGAIN", 0.001)
+    monkeypatch.setattr(wayback, "tell_qemu", tell_qemu)
+    raw = Stubborn()
+    giving_up = GivingUp(raw, performing=performing)
+    giving_up.feed.known = Known(migration="device", stopped_at=1)
+    try:
+        with pytest.raises(HypervisorError, match="has not ended its migration job"):
+            await asyncio.wait_for(giving_up.abort(), 5)
+    finally:
+        silent.set_result(None)
+        await asyncio.sleep(0)
+    assert raw.asked

@@ -107,9 +107,9 @@ class WayBack:
     def _cut_off(self) -> bool:
         """Cut memory off from the target, if that is the way to end it; whether it was on its way.
 
-        Cancelled while it sends the last, QEMU (seen in 7.2) may let the guest run
-        with disks that it has just handed over, and dies of the guest's next write. Cut off
-        instead, QEMU fails by itself and takes its disks back first, and libvirt ends its job.
+        Cancelled while it sends the last, QEMU (seen in 7.2) may let the guest run with disks that
+        it has just handed over, and dies of the guest's next write. Cut off instead, QEMU fails by
+        itself and takes its disks back first, and libvirt ends its job.
 
         Not while disks are copied: the target's QEMU ends of it, and a copy that is cut off before
         it is cancelled can leave its job behind.
@@ -125,11 +125,7 @@ class WayBack:
             return True
         if self._copying or self._heard().known.migration not in _HELD:
             return False
-        try:
-            async with asyncio.timeout(_STUCK_AFTER):
-                return await self._yank(_MEMORY)
-        except TimeoutError:
-            return False
+        return await self._in_time(self._yank(_MEMORY))
 
     @property
     def _copying(self) -> bool:
@@ -205,8 +201,8 @@ class WayBack:
         await asyncio.wait({pressed}, timeout=_ENDS_WITHIN)
         if pressed.done():
             pressed.result()
-        else:  # read there, for asyncio not to complain
-            pressed.add_done_callback(lambda late: late.cancelled() or late.exception())
+        else:
+            _read_late(pressed)
 
     async def _press_end(self, attempt: int) -> None:
         """Have libvirt end its job; soon, wake up who sleeps through that.
@@ -242,7 +238,7 @@ class WayBack:
         nobody: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
-            if await self._busy() and not await self._copies() and await self._yank(_MEMORY):
+            if await self._busy() and await self._in_time(self._yank_alone()):
                 failed = time.monotonic() + _FAILS_WITHIN
                 # libvirt tells nobody that a job has ended.
                 while await self._busy() and time.monotonic() < failed:  # noqa: ASYNC110
@@ -253,11 +249,21 @@ class WayBack:
                 await asyncio.sleep(_AGAIN)
                 rounds += 1
 
-    async def _copies(self) -> bool:
-        """Whether QEMU copies disks, or does not say; see ``_cut_off``."""
+    async def _yank_alone(self) -> bool:
+        """What ``_cut_off`` does, by QEMU itself; whether memory was on its way, and no disk."""
         with contextlib.suppress(RefusedError):
-            return await tell_qemu(self._raw, "query-block-jobs") != []
-        return True
+            if await tell_qemu(self._raw, "query-block-jobs") == []:
+                return await self._yank(_MEMORY)
+        return False
+
+    async def _in_time(self, asking: Coroutine[Any, Any, bool]) -> bool:
+        """What QEMU answers; False where it does not: it may wait for a target that is gone."""
+        asked = asyncio.ensure_future(asking)
+        await asyncio.wait({asked}, timeout=_STUCK_AFTER)
+        if asked.done():
+            return asked.result()
+        _read_late(asked)
+        return False
 
     async def _busy(self) -> bool:
         """Whether libvirt has a job for it."""
@@ -328,3 +334,8 @@ class WayBack:
         if self._performing is None:
             raise HypervisorError("the migration has not begun")
         return self._performing
+
+
+def _read_late(task: asyncio.Future[Any]) -> None:
+    """Read what becomes of a task that nobody waits for any more: asyncio complains else."""
+    task.add_done_callback(lambda late: late.cancelled() or late.exception())

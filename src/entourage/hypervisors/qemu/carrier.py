@@ -281,9 +281,9 @@ class Carrier:
     async def _cancelled(self) -> str:
         """Say that mirrors and migration are over; returns how far the migration has heard it.
 
-        Cancelled while it sends the last, QEMU (seen in 7.2) may let the guest run
-        with disks that it has just handed over, and dies of the guest's next write. Cut off
-        instead, it fails by itself, and takes its disks back first.
+        Cancelled while it sends the last, QEMU (seen in 7.2) may let the guest run with disks that
+        it has just handed over, and dies of the guest's next write. Cut off instead, it fails by
+        itself, and takes its disks back first.
         """
         known = self._monitor.known
         if cut := self._sending:
