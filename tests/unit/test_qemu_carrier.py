@@ -9,6 +9,8 @@ import pytest
 from test_qemu_qmp import FakeQmp
 
 from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hypervisors.base import Ticket
 from entourage.hypervisors.qemu.carrier import Carrier
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import Monitor
@@ -80,3 +82,23 @@ async def test_what_sends_its_last_is_cut_off_and_not_cancelled(
         assert qemu.ended_by == [ended_by]
         assert ("cont", {}) in qemu.commands
         await carrier.close()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("exec:touch /tmp/x", "tcp:b", "tcp:b:", "tcp:b:0", "tcp:b:65536", "tcp::49152"),
+        *("unix:/run/x", "fd:memory", "tcp:b:49152,reconnect=1", "tcp:b:49152 ", "tcp:[]:1", ""),
+    ],
+)
+async def test_memory_goes_to_a_tcp_port_and_to_nothing_else(tmp_path: Path, uri: str) -> None:
+    """A target that answers ``exec:…`` would have the source's QEMU run that."""
+    qemu = FakeQmp(tmp_path / "qmp.sock")
+    async with qemu.serving():
+        monitor = await Monitor.connect(qemu.path)
+        where = Places(tmp_path, tmp_path, tmp_path / "log")
+        carrier = Carries(monitor, None, running(), where, was_running=True)
+        with pytest.raises(HypervisorError, match="no TCP port"):
+            await carrier.start(Ticket(uri=uri), live=True)
+        await carrier.close()
+    assert "migrate" not in [name for name, _ in qemu.commands]

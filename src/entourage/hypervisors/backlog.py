@@ -33,6 +33,28 @@ def buffer_for(round_trip: float) -> int | None:
     return needed if needed < _MOST else None
 
 
+def bound(connection: socket.socket) -> int | None:
+    """Bound what waits at a TCP connection that has been accepted.
+
+    Returns:
+        Bytes of the receive buffer; None where nothing was changed: the way is too long for it.
+
+    Raises:
+        OSError: It is no TCP connection.
+    """
+    information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.size)
+    (microseconds,) = _MIN_RTT.unpack(information)
+    wanted = buffer_for(microseconds / 1e6) if microseconds != _UNKNOWN else None
+    if wanted is None:
+        return None
+    half = wanted // 2  # the kernel doubles it
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, half)
+    except PermissionError:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, half)
+    return wanted
+
+
 def keep_short(process: ProcessHandle, port: int) -> int | None:
     """Bound what waits at a process's accepted TCP connections to a port.
 
@@ -43,17 +65,6 @@ def keep_short(process: ProcessHandle, port: int) -> int | None:
     size = None
     with contextlib.suppress(OSError):
         for connection in tcp_sockets(process):
-            if connection.getsockname()[1] != port or listens(connection):
-                continue
-            information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.size)
-            (microseconds,) = _MIN_RTT.unpack(information)
-            wanted = buffer_for(microseconds / 1e6) if microseconds != _UNKNOWN else None
-            if wanted is None:
-                continue
-            half = wanted // 2  # the kernel doubles it
-            try:
-                connection.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, half)
-            except PermissionError:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, half)
-            size = wanted
+            if connection.getsockname()[1] == port and not listens(connection):
+                size = bound(connection) or size
     return size

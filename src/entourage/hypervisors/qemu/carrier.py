@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,11 +22,14 @@ from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running
+from entourage.hypervisors.qemu.sockets import answered_within, connected
 
 _UNLIMITED = 1 << 40  # bytes a second
 _ENDED = frozenset({"none", "completed", "failed", "cancelled"})
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _YANK_AFTER = 1.0
+_GREETED_WITHIN = 10.0  # seconds; the guest runs meanwhile
+_MEMORY = "memory"
 _NUDGE = 0.02
 # Auto-converge can only be switched on before a migration begins. Until it is wanted, what it takes
 # from the guest is held at the least that QEMU knows, one percent.
@@ -46,6 +50,17 @@ def capabilities(**states: bool) -> dict[str, Any]:
             {"capability": name.replace("_", "-"), "state": state} for name, state in states.items()
         ]
     }
+
+
+def _place(ticket: Ticket) -> tuple[str, int]:
+    """Host and port of a ticket, which may say nothing else: QEMU would run ``exec:…``."""
+    if found := re.fullmatch(r"tcp:(?:\[([^]\s]+)]|([^][:\s]+)):([0-9]{1,5})", ticket.uri):
+        scoped, plain, port = found.groups()
+        if 0 < int(port) < 1 << 16:
+            return scoped or plain, int(port)
+    raise HypervisorError(
+        f"the target says that memory is to go to {ticket.uri!r}, which is no TCP port"
+    )
 
 
 def _accepted(downtime_limit: float) -> dict[str, Any]:
@@ -146,14 +161,17 @@ class Carrier:
         known = self._monitor.known
         known.migration, known.held_at, known.stopped_at = "", 0, 0
         self._sending = False
-        if not live and self._was_running:
-            await self._monitor.execute("stop")
-        try:
-            await self._monitor.execute("migrate", {"uri": ticket.uri})
-        except CommandError as error:
-            error.device = device_of(self._running.domain, error.reason)
-            raise
-        await self._reach("active", "pre-switchover", "device", "completed")
+        async with connected(*_place(ticket)) as connection:
+            if not live and self._was_running:
+                await self._monitor.execute("stop")
+            with answered_within(connection, _GREETED_WITHIN):
+                await self._monitor.give(_MEMORY, connection.fileno())
+                try:
+                    await self._monitor.execute("migrate", {"uri": f"fd:{_MEMORY}"})
+                except CommandError as error:
+                    error.device = device_of(self._running.domain, error.reason)
+                    raise
+                await self._reach("active", "pre-switchover", "device", "completed")
 
     async def progress(self) -> MemoryProgress:
         """How far pre-copy has come; raises HypervisorError where a mirror has failed meanwhile."""

@@ -16,7 +16,7 @@ from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
 from entourage.hypervisors import swtpm
-from entourage.hypervisors.backlog import keep_short
+from entourage.hypervisors.backlog import bound
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
@@ -32,11 +32,11 @@ from entourage.hypervisors.qemu.machine import VERBS, announce, connect
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
-from entourage.hypervisors.qemu.sockets import listening_at_once
+from entourage.hypervisors.qemu.sockets import bracketed, listening_at_once
 from entourage.protocol import Guest
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
-_NOT_YET = frozenset({"", "none", "setup"})
+_MEMORY = "memory"
 _THREAD = "copies"
 """Takes the mirrors' writes: QEMU's main thread is busy with memory for many ms at a time, and a
 guest whose write waits for the target would wait for that."""
@@ -69,7 +69,7 @@ class QemuIncoming:
         self._log_start = 0
         self._nbd_port = 0
         self._core_limit = 0
-        self._shortening: asyncio.Task[None] | None = None
+        self._arriving: asyncio.Task[None] | None = None
         self._nbd_starting = asyncio.Lock()
         self._writable: list[str] = []
 
@@ -167,35 +167,39 @@ class QemuIncoming:
         return Export(host=plane.address, port=self._nbd_port, name=export)
 
     async def listen(self) -> Ticket:
-        """Wait for memory; returns where."""
-        monitor, plane = self._built()
-        for port in _range(plane):
-            try:
-                await monitor.execute(
-                    "migrate-incoming", {"uri": f"tcp:{_bracketed(self._host)}:{port}"}
-                )
-            except CommandError as error:
-                _only_in_use(error)
-            else:
-                self._shortening = asyncio.create_task(self._shorten(monitor, port))
-                return Ticket(uri=f"tcp:{_bracketed(plane.address)}:{port}")
-        raise _no_port(plane)
+        """Wait for memory; returns where.
 
-    async def _shorten(self, monitor: Monitor, port: int) -> None:
-        """Once memory arrives, little of it is to wait for QEMU."""
-        with contextlib.suppress(MonitorLostError):
-            await monitor.until(lambda known: known.migration not in _NOT_YET or None)
-            if self._process is not None:
-                keep_short(self._process, port)
+        The connection is accepted here and given to QEMU: after a ``migrate-incoming`` that failed,
+        because of a port that is in use say, QEMU 10 refuses every other.
+        """
+        monitor, plane = self._built()
+        server = _listening(self._host, plane)
+        port: int = server.getsockname()[1]
+        self._arriving = asyncio.create_task(self._take_memory(monitor, server))
+        return Ticket(uri=f"tcp:{bracketed(plane.address)}:{port}")
+
+    async def _take_memory(self, monitor: Monitor, server: socket.socket) -> None:
+        """Give QEMU the one connection that memory comes by."""
+        server.settimeout(0)
+        with server:
+            connection, _ = await asyncio.get_running_loop().sock_accept(server)
+        with connection:
+            with contextlib.suppress(OSError):  # gone already: QEMU will say so
+                bound(connection)
+            await monitor.give(_MEMORY, connection.fileno())
+            await monitor.execute("migrate-incoming", {"uri": f"fd:{_MEMORY}"})
 
     async def landed(self) -> None:
         """Wait until memory has landed, then close the exports: all that is left is ``run``."""
         monitor, _ = self._built()
+        if self._arriving is None:
+            raise HypervisorError("nobody waits for memory")
 
         def over(known: Known) -> str | None:
             return known.migration if known.migration in {"completed", "failed"} else None
 
         try:
+            await self._arriving
             status = await monitor.until(over)
         except MonitorLostError as error:
             raise self._failure() from error
@@ -304,8 +308,9 @@ class QemuIncoming:
 
     async def close(self) -> None:
         """Let go of the machine without changing it."""
-        if self._shortening is not None:
-            self._shortening.cancel()
+        if self._arriving is not None:
+            self._arriving.cancel()
+            await asyncio.gather(self._arriving, return_exceptions=True)
         if self._monitor is not None:
             await self._monitor.close()
         for process in (self._process, *self._helpers):
@@ -331,10 +336,7 @@ class QemuIncoming:
 
     async def _start_nbd(self, monitor: Monitor, plane: DataPlane) -> int:
         tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}
-        server = listening_at_once(self._host, _range(plane))
-        if server is None:
-            raise _no_port(plane)
-        with server:
+        with _listening(self._host, plane) as server:
             await monitor.give("nbd", server.fileno())
             address = {"type": "fd", "data": {"str": "nbd"}}
             await monitor.execute(
@@ -375,23 +377,18 @@ async def _bindable(address: str) -> str:
     return "::" if found[0][0] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - meant
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _range(plane: DataPlane) -> range:
+def _listening(host: str, plane: DataPlane) -> socket.socket:
+    """A socket at the first free port of those that are allowed."""
     first, last = plane.ports
-    return range(first, last + 1)
-
-
-def _only_in_use(error: CommandError) -> None:
-    """Raise it again, unless it says that somebody else has the port."""
-    if "in use" not in error.reason:
-        raise error
-
-
-def _no_port(plane: DataPlane) -> HypervisorError:
-    first, last = plane.ports
-    return HypervisorError(
-        f"no port from {first} to {last} is free", remedy="set migration.ports to a wider range"
-    )
+    try:
+        server = listening_at_once(host, range(first, last + 1))
+    except OSError as error:
+        raise HypervisorError(
+            f"nothing can listen at {bracketed(host)}:{first}: {error.strerror}",
+            remedy="set migration.ports, or data-address, to what this host allows",
+        ) from error
+    if server is None:
+        raise HypervisorError(
+            f"no port from {first} to {last} is free", remedy="set migration.ports to a wider range"
+        )
+    return server

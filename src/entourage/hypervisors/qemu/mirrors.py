@@ -12,8 +12,11 @@ from entourage.hypervisors.base import Export
 from entourage.hypervisors.qemu.cmdline import mirror_name, node_name
 from entourage.hypervisors.qemu.keys import OBJECT
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
+from entourage.hypervisors.qemu.sockets import answered_within, connected
 
 _SHOW_EVERY = 0.25
+# Seconds that the guest may stand still for, at most, while QEMU's main loop greets the target.
+_GREETED_WITHIN = 0.8
 
 
 class Mirrors:
@@ -34,13 +37,16 @@ class Mirrors:
         node: dict[str, Any] = {
             "driver": "nbd",
             "node-name": name,
-            "server": {"type": "inet", "host": export.host, "port": str(export.port)},
+            "server": {"type": "fd", "str": name},
             "export": export.name,
             "discard": "unmap",
         }
         if tls:
             node["tls-creds"] = OBJECT
-        await self._run("blockdev-add", node, disk)
+        async with connected(export.host, export.port, device=disk.label) as connection:
+            with answered_within(connection, _GREETED_WITHIN):
+                await self._monitor.give(name, connection.fileno())
+                await self._run("blockdev-add", node, disk)
         self._monitor.known.jobs.pop(name, None)
         self._given_up.discard(name)
         self._progress[name] = (0, 0)

@@ -167,6 +167,7 @@ class Monitor:
         self._client = _Client(self._hear, self._lose)
         self._waiting: list[Callable[[], None]] = []
         self._ahead = asyncio.Semaphore(_AHEAD)
+        self._giving = asyncio.Lock()
 
     @classmethod
     async def connect(cls, path: Path) -> Monitor:
@@ -237,11 +238,12 @@ class Monitor:
             CommandError: QEMU refused it.
             MonitorLostError: QEMU went away.
         """
-        try:
-            self._client.send_fd_scm(descriptor)
-        except OSError as error:
-            raise MonitorLostError(self._why_lost()) from error
-        await self.execute("getfd", {"fdname": name})
+        async with self._giving:  # QEMU keeps one that has no name yet
+            try:
+                self._client.send_fd_scm(descriptor)
+            except OSError as error:
+                raise MonitorLostError(self._why_lost()) from error
+            await self.execute("getfd", {"fdname": name})
 
     async def until(self, test: Callable[[Known], T | None]) -> T:
         """Wait until what is known fulfils a condition, and return what ``test`` made of it.

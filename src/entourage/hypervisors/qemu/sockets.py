@@ -1,12 +1,24 @@
-"""Listening sockets that are made here and given to QEMU, as it could not make them itself."""
+"""Sockets that are made here and given to QEMU, as it could not make them itself.
+
+QEMU connects in its main loop, and holds up the guest until the other end has answered; it waits
+for memory at one port only, and cannot be told to try another.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import os
 import socket
-from collections.abc import Generator, Iterable
+import struct
+from collections.abc import AsyncGenerator, Generator, Iterable
 from pathlib import Path
+
+from entourage.errors import HypervisorError
+
+_CONNECTED_WITHIN = 5.0
+_RTT = struct.Struct("=68xI")  # tcpi_rtt, microseconds, in linux/tcp.h's tcp_info
 
 
 @contextlib.contextmanager
@@ -53,3 +65,97 @@ def listening_at_once(host: str, ports: Iterable[int]) -> socket.socket | None:
         else:
             return server
     return None
+
+
+@contextlib.asynccontextmanager
+async def connected(host: str, port: int, *, device: str = "") -> AsyncGenerator[socket.socket]:
+    """A TCP connection to the target's QEMU, with TCP_NODELAY; closed here at the end.
+
+    Args:
+        host: A name or an address, an IPv6 one without brackets and perhaps with a scope.
+        port: The TCP port there.
+        device: The label of the device that an error is about.
+
+    Raises:
+        HypervisorError: There is no way to that port; it says what to do.
+    """
+    where = f"{bracketed(host)}:{port}"
+    loop = asyncio.get_running_loop()
+    reason = ""
+    try:
+        async with asyncio.timeout(_CONNECTED_WITHIN):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, address in found:
+                connection = socket.socket(family, kind, protocol)
+                connection.settimeout(0)
+                try:
+                    await loop.sock_connect(connection, address)
+                except OSError as error:
+                    connection.close()
+                    reason = os.strerror(error.errno or errno.EIO).lower()
+                    continue
+                except BaseException:
+                    connection.close()
+                    raise
+                break
+            else:
+                raise _no_way(where, reason, device)
+    except TimeoutError as error:
+        reason = f"no answer within {_CONNECTED_WITHIN:g} s"
+        raise _no_way(where, reason, device) from error
+    except OSError as error:
+        raise _no_way(where, error.strerror or str(error), device) from error
+    with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield connection
+
+
+@contextlib.contextmanager
+def answered_within(connection: socket.socket, patience: float) -> Generator[None]:
+    """Shut a connection down, whoever else has a copy of it, if this is not left in time.
+
+    Args:
+        connection: Of this process's event loop, to a host that may fall silent.
+        patience: Seconds for what takes no time on the way; eight round trips come on top.
+
+    Raises:
+        HypervisorError: What was done with the connection failed after it had been shut down.
+    """
+    (microseconds,) = _RTT.unpack(
+        connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT.size)
+    )
+    late = False
+
+    def shut() -> None:
+        nonlocal late
+        late = True
+        with contextlib.suppress(OSError):  # the other end was faster
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = asyncio.get_running_loop().call_later(patience + 8 * microseconds / 1e6, shut)
+    try:
+        yield
+    except HypervisorError as error:
+        if late:
+            host, port = connection.getpeername()[:2]
+            raise HypervisorError(
+                f"{bracketed(host)}:{port} took the connection and fell silent",
+                device=error.device,
+                remedy="see whether the target is alive and what filters the way to it",
+            ) from error
+        raise
+    finally:
+        timer.cancel()
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _no_way(where: str, reason: str, device: str) -> HypervisorError:
+    return HypervisorError(
+        f"no connection to {where}: {reason}",
+        device=device,
+        remedy="open the ports of migration.ports on the target, or set data-address",
+    )
