@@ -5,7 +5,7 @@ RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
 .PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format clean
-.PHONY: test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all
+.PHONY: test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -16,7 +16,7 @@ $(STAMP): scripts/setup pyproject.toml constraints.txt lab/guest_image.py
 demo: $(STAMP)
 	@$(RUN)python -m lab.demo
 
-test: lint test-unit test-model test-e2e test-libvirt
+test: lint test-unit test-model test-e2e test-qemu10 test-libvirt
 
 test-unit: $(STAMP)
 	$(PYTEST) tests/unit
@@ -26,6 +26,14 @@ test-model: $(STAMP)
 
 test-e2e: $(STAMP)
 	$(PYTEST) tests/e2e --ignore tests/e2e/libvirt --ignore tests/e2e/xen
+
+# Entourage's own machines with QEMU of Debian's backports, on both hosts; then only on the target.
+test-qemu10: $(STAMP)
+	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e/test_migrate.py
+	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/test_versions.py
+
+test-qemu10-all: test-qemu10
+	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e --ignore tests/e2e/libvirt --ignore tests/e2e/xen
 
 # Each fault at each point, where `make test` tries a core of them; writes docs/faults.md.
 test-faults: $(STAMP)

@@ -170,11 +170,10 @@ async def _qemu(domain: Domain, facts: Mapping[str, str], host: str) -> list[Rea
     reasons: list[Reason] = []
     ours = await binary.version()
     theirs = tuple(int(part) for part in facts.get("qemu", "").split(".") if part.isdigit())
-    if theirs and (ours < theirs or ours[0] != theirs[0]):
-        kind = "older than" if ours < theirs else "another major version than"
+    if ours < theirs:  # a newer one takes a machine of any older one's, by its versioned type
         dotted = ".".join(map(str, ours))
-        reason = f"QEMU {dotted} is {kind} the {facts['qemu']} that the domain runs in"
-        reasons.append((reason, f"install QEMU {facts['qemu']} on {host}"))
+        reason = f"QEMU {dotted} is older than the {facts['qemu']} that the domain runs in"
+        reasons.append((reason, f"install QEMU {facts['qemu']} or newer on {host}"))
     if domain.machine not in await binary.machine_types():
         reason = f"QEMU here has no machine type {domain.machine}"
         reasons.append((reason, f"install on {host} the QEMU of the source"))
