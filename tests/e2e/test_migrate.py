@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +12,7 @@ from lab.guest import Disk
 from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.run import PATIENCE
-from tests.e2e.world import EMULATED, KEPT, World
+from tests.e2e.world import EMULATED, KEPT, World, qmp
 
 RAW = Disk("/srv/web 1.raw")
 QCOW2 = Disk("/srv/web1.qcow2", "qcow2")
@@ -33,22 +31,6 @@ def world(lab: Lab) -> Generator[World]:
 def allocated(world: World, disk: Disk) -> int:
     """Bytes that an image takes on the host that the guest is on."""
     return world.here.path(disk.path).stat().st_blocks * BLOCK
-
-
-def qmp(world: World, *commands: str) -> Any:
-    """Have the guest's QEMU do something, as a user with a monitor would; the last answer."""
-    [path] = world.here.path("/run/entourage/q").glob("*/info.sock")
-    answer: dict[str, Any] = {}
-    with socket.socket(socket.AF_UNIX) as monitor:
-        monitor.settimeout(PATIENCE)
-        monitor.connect(str(path))
-        with monitor.makefile("rw") as lines:
-            for command in ("qmp_capabilities", *commands):
-                lines.write(json.dumps({"execute": command, "id": command}) + "\n")
-                lines.flush()
-                while answer.get("id") != command:
-                    answer = json.loads(lines.readline())
-    return answer["return"]
 
 
 def mode(path: Path) -> int:

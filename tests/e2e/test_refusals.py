@@ -11,7 +11,7 @@ import pytest
 from lab.host import Host
 from lab.hosts import Lab
 from lab.observer import Observer
-from tests.e2e.world import World, other_bridge
+from tests.e2e.world import World, other_bridge, qmp
 
 DISK = "/srv/disk0.raw"
 FILLER = "/srv/filler"
@@ -101,6 +101,18 @@ def test_all_at_once(world: World, dry: list[str]) -> None:
         run = world.migrate(*dry)
     world.stayed(run, status=3)
     assert set(run.refusals) == {"tpm/tpm0", "net/net0", "block/disk0", "usb/key"}
+
+
+def test_what_was_plugged_in_by_a_monitor(world: World) -> None:
+    """The machine that runs is asked, not the record of its start."""
+    keyboard = {"driver": "usb-kbd", "id": "mine", "bus": "usb.0", "port": "9"}
+    qmp(world, ("device_add", keyboard))
+    run = world.migrate("--dry-run")
+    world.stayed(run, status=3)
+    assert "mine (usb-kbd) was plugged" in run.refusals["domain"]
+    assert "device_del mine" in run.refusals["domain"]
+    qmp(world, ("device_del", {"id": "mine"}))
+    assert set(world.migrate("--dry-run").refusals) == {"usb/key"}
 
 
 def test_a_host_of_pci(world: World) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lab.guest import Disk, Guest, GuestError, Tpm, disk_sequences, domain_toml
 from lab.host import Host
@@ -369,3 +370,21 @@ def _rename(host: Host, old: str, new: str) -> None:
     host.run(["ip", "link", "set", old, "down"])
     host.run(["ip", "link", "set", old, "name", new])
     host.run(["ip", "link", "set", new, "up"])
+
+
+def qmp(world: World, *commands: str | tuple[str, dict[str, Any]]) -> Any:
+    """Have the guest's QEMU do something, as a user with a monitor would; the last answer."""
+    [path] = world.here.path("/run/entourage/q").glob("*/info.sock")
+    answer: dict[str, Any] = {}
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.settimeout(PATIENCE)
+        monitor.connect(str(path))
+        with monitor.makefile("rw") as lines:
+            for command in ("qmp_capabilities", *commands):
+                name, arguments = (command, {}) if isinstance(command, str) else command
+                request = {"execute": name, "arguments": arguments, "id": name}
+                lines.write(json.dumps(request) + "\n")
+                lines.flush()
+                while answer.get("id") != name:
+                    answer = json.loads(lines.readline())
+    return answer["return"]

@@ -60,6 +60,11 @@ def device_id(device: Device) -> str:
     return f"{device.device_class}-{device.id}"
 
 
+def port_ids(domain: Domain) -> tuple[str, ...]:
+    """What the ports are called in QEMU that PCI devices have of their own."""
+    return tuple(map(_port_id, domain.pci)) if is_q35(domain.machine) else ()
+
+
 def disk_index(domain: Domain, disk: Block) -> int:
     """Which of the domain's disks it is.
 

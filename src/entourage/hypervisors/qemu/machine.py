@@ -8,7 +8,6 @@ import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
@@ -20,7 +19,8 @@ from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import loses_state
 from entourage.hypervisors.qemu.carrier import Carrier
-from entourage.hypervisors.qemu.cmdline import device_id, node_name
+from entourage.hypervisors.qemu.cmdline import device_id
+from entourage.hypervisors.qemu.drift import drift
 from entourage.hypervisors.qemu.explain import device_of, plain
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
@@ -117,13 +117,13 @@ class QemuMachine(Carrier):
         return found
 
     async def blockers(self) -> Sequence[Refusal]:
-        """What QEMU itself marks as not migratable."""
-        info, status = await asyncio.gather(
-            self._monitor.execute("query-migrate"), self._monitor.execute("query-status")
+        """What QEMU itself marks as not migratable, and what is not as it was started."""
+        host = socket.gethostname()
+        info, found = await asyncio.gather(
+            self._monitor.execute("query-migrate"), drift(self._monitor, self.domain, host)
         )
         reasons: list[str] = info.get("blocked-reasons", [])
-        host = socket.gethostname()
-        found = [
+        found += [
             Refusal(
                 device=device_of(self.domain, reason) or "domain",
                 host=host,
@@ -147,10 +147,6 @@ class QemuMachine(Carrier):
             if model in lost
         ]
         found += await self._dead_tpms(host)
-        if status["status"] == "postmigrate":
-            reason = "it is paused, and was so when an earlier migration was given up: QEMU cannot"
-            remedy = "resume the guest once; it can then be paused again"
-            found.append(Refusal("domain", host, f"{reason} move it like that", remedy))
         return found
 
     async def _dead_tpms(self, host: str) -> list[Refusal]:
@@ -292,21 +288,16 @@ def cpu_flags() -> frozenset[str]:
 
 
 async def _check(monitor: Monitor, domain: Domain) -> None:
-    """See that QEMU is what was written down; a monitor's user may have changed it."""
-    kind, memory, nodes = await asyncio.gather(
+    """See that it is this machine's QEMU; what its user has changed since is ``drift``'s to say."""
+    kind, memory = await asyncio.gather(
         monitor.execute("qom-get", {"path": "/machine", "property": "type"}),
         monitor.execute("query-memory-size-summary"),
-        monitor.execute("query-named-block-nodes", {"flat": True}),
     )
     problems: list[str] = []
     if kind != f"{domain.machine}-machine":
         problems.append(f"it is a {kind}, not a {domain.machine}")
     if abs(memory["base-memory"] - domain.memory) >= 1 << 20:
         problems.append(f"it has {memory['base-memory']} bytes of memory, not {domain.memory}")
-    names: set[Any] = {node.get("node-name") for node in nodes}
-    problems += [
-        f"{disk.label} is missing" for disk in domain.block if node_name(domain, disk) not in names
-    ]
     if problems:
         raise HypervisorError(
             f"{domain.name} is not what was started: {'; '.join(problems)}",

@@ -9,7 +9,8 @@ from typing import Any
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import Export
-from entourage.hypervisors.qemu.cmdline import mirror_name, node_name
+from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
+from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.keys import OBJECT
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.sockets import answered_within, connected
@@ -54,7 +55,7 @@ class Mirrors:
             "blockdev-mirror",
             {
                 "job-id": name,
-                "device": node_name(self._domain, disk),
+                "device": await self._root(disk),
                 "target": name,
                 "sync": "top" if top_only else "full",
                 # The guest's writes wait for the target's: so it converges by construction.
@@ -80,6 +81,17 @@ class Mirrors:
             waiting.cancel()
         await waiting
         await self._check(disk)
+
+    async def _root(self, disk: Block) -> str:
+        """The node that the guest reads and writes: another than at the start, if it was changed.
+
+        A medium that was taken out and put in again has a name of QEMU's own.
+        """
+        blocks = await self._monitor.execute("query-block")
+        inserted = frontends(blocks).get(device_id(disk), {}).get("inserted")
+        if not inserted:
+            raise HypervisorError("there is no medium in it", device=disk.label)
+        return str(inserted["node-name"])
 
     async def look(self) -> None:
         """Ask how far the mirrors have come; raises HypervisorError where one has failed."""
