@@ -1,4 +1,4 @@
-"""The guest's kernel and initramfs: Debian's kernel, busybox, a few modules, a shell script.
+"""The guest's kernel and initramfs: the release's kernel, busybox, a few modules, a script.
 
 Nothing is compiled and nothing is installed: the kernel's package is fetched and unpacked.
 """
@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.host import REPOSITORY
+from lab.kernel import Kernel, merge_lib, modules
 
 CACHE = REPOSITORY / ".cache"
 BUSYBOX = Path("/usr/bin/busybox")
 _HERE = Path(__file__).parent
 _SCRIPTS = {"init": _HERE / "guest_init.sh", "bin/request": _HERE / "guest_request.sh"}
-_METAPACKAGE = "linux-image-cloud-amd64"  # few drivers, and LZ4, which unpacks fast
+# The first that apt knows: Debian's, with few drivers, and LZ4, which unpacks fast; Ubuntu's.
+_METAPACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual")
 
 MODULES = (
     *("virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "virtio_rng"),
@@ -54,64 +56,68 @@ def guest_image() -> GuestImage:
 def _kernel(directory: Path) -> Path:
     """Return the folder of the kernel that was fetched last; fetch the newest if none was."""
     present = sorted(
-        directory.glob("linux-image-*-cloud-*/complete"), key=lambda path: path.stat().st_mtime
+        directory.glob("linux-image-*/complete"), key=lambda path: path.stat().st_mtime
     )
     if present:
         return present[-1].parent
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        package = _download(Path(scratch))
-        subprocess.run(["dpkg-deb", "-x", str(package), f"{scratch}/root"], check=True)
+        packages = _download(Path(scratch))
         root = Path(scratch, "root")
-        place = directory / package.name.removesuffix(".deb")
+        for package in packages:
+            subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
+        place = directory / packages[0].name.removesuffix(".deb")
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        [vmlinuz] = (root / "boot").glob("vmlinuz-*")
-        shutil.copy(vmlinuz, place / "vmlinuz")
-        _take_modules(root, vmlinuz.name.removeprefix("vmlinuz-"), place / "modules")
+        found = Kernel.found(root)
+        shutil.copy(found.image, place / "vmlinuz")
+        _take_modules(found, root, place / "modules")
         (place / "complete").touch()
     return place
 
 
-def _download(scratch: Path) -> Path:
-    """Fetch the newest kernel package of the release."""
-    depends = subprocess.run(
-        ["apt-cache", "depends", _METAPACKAGE], check=True, capture_output=True, text=True
-    ).stdout
-    names = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line]
-    if not names:
-        raise GuestImageError(f"apt knows no {_METAPACKAGE}; run: apt-get update")
+def _download(scratch: Path) -> list[Path]:
+    """Fetch the newest kernel of the release: its image's package, and others that it is in."""
+    for metapackage in _METAPACKAGES:
+        images = [name for name in _depends(metapackage) if name.startswith("linux-image-")]
+        if images:
+            break
+    else:
+        raise GuestImageError(f"apt knows no {' nor '.join(_METAPACKAGES)}; run: apt-get update")
+    version = images[0].removeprefix("linux-image-")
+    names = [images[0], *(name for name in _depends(images[0]) if name.endswith(f"-{version}"))]
     # As root, apt would hand the download to a user who may not write here.
     options = ["-o", "APT::Sandbox::User=root", "-q"]
     fetched = subprocess.run(
-        ["apt-get", *options, "download", names[0]],
+        ["apt-get", *options, "download", *names],
         cwd=scratch,
         check=False,
         capture_output=True,
         text=True,
     )
     if fetched.returncode:
-        raise GuestImageError(f"apt-get download {names[0]} failed:\n{fetched.stderr}")
-    return next(scratch.glob("*.deb"))
+        raise GuestImageError(f"apt-get download {' '.join(names)} failed:\n{fetched.stderr}")
+    return [next(scratch.glob(f"{name}_*.deb")) for name in names]
 
 
-def _take_modules(root: Path, version: str, target: Path) -> None:
+def _depends(package: str) -> list[str]:
+    """The names of the packages that one depends on; none if apt does not know it."""
+    said = subprocess.run(
+        ["apt-cache", "depends", package], check=False, capture_output=True, text=True
+    ).stdout
+    return [line.split()[-1] for line in said.splitlines() if "Depends: " in line]
+
+
+def _take_modules(kernel: Kernel, root: Path, target: Path) -> None:
     """Copy the modules of `MODULES` and those that they need, with their index."""
-    subprocess.run(["depmod", "-b", str(root), version], check=True)
-    modules = root / "lib/modules" / version
-    needs: dict[str, list[str]] = {}
-    paths: dict[str, str] = {}
-    for line in (modules / "modules.dep").read_text().splitlines():
-        path, _, dependencies = line.partition(":")
-        name = Path(path).name.split(".", 1)[0].replace("-", "_")
-        paths[name] = path
-        needs[name] = [path, *dependencies.split()]
-    staging = target / "lib/modules" / version
-    for path in sorted({path for name in MODULES for path in needs.get(name, [])}):
-        (staging / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(modules / path, staging / path)
+    merge_lib(root)
+    subprocess.run(["depmod", "-b", str(root), kernel.version], check=True)
+    staging = target / "lib/modules" / kernel.version
+    for module in modules(kernel.modules, MODULES):
+        (staging / module.path).parent.mkdir(parents=True, exist_ok=True)
+        (staging / module.path).write_bytes(module.read())
     for index in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
-        shutil.copy(modules / index, staging / index)
-    subprocess.run(["depmod", "-b", str(target), version], check=True)
+        shutil.copy(kernel.modules / index, staging / index)
+    subprocess.run(["depmod", "-b", str(target), kernel.version], check=True)
 
 
 def _initramfs(kernel: Path, directory: Path) -> Path:
@@ -129,9 +135,9 @@ def _initramfs(kernel: Path, directory: Path) -> Path:
         archive.add(name, 0o040755)
     archive.add("bin/busybox", 0o100755, busybox)
     archive.add("bin/sh", 0o120777, b"busybox")
-    modules = kernel / "modules"
-    for file in sorted(modules.rglob("*")):
-        name = str(file.relative_to(modules))
+    extra = kernel / "modules"
+    for file in sorted(extra.rglob("*")):
+        name = str(file.relative_to(extra))
         if file.is_dir():
             archive.add(name, 0o040755)
         else:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lab.guest_image import BUSYBOX, CACHE, Cpio
 from lab.host import REPOSITORY
+from lab.kernel import Kernel, modules
 
 _HERE = Path(__file__).parent
 _RELEASE, _XEN = "bookworm", "4.17"
@@ -73,7 +74,7 @@ def xen_image() -> XenImage:
 def _digest() -> str:
     """Changes with whatever the image is made of, but for Debian's packages."""
     digest = hashlib.sha256(repr(_PACKAGES).encode())
-    for path in (Path(__file__), *sorted(_HERE.glob("*.sh"))):
+    for path in (Path(__file__), _HERE.parent / "kernel.py", *sorted(_HERE.glob("*.sh"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -102,14 +103,13 @@ def _make(place: Path, debian: Path) -> None:
     root = place / "root"
     root.mkdir()
     subprocess.run(["tar", "-xf", debian, "-C", root, "--exclude=./dev/*"], check=True)
-    [kernel] = (root / "boot").glob("vmlinuz-*")
-    version = kernel.name.removeprefix("vmlinuz-")
-    shutil.copy(kernel, place / "vmlinuz")
+    kernel = Kernel.found(root)
+    shutil.copy(kernel.image, place / "vmlinuz")
     with gzip.open(root / f"boot/xen-{_XEN}-amd64.gz") as packed:
         (place / "xen.elf").write_bytes(packed.read())
-    dom0 = _initramfs(root, version, _DOM0_MODULES, _HERE / "dom0_initrd.sh")
+    dom0 = _initramfs(kernel, _DOM0_MODULES, _HERE / "dom0_initrd.sh")
     (place / "dom0.cpio").write_bytes(dom0)
-    guest = _initramfs(root, version, _GUEST_MODULES, _HERE / "guest_init.sh")
+    guest = _initramfs(kernel, _GUEST_MODULES, _HERE / "guest_init.sh")
     _furnish(root, place, guest)
     for path in (root / "boot").glob("*"):
         path.unlink()
@@ -154,31 +154,24 @@ def _furnish(root: Path, place: Path, guest: bytes) -> None:
     )
 
 
-def _initramfs(root: Path, version: str, modules: Iterable[str], init: Path) -> bytes:
+def _initramfs(kernel: Kernel, names: Iterable[str], init: Path) -> bytes:
     """An archive of busybox, some of the kernel's modules, and a script."""
     archive = Cpio()
-    for name in ("bin", "dev", "proc", "sys", "lib", "lib/modules", f"lib/modules/{version}"):
+    place = f"lib/modules/{kernel.version}"
+    for name in ("bin", "dev", "proc", "sys", "lib", "lib/modules", place):
         archive.add(name, 0o040755)
     archive.add("bin/busybox", 0o100755, BUSYBOX.read_bytes())
     archive.add("bin/sh", 0o120777, b"busybox")
-    source = root / "lib/modules" / version
-    needs: dict[str, list[str]] = {}
     index: list[str] = []
-    for line in (source / "modules.dep").read_text().splitlines():
-        path, _, others = line.partition(":")
-        needs[Path(path).name.split(".", 1)[0].replace("-", "_")] = [path, *others.split()]
-    wanted = sorted({path for name in modules for path in needs.get(name, [])})
     made: set[Path] = set()
-    for path in wanted:
-        for parent in reversed(Path(path).parents[:-1]):
+    for module in modules(kernel.modules, names):
+        for parent in reversed(Path(module.path).parents[:-1]):
             if parent not in made:
                 made.add(parent)
-                archive.add(f"lib/modules/{version}/{parent}", 0o040755)
-        archive.add(f"lib/modules/{version}/{path}", 0o100644, (source / path).read_bytes())
-        index.append(
-            f"{path}: {' '.join(needs[Path(path).name.split('.', 1)[0].replace('-', '_')][1:])}"
-        )
-    archive.add(f"lib/modules/{version}/modules.dep", 0o100644, "\n".join(index).encode() + b"\n")
+                archive.add(f"{place}/{parent}", 0o040755)
+        archive.add(f"{place}/{module.path}", 0o100644, module.read())
+        index.append(f"{module.path}: {' '.join(module.needs)}")
+    archive.add(f"{place}/modules.dep", 0o100644, "\n".join(index).encode() + b"\n")
     archive.add("init", 0o100755, init.read_bytes())
     return archive.finish()
 
