@@ -10,7 +10,7 @@ PYTEST := $(RUN)pytest -q
 
 setup: $(STAMP)
 
-$(STAMP): scripts/setup pyproject.toml constraints.txt lab/guest_image.py
+$(STAMP): scripts/setup pyproject.toml constraints.txt lab/guest_image.py lab/kernel.py
 	@scripts/setup
 
 demo: $(STAMP)
