@@ -5,7 +5,7 @@ RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
 .PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format clean
-.PHONY: test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all
+.PHONY: test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -64,6 +64,14 @@ test-xen: XEN_CASES := -m "not matrix"
 test-xen test-xen-all: $(STAMP)
 	@command -v mmdebstrap >/dev/null || apt-get -qq -y install --no-install-recommends mmdebstrap
 	$(PYTEST) tests/e2e/xen --timeout 600 $(XEN_CASES)
+
+# The README's two commands on bare systems, each from a fresh clone of what is committed here.
+# `make test-systems SYSTEMS=debian-13 COMMANDS="demo test-unit"` tries less.
+SYSTEMS :=
+COMMANDS := demo test
+test-systems: $(STAMP)
+	@command -v mmdebstrap >/dev/null || apt-get -qq -y install --no-install-recommends mmdebstrap
+	@$(RUN)python -m lab.systems --commands "$(COMMANDS)" $(SYSTEMS)
 
 lint: $(STAMP)
 	$(RUN)ruff check
