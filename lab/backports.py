@@ -33,7 +33,11 @@ _WANTED = (
 
 
 class BackportsError(RuntimeError):
-    """There are no backports for this machine, or they could not be fetched."""
+    """They could not be fetched."""
+
+
+class NoBackportsError(BackportsError):
+    """There are none for this machine."""
 
 
 def backports() -> Path:
@@ -86,7 +90,7 @@ def _codename() -> str:
     lines = Path("/etc/os-release").read_text().splitlines()
     known = dict(line.split("=", 1) for line in lines if "=" in line)
     if known.get("ID") != "debian" or "VERSION_CODENAME" not in known:
-        raise BackportsError("this machine is no Debian: there are no backports for it")
+        raise NoBackportsError("this machine is no Debian: there are no backports for it")
     return known["VERSION_CODENAME"].strip('"')
 
 
