@@ -178,13 +178,18 @@ async def test_a_paused_guest_stays_paused(hosts: Hosts) -> None:
     assert not move.machine.was_running
     assert move.stopped_at
     await asyncio.gather(move.abort(), move.undo_target())
-    assert await hosts.a.status(domain) == "postmigrate"
+    status = await hosts.a.status(domain)
     await move.open()
-    assert "resume" in (await move.machine.blockers())[0].remedy  # QEMU would say so too late
+    blockers = await move.machine.blockers()
     await move.machine.close()
+    if status == "postmigrate":  # QEMU 7.2; 10.0 can be moved again as it is
+        assert "resume" in blockers[0].remedy  # QEMU would say so too late
+        await hosts.a.ask(domain, "cont")
+        await hosts.a.ask(domain, "stop")
+    else:
+        assert status == "paused"
+        assert not blockers
 
-    await hosts.a.ask(domain, "cont")
-    await hosts.a.ask(domain, "stop")
     again = Move(hosts, domain)
     await again.up_to("disarm")
     await again.finish()
