@@ -14,7 +14,11 @@ from entourage.hosts.process import start_time
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.qemu import tpm as tpms
-from entourage.hypervisors.qemu.binary import parse_machine_types, probe_firmware
+from entourage.hypervisors.qemu.binary import (
+    parse_machine_types,
+    probe_firmware,
+    tls_in_threads,
+)
 from entourage.hypervisors.qemu.checks import check_start
 from entourage.hypervisors.qemu.explain import device_of, plain, start_failure
 from entourage.hypervisors.qemu.paths import places
@@ -221,3 +225,9 @@ def test_all_that_is_missing_is_named(tmp_path: Path) -> None:
         check_start(msgspec.structs.replace(domain, boot=Boot(), block=(), tpm=()))
     assert one.value.device == "net/n"
     check_start(Domain(name="web1", memory=1 << 28))
+
+
+def test_versions_that_abort_have_no_thread_for_encrypted_exports() -> None:
+    abort = [(8, 2, 0), (8, 2, 2), (8, 2, 4), (9, 0, 0)]
+    hold = [(7, 2, 22), (8, 1, 5), (8, 2, 5), (9, 0, 1), (10, 0, 2)]
+    assert [version for version in abort + hold if tls_in_threads(version)] == hold

@@ -63,6 +63,11 @@ def qemu() -> str:
     return path
 
 
+def tls_in_threads(version: tuple[int, int, int]) -> bool:
+    """Whether QEMU can serve an encrypted export in a thread of its own; these versions abort."""
+    return not (8, 2, 0) <= version < (8, 2, 5) and version != (9, 0, 0)
+
+
 async def version() -> tuple[int, int, int]:
     """QEMU's version.
 

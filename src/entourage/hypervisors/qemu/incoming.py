@@ -20,6 +20,7 @@ from entourage.hypervisors.backlog import bound
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
+from entourage.hypervisors.qemu.binary import tls_in_threads
 from entourage.hypervisors.qemu.carrier import capabilities
 from entourage.hypervisors.qemu.cmdline import (
     block_node,
@@ -72,6 +73,7 @@ class QemuIncoming:
         self._arriving: asyncio.Task[None] | None = None
         self._nbd_starting = asyncio.Lock()
         self._writable: list[str] = []
+        self._thread: dict[str, str | bool] = {}
 
     @property
     def verbs(self) -> frozenset[Verb]:
@@ -142,7 +144,9 @@ class QemuIncoming:
             if not self._nbd_port:
                 self._nbd_port = await self._start_nbd(monitor, plane)
                 self._core_limit = self._limit_core(0)
-                await monitor.execute("object-add", {"qom-type": "iothread", "id": _THREAD})
+                if plane.secret is None or tls_in_threads(monitor.version):
+                    await monitor.execute("object-add", {"qom-type": "iothread", "id": _THREAD})
+                    self._thread = {"iothread": _THREAD, "fixed-iothread": True}
         disk = self._domain.block[disk_index(self._domain, disk)]  # as it is here
         export = export_name(self._domain, disk)
         # A node of its own, for the guest's must stay out of other threads. That one is not active
@@ -159,8 +163,7 @@ class QemuIncoming:
                 "node-name": export,
                 "name": export,
                 "writable": True,
-                "iothread": _THREAD,
-                "fixed-iothread": True,
+                **self._thread,
             },
             device=disk.label,
         )
