@@ -64,7 +64,10 @@ def qemu() -> str:
 
 
 def tls_in_threads(version: tuple[int, int, int]) -> bool:
-    """Whether QEMU can serve an encrypted export in a thread of its own; these versions abort."""
+    """Whether QEMU can serve an encrypted export in a thread of its own; these versions abort.
+
+    What is encrypted is read in the main loop there, and in nothing that QEMU does within that.
+    """
     return not (8, 2, 0) <= version < (8, 2, 5) and version != (9, 0, 0)
 
 

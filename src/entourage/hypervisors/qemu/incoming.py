@@ -22,11 +22,7 @@ from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import tls_in_threads
 from entourage.hypervisors.qemu.carrier import capabilities
-from entourage.hypervisors.qemu.cmdline import (
-    block_node,
-    disk_index,
-    export_name,
-)
+from entourage.hypervisors.qemu.cmdline import block_node, disk_index, export_name
 from entourage.hypervisors.qemu.explain import plain
 from entourage.hypervisors.qemu.launch import bring_up, host_things
 from entourage.hypervisors.qemu.machine import VERBS, announce, connect
@@ -210,6 +206,11 @@ class QemuIncoming:
             raise self._failure()
         if not self._nbd_port:
             return
+        exports = frozenset(self._writable)
+        if not self._thread:  # where encrypted, the server's stop would wait for itself for ever
+            for name in exports:
+                await monitor.execute("block-export-del", {"id": name, "mode": "hard"})
+            await monitor.until(lambda known: exports <= known.exports_gone or None)
         # All at once: QEMU does them in this order.
         await asyncio.gather(
             monitor.execute("nbd-server-stop"),

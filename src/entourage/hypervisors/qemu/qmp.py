@@ -67,6 +67,7 @@ class Known:
         stopped_at: When its guest stopped; 0 where it has not since that was last set to 0.
         resumed_at: When its guest ran (again); likewise.
         jobs: Its block jobs, by their id.
+        exports_gone: Exports of disks that are no more.
         shutdown: Why it ends, in QEMU's words; empty while it does not.
         lost: Why there is no connection any more; empty while there is one.
     """
@@ -76,6 +77,7 @@ class Known:
     stopped_at: int = 0
     resumed_at: int = 0
     jobs: dict[str, Job] = field(default_factory=dict[str, Job])
+    exports_gone: set[str] = field(default_factory=set[str])
     shutdown: str = ""
     lost: str = ""
 
@@ -94,6 +96,8 @@ class Known:
                 self.migration = str(data["status"])
                 if self.migration == "pre-switchover":
                     self.held_at = at
+            case "BLOCK_EXPORT_DELETED":
+                self.exports_gone.add(str(data["id"]))
             case "SHUTDOWN":
                 self.shutdown = str(data.get("reason", "shutdown"))
             case _:
