@@ -28,15 +28,15 @@ from entourage.devices.base import Controller, There
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVersionError, UsageError
 from entourage.guard import arrival_generation, unsettled
-from entourage.handover import Target
+from entourage.handover.rules import Target
+from entourage.handover.values import TERMINAL, Event, Finding, Heard, Message, Record, Role, Verb
 from entourage.hosts.link import Link
 from entourage.hosts.resources import MemoryLedger
 from entourage.hosts.standin import from_afar, is_afar
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan
 from entourage.hypervisors.registry import open_hypervisor
-from entourage.journal import Decision, Journal, MigrationLedger
-from entourage.lock import domain_lock
-from entourage.protocol import TERMINAL, Event, Finding, Heard, Message, Record, Role, Verb
+from entourage.journal.journal import Decision, Journal, MigrationLedger
+from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 from entourage.takeup import taken_up_target

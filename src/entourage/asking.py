@@ -12,12 +12,9 @@ import msgspec
 
 from entourage import __version__, words
 from entourage.errors import LinkError, LinkLost
-from entourage.handover import Source, decide_source
-from entourage.hosts.link import Link
-from entourage.hosts.standin import connect
-from entourage.journal import Decision, Journal
-from entourage.passage import Clock, greet
-from entourage.protocol import (
+from entourage.handover.executor import Shell
+from entourage.handover.rules import Source, decide_source
+from entourage.handover.values import (
     TERMINAL,
     AnyEvent,
     Connected,
@@ -30,8 +27,11 @@ from entourage.protocol import (
     Send,
     Verb,
 )
+from entourage.hosts.link import Link
+from entourage.hosts.standin import connect
+from entourage.journal.journal import Decision, Journal
+from entourage.passage import Clock, greet
 from entourage.settings.model import Settings, SshSettings
-from entourage.shell import Shell
 from entourage.source import SourceSide
 
 _ANSWER_WITHIN: Final = 20.0  # seconds for the other host to answer one question

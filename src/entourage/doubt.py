@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from entourage import words
 from entourage.errors import EntourageError, InDoubt, LinkError
+from entourage.handover.values import TERMINAL, Connected, Event
 from entourage.hosts.link import Link
 from entourage.passage import Passage, another_link
-from entourage.protocol import TERMINAL, Connected, Event
 from entourage.settings.model import Settings
 from entourage.source import SourceSide
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, UsageError
-from entourage.handover import refuses_start
+from entourage.handover.rules import refuses_start
+from entourage.handover.values import Record
 from entourage.hosts.standin import is_afar
 from entourage.hypervisors.base import Hypervisor
 from entourage.hypervisors.registry import find_domain
-from entourage.journal import Decision, Journal
-from entourage.lock import domain_lock, lock_holder
-from entourage.protocol import Record
+from entourage.journal.journal import Decision, Journal
+from entourage.journal.lock import domain_lock, lock_holder
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 

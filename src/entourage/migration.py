@@ -35,11 +35,11 @@ from entourage.events import (
     RollbackStarted,
     Warned,
 )
-from entourage.handover import Source
+from entourage.handover.rules import Source
+from entourage.handover.values import Event, Finding, Heard, Message, Record, Role, Verb
 from entourage.hosts.route import Route
-from entourage.journal import Decision
+from entourage.journal.journal import Decision
 from entourage.passage import Clock, Passage, open_passage
-from entourage.protocol import Event, Finding, Heard, Message, Record, Role, Verb
 from entourage.scenes import Scenes
 from entourage.settings.model import Settings
 from entourage.source import SourceSide

@@ -22,15 +22,15 @@ from entourage.devices.base import Controller, Here, Options
 from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError, UsageError
 from entourage.events import Listener
 from entourage.guard import known
+from entourage.handover.values import Message
 from entourage.hosts.link import Link
 from entourage.hosts.route import Route
 from entourage.hosts.standin import afar, is_afar
 from entourage.hosts.standin import connect as reach
 from entourage.hypervisors.base import DataPlane, Machine, Secret
 from entourage.hypervisors.registry import LIBVIRT_URI, counterpart
-from entourage.journal import Journal
-from entourage.lock import DomainLock, domain_lock
-from entourage.protocol import Message
+from entourage.journal.journal import Journal
+from entourage.journal.lock import DomainLock, domain_lock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal, Step
 

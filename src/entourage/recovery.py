@@ -13,11 +13,11 @@ import msgspec
 
 from entourage.asking import Way, declare_fenced, is_untold, note_told, tell
 from entourage.errors import DomainBusy, EntourageError
+from entourage.handover.values import Event, Finding, Record, Role
 from entourage.hosts.standin import beside, from_afar, is_afar
 from entourage.hypervisors.registry import all_domains
-from entourage.journal import Decision, Journal
-from entourage.lock import lock_holder
-from entourage.protocol import Event, Finding, Record, Role
+from entourage.journal.journal import Decision, Journal
+from entourage.journal.lock import lock_holder
 from entourage.settings.model import Settings
 from entourage.takeup import taken_up_source, taken_up_target
 

@@ -12,9 +12,9 @@ from entourage.conductor import Conductor
 from entourage.convergence import at_first, press, throttles
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
+from entourage.handover.values import Event, Role
 from entourage.hypervisors.base import Ticket, Verb
 from entourage.passage import Passage
-from entourage.protocol import Event, Role
 from entourage.source import SourceSide
 from entourage.steps import Refusal, Step
 from entourage.watch import beside

@@ -9,11 +9,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from entourage.errors import EntourageError, HypervisorError
-from entourage.handover import Source, decide_source
-from entourage.hosts.resources import undo_rows
-from entourage.hypervisors.base import Machine
-from entourage.journal import Decision, Journal
-from entourage.protocol import (
+from entourage.handover.executor import Shell
+from entourage.handover.rules import Source, decide_source
+from entourage.handover.values import (
     AnyEvent,
     Do,
     Effect,
@@ -26,7 +24,9 @@ from entourage.protocol import (
     Role,
     Send,
 )
-from entourage.shell import Shell
+from entourage.hosts.resources import undo_rows
+from entourage.hypervisors.base import Machine
+from entourage.journal.journal import Decision, Journal
 
 Problems = Callable[[], Awaitable[list[str]]]
 

@@ -13,12 +13,12 @@ from entourage.conductor import Conductor, source_controllers, target_controller
 from entourage.devices.base import Controller, Here, Options, There
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, EntourageError, HypervisorError, LinkLost
-from entourage.handover import Source, Target
+from entourage.handover.rules import Source, Target
+from entourage.handover.values import Event, Guest, Message, Record, Role
 from entourage.hypervisors.registry import open_hypervisor
-from entourage.journal import Decision, Journal, MigrationLedger
-from entourage.lock import domain_lock
+from entourage.journal.journal import Decision, Journal, MigrationLedger
+from entourage.journal.lock import domain_lock
 from entourage.passage import Clock
-from entourage.protocol import Event, Guest, Message, Record, Role
 from entourage.settings.model import Settings
 from entourage.source import SourceSide
 from entourage.steps import Step

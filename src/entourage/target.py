@@ -10,12 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from entourage.devices.base import Controller, There
 from entourage.errors import EntourageError, HypervisorError, InDoubt
-from entourage.handover import Target, decide_target
-from entourage.hosts.resources import undo_rows
-from entourage.hypervisors.afar import VOLUME, Afar
-from entourage.journal import Decision, Journal
-from entourage.journal_rows import LedgerRow
-from entourage.protocol import (
+from entourage.handover.executor import Shell
+from entourage.handover.rules import Target, decide_target
+from entourage.handover.values import (
     AnyEvent,
     Do,
     Effect,
@@ -30,7 +27,10 @@ from entourage.protocol import (
     Role,
     Send,
 )
-from entourage.shell import Shell
+from entourage.hosts.resources import undo_rows
+from entourage.hypervisors.afar import VOLUME, Afar
+from entourage.journal.journal import Decision, Journal
+from entourage.journal.rows import LedgerRow
 from entourage.words import Resumed
 
 

@@ -1,7 +1,7 @@
 """What the source asks of the target's agent, and what the agent answers: the link's vocabulary.
 
-Everything on the link that is not in ``entourage.protocol`` (the hand-over's own messages) is here.
-``PROTOCOL`` rises whenever a word changes its meaning; both ends must have the same.
+Everything on the link that is not in ``entourage.handover.values`` (the hand-over's own messages)
+is here. ``PROTOCOL`` rises whenever a word changes its meaning; both ends must have the same.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from entourage.handover import Source
-from entourage.protocol import TERMINAL, Do, Record, Verb
+from entourage.handover.rules import Source
+from entourage.handover.values import TERMINAL, Do, Record, Verb
 from tests.model.shell import Rules, Violation, may_start
 from tests.model.world import (
     ACTING,

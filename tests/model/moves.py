@@ -6,8 +6,8 @@ import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from entourage.handover import Source, Target
-from entourage.protocol import (
+from entourage.handover.rules import Source, Target
+from entourage.handover.values import (
     TERMINAL,
     AnyEvent,
     Connected,

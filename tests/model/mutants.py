@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from entourage.handover import Source, Target, decide_source, decide_target, refuses_start
-from entourage.protocol import (
+from entourage.handover.rules import Source, Target, decide_source, decide_target, refuses_start
+from entourage.handover.values import (
     AnyEvent,
     Do,
     Effect,

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from entourage.handover import (
+from entourage.handover.rules import (
     Source,
     Target,
     dead_hand,
@@ -15,7 +15,7 @@ from entourage.handover import (
     may_begin,
     refuses_start,
 )
-from entourage.protocol import (
+from entourage.handover.values import (
     TERMINAL,
     AnyEvent,
     Do,

@@ -9,8 +9,8 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from entourage.handover import Source, Target
-from entourage.protocol import Effect, Guest, Record, Verb
+from entourage.handover.rules import Source, Target
+from entourage.handover.values import Effect, Guest, Record, Verb
 
 # A host's copy of the guest. A source copy is RUN, then COPY (pre-copy), STOP (for the switchover)
 # and POST (QEMU says that all is sent, and never resumes by itself any more). A target copy is

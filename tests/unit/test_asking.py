@@ -11,8 +11,8 @@ import pytest
 
 from entourage.asking import Way, declare_fenced, is_untold, note_told, tell
 from entourage.errors import LinkLost
-from entourage.journal import Decision, Journal
-from entourage.protocol import Record, Role
+from entourage.handover.values import Record, Role
+from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
 from entourage.words import Farewell
 

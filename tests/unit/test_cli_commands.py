@@ -18,10 +18,10 @@ from entourage.cli.app import app
 from entourage.cli.output import columns
 from entourage.domain import Block, Domain
 from entourage.errors import EntourageError, UsageError
+from entourage.handover.values import Record, Role
 from entourage.hypervisors import registry
 from entourage.hypervisors.base import DomainState
-from entourage.journal import Decision, Journal
-from entourage.protocol import Record, Role
+from entourage.journal.journal import Decision, Journal
 from entourage.settings.domainfile import domain_from_toml
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -8,7 +8,7 @@ import pytest
 
 from entourage.__main__ import main
 from entourage.cli import standing
-from entourage.protocol import Finding
+from entourage.handover.values import Finding
 from entourage.recovery import Recovered, Standing
 
 UUID = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11"

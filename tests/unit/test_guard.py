@@ -12,9 +12,9 @@ import pytest
 from entourage import guard
 from entourage.errors import DomainBusy, EntourageError, UsageError
 from entourage.guard import hands_on, known
-from entourage.journal import Decision, Journal
-from entourage.lock import domain_lock
-from entourage.protocol import Record, Role
+from entourage.handover.values import Record, Role
+from entourage.journal.journal import Decision, Journal
+from entourage.journal.lock import domain_lock
 from entourage.settings.model import PathSettings, Settings
 
 UUID = "5b6e6d0e-0000-4000-8000-000000000001"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from entourage.handover import (
+from entourage.handover.rules import (
     Source,
     Target,
     dead_hand,
@@ -16,7 +16,7 @@ from entourage.handover import (
     may_begin,
     refuses_start,
 )
-from entourage.protocol import (
+from entourage.handover.values import (
     MAY_FOLLOW,
     TERMINAL,
     AnyEvent,

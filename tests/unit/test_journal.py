@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from entourage.journal import Journal, MigrationLedger
-from entourage.journal_rows import Decision, DecisionRefusedError, MigrationOverError
-from entourage.protocol import Flush, Record, Role
+from entourage.handover.values import Flush, Record, Role
+from entourage.journal.journal import Journal, MigrationLedger
+from entourage.journal.rows import Decision, DecisionRefusedError, MigrationOverError
 
 OPEN = Decision(
     migration="m-1",
@@ -195,9 +195,9 @@ def test_nothing_is_made_for_a_migration_that_was_called_off(journal: Journal) -
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from entourage.journal import Journal
-from entourage.journal_rows import Decision
-from entourage.protocol import Record, Role
+from entourage.journal.journal import Journal
+from entourage.journal.rows import Decision
+from entourage.handover.values import Record, Role
 
 null = os.open(os.devnull, os.O_WRONLY)
 

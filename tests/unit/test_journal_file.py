@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from entourage.errors import JournalError
-from entourage.journal import Journal
-from entourage.journal_file import (
+from entourage.handover.values import Record, Role
+from entourage.journal.file import (
     JournalFullError,
     JournalLockedError,
     JournalReadOnlyError,
@@ -21,8 +21,8 @@ from entourage.journal_file import (
     JournalTornError,
     NotAJournalError,
 )
-from entourage.journal_rows import Decision
-from entourage.protocol import Record, Role
+from entourage.journal.journal import Journal
+from entourage.journal.rows import Decision
 
 OPEN = Decision(
     migration="m-1",

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from entourage.errors import DomainBusy
-from entourage.lock import Holder, domain_lock, lock_holder
+from entourage.journal.lock import Holder, domain_lock, lock_holder
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from entourage.lock import domain_lock
+from entourage.journal.lock import domain_lock
 with domain_lock(Path(sys.argv[1]), "d-1", "migrates web1 to b") as lock:
     lock.note("TRANSFER")
     print("held", flush=True)

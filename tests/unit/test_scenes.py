@@ -16,13 +16,13 @@ from entourage.devices.base import Controller
 from entourage.domain import Domain
 from entourage.errors import Refused
 from entourage.events import AnyEvent, DeviceRefused, SpanDone
+from entourage.handover.values import Event, Record, Role
 from entourage.hypervisors.base import DataPlane, Verb
 from entourage.hypervisors.libvirt.machine import VERBS as LIBVIRT
 from entourage.hypervisors.qemu.machine import VERBS as QEMU
 from entourage.hypervisors.xen.machine import VERBS as XEN
-from entourage.journal import Decision
+from entourage.journal.journal import Decision
 from entourage.passage import Clock
-from entourage.protocol import Event, Record, Role
 from entourage.scenes import Scenes
 from entourage.settings.model import Settings
 from entourage.steps import Step

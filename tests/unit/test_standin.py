@@ -15,14 +15,14 @@ from entourage.cli.options import destination
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, LinkLost, NoAgent
 from entourage.guard import arrival_generation
+from entourage.handover.values import Message, Record, Role, Verb
 from entourage.hosts.child import linked
 from entourage.hosts.route import Route
 from entourage.hosts.standin import afar, beside, connect, from_afar, is_afar
 from entourage.hypervisors.libvirt.connection import installed
 from entourage.hypervisors.registry import LIBVIRT_URI, open_hypervisor
-from entourage.journal import Decision, Journal
+from entourage.journal.journal import Decision, Journal
 from entourage.passage import Clock, greet
-from entourage.protocol import Message, Record, Role, Verb
 from entourage.recovery import recover, status
 from entourage.settings.model import PathSettings, Settings
 from entourage.takeup import taken_up_target

@@ -12,10 +12,10 @@ import pytest
 from entourage.devices.base import There
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError
-from entourage.handover import Target
+from entourage.handover.rules import Target
+from entourage.handover.values import Event, Guest, Heard, Message, Record, Role, Verb
 from entourage.hosts.resources import MemoryLedger
-from entourage.journal import Decision, Journal
-from entourage.protocol import Event, Guest, Heard, Message, Record, Role, Verb
+from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
 from entourage.target import TargetSide
 

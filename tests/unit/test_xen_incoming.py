@@ -9,11 +9,11 @@ import pytest
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
+from entourage.handover.values import Guest
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.xen import incoming as module
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import Life
-from entourage.protocol import Guest
 from entourage.settings.model import PathSettings, Settings
 
 UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"

@@ -20,13 +20,13 @@ from entourage.devices.tool import Tooled
 from entourage.devices.usbif import UsbController
 from entourage.domain import Domain
 from entourage.errors import DeviceError
+from entourage.handover.values import Flush, Heard, Message, Record, Role
+from entourage.handover.values import Verb as Word
 from entourage.hypervisors.base import Verb
 from entourage.hypervisors.xen import wayback
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
-from entourage.journal import Decision, Journal
-from entourage.protocol import Flush, Heard, Message, Record, Role
-from entourage.protocol import Verb as Word
+from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
 from entourage.steps import Step
 from entourage.takeup import taken_up_source

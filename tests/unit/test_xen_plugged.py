@@ -18,13 +18,13 @@ from entourage.devices.pciif import PciController
 from entourage.devices.usbif import UsbController
 from entourage.domain import Domain
 from entourage.errors import DeviceError, EntourageError
-from entourage.handover import Target
+from entourage.handover.rules import Target
+from entourage.handover.values import Event, Flush, Guest, Message, Record, Role
+from entourage.handover.values import Verb as Word
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.xen import incoming as xen_incoming
 from entourage.hypervisors.xen.incoming import XenIncoming
-from entourage.journal import Decision, Journal
-from entourage.protocol import Event, Flush, Guest, Message, Record, Role
-from entourage.protocol import Verb as Word
+from entourage.journal.journal import Decision, Journal
 from entourage.recovery import recover
 from entourage.settings.model import Settings
 from entourage.target import TargetSide

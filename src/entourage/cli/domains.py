@@ -14,10 +14,10 @@ from entourage.cli.output import columns, put, put_json, put_toml
 from entourage.domain import Domain
 from entourage.errors import JournalError, UsageError
 from entourage.guard import hands_on, known
+from entourage.handover.values import Record, Role
 from entourage.hypervisors.base import DomainState
 from entourage.hypervisors.registry import all_domains, find_domain, open_hypervisor
-from entourage.journal import Journal
-from entourage.protocol import Record, Role
+from entourage.journal.journal import Journal
 from entourage.settings.domainfile import dump_domain, load_domain
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size

@@ -9,7 +9,7 @@ from typing import Final
 from entourage import recovery
 from entourage.cli.output import put, put_json
 from entourage.errors import UsageError
-from entourage.protocol import Finding, Record
+from entourage.handover.values import Finding, Record
 from entourage.settings.model import Settings
 
 DONE: Final = 0

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from entourage.domain import Block, Domain, Net, Tpm
+from entourage.handover.values import Guest
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.values import (
     DataPlane,
@@ -25,7 +26,6 @@ from entourage.hypervisors.values import (
     TpmFacts,
     Verb,
 )
-from entourage.protocol import Guest
 from entourage.steps import Refusal
 
 __all__ = [

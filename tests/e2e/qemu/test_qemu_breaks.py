@@ -18,10 +18,10 @@ import msgspec
 import pytest
 
 from entourage.errors import HypervisorError
+from entourage.handover.values import Guest
 from entourage.hypervisors.base import Secret, Ticket
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import read_running
-from entourage.protocol import Guest
 from tests.e2e.qemu.hosts import (
     LOG,
     Hosts,

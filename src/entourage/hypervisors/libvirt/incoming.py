@@ -21,6 +21,7 @@ from pathlib import Path
 
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError, InDoubt
+from entourage.handover.values import Guest
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
@@ -42,7 +43,6 @@ from entourage.hypervisors.libvirt.machine import TPM_STATES, VERBS
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
 from entourage.hypervisors.libvirt.seen import look_at
 from entourage.hypervisors.libvirt.words import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter
-from entourage.protocol import Guest
 
 _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its mind
 _LOOK_AGAIN = 0.05

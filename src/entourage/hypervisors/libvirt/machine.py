@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 from entourage.domain import Block, Net, Tpm
 from entourage.errors import HypervisorError
+from entourage.handover.values import Guest
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import Export, TpmFacts, Verb
 from entourage.hypervisors.files import digest
@@ -31,7 +32,6 @@ from entourage.hypervisors.libvirt.words import (
     Flag,
     State,
 )
-from entourage.protocol import Guest
 from entourage.steps import Refusal
 
 VERBS = frozenset({Verb.CARRY_TPM, Verb.CARRY_DISKS, Verb.ANNOUNCE, Verb.NON_LIVE})

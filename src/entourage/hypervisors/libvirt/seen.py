@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from entourage.handover.values import Guest
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
 from entourage.hypervisors.libvirt.words import State
-from entourage.protocol import Guest
 
 _ACTIVE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SHUTDOWN, State.SUSPENDED})
 

@@ -13,6 +13,7 @@ import msgspec
 
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
+from entourage.handover.values import Guest
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
 from entourage.hypervisors import swtpm
@@ -30,7 +31,6 @@ from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
 from entourage.hypervisors.qemu.sockets import bracketed, listening_at_once
-from entourage.protocol import Guest
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
 _MEMORY = "memory"

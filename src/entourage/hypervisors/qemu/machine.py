@@ -11,6 +11,7 @@ from pathlib import Path
 
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
+from entourage.handover.values import Guest
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import Export, TpmFacts, Verb
@@ -25,7 +26,6 @@ from entourage.hypervisors.qemu.explain import device_of, plain
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, disown
-from entourage.protocol import Guest
 from entourage.steps import Refusal
 
 # Not UNPLUG: a machine here lets go of devices, and its target's half knows no like of them.

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from entourage.domain import Block, Domain, Net, Pci, Tpm
 from entourage.errors import HypervisorError
+from entourage.handover.values import Guest
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
 from entourage.hypervisors.hostdevices import HostDevice, Objection
@@ -36,7 +37,6 @@ from entourage.hypervisors.xen.receiver import Said
 from entourage.hypervisors.xen.words import INCOMING
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
 from entourage.hypervisors.xen.xl import xl
-from entourage.protocol import Guest
 from entourage.settings.model import Settings
 
 _DRAINS_WITHIN = 15.0  # seconds for the receiver to destroy its copy

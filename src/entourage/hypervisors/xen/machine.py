@@ -10,6 +10,7 @@ from typing import Any
 
 from entourage.domain import Block, Net, Tpm
 from entourage.errors import HypervisorError
+from entourage.handover.values import Guest
 from entourage.hypervisors.base import Export, TpmFacts, Verb
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.hostdevices import HostDevice, Objection
@@ -20,7 +21,6 @@ from entourage.hypervisors.xen.configuration import domain_type, unreadable_disk
 from entourage.hypervisors.xen.hostdevices import HostDevices
 from entourage.hypervisors.xen.sender import Word
 from entourage.hypervisors.xen.xl import info, xl
-from entourage.protocol import Guest
 from entourage.steps import Refusal
 
 VERBS = frozenset({Verb.CARRY_RAW, Verb.ANNOUNCE, Verb.UNPLUG})

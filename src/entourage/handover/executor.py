@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from entourage.handover import Source, Target
+from entourage.handover.rules import Source, Target
+from entourage.handover.values import AnyEvent, Do, Effect, Flush, Overtaken, Report, Send, Step
 from entourage.points import reached
-from entourage.protocol import AnyEvent, Do, Effect, Flush, Overtaken, Report, Send, Step
 
 StateT = TypeVar("StateT", Source, Target)
 Decide = Callable[[StateT, AnyEvent], Step[StateT]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from entourage.errors import JournalError
-from entourage.protocol import TERMINAL, Record, Role
+from entourage.handover.values import TERMINAL, Record, Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

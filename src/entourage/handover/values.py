@@ -1,6 +1,6 @@
 """The words of the hand-over: records, messages, events and effects, all of them values.
 
-What they mean together is in `entourage.handover`.
+What they mean together is in `entourage.handover.rules`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAY_FOLLOW: Mapping[Record | None, frozenset[Record]] = {
     Record.GO: frozenset({Record.RAN, Record.NEVER, Record.FENCED}),
     Record.RAN: frozenset({Record.OWNS, Record.FENCED}),
 }
-"""The drawing in `entourage.handover`, for those who want to check a step against it."""
+"""The drawing in `entourage.handover.rules`, for those who want to check a step against it."""
 
 
 class Verb(enum.StrEnum):

@@ -32,7 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from entourage.protocol import (
+from entourage.handover.values import (
     TERMINAL,
     AnyEvent,
     Connected,

@@ -19,10 +19,10 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from entourage.handover import may_begin
-from entourage.journal_file import connect, told
-from entourage.journal_rows import Decision, DecisionRefusedError, LedgerRow, MigrationOverError
-from entourage.protocol import MAY_FOLLOW, Flush, Record, Role
+from entourage.handover.rules import may_begin
+from entourage.handover.values import MAY_FOLLOW, Flush, Record, Role
+from entourage.journal.file import connect, told
+from entourage.journal.rows import Decision, DecisionRefusedError, LedgerRow, MigrationOverError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Mapping
@@ -99,7 +99,7 @@ class Journal:
             busy_timeout: Seconds to wait for another process's commit.
 
         Raises:
-            JournalError: One of those in `entourage.journal_file`. Nothing may be begun.
+            JournalError: One of those in `entourage.journal.file`. Nothing may be begun.
         """
         connection = connect(path, read_only=read_only, busy_timeout=busy_timeout)
         try:

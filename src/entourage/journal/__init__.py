@@ -1,0 +1,1 @@
+"""What a host must still know after a crash: decisions, the ledger of resources, domain locks."""
