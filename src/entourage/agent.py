@@ -23,8 +23,8 @@ import msgspec
 
 from entourage import __version__, words
 from entourage.conductor import target_controllers
-from entourage.devices.afar import out_of_reach
 from entourage.devices.base import Controller, There
+from entourage.devices.remote import out_of_reach
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVersionError, UsageError
 from entourage.guard import arrival_generation, unsettled

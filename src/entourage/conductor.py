@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import asynccontextmanager
 from typing import Any
 
-from entourage.devices.afar import afar_class
 from entourage.devices.base import Controller, Here
 from entourage.devices.registry import controller_class
-from entourage.devices.tool import ExternalController, Tooled, tool_for
+from entourage.devices.remote import afar_class
+from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Domain
 from entourage.errors import DeadlineError, DeviceError, EntourageError
 from entourage.events import (

@@ -10,8 +10,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from entourage.conductor import target_controllers
-from entourage.devices.afar import AfarBlock, AfarNet, out_of_reach
 from entourage.devices.base import Controller, There
+from entourage.devices.remote import AfarBlock, AfarNet, out_of_reach
 from entourage.domain import Device, External, Net, Usb
 from entourage.errors import DeviceError, HypervisorError
 from entourage.hypervisors.afar import Afar
@@ -184,7 +184,7 @@ def test_a_controller_with_a_part_over_there_is_out_of_reach(
     def kind(device: Device) -> type[Controller] | None:
         return {"fpga0": Gadget, "led0": Simple}.get(device.id)
 
-    monkeypatch.setattr("entourage.devices.afar.controller_class", kind)
+    monkeypatch.setattr("entourage.devices.remote.controller_class", kind)
     domain = domain_with(
         external=tuple(External(id=id_, type="x") for id_ in ("fpga0", "led0", "t"))
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from entourage.devices import storage
 from entourage.devices.base import Options
-from entourage.devices.blkif import BlockController
+from entourage.devices.block import storage
+from entourage.devices.block.controller import BlockController
 from entourage.domain import Block
 from entourage.errors import DeviceError, HypervisorError
 from entourage.hypervisors.base import Verb

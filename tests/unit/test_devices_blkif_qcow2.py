@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices import images, storage
+from entourage.devices.block import images, storage
 from tests.unit.test_devices_harness import (
     MIB,
     Move,

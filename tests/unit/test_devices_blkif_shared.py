@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices import storage
-from entourage.devices.blkif import Way
+from entourage.devices.block import storage
+from entourage.devices.block.controller import Way
 from entourage.hypervisors.base import Verb
 from tests.unit.test_devices_harness import (
     ALL_VERBS,

@@ -17,9 +17,9 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from entourage.devices import storage
 from entourage.devices.base import Controller, Here, Options, There
-from entourage.devices.blkif import BlockController, Way
+from entourage.devices.block import storage
+from entourage.devices.block.controller import BlockController, Way
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.events import AnyEvent, Warned

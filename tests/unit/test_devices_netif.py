@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices import netif
 from entourage.devices.base import Options
-from entourage.devices.netif import NetController
+from entourage.devices.net import NetController
 from entourage.domain import Net
 from entourage.hypervisors.base import Verb
 from entourage.steps import Refusal, Step
@@ -21,7 +20,7 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The interfaces of both hosts, as sysfs shows them; there are none yet."""
     made = tmp_path / "net"
     made.mkdir()
-    monkeypatch.setattr(netif, "SYS", made)
+    monkeypatch.setattr("entourage.devices.net.SYS", made)
     return made
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from entourage.devices import registry
-from entourage.devices.blkif import BlockController
-from entourage.devices.netif import NetController
-from entourage.devices.pciif import PciController
-from entourage.devices.tpmif import TpmController
-from entourage.devices.usbif import UsbController
+from entourage.devices.block.controller import BlockController
+from entourage.devices.host.pci import PciController
+from entourage.devices.host.usb import UsbController
+from entourage.devices.net import NetController
+from entourage.devices.tpm import TpmController
 from entourage.domain import Block, Device, External, Net, Pci, Tpm, Usb
 from entourage.errors import UsageError
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices import blockid, storage
 from entourage.devices.base import Options
-from entourage.devices.blkif import BlockController, Way
-from entourage.devices.blockid import identities
-from entourage.devices.storage import Seen, Spot, look, nonce_beside, same_device
+from entourage.devices.block import hardware, storage
+from entourage.devices.block.controller import BlockController, Way
+from entourage.devices.block.hardware import identities
+from entourage.devices.block.storage import Seen, Spot, look, nonce_beside, same_device
 from entourage.domain import Block
 from tests.unit.test_devices_harness import CARRIES, MIB, TwoHosts, domain_with, names, raw
 
@@ -203,7 +203,7 @@ def test_a_volume_on_nameless_hardware_has_no_name(sysfs: Sysfs) -> None:
 
 
 def test_one_kernel_knows_its_devices_by_number(sysfs: Sysfs) -> None:
-    assert identities(SDA, sysfs.root) == {f"kernel:{blockid.boot_id()}:8:0"}
+    assert identities(SDA, sysfs.root) == {f"kernel:{hardware.boot_id()}:8:0"}
 
 
 # Block devices as disks; real ones, so only root can make them

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from entourage.devices.tpmif import TpmController
+from entourage.devices.tpm import TpmController
 from entourage.domain import Tpm
 from entourage.hypervisors.base import TpmFacts, Verb
 from entourage.steps import Refusal

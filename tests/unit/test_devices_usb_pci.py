@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from entourage.devices.base import Controller
-from entourage.devices.pciif import PciController
-from entourage.devices.usbif import UsbController
+from entourage.devices.host.pci import PciController
+from entourage.devices.host.usb import UsbController
 from entourage.domain import Device, Pci, Usb
 from entourage.steps import Refusal
 from tests.unit.test_devices_harness import TwoHosts, domain_with

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entourage.devices import toolrun
-from entourage.devices.tool import check
-from entourage.devices.tooloutput import Output
+from entourage.devices.tool import process
+from entourage.devices.tool.controller import check
+from entourage.devices.tool.output import Output
 from entourage.errors import DeviceError
 from entourage.steps import Step
 from tests.unit.tool_harness import call, failure, gone, tool
@@ -168,7 +168,7 @@ async def test_a_tool_that_hangs_is_ended_with_its_children(tmp_path: Path) -> N
 async def test_a_tool_that_ignores_sigterm_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toolrun, "GRACE", 0.1)
+    monkeypatch.setattr(process, "GRACE", 0.1)
     command = tool(
         tmp_path,
         "trap '' TERM HUP INT\n(while :; do sleep 1000; done) & echo $! >\"$HERE/child\"\n"
@@ -191,7 +191,7 @@ async def test_a_tool_may_end_in_order_at_sigterm(tmp_path: Path) -> None:
 async def test_after_error_there_is_little_time_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toolrun, "LAST_WORDS", 0.1)
+    monkeypatch.setattr(process, "LAST_WORDS", 0.1)
     begin = time.monotonic()
     error = await failure(tool(tmp_path, "echo Error: lost; exec sleep 1000"), limit=100)
     assert time.monotonic() - begin < 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices.tool import ToolCall
+from entourage.devices.tool.controller import ToolCall
 from entourage.errors import DeviceError
 from entourage.steps import Step
 

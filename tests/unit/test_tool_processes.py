@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices.tooloutput import AT_ONCE, LONGEST
+from entourage.devices.tool.output import AT_ONCE, LONGEST
 from tests.unit.tool_harness import call, failure, gone, killed_at_last, tool, written
 
 # What it prints

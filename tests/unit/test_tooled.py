@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from entourage.devices.base import Controller, Here, Options
-from entourage.devices.tool import ExternalController, Tooled, tool_for
+from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Block, Device, Domain, External, Net, Pci, Tpm, Usb
 from entourage.errors import DeviceError, HypervisorError
 from entourage.events import AnyEvent, ToolSaid

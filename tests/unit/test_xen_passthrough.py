@@ -15,9 +15,9 @@ import pytest
 from entourage import takeup
 from entourage.conductor import Conductor, source_controllers
 from entourage.devices.base import Controller, Options
-from entourage.devices.pciif import PciController
-from entourage.devices.tool import Tooled
-from entourage.devices.usbif import UsbController
+from entourage.devices.host.pci import PciController
+from entourage.devices.host.usb import UsbController
+from entourage.devices.tool.controller import Tooled
 from entourage.domain import Domain
 from entourage.errors import DeviceError
 from entourage.handover.values import Flush, Heard, Message, Record, Role

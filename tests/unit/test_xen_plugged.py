@@ -14,8 +14,8 @@ import pytest
 
 from entourage import takeup
 from entourage.devices.base import There
-from entourage.devices.pciif import PciController
-from entourage.devices.usbif import UsbController
+from entourage.devices.host.pci import PciController
+from entourage.devices.host.usb import UsbController
 from entourage.domain import Domain
 from entourage.errors import DeviceError, EntourageError
 from entourage.handover.rules import Target

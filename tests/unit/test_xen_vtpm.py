@@ -12,7 +12,7 @@ import pytest
 
 from entourage.conductor import source_controllers
 from entourage.devices.base import Controller
-from entourage.devices.tool import Tooled
+from entourage.devices.tool.controller import Tooled
 from entourage.hypervisors.xen.configuration import Entry, read_domain
 from entourage.hypervisors.xen.header import Changes
 from entourage.settings.load import load_settings

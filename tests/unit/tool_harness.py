@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from entourage.devices.tool import ToolCall
+from entourage.devices.tool.controller import ToolCall
 from entourage.errors import DeviceError
 from entourage.steps import Step
 

@@ -12,11 +12,11 @@ import functools
 from importlib.metadata import EntryPoint, entry_points
 
 from entourage.devices.base import Controller
-from entourage.devices.blkif import BlockController
-from entourage.devices.netif import NetController
-from entourage.devices.pciif import PciController
-from entourage.devices.tpmif import TpmController
-from entourage.devices.usbif import UsbController
+from entourage.devices.block.controller import BlockController
+from entourage.devices.host.pci import PciController
+from entourage.devices.host.usb import UsbController
+from entourage.devices.net import NetController
+from entourage.devices.tpm import TpmController
 from entourage.domain import Device, External
 from entourage.errors import UsageError
 

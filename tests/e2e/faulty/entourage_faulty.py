@@ -17,11 +17,11 @@ from types import NoneType
 from typing import Any
 
 from entourage.devices.base import Controller, Here, There
-from entourage.devices.blkif import BlockController
-from entourage.devices.netif import NetController
-from entourage.devices.pciif import PciController
-from entourage.devices.tpmif import TpmController
-from entourage.devices.usbif import UsbController
+from entourage.devices.block.controller import BlockController
+from entourage.devices.host.pci import PciController
+from entourage.devices.host.usb import UsbController
+from entourage.devices.net import NetController
+from entourage.devices.tpm import TpmController
 from entourage.errors import DeviceError
 from entourage.steps import Refusal, Step
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from entourage.devices import images, storage
 from entourage.devices.base import There
-from entourage.devices.common import no_way, refuse
-from entourage.devices.images import NewImage
+from entourage.devices.block import images, storage
+from entourage.devices.block.images import NewImage
+from entourage.devices.refusals import no_way, refuse
 from entourage.domain import Block
 from entourage.hypervisors.base import Verb
 from entourage.settings.units import format_size

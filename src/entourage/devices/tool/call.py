@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from entourage.devices.toolrun import ToolProcess
+from entourage.devices.tool.process import ToolProcess
 from entourage.errors import DeviceError
 from entourage.settings.command import split_command
 from entourage.settings.textfile import printable

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from entourage.devices import storage
+from entourage.devices.block import storage
 from entourage.errors import DeviceError
 from entourage.hosts.resources import Ledger, place
 

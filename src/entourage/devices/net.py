@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from entourage.devices.base import Controller, Here, There
-from entourage.devices.common import marked, refuse, warn
+from entourage.devices.refusals import marked, refuse, warn
 from entourage.domain import Net
 from entourage.hypervisors.base import Verb
 from entourage.steps import Refusal, Step

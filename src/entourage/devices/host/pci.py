@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entourage.devices.hostdevice import HostDeviceController
+from entourage.devices.host.base import HostDeviceController
 from entourage.domain import Pci
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from entourage.devices.base import Controller, Here, There
-from entourage.devices.common import marked, no_way, refuse
+from entourage.devices.refusals import marked, no_way, refuse
 from entourage.domain import Tpm
 from entourage.hypervisors.base import TpmFacts, Verb
 from entourage.steps import Refusal

@@ -12,8 +12,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from entourage.devices.base import Controller, Here, There
-from entourage.devices.toolcall import ToolCall, check
-from entourage.devices.toolrun import ToolProcess
+from entourage.devices.tool.call import ToolCall, check
+from entourage.devices.tool.process import ToolProcess
 from entourage.domain import TOOL_TYPES, Device, External
 from entourage.errors import DeviceError, EntourageError
 from entourage.events import ToolSaid

@@ -14,15 +14,15 @@ from typing import Any
 
 import msgspec
 
-from entourage.devices import storage
 from entourage.devices.base import Controller, There
-from entourage.devices.blkif import BlockController, Digest, Look, Make
-from entourage.devices.common import refuse
-from entourage.devices.images import NewImage, owner_number
-from entourage.devices.netif import Ask, Bridge, NetController
+from entourage.devices.block import storage
+from entourage.devices.block.controller import BlockController, Digest, Look, Make
+from entourage.devices.block.images import NewImage, owner_number
+from entourage.devices.block.space import Fit, Fitting, no_verb
+from entourage.devices.block.storage import Seen, Spot
+from entourage.devices.net import Ask, Bridge, NetController
+from entourage.devices.refusals import refuse
 from entourage.devices.registry import controller_class
-from entourage.devices.room import Fit, Fitting, no_verb
-from entourage.devices.storage import Seen, Spot
 from entourage.domain import Domain, Net
 from entourage.errors import DeviceError, UsageError
 from entourage.hypervisors.afar import VOLUME, Afar

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from entourage.devices import storage
-from entourage.devices.storage import Seen, Spot
+from entourage.devices.block import storage
+from entourage.devices.block.storage import Seen, Spot
 
 Ask: TypeAlias = Callable[[Sequence[Spot]], Awaitable[Sequence[Seen]]]
 

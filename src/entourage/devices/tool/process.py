@@ -18,7 +18,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from entourage.devices.tooloutput import Output
+from entourage.devices.tool.output import Output
 
 GRACE: Final = 0.25
 """Seconds between SIGTERM and SIGKILL; they may lie in the blackout."""

@@ -22,7 +22,7 @@ from typing import Literal
 
 import msgspec
 
-from entourage.devices.blockid import WEAK, boot_id, identities
+from entourage.devices.block.hardware import WEAK, boot_id, identities
 
 _MARK = "entourage nonce"
 _PREFIX, _SUFFIX = ".entourage-", ".nonce"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from entourage.devices.base import Controller, Here, There
-from entourage.devices.common import marked, no_way, refuse
+from entourage.devices.refusals import marked, no_way, refuse
 from entourage.domain import Device, Pci, Usb
 from entourage.errors import DeviceError, HypervisorError
 from entourage.hypervisors.base import Incoming, Machine, Verb

@@ -24,13 +24,13 @@ from typing import Any
 
 import msgspec
 
-from entourage.devices import images, room, sameness, storage
 from entourage.devices.base import Controller, Here, There
-from entourage.devices.common import marked, no_way, refuse, warn
-from entourage.devices.images import Image, NewImage
-from entourage.devices.room import Fit, Fitting
-from entourage.devices.sameness import Match
-from entourage.devices.storage import Seen, Spot
+from entourage.devices.block import images, sameness, space, storage
+from entourage.devices.block.images import Image, NewImage
+from entourage.devices.block.sameness import Match
+from entourage.devices.block.space import Fit, Fitting
+from entourage.devices.block.storage import Seen, Spot
+from entourage.devices.refusals import marked, no_way, refuse, warn
 from entourage.domain import Block, Device
 from entourage.errors import DeviceError
 from entourage.hosts.fileid import file_id
@@ -209,9 +209,9 @@ class BlockController(Controller):
         if _only_read(disk) and need is not Verb.CARRY_RAW:
             need = Verb.MIRROR_READONLY
         if need not in here.machine.verbs:
-            found.append(room.no_verb(disk, here.source, need))
-        space = await images.room(image, flat=backing is None)
-        new = images.like(image, path, room=space, below=backing)
+            found.append(space.no_verb(disk, here.source, need))
+        slack = await images.room(image, flat=backing is None)
+        new = images.like(image, path, room=slack, below=backing)
         if disk.size is not None:
             new = msgspec.structs.replace(new, size=disk.size)
         fitting = await here.peer(Fit(new=new, onto_device=onto, need=need), Fitting)
@@ -256,7 +256,7 @@ class BlockController(Controller):
                     reason = f"{path} cannot be read: {error.strerror}"
                     raise DeviceError(reason, device=self.disk.label, host=there.host) from error
             case Fit():
-                return room.fit(self.disk, there, asked)
+                return space.fit(self.disk, there, asked)
 
     # PREPARE
 
