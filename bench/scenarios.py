@@ -20,8 +20,9 @@ from bench.guests import OWN, PLUGIN, ByHand, Entourage, Shape, Told, Traveller
 from bench.stage import Stage
 from bench.virsh import OnLibvirt, Virsh
 from bench.xen import turns
-from entourage import __version__, words
+from entourage import messages
 from entourage.hosts.link import Call
+from entourage.version import __version__
 from lab.delay import Delay
 from lab.host import Host
 from lab.hosts import Lab
@@ -277,11 +278,11 @@ def startup(scenario: Scenario, count: int, log: Log) -> Result:
 
 def _agent(host: Host) -> tuple[float, int]:
     """Seconds until an agent has answered hello; its resident bytes then."""
-    hello = words.Hello(
-        version=__version__, protocol=words.PROTOCOL, migration="0" * 32, source="bench",
+    hello = messages.Hello(
+        version=__version__, protocol=messages.PROTOCOL, migration="0" * 32, source="bench",
         hypervisor="qemu",
     )  # fmt: skip
-    asked = msgspec.msgpack.encode(Call(1, words.HELLO, hello))
+    asked = msgspec.msgpack.encode(Call(1, messages.HELLO, hello))
     began = time.monotonic()
     agent = host.popen(["entourage", "agent"], stdin=subprocess.PIPE)
     if agent.stdin is None or agent.stdout is None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from entourage.version import __version__
+
 if TYPE_CHECKING:
     from entourage.devices.base import Options
     from entourage.events import Finished, Listener
     from entourage.settings.model import Settings
 
 __all__ = ["__version__", "migrate"]
-__version__ = "0.1.0"
 
 
 async def migrate(
@@ -51,8 +52,8 @@ async def migrate(
     # Imported here, so that `entourage --version` and the agent start without them.
     from entourage.devices.base import Options  # noqa: PLC0415
     from entourage.hosts.route import Route  # noqa: PLC0415
-    from entourage.migration import Migration, Request  # noqa: PLC0415
     from entourage.settings.load import load_settings  # noqa: PLC0415
+    from entourage.source.migration import Migration, Request  # noqa: PLC0415
 
     request = Request(
         domain=domain,

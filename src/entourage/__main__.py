@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     match words:
         case ["--version"]:
-            from entourage import __version__  # noqa: PLC0415 - only where it is needed
+            from entourage.version import __version__  # noqa: PLC0415 - only where it is needed
 
             return _tell(f"entourage {__version__}\n")
         case ["agent"]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 
-from entourage.asking import Way, declare_fenced, is_untold, note_told, tell
 from entourage.errors import DomainBusy, EntourageError
 from entourage.handover.values import Event, Finding, Record, Role
 from entourage.hosts.standin import beside, from_afar, is_afar
@@ -19,7 +18,9 @@ from entourage.hypervisors.registry import all_domains
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import lock_holder
 from entourage.settings.model import Settings
-from entourage.takeup import taken_up_source, taken_up_target
+from entourage.source.ask import Way, declare_fenced, is_untold, note_told, tell
+from entourage.source.reattach import taken_up_source
+from entourage.target.reattach import taken_up_target
 
 _MEANS: dict[Record, str] = {
     Record.ARMED: "a migration to {peer} was begun; whether {peer} was told to run it is in doubt",

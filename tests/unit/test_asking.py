@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from entourage.asking import Way, declare_fenced, is_untold, note_told, tell
 from entourage.errors import LinkLost
 from entourage.handover.values import Record, Role
 from entourage.journal.journal import Decision, Journal
+from entourage.messages import Farewell
 from entourage.settings.model import Settings
-from entourage.words import Farewell
+from entourage.source.ask import Way, declare_fenced, is_untold, note_told, tell
 
 ARMED = Decision(
     migration="m-1",

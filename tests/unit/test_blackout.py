@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from entourage.blackout import Blackout
+from entourage.clock import Clock
 from entourage.events import AnyEvent, GuestResumed, GuestStopped, SpanDone
-from entourage.passage import Clock
+from entourage.source.blackout import Blackout
 
 
 def test_a_stretch_without_a_beginning_follows_the_one_before() -> None:

@@ -21,7 +21,7 @@ from entourage.errors import (
     UsageError,
 )
 from entourage.events import AnyEvent, Finished, GoSent, Listener, RollbackStarted
-from entourage.migration import Request
+from entourage.source.migration import Request
 from entourage.steps import Refusal
 from tests.unit.test_report_samples import refused, rolled_back, started, success
 

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-from entourage import __main__, __version__
-from entourage import agent as agent_module
+from entourage import __main__
 from entourage.errors import JournalError
 from entourage.settings.model import Settings
+from entourage.target import agent as agent_module
+from entourage.version import __version__
 
 
 def imported(*argv: str) -> set[str]:

@@ -9,14 +9,14 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from entourage.conductor import Conductor
+from entourage.device_steps import Conductor
 from entourage.devices.base import Controller, Here
 from entourage.domain import External
 from entourage.errors import DeadlineError, DeviceError, EntourageError
 from entourage.events import AnyEvent, DeviceRecovered, DeviceStepDone
 from entourage.settings.model import MigrationSettings
+from entourage.source.tasks import first_cause
 from entourage.steps import Refusal, Step
-from entourage.watch import first_cause
 
 
 @dataclasses.dataclass

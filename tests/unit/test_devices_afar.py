@@ -9,7 +9,6 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from entourage.conductor import target_controllers
 from entourage.devices.base import Controller, There
 from entourage.devices.remote import AfarBlock, AfarNet, out_of_reach
 from entourage.domain import Device, External, Net, Usb
@@ -17,6 +16,7 @@ from entourage.errors import DeviceError, HypervisorError
 from entourage.hypervisors.afar import Afar
 from entourage.hypervisors.libvirt.volumes import volume_xml
 from entourage.hypervisors.values import NewVolume, Place
+from entourage.target.controllers import target_controllers
 from tests.unit.test_devices_harness import (
     CARRIES,
     MIB,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from entourage import guard
+from entourage import admission
+from entourage.admission import hands_on, known
 from entourage.errors import DomainBusy, EntourageError, UsageError
-from entourage.guard import hands_on, known
 from entourage.handover.values import Record, Role
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
@@ -119,7 +119,7 @@ def test_the_journal_knows_of_domains_that_the_hypervisor_does_not(
     async def nowhere(_settings: Settings, name: str, _connect: str | None) -> None:
         raise UsageError(f"there is no domain {name!r} on this host")
 
-    monkeypatch.setattr(guard, "find_domain", nowhere)
+    monkeypatch.setattr(admission, "find_domain", nowhere)
     remember(settings, *records)
     with pytest.raises(EntourageError, match=said):
         asyncio.run(known(settings, "web1"))

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from entourage import words
-from entourage.blackout import Blackout
-from entourage.conductor import Conductor
+from entourage import messages
+from entourage.clock import Clock
+from entourage.device_steps import Conductor
 from entourage.devices.base import Controller
 from entourage.domain import Domain
 from entourage.errors import Refused
@@ -22,9 +22,9 @@ from entourage.hypervisors.libvirt.machine import VERBS as LIBVIRT
 from entourage.hypervisors.qemu.machine import VERBS as QEMU
 from entourage.hypervisors.xen.machine import VERBS as XEN
 from entourage.journal.journal import Decision
-from entourage.passage import Clock
-from entourage.scenes import Scenes
 from entourage.settings.model import Settings
+from entourage.source.blackout import Blackout
+from entourage.source.phases import Scenes
 from entourage.steps import Step
 
 
@@ -62,8 +62,8 @@ class Link:
     """A link to a target that takes everything."""
 
     async def call(self, verb: str, body: Any, reply: Any) -> Any:
-        assert verb in {words.TEST, words.OPEN}
-        return [] if verb == words.TEST else words.Opened()
+        assert verb in {messages.TEST, messages.OPEN}
+        return [] if verb == messages.TEST else messages.Opened()
 
 
 def scenes(machine: Machine, *, live: bool = True) -> tuple[Scenes, list[AnyEvent]]:

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from entourage import __version__, words
+from entourage import messages
+from entourage.admission import arrival_generation
 from entourage.cli.options import destination
+from entourage.clock import Clock
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, LinkLost, NoAgent
-from entourage.guard import arrival_generation
 from entourage.handover.values import Message, Record, Role, Verb
 from entourage.hosts.child import linked
 from entourage.hosts.route import Route
@@ -22,10 +23,11 @@ from entourage.hosts.standin import afar, beside, connect, from_afar, is_afar
 from entourage.hypervisors.libvirt.connection import installed
 from entourage.hypervisors.registry import LIBVIRT_URI, open_hypervisor
 from entourage.journal.journal import Decision, Journal
-from entourage.passage import Clock, greet
 from entourage.recovery import recover, status
 from entourage.settings.model import PathSettings, Settings
-from entourage.takeup import taken_up_target
+from entourage.source.session import greet
+from entourage.target.reattach import taken_up_target
+from entourage.version import __version__
 
 NOBODY = "qemu+unix:///system?socket=/nowhere/there.sock"
 UUID = "5b6e6d0e-0000-4000-8000-000000000001"
@@ -98,8 +100,8 @@ async def test_last_words_give_the_error_its_kind(script: str, kind: type[LinkLo
 async def test_a_stand_in_keeps_a_journal_of_its_own(settings: Settings) -> None:
     """It is started, says who it stands in for, and asks nobody before it must."""
     name = afar("qemu+tls://b.example/system")
-    hello = words.Hello(
-        version=__version__, protocol=words.PROTOCOL, migration="m", source="a", hypervisor=name
+    hello = messages.Hello(
+        version=__version__, protocol=messages.PROTOCOL, migration="m", source="a", hypervisor=name
     )
     async with connect("b.example", name, settings) as link:
         welcome = await greet(link, Clock(), hello)

@@ -17,7 +17,7 @@ from entourage.handover.values import Event, Guest, Heard, Message, Record, Role
 from entourage.hosts.resources import MemoryLedger
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
-from entourage.target import TargetSide
+from entourage.target.role import TargetSide
 
 OPEN = Decision(
     migration="m-1",

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.underway import UnderWay
+from entourage.target.making import UnderWay
 
 
 async def test_nothing_is_made_once_it_was_called_off() -> None:

@@ -12,8 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from entourage import takeup
-from entourage.conductor import Conductor, source_controllers
+from entourage.device_steps import Conductor, source_controllers
 from entourage.devices.base import Controller, Options
 from entourage.devices.host.pci import PciController
 from entourage.devices.host.usb import UsbController
@@ -28,8 +27,9 @@ from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
+from entourage.source import reattach
+from entourage.source.reattach import taken_up_source
 from entourage.steps import Step
-from entourage.takeup import taken_up_source
 from tests.unit.test_devices_harness import ALL_VERBS
 from tests.unit.xen_scene import (
     GPU,
@@ -223,7 +223,7 @@ def test_recover_gives_them_back_after_a_crash(
         assert name == "xen"
         return Hypervisor()
 
-    monkeypatch.setattr(takeup, "open_hypervisor", opened)
+    monkeypatch.setattr(reattach, "open_hypervisor", opened)
 
     async def recover(journal: Journal) -> list[str]:
         async with taken_up_source(journal, scene.settings, decision, send=lambda _: None) as side:

@@ -12,7 +12,6 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from entourage import takeup
 from entourage.devices.base import There
 from entourage.devices.host.pci import PciController
 from entourage.devices.host.usb import UsbController
@@ -27,7 +26,8 @@ from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.journal.journal import Decision, Journal
 from entourage.recovery import recover
 from entourage.settings.model import Settings
-from entourage.target import TargetSide
+from entourage.source import reattach
+from entourage.target.role import TargetSide
 from tests.unit.xen_scene import (
     GPU,
     KEY,
@@ -135,7 +135,7 @@ def test_recover_on_the_target_plugs_in_and_tells_what_fails(
         assert name == "xen"
         return Hypervisor()
 
-    monkeypatch.setattr(takeup, "open_hypervisor", opened)
+    monkeypatch.setattr(reattach, "open_hypervisor", opened)
     decision = Decision(
         migration="m-1",
         role=Role.TARGET,

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from entourage.conductor import source_controllers
+from entourage.device_steps import source_controllers
 from entourage.devices.base import Controller
 from entourage.devices.tool.controller import Tooled
 from entourage.hypervisors.xen.configuration import Entry, read_domain

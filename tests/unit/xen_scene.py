@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from entourage.conductor import source_controllers
+from entourage.device_steps import source_controllers
 from entourage.devices.base import Options
 from entourage.domain import Domain, Pci, Usb
 from entourage.hypervisors.base import Machine
@@ -22,8 +22,8 @@ from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
 from entourage.hypervisors.xen.xenstore import XenStore
-from entourage.passage import Passage
 from entourage.settings.model import PathSettings, Settings
+from entourage.source.session import Passage
 from tests.unit.test_devices_harness import TwoHosts
 from tests.unit.xen_stand_in import Xl, stand_in
 

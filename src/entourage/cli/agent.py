@@ -14,8 +14,8 @@ def agent(config: str | None) -> int:
     Args:
         config: The settings file; None: where this host has it.
     """
-    from entourage.agent import serve  # noqa: PLC0415 - what fails in it is told as an error
     from entourage.settings.load import load_settings  # noqa: PLC0415 - same
+    from entourage.target.agent import serve  # noqa: PLC0415 - what fails in it is told as an error
 
     try:
         settings = load_settings(Path(config) if config is not None else None)

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from entourage import __version__
 from entourage.cli import here, move
 from entourage.cli.params import EXIT_STATUS_HELP, RECOVER_STATUS_HELP
 from entourage.cli.tell import INTERRUPTED, say, tell, tell_bug
 from entourage.errors import EntourageError
 from entourage.report.text import clean
+from entourage.version import __version__
 
 app = typer.Typer(
     name="entourage",

@@ -10,10 +10,10 @@ from typing import Final
 
 import msgspec
 
+from entourage.admission import hands_on, known
 from entourage.cli.output import columns, put, put_json, put_toml
 from entourage.domain import Domain
 from entourage.errors import JournalError, UsageError
-from entourage.guard import hands_on, known
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.base import DomainState
 from entourage.hypervisors.registry import all_domains, find_domain, open_hypervisor

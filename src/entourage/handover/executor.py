@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from entourage.handover.rules import Source, Target
 from entourage.handover.values import AnyEvent, Do, Effect, Flush, Overtaken, Report, Send, Step
-from entourage.points import reached
+from entourage.testpoints import reached
 
 StateT = TypeVar("StateT", Source, Target)
 Decide = Callable[[StateT, AnyEvent], Step[StateT]]

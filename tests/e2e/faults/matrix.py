@@ -34,7 +34,7 @@ POINTS: Final = {
     "ran": "target.after.flush-ran",
     "letting-go": "source.before.destroy-source",
 }
-"""Where a migration can be stopped (``entourage.points``), in the order in which it gets there."""
+"""Where a migration can be stopped (``entourage.testpoints``), in the order it gets there."""
 
 _EXPECTED: Final = {
     # test armed opened prepare prepared pre-copy | stopped sync landed held

@@ -10,12 +10,10 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from entourage import points, words
-from entourage.asking import note_told
-from entourage.blackout import Blackout
-from entourage.conductor import Conductor, source_controllers
+from entourage import messages, testpoints
+from entourage.clock import Clock
+from entourage.device_steps import Conductor, source_controllers
 from entourage.devices.base import Options, check_options
-from entourage.doubt import find_out
 from entourage.errors import (
     EntourageError,
     HypervisorError,
@@ -39,12 +37,15 @@ from entourage.handover.rules import Source
 from entourage.handover.values import Event, Finding, Heard, Message, Record, Role, Verb
 from entourage.hosts.route import Route
 from entourage.journal.journal import Decision
-from entourage.passage import Clock, Passage, open_passage
-from entourage.scenes import Scenes
 from entourage.settings.model import Settings
-from entourage.source import SourceSide
+from entourage.source.ask import note_told
+from entourage.source.blackout import Blackout
+from entourage.source.outcome import find_out
+from entourage.source.phases import Scenes
+from entourage.source.role import SourceSide
+from entourage.source.session import Passage, open_passage
+from entourage.source.tasks import beside, first_cause
 from entourage.steps import Step
-from entourage.watch import beside, first_cause
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
 _OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused", InDoubt: "in-doubt"}
@@ -86,7 +87,7 @@ class Migration:
         self.id = uuid.uuid4().hex
         self._request = request
         self._settings = request.settings
-        self._emit = listener if not points.ON else points.announced(listener)
+        self._emit = listener if not testpoints.ON else testpoints.announced(listener)
         self._clock = Clock()
         # Without a live pre-copy all of memory is copied in the blackout: no budget fits that.
         budget = request.settings.migration.max_blackout if request.live else None
@@ -180,9 +181,9 @@ class Migration:
         )
         side = self._source_side(way, devices)
         self._way, self._side = way, side
-        way.link.on(words.HANDOVER, self._on_handover)
-        way.link.on(words.FAILED, self._on_failed)
-        way.link.on(words.RESUMED, self._on_resumed_there)
+        way.link.on(messages.HANDOVER, self._on_handover)
+        way.link.on(messages.FAILED, self._on_failed)
+        way.link.on(messages.RESUMED, self._on_resumed_there)
         self._tell_start(way)
         check_options(way.machine.domain, self._request.options)
         try:
@@ -247,7 +248,7 @@ class Migration:
         """The target undoes what it made; where nobody answers, its agent does so by itself."""
         try:
             async with asyncio.timeout(_UNDO_WITHIN):
-                return await way.link.call(words.ABORT, None, list[str])
+                return await way.link.call(messages.ABORT, None, list[str])
         except (LinkError, TimeoutError) as error:
             remedy = f"`entourage status` on {way.keeper} shows whether anything is left"
             return [f"{way.target} undoes by itself what it made ({error}): {remedy}"]
@@ -293,7 +294,7 @@ class Migration:
     # What the target says
 
     async def _on_handover(self, body: Any) -> None:
-        said = msgspec.convert(body, words.Say)
+        said = msgspec.convert(body, messages.Say)
         message = Message(Verb(said.verb), said.migration)
         way, side = self._way, self._side
         if way is None or side is None:
@@ -309,7 +310,7 @@ class Migration:
             self._decided.set()
 
     async def _on_failed(self, body: Any) -> None:
-        failure = msgspec.convert(body, words.Failure)
+        failure = msgspec.convert(body, messages.Failure)
         error = HypervisorError(
             failure.message,
             device=failure.device,
@@ -321,7 +322,7 @@ class Migration:
             self._way.failures.put_nowait(error)
 
     async def _on_resumed_there(self, body: Any) -> None:
-        resumed = msgspec.convert(body, words.Resumed)
+        resumed = msgspec.convert(body, messages.Resumed)
         target = self._request.route.host
         for name, moment in (
             ("GO is under way", resumed.heard),

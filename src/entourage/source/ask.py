@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from entourage import __version__, words
+from entourage import messages
+from entourage.clock import Clock
 from entourage.errors import LinkError, LinkLost
 from entourage.handover.executor import Shell
 from entourage.handover.rules import Source, decide_source
@@ -30,9 +31,10 @@ from entourage.handover.values import (
 from entourage.hosts.link import Link
 from entourage.hosts.standin import connect
 from entourage.journal.journal import Decision, Journal
-from entourage.passage import Clock, greet
 from entourage.settings.model import Settings, SshSettings
-from entourage.source import SourceSide
+from entourage.source.role import SourceSide
+from entourage.source.session import greet
+from entourage.version import __version__
 
 _ANSWER_WITHIN: Final = 20.0  # seconds for the other host to answer one question
 _FENCED: Final = "peer-is-fenced"
@@ -53,8 +55,8 @@ class Way:
         """Say a word of the hand-over, if there is a link."""
         if self._link:
             with contextlib.suppress(LinkLost):
-                say = words.Say(message.verb.value, message.migration)
-                self._link.tell(words.HANDOVER, say)
+                say = messages.Say(message.verb.value, message.migration)
+                self._link.tell(messages.HANDOVER, say)
 
     async def ask(self, side: SourceSide) -> bool:
         """Ask the target what it decided, and follow it.
@@ -73,7 +75,7 @@ class Way:
         side.problems += last.problems
         return last.settled and side.state.record in TERMINAL
 
-    async def talk(self, take: Callable[[AnyEvent], Awaitable[None]]) -> words.Farewell | None:
+    async def talk(self, take: Callable[[AnyEvent], Awaitable[None]]) -> messages.Farewell | None:
         """Reach the target, bring its answer to a role, and return once the target has acted.
 
         Args:
@@ -89,19 +91,19 @@ class Way:
         heard = asyncio.Event()
 
         async def on_handover(body: Any) -> None:
-            said = msgspec.convert(body, words.Say)
+            said = msgspec.convert(body, messages.Say)
             await take(Heard(Message(Verb(said.verb), said.migration)))
             heard.set()
 
         async def on_failed(body: Any) -> None:
-            failure = msgspec.convert(body, words.Failure)
+            failure = msgspec.convert(body, messages.Failure)
             remedy = f" ({failure.remedy})" if failure.remedy else ""
             problems.append(f"{self._decision.peer_host}: {failure.message}{remedy}")
 
         there = str(self._decision.details.get("hypervisor-there", "qemu"))
-        hello = words.Hello(
+        hello = messages.Hello(
             version=__version__,
-            protocol=words.PROTOCOL,
+            protocol=messages.PROTOCOL,
             migration=self._decision.migration,
             source=socket.gethostname(),
             hypervisor=there,
@@ -112,8 +114,8 @@ class Way:
                 connect(self._decision.peer_host, there, self._settings) as link,
             ):
                 self._link = link
-                link.on(words.HANDOVER, on_handover)
-                link.on(words.FAILED, on_failed)
+                link.on(messages.HANDOVER, on_handover)
+                link.on(messages.FAILED, on_failed)
                 welcome = await greet(link, Clock(), hello)
                 await take(Connected(welcome.journal))
                 if welcome.journal != self._decision.peer_journal:
@@ -125,7 +127,7 @@ class Way:
                 finally:
                     lost.cancel()
                 # It has acted on the last word as well when this returns.
-                last = await link.call(words.BYE, None, words.Farewell)
+                last = await link.call(messages.BYE, None, messages.Farewell)
                 return msgspec.structs.replace(last, problems=(*last.problems, *problems))
         finally:
             self._link = None

@@ -17,11 +17,12 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from entourage import __version__, words
+from entourage import messages
+from entourage.admission import known
+from entourage.clock import Clock
 from entourage.devices.base import Controller, Here, Options
 from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError, UsageError
 from entourage.events import Listener
-from entourage.guard import known
 from entourage.handover.values import Message
 from entourage.hosts.link import Link
 from entourage.hosts.route import Route
@@ -33,36 +34,13 @@ from entourage.journal.journal import Journal
 from entourage.journal.lock import DomainLock, domain_lock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal, Step
+from entourage.version import __version__
 
 Reply = TypeVar("Reply")
 _WEAKER = (
     "has no Entourage: this host keeps its half of the record, asks its libvirt over the network,"
     " and cannot put its TPM's state on the disk (docs/libvirt.md tells what is weaker)"
 )
-
-
-class Clock:
-    """Seconds since the migration began, on this host's monotonic clock and on the target's."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic_ns()
-        self._ahead = 0
-
-    def now(self) -> float:
-        """Seconds since the migration began."""
-        return self.at(time.monotonic_ns())
-
-    def at(self, here: int) -> float:
-        """A moment of this host's clock (ns), in seconds since the migration began."""
-        return (here - self._began) / 1e9
-
-    def at_target(self, there: int) -> float:
-        """A moment of the target's clock (ns), in seconds since the migration began."""
-        return self.at(there - self._ahead)
-
-    def set_by(self, asked: int, answered: int, there: int) -> None:
-        """The target's clock showed ``there`` between these two moments of ours."""
-        self._ahead = there - (asked + answered) // 2
 
 
 @dataclass(slots=True)
@@ -97,7 +75,7 @@ class Passage:
     journal: Journal
     lock: DomainLock
     link: Link
-    welcome: words.Welcome
+    welcome: messages.Welcome
     clock: Clock
     emit: Listener
     has_landed_there: asyncio.Event = field(default_factory=asyncio.Event)
@@ -144,8 +122,8 @@ class Passage:
         label = controller.device.label
 
         async def peer(request: Any, reply: type[Reply]) -> Reply:
-            ask = words.AskDevice(device=label, half=half, request=request)
-            return await self.link.call(words.DEVICE, ask, reply)
+            ask = messages.AskDevice(device=label, half=half, request=request)
+            return await self.link.call(messages.DEVICE, ask, reply)
 
         return Here(
             migration=self.migration,
@@ -164,7 +142,7 @@ class Passage:
     def send(self, message: Message) -> None:
         """Say a word of the hand-over, if there is a link; nobody waits for its arrival."""
         with contextlib.suppress(LinkLost):
-            self.link.tell(words.HANDOVER, words.Say(message.verb.value, message.migration))
+            self.link.tell(messages.HANDOVER, messages.Say(message.verb.value, message.migration))
 
     def details(self, step: Step, controllers: Sequence[Controller] = ()) -> dict[str, Any]:
         """What recovery needs on this host, as JSON: no key, no secret."""
@@ -197,27 +175,27 @@ class Passage:
         raise await self.failures.get()
 
 
-def _hello(migration: str, source: str, hypervisor: str) -> words.Hello:
-    return words.Hello(
+def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
+    return messages.Hello(
         version=__version__,
-        protocol=words.PROTOCOL,
+        protocol=messages.PROTOCOL,
         migration=migration,
         source=source,
         hypervisor=hypervisor,
     )
 
 
-async def greet(link: Link, clock: Clock, hello: words.Hello) -> words.Welcome:
+async def greet(link: Link, clock: Clock, hello: messages.Hello) -> messages.Welcome:
     """Say hello, check that both ends understand each other, and set the clock.
 
     Raises:
         LinkLost, PeerVersionError: There is nobody to talk to.
     """
     asked = time.monotonic_ns()
-    welcome = await link.call(words.HELLO, hello, words.Welcome)
-    asked, welcome = time.monotonic_ns(), await link.call(words.HELLO, hello, words.Welcome)
+    welcome = await link.call(messages.HELLO, hello, messages.Welcome)
+    asked, welcome = time.monotonic_ns(), await link.call(messages.HELLO, hello, messages.Welcome)
     clock.set_by(asked, time.monotonic_ns(), welcome.clock)
-    if welcome.protocol != words.PROTOCOL:
+    if welcome.protocol != messages.PROTOCOL:
         raise PeerVersionError(
             f"it has Entourage {welcome.version}, this host {__version__}",
             host=link.peer,
@@ -301,7 +279,7 @@ async def open_passage(
 @contextlib.asynccontextmanager
 async def _reached(
     route: Route, there: str, migration: str, settings: Settings, clock: Clock
-) -> AsyncGenerator[tuple[Link, words.Welcome, str]]:
+) -> AsyncGenerator[tuple[Link, messages.Welcome, str]]:
     """The target's agent, or a stand-in where it has none; and what its hypervisor is called."""
     names = [] if route.by_ssh == "no" else [there]
     if route.afar is not None:

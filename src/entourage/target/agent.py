@@ -21,13 +21,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from entourage import __version__, words
-from entourage.conductor import target_controllers
+from entourage import messages
+from entourage.admission import arrival_generation, unsettled
 from entourage.devices.base import Controller, There
 from entourage.devices.remote import out_of_reach
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVersionError, UsageError
-from entourage.guard import arrival_generation, unsettled
 from entourage.handover.rules import Target
 from entourage.handover.values import TERMINAL, Event, Finding, Heard, Message, Record, Role, Verb
 from entourage.hosts.link import Link
@@ -39,9 +38,11 @@ from entourage.journal.journal import Decision, Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
-from entourage.takeup import taken_up_target
-from entourage.target import TargetSide
-from entourage.underway import UnderWay
+from entourage.target.controllers import target_controllers
+from entourage.target.making import UnderWay
+from entourage.target.reattach import taken_up_target
+from entourage.target.role import TargetSide
+from entourage.version import __version__
 
 Body = TypeVar("Body")
 
@@ -60,8 +61,8 @@ class Agent:
         self._settings = settings
         self._journal = journal
         self._host = socket.gethostname()
-        self._hello: words.Hello | None = None
-        self._open: words.Open | None = None
+        self._hello: messages.Hello | None = None
+        self._open: messages.Open | None = None
         self._hypervisor: Hypervisor | None = None
         self._there: There | None = None
         self._controllers: dict[str, Controller] = {}
@@ -72,16 +73,16 @@ class Agent:
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
         for verb, handler in {
-            words.HELLO: _taking(words.Hello, self._on_hello),
-            words.TEST: _taking(words.TestDomain, self._on_test),
-            words.DEVICE: _taking(words.AskDevice, self._on_device),
-            words.OPEN: _taking(words.Open, self._on_open),
-            words.BUILD: _taking(Plan, self._on_build),
-            words.LISTEN: self._on_listen,
-            words.LAST_WORDS: _taking(words.LastWords, self._on_last_words),
-            words.ABORT: self._on_abort,
-            words.BYE: self._on_bye,
-            words.HANDOVER: _taking(words.Say, self._on_handover),
+            messages.HELLO: _taking(messages.Hello, self._on_hello),
+            messages.TEST: _taking(messages.TestDomain, self._on_test),
+            messages.DEVICE: _taking(messages.AskDevice, self._on_device),
+            messages.OPEN: _taking(messages.Open, self._on_open),
+            messages.BUILD: _taking(Plan, self._on_build),
+            messages.LISTEN: self._on_listen,
+            messages.LAST_WORDS: _taking(messages.LastWords, self._on_last_words),
+            messages.ABORT: self._on_abort,
+            messages.BYE: self._on_bye,
+            messages.HANDOVER: _taking(messages.Say, self._on_handover),
         }.items():
             link.on(verb, handler)
 
@@ -109,10 +110,10 @@ class Agent:
 
     # What the source asks, in the order of the story
 
-    async def _on_hello(self, hello: words.Hello) -> words.Welcome:
-        if hello.protocol != words.PROTOCOL:
+    async def _on_hello(self, hello: messages.Hello) -> messages.Welcome:
+        if hello.protocol != messages.PROTOCOL:
             raise PeerVersionError(
-                f"Entourage {__version__} here speaks protocol {words.PROTOCOL},"
+                f"Entourage {__version__} here speaks protocol {messages.PROTOCOL},"
                 f" {hello.version} on {hello.source} speaks {hello.protocol}",
                 host=self._host,
                 remedy="install the same version on both hosts",
@@ -121,16 +122,16 @@ class Agent:
         self._hello = hello
         if is_afar(hello.hypervisor):
             self._host = _address(hello.hypervisor) or from_afar(hello.hypervisor)[0]
-        return words.Welcome(
+        return messages.Welcome(
             version=__version__,
-            protocol=words.PROTOCOL,
+            protocol=messages.PROTOCOL,
             host=self._host,
             journal=self._journal.uuid,
             address=_address(hello.hypervisor),
             clock=time.monotonic_ns(),
         )
 
-    async def _on_test(self, test: words.TestDomain) -> list[Refusal]:
+    async def _on_test(self, test: messages.TestDomain) -> list[Refusal]:
         hypervisor = self._known()
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         refusals = list(await hypervisor.test_incoming(test.domain, self._host, test.facts))
@@ -139,7 +140,7 @@ class Agent:
         keeper = socket.gethostname()  # of the record: a stand-in's host is the source
         return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
 
-    async def _on_device(self, ask: words.AskDevice) -> Any:
+    async def _on_device(self, ask: messages.AskDevice) -> Any:
         controller = self._controllers.get(ask.device)
         if controller is None or self._there is None:
             raise UsageError(f"{ask.device} is no device of this domain")
@@ -158,7 +159,7 @@ class Agent:
         there, _ = self._making()
         return await self._under_way.run(half(there, ask.request))
 
-    async def _on_open(self, opening: words.Open) -> words.Opened:
+    async def _on_open(self, opening: messages.Open) -> messages.Opened:
         hypervisor = self._known()
         hello = self._hello
         uuid = opening.domain.uuid
@@ -188,13 +189,13 @@ class Agent:
             controllers=tuple(self._controllers.values()),
             send=self._send,
             on_failure=self._tell_failure,
-            on_resumed=lambda moment: self._tell(words.RESUMED, moment),
+            on_resumed=lambda moment: self._tell(messages.RESUMED, moment),
             call_off=self._under_way.call_off,
         )
         await side.take(Event.BEGIN)
         self._open, self._side = opening, side
         there, _ = self._making()
-        return words.Opened(offers=dict(await there.incoming.offers()))
+        return messages.Opened(offers=dict(await there.incoming.offers()))
 
     async def _on_build(self, plan: Plan) -> None:
         there, opening = self._making()
@@ -212,7 +213,7 @@ class Agent:
         self._journal.warm()  # what GO's one flush must not pay for
         return ticket
 
-    async def _on_last_words(self, said: words.LastWords) -> None:
+    async def _on_last_words(self, said: messages.LastWords) -> None:
         there, _opening = self._making()
         there.incoming.hear(said.data)
 
@@ -223,16 +224,16 @@ class Agent:
         await self._side.take(Event.ABORT)
         return [f"on {self._host}: {problem}" for problem in self._side.problems]
 
-    async def _on_bye(self, _: Any) -> words.Farewell:
+    async def _on_bye(self, _: Any) -> messages.Farewell:
         """Answer once everything that was asked before is done."""
         async with self._taking_up:
             if self._side is None:
-                return words.Farewell(settled=False)
+                return messages.Farewell(settled=False)
         await self._side.idle()
         problems = tuple(f"on {self._host}: {problem}" for problem in self._side.problems)
-        return words.Farewell(settled=self._side.record in TERMINAL, problems=problems)
+        return messages.Farewell(settled=self._side.record in TERMINAL, problems=problems)
 
-    async def _on_handover(self, said: words.Say) -> None:
+    async def _on_handover(self, said: messages.Say) -> None:
         message = Message(Verb(said.verb), said.migration)
         async with self._taking_up:  # the next word may come before this one's side is there
             side = self._side or await self._take_up(message.migration)
@@ -278,19 +279,19 @@ class Agent:
     # Small things
 
     def _send(self, message: Message) -> None:
-        self._tell(words.HANDOVER, words.Say(message.verb.value, message.migration))
+        self._tell(messages.HANDOVER, messages.Say(message.verb.value, message.migration))
 
     def _tell_failure(self, error: EntourageError) -> None:
         self._tell(
-            words.FAILED,
-            words.Failure(message=error.message, device=error.device, remedy=error.remedy),
+            messages.FAILED,
+            messages.Failure(message=error.message, device=error.device, remedy=error.remedy),
         )
 
     def _tell(self, verb: str, body: Any) -> None:
         with contextlib.suppress(LinkLost):
             self._link.tell(verb, body)
 
-    def _details(self, domain: Domain, opening: words.Open) -> dict[str, Any]:
+    def _details(self, domain: Domain, opening: messages.Open) -> dict[str, Any]:
         """What recovery needs on this host, as JSON."""
         return {
             "domain": msgspec.to_builtins(domain),
@@ -303,7 +304,7 @@ class Agent:
             raise PeerVersionError("the first word must be hello", host=self._host)
         return self._hypervisor
 
-    def _making(self) -> tuple[There, words.Open]:
+    def _making(self) -> tuple[There, messages.Open]:
         if self._there is None or self._open is None:
             raise UsageError("the migration is not open")
         if self._side is None or self._side.record is not Record.OPEN:

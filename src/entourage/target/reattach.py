@@ -1,30 +1,25 @@
-"""Taking up a migration that another process began on this host, in either role."""
+"""Taking up an arrival that another process began on this host, or that nobody ever did."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 
-from entourage.conductor import Conductor, source_controllers, target_controllers
-from entourage.devices.base import Controller, Here, Options, There
+from entourage.devices.base import Controller, There
 from entourage.domain import Domain
-from entourage.errors import DomainBusy, EntourageError, HypervisorError, LinkLost
-from entourage.handover.rules import Source, Target
+from entourage.errors import DomainBusy, EntourageError, HypervisorError
+from entourage.handover.rules import Target
 from entourage.handover.values import Event, Guest, Message, Record, Role
 from entourage.hypervisors.registry import open_hypervisor
-from entourage.journal.journal import Decision, Journal, MigrationLedger
+from entourage.journal.journal import Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
-from entourage.passage import Clock
+from entourage.journal.rows import Decision
 from entourage.settings.model import Settings
-from entourage.source import SourceSide
-from entourage.steps import Step
-from entourage.target import TargetSide
-
-Reply = TypeVar("Reply")
+from entourage.target.controllers import target_controllers
+from entourage.target.role import TargetSide
 
 
 @contextlib.asynccontextmanager
@@ -88,77 +83,6 @@ async def taken_up_target(
         yield side
 
 
-@contextlib.asynccontextmanager
-async def taken_up_source(
-    journal: Journal,
-    settings: Settings,
-    decision: Decision,
-    *,
-    send: Callable[[Message], None],
-) -> AsyncGenerator[SourceSide]:
-    """The source's side of a migration that another process began here; holds the domain's lock.
-
-    Raises:
-        DomainBusy: Another process works on it.
-    """
-    clock = Clock()
-    async with contextlib.AsyncExitStack() as stack:
-        run_dir = Path(settings.paths.run)
-        stack.enter_context(domain_lock(run_dir, decision.domain, "recovers a departure"))
-        # What was read before the lock was held may be old: another may have decided since.
-        decision = journal.decision(decision.migration, Role.SOURCE) or decision
-        details = decision.details
-        domain = msgspec.convert(details["domain"], Domain)
-        was_running = bool(details.get("was_running", True))
-        hypervisor = open_hypervisor(settings, str(details.get("hypervisor", "qemu")))
-        machine = await hypervisor.taken_up(domain)
-        stack.push_async_callback(machine.close)
-        guest = await machine.reattach(was_running=was_running)
-        options = Options(keep_source_disks=bool(details.get("keep_source_disks")))
-
-        def here(_controller: Controller, _half: str, settled: Callable[[], None]) -> Here:
-            return Here(
-                migration=decision.migration,
-                source="this host",
-                target=decision.peer_host,
-                machine=machine,
-                settings=settings,
-                options=options,
-                peer=_no_peer,
-                emit=lambda _event: None,
-                now=clock.now,
-                settled=settled,
-            )
-
-        devices = Conductor(
-            source_controllers(domain, settings, details.get("tool")),
-            here,
-            settings.migration,
-            lambda _event: None,
-            clock.now,
-        )
-        devices.take_up(Step(int(details.get("step", Step.NONE))), details.get("memos", {}))
-        side = SourceSide(
-            journal=journal,
-            decision=decision,
-            state=Source(
-                migration=decision.migration,
-                peer_journal=decision.peer_journal,
-                record=decision.record,
-                guest=guest,
-                clean=decision.clean,
-            ),
-            machine=machine,
-            send=send,
-            recover_first=devices.recover_first,
-            recover=devices.recover,
-            let_go=devices.let_go,
-            on_resumed=lambda _moment: None,
-        )
-        await side.take(Event.RESTARTED)
-        yield side
-
-
 async def _attached(there: There, record: Record) -> Guest:
     """What became of the machine; while nothing is decided, that need not be known.
 
@@ -170,10 +94,6 @@ async def _attached(there: There, record: Record) -> Guest:
         if record is not Record.OPEN:
             raise
         return Guest.STOPPED
-
-
-async def _no_peer(request: Any, reply: type[Reply]) -> Reply:  # noqa: ARG001 - see Peer
-    raise LinkLost("there is no link while a migration is recovered")
 
 
 def _locked(

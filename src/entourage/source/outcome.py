@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from entourage import words
+from entourage import messages
 from entourage.errors import EntourageError, InDoubt, LinkError
 from entourage.handover.values import TERMINAL, Connected, Event
 from entourage.hosts.link import Link
-from entourage.passage import Passage, another_link
 from entourage.settings.model import Settings
-from entourage.source import SourceSide
+from entourage.source.role import SourceSide
+from entourage.source.session import Passage, another_link
 
 _ASK_AFTER = 5.0  # seconds without an answer on a link that lives
 _TRY_AGAIN = 1.0  # seconds between two attempts to reach the target
@@ -81,7 +81,7 @@ async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> boo
                 await side.take(Event.ABORT)  # in doubt: asks
         if side.state.record in TERMINAL and link.alive:
             with contextlib.suppress(LinkError):
-                return (await link.call(words.BYE, None, words.Farewell)).settled
+                return (await link.call(messages.BYE, None, messages.Farewell)).settled
         return False
     finally:
         lost.cancel()

@@ -6,18 +6,18 @@ import asyncio
 import dataclasses
 from typing import NoReturn
 
-from entourage import words
-from entourage.blackout import Blackout
-from entourage.conductor import Conductor
-from entourage.convergence import at_first, press, throttles
+from entourage import messages
+from entourage.device_steps import Conductor
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
 from entourage.handover.values import Event, Role
 from entourage.hypervisors.base import Ticket, Verb
-from entourage.passage import Passage
-from entourage.source import SourceSide
+from entourage.source.blackout import Blackout
+from entourage.source.convergence import at_first, press, throttles
+from entourage.source.role import SourceSide
+from entourage.source.session import Passage
+from entourage.source.tasks import beside
 from entourage.steps import Refusal, Step
-from entourage.watch import beside
 
 _LOOK_EVERY = 0.5  # seconds between two looks at the copies, while the guest runs
 
@@ -63,8 +63,8 @@ class Scenes:
             reason = "its hypervisor moves a domain only while it runs"
             found.append(Refusal("domain", way.source, reason, "leave out --non-live"))
         # The domain first: the agent makes the devices' other halves when it hears of it.
-        about = words.TestDomain(domain=domain, facts=dict(facts))
-        found += await way.link.call(words.TEST, about, list[Refusal])
+        about = messages.TestDomain(domain=domain, facts=dict(facts))
+        found += await way.link.call(messages.TEST, about, list[Refusal])
         found += await devices.test()
         for refusal in found:
             self._emit(
@@ -86,7 +86,7 @@ class Scenes:
         if plane.secret is None:
             text = "memory and disks travel unencrypted"
             self._emit(Warned(at=self._clock.now(), message=text))
-        opening = words.Open(
+        opening = messages.Open(
             generation=side.decision.generation,
             domain=devices.as_there(way.machine.domain),
             plane=plane,
@@ -96,7 +96,7 @@ class Scenes:
         details = way.details(Step.TEST, devices.controllers)
         side.decision = dataclasses.replace(side.decision, details=details)
         await side.take(Event.BEGIN)
-        opened = await way.link.call(words.OPEN, opening, words.Opened)
+        opened = await way.link.call(messages.OPEN, opening, messages.Opened)
         stages = self._settings.migration.convergence
         await way.machine.arm(
             plane,
@@ -116,7 +116,7 @@ class Scenes:
 
         async def build() -> None:
             plan = await way.machine.plan(devices.as_there(way.machine.domain))
-            await way.link.call(words.BUILD, plan, type(None))
+            await way.link.call(messages.BUILD, plan, type(None))
 
         async with beside(self._show_copies()):
             await devices.prepare(build)
@@ -129,7 +129,7 @@ class Scenes:
         way = self._way
         way.note("pre-copy")
         way.journal.warm()  # one sync here, so that there is none of the source's in the blackout
-        ticket = await way.link.call(words.LISTEN, None, Ticket)
+        ticket = await way.link.call(messages.LISTEN, None, Ticket)
         async with beside(self._show_copies()):  # of disks that the carrier copies
             await way.machine.start(ticket, live=self._live)
         stages = self._settings.migration.convergence
@@ -159,7 +159,7 @@ class Scenes:
                 last_words = group.create_task(way.machine.landed())
                 group.create_task(way.landed_there())
         if data := last_words.result():
-            way.link.tell(words.LAST_WORDS, words.LastWords(data=data))
+            way.link.tell(messages.LAST_WORDS, messages.LastWords(data=data))
         way.landed = True
         self._emit(MemoryLanded(at=self._clock.now()))
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from entourage.devices.base import Controller, Here
 from entourage.devices.registry import controller_class
-from entourage.devices.remote import afar_class
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Domain
 from entourage.errors import DeadlineError, DeviceError, EntourageError
@@ -26,8 +25,6 @@ from entourage.events import (
     StepDone,
     StepStarted,
 )
-from entourage.hypervisors.afar import Afar
-from entourage.hypervisors.base import Incoming
 from entourage.settings.model import MigrationSettings, Settings
 from entourage.steps import Refusal, Step
 
@@ -52,21 +49,6 @@ def source_controllers(
             controllers.append(Tooled(kind(device), command))
         else:
             controllers.append(kind(device))
-    return controllers
-
-
-def target_controllers(domain: Domain, incoming: Incoming) -> list[Controller]:
-    """A controller for each device of a domain that is to arrive here; tools run on the source.
-
-    Args:
-        domain: As it is to be here.
-        incoming: Its machine: where that is built elsewhere, other halves are needed.
-    """
-    afar = isinstance(incoming, Afar)
-    controllers: list[Controller] = []
-    for device in domain.devices:
-        kind = controller_class(device) or Controller
-        controllers.append((afar_class(kind) if afar else kind)(device))
     return controllers
 
 

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
+from entourage.clock import Clock
 from entourage.errors import DeadlineError
 from entourage.events import GuestResumed, GuestStopped, Listener, SpanDone
-from entourage.passage import Clock
 
 
 class Blackout:

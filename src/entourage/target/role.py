@@ -31,7 +31,7 @@ from entourage.hosts.resources import undo_rows
 from entourage.hypervisors.afar import VOLUME, Afar
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.rows import LedgerRow
-from entourage.words import Resumed
+from entourage.messages import Resumed
 
 
 async def _nothing() -> None:

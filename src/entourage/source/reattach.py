@@ -1,0 +1,101 @@
+"""Taking up a departure that another process began on this host."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from entourage.clock import Clock
+from entourage.device_steps import Conductor, source_controllers
+from entourage.devices.base import Controller, Here, Options
+from entourage.domain import Domain
+from entourage.errors import LinkLost
+from entourage.handover.rules import Source
+from entourage.handover.values import Event, Message, Role
+from entourage.hypervisors.registry import open_hypervisor
+from entourage.journal.journal import Decision, Journal
+from entourage.journal.lock import domain_lock
+from entourage.settings.model import Settings
+from entourage.source.role import SourceSide
+from entourage.steps import Step
+
+Reply = TypeVar("Reply")
+
+
+@contextlib.asynccontextmanager
+async def taken_up_source(
+    journal: Journal,
+    settings: Settings,
+    decision: Decision,
+    *,
+    send: Callable[[Message], None],
+) -> AsyncGenerator[SourceSide]:
+    """The source's side of a migration that another process began here; holds the domain's lock.
+
+    Raises:
+        DomainBusy: Another process works on it.
+    """
+    clock = Clock()
+    async with contextlib.AsyncExitStack() as stack:
+        run_dir = Path(settings.paths.run)
+        stack.enter_context(domain_lock(run_dir, decision.domain, "recovers a departure"))
+        # What was read before the lock was held may be old: another may have decided since.
+        decision = journal.decision(decision.migration, Role.SOURCE) or decision
+        details = decision.details
+        domain = msgspec.convert(details["domain"], Domain)
+        was_running = bool(details.get("was_running", True))
+        hypervisor = open_hypervisor(settings, str(details.get("hypervisor", "qemu")))
+        machine = await hypervisor.taken_up(domain)
+        stack.push_async_callback(machine.close)
+        guest = await machine.reattach(was_running=was_running)
+        options = Options(keep_source_disks=bool(details.get("keep_source_disks")))
+
+        def here(_controller: Controller, _half: str, settled: Callable[[], None]) -> Here:
+            return Here(
+                migration=decision.migration,
+                source="this host",
+                target=decision.peer_host,
+                machine=machine,
+                settings=settings,
+                options=options,
+                peer=_no_peer,
+                emit=lambda _event: None,
+                now=clock.now,
+                settled=settled,
+            )
+
+        devices = Conductor(
+            source_controllers(domain, settings, details.get("tool")),
+            here,
+            settings.migration,
+            lambda _event: None,
+            clock.now,
+        )
+        devices.take_up(Step(int(details.get("step", Step.NONE))), details.get("memos", {}))
+        side = SourceSide(
+            journal=journal,
+            decision=decision,
+            state=Source(
+                migration=decision.migration,
+                peer_journal=decision.peer_journal,
+                record=decision.record,
+                guest=guest,
+                clean=decision.clean,
+            ),
+            machine=machine,
+            send=send,
+            recover_first=devices.recover_first,
+            recover=devices.recover,
+            let_go=devices.let_go,
+            on_resumed=lambda _moment: None,
+        )
+        await side.take(Event.RESTARTED)
+        yield side
+
+
+async def _no_peer(request: Any, reply: type[Reply]) -> Reply:  # noqa: ARG001 - see Peer
+    raise LinkLost("there is no link while a migration is recovered")

@@ -1,0 +1,1 @@
+"""The target's half of a migration: the agent, and what it makes for an arrival."""
