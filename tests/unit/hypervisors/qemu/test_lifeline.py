@@ -1,0 +1,192 @@
+"""The dead hand: who dies, who says what, and what is done to the guest then."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.errors import HypervisorError
+from entourage.hosts.resources import marked_processes
+from entourage.hypervisors.deadhand import DeadHand
+from entourage.hypervisors.qemu import deadhand
+from entourage.hypervisors.qemu.paths import Places
+from tests.unit.hypervisors.qemu.test_qmp import FakeQmp, refuse
+
+
+class Guest(FakeQmp):
+    """A QEMU that stands in pre-switchover."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.status = "finish-migrate"
+        self.migration = "pre-switchover"
+        self.answers |= {
+            "query-status": lambda _: {"status": self.status},
+            "query-migrate": lambda _: {"status": self.migration} if self.migration else {},
+            "migrate_cancel": self._cancel,
+            "cont": self._cont,
+            "yank": refuse("there is no such instance"),
+        }
+        self.runs = asyncio.Event()
+        self.not_finalized = 0
+
+    def _cancel(self, _: dict[str, Any]) -> dict[str, Any]:
+        self.migration = "cancelled"
+        asyncio.get_running_loop().call_later(
+            0.01, lambda: self.say("MIGRATION", status="cancelled")
+        )
+        return {}
+
+    def _cont(self, _: dict[str, Any]) -> dict[str, Any]:
+        if self.migration in {"pre-switchover", "device"}:
+            raise ValueError("Migration is not finalized yet")
+        if self.not_finalized:
+            self.not_finalized -= 1
+            raise ValueError("Migration is not finalized yet")
+        self.status = "running"
+        self.runs.set()
+        return {}
+
+    @property
+    def did(self) -> list[str]:
+        return [name for name, _ in self.commands if not name.startswith("q")]
+
+
+@pytest.fixture
+async def guest(tmp_path: Path) -> AsyncGenerator[Guest]:
+    (tmp_path / "run").mkdir()
+    fake = Guest(tmp_path / "run" / "guard.sock")
+    async with fake.serving():
+        yield fake
+
+
+async def arm(guest: Guest, *, run_again: bool = True, lock: int | None = None) -> DeadHand:
+    where = Places(guest.path.parent, guest.path.parent, guest.path.parent.parent / "log")
+    return await deadhand.arm(
+        where, name="test", run_again=run_again, mirrors=["m0-disk0"], lock=lock
+    )
+
+
+async def test_its_parents_death_lets_the_guest_run(guest: Guest) -> None:
+    hand = await arm(guest)
+    assert guest.did == []
+    hand.close()  # the descriptor is the parent's alone: this is what its death looks like
+    await asyncio.wait_for(guest.runs.wait(), 5)
+    assert guest.did == ["yank", "stop", "block-job-cancel", "cont", "migrate_cancel", "cont"]
+
+
+async def test_one_that_sends_the_last_is_cut_off_and_not_cancelled(guest: Guest) -> None:
+    """Cancelled then, QEMU may let the guest run without its disks."""
+
+    def yank(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["instances"] != [{"type": "migration"}]:
+            raise ValueError("there is no such instance")
+        guest.migration = "failed"
+        asyncio.get_running_loop().call_later(0.01, lambda: guest.say("MIGRATION", status="failed"))
+        return {}
+
+    guest.migration = "device"
+    guest.answers["yank"] = yank
+    (await arm(guest)).close()
+    await asyncio.wait_for(guest.runs.wait(), 5)
+    assert guest.did == ["yank", "stop", "block-job-cancel", "cont", "yank", "cont"]
+
+
+async def test_a_migration_that_takes_long_to_end(guest: Guest) -> None:
+    guest.not_finalized = 3
+    (await arm(guest)).close()
+    await asyncio.wait_for(guest.runs.wait(), 5)
+    assert guest.did.count("cont") == 5
+
+
+async def test_nothing_to_cancel(guest: Guest) -> None:
+    guest.migration = ""
+    guest.status = "paused"
+    (await arm(guest)).close()
+    await asyncio.wait_for(guest.runs.wait(), 5)
+    assert "migrate_cancel" not in guest.did
+
+
+async def test_a_guest_that_its_user_had_paused(guest: Guest, tmp_path: Path) -> None:
+    (await arm(guest, run_again=False)).close()
+    while not (tmp_path / "log").read_text():  # noqa: ASYNC110 - a file tells nobody
+        await asyncio.sleep(0.01)
+    assert "stays paused" in (tmp_path / "log").read_text()
+    assert guest.did == ["yank", "stop", "block-job-cancel", "migrate_cancel"]
+    assert guest.status == "finish-migrate"
+
+
+async def free(lock: Path) -> bool:
+    """Whether the lock is free, or becomes so within a moment."""
+    descriptor = os.open(lock, os.O_RDONLY)
+    deadline = time.monotonic() + 3
+    try:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+            else:
+                return True
+        return False
+    finally:
+        os.close(descriptor)
+
+
+async def test_disarmed_it_never_resumes(guest: Guest, tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    hand = await arm(guest, lock=descriptor)
+    await hand.disarm()
+    hand.close()
+    os.close(descriptor)
+    assert await free(lock)  # it has ended
+    assert guest.did == []
+
+
+async def test_dismissed_it_gives_up_the_lock(guest: Guest, tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    hand = await arm(guest, lock=descriptor)
+    os.close(descriptor)
+    other = os.open(lock, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    await hand.dismiss()
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+    assert guest.did == []
+    await hand.dismiss()
+
+
+async def test_a_dead_hand_that_is_dead_is_noticed(guest: Guest) -> None:
+    hand = await arm(guest)
+    for pid in marked_processes("test.dead-hand"):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(HypervisorError, match="dead hand"):
+        await hand.disarm()
+    hand.close()
+
+
+async def test_no_guest_no_dead_hand(tmp_path: Path) -> None:
+    where = Places(tmp_path, tmp_path, tmp_path / "log")
+    with pytest.raises(HypervisorError, match="dead hand"):
+        await deadhand.arm(where, name="t", run_again=True, mirrors=[], lock=None)
+    assert "FileNotFoundError" in (tmp_path / "log").read_text()
+
+
+async def test_what_was_meant_for_another_is_skipped(guest: Guest) -> None:
+    guest.before_greeting = b'e": 1}\n{"event": "STOP"}\n'
+    guest.before_answer = b'{"event": "RESUME"}\n{"return": {"status": "running"}, "id": 77}\n'
+    (await arm(guest)).close()
+    await asyncio.wait_for(guest.runs.wait(), 5)

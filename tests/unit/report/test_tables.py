@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+from entourage.events import AnyEvent, Finished, RollbackStarted, Warned
+from entourage.report.ending import ending
+from entourage.report.frame import Screen, frame
+from entourage.report.lines import Teller
+from entourage.report.schema import events_markdown
+from entourage.report.table import recovery_table, refusals_table, steps_table
+from entourage.report.text import ASCII, bar, clean, escaped, joined
+from entourage.report.text import UNICODE as SIGNS
+from entourage.report.view import View
+from entourage.steps import Refusal, Step
+from tests.unit.report.test_samples import (
+    refused,
+    rolled_back,
+    started,
+    step,
+    success,
+    until_stop,
+    warned,
+)
+
+DOCS = Path(__file__).parents[3] / "docs"
+NASTY = "\x1b[2J[bold]web\u202e1\r"
+
+
+def text_of(*parts: RenderableType | None, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False)
+    for part in parts:
+        assert part is not None
+        console.print(part)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def test_the_steps() -> None:
+    assert (
+        text_of(steps_table(success()))
+        == """\
+device         TEST   PREPARE   TRANSFER     SYNC    copied
+───────────────────────────────────────────────────────────
+block/disk0   10 ms     8.4 s       8 ms   0.4 ms     2 GiB
+net/net0      20 ms     12 ms     0.2 ms   0.1 ms
+tpm/tpm0      40 ms     30 ms       1 ms   0.1 ms
+memory                                              540 MiB
+all           40 ms     8.4 s               16 ms"""
+    )
+
+
+def test_a_step_that_failed_and_one_that_was_given_up_for_it() -> None:
+    lines = text_of(steps_table(rolled_back())).splitlines()
+    assert "✗ 30 ms" in next(line for line in lines if line.startswith("tpm"))
+    assert "(22 ms)" in next(line for line in lines if line.startswith("net"))
+
+
+def test_no_table_of_nothing() -> None:
+    assert steps_table([started()]) is None
+    assert recovery_table(success()) is None
+
+
+def test_all_refusals_at_once() -> None:
+    refusals = [
+        Refusal("net/net0", "b", "there is no bridge br0", "--net br0=br1"),
+        Refusal("pci/gpu0", "a", "0000:3b:00.0 is the host's own device " * 2, "a tool for pci"),
+    ]
+    text = text_of(refusals_table(refusals))
+    assert "net/net0   b      there is no bridge br0" in text
+    assert "--net br0=br1" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_recovery() -> None:
+    assert (
+        text_of(recovery_table(rolled_back()))
+        == """\
+device        last good step    time   result
+──────────────────────────────────────────────────────
+block/disk0   TRANSFER         50 ms   ✓ put back
+net/net0      TRANSFER         10 ms   ✓ put back
+tpm/tpm0      PREPARE          20 ms   ✗ exit status 1"""
+    )
+
+
+def test_the_end_of_each_outcome() -> None:
+    def last(*events: AnyEvent) -> str:
+        return text_of(*ending(events)).splitlines()[-1]
+
+    assert last(*success()) == "web1 runs on b, moved in 13.1 s; it stood still for 32 ms"
+    assert last(*rolled_back()) == "web1 runs on a, as before; it stood still for 34 ms"
+    assert last(*refused()) == "web1 cannot move to b; nothing was touched"
+
+    def done(**how: object) -> str:
+        told: dict[str, object] = {"at": 1.0, "seconds": 1.0, "runs_on": ""}
+        return last(started(), Finished(**(told | how)))  # type: ignore[arg-type]
+
+    assert done(outcome="can-move", runs_on="a") == "web1 can move to b; nothing was touched"
+    assert done(outcome="failed") == "web1 was not moved"
+    assert "type `entourage recover web1`" in done(outcome="in-doubt")
+    unclean = done(outcome="clean-up-incomplete", runs_on="b", problems=("disk0 is left",))
+    assert unclean == "web1 runs on b, moved in 1 s; a is not cleaned up"
+
+
+def test_nothing_is_said_of_what_was_never_begun() -> None:
+    assert ending([Finished(at=0, outcome="failed", seconds=0, runs_on="", message="x")]) == []
+
+
+def test_problems_are_told() -> None:
+    assert "Left to be done:\n  tpm/tpm0: exit status 1" in text_of(*ending(rolled_back()))
+
+
+def test_a_dry_run_shows_its_table_only_when_asked() -> None:
+    events = [*until_stop()[:6], Finished(at=1, outcome="can-move", seconds=1, runs_on="a")]
+    assert "PREPARE" not in text_of(*ending(events))
+    assert "PREPARE" in text_of(*ending(events, verbose=True))
+
+
+def test_names_cannot_break_the_terminal() -> None:
+    nasty = f"block/{NASTY}"
+    events: list[AnyEvent] = [
+        started(NASTY, (nasty,)),
+        *step(nasty, Step.TEST, 0, 1),
+        *step(nasty, Step.PREPARE, 0, 1, NASTY),
+        RollbackStarted(at=2.0, reason=NASTY, device=nasty, host=NASTY),
+        Finished(
+            at=3, outcome="rolled-back", seconds=3, runs_on=NASTY, message="", problems=(NASTY,)
+        ),
+    ]
+    refusal = Refusal(NASTY, NASTY, NASTY, NASTY)
+    text = text_of(
+        *ending(events), refusals_table([refusal]), frame(View.of(events), 3, Screen()), width=200
+    )
+    assert "\\x1b[2J[bold]web\\u202e1\\r" in text
+    assert all(line.isprintable() for line in text.splitlines())
+    teller = Teller(verbose=True)
+    assert all((teller.tell(event) or "").isprintable() for event in events)
+
+
+def test_frames_fit_and_say_what_goes_on() -> None:
+    events = success()
+    for width in (60, 80, 120):
+        for count in range(1, len(events)):
+            view = View.of(events[:count])
+            lines = text_of(frame(view, 12.0, Screen(width, 24)), width=width).splitlines()
+            assert max(map(len, lines)) <= width
+            assert len(lines) < 24
+    assert "⠋ asking the devices" in text_of(frame(View.of(events[:4]), 1.0, Screen()))
+    assert "copying memory, round 4" in text_of(frame(View.of(until_stop()[:-2]), 1.0, Screen()))
+    assert "cleaning up" in text_of(frame(View.of(events[:-1]), 1.0, Screen()))
+
+
+def test_a_frame_without_unicode() -> None:
+    assert text_of(frame(View.of(rolled_back()), 12.0, Screen(80, 24, ASCII))).isascii()
+
+
+def test_sixty_four_devices_fit_a_small_terminal() -> None:
+    labels = tuple(f"external/dongle{number}" for number in range(64))
+    events: list[AnyEvent] = [started("web1", labels)]
+    for label in labels:
+        events += step(label, Step.TEST, 0, 0.01)
+    events += step("external/dongle63", Step.PREPARE, 0, 0.01, "no licence")
+    lines = text_of(frame(View.of(events), 1.0, Screen(80, 24))).splitlines()
+    assert len(lines) < 24
+    assert any("dongle63" in line for line in lines)  # the one that failed
+    assert any(line.startswith("and 48 more") for line in lines)
+
+
+def test_plain_lines() -> None:
+    teller = Teller()
+    told = [line[11:] for event in rolled_back() if (line := teller.tell(event))]
+    assert told == [
+        "web1: a -> b, with block/disk0, net/net0 and tpm/tpm0",
+        "TEST begins",
+        "TEST done in 40 ms",
+        "PREPARE begins",
+        "PREPARE done in 8.4 s",
+        "memory: round 4, dirtied 4 MiB/s",
+        "the guest stands still",
+        "tpm/tpm0 TRANSFER: Error: no licence",
+        "tpm/tpm0 TRANSFER failed: the tool said Error: no licence",
+        "net/net0 SYNC failed: given up, because something else failed",
+        "going back: the tool said Error: no licence",
+        "the guest runs on a; it stood still for 34 ms",
+        "block/disk0 is put back (50 ms)",
+        "net/net0 is put back (10 ms)",
+        "tpm/tpm0 is not put back: exit status 1 (20 ms)",
+    ]
+
+
+def test_warnings_and_verbose_lines() -> None:
+    assert "warning: block/disk0 on b: full" in (Teller().tell(warned("full")) or "")
+    assert "warning: full" in (Teller().tell(Warned(at=0.0, message="full")) or "")
+    verbose = Teller(verbose=True)
+    told = "\n".join(filter(None, map(verbose.tell, success())))
+    assert "net/net0 TRANSFER 0.2 ms" in told
+    assert "convergence stage 1: up to 100 ms of blackout, slowing the guest down" in told
+
+
+def test_harmless_text() -> None:
+    assert clean("plain ü 漢") == "plain ü 漢"
+    assert clean("a\nb\tc\x7f") == "a\\nb\\tc\\x7f"
+    assert clean("\udc80") == "\\udc80"
+    assert escaped("\x9b\u202e", pairs=True) == "\\u009b\\u202e"
+    assert escaped("\U000e0001", pairs=True) == "\\udb40\\udc01"
+    assert escaped("\U000e0001", pairs=False) == "\\U000e0001"
+    assert joined(["a"]) == "a"
+    assert joined(["a", "b", "c"]) == "a, b and c"
+
+
+def test_bars() -> None:
+    assert bar(0, 4, SIGNS) == ("", "────")
+    assert bar(0.4, 4, SIGNS) == ("━╸", "──")
+    assert bar(7, 4, SIGNS) == ("━━━━", "")
+
+
+def test_the_document_of_events_has_not_drifted() -> None:
+    written = (DOCS / "events.md").read_text()
+    assert written == events_markdown(), "python -m entourage.report.schema > docs/events.md"
