@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from entourage.errors import DomainBusy, EntourageError
-from entourage.handover.values import Event, Finding, Record, Role
+from entourage.handover.values import Finding, Input, Record, Role
 from entourage.hosts.standin import beside, from_afar, is_afar
 from entourage.hypervisors.registry import all_domains
 from entourage.journal.journal import Decision, Journal
@@ -226,9 +226,9 @@ async def _settle(
             on_failure=failed.append,
         ) as arrival:
             if fenced:
-                await arrival.take(Event.PEER_IS_FENCED)
+                await arrival.take(Input.PEER_IS_FENCED)
             if arrival.record is Record.RAN:
-                await arrival.take(Event.UNREACHABLE)
+                await arrival.take(Input.UNREACHABLE)
             # Of a device; what concerns the domain is among the findings.
             devices = [str(error) for error in failed if error.device]
             return _report(journal, decision, arrival.findings, [*arrival.problems, *devices])
@@ -238,7 +238,7 @@ async def _settle(
     way = Way(settings, decision)
     async with taken_up_source(journal, settings, decision, send=way.send) as departure:
         if departure.state.in_doubt and fenced:
-            await departure.take(Event.PEER_IS_FENCED)
+            await departure.take(Input.PEER_IS_FENCED)
         elif departure.state.record is not Record.BACK and await way.ask(departure):
             note_told(journal, decision.migration)
         return _report(journal, decision, departure.findings, departure.problems)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 from entourage.handover.rules import Source
-from entourage.handover.values import TERMINAL, Do, Record, Verb
-from tests.model.shell import Rules, Violation, may_start
+from entourage.handover.values import TERMINAL, Do, MessageKind, Record
+from tests.model.executor import Rules, Violation, may_start
 from tests.model.world import (
     ACTING,
     ARMED,
@@ -32,7 +32,7 @@ def check(world: World, rules: Rules) -> None:
         raise Violation(f"two copies: {claims[0]} on A, {claims[1]} on B")
     for migration, source in enumerate(world.sources):
         record = world.hosts[1 - source].cache[migration][0]
-        if record in _WANTED and (Verb.NEVER, migration) in world.said:
+        if record in _WANTED and (MessageKind.NEVER, migration) in world.said:
             raise Violation(f"the target said NEVER, and its journal says {record}")
     tpms = [host.tpm for host in world.hosts]
     if tpms == [NO_TPM, NO_TPM]:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.model.checks import check, recovered
+from tests.model.executor import Rules, Violation
 from tests.model.moves import moves
 from tests.model.mutants import MUTANTS, Mutant
-from tests.model.shell import Rules, Violation
 from tests.model.world import first_world
 
-_MANY = 3  # messages at once are not sent, but forgotten: see shell.settle
+_MANY = 3  # messages at once are not sent, but forgotten: see executor.settle
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Exploration:
         story: list[str] = []
         while at > 0:
             before, line = self.parents[at]
-            new = sorted(verb for verb, _ in self.worlds[at].said - self.worlds[before].said)
+            new = sorted(kind for kind, _ in self.worlds[at].said - self.worlds[before].said)
             story.append(f"{line}, {' and '.join(new)} is sent" if 0 < len(new) < _MANY else line)
             at = before
         self.result.problem = problem

@@ -9,16 +9,16 @@ from typing import NamedTuple
 from entourage.handover.rules import Source, Target
 from entourage.handover.values import (
     TERMINAL,
-    AnyEvent,
+    AnyInput,
     Connected,
-    Event,
     Guest,
     Heard,
+    Input,
     Message,
+    MessageKind,
     Record,
-    Verb,
 )
-from tests.model.shell import (
+from tests.model.executor import (
     Move,
     Rules,
     Violation,
@@ -65,8 +65,8 @@ from tests.model.world import (
     replaced,
 )
 
-TO_SOURCE = (Verb.RAN, Verb.NEVER, Verb.GO_STANDS)
-TO_TARGET = (Verb.GO, Verb.ASK, Verb.GONE, Verb.BACK)
+TO_SOURCE = (MessageKind.RAN, MessageKind.NEVER, MessageKind.GO_STANDS)
+TO_TARGET = (MessageKind.GO, MessageKind.ASK, MessageKind.GONE, MessageKind.BACK)
 
 
 def moves(world: World, rules: Rules, *, faulty: bool) -> Iterator[Move]:
@@ -131,9 +131,9 @@ def _view(world: World, place: int, *, faulty: bool) -> World:
 def _heard(said: Said, sources: tuple[int, ...], place: int) -> Said:
     """What of all that was said is said to this host."""
     return frozenset(
-        (verb, migration)
-        for verb, migration in said
-        if (verb in TO_TARGET) == (sources[migration] != place)
+        (kind, migration)
+        for kind, migration in said
+        if (kind in TO_TARGET) == (sources[migration] != place)
     )
 
 
@@ -185,13 +185,13 @@ def _local(place: int, world: World, rules: Rules) -> Iterator[Move]:
 def _idle(world: World, place: int, one: Process, rules: Rules) -> Iterator[Move]:
     """What a process may do that waits for something: hear, give up, go on."""
     who = called(one, place)
-    for verb in TO_SOURCE if isinstance(one.state, Source) else TO_TARGET:
-        if (verb, one.migration) in world.said:
-            heard = decided(rules, one, Heard(Message(verb, one.state.migration)))
-            yield Move(f"{who} hears {verb}", place_process(world, place, "main", heard))
-    for event, story in _events(world, place, one, rules):
-        after = place_process(world, place, "main", decided(rules, one, event))
-        if event is Event.PEER_IS_FENCED:
+    for kind in TO_SOURCE if isinstance(one.state, Source) else TO_TARGET:
+        if (kind, one.migration) in world.said:
+            heard = decided(rules, one, Heard(Message(kind, one.state.migration)))
+            yield Move(f"{who} hears {kind}", place_process(world, place, "main", heard))
+    for given, story in _inputs(world, place, one, rules):
+        after = place_process(world, place, "main", decided(rules, one, given))
+        if given is Input.PEER_IS_FENCED:
             off = replaced(world.fenced, one.migration, 1 - place)
             yield Move(f"{who} {story}", after._replace(fenced=off), helps=False)
         else:
@@ -217,34 +217,34 @@ def may_give_up(one: Process) -> bool:
     return not one.effects and (doubt or one.state.record is Record.RAN)
 
 
-def _events(
+def _inputs(
     world: World, place: int, one: Process, rules: Rules
-) -> Iterator[tuple[Event | Connected, str]]:
+) -> Iterator[tuple[Input | Connected, str]]:
     host = world.hosts[place]
     match one.state:
         case Source(live=True, guest=guest):
-            yield Event.ABORT, "calls it off"
+            yield Input.ABORT, "calls it off"
             done = host.guest in {POST, DEAD} or not rules.needs_completed
-            if done and (Verb.LANDED, one.migration) in world.said:
-                yield Event.READY, "has everything and hands over"
+            if done and (MessageKind.LANDED, one.migration) in world.said:
+                yield Input.READY, "has everything and hands over"
             if host.guest == DEAD and guest is not Guest.DEAD:
-                yield Event.GUEST_DIED, "sees its guest dead"
+                yield Input.GUEST_DIED, "sees its guest dead"
         case Source(record=Record.ARMED, guest=guest):
-            if (Verb.ASK, one.migration) not in world.said:
+            if (MessageKind.ASK, one.migration) not in world.said:
                 yield Connected("T"), "reaches the target"
-            yield Event.ABORT, "has waited long enough"
-            yield Event.UNREACHABLE, "cannot reach the target"
+            yield Input.ABORT, "has waited long enough"
+            yield Input.UNREACHABLE, "cannot reach the target"
             if host.guest == DEAD and guest is not Guest.DEAD:
-                yield Event.GUEST_DIED, "sees its guest dead"
+                yield Input.GUEST_DIED, "sees its guest dead"
             if _fenceable(world, 1 - place, one.migration):
-                yield Event.PEER_IS_FENCED, "is told that the target is fenced"
+                yield Input.PEER_IS_FENCED, "is told that the target is fenced"
         case Target(record=Record.OPEN, landed=False) if host.guest == LAND:
-            yield Event.MEMORY_LANDED, "sees memory landed"
-            yield Event.ABORT, "calls it off"
+            yield Input.MEMORY_LANDED, "sees memory landed"
+            yield Input.ABORT, "calls it off"
         case Target(record=Record.OPEN):
-            yield Event.ABORT, "calls it off"
+            yield Input.ABORT, "calls it off"
         case Target(record=Record.RAN) if _fenceable(world, 1 - place, one.migration):
-            yield Event.PEER_IS_FENCED, "is told that the source is fenced"
+            yield Input.PEER_IS_FENCED, "is told that the source is fenced"
         case _:
             pass
 
@@ -287,7 +287,7 @@ def _newcomers(world: World, place: int, rules: Rules) -> Iterator[Move]:
 def _recover(world: World, place: int, migration: int, rules: Rules) -> Iterator[Move]:
     world, one = newcomer(world, place, migration, HOLDER, synced=rules.synced_reads)
     found = one.state.record
-    one = decided(rules, one, Event.RESTARTED)
+    one = decided(rules, one, Input.RESTARTED)
     if one.effects or waits(one):
         yield Move(
             f"recover starts on {name(place)}, finds {found}",
@@ -302,21 +302,21 @@ def _answers(world: World, place: int, migration: int, rules: Rules) -> Iterator
     write compares before it sets, so with several they are one step, and the worlds half as many.
     """
     alone = len(world.copies) == 1
-    wakes: list[tuple[AnyEvent, str]] = [
-        (Heard(Message(verb, f"m{migration + 1}")), f"hears {verb}")
-        for verb in (TO_SOURCE if world.sources[migration] == place else TO_TARGET)
-        if (verb, migration) in world.said
+    wakes: list[tuple[AnyInput, str]] = [
+        (Heard(Message(kind, f"m{migration + 1}")), f"hears {kind}")
+        for kind in (TO_SOURCE if world.sources[migration] == place else TO_TARGET)
+        if (kind, migration) in world.said
     ]
     record = world.hosts[place].cache[migration][0]
     if alone and record is Record.OPEN:
-        wakes.append((Event.ABORT, "is told to call it off"))
+        wakes.append((Input.ABORT, "is told to call it off"))
     # Of several migrations only those that were fenced: else ASK can only lead to a late RAN.
     asks = record in {Record.BACK, Record.GONE} and (alone or world.fenced[migration] is not None)
-    if asks and (Verb.ASK, migration) not in world.said:
+    if asks and (MessageKind.ASK, migration) not in world.said:
         wakes.append((Connected("T"), "reaches the target, to tell it"))
-    for event, story in wakes:
+    for given, story in wakes:
         after, one = newcomer(world, place, migration, ANSWER, synced=rules.synced_reads)
-        one = decided(rules, one, event)
+        one = decided(rules, one, given)
         woken = place_process(after, place, "answer", one)
         start = f"{called(one, place)} {story}"
         if alone or woken.hosts[place].answer is None:
@@ -333,14 +333,14 @@ def _begins(world: World, place: int, rules: Rules) -> Iterator[Move]:
         one = process(HOLDER, new, Source(migration=f"m{new + 1}", peer_journal="T"))
         hand = ACTING if host.hand == ACTING else ARMED
         begun = world._replace(sources=(*world.sources, place))
-        after = begun.host(place, main=decided(rules, one, Event.BEGIN), hand=hand)
+        after = begun.host(place, main=decided(rules, one, Input.BEGIN), hand=hand)
         yield Move(f"migration {new + 1} begins on {name(place)}", after, helps=False)
     for migration, source in enumerate(world.sources):
         known = world.hosts[source].cache[migration][0] is not None
         unheard = host.cache[migration][0] is None
         if source != place and known and unheard and begins(host, migration, rules):
             one = process(HOLDER, migration, Target(migration=f"m{migration + 1}"))
-            after = world.host(place, main=decided(rules, one, Event.BEGIN))
+            after = world.host(place, main=decided(rules, one, Input.BEGIN))
             yield Move(f"agent of migration {migration + 1} begins on {name(place)}", after)
 
 

@@ -1,6 +1,6 @@
 """Planted bugs: rules that look harmless to change, each of which the exploration must find.
 
-A mutant changes one rule of the real code by wrapping its function, or one thing that the shell
+A mutant changes one rule of the real code by wrapping its function, or one thing that the executor
 owes it. ``migrations`` and ``faults`` are the smallest world in which it does harm.
 """
 
@@ -12,18 +12,18 @@ from typing import NamedTuple, TypeVar
 
 from entourage.handover.rules import Source, Target, decide_source, decide_target, refuses_start
 from entourage.handover.values import (
-    AnyEvent,
+    AnyInput,
     Do,
     Effect,
-    Event,
     Flush,
     Heard,
+    Input,
     Message,
+    MessageKind,
     Record,
-    Step,
-    Verb,
+    Transition,
 )
-from tests.model.shell import Rules
+from tests.model.executor import Rules
 
 
 class Mutant(NamedTuple):
@@ -36,82 +36,84 @@ class Mutant(NamedTuple):
 
 
 StateT = TypeVar("StateT", Source, Target)
-SourceRule = Callable[[Source, AnyEvent], Step[Source]]
-TargetRule = Callable[[Target, AnyEvent], Step[Target]]
+SourceRule = Callable[[Source, AnyInput], Transition[Source]]
+TargetRule = Callable[[Target, AnyInput], Transition[Target]]
 
 
 def _without(
-    rule: Callable[[StateT, AnyEvent], Step[StateT]], effect: Effect, event: AnyEvent | None = None
-) -> Callable[[StateT, AnyEvent], Step[StateT]]:
-    """A rule that forgets an effect, always or after one event."""
+    rule: Callable[[StateT, AnyInput], Transition[StateT]],
+    effect: Effect,
+    given: AnyInput | None = None,
+) -> Callable[[StateT, AnyInput], Transition[StateT]]:
+    """A rule that forgets an effect, always or after one input."""
 
-    def forgetful(state: StateT, happened: AnyEvent) -> Step[StateT]:
+    def forgetful(state: StateT, happened: AnyInput) -> Transition[StateT]:
         after, effects = rule(state, happened)
-        if event is None or happened is event:
+        if given is None or happened is given:
             effects = tuple(one for one in effects if one != effect)
-        return Step(after, effects)
+        return Transition(after, effects)
 
     return forgetful
 
 
-def _takes_for_never(event: Event) -> SourceRule:
-    """A source in doubt that takes an event for the target's NEVER."""
+def _takes_for_never(given: Input) -> SourceRule:
+    """A source in doubt that takes an input for the target's NEVER."""
 
-    def hopeful(state: Source, happened: AnyEvent) -> Step[Source]:
-        if happened is event and state.in_doubt:
-            happened = Heard(Message(Verb.NEVER, state.migration))
+    def hopeful(state: Source, happened: AnyInput) -> Transition[Source]:
+        if happened is given and state.in_doubt:
+            happened = Heard(Message(MessageKind.NEVER, state.migration))
         return decide_source(state, happened)
 
     return hopeful
 
 
-def _runs_after_never(state: Target, event: AnyEvent) -> Step[Target]:
-    match event:
-        case Heard(Message(Verb.GO, _)) if state.record is Record.NEVER:
+def _runs_after_never(state: Target, given: AnyInput) -> Transition[Target]:
+    match given:
+        case Heard(Message(MessageKind.GO, _)) if state.record is Record.NEVER:
             flush = Flush(Record.NEVER, Record.GO)
-            return Step(replace(state, record=Record.GO), (flush, Do.LET_RUN))
+            return Transition(replace(state, record=Record.GO), (flush, Do.LET_RUN))
         case _:
-            return decide_target(state, event)
+            return decide_target(state, given)
 
 
-def _runs_in_ran(state: Target, event: AnyEvent) -> Step[Target]:
-    if event is Event.RESTARTED and state.record is Record.RAN:
-        return Step(replace(state, record=Record.GO), (Do.LET_RUN,))
-    return decide_target(state, event)
+def _runs_in_ran(state: Target, given: AnyInput) -> Transition[Target]:
+    if given is Input.RESTARTED and state.record is Record.RAN:
+        return Transition(replace(state, record=Record.GO), (Do.LET_RUN,))
+    return decide_target(state, given)
 
 
-def _takes_a_word_for_a_record(state: Target, event: AnyEvent) -> Step[Target]:
+def _takes_a_word_for_a_record(state: Target, given: AnyInput) -> Transition[Target]:
     """Answers NEVER to an ASK before the journal says so."""
-    after, effects = decide_target(state, event)
-    match event, effects:
-        case Heard(Message(Verb.ASK, _)), (Flush() as flush, said, *rest):
-            return Step(after, (said, flush, *rest))
+    after, effects = decide_target(state, given)
+    match given, effects:
+        case Heard(Message(MessageKind.ASK, _)), (Flush() as flush, said, *rest):
+            return Transition(after, (said, flush, *rest))
         case _:
-            return Step(after, effects)
+            return Transition(after, effects)
 
 
-def _forgets_the_unknown(state: Target, event: AnyEvent) -> Step[Target]:
+def _forgets_the_unknown(state: Target, given: AnyInput) -> Transition[Target]:
     """Answers NEVER for an id that it never heard of, and writes nothing down."""
-    after, effects = decide_target(state, event)
+    after, effects = decide_target(state, given)
     if state.record is None and after.record is Record.NEVER:
-        return Step(state, tuple(one for one in effects if not isinstance(one, Flush)))
-    return Step(after, effects)
+        return Transition(state, tuple(one for one in effects if not isinstance(one, Flush)))
+    return Transition(after, effects)
 
 
-def _destroys_before_gone(state: Source, event: AnyEvent) -> Step[Source]:
-    after, effects = decide_source(state, event)
+def _destroys_before_gone(state: Source, given: AnyInput) -> Transition[Source]:
+    after, effects = decide_source(state, given)
     if Do.DESTROY_SOURCE in effects and isinstance(effects[0], Flush):
         others = tuple(effect for effect in effects if effect is not Do.DESTROY_SOURCE)
-        return Step(after, (Do.DESTROY_SOURCE, *others))
-    return Step(after, effects)
+        return Transition(after, (Do.DESTROY_SOURCE, *others))
+    return Transition(after, effects)
 
 
-def _resumes_before_back(state: Source, event: AnyEvent) -> Step[Source]:
-    after, effects = decide_source(state, event)
-    if event is Event.PEER_IS_FENCED and Do.RESUME_SOURCE in effects:
+def _resumes_before_back(state: Source, given: AnyInput) -> Transition[Source]:
+    after, effects = decide_source(state, given)
+    if given is Input.PEER_IS_FENCED and Do.RESUME_SOURCE in effects:
         others = tuple(effect for effect in effects if effect is not Do.RESUME_SOURCE)
-        return Step(after, (Do.RESUME_SOURCE, *others))
-    return Step(after, effects)
+        return Transition(after, (Do.RESUME_SOURCE, *others))
+    return Transition(after, effects)
 
 
 def _ran_is_enough(records: Iterable[Record]) -> Record | None:
@@ -134,9 +136,9 @@ MUTANTS = (
     ),
     Mutant("RAN is said, and not synced", Rules(unsynced=frozenset({Record.RAN}))),
     Mutant(
-        "the source resumes when RAN takes too long", Rules(source=_takes_for_never(Event.ABORT))
+        "the source resumes when RAN takes too long", Rules(source=_takes_for_never(Input.ABORT))
     ),
-    Mutant("a lost link is taken for NEVER", Rules(source=_takes_for_never(Event.UNREACHABLE))),
+    Mutant("a lost link is taken for NEVER", Rules(source=_takes_for_never(Input.UNREACHABLE))),
     Mutant("a record is set without comparing", Rules(compares=False)),
     Mutant("a late GO is accepted after NEVER", Rules(target=_runs_after_never)),
     Mutant("a target that restarts in RAN runs the guest", Rules(target=_runs_in_ran), faults=2),
@@ -148,7 +150,7 @@ MUTANTS = (
     Mutant("a killed process's unsynced record is believed", Rules(synced_reads=False), faults=2),
     Mutant(
         "the TPM is not synced before GO",
-        Rules(target=_without(decide_target, Do.SYNC_DEVICES, Event.MEMORY_LANDED)),
+        Rules(target=_without(decide_target, Do.SYNC_DEVICES, Input.MEMORY_LANDED)),
         faults=2,
     ),
     Mutant(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from entourage.handover.rules import Source, Target
-from entourage.handover.values import Effect, Guest, Record, Verb
+from entourage.handover.values import Effect, Guest, MessageKind, Record
 
 # A host's copy of the guest. A source copy is RUN, then COPY (pre-copy), STOP (for the switchover)
 # and POST (QEMU says that all is sent, and never resumes by itself any more). A target copy is
@@ -42,7 +42,7 @@ HOLDER, ANSWER = "holder", "answer"
 Row: TypeAlias = tuple[Record | None, bool]
 """What a journal says of one migration, and whether it is clean."""
 Rows: TypeAlias = tuple[Row, ...]
-Said: TypeAlias = frozenset[tuple[Verb, int]]
+Said: TypeAlias = frozenset[tuple[MessageKind, int]]
 T = TypeVar("T")
 
 
@@ -157,9 +157,9 @@ def first_world(*, migrations: int) -> World:
 
 
 @functools.cache
-def also(said: Said, verbs: frozenset[Verb], migration: int) -> Said:
+def also(said: Said, kinds: frozenset[MessageKind], migration: int) -> Said:
     """What was said, and more."""
-    return said | {(verb, migration) for verb in verbs}
+    return said | {(kind, migration) for kind in kinds}
 
 
 @functools.cache

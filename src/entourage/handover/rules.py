@@ -1,8 +1,8 @@
 """Who may run the domain: the hand-over protocol, as values and pure functions.
 
 Two hosts, an unreliable link, a journal on each that survives a power cut, processes that may be
-killed anywhere. Source and target have one function each, which takes a frozen state and an event
-and returns the next state and the effects to be executed, in their order, by a thin shell::
+killed anywhere. Source and target have one function each, which takes a frozen state and an input
+and returns the next state and the effects to be executed, in their order, by an executor::
 
     source   ARMED ──► BACK                  it runs at the source, as before
                   └──► GONE                  it runs at the target, for good
@@ -12,12 +12,12 @@ and returns the next state and the effects to be executed, in their order, by a 
                         │     └────► FENCED  the user gave it back to the source
                         └──► NEVER, FENCED
 
-What a shell owes this module (docs/handover.md says why, for each):
+What an executor owes this module (docs/handover.md says why, for each):
 
 * It executes the effects of a step one by one and in order, and brings what `LET_RUN` led to before
-  any other event. It may die between any two effects; `RESTARTED` finishes what it began.
+  any other input. It may die between any two effects; `RESTARTED` finishes what it began.
 * `Flush` is a compare-and-set that is on the disk when it returns. Where it changed nothing, the
-  rest of the step is dropped and the shell brings `Overtaken` with what the journal holds. Where
+  rest of the step is dropped and the executor brings `Overtaken` with what the journal holds. Where
   it raised, the process ends: nobody knows what is on the disk before it has been read again.
 * A state built from a journal is built from what is on the disk, not in the kernel's cache
   (``Journal.open`` sees to that).
@@ -34,22 +34,22 @@ from typing import TYPE_CHECKING
 
 from entourage.handover.values import (
     TERMINAL,
-    AnyEvent,
+    AnyInput,
     Connected,
     Do,
     Effect,
-    Event,
     Finding,
     Flush,
     Guest,
     Heard,
+    Input,
     Message,
+    MessageKind,
     Overtaken,
     Record,
     Report,
     Send,
-    Step,
-    Verb,
+    Transition,
 )
 
 if TYPE_CHECKING:
@@ -86,74 +86,74 @@ class Source:
         return self.record is Record.ARMED and not self.live
 
 
-def decide_source(state: Source, event: AnyEvent) -> Step[Source]:
-    """What the source does about an event; nothing where the rules have no answer."""
+def decide_source(state: Source, given: AnyInput) -> Transition[Source]:
+    """What the source does about an input; nothing where the rules have no answer."""
     armed_here = state.record is Record.ARMED and state.holds_lock
-    match event:
-        case Event.BEGIN if state.record is None and state.holds_lock:
+    match given:
+        case Input.BEGIN if state.record is None and state.holds_lock:
             begun = replace(state, record=Record.ARMED, live=True)
-            return Step(begun, (Flush(None, Record.ARMED),))
-        case Event.READY if state.live:
+            return Transition(begun, (Flush(None, Record.ARMED),))
+        case Input.READY if state.live:
             # The way back is closed first: from here on neither this process nor its dead hand
             # resumes the guest before the target has said NEVER.
             dead = state.guest is Guest.DEAD
             said = replace(state, live=False, guest=Guest.DEAD if dead else Guest.STOPPED)
-            return Step(said, (Do.HOLD_DEAD_HAND, _say(state, Verb.GO)))
-        case Event.ABORT if state.live:
+            return Transition(said, (Do.HOLD_DEAD_HAND, _say(state, MessageKind.GO)))
+        case Input.ABORT if state.live:
             return _come_back(state)
-        case Event.ABORT if state.in_doubt:
-            return Step(state, (_say(state, Verb.ASK),))
-        case Event.GUEST_DIED:
-            return Step(replace(state, guest=Guest.DEAD))
-        case Event.RESTARTED:
+        case Input.ABORT if state.in_doubt:
+            return Transition(state, (_say(state, MessageKind.ASK),))
+        case Input.GUEST_DIED:
+            return Transition(replace(state, guest=Guest.DEAD))
+        case Input.RESTARTED:
             return _source_restarts(replace(state, live=False))
-        case Event.UNREACHABLE if state.in_doubt:
-            return Step(state, (Report(Finding.ASK_FAILED),))
+        case Input.UNREACHABLE if state.in_doubt:
+            return Transition(state, (Report(Finding.ASK_FAILED),))
         case Connected(journal) if state.in_doubt or state.record in {Record.BACK, Record.GONE}:
             # A decided source asks for the target's sake, which says RAN where it does not know it.
             known = journal == state.peer_journal
-            return Step(state, (_say(state, Verb.ASK) if known else _WRONG_JOURNAL,))
-        case Event.PEER_IS_FENCED if state.in_doubt and armed_here:
+            return Transition(state, (_say(state, MessageKind.ASK) if known else _WRONG_JOURNAL,))
+        case Input.PEER_IS_FENCED if state.in_doubt and armed_here:
             return _come_back(state)
-        case Heard(Message(verb, migration)) if migration == state.migration:
-            return _source_hears(state, verb)
+        case Heard(Message(kind, migration)) if migration == state.migration:
+            return _source_hears(state, kind)
         case Overtaken(record):
             return _source_restarts(replace(state, record=record, live=False))
         case _:
-            return Step(state)
+            return Transition(state)
 
 
-def _source_hears(state: Source, verb: Verb) -> Step[Source]:
-    match verb, state.record:
-        case Verb.NEVER, Record.ARMED if state.holds_lock:
+def _source_hears(state: Source, kind: MessageKind) -> Transition[Source]:
+    match kind, state.record:
+        case MessageKind.NEVER, Record.ARMED if state.holds_lock:
             return _come_back(state)
-        case Verb.RAN, Record.ARMED if state.guest is Guest.RUNNING:
+        case MessageKind.RAN, Record.ARMED if state.guest is Guest.RUNNING:
             return _alarm(state)
-        case Verb.RAN, Record.ARMED:
+        case MessageKind.RAN, Record.ARMED:
             gone = replace(state, record=Record.GONE, live=False)
-            said = (Flush(Record.ARMED, Record.GONE), _say(state, Verb.GONE))
-            return Step(replace(gone, clean=state.holds_lock), said + _let_go(state))
-        case Verb.RAN, Record.GONE:
-            return Step(state, (_say(state, Verb.GONE),))
-        case Verb.RAN, Record.BACK:
-            return Step(state, (_say(state, Verb.BACK),))
-        case Verb.GO_STANDS, Record.ARMED:
-            return Step(state, (Report(Finding.GO_STANDS),))
+            said = (Flush(Record.ARMED, Record.GONE), _say(state, MessageKind.GONE))
+            return Transition(replace(gone, clean=state.holds_lock), said + _let_go(state))
+        case MessageKind.RAN, Record.GONE:
+            return Transition(state, (_say(state, MessageKind.GONE),))
+        case MessageKind.RAN, Record.BACK:
+            return Transition(state, (_say(state, MessageKind.BACK),))
+        case MessageKind.GO_STANDS, Record.ARMED:
+            return Transition(state, (Report(Finding.GO_STANDS),))
         case _:
-            return Step(state)
+            return Transition(state)
 
 
-def _come_back(state: Source) -> Step[Source]:
+def _come_back(state: Source) -> Transition[Source]:
     back = replace(state, record=Record.BACK, live=False, clean=True)
     flush = (Flush(Record.ARMED, Record.BACK),)
     if state.guest is Guest.DEAD:
-        return Step(back, (*flush, *_TIDY, Report(Finding.CAME_BACK_DEAD)))
+        return Transition(back, (*flush, *_TIDY, Report(Finding.CAME_BACK_DEAD)))
     # While the guest waits every millisecond counts, and where GO was never said nobody else can
     # run it: the guest first. In doubt the record decides who may, so it comes first; and where the
     # target is declared fenced there would be nobody to ask again.
     resume = (Do.RESUME_SOURCE,)
     both = resume + flush if state.live else flush + resume
-    return Step(back, (*both, *_TIDY, Report(Finding.CAME_BACK)))
+    return Transition(back, (*both, *_TIDY, Report(Finding.CAME_BACK)))
 
 
 def _let_go(state: Source) -> tuple[Effect, ...]:
@@ -162,27 +162,27 @@ def _let_go(state: Source) -> tuple[Effect, ...]:
     return (Do.DESTROY_SOURCE, *_TIDY, Report(Finding.HANDED_OVER))
 
 
-def _alarm(state: Source) -> Step[Source]:
+def _alarm(state: Source) -> Transition[Source]:
     if not state.holds_lock:
-        return Step(state, _ALARM[1:])
-    return Step(replace(state, guest=Guest.STOPPED), _ALARM)
+        return Transition(state, _ALARM[1:])
+    return Transition(replace(state, guest=Guest.STOPPED), _ALARM)
 
 
-def _source_restarts(state: Source) -> Step[Source]:
+def _source_restarts(state: Source) -> Transition[Source]:
     done = replace(state, clean=True)
     match state.record:
         case Record.BACK | Record.GONE if state.clean or not state.holds_lock:
-            return Step(state)
+            return Transition(state)
         case Record.BACK if state.guest is Guest.DEAD:
-            return Step(done, (*_TIDY, Report(Finding.CAME_BACK_DEAD)))
+            return Transition(done, (*_TIDY, Report(Finding.CAME_BACK_DEAD)))
         case Record.BACK:
-            return Step(done, (Do.RESUME_SOURCE, *_TIDY, Report(Finding.CAME_BACK)))
+            return Transition(done, (Do.RESUME_SOURCE, *_TIDY, Report(Finding.CAME_BACK)))
         case Record.GONE if state.guest is Guest.RUNNING:
             return _alarm(state)
         case Record.GONE:
-            return Step(done, _let_go(state))
+            return Transition(done, _let_go(state))
         case _:
-            return Step(state)
+            return Transition(state)
 
 
 # ── the target ───────────────────────────────────────────────────────────────────────────────────
@@ -209,81 +209,81 @@ class Target:
     holds_lock: bool = True
 
 
-def decide_target(state: Target, event: AnyEvent) -> Step[Target]:
-    """What the target does about an event; nothing where the rules have no answer."""
+def decide_target(state: Target, given: AnyInput) -> Transition[Target]:
+    """What the target does about an input; nothing where the rules have no answer."""
     going = state.record is Record.GO and state.holds_lock
-    match event:
-        case Event.BEGIN if state.record is None and state.holds_lock:
-            return Step(replace(state, record=Record.OPEN), (Flush(None, Record.OPEN),))
-        case Event.MEMORY_LANDED if state.record is Record.OPEN and state.holds_lock:
+    match given:
+        case Input.BEGIN if state.record is None and state.holds_lock:
+            return Transition(replace(state, record=Record.OPEN), (Flush(None, Record.OPEN),))
+        case Input.MEMORY_LANDED if state.record is Record.OPEN and state.holds_lock:
             # The sync runs while LANDED travels and the source thinks. It must be over before GO,
             # after which the source may erase its TPM even if nobody here gets as far as `_ran`.
-            said = (_say(state, Verb.LANDED), Do.SYNC_DEVICES)
-            return Step(replace(state, landed=True), said)
-        case Event.ABORT if state.record is Record.OPEN:
+            said = (_say(state, MessageKind.LANDED), Do.SYNC_DEVICES)
+            return Transition(replace(state, landed=True), said)
+        case Input.ABORT if state.record is Record.OPEN:
             return _never(state)
-        case Event.GUEST_DIED:
+        case Input.GUEST_DIED:
             return _target_dies(replace(state, guest=Guest.DEAD))
-        case Event.RELEASED if going:
+        case Input.RELEASED if going:
             return _ran(replace(state, guest=Guest.RUNNING))
-        case Event.RELEASE_REFUSED if going:
+        case Input.RELEASE_REFUSED if going:
             return _never(state)
-        case Event.RESTARTED if state.holds_lock:
+        case Input.RESTARTED if state.holds_lock:
             return _target_restarts(replace(state, landed=False))
-        case Event.UNREACHABLE if state.record is Record.RAN:
-            return Step(state, (Report(Finding.SOURCE_SILENT),))
-        case Event.PEER_IS_FENCED if state.record is Record.RAN and state.holds_lock:
+        case Input.UNREACHABLE if state.record is Record.RAN:
+            return Transition(state, (Report(Finding.SOURCE_SILENT),))
+        case Input.PEER_IS_FENCED if state.record is Record.RAN and state.holds_lock:
             return _owns(state)
-        case Heard(Message(verb, migration)) if migration == state.migration:
-            return _target_hears(state, verb)
+        case Heard(Message(kind, migration)) if migration == state.migration:
+            return _target_hears(state, kind)
         case Overtaken(record):
             return _target_overtaken(replace(state, record=record))
         case _:
-            return Step(state)
+            return Transition(state)
 
 
-def _target_hears(state: Target, verb: Verb) -> Step[Target]:
-    match verb, state.record:
-        case Verb.GO, Record.OPEN if state.landed and state.holds_lock:
+def _target_hears(state: Target, kind: MessageKind) -> Transition[Target]:
+    match kind, state.record:
+        case MessageKind.GO, Record.OPEN if state.landed and state.holds_lock:
             # The commit of this record is the journal's only flush inside the blackout.
             gone = replace(state, record=Record.GO)
-            return Step(gone, (Flush(Record.OPEN, Record.GO), Do.LET_RUN))
-        case ((Verb.GO | Verb.ASK), (None | Record.OPEN)):
+            return Transition(gone, (Flush(Record.OPEN, Record.GO), Do.LET_RUN))
+        case ((MessageKind.GO | MessageKind.ASK), (None | Record.OPEN)):
             return _never(state)
-        case ((Verb.GO | Verb.ASK), _):
-            return Step(state, (_answer(state),))
-        case Verb.GONE, Record.RAN if state.holds_lock:
+        case ((MessageKind.GO | MessageKind.ASK), _):
+            return Transition(state, (_answer(state),))
+        case MessageKind.GONE, Record.RAN if state.holds_lock:
             return _owns(state)
-        case Verb.BACK, (Record.GO | Record.RAN) if state.holds_lock:
+        case MessageKind.BACK, (Record.GO | Record.RAN) if state.holds_lock:
             return _fenced(state)
         case _:
-            return Step(state)
+            return Transition(state)
 
 
-def _never(state: Target) -> Step[Target]:
+def _never(state: Target) -> Transition[Target]:
     """Decide NEVER, say so, and only then undo: whoever finds the record undoes the rest."""
     flush = Flush(state.record, Record.NEVER)
-    said = _say(state, Verb.NEVER)
+    said = _say(state, MessageKind.NEVER)
     never = replace(state, record=Record.NEVER, clean=True)
     if state.record is None:
-        return Step(never, (flush, said))
+        return Transition(never, (flush, said))
     if not state.holds_lock:
-        return Step(replace(never, clean=False), (flush, said))
+        return Transition(replace(never, clean=False), (flush, said))
     # After a refused release the copy may already hold the locks of shared disks, which the source
     # needs to go on: then it has to die before the source hears of it.
     kill = (Do.KILL_TARGET,) if state.record is Record.GO else ()
     undo = (*kill, said) if kill else (said, Do.KILL_TARGET)
-    return Step(never, (flush, *undo, *_TIDY, Report(Finding.NEVER_HERE)))
+    return Transition(never, (flush, *undo, *_TIDY, Report(Finding.NEVER_HERE)))
 
 
-def _ran(state: Target) -> Step[Target]:
+def _ran(state: Target) -> Transition[Target]:
     ran = replace(state, record=Record.RAN)
     flush = (Do.SYNC_DEVICES, Flush(Record.GO, Record.RAN))
-    said = (_say(state, Verb.RAN), Do.UNDO_RESOURCES, Report(Finding.RUNS_HERE))
-    return Step(ran, flush + said)
+    said = (_say(state, MessageKind.RAN), Do.UNDO_RESOURCES, Report(Finding.RUNS_HERE))
+    return Transition(ran, flush + said)
 
 
-def _target_dies(state: Target) -> Step[Target]:
+def _target_dies(state: Target) -> Transition[Target]:
     match state.record:
         case Record.OPEN:
             return _never(state)
@@ -291,58 +291,60 @@ def _target_dies(state: Target) -> Step[Target]:
             # Released or not, nobody can tell any more: the guest may have acknowledged writes and
             # answered packets here, so it is this host's, and what is lost is its memory.
             ran = replace(state, record=Record.RAN)
-            said = (_say(state, Verb.RAN), Do.UNDO_RESOURCES, Report(Finding.CRASHED_HERE))
-            return Step(ran, (Flush(Record.GO, Record.RAN), *said))
+            said = (_say(state, MessageKind.RAN), Do.UNDO_RESOURCES, Report(Finding.CRASHED_HERE))
+            return Transition(ran, (Flush(Record.GO, Record.RAN), *said))
         case _:
-            return Step(state)
+            return Transition(state)
 
 
-def _owns(state: Target) -> Step[Target]:
+def _owns(state: Target) -> Transition[Target]:
     owns = replace(state, record=Record.OWNS, clean=True)
-    return Step(owns, (Flush(Record.RAN, Record.OWNS), *_TIDY))
+    return Transition(owns, (Flush(Record.RAN, Record.OWNS), *_TIDY))
 
 
-def _fenced(state: Target) -> Step[Target]:
+def _fenced(state: Target) -> Transition[Target]:
     flush = Flush(state.record, Record.FENCED)
     fenced = replace(state, record=Record.FENCED)
     if state.guest is Guest.RUNNING:
         # It was not off, whatever the user said. Stop first, and lose nothing that he may want.
-        return Step(replace(fenced, guest=Guest.STOPPED), (Do.STOP_AND_ALARM, flush, _ALARM[1]))
+        return Transition(
+            replace(fenced, guest=Guest.STOPPED), (Do.STOP_AND_ALARM, flush, _ALARM[1])
+        )
     end = (Do.KILL_TARGET, *_TIDY, Report(Finding.FENCED_AWAY))
-    return Step(replace(fenced, clean=True), (flush, *end))
+    return Transition(replace(fenced, clean=True), (flush, *end))
 
 
-def _target_restarts(state: Target) -> Step[Target]:
+def _target_restarts(state: Target) -> Transition[Target]:
     done = replace(state, clean=True)
     match state.record, state.guest:
         case Record.OPEN, _:
             return _never(state)
         case Record.GO, Guest.STOPPED:
-            return Step(state, (Do.LET_RUN,))
+            return Transition(state, (Do.LET_RUN,))
         case Record.GO, Guest.RUNNING:
             return _ran(state)
         case Record.GO, Guest.DEAD:
             return _target_dies(state)
         case Record.RAN, _:
-            return Step(state, (_say(state, Verb.RAN), Do.UNDO_RESOURCES))
+            return Transition(state, (_say(state, MessageKind.RAN), Do.UNDO_RESOURCES))
         case ((Record.NEVER | Record.FENCED), _) if not state.clean:
             finding = Finding.NEVER_HERE if state.record is Record.NEVER else Finding.FENCED_AWAY
-            return Step(done, (Do.KILL_TARGET, *_TIDY, Report(finding)))
+            return Transition(done, (Do.KILL_TARGET, *_TIDY, Report(finding)))
         case Record.OWNS, _ if not state.clean:
-            return Step(done, _TIDY)
+            return Transition(done, _TIDY)
         case _:
-            return Step(state)
+            return Transition(state)
 
 
-def _target_overtaken(state: Target) -> Step[Target]:
+def _target_overtaken(state: Target) -> Transition[Target]:
     """Another process was first: decide on what it left open, or answer what it decided."""
     if state.record is Record.OPEN:
         return _never(state)
     said = (_answer(state),)
     if state.record is Record.NEVER and state.holds_lock:
         undo = (Do.KILL_TARGET, *_TIDY, Report(Finding.NEVER_HERE))
-        return Step(replace(state, clean=True), said + undo)
-    return Step(state, said)
+        return Transition(replace(state, clean=True), said + undo)
+    return Transition(state, said)
 
 
 def _answer(state: Target) -> Effect:
@@ -351,20 +353,20 @@ def _answer(state: Target) -> Effect:
 
 # ── both ─────────────────────────────────────────────────────────────────────────────────────────
 
-_ANSWERS: Mapping[Record | None, Verb] = {
-    Record.NEVER: Verb.NEVER,
-    Record.FENCED: Verb.NEVER,
-    Record.GO: Verb.GO_STANDS,
-    Record.RAN: Verb.RAN,
-    Record.OWNS: Verb.RAN,
+_ANSWERS: Mapping[Record | None, MessageKind] = {
+    Record.NEVER: MessageKind.NEVER,
+    Record.FENCED: MessageKind.NEVER,
+    Record.GO: MessageKind.GO_STANDS,
+    Record.RAN: MessageKind.RAN,
+    Record.OWNS: MessageKind.RAN,
 }
 _WRONG_JOURNAL = Report(Finding.WRONG_JOURNAL)
 _TIDY = (Do.UNDO_RESOURCES, Do.CLEAN)
 _ALARM = (Do.STOP_AND_ALARM, Report(Finding.TWO_COPIES))
 
 
-def _say(state: Source | Target, verb: Verb) -> Send:
-    return Send(Message(verb, state.migration))
+def _say(state: Source | Target, kind: MessageKind) -> Send:
+    return Send(Message(kind, state.migration))
 
 
 def dead_hand(*, held: bool) -> tuple[Effect, ...]:

@@ -1,4 +1,4 @@
-"""The words of the hand-over: records, messages, events and effects, all of them values.
+"""The values of the hand-over: records, messages, inputs and effects.
 
 What they mean together is in `entourage.handover.rules`.
 """
@@ -46,7 +46,7 @@ MAY_FOLLOW: Mapping[Record | None, frozenset[Record]] = {
 """The drawing in `entourage.handover.rules`, for those who want to check a step against it."""
 
 
-class Verb(enum.StrEnum):
+class MessageKind(enum.StrEnum):
     """What the two sides say to each other."""
 
     GO = "go"
@@ -70,9 +70,9 @@ class Verb(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One word about one migration."""
+    """One message about one migration."""
 
-    verb: Verb
+    kind: MessageKind
     migration: str
 
 
@@ -174,18 +174,18 @@ Effect: TypeAlias = Flush | Send | Report | Do
 StateT = TypeVar("StateT")
 
 
-class Step(NamedTuple, Generic[StateT]):
+class Transition(NamedTuple, Generic[StateT]):
     """What follows: the state once all effects are executed, and the effects."""
 
     state: StateT
     effects: tuple[Effect, ...] = ()
 
 
-# ── events ───────────────────────────────────────────────────────────────────────────────────────
+# ── inputs ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class Event(enum.Enum):
-    """The events that need no parameter."""
+class Input(enum.Enum):
+    """The inputs that need no parameter."""
 
     BEGIN = "begin"
     """Source: before PREPARE. Target: before its first resource."""
@@ -230,4 +230,4 @@ class Overtaken:
     record: Record
 
 
-AnyEvent: TypeAlias = Event | Heard | Connected | Overtaken
+AnyInput: TypeAlias = Input | Heard | Connected | Overtaken

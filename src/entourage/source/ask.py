@@ -13,20 +13,20 @@ import msgspec
 from entourage import messages
 from entourage.clock import Clock
 from entourage.errors import LinkError, LinkLost
-from entourage.handover.executor import Shell
+from entourage.handover.executor import Executor
 from entourage.handover.rules import Source, decide_source
 from entourage.handover.values import (
     TERMINAL,
-    AnyEvent,
+    AnyInput,
     Connected,
     Effect,
-    Event,
     Heard,
+    Input,
     Message,
+    MessageKind,
     Record,
     Role,
     Send,
-    Verb,
 )
 from entourage.hosts.link import Link
 from entourage.hosts.standin import connect
@@ -55,7 +55,7 @@ class Way:
         """Say a word of the hand-over, if there is a link."""
         if self._link:
             with contextlib.suppress(LinkLost):
-                say = messages.Say(message.verb.value, message.migration)
+                say = messages.Say(message.kind.value, message.migration)
                 self._link.tell(messages.HANDOVER, say)
 
     async def ask(self, side: SourceSide) -> bool:
@@ -67,7 +67,7 @@ class Way:
         try:
             last = await self.talk(side.take)
         except (LinkError, TimeoutError) as error:
-            await side.take(Event.UNREACHABLE)
+            await side.take(Input.UNREACHABLE)
             side.problems.append(f"{self._decision.peer_host} does not answer: {error}")
             return False
         if last is None:  # the role has found that itself
@@ -75,7 +75,7 @@ class Way:
         side.problems += last.problems
         return last.settled and side.state.record in TERMINAL
 
-    async def talk(self, take: Callable[[AnyEvent], Awaitable[None]]) -> messages.Farewell | None:
+    async def talk(self, take: Callable[[AnyInput], Awaitable[None]]) -> messages.Farewell | None:
         """Reach the target, bring its answer to a role, and return once the target has acted.
 
         Args:
@@ -92,7 +92,7 @@ class Way:
 
         async def on_handover(body: Any) -> None:
             said = msgspec.convert(body, messages.Say)
-            await take(Heard(Message(Verb(said.verb), said.migration)))
+            await take(Heard(Message(MessageKind(said.verb), said.migration)))
             heard.set()
 
         async def on_failed(body: Any) -> None:
@@ -183,7 +183,7 @@ async def tell(journal: Journal, settings: Settings, decision: Decision) -> list
         clean=True,
         holds_lock=False,
     )
-    role = Shell(state, decide_source, do)
+    role = Executor(state, decide_source, do)
     host = decision.peer_host
     try:
         last = await way.talk(role.take)

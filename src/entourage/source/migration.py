@@ -34,7 +34,7 @@ from entourage.events import (
     Warned,
 )
 from entourage.handover.rules import Source
-from entourage.handover.values import Event, Finding, Heard, Message, Record, Role, Verb
+from entourage.handover.values import Finding, Heard, Input, Message, MessageKind, Record, Role
 from entourage.hosts.route import Route
 from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
@@ -203,7 +203,7 @@ class Migration:
     async def _hand_over(self, way: Passage, side: SourceSide) -> None:
         """Say GO, once, and learn what the target made of it, however long the link is gone."""
         try:
-            await side.take(Event.READY)
+            await side.take(Input.READY)
         except HypervisorError as error:  # the dead hand did not answer: GO was not said
             await self._go_back(way, side, error)
         now = self._clock.now()
@@ -230,7 +230,7 @@ class Migration:
             )
         )
         undone = asyncio.create_task(self._abort_there(way))
-        await side.take(Event.ABORT)
+        await side.take(Input.ABORT)
         problems = [*side.problems, *await undone]
         if Finding.CAME_BACK_DEAD in side.findings:
             name = way.machine.domain.name
@@ -265,7 +265,7 @@ class Migration:
 
         async def died() -> NoReturn:
             reason = await way.machine.died()
-            await side.take(Event.GUEST_DIED)
+            await side.take(Input.GUEST_DIED)
             if way.landed:  # all of it is on the target: the way is forward
                 await asyncio.get_running_loop().create_future()
             raise HypervisorError(f"the domain's machine is gone: {reason}", host=way.source)
@@ -295,11 +295,11 @@ class Migration:
 
     async def _on_handover(self, body: Any) -> None:
         said = msgspec.convert(body, messages.Say)
-        message = Message(Verb(said.verb), said.migration)
+        message = Message(MessageKind(said.verb), said.migration)
         way, side = self._way, self._side
         if way is None or side is None:
             return
-        if message == Message(Verb.LANDED, self.id):
+        if message == Message(MessageKind.LANDED, self.id):
             way.has_landed_there.set()
         try:
             await side.take(Heard(message))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from entourage import messages
 from entourage.errors import EntourageError, InDoubt, LinkError
-from entourage.handover.values import TERMINAL, Connected, Event
+from entourage.handover.values import TERMINAL, Connected, Input
 from entourage.hosts.link import Link
 from entourage.settings.model import Settings
 from entourage.source.role import SourceSide
@@ -52,7 +52,7 @@ async def find_out(
                     await asyncio.sleep(_TRY_AGAIN)
             return told
     except TimeoutError:
-        await side.take(Event.UNREACHABLE)
+        await side.take(Input.UNREACHABLE)
         name = way.machine.domain.name
         told = failure()
         raise InDoubt(
@@ -78,7 +78,7 @@ async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> boo
                 {lost, answer}, timeout=_ASK_AFTER, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                await side.take(Event.ABORT)  # in doubt: asks
+                await side.take(Input.ABORT)  # in doubt: asks
         if side.state.record in TERMINAL and link.alive:
             with contextlib.suppress(LinkError):
                 return (await link.call(messages.BYE, None, messages.Farewell)).settled

@@ -10,7 +10,7 @@ from entourage import messages
 from entourage.device_steps import Conductor
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
-from entourage.handover.values import Event, Role
+from entourage.handover.values import Input, Role
 from entourage.hypervisors.base import Ticket, Verb
 from entourage.source.blackout import Blackout
 from entourage.source.convergence import at_first, press, throttles
@@ -95,7 +95,7 @@ class Scenes:
         )
         details = way.details(Step.TEST, devices.controllers)
         side.decision = dataclasses.replace(side.decision, details=details)
-        await side.take(Event.BEGIN)
+        await side.take(Input.BEGIN)
         opened = await way.link.call(messages.OPEN, opening, messages.Opened)
         stages = self._settings.migration.convergence
         await way.machine.arm(

@@ -15,7 +15,7 @@ from entourage.devices.base import Controller, Here, Options
 from entourage.domain import Domain
 from entourage.errors import LinkLost
 from entourage.handover.rules import Source
-from entourage.handover.values import Event, Message, Role
+from entourage.handover.values import Input, Message, Role
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
@@ -93,7 +93,7 @@ async def taken_up_source(
             let_go=devices.let_go,
             on_resumed=lambda _moment: None,
         )
-        await side.take(Event.RESTARTED)
+        await side.take(Input.RESTARTED)
         yield side
 
 

@@ -9,10 +9,10 @@ import time
 from collections.abc import Awaitable, Callable
 
 from entourage.errors import EntourageError, HypervisorError
-from entourage.handover.executor import Shell
+from entourage.handover.executor import Executor
 from entourage.handover.rules import Source, decide_source
 from entourage.handover.values import (
-    AnyEvent,
+    AnyInput,
     Do,
     Effect,
     Finding,
@@ -67,8 +67,8 @@ class SourceSide:
         self._recover = recover
         self._let_go = let_go
         self._on_resumed = on_resumed
-        self._shell = Shell(state, decide_source, self._do)
-        self.take = self._shell.take
+        self._executor = Executor(state, decide_source, self._do)
+        self.take = self._executor.take
         self.problems: list[str] = []
         self.findings: list[Finding] = []
         self._untidy = False
@@ -76,9 +76,9 @@ class SourceSide:
     @property
     def state(self) -> Source:
         """What the role knows now."""
-        return self._shell.state
+        return self._executor.state
 
-    async def _do(self, effect: Effect) -> AnyEvent | None:
+    async def _do(self, effect: Effect) -> AnyInput | None:
         match effect:
             case Flush():
                 decided = self._journal.flush(self.decision, effect)

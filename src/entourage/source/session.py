@@ -142,7 +142,7 @@ class Passage:
     def send(self, message: Message) -> None:
         """Say a word of the hand-over, if there is a link; nobody waits for its arrival."""
         with contextlib.suppress(LinkLost):
-            self.link.tell(messages.HANDOVER, messages.Say(message.verb.value, message.migration))
+            self.link.tell(messages.HANDOVER, messages.Say(message.kind.value, message.migration))
 
     def details(self, step: Step, controllers: Sequence[Controller] = ()) -> dict[str, Any]:
         """What recovery needs on this host, as JSON: no key, no secret."""

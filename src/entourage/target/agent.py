@@ -28,7 +28,16 @@ from entourage.devices.remote import out_of_reach
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVersionError, UsageError
 from entourage.handover.rules import Target
-from entourage.handover.values import TERMINAL, Event, Finding, Heard, Message, Record, Role, Verb
+from entourage.handover.values import (
+    TERMINAL,
+    Finding,
+    Heard,
+    Input,
+    Message,
+    MessageKind,
+    Record,
+    Role,
+)
 from entourage.hosts.link import Link
 from entourage.hosts.resources import MemoryLedger
 from entourage.hosts.standin import from_afar, is_afar
@@ -94,7 +103,7 @@ class Agent:
         try:
             await asyncio.wait({lost, asked}, return_when=asyncio.FIRST_COMPLETED)
             if self._side:
-                await self._side.take(Event.ABORT)
+                await self._side.take(Input.ABORT)
             await self._link.settle()
         finally:
             self._link.close()
@@ -192,7 +201,7 @@ class Agent:
             on_resumed=lambda moment: self._tell(messages.RESUMED, moment),
             call_off=self._under_way.call_off,
         )
-        await side.take(Event.BEGIN)
+        await side.take(Input.BEGIN)
         self._open, self._side = opening, side
         there, _ = self._making()
         return messages.Opened(offers=dict(await there.incoming.offers()))
@@ -221,7 +230,7 @@ class Agent:
         """Undo everything, if that is still to be decided here; what could not be undone."""
         if self._side is None:
             return []
-        await self._side.take(Event.ABORT)
+        await self._side.take(Input.ABORT)
         return [f"on {self._host}: {problem}" for problem in self._side.problems]
 
     async def _on_bye(self, _: Any) -> messages.Farewell:
@@ -234,7 +243,7 @@ class Agent:
         return messages.Farewell(settled=self._side.record in TERMINAL, problems=problems)
 
     async def _on_handover(self, said: messages.Say) -> None:
-        message = Message(Verb(said.verb), said.migration)
+        message = Message(MessageKind(said.verb), said.migration)
         async with self._taking_up:  # the next word may come before this one's side is there
             side = self._side or await self._take_up(message.migration)
         await side.take(Heard(message))
@@ -261,7 +270,7 @@ class Agent:
             self._tell_failure(error)
             return
         if self._side:
-            await self._side.take(Event.MEMORY_LANDED)
+            await self._side.take(Input.MEMORY_LANDED)
 
     async def _watch_machine(self, incoming: Incoming) -> None:
         reason = await incoming.died()
@@ -269,7 +278,7 @@ class Agent:
             return
         if self._side.record is Record.OPEN:
             self._tell_failure(HypervisorError(f"the machine being built is gone: {reason}"))
-        await self._side.take(Event.GUEST_DIED)
+        await self._side.take(Input.GUEST_DIED)
         ours = self._side.record in {Record.RAN, Record.OWNS}
         if ours and Finding.CRASHED_HERE not in self._side.findings:
             start = "virsh" if is_afar(self._known().name) else "entourage"
@@ -279,7 +288,7 @@ class Agent:
     # Small things
 
     def _send(self, message: Message) -> None:
-        self._tell(messages.HANDOVER, messages.Say(message.verb.value, message.migration))
+        self._tell(messages.HANDOVER, messages.Say(message.kind.value, message.migration))
 
     def _tell_failure(self, error: EntourageError) -> None:
         self._tell(

@@ -12,7 +12,7 @@ from entourage.devices.base import Controller, There
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, EntourageError, HypervisorError
 from entourage.handover.rules import Target
-from entourage.handover.values import Event, Guest, Message, Record, Role
+from entourage.handover.values import Guest, Input, Message, Record, Role
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal.journal import Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
@@ -79,7 +79,7 @@ async def taken_up_target(
             on_resumed=lambda _moment: None,
         )
         if found and locked:
-            await side.take(Event.RESTARTED)
+            await side.take(Input.RESTARTED)
         yield side
 
 

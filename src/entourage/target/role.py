@@ -10,16 +10,16 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from entourage.devices.base import Controller, There
 from entourage.errors import EntourageError, HypervisorError, InDoubt
-from entourage.handover.executor import Shell
+from entourage.handover.executor import Executor
 from entourage.handover.rules import Target, decide_target
 from entourage.handover.values import (
-    AnyEvent,
+    AnyInput,
     Do,
     Effect,
-    Event,
     Finding,
     Flush,
     Guest,
+    Input,
     Message,
     Overtaken,
     Record,
@@ -74,9 +74,9 @@ class TargetSide:
         self._on_failure = on_failure
         self._on_resumed = on_resumed
         self._call_off = call_off
-        self._shell = Shell(state, decide_target, self._do)
-        self.take = self._shell.take
-        self.idle = self._shell.idle
+        self._executor = Executor(state, decide_target, self._do)
+        self.take = self._executor.take
+        self.idle = self._executor.idle
         self.problems: list[str] = []
         self.findings: list[Finding] = []
         self._settled = False
@@ -91,9 +91,9 @@ class TargetSide:
     @property
     def record(self) -> Record | None:
         """What was decided so far."""
-        return self._shell.state.record
+        return self._executor.state.record
 
-    async def _do(self, effect: Effect) -> AnyEvent | None:
+    async def _do(self, effect: Effect) -> AnyInput | None:
         match effect:
             case Flush():
                 if effect.new is Record.RAN and self._there:
@@ -150,29 +150,29 @@ class TargetSide:
             remedy = f"look at both copies; `entourage recover` {where} removes that one"
             self._on_failure(HypervisorError(said, remedy=remedy))
 
-    async def _let_run(self) -> AnyEvent:
+    async def _let_run(self) -> AnyInput:
         if self._there is None:
-            return Event.RELEASE_REFUSED
+            return Input.RELEASE_REFUSED
         try:
             paused = bool(self._decision.details.get("paused"))
             resumed = await self._there.incoming.run(paused=paused)
         except HypervisorError as error:
             self._on_failure(error)
-            return Event.RELEASE_REFUSED
+            return Input.RELEASE_REFUSED
         except InDoubt as error:
             self._on_failure(error)
             raise
         self._on_resumed(Resumed(heard=self._flushing, decided=self._flushed, runs=resumed))
-        return Event.RELEASED
+        return Input.RELEASED
 
-    async def _sync_devices(self) -> AnyEvent | None:
+    async def _sync_devices(self) -> AnyInput | None:
         """On the disk with what nobody has synced yet: once memory has landed, and once it ran.
 
         Before GO a failure is a reason to go back; after it, it is only told.
         """
         if self._there is None:
             return None
-        released = self._shell.state.guest is Guest.RUNNING
+        released = self._executor.state.guest is Guest.RUNNING
         halves = [(controller, controller.persist) for controller in self._controllers]
         if released:  # the network first: it still looks for the guest on the source
             halves = [(each, each.arrived) for each in self._controllers] + halves
@@ -186,7 +186,7 @@ class TargetSide:
                 self._on_failure(EntourageError(f"on arrival: {error}", device=label))
         if released:
             self._journal.relax()
-        return Event.ABORT if failed and not released else None
+        return Input.ABORT if failed and not released else None
 
     async def _kill(self) -> None:
         await self._call_off()

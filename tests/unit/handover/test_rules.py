@@ -19,21 +19,21 @@ from entourage.handover.rules import (
 from entourage.handover.values import (
     MAY_FOLLOW,
     TERMINAL,
-    AnyEvent,
+    AnyInput,
     Connected,
     Do,
     Effect,
-    Event,
     Finding,
     Flush,
     Guest,
     Heard,
+    Input,
     Message,
+    MessageKind,
     Overtaken,
     Record,
     Report,
     Send,
-    Verb,
 )
 
 M = "m-1"
@@ -47,20 +47,20 @@ TARGET_RECORDS = (
     Record.OWNS,
     Record.FENCED,
 )
-EVENTS: tuple[AnyEvent, ...] = (
-    *Event,
-    *(Heard(Message(verb, M)) for verb in Verb),
+INPUTS: tuple[AnyInput, ...] = (
+    *Input,
+    *(Heard(Message(kind, M)) for kind in MessageKind),
     Connected("T"),
     Connected("another"),
 )
 
 
-def said(verb: Verb) -> Send:
-    return Send(Message(verb, M))
+def said(kind: MessageKind) -> Send:
+    return Send(Message(kind, M))
 
 
-def heard(verb: Verb, migration: str = M) -> Heard:
-    return Heard(Message(verb, migration))
+def heard(kind: MessageKind, migration: str = M) -> Heard:
+    return Heard(Message(kind, migration))
 
 
 def source(
@@ -108,7 +108,7 @@ BACK_FROM_DOUBT = (
 BACK_DEAD = (Flush(Record.ARMED, Record.BACK), *TIDY, Report(Finding.CAME_BACK_DEAD))
 GONE = (
     Flush(Record.ARMED, Record.GONE),
-    said(Verb.GONE),
+    said(MessageKind.GONE),
     Do.DESTROY_SOURCE,
     *TIDY,
     Report(Finding.HANDED_OVER),
@@ -117,80 +117,80 @@ ALARM = (Do.STOP_AND_ALARM, Report(Finding.TWO_COPIES))
 
 
 @pytest.mark.parametrize(
-    ("state", "event", "effects"),
+    ("state", "given", "effects"),
     [
-        (source(), Event.BEGIN, (Flush(None, Record.ARMED),)),
-        (source(lock=False), Event.BEGIN, ()),
-        (LIVE, Event.BEGIN, ()),
-        (LIVE, Event.READY, (Do.HOLD_DEAD_HAND, said(Verb.GO))),
-        (LIVE, Event.ABORT, BACK),
-        (LIVE, heard(Verb.NEVER), BACK),
-        (LIVE, heard(Verb.LANDED), ()),
-        (LIVE, Event.UNREACHABLE, ()),
-        (LIVE, Event.PEER_IS_FENCED, ()),
-        (source(Record.ARMED, Guest.DEAD, live=True), Event.ABORT, BACK_DEAD),
+        (source(), Input.BEGIN, (Flush(None, Record.ARMED),)),
+        (source(lock=False), Input.BEGIN, ()),
+        (LIVE, Input.BEGIN, ()),
+        (LIVE, Input.READY, (Do.HOLD_DEAD_HAND, said(MessageKind.GO))),
+        (LIVE, Input.ABORT, BACK),
+        (LIVE, heard(MessageKind.NEVER), BACK),
+        (LIVE, heard(MessageKind.LANDED), ()),
+        (LIVE, Input.UNREACHABLE, ()),
+        (LIVE, Input.PEER_IS_FENCED, ()),
+        (source(Record.ARMED, Guest.DEAD, live=True), Input.ABORT, BACK_DEAD),
         (
             source(Record.ARMED, Guest.DEAD, live=True),
-            Event.READY,
-            (Do.HOLD_DEAD_HAND, said(Verb.GO)),
+            Input.READY,
+            (Do.HOLD_DEAD_HAND, said(MessageKind.GO)),
         ),
-        (DOUBT, Event.READY, ()),
-        (DOUBT, Event.ABORT, (said(Verb.ASK),)),
-        (DOUBT, Event.RESTARTED, ()),
-        (DOUBT, Connected("T"), (said(Verb.ASK),)),
+        (DOUBT, Input.READY, ()),
+        (DOUBT, Input.ABORT, (said(MessageKind.ASK),)),
+        (DOUBT, Input.RESTARTED, ()),
+        (DOUBT, Connected("T"), (said(MessageKind.ASK),)),
         (DOUBT, Connected("another"), (Report(Finding.WRONG_JOURNAL),)),
-        (DOUBT, Event.UNREACHABLE, (Report(Finding.ASK_FAILED),)),
-        (DOUBT, heard(Verb.GO_STANDS), (Report(Finding.GO_STANDS),)),
-        (DOUBT, heard(Verb.NEVER), BACK_FROM_DOUBT),
-        (source(Record.ARMED, Guest.RUNNING), heard(Verb.NEVER), BACK_FROM_DOUBT),
-        (DOUBT, heard(Verb.NEVER, "another"), ()),
-        (source(Record.ARMED, lock=False), heard(Verb.NEVER), ()),
-        (source(Record.ARMED, Guest.DEAD), heard(Verb.NEVER), BACK_DEAD),
-        (DOUBT, heard(Verb.RAN), GONE),
-        (source(Record.ARMED, Guest.DEAD), heard(Verb.RAN), GONE),
-        (source(Record.ARMED, lock=False), heard(Verb.RAN), GONE[:2]),
-        (source(Record.ARMED, Guest.RUNNING), heard(Verb.RAN), ALARM),
-        (source(Record.ARMED, Guest.RUNNING, lock=False), heard(Verb.RAN), ALARM[1:]),
-        (DOUBT, Event.PEER_IS_FENCED, BACK_FROM_DOUBT),
-        (source(Record.ARMED, lock=False), Event.PEER_IS_FENCED, ()),
-        (source(Record.GONE), Event.PEER_IS_FENCED, ()),
+        (DOUBT, Input.UNREACHABLE, (Report(Finding.ASK_FAILED),)),
+        (DOUBT, heard(MessageKind.GO_STANDS), (Report(Finding.GO_STANDS),)),
+        (DOUBT, heard(MessageKind.NEVER), BACK_FROM_DOUBT),
+        (source(Record.ARMED, Guest.RUNNING), heard(MessageKind.NEVER), BACK_FROM_DOUBT),
+        (DOUBT, heard(MessageKind.NEVER, "another"), ()),
+        (source(Record.ARMED, lock=False), heard(MessageKind.NEVER), ()),
+        (source(Record.ARMED, Guest.DEAD), heard(MessageKind.NEVER), BACK_DEAD),
+        (DOUBT, heard(MessageKind.RAN), GONE),
+        (source(Record.ARMED, Guest.DEAD), heard(MessageKind.RAN), GONE),
+        (source(Record.ARMED, lock=False), heard(MessageKind.RAN), GONE[:2]),
+        (source(Record.ARMED, Guest.RUNNING), heard(MessageKind.RAN), ALARM),
+        (source(Record.ARMED, Guest.RUNNING, lock=False), heard(MessageKind.RAN), ALARM[1:]),
+        (DOUBT, Input.PEER_IS_FENCED, BACK_FROM_DOUBT),
+        (source(Record.ARMED, lock=False), Input.PEER_IS_FENCED, ()),
+        (source(Record.GONE), Input.PEER_IS_FENCED, ()),
         (DOUBT, Overtaken(Record.GONE), GONE[2:]),
-        (source(Record.GONE), Event.RESTARTED, GONE[2:]),
-        (source(Record.GONE, clean=True), Event.RESTARTED, ()),
-        (source(Record.GONE, Guest.RUNNING), Event.RESTARTED, ALARM),
-        (source(Record.GONE), heard(Verb.RAN), (said(Verb.GONE),)),
-        (source(Record.GONE), heard(Verb.NEVER), ()),
-        (source(Record.BACK), heard(Verb.RAN), (said(Verb.BACK),)),
-        (source(Record.BACK), Connected("T"), (said(Verb.ASK),)),
-        (source(Record.GONE, clean=True), Connected("T"), (said(Verb.ASK),)),
+        (source(Record.GONE), Input.RESTARTED, GONE[2:]),
+        (source(Record.GONE, clean=True), Input.RESTARTED, ()),
+        (source(Record.GONE, Guest.RUNNING), Input.RESTARTED, ALARM),
+        (source(Record.GONE), heard(MessageKind.RAN), (said(MessageKind.GONE),)),
+        (source(Record.GONE), heard(MessageKind.NEVER), ()),
+        (source(Record.BACK), heard(MessageKind.RAN), (said(MessageKind.BACK),)),
+        (source(Record.BACK), Connected("T"), (said(MessageKind.ASK),)),
+        (source(Record.GONE, clean=True), Connected("T"), (said(MessageKind.ASK),)),
         (
             source(Record.BACK),
-            Event.RESTARTED,
+            Input.RESTARTED,
             (Do.RESUME_SOURCE, *TIDY, Report(Finding.CAME_BACK)),
         ),
         (
             source(Record.BACK, Guest.DEAD),
-            Event.RESTARTED,
+            Input.RESTARTED,
             (*TIDY, Report(Finding.CAME_BACK_DEAD)),
         ),
     ],
 )
-def test_source(state: Source, event: AnyEvent, effects: tuple[Effect, ...]) -> None:
-    assert decide_source(state, event).effects == effects
+def test_source(state: Source, given: AnyInput, effects: tuple[Effect, ...]) -> None:
+    assert decide_source(state, given).effects == effects
 
 
 UNDONE = (Do.KILL_TARGET, *TIDY, Report(Finding.NEVER_HERE))
-NEVER = (Flush(Record.OPEN, Record.NEVER), said(Verb.NEVER), *UNDONE)
+NEVER = (Flush(Record.OPEN, Record.NEVER), said(MessageKind.NEVER), *UNDONE)
 RAN = (
     Do.SYNC_DEVICES,
     Flush(Record.GO, Record.RAN),
-    said(Verb.RAN),
+    said(MessageKind.RAN),
     Do.UNDO_RESOURCES,
     Report(Finding.RUNS_HERE),
 )
 CRASHED = (
     Flush(Record.GO, Record.RAN),
-    said(Verb.RAN),
+    said(MessageKind.RAN),
     Do.UNDO_RESOURCES,
     Report(Finding.CRASHED_HERE),
 )
@@ -199,87 +199,91 @@ LANDED = target(Record.OPEN, landed=True)
 
 
 @pytest.mark.parametrize(
-    ("state", "event", "effects"),
+    ("state", "given", "effects"),
     [
-        (target(), Event.BEGIN, (Flush(None, Record.OPEN),)),
-        (target(lock=False), Event.BEGIN, ()),
-        (target(Record.NEVER), Event.BEGIN, ()),
-        (target(Record.OPEN), Event.MEMORY_LANDED, (said(Verb.LANDED), Do.SYNC_DEVICES)),
-        (LANDED, heard(Verb.GO), (Flush(Record.OPEN, Record.GO), Do.LET_RUN)),
-        (LANDED, heard(Verb.GO, "another"), ()),
-        (LANDED, heard(Verb.ASK), NEVER),
-        (LANDED, Event.ABORT, NEVER),
-        (LANDED, Event.GUEST_DIED, NEVER),
-        (target(Record.OPEN), heard(Verb.GO), NEVER),
-        (target(Record.OPEN), Event.RESTARTED, NEVER),
-        (target(Record.OPEN, lock=False), heard(Verb.ASK), NEVER[:2]),
-        (target(Record.OPEN, lock=False), Event.ABORT, NEVER[:2]),
-        (target(Record.OPEN, lock=False, landed=True), heard(Verb.GO), NEVER[:2]),
-        (target(), heard(Verb.ASK), (Flush(None, Record.NEVER), said(Verb.NEVER))),
-        (target(), heard(Verb.GO), (Flush(None, Record.NEVER), said(Verb.NEVER))),
+        (target(), Input.BEGIN, (Flush(None, Record.OPEN),)),
+        (target(lock=False), Input.BEGIN, ()),
+        (target(Record.NEVER), Input.BEGIN, ()),
+        (target(Record.OPEN), Input.MEMORY_LANDED, (said(MessageKind.LANDED), Do.SYNC_DEVICES)),
+        (LANDED, heard(MessageKind.GO), (Flush(Record.OPEN, Record.GO), Do.LET_RUN)),
+        (LANDED, heard(MessageKind.GO, "another"), ()),
+        (LANDED, heard(MessageKind.ASK), NEVER),
+        (LANDED, Input.ABORT, NEVER),
+        (LANDED, Input.GUEST_DIED, NEVER),
+        (target(Record.OPEN), heard(MessageKind.GO), NEVER),
+        (target(Record.OPEN), Input.RESTARTED, NEVER),
+        (target(Record.OPEN, lock=False), heard(MessageKind.ASK), NEVER[:2]),
+        (target(Record.OPEN, lock=False), Input.ABORT, NEVER[:2]),
+        (target(Record.OPEN, lock=False, landed=True), heard(MessageKind.GO), NEVER[:2]),
+        (target(), heard(MessageKind.ASK), (Flush(None, Record.NEVER), said(MessageKind.NEVER))),
+        (target(), heard(MessageKind.GO), (Flush(None, Record.NEVER), said(MessageKind.NEVER))),
         (target(lock=False), Overtaken(Record.OPEN), NEVER[:2]),
-        (target(Record.OPEN), Overtaken(Record.NEVER), (said(Verb.NEVER), *UNDONE)),
-        (target(Record.OPEN, lock=False), Overtaken(Record.GO), (said(Verb.GO_STANDS),)),
-        (target(Record.OPEN, lock=False), Overtaken(Record.RAN), (said(Verb.RAN),)),
-        (target(Record.GO), Event.RELEASED, RAN),
-        (target(Record.GO), Event.GUEST_DIED, CRASHED),
+        (target(Record.OPEN), Overtaken(Record.NEVER), (said(MessageKind.NEVER), *UNDONE)),
+        (target(Record.OPEN, lock=False), Overtaken(Record.GO), (said(MessageKind.GO_STANDS),)),
+        (target(Record.OPEN, lock=False), Overtaken(Record.RAN), (said(MessageKind.RAN),)),
+        (target(Record.GO), Input.RELEASED, RAN),
+        (target(Record.GO), Input.GUEST_DIED, CRASHED),
         (
             target(Record.GO),
-            Event.RELEASE_REFUSED,
+            Input.RELEASE_REFUSED,
             (
                 Flush(Record.GO, Record.NEVER),
                 Do.KILL_TARGET,
-                said(Verb.NEVER),
+                said(MessageKind.NEVER),
                 *TIDY,
                 Report(Finding.NEVER_HERE),
             ),
         ),
-        (target(Record.GO), Event.ABORT, ()),
-        (target(Record.GO), heard(Verb.GO), (said(Verb.GO_STANDS),)),
-        (target(Record.GO), heard(Verb.ASK), (said(Verb.GO_STANDS),)),
-        (target(Record.GO), Event.RESTARTED, (Do.LET_RUN,)),
-        (target(Record.GO, Guest.RUNNING), Event.RESTARTED, RAN),
-        (target(Record.GO, Guest.DEAD), Event.RESTARTED, CRASHED),
-        (target(Record.GO, lock=False), Event.RESTARTED, ()),
-        (target(Record.GO, lock=False), Event.RELEASED, ()),
+        (target(Record.GO), Input.ABORT, ()),
+        (target(Record.GO), heard(MessageKind.GO), (said(MessageKind.GO_STANDS),)),
+        (target(Record.GO), heard(MessageKind.ASK), (said(MessageKind.GO_STANDS),)),
+        (target(Record.GO), Input.RESTARTED, (Do.LET_RUN,)),
+        (target(Record.GO, Guest.RUNNING), Input.RESTARTED, RAN),
+        (target(Record.GO, Guest.DEAD), Input.RESTARTED, CRASHED),
+        (target(Record.GO, lock=False), Input.RESTARTED, ()),
+        (target(Record.GO, lock=False), Input.RELEASED, ()),
         (
             target(Record.GO, Guest.DEAD),
-            heard(Verb.BACK),
+            heard(MessageKind.BACK),
             (Flush(Record.GO, Record.FENCED), *FENCED),
         ),
-        (target(Record.RAN, Guest.RUNNING), Event.RESTARTED, (said(Verb.RAN), Do.UNDO_RESOURCES)),
-        (target(Record.RAN), heard(Verb.ASK), (said(Verb.RAN),)),
-        (target(Record.RAN), heard(Verb.GONE), (Flush(Record.RAN, Record.OWNS), *TIDY)),
-        (target(Record.RAN, lock=False), heard(Verb.GONE), ()),
-        (target(Record.RAN), Event.PEER_IS_FENCED, (Flush(Record.RAN, Record.OWNS), *TIDY)),
-        (target(Record.RAN), Event.UNREACHABLE, (Report(Finding.SOURCE_SILENT),)),
-        (target(Record.RAN), Event.ABORT, ()),
+        (
+            target(Record.RAN, Guest.RUNNING),
+            Input.RESTARTED,
+            (said(MessageKind.RAN), Do.UNDO_RESOURCES),
+        ),
+        (target(Record.RAN), heard(MessageKind.ASK), (said(MessageKind.RAN),)),
+        (target(Record.RAN), heard(MessageKind.GONE), (Flush(Record.RAN, Record.OWNS), *TIDY)),
+        (target(Record.RAN, lock=False), heard(MessageKind.GONE), ()),
+        (target(Record.RAN), Input.PEER_IS_FENCED, (Flush(Record.RAN, Record.OWNS), *TIDY)),
+        (target(Record.RAN), Input.UNREACHABLE, (Report(Finding.SOURCE_SILENT),)),
+        (target(Record.RAN), Input.ABORT, ()),
         (
             target(Record.RAN, Guest.DEAD),
-            heard(Verb.BACK),
+            heard(MessageKind.BACK),
             (Flush(Record.RAN, Record.FENCED), *FENCED),
         ),
         (
             target(Record.RAN, Guest.RUNNING),
-            heard(Verb.BACK),
+            heard(MessageKind.BACK),
             (Do.STOP_AND_ALARM, Flush(Record.RAN, Record.FENCED), Report(Finding.TWO_COPIES)),
         ),
-        (target(Record.OWNS), heard(Verb.ASK), (said(Verb.RAN),)),
-        (target(Record.OWNS), heard(Verb.BACK), ()),
-        (target(Record.OWNS), Event.RESTARTED, TIDY),
-        (target(Record.OWNS, clean=True), Event.RESTARTED, ()),
-        (target(Record.NEVER), heard(Verb.GO), (said(Verb.NEVER),)),
-        (target(Record.NEVER), Event.RESTARTED, UNDONE),
-        (target(Record.NEVER, clean=True), Event.RESTARTED, ()),
-        (target(Record.FENCED), heard(Verb.ASK), (said(Verb.NEVER),)),
-        (target(Record.FENCED), Event.RESTARTED, FENCED),
+        (target(Record.OWNS), heard(MessageKind.ASK), (said(MessageKind.RAN),)),
+        (target(Record.OWNS), heard(MessageKind.BACK), ()),
+        (target(Record.OWNS), Input.RESTARTED, TIDY),
+        (target(Record.OWNS, clean=True), Input.RESTARTED, ()),
+        (target(Record.NEVER), heard(MessageKind.GO), (said(MessageKind.NEVER),)),
+        (target(Record.NEVER), Input.RESTARTED, UNDONE),
+        (target(Record.NEVER, clean=True), Input.RESTARTED, ()),
+        (target(Record.FENCED), heard(MessageKind.ASK), (said(MessageKind.NEVER),)),
+        (target(Record.FENCED), Input.RESTARTED, FENCED),
     ],
 )
-def test_target(state: Target, event: AnyEvent, effects: tuple[Effect, ...]) -> None:
-    assert decide_target(state, event).effects == effects
+def test_target(state: Target, given: AnyInput, effects: tuple[Effect, ...]) -> None:
+    assert decide_target(state, given).effects == effects
 
 
-def steps() -> Iterator[tuple[Source | Target, AnyEvent, Source | Target, tuple[Effect, ...]]]:
+def steps() -> Iterator[tuple[Source | Target, AnyInput, Source | Target, tuple[Effect, ...]]]:
     """Every step there is."""
     yes_no = (False, True)
     for record, guest, one, clean, lock in itertools.product(
@@ -288,62 +292,62 @@ def steps() -> Iterator[tuple[Source | Target, AnyEvent, Source | Target, tuple[
         here = source(
             record, guest, live=one and lock and record is Record.ARMED, clean=clean, lock=lock
         )
-        for event in (*EVENTS, *(Overtaken(found) for found in SOURCE_RECORDS if found)):
-            step = decide_source(here, event)
-            yield here, event, step.state, step.effects
+        for given in (*INPUTS, *(Overtaken(found) for found in SOURCE_RECORDS if found)):
+            step = decide_source(here, given)
+            yield here, given, step.state, step.effects
     for record, guest, one, clean, lock in itertools.product(
         TARGET_RECORDS, Guest, yes_no, yes_no, yes_no
     ):
         there = target(record, guest, landed=one, clean=clean, lock=lock)
-        for event in (*EVENTS, *(Overtaken(found) for found in TARGET_RECORDS if found)):
-            step = decide_target(there, event)
-            yield there, event, step.state, step.effects
+        for given in (*INPUTS, *(Overtaken(found) for found in TARGET_RECORDS if found)):
+            step = decide_target(there, given)
+            yield there, given, step.state, step.effects
 
 
 def test_every_step_keeps_to_the_drawing() -> None:
-    for state, event, after, effects in steps():
-        record = event.record if isinstance(event, Overtaken) else state.record
+    for state, given, after, effects in steps():
+        record = given.record if isinstance(given, Overtaken) else state.record
         for effect in effects:
             if isinstance(effect, Flush):
-                assert effect.expected == record, (state, event)
-                assert effect.new in MAY_FOLLOW[record], (state, event)
+                assert effect.expected == record, (state, given)
+                assert effect.new in MAY_FOLLOW[record], (state, given)
                 record = effect.new
-        assert after.record == record, (state, event)
+        assert after.record == record, (state, given)
 
 
 def test_nothing_is_run_or_ended_without_the_lock() -> None:
-    for state, event, _, effects in steps():
+    for state, given, _, effects in steps():
         if not state.holds_lock:
-            assert not any(isinstance(effect, Do) for effect in effects), (state, event)
+            assert not any(isinstance(effect, Do) for effect in effects), (state, given)
 
 
 def test_nothing_is_said_before_it_is_written() -> None:
     words = {
-        Record.GO: {Verb.GO_STANDS},
-        Record.RAN: {Verb.RAN},
-        Record.OWNS: {Verb.RAN},
-        Record.NEVER: {Verb.NEVER},
-        Record.FENCED: {Verb.NEVER},
-        Record.OPEN: {Verb.LANDED},
-        Record.GONE: {Verb.GONE, Verb.ASK},
-        Record.BACK: {Verb.BACK, Verb.ASK},
-        Record.ARMED: {Verb.GO, Verb.ASK},
-        None: set[Verb](),
+        Record.GO: {MessageKind.GO_STANDS},
+        Record.RAN: {MessageKind.RAN},
+        Record.OWNS: {MessageKind.RAN},
+        Record.NEVER: {MessageKind.NEVER},
+        Record.FENCED: {MessageKind.NEVER},
+        Record.OPEN: {MessageKind.LANDED},
+        Record.GONE: {MessageKind.GONE, MessageKind.ASK},
+        Record.BACK: {MessageKind.BACK, MessageKind.ASK},
+        Record.ARMED: {MessageKind.GO, MessageKind.ASK},
+        None: set[MessageKind](),
     }
-    for state, event, _, effects in steps():
-        record = event.record if isinstance(event, Overtaken) else state.record
+    for state, given, _, effects in steps():
+        record = given.record if isinstance(given, Overtaken) else state.record
         for effect in effects:
             if isinstance(effect, Flush):
                 record = effect.new
             if isinstance(effect, Send):
-                assert effect.message.verb in words[record], (state, event, effect)
+                assert effect.message.kind in words[record], (state, given, effect)
 
 
 def test_a_step_that_ends_clean_has_cleaned_or_never_had_to() -> None:
-    for state, event, after, effects in steps():
+    for state, given, after, effects in steps():
         if after.clean and not state.clean:
             born = effects[:1] == (Flush(None, Record.NEVER),)
-            assert Do.CLEAN in effects or born, (state, event)
+            assert Do.CLEAN in effects or born, (state, given)
             assert after.record in TERMINAL
 
 
@@ -353,11 +357,11 @@ def test_nothing_follows_a_release_in_its_step() -> None:
 
 
 def test_the_way_back_is_closed_for_good_by_ready() -> None:
-    doubtful = decide_source(LIVE, Event.READY).state
+    doubtful = decide_source(LIVE, Input.READY).state
     assert doubtful.in_doubt
-    for event in EVENTS:
-        resumes = Do.RESUME_SOURCE in decide_source(doubtful, event).effects
-        assert resumes == (event in {heard(Verb.NEVER), Event.PEER_IS_FENCED}), event
+    for given in INPUTS:
+        resumes = Do.RESUME_SOURCE in decide_source(doubtful, given).effects
+        assert resumes == (given in {heard(MessageKind.NEVER), Input.PEER_IS_FENCED}), given
 
 
 def test_the_dead_hand_acts_unless_it_was_held() -> None:

@@ -16,7 +16,7 @@ from entourage.cli.options import destination
 from entourage.clock import Clock
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, LinkLost, NoAgent
-from entourage.handover.values import Message, Record, Role, Verb
+from entourage.handover.values import Message, MessageKind, Record, Role
 from entourage.hosts.child import linked
 from entourage.hosts.route import Route
 from entourage.hosts.standin import afar, beside, connect, from_afar, is_afar
@@ -187,7 +187,7 @@ def test_what_was_never_let_go_need_not_be_looked_at(settings: Settings, kept: J
             return side.problems
 
     problems = asyncio.run(take_up())
-    assert said == [Message(Verb.NEVER, "m")]
+    assert said == [Message(MessageKind.NEVER, "m")]
     assert kept.record("m", Role.TARGET) is Record.NEVER
     assert "half-built machine is left" in problems[0]
     decision = kept.decision("m", Role.TARGET)

@@ -16,7 +16,7 @@ from entourage.devices.base import Controller
 from entourage.domain import Domain
 from entourage.errors import Refused
 from entourage.events import AnyEvent, DeviceRefused, SpanDone
-from entourage.handover.values import Event, Record, Role
+from entourage.handover.values import Input, Record, Role
 from entourage.hypervisors.base import DataPlane, Verb
 from entourage.hypervisors.libvirt.machine import VERBS as LIBVIRT
 from entourage.hypervisors.qemu.machine import VERBS as QEMU
@@ -131,7 +131,7 @@ def test_what_devices_must_know_after_a_crash_is_written_down_before_anything_is
     story, _ = scenes(Machine(XEN))
     written: list[Any] = []
 
-    async def take(event: Event) -> None:
+    async def take(event: Input) -> None:
         written.append((event, side.decision.details))
 
     decision = Decision(
@@ -144,4 +144,4 @@ def test_what_devices_must_know_after_a_crash_is_written_down_before_anything_is
     )
     side = cast("Any", SimpleNamespace(decision=decision, take=take))
     asyncio.run(story.arm(side))
-    assert written == [(Event.BEGIN, {"step": Step.TEST, "of": 0})]
+    assert written == [(Input.BEGIN, {"step": Step.TEST, "of": 0})]

@@ -13,7 +13,7 @@ from entourage.devices.base import There
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError
 from entourage.handover.rules import Target
-from entourage.handover.values import Event, Guest, Heard, Message, Record, Role, Verb
+from entourage.handover.values import Guest, Heard, Input, Message, MessageKind, Record, Role
 from entourage.hosts.resources import MemoryLedger
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
@@ -90,13 +90,13 @@ def test_a_domain_that_cannot_be_written_down_is_told_and_not_said_to_have_run(
 
     async def go(journal: Journal) -> None:
         side = side_of(journal, incoming, told, said)
-        await side.take(Event.BEGIN)
-        await side.take(Event.MEMORY_LANDED)
+        await side.take(Input.BEGIN)
+        await side.take(Input.MEMORY_LANDED)
         with pytest.raises(OSError, match="No space left"):
-            await side.take(Heard(Message(Verb.GO, "m-1")))
+            await side.take(Heard(Message(MessageKind.GO, "m-1")))
         assert journal.record("m-1", Role.TARGET) is Record.GO
-        await side.take(Heard(Message(Verb.ASK, "m-1")))
-        assert Message(Verb.RAN, "m-1") not in said
+        await side.take(Heard(Message(MessageKind.ASK, "m-1")))
+        assert Message(MessageKind.RAN, "m-1") not in said
         assert isinstance(told[-1], HypervisorError)
         assert "No space left on device" in told[-1].message
         assert "entourage recover web1" in told[-1].remedy
@@ -115,10 +115,10 @@ def test_what_shows_that_the_guest_has_run_goes_once_that_is_written_down(tmp_pa
 
     async def go(journal: Journal) -> None:
         side = side_of(journal, incoming, [], [])
-        await side.take(Event.BEGIN)
-        await side.take(Event.MEMORY_LANDED)
-        await side.take(Heard(Message(Verb.GO, "m-1")))
-        await side.take(Heard(Message(Verb.GONE, "m-1")))
+        await side.take(Input.BEGIN)
+        await side.take(Input.MEMORY_LANDED)
+        await side.take(Heard(Message(MessageKind.GO, "m-1")))
+        await side.take(Heard(Message(MessageKind.GONE, "m-1")))
 
     with Journal.open(tmp_path / "journal.db") as journal:
 
@@ -138,7 +138,7 @@ def test_what_an_agent_left_of_an_arrival_is_settled_by_the_next_one(
     state = Target(migration="m-1", record=Record.RAN, guest=guest)
 
     async def go(journal: Journal) -> None:
-        await side_of(journal, incoming, [], [], state=state).take(Event.RESTARTED)
+        await side_of(journal, incoming, [], [], state=state).take(Input.RESTARTED)
 
     with Journal.open(tmp_path / "journal.db") as journal:
         asyncio.run(go(journal))

@@ -19,8 +19,7 @@ from entourage.devices.host.usb import UsbController
 from entourage.devices.tool.controller import Tooled
 from entourage.domain import Domain
 from entourage.errors import DeviceError
-from entourage.handover.values import Flush, Heard, Message, Record, Role
-from entourage.handover.values import Verb as Word
+from entourage.handover.values import Flush, Heard, Message, MessageKind, Record, Role
 from entourage.hypervisors.base import Verb
 from entourage.hypervisors.xen import wayback
 from entourage.hypervisors.xen.libxl import Life
@@ -219,7 +218,7 @@ def test_recover_gives_them_back_after_a_crash(
     async def recover(journal: Journal) -> list[str]:
         async with taken_up_source(journal, scene.settings, decision, send=lambda _: None) as side:
             assert scene.xl.did() == []  # nothing before it is decided
-            await side.take(Heard(Message(Word.NEVER, "m-1")))
+            await side.take(Heard(Message(MessageKind.NEVER, "m-1")))
             assert side.state.record is Record.BACK
             return side.problems
 

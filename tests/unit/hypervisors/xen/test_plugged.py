@@ -18,8 +18,7 @@ from entourage.devices.host.usb import UsbController
 from entourage.domain import Domain
 from entourage.errors import DeviceError, EntourageError
 from entourage.handover.rules import Target
-from entourage.handover.values import Event, Flush, Guest, Message, Record, Role
-from entourage.handover.values import Verb as Word
+from entourage.handover.values import Flush, Guest, Input, Message, MessageKind, Record, Role
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.xen import incoming as xen_incoming
 from entourage.hypervisors.xen.incoming import XenIncoming
@@ -69,7 +68,7 @@ def arrive(scene: Scene, tmp_path: Path) -> list[Any]:
         side = arriving(scene, journal, record=Record.GO, told=told)
         scene.xl.has(pci=[], usb={})
         async with asyncio.timeout(PATIENCE):
-            await side.take(Event.RESTARTED)
+            await side.take(Input.RESTARTED)
 
     with Journal.open(tmp_path / "journal.db") as journal:
         decision = Decision(
@@ -87,7 +86,7 @@ def arrive(scene: Scene, tmp_path: Path) -> list[Any]:
     return told
 
 
-RAN = Message(Word.RAN, "m-1")
+RAN = Message(MessageKind.RAN, "m-1")
 PLUGGED = [
     "usbdev-attach 7 type=hostdev hostbus=1 hostaddr=6 controller=0 port=1",
     f"pci-attach 7 {THERE},permissive=1",

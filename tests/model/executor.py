@@ -1,4 +1,4 @@
-"""The thin shell as the rules demand it: one effect at a time, and killed after any of them."""
+"""The executor as the rules demand it: one effect at a time, and killed after any of them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from entourage.handover.rules import (
 )
 from entourage.handover.values import (
     TERMINAL,
-    AnyEvent,
+    AnyInput,
     Do,
     Effect,
-    Event,
     Flush,
+    Input,
+    MessageKind,
     Overtaken,
     Record,
     Report,
     Send,
-    Step,
-    Verb,
+    Transition,
 )
 from tests.model.world import (
     ACTING,
@@ -64,10 +64,10 @@ from tests.model.world import (
 
 
 class Rules(NamedTuple):
-    """The code under exploration, and what a shell owes it. Mutants change one of these."""
+    """The code under exploration, and what an executor owes it. Mutants change one of these."""
 
-    source: Callable[[Source, AnyEvent], Step[Source]] = decide_source
-    target: Callable[[Target, AnyEvent], Step[Target]] = decide_target
+    source: Callable[[Source, AnyInput], Transition[Source]] = decide_source
+    target: Callable[[Target, AnyInput], Transition[Target]] = decide_target
     hand: Callable[..., tuple[Effect, ...]] = dead_hand
     begin: Callable[..., bool] = may_begin
     start: Callable[[Iterable[Record]], Record | None] = refuses_start
@@ -103,12 +103,12 @@ class Move(NamedTuple):
 
 
 @functools.cache
-def decided(rules: Rules, before: Process, event: AnyEvent) -> Process:
-    """The process after an event, with the effects that it now has to execute."""
+def decided(rules: Rules, before: Process, given: AnyInput) -> Process:
+    """The process after an input, with the effects that it now has to execute."""
     if isinstance(before.state, Source):
-        step = rules.source(before.state, event)
+        step = rules.source(before.state, given)
     else:
-        step = rules.target(before.state, event)
+        step = rules.target(before.state, given)
     return _trimmed(process(before.kind, before.migration, step.state, step.effects))
 
 
@@ -154,7 +154,7 @@ def place_process(world: World, place: int, slot: str, one: Process) -> World:
         if isinstance(effect, Send):
             # Sent at once: a message that was never sent is one that never arrives, and one that is
             # sent later is one that arrives later.
-            said = also(world.said, frozenset({effect.message.verb}), one.migration)
+            said = also(world.said, frozenset({effect.message.kind}), one.migration)
             world = world._replace(said=said)
         elif effect is not Do.SYNC_DEVICES or world.hosts[place].tpm != SAFE:
             break
@@ -204,8 +204,19 @@ def _ends(*journals: Rows) -> tuple[bool, ...]:
     )
 
 
-_LATE_GONE = frozenset({Verb.LANDED, Verb.GO, Verb.ASK, Verb.GO_STANDS, Verb.RAN, Verb.GONE})
-_LATE_BACK = frozenset({Verb.LANDED, Verb.GO, Verb.ASK, Verb.NEVER, Verb.BACK})
+_LATE_GONE = frozenset(
+    {
+        MessageKind.LANDED,
+        MessageKind.GO,
+        MessageKind.ASK,
+        MessageKind.GO_STANDS,
+        MessageKind.RAN,
+        MessageKind.GONE,
+    }
+)
+_LATE_BACK = frozenset(
+    {MessageKind.LANDED, MessageKind.GO, MessageKind.ASK, MessageKind.NEVER, MessageKind.BACK}
+)
 
 
 def execute(world: World, place: int, slot: str, rules: Rules) -> Iterator[Move]:
@@ -278,18 +289,18 @@ def _let_run(world: World, place: int, slot: str, rules: Rules) -> Iterator[Move
     assert len(one.effects) == 1, "what LET_RUN leads to decides what follows"
     who = called(one, place)
     if host.guest == DEAD:
-        after = decided(rules, popped(one), Event.RELEASE_REFUSED)
+        after = decided(rules, popped(one), Input.RELEASE_REFUSED)
         yield Move(f"{who} finds the copy dead", place_process(world, place, slot, after))
         return
     if host.guest == PAUSED:
         raise Violation("a guest that its user had paused was let run")
     if world.faulty and host.guest == LAND:
-        after = decided(rules, popped(one), Event.RELEASE_REFUSED)
+        after = decided(rules, popped(one), Input.RELEASE_REFUSED)
         refused = place_process(world, place, slot, after)
         yield Move(f"{who}: the release is refused", refused, helps=False, costs=True)
     after = world._replace(copies=replaced(world.copies, one.migration, RAN))
     after = after.host(place, guest=RUN)
-    after = place_process(after, place, slot, decided(rules, popped(one), Event.RELEASED))
+    after = place_process(after, place, slot, decided(rules, popped(one), Input.RELEASED))
     yield Move(f"{who} lets the guest run", after)
 
 
