@@ -4,7 +4,7 @@ The same class is instantiated at both ends. The methods ``test`` … ``let_go``
 each may ask the other half with ``here.peer(request, Reply)``, which runs ``test_there`` … on the
 target, in the agent, with the request it was given, and returns what that returns.
 
-A failure is an exception (DeviceError, or what a verb raised). A controller never catches
+A failure is an exception (DeviceError, or what the hypervisor raised). A controller never catches
 CancelledError for longer than it takes to let go of what it holds: cancelled means that another
 device has failed or the user wants out, and ``recover`` comes next.
 """
@@ -92,7 +92,7 @@ class Here:
     Attributes:
         migration: The migration's id.
         source, target: The names of both hosts, as the user calls them.
-        machine: The running domain's verbs.
+        machine: The running domain, and what it can be asked to do.
         settings: This host's settings.
         options: What the user asked for.
         peer: The other half, in the step under way.

@@ -15,7 +15,7 @@ import msgspec
 from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, refuse, warn
 from entourage.domain import Net
-from entourage.hypervisors.base import Verb
+from entourage.hypervisors.base import Capability
 from entourage.steps import Refusal, Step
 
 SYS = Path("/sys/class/net")
@@ -127,7 +127,7 @@ class NetController(Controller):
                 bridges=sorted(entry.name for entry in SYS.iterdir()),
                 port="",
                 tap_taken=False,
-                announces=Verb.ANNOUNCE in there.incoming.verbs,
+                announces=Capability.ANNOUNCE in there.incoming.capabilities,
             )
         is_bridge = (SYS / asked.bridge / "bridge").is_dir()
         return Bridge(
@@ -135,7 +135,7 @@ class NetController(Controller):
             bridges=bridges(),
             port=_tap_with(asked.bridge, asked.mac) if is_bridge and asked.mac else "",
             tap_taken=_exists(asked.tap),
-            announces=Verb.ANNOUNCE in there.incoming.verbs,
+            announces=Capability.ANNOUNCE in there.incoming.capabilities,
         )
 
     async def _network_there(self, there: There, asked: Ask) -> Bridge:
@@ -147,7 +147,7 @@ class NetController(Controller):
             bridges=sorted(networks),
             port=_tap_with(bridge, asked.mac) if bridge and asked.mac else "",
             tap_taken=_exists(asked.tap),
-            announces=Verb.ANNOUNCE in there.incoming.verbs,
+            announces=Capability.ANNOUNCE in there.incoming.capabilities,
         )
 
     async def prepare(self, here: Here) -> None:
@@ -164,13 +164,13 @@ class NetController(Controller):
 
     async def recover(self, here: Here, last_good: Step) -> None:
         """The guest was stopped and is back: tell the network that it never left."""
-        if last_good >= Step.TRANSFER and Verb.ANNOUNCE in here.machine.verbs:
+        if last_good >= Step.TRANSFER and Capability.ANNOUNCE in here.machine.capabilities:
             await here.machine.announce([self.nic])
 
     async def arrived(self, there: There) -> None:
         """The guest runs here: tell the network."""
         nic = there.domain.device(self.device.label)
-        if Verb.ANNOUNCE in there.incoming.verbs and isinstance(nic, Net):
+        if Capability.ANNOUNCE in there.incoming.capabilities and isinstance(nic, Net):
             await there.incoming.announce([nic])
 
 

@@ -18,7 +18,7 @@ import msgspec
 from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, no_way, refuse
 from entourage.domain import Tpm
-from entourage.hypervisors.base import TpmFacts, Verb
+from entourage.hypervisors.base import Capability, TpmFacts
 from entourage.steps import Refusal
 
 # What the guest may have come to rely on; the rest is about how the emulator is started.
@@ -55,7 +55,7 @@ class TpmController(Controller):
             reason = "its emulator is run by somebody else, and its state is not ours to move"
             return [*found, no_way(tpm, here.source, reason)]
         answer = await here.peer({}, Capabilities)
-        if Verb.CARRY_TPM not in here.machine.verbs:
+        if Capability.CARRY_TPM not in here.machine.capabilities:
             found.append(no_way(tpm, here.source, "the hypervisor cannot carry a TPM's state"))
         if not answer.carries:
             found.append(no_way(tpm, here.target, "the hypervisor cannot take a TPM's state"))
@@ -65,7 +65,7 @@ class TpmController(Controller):
 
     async def test_there(self, there: There, request: Any) -> Any:  # noqa: ARG002 - nothing to ask
         """Say what the emulator of this host can do."""
-        carries = Verb.CARRY_TPM in there.incoming.verbs
+        carries = Capability.CARRY_TPM in there.incoming.capabilities
         facts = await there.incoming.tpm_facts() if carries else TpmFacts()
         return Capabilities(facts=facts, carries=carries)
 

@@ -3,8 +3,8 @@
 A backend has three classes: a ``Hypervisor`` (this host's domains), a ``Machine`` (a domain that
 runs here: the source's half of a migration, its carrier included) and an ``Incoming`` (a domain
 that is being built here: the target's half). Both halves record a resource in a ledger before they
-make it. A verb that a backend lacks is missing from ``verbs``, and a controller that needs it
-refuses at TEST.
+make it. What a backend cannot do is missing from its ``capabilities``, and a controller that needs
+it refuses at TEST.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from entourage.domain import Block, Domain, Net, Tpm
 from entourage.handover.values import Guest
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.values import (
+    Capability,
     DataPlane,
     DomainState,
     Export,
@@ -24,11 +25,11 @@ from entourage.hypervisors.values import (
     Secret,
     Ticket,
     TpmFacts,
-    Verb,
 )
 from entourage.steps import Refusal
 
 __all__ = [
+    "Capability",
     "DataPlane",
     "DomainState",
     "Export",
@@ -40,12 +41,11 @@ __all__ = [
     "Secret",
     "Ticket",
     "TpmFacts",
-    "Verb",
 ]
 
 
 class Machine(Protocol):
-    """A domain that runs on this host: the source's half, and the carrier's six verbs.
+    """A domain that runs on this host: the source's half, and the carrier's six operations.
 
     Every method raises HypervisorError where the hypervisor says no, with the device where one is
     concerned. None has a deadline of its own: the caller sets it.
@@ -57,7 +57,7 @@ class Machine(Protocol):
         ...
 
     @property
-    def verbs(self) -> frozenset[Verb]:
+    def capabilities(self) -> frozenset[Capability]:
         """What this machine can be asked to do."""
         ...
 
@@ -94,7 +94,7 @@ class Machine(Protocol):
         """Returns, with the reason, when the machine is gone; never before."""
         ...
 
-    # Verbs for controllers
+    # Operations for controllers
 
     def carry(self, disk: Block, *, top_only: bool) -> None:
         """In PREPARE, before ``plan``: ``start`` is to copy this disk (CARRY_DISKS).
@@ -142,7 +142,7 @@ class Machine(Protocol):
         """Tell the network where the guest's MACs are (RARP or gratuitous ARP)."""
         ...
 
-    # The carrier's six verbs
+    # The carrier's six operations
 
     async def arm(
         self,
@@ -256,7 +256,7 @@ class Incoming(Protocol):
     """A domain that is being built on this host: the target's half."""
 
     @property
-    def verbs(self) -> frozenset[Verb]:
+    def capabilities(self) -> frozenset[Capability]:
         """What this host's hypervisor can be asked to do."""
         ...
 

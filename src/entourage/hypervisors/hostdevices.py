@@ -1,7 +1,7 @@
 """A host's own USB and PCI devices in a guest: taken out before it leaves, others plugged in there.
 
 None of them can follow a guest, but where the user says which one of the target's stands for it, a
-hypervisor with ``Verb.UNPLUG`` lets go of it in PREPARE and plugs that one in on arrival. Its
+hypervisor with ``Capability.UNPLUG`` lets go of it in PREPARE and plugs that one in on arrival. Its
 ``Machine`` is then ``Unplugs``, its ``Incoming`` is ``Plugs``.
 """
 

@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 
-class Verb(enum.StrEnum):
+class Capability(enum.StrEnum):
     """What not every hypervisor can do."""
 
     MIRROR = "mirror"

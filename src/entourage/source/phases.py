@@ -11,7 +11,7 @@ from entourage.device_steps import Conductor
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
 from entourage.handover.values import Input, Role
-from entourage.hypervisors.base import Ticket, Verb
+from entourage.hypervisors.base import Capability, Ticket
 from entourage.source.blackout import Blackout
 from entourage.source.convergence import at_first, press, throttles
 from entourage.source.role import SourceSide
@@ -59,7 +59,7 @@ class Scenes:
         domain, facts = way.machine.domain, await way.machine.facts()
         labels = {device.label for device in domain.devices}
         found = [refusal for refusal in way.blockers if refusal.device not in labels]
-        if not self._live and Verb.NON_LIVE not in way.machine.verbs:
+        if not self._live and Capability.NON_LIVE not in way.machine.capabilities:
             reason = "its hypervisor moves a domain only while it runs"
             found.append(Refusal("domain", way.source, reason, "leave out --non-live"))
         # The domain first: the agent makes the devices' other halves when it hears of it.

@@ -24,13 +24,13 @@ from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.events import AnyEvent, Warned
 from entourage.hosts.resources import MemoryLedger
-from entourage.hypervisors.base import Export, Incoming, Machine, TpmFacts, Verb
+from entourage.hypervisors.base import Capability, Export, Incoming, Machine, TpmFacts
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
-ALL_VERBS = frozenset(Verb) - {Verb.CARRY_DISKS, Verb.CARRY_RAW}
-CARRIES_RAW = frozenset({Verb.CARRY_RAW, Verb.ANNOUNCE})
-CARRIES = frozenset({Verb.CARRY_DISKS, Verb.CARRY_TPM, Verb.ANNOUNCE})
+ALL_CAPABILITIES = frozenset(Capability) - {Capability.CARRY_DISKS, Capability.CARRY_RAW}
+CARRIES_RAW = frozenset({Capability.CARRY_RAW, Capability.ANNOUNCE})
+CARRIES = frozenset({Capability.CARRY_DISKS, Capability.CARRY_TPM, Capability.ANNOUNCE})
 """What a hypervisor can do whose carrier copies disks by itself."""
 SWTPM = TpmFacts(program="swtpm", version=(0, 7, 1), capabilities=frozenset({"tpm-2.0", "tpm-1.2"}))
 
@@ -40,7 +40,7 @@ class FakeMachine:
     """A fake: it moves nothing, and notes what it was asked for."""
 
     domain: Domain
-    verbs: frozenset[Verb] = ALL_VERBS
+    capabilities: frozenset[Capability] = ALL_CAPABILITIES
     facts: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
     fails: str = ""
@@ -79,7 +79,7 @@ class FakeMachine:
 class FakeIncoming:
     """A fake: it builds nothing, and notes what it was asked for."""
 
-    verbs: frozenset[Verb] = ALL_VERBS
+    capabilities: frozenset[Capability] = ALL_CAPABILITIES
     running: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     facts: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])

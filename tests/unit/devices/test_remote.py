@@ -65,8 +65,8 @@ class FarMove(Move):
     def __init__(self, tmp_path: Path, path: Path, **fields: Any) -> None:
         super().__init__(tmp_path, path, **fields)
         self.controller = AfarBlock(self.disk)
-        self.far = FakeAfar(verbs=CARRIES, pools=(self.hosts.on_target(path.parent),))
-        self.hosts.machine.verbs = CARRIES
+        self.far = FakeAfar(capabilities=CARRIES, pools=(self.hosts.on_target(path.parent),))
+        self.hosts.machine.capabilities = CARRIES
         self.hosts.there.incoming = self.far  # type: ignore[assignment]
 
 
@@ -141,7 +141,7 @@ async def test_what_libvirt_cannot_keep_of_an_image_is_said(tmp_path: Path, srv:
 )
 async def test_a_nic(tmp_path: Path, nic: Net, reason: str) -> None:
     hosts = TwoHosts(domain_with(net=(nic,)), tmp_path)
-    hosts.there.incoming = FakeAfar(verbs=CARRIES, running={"lan": "br0"})  # type: ignore[assignment]
+    hosts.there.incoming = FakeAfar(capabilities=CARRIES, running={"lan": "br0"})  # type: ignore[assignment]
     refusals = await hosts.test(AfarNet(nic))
     assert [reason in refusal.reason for refusal in refusals] == [True] * bool(reason)
     if not reason:
@@ -154,7 +154,7 @@ async def test_a_nic(tmp_path: Path, nic: Net, reason: str) -> None:
 async def test_where_libvirt_does_not_tell_of_interfaces_nothing_is_refused(tmp_path: Path) -> None:
     nic = Net(id="n", bridge="br7")
     hosts = TwoHosts(domain_with(net=(nic,)), tmp_path)
-    hosts.there.incoming = FakeAfar(verbs=CARRIES, known=frozenset())  # type: ignore[assignment]
+    hosts.there.incoming = FakeAfar(capabilities=CARRIES, known=frozenset())  # type: ignore[assignment]
     assert await hosts.test(AfarNet(nic)) == []
 
 

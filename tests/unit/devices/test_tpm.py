@@ -8,9 +8,9 @@ import pytest
 
 from entourage.devices.tpm import TpmController
 from entourage.domain import Tpm
-from entourage.hypervisors.base import TpmFacts, Verb
+from entourage.hypervisors.base import Capability, TpmFacts
 from entourage.steps import Refusal
-from tests.unit.devices.test_harness import ALL_VERBS, SWTPM, TwoHosts, domain_with
+from tests.unit.devices.test_harness import ALL_CAPABILITIES, SWTPM, TwoHosts, domain_with
 
 
 class Move:
@@ -90,7 +90,9 @@ async def test_what_the_guest_may_use_must_be_there(tmp_path: Path) -> None:
 
 async def test_hypervisors_that_cannot_carry_it(tmp_path: Path) -> None:
     move = Move(tmp_path)
-    move.hosts.machine.verbs = move.hosts.incoming.verbs = ALL_VERBS - {Verb.CARRY_TPM}
+    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = ALL_CAPABILITIES - {
+        Capability.CARRY_TPM
+    }
     refusals = await move.test()
     assert [refusal.host for refusal in refusals] == ["a", "b"]
     assert all(refusal.no_way for refusal in refusals)

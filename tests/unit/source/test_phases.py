@@ -17,10 +17,10 @@ from entourage.domain import Domain
 from entourage.errors import Refused
 from entourage.events import AnyEvent, DeviceRefused, SpanDone
 from entourage.handover.values import Input, Record, Role
-from entourage.hypervisors.base import DataPlane, Verb
-from entourage.hypervisors.libvirt.machine import VERBS as LIBVIRT
-from entourage.hypervisors.qemu.machine import VERBS as QEMU
-from entourage.hypervisors.xen.machine import VERBS as XEN
+from entourage.hypervisors.base import Capability, DataPlane
+from entourage.hypervisors.libvirt.machine import CAPABILITIES as LIBVIRT
+from entourage.hypervisors.qemu.machine import CAPABILITIES as QEMU
+from entourage.hypervisors.xen.machine import CAPABILITIES as XEN
 from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
 from entourage.source.blackout import Blackout
@@ -35,8 +35,8 @@ class Machine:
     was_running = True
     in_the_clear = ""
 
-    def __init__(self, verbs: frozenset[Verb], flush: str = "") -> None:
-        self.verbs = verbs
+    def __init__(self, capabilities: frozenset[Capability], flush: str = "") -> None:
+        self.capabilities = capabilities
         self._flush = flush
 
     async def blockers(self) -> list[Any]:
@@ -97,9 +97,11 @@ def scenes(machine: Machine, *, live: bool = True) -> tuple[Scenes, list[AnyEven
     return Scenes(cast("Any", way), conductor, blackout, events.append, live=live), events
 
 
-@pytest.mark.parametrize("verbs", [QEMU, LIBVIRT])
-def test_a_guest_may_be_stopped_first_where_its_hypervisor_can(verbs: frozenset[Verb]) -> None:
-    story, events = scenes(Machine(verbs), live=False)
+@pytest.mark.parametrize("capabilities", [QEMU, LIBVIRT])
+def test_a_guest_may_be_stopped_first_where_its_hypervisor_can(
+    capabilities: frozenset[Capability],
+) -> None:
+    story, events = scenes(Machine(capabilities), live=False)
     asyncio.run(story.test())
     assert not [event for event in events if isinstance(event, DeviceRefused)]
 

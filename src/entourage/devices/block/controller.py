@@ -34,10 +34,10 @@ from entourage.devices.refusals import marked, no_way, refuse, warn
 from entourage.domain import Block, Device
 from entourage.errors import DeviceError
 from entourage.hosts.fileid import file_id
-from entourage.hypervisors.base import Export, Verb
+from entourage.hypervisors.base import Capability, Export
 from entourage.steps import Refusal, Step
 
-_CARRIES = frozenset({Verb.CARRY_DISKS, Verb.CARRY_RAW})
+_CARRIES = frozenset({Capability.CARRY_DISKS, Capability.CARRY_RAW})
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look"):
@@ -201,15 +201,17 @@ class BlockController(Controller):
         """Go the way of a copy, or say why there is none."""
         disk = self.disk
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
-        need = next((verb for verb in _CARRIES if verb in here.machine.verbs), Verb.MIRROR)
-        if need is Verb.CARRY_RAW and image.format != "raw":
+        need = next(
+            (one for one in _CARRIES if one in here.machine.capabilities), Capability.MIRROR
+        )
+        if need is Capability.CARRY_RAW and image.format != "raw":
             reason = f"a {image.format} image cannot be copied under a guest of this hypervisor"
             mend = "put it on shared storage, or qemu-img convert it to raw"
             found.append(no_way(disk, here.source, reason, mend))
-        if _only_read(disk) and need is not Verb.CARRY_RAW:
-            need = Verb.MIRROR_READONLY
-        if need not in here.machine.verbs:
-            found.append(space.no_verb(disk, here.source, need))
+        if _only_read(disk) and need is not Capability.CARRY_RAW:
+            need = Capability.MIRROR_READONLY
+        if need not in here.machine.capabilities:
+            found.append(space.no_capability(disk, here.source, need))
         slack = await images.room(image, flat=backing is None)
         new = images.like(image, path, room=slack, below=backing)
         if disk.size is not None:
@@ -263,7 +265,7 @@ class BlockController(Controller):
     @staticmethod
     def _carried(here: Here) -> bool:
         """Whether the hypervisor's carrier copies disks by itself, with the memory."""
-        return not here.machine.verbs.isdisjoint(_CARRIES)
+        return not here.machine.capabilities.isdisjoint(_CARRIES)
 
     async def prepare(self, here: Here) -> None:
         """Have the target make the file that it will be copied into; see who copies it."""
@@ -305,7 +307,7 @@ class BlockController(Controller):
     async def arrived(self, there: There) -> None:
         """Set aside again what a carrier has freed of a file that was preallocated."""
         new = self._made
-        carried = not there.incoming.verbs.isdisjoint(_CARRIES)
+        carried = not there.incoming.capabilities.isdisjoint(_CARRIES)
         if new is not None and new.preallocated and carried:
             await images.set_aside(new.path)
 

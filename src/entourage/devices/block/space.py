@@ -13,7 +13,7 @@ from entourage.devices.block import images, storage
 from entourage.devices.block.images import NewImage
 from entourage.devices.refusals import no_way, refuse
 from entourage.domain import Block
-from entourage.hypervisors.base import Verb
+from entourage.hypervisors.base import Capability
 from entourage.settings.units import format_size
 from entourage.steps import Refusal
 
@@ -29,7 +29,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, tag="fit"):
 
     new: NewImage
     onto_device: bool
-    need: Verb
+    need: Capability
 
 
 class Fitting(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +39,9 @@ class Fitting(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
 
 
-def no_verb(disk: Block, host: str, need: Verb) -> Refusal:
+def no_capability(disk: Block, host: str, need: Capability) -> Refusal:
     """The hypervisor of ``host`` lacks what a copy needs."""
-    if need is Verb.MIRROR_READONLY:
+    if need is Capability.MIRROR_READONLY:
         reason = "the hypervisor cannot copy a read-only medium"
         return refuse(disk, host, reason, f"copy {disk.path} there at the same path")
     return no_way(disk, host, "the hypervisor cannot copy a disk", "put it on shared storage")
@@ -50,10 +50,12 @@ def no_verb(disk: Block, host: str, need: Verb) -> Refusal:
 def fit(disk: Block, there: There, request: Fit) -> Fitting:
     """Everything that speaks against it; runs on the target."""
     lacks = (
-        [] if request.need in there.incoming.verbs else [no_verb(disk, there.host, request.need)]
+        []
+        if request.need in there.incoming.capabilities
+        else [no_capability(disk, there.host, request.need)]
     )
     if request.onto_device:
-        exact = request.need in {Verb.CARRY_DISKS, Verb.CARRY_RAW}
+        exact = request.need in {Capability.CARRY_DISKS, Capability.CARRY_RAW}
         fitting = _fit_device(disk, there, request.new, exact=exact)
         return msgspec.structs.replace(fitting, refusals=[*lacks, *fitting.refusals])
     return Fitting(refusals=[*lacks, *_fit_file(disk, there, request.new)])

@@ -18,7 +18,7 @@ from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, no_way, refuse
 from entourage.domain import Device, Pci, Usb
 from entourage.errors import DeviceError, HypervisorError
-from entourage.hypervisors.base import Incoming, Machine, Verb
+from entourage.hypervisors.base import Capability, Incoming, Machine
 from entourage.hypervisors.hostdevices import HostDevice, Plugs, Unplugs
 from entourage.steps import Refusal, Step
 
@@ -126,14 +126,14 @@ class HostDeviceController(Controller):
 
 def unplugs(machine: Machine) -> Unplugs | None:
     """The machine as one that lets go of the host's own devices, if it can."""
-    if Verb.UNPLUG in machine.verbs and isinstance(machine, Unplugs):
+    if Capability.UNPLUG in machine.capabilities and isinstance(machine, Unplugs):
         return machine
     return None
 
 
 def plugs(incoming: Incoming) -> Plugs | None:
     """The same of a machine that is being built."""
-    if Verb.UNPLUG in incoming.verbs and isinstance(incoming, Plugs):
+    if Capability.UNPLUG in incoming.capabilities and isinstance(incoming, Plugs):
         return incoming
     return None
 

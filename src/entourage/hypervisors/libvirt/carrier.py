@@ -1,4 +1,4 @@
-"""Carries a libvirt domain to another host: the source's six verbs, by libvirt's own phases.
+"""Carries a libvirt domain to another host: the source's six operations, by libvirt's own phases.
 
     plan     Begin: libvirt says what travels, and from here on keeps others from changing it
     start    Perform, in a thread: it copies disks, then memory, stops the guest, sends the rest
@@ -58,7 +58,7 @@ _BASE = Flag.LIVE | Flag.PERSIST_DEST | Flag.UNDEFINE_SOURCE | Flag.UNSAFE
 
 
 class Carrier(WayBack):
-    """The six verbs; a ``Machine`` is built on it."""
+    """The six operations; a ``Machine`` is built on it."""
 
     @property
     def in_the_clear(self) -> str:

@@ -24,7 +24,7 @@ from entourage.errors import HypervisorError, InDoubt
 from entourage.handover.values import Guest
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
-from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
+from entourage.hypervisors.base import Capability, DataPlane, Export, Plan, Ticket, TpmFacts
 from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt import tls
 from entourage.hypervisors.libvirt.connection import (
@@ -39,7 +39,7 @@ from entourage.hypervisors.libvirt.connection import (
 from entourage.hypervisors.libvirt.emulators import Emulators
 from entourage.hypervisors.libvirt.explain import qemu_said
 from entourage.hypervisors.libvirt.feed import Feed, Known
-from entourage.hypervisors.libvirt.machine import TPM_STATES, VERBS
+from entourage.hypervisors.libvirt.machine import CAPABILITIES, TPM_STATES
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
 from entourage.hypervisors.libvirt.seen import look_at
 from entourage.hypervisors.libvirt.words import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter
@@ -82,9 +82,9 @@ class LibvirtIncoming:
         self._shortening: asyncio.Task[None] | None = None
 
     @property
-    def verbs(self) -> frozenset[Verb]:
+    def capabilities(self) -> frozenset[Capability]:
         """Disks and TPM travel with the memory; QEMU announces the NICs by itself."""
-        return VERBS
+        return CAPABILITIES
 
     async def tpm_facts(self) -> TpmFacts:
         """What this host's swtpm can do."""

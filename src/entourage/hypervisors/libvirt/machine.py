@@ -14,7 +14,7 @@ from entourage.domain import Block, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hypervisors import swtpm
-from entourage.hypervisors.base import Export, TpmFacts, Verb
+from entourage.hypervisors.base import Capability, Export, TpmFacts
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.libvirt.carrier import Carrier
 from entourage.hypervisors.libvirt.connection import (
@@ -34,7 +34,9 @@ from entourage.hypervisors.libvirt.words import (
 )
 from entourage.steps import Refusal
 
-VERBS = frozenset({Verb.CARRY_TPM, Verb.CARRY_DISKS, Verb.ANNOUNCE, Verb.NON_LIVE})
+CAPABILITIES = frozenset(
+    {Capability.CARRY_TPM, Capability.CARRY_DISKS, Capability.ANNOUNCE, Capability.NON_LIVE}
+)
 TPM_STATES = Path("/var/lib/libvirt/swtpm")
 _RELEASE_WITHIN = 30.0
 # RARP packets of QEMU's: how many, and when (ms).
@@ -45,9 +47,9 @@ class LibvirtMachine(Carrier):
     """A domain of this host's libvirtd."""
 
     @property
-    def verbs(self) -> frozenset[Verb]:
+    def capabilities(self) -> frozenset[Capability]:
         """Disks and TPM travel with the memory."""
-        return VERBS
+        return CAPABILITIES
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
@@ -119,9 +121,9 @@ class LibvirtMachine(Carrier):
         except HypervisorError:
             return await asyncio.get_running_loop().create_future()
 
-    # Verbs for controllers
+    # Operations for controllers
 
-    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:  # noqa: ARG002 - see VERBS
+    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:  # noqa: ARG002 - see CAPABILITIES
         """It does not: disks are carried."""
         raise HypervisorError("libvirt mirrors no disk by itself", device=disk.label)
 

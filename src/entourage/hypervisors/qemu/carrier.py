@@ -1,4 +1,4 @@
-"""Carries a machine's memory and CPU state to another host: the source's six verbs on QEMU."""
+"""Carries a machine's memory and CPU state to another host: the source's six operations on QEMU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _THROTTLED = {"max-cpu-throttle": 99, "throttle-trigger-threshold": 50}
 _DEFAULTS = {**_THROTTLED, "cpu-throttle-initial": 20, "cpu-throttle-increment": 10}
 
 
-def capabilities(**states: bool) -> dict[str, Any]:
+def migration_capabilities(**states: bool) -> dict[str, Any]:
     """The arguments of ``migrate-set-capabilities``."""
     return {
         "capabilities": [
@@ -68,7 +68,7 @@ def _accepted(downtime_limit: float) -> dict[str, Any]:
 
 
 class Carrier:
-    """The six verbs, and ``abort``; a ``Machine`` is built on it.
+    """The six operations, and ``abort``; a ``Machine`` is built on it.
 
     Args:
         monitor: The owner's monitor.
@@ -121,7 +121,7 @@ class Carrier:
             await keys.add_key(self._monitor, self._where, plane.secret, server=False)
         await self._monitor.execute(
             "migrate-set-capabilities",
-            capabilities(
+            migration_capabilities(
                 events=True,
                 pause_before_switchover=True,
                 auto_converge=throttle,
@@ -358,7 +358,7 @@ class Carrier:
         with contextlib.suppress(CommandError):
             await self._monitor.execute(
                 "migrate-set-capabilities",
-                capabilities(pause_before_switchover=False, auto_converge=False),
+                migration_capabilities(pause_before_switchover=False, auto_converge=False),
             )
             await self._monitor.execute("migrate-set-parameters", {"tls-creds": "", **_DEFAULTS})
         for disk in self._running.domain.block:

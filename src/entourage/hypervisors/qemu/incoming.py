@@ -18,15 +18,15 @@ from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import bound
-from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
+from entourage.hypervisors.base import Capability, DataPlane, Export, Plan, Ticket, TpmFacts
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import tls_in_threads
-from entourage.hypervisors.qemu.carrier import capabilities
+from entourage.hypervisors.qemu.carrier import migration_capabilities
 from entourage.hypervisors.qemu.cmdline import block_node, disk_index, export_name
 from entourage.hypervisors.qemu.explain import plain
 from entourage.hypervisors.qemu.launch import bring_up, host_things
-from entourage.hypervisors.qemu.machine import VERBS, announce, connect
+from entourage.hypervisors.qemu.machine import CAPABILITIES, announce, connect
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
@@ -72,9 +72,9 @@ class QemuIncoming:
         self._thread: dict[str, str | bool] = {}
 
     @property
-    def verbs(self) -> frozenset[Verb]:
+    def capabilities(self) -> frozenset[Capability]:
         """All of them."""
-        return VERBS
+        return CAPABILITIES
 
     async def tpm_facts(self) -> TpmFacts:
         """What the TPM emulator of this host can do; can be asked before ``build``."""
@@ -122,7 +122,7 @@ class QemuIncoming:
             "migrate-set-capabilities",
             # Images are taken only when the guest is released: until then the source can go on
             # with one that both hosts share, and with its own.
-            capabilities(events=True, late_block_activate=True),
+            migration_capabilities(events=True, late_block_activate=True),
         )
         await up.monitor.execute(
             "migrate-set-parameters",
@@ -297,7 +297,9 @@ class QemuIncoming:
             "migrate-set-parameters",
             {"announce-rounds": _DEFAULT_ANNOUNCE_ROUNDS, "tls-creds": ""},
         )
-        await monitor.execute("migrate-set-capabilities", capabilities(late_block_activate=False))
+        await monitor.execute(
+            "migrate-set-capabilities", migration_capabilities(late_block_activate=False)
+        )
         await keys.drop_key(monitor)
         with contextlib.suppress(CommandError):  # no disk was copied
             await monitor.execute("object-del", {"id": _THREAD})

@@ -14,7 +14,7 @@ from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
 from entourage.hypervisors import swtpm
-from entourage.hypervisors.base import Export, TpmFacts, Verb
+from entourage.hypervisors.base import Capability, Export, TpmFacts
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
@@ -29,7 +29,15 @@ from entourage.hypervisors.qemu.record import Running, disown
 from entourage.steps import Refusal
 
 # Not UNPLUG: a machine here lets go of devices, and its target's half knows no like of them.
-VERBS = frozenset({Verb.MIRROR, Verb.MIRROR_READONLY, Verb.ANNOUNCE, Verb.CARRY_TPM, Verb.NON_LIVE})
+CAPABILITIES = frozenset(
+    {
+        Capability.MIRROR,
+        Capability.MIRROR_READONLY,
+        Capability.ANNOUNCE,
+        Capability.CARRY_TPM,
+        Capability.NON_LIVE,
+    }
+)
 _QUIT_PATIENCE = 5.0
 _MONITOR_PATIENCE = 10.0
 # RARP packets of QEMU's: how many, and when (ms).
@@ -77,9 +85,9 @@ class QemuMachine(Carrier):
         return self._running.domain
 
     @property
-    def verbs(self) -> frozenset[Verb]:
+    def capabilities(self) -> frozenset[Capability]:
         """All of them."""
-        return VERBS
+        return CAPABILITIES
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
@@ -167,9 +175,9 @@ class QemuMachine(Carrier):
         said = plain(last_lines(self._where.log, _near_end(self._where.log), 1))
         return f"QEMU has ended; its last words: {said}"
 
-    # Verbs for controllers
+    # Operations for controllers
 
-    def carry(self, disk: Block, *, top_only: bool) -> None:  # noqa: ARG002 - see VERBS
+    def carry(self, disk: Block, *, top_only: bool) -> None:  # noqa: ARG002 - see CAPABILITIES
         """It does not: disks are mirrored one by one."""
         raise HypervisorError("QEMU's stream carries no disk", device=disk.label)
 

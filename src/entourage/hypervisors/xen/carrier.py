@@ -1,4 +1,4 @@
-"""Carries a Xen domain to another host: the source's six verbs, by ``xl migrate``.
+"""Carries a Xen domain to another host: the source's six operations, by ``xl migrate``.
 
     start    disks are copied; xl begins, with our transport in the place of ssh
     stopped  xenstore's @releaseDomain, and the domain is suspended
@@ -40,7 +40,7 @@ _RENAMES_WITHIN = 10.0  # seconds for xl to take its copy out of the way
 
 
 class Carrier(WayBack):
-    """The six verbs; a ``Machine`` is built on it."""
+    """The six operations; a ``Machine`` is built on it."""
 
     @property
     def in_the_clear(self) -> str:
@@ -74,7 +74,7 @@ class Carrier(WayBack):
         self._target = target
         return Plan(parameters={"disks": list(self._carried)})
 
-    async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see VERBS
+    async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see CAPABILITIES
         """Copy the disks, then have xl begin; returns when its stream flows.
 
         Raises:

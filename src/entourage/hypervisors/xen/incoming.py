@@ -25,14 +25,14 @@ from entourage.domain import Block, Domain, Net, Pci, Tpm
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.resources import Ledger
-from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket, TpmFacts, Verb
+from entourage.hypervisors.base import Capability, DataPlane, Export, Plan, Ticket, TpmFacts
 from entourage.hypervisors.hostdevices import HostDevice, Objection
 from entourage.hypervisors.xen.announce import announce
 from entourage.hypervisors.xen.arrivals import Arrivals
 from entourage.hypervisors.xen.hostdevices import HostDevices, test_plug
 from entourage.hypervisors.xen.intake import Intake, receiver_ended
 from entourage.hypervisors.xen.libxl import Life, life
-from entourage.hypervisors.xen.machine import VERBS
+from entourage.hypervisors.xen.machine import CAPABILITIES
 from entourage.hypervisors.xen.receiver import Said
 from entourage.hypervisors.xen.words import INCOMING
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
@@ -71,9 +71,9 @@ class XenIncoming:
         self._plugged_by = 0.0
 
     @property
-    def verbs(self) -> frozenset[Verb]:
+    def capabilities(self) -> frozenset[Capability]:
         """Raw disks are copied beside the memory."""
-        return VERBS
+        return CAPABILITIES
 
     async def tpm_facts(self) -> TpmFacts:
         """Nothing: see ``XenMachine.tpm_facts``."""

@@ -11,7 +11,7 @@ from typing import Any
 from entourage.domain import Block, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
-from entourage.hypervisors.base import Export, TpmFacts, Verb
+from entourage.hypervisors.base import Capability, Export, TpmFacts
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.hostdevices import HostDevice, Objection
 from entourage.hypervisors.xen import hostdevices
@@ -23,7 +23,7 @@ from entourage.hypervisors.xen.sender import Word
 from entourage.hypervisors.xen.xl import info, xl
 from entourage.steps import Refusal
 
-VERBS = frozenset({Verb.CARRY_RAW, Verb.ANNOUNCE, Verb.UNPLUG})
+CAPABILITIES = frozenset({Capability.CARRY_RAW, Capability.ANNOUNCE, Capability.UNPLUG})
 _SECTOR = 512
 _RELEASES_WITHIN = 60.0
 
@@ -32,9 +32,9 @@ class XenMachine(Carrier):
     """A domain of this dom0."""
 
     @property
-    def verbs(self) -> frozenset[Verb]:
+    def capabilities(self) -> frozenset[Capability]:
         """Raw disks are copied beside the memory; devices of the host are taken out before."""
-        return VERBS
+        return CAPABILITIES
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
@@ -103,9 +103,9 @@ class XenMachine(Carrier):
         await self._until_gone()
         return "xl knows it no more"
 
-    # Verbs for controllers
+    # Operations for controllers
 
-    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:  # noqa: ARG002 - see VERBS
+    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:  # noqa: ARG002 - see CAPABILITIES
         """It does not: disks are carried."""
         raise HypervisorError("Xen mirrors no disk by itself", device=disk.label)
 

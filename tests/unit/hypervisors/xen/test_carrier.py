@@ -1,4 +1,4 @@
-"""The source's six verbs and the target's streams together; small programs in the place of xl.
+"""The source's six operations and the target's streams together; small programs in the place of xl.
 
 All else is real: the transport under xl, the processes that ssh would start, pipes and sockets.
 """

@@ -20,7 +20,7 @@ from entourage.devices.tool.controller import Tooled
 from entourage.domain import Domain
 from entourage.errors import DeviceError
 from entourage.handover.values import Flush, Heard, Message, MessageKind, Record, Role
-from entourage.hypervisors.base import Verb
+from entourage.hypervisors.base import Capability
 from entourage.hypervisors.xen import wayback
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
@@ -29,7 +29,7 @@ from entourage.settings.model import Settings
 from entourage.source import reattach
 from entourage.source.reattach import taken_up_source
 from entourage.steps import Step
-from tests.unit.devices.test_harness import ALL_VERBS
+from tests.unit.devices.test_harness import ALL_CAPABILITIES
 from tests.unit.hypervisors.xen.scene import GPU, HERE, KEY, MAPPED, THERE, UUID, Scene, leaving
 
 
@@ -124,10 +124,14 @@ async def test_what_the_target_lacks_is_refused_there(scene: Scene) -> None:
 @pytest.mark.parametrize("lacks", ["source", "target"])
 async def test_a_hypervisor_without_the_verb_refuses_the_map(scene: Scene, lacks: str) -> None:
     if lacks == "source":
-        fake = SimpleNamespace(domain=scene.machine.domain, verbs=ALL_VERBS - {Verb.UNPLUG})
+        fake = SimpleNamespace(
+            domain=scene.machine.domain, capabilities=ALL_CAPABILITIES - {Capability.UNPLUG}
+        )
         scene.machine = cast("Any", fake)
     else:
-        scene.there.incoming = cast("Any", SimpleNamespace(verbs=ALL_VERBS - {Verb.UNPLUG}))
+        scene.there.incoming = cast(
+            "Any", SimpleNamespace(capabilities=ALL_CAPABILITIES - {Capability.UNPLUG})
+        )
     for controller in scene.controllers:
         (refusal,) = await scene.test(controller)
         assert refusal.no_way
@@ -137,7 +141,7 @@ async def test_a_hypervisor_without_the_verb_refuses_the_map(scene: Scene, lacks
 
 
 async def test_a_verb_that_is_only_listed_is_not_believed(scene: Scene) -> None:
-    fake = SimpleNamespace(domain=scene.machine.domain, verbs=ALL_VERBS)
+    fake = SimpleNamespace(domain=scene.machine.domain, capabilities=ALL_CAPABILITIES)
     scene.machine = cast("Any", fake)
     (refusal,) = await scene.test(scene.controllers[1])
     assert refusal.no_way
