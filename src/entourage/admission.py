@@ -31,13 +31,13 @@ async def known(
     try:
         return await find_domain(settings, name, connect)
     except UsageError:
-        with hands_on(settings, name, None, "looks for it", starts=True):
+        with manual_access(settings, name, None, "looks for it", starts=True):
             pass
         raise
 
 
 @contextlib.contextmanager
-def hands_on(
+def manual_access(
     settings: Settings, name: str, uuid: str | None, doing: str, *, starts: bool
 ) -> Generator[None]:
     """Hold the domain's lock for as long as something is done to it by hand.

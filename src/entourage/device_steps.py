@@ -1,4 +1,4 @@
-"""Conducts all devices of a domain through the steps: at once, on time, and back again.
+"""Takes all devices of a domain through the steps: at once, on time, and back again.
 
 It knows for each device the last step that it finished, which is what its recovery is told.
 """
@@ -52,7 +52,7 @@ def source_controllers(
     return controllers
 
 
-class Conductor:
+class DeviceSteps:
     """All devices of one migration, on the source.
 
     Args:
@@ -192,7 +192,7 @@ class Conductor:
             if (progress := controller.progress(self._here(controller, "prepare")))[1]
         ]
 
-    def take_up(self, finished: Step, memos: Mapping[str, Any]) -> None:
+    def reattach(self, finished: Step, memos: Mapping[str, Any]) -> None:
         """Go on where another process ended: every device had finished ``finished``."""
         for controller in self.controllers:
             label = controller.device.label

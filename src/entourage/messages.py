@@ -25,7 +25,7 @@ LISTEN = "listen"
 ABORT = "abort"
 BYE = "bye"
 # One-way messages: the hand-over's (both ways), the source's, and the agent's to the source.
-LAST_WORDS = "last-words"
+SWITCHOVER_COOKIE = "last-words"
 HANDOVER = "handover"
 FAILED = "failed"
 RESUMED = "resumed"
@@ -101,7 +101,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     offers: dict[str, str] = {}
 
 
-class LastWords(msgspec.Struct, frozen=True, kw_only=True):
+class SwitchoverCookie(msgspec.Struct, frozen=True, kw_only=True):
     """One-way, before GO: what the source's carrier leaves for the target's."""
 
     data: bytes

@@ -18,9 +18,9 @@ from entourage.hypervisors.registry import all_domains
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import lock_holder
 from entourage.settings.model import Settings
-from entourage.source.ask import Way, declare_fenced, is_untold, note_told, tell
-from entourage.source.reattach import taken_up_source
-from entourage.target.reattach import taken_up_target
+from entourage.source.ask import TargetQuery, declare_fenced, is_untold, note_told, tell
+from entourage.source.reattach import reattach_source
+from entourage.target.reattach import reattach_target
 
 _MEANS: dict[Record, str] = {
     Record.ARMED: "a migration to {peer} was begun; whether {peer} was told to run it is in doubt",
@@ -218,7 +218,7 @@ async def _settle(
         return _report(journal, decision, (), problems)
     if decision.role is Role.TARGET:
         failed: list[EntourageError] = []
-        async with taken_up_target(
+        async with reattach_target(
             journal,
             settings,
             decision.migration,
@@ -235,11 +235,11 @@ async def _settle(
     if fenced and decision.record is Record.ARMED:
         declare_fenced(journal, decision)
         decision = journal.decision(decision.migration, Role.SOURCE) or decision
-    way = Way(settings, decision)
-    async with taken_up_source(journal, settings, decision, send=way.send) as departure:
+    query = TargetQuery(settings, decision)
+    async with reattach_source(journal, settings, decision, send=query.send) as departure:
         if departure.state.in_doubt and fenced:
             await departure.take(Input.PEER_IS_FENCED)
-        elif departure.state.record is not Record.BACK and await way.ask(departure):
+        elif departure.state.record is not Record.BACK and await query.ask(departure):
             note_told(journal, decision.migration)
         return _report(journal, decision, departure.findings, departure.problems)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from entourage import admission
-from entourage.admission import hands_on, known
+from entourage.admission import known, manual_access
 from entourage.errors import DomainBusy, EntourageError, UsageError
 from entourage.handover.values import Record, Role
 from entourage.journal.journal import Decision, Journal
@@ -61,7 +61,7 @@ def allowed(
     settings: Settings, *, starts: bool, name: str = "web1", uuid: str | None = UUID
 ) -> str:
     try:
-        with hands_on(settings, name, uuid, "tests", starts=starts):
+        with manual_access(settings, name, uuid, "tests", starts=starts):
             return ""
     except DomainBusy as busy:
         return str(busy)

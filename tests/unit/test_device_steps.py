@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from entourage.device_steps import Conductor
+from entourage.device_steps import DeviceSteps
 from entourage.devices.base import Controller, Here
 from entourage.domain import External
 from entourage.errors import DeadlineError, DeviceError, EntourageError
@@ -79,27 +79,27 @@ class Fake(Controller):
 
 def conduct(
     *fakes: Fake, timeouts: MigrationSettings | None = None
-) -> tuple[Conductor, list[AnyEvent]]:
+) -> tuple[DeviceSteps, list[AnyEvent]]:
     events: list[AnyEvent] = []
-    conductor = Conductor(
+    device_steps = DeviceSteps(
         fakes,
         lambda _c, _h, settled: cast("Any", settled),
         timeouts or MigrationSettings(recover_timeout=0.1, recover_first_timeout=0.1),
         events.append,
         lambda: 0.0,
     )
-    return conductor, events
+    return device_steps, events
 
 
 async def nothing() -> None:
     """A target's machine that builds at once."""
 
 
-async def through(conductor: Conductor) -> None:
-    await conductor.test()
-    await conductor.prepare(nothing)
-    await conductor.transfer()
-    await conductor.sync()
+async def through(device_steps: DeviceSteps) -> None:
+    await device_steps.test()
+    await device_steps.prepare(nothing)
+    await device_steps.transfer()
+    await device_steps.sync()
 
 
 @pytest.mark.parametrize(
@@ -116,32 +116,32 @@ async def test_each_device_is_told_the_last_step_that_went_well(
 ) -> None:
     bad, good = Plan(fails=half), Plan()
     # The good one comes first: it has finished when the bad one fails.
-    conductor, _ = conduct(Fake("good", good), Fake("bad", bad))
+    device_steps, _ = conduct(Fake("good", good), Fake("bad", bad))
     with pytest.raises((EntourageError, BaseExceptionGroup)) as caught:
-        await through(conductor)
+        await through(device_steps)
     cause = first_cause(caught.value)
     assert isinstance(cause, EntourageError)
     assert cause.device == "external/bad"
-    assert await conductor.recover() == []
+    assert await device_steps.recover() == []
     assert (bad.told, good.told) == ([failed_is_told], [other_is_told])
 
 
 async def test_a_device_that_never_began_is_not_called() -> None:
     plan = Plan()
-    conductor, _ = conduct(Fake("a", plan))
-    await conductor.test()
-    assert await conductor.recover() == []
+    device_steps, _ = conduct(Fake("a", plan))
+    await device_steps.test()
+    assert await device_steps.recover() == []
     assert plan.told == []
 
 
 async def test_a_recovery_that_fails_or_hangs_stops_no_other_and_is_told() -> None:
     plans = [Plan(fails="recover"), Plan(hangs="recover"), Plan()]
-    conductor, events = conduct(
+    device_steps, events = conduct(
         *(Fake(name, plan) for name, plan in zip("abc", plans, strict=True))
     )
-    await conductor.test()
-    await conductor.prepare(nothing)
-    problems = await conductor.recover()
+    await device_steps.test()
+    await device_steps.prepare(nothing)
+    problems = await device_steps.recover()
     assert problems == [
         "external/a: recover failed",
         "external/b: recovery did not end within 0.1 s",
@@ -154,13 +154,13 @@ async def test_a_recovery_that_fails_or_hangs_stops_no_other_and_is_told() -> No
 
 async def test_nobody_is_told_twice() -> None:
     first, later = Plan(), Plan()
-    conductor, _ = conduct(Fake("first", first, first=True), Fake("later", later))
-    await conductor.test()
-    await conductor.prepare(nothing)
-    await conductor.recover_first()
+    device_steps, _ = conduct(Fake("first", first, first=True), Fake("later", later))
+    await device_steps.test()
+    await device_steps.prepare(nothing)
+    await device_steps.recover_first()
     assert (first.told, later.told) == ([Step.PREPARE], [])
-    await conductor.recover()
-    await conductor.recover()
+    await device_steps.recover()
+    await device_steps.recover()
     assert (first.told, later.told) == ([Step.PREPARE], [Step.PREPARE])
 
 
@@ -171,8 +171,8 @@ async def test_the_machine_is_built_between_prepare_and_connect_of_all() -> None
     async def build() -> None:
         seen.extend(list(plan.calls) for plan in plans)
 
-    conductor, _ = conduct(*(Fake(name, plan) for name, plan in zip("ab", plans, strict=True)))
-    await conductor.prepare(build)
+    device_steps, _ = conduct(*(Fake(name, plan) for name, plan in zip("ab", plans, strict=True)))
+    await device_steps.prepare(build)
     assert seen == [["prepare"], ["prepare"]]
     assert [plan.calls for plan in plans] == [["prepare", "connect"]] * 2
 
@@ -181,44 +181,46 @@ async def test_a_build_that_fails_ends_the_step() -> None:
     async def build() -> None:
         raise EntourageError("no such bridge")
 
-    conductor, _ = conduct(Fake("a", Plan()))
+    device_steps, _ = conduct(Fake("a", Plan()))
     with pytest.raises(BaseExceptionGroup) as caught:
-        await conductor.prepare(build)
+        await device_steps.prepare(build)
     assert str(first_cause(caught.value)) == "no such bridge"
 
 
 async def test_memory_waits_only_for_the_devices_that_settle() -> None:
-    conductor, _ = conduct(Fake("disk", Plan(), settles=True), Fake("slow", Plan(hangs="transfer")))
-    transfer = asyncio.create_task(conductor.transfer())
-    await asyncio.wait_for(conductor.settled(), 1)
-    assert conductor.unfinished() == ["external/disk", "external/slow"]
+    device_steps, _ = conduct(
+        Fake("disk", Plan(), settles=True), Fake("slow", Plan(hangs="transfer"))
+    )
+    transfer = asyncio.create_task(device_steps.transfer())
+    await asyncio.wait_for(device_steps.settled(), 1)
+    assert device_steps.unfinished() == ["external/disk", "external/slow"]
     transfer.cancel()
     await asyncio.gather(transfer, return_exceptions=True)
 
 
 async def test_memory_does_not_follow_a_disk_that_has_not_settled() -> None:
-    conductor, _ = conduct(Fake("disk", Plan(hangs="transfer"), settles=True))
-    transfer = asyncio.create_task(conductor.transfer())
+    device_steps, _ = conduct(Fake("disk", Plan(hangs="transfer"), settles=True))
+    transfer = asyncio.create_task(device_steps.transfer())
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(conductor.settled(), 0.05)
+        await asyncio.wait_for(device_steps.settled(), 0.05)
     transfer.cancel()
     await asyncio.gather(transfer, return_exceptions=True)
 
 
 async def test_a_device_that_has_settled_need_not_be_through() -> None:
     plan = Plan(hangs="transfer", settles_early=True)
-    conductor, _ = conduct(Fake("disk", plan, settles=True))
-    transfer = asyncio.create_task(conductor.transfer())
-    await asyncio.wait_for(conductor.settled(), 1)
+    device_steps, _ = conduct(Fake("disk", plan, settles=True))
+    transfer = asyncio.create_task(device_steps.transfer())
+    await asyncio.wait_for(device_steps.settled(), 1)
     transfer.cancel()
     await asyncio.gather(transfer, return_exceptions=True)
 
 
 async def test_a_deadline_names_the_device_and_the_step() -> None:
     timeouts = MigrationSettings(prepare_timeout=0.05)
-    conductor, events = conduct(Fake("a", Plan(hangs="prepare")), timeouts=timeouts)
+    device_steps, events = conduct(Fake("a", Plan(hangs="prepare")), timeouts=timeouts)
     with pytest.raises(BaseExceptionGroup) as caught:
-        await conductor.prepare(nothing)
+        await device_steps.prepare(nothing)
     cause = first_cause(caught.value)
     assert isinstance(cause, DeadlineError)
     assert str(cause) == "external/a: step 1 (PREPARE) did not end within 0.05 s"
@@ -228,20 +230,20 @@ async def test_a_deadline_names_the_device_and_the_step() -> None:
 
 async def test_a_device_that_fails_at_test_refuses_and_the_others_are_still_asked() -> None:
     good = Plan()
-    conductor, _ = conduct(Fake("bad", Plan(fails="test")), Fake("good", good))
-    refusals = await conductor.test()
+    device_steps, _ = conduct(Fake("bad", Plan(fails="test")), Fake("good", good))
+    refusals = await device_steps.test()
     assert [(r.device, r.reason) for r in refusals] == [("external/bad", "test failed")]
     assert good.calls == ["test"]
 
 
 async def test_let_go_collects_what_is_left() -> None:
-    conductor, _ = conduct(Fake("a", Plan(fails="let_go")), Fake("b", Plan()))
-    assert await conductor.let_go() == ["external/a is not cleaned up: let_go failed"]
+    device_steps, _ = conduct(Fake("a", Plan(fails="let_go")), Fake("b", Plan()))
+    assert await device_steps.let_go() == ["external/a is not cleaned up: let_go failed"]
 
 
 async def test_what_another_process_began_is_recovered() -> None:
     plan = Plan()
-    conductor, _ = conduct(Fake("a", plan))
-    conductor.take_up(Step.PREPARE, {})
-    await conductor.recover()
+    device_steps, _ = conduct(Fake("a", plan))
+    device_steps.reattach(Step.PREPARE, {})
+    await device_steps.recover()
     assert plan.told == [Step.PREPARE]

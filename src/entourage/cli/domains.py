@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from entourage.admission import hands_on, known
+from entourage.admission import known, manual_access
 from entourage.cli.output import columns, put, put_json, put_toml
 from entourage.domain import Domain
 from entourage.errors import JournalError, UsageError
@@ -41,7 +41,7 @@ def start(settings: Settings, file: Path | None, name: str, connect: str | None 
             hypervisor, domain = open_hypervisor(settings), load_domain(file)
         else:
             hypervisor, domain = await known(settings, name, connect)
-        with hands_on(settings, domain.name, domain.uuid, "starts it", starts=True):
+        with manual_access(settings, domain.name, domain.uuid, "starts it", starts=True):
             await hypervisor.start(domain)
         return domain.name
 
@@ -61,7 +61,7 @@ def stop(
 
     async def run() -> None:
         hypervisor, domain = await known(settings, name, connect)
-        with hands_on(settings, domain.name, domain.uuid, "stops it", starts=False):
+        with manual_access(settings, domain.name, domain.uuid, "stops it", starts=False):
             await hypervisor.stop(name, force=force, patience=patience)
 
     asyncio.run(run())

@@ -119,11 +119,11 @@ class Machine(Protocol):
         """Bytes done and in total, as last heard; (0, 0) where no mirror runs."""
         ...
 
-    async def settle(self, disk: Block) -> None:
+    async def complete_mirror(self, disk: Block) -> None:
         """The guest has stopped: finish the mirror. The target has all, the source its own."""
         ...
 
-    async def unmirror(self, disk: Block) -> None:
+    async def cancel_mirror(self, disk: Block) -> None:
         """Give the mirror up, whatever it is doing, also over a link that has died.
 
         No error where no mirror runs (any more): ``mirror`` may have failed half-way.
@@ -201,12 +201,12 @@ class Machine(Protocol):
     async def stopped(self) -> int:
         """Wait until the guest has stopped; returns that moment in ns of the monotonic clock.
 
-        Memory is held back from here until ``proceed``. Raises HypervisorError where the
-        migration ended otherwise.
+        Memory is held back from here until ``continue_switchover``. Raises HypervisorError
+        where the migration ended otherwise.
         """
         ...
 
-    async def held(self) -> str:
+    async def pre_switchover(self) -> str:
         """Wait until the hypervisor itself is done with its disks: only then they can settle.
 
         Returns:
@@ -214,7 +214,7 @@ class Machine(Protocol):
         """
         ...
 
-    async def proceed(self) -> None:
+    async def continue_switchover(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""
         ...
 
@@ -222,7 +222,7 @@ class Machine(Protocol):
         """Wait until the source says that all has been sent and taken.
 
         Returns:
-            What the target's half must hear before it may ``run``; empty where that is nothing.
+            The end-of-stream cookie for the target's ``accept_cookie``; empty where there is none.
         """
         ...
 
@@ -295,8 +295,8 @@ class Incoming(Protocol):
         """Wait until memory has landed, then close the exports: all that is left is ``run``."""
         ...
 
-    def hear(self, last_words: bytes) -> None:
-        """What the source's ``landed`` has returned, where that is anything; comes before GO."""
+    def accept_cookie(self, cookie: bytes) -> None:
+        """Take the source's end-of-stream cookie; called before GO, and only if it is not empty."""
         ...
 
     async def died(self) -> str:
@@ -324,14 +324,14 @@ class Incoming(Protocol):
         """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
         ...
 
-    async def settle_in(self) -> None:
+    async def finish_arrival(self) -> None:
         """RAN is on the disk: drop the keys, and all that only an arrival needs.
 
         May follow ``attach`` instead of ``run``, and then where it has been done already.
         """
         ...
 
-    async def own(self) -> None:
+    async def persist_definition(self) -> None:
         """Write down the domain as this host's own; durable when this returns.
 
         Comes before RAN, on which the source forgets the domain; also where the machine died right
@@ -361,7 +361,7 @@ class Hypervisor(Protocol):
         """Open a running domain; raises UsageError where there is none, or it does not run."""
         ...
 
-    async def taken_up(self, domain: Domain) -> Machine:
+    async def reattach_machine(self, domain: Domain) -> Machine:
         """What is left here of a domain whose migration another process began; see ``reattach``.
 
         Never fails because its machine has died: then ``reattach`` says so, ``release`` and

@@ -41,8 +41,8 @@ _FENCED: Final = "peer-is-fenced"
 _TOLD: Final = "peer-was-told"
 
 
-class Way:
-    """The way to the target of one migration, found again."""
+class TargetQuery:
+    """Asks the target of one migration what it decided, over a new link."""
 
     def __init__(self, settings: Settings, decision: Decision) -> None:
         told = decision.details.get("ssh")
@@ -170,11 +170,11 @@ async def tell(journal: Journal, settings: Settings, decision: Decision) -> list
     Returns:
         Why it does not know it yet, or what it had to do about it.
     """
-    way = Way(settings, decision)
+    query = TargetQuery(settings, decision)
 
     async def do(effect: Effect) -> None:
         if isinstance(effect, Send):
-            way.send(effect.message)
+            query.send(effect.message)
 
     state = Source(
         migration=decision.migration,
@@ -186,7 +186,7 @@ async def tell(journal: Journal, settings: Settings, decision: Decision) -> list
     role = Executor(state, decide_source, do)
     host = decision.peer_host
     try:
-        last = await way.talk(role.take)
+        last = await query.talk(role.take)
     except (LinkError, TimeoutError) as error:
         return [f"{host} cannot be told yet: {error}"]
     if last is None:

@@ -12,7 +12,7 @@ import msgspec
 
 from entourage import messages, testpoints
 from entourage.clock import Clock
-from entourage.device_steps import Conductor, source_controllers
+from entourage.device_steps import DeviceSteps, source_controllers
 from entourage.devices.base import Options, check_options
 from entourage.errors import (
     EntourageError,
@@ -40,11 +40,11 @@ from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
-from entourage.source.outcome import find_out
-from entourage.source.phases import Scenes
+from entourage.source.outcome import await_outcome
+from entourage.source.phases import Phases
 from entourage.source.role import SourceSide
-from entourage.source.session import Passage, open_passage
-from entourage.source.tasks import beside, first_cause
+from entourage.source.session import Session, open_session
+from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
@@ -92,7 +92,7 @@ class Migration:
         # Without a live pre-copy all of memory is copied in the blackout: no budget fits that.
         budget = request.settings.migration.max_blackout if request.live else None
         self._blackout = Blackout(self._clock, self._emit, budget)
-        self._way: Passage | None = None
+        self._session: Session | None = None
         self._side: SourceSide | None = None
         self._opening: asyncio.Task[Any] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -101,18 +101,18 @@ class Migration:
         self._broken: EntourageError | None = None
         self._failures_there: list[EntourageError] = []
 
-    async def _story(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
+    async def _story(self, session: Session, devices: DeviceSteps, side: SourceSide) -> None:
         """From TEST to just before GO. Whatever it raises, everything goes back."""
-        scenes = Scenes(way, devices, self._blackout, self._emit, live=self._request.live)
-        await scenes.test()  # 0: every refusal at once; nothing is touched
+        phases = Phases(session, devices, self._blackout, self._emit, live=self._request.live)
+        await phases.test()  # 0: every refusal at once; nothing is touched
         if self._request.dry_run:
             return
-        await scenes.arm(side)  # both journals know of it from here
-        await scenes.prepare()  # 1: disks are mirrored, the target's machine stands
-        await scenes.precopy()  # memory is copied, until the guest stops
+        await phases.arm(side)  # both journals know of it from here
+        await phases.prepare()  # 1: disks are mirrored, the target's machine stands
+        await phases.precopy()  # memory is copied, until the guest stops
         async with self._blackout.budget(devices.unfinished), asyncio.TaskGroup() as group:
-            group.create_task(scenes.transfer())  # 2 and 3, beside …
-            group.create_task(scenes.memory())  # … the last pages
+            group.create_task(phases.transfer())  # 2 and 3, beside …
+            group.create_task(phases.memory())  # … the last pages
 
     async def run(self) -> Finished:
         """Move the domain, or leave everything as it was.
@@ -129,7 +129,7 @@ class Migration:
         request = self._request
         self._opening = asyncio.current_task()
         try:
-            async with open_passage(
+            async with open_session(
                 self.id,
                 request.domain,
                 request.route,
@@ -139,9 +139,9 @@ class Migration:
                 tool=request.tool,
                 emit=self._emit,
                 clock=self._clock,
-            ) as way:
+            ) as session:
                 self._opening = None
-                return await self._move(way)
+                return await self._move(session)
         except asyncio.CancelledError:
             if not self._interrupted:
                 raise
@@ -149,7 +149,7 @@ class Migration:
             self._finish("rolled-back", str(interrupted))
             raise interrupted from None
         except MigrationFailed as failed:
-            runs_on = self._way.source if self._way else ""
+            runs_on = self._session.source if self._session else ""
             self._finish("rolled-back", str(failed), runs_on, failed.recovery_errors)
             raise
         except EntourageError as error:
@@ -170,70 +170,70 @@ class Migration:
             task.cancel()
         return True
 
-    async def _move(self, way: Passage) -> Finished:
+    async def _move(self, session: Session) -> Finished:
         """The story with its three ends: it went back, it is in doubt, it is over there."""
-        devices = Conductor(
-            source_controllers(way.machine.domain, self._settings, self._request.tool),
-            way.here,
+        devices = DeviceSteps(
+            source_controllers(session.machine.domain, self._settings, self._request.tool),
+            session.here,
             self._settings.migration,
             self._emit,
             self._clock.now,
         )
-        side = self._source_side(way, devices)
-        self._way, self._side = way, side
-        way.link.on(messages.HANDOVER, self._on_handover)
-        way.link.on(messages.FAILED, self._on_failed)
-        way.link.on(messages.RESUMED, self._on_resumed_there)
-        self._tell_start(way)
-        check_options(way.machine.domain, self._request.options)
+        side = self._source_side(session, devices)
+        self._session, self._side = session, side
+        session.link.on(messages.HANDOVER, self._on_handover)
+        session.link.on(messages.FAILED, self._on_failed)
+        session.link.on(messages.RESUMED, self._on_resumed_there)
+        self._tell_start(session)
+        check_options(session.machine.domain, self._request.options)
         try:
-            self._task = asyncio.create_task(self._watched(way, devices, side))
+            self._task = asyncio.create_task(self._watched(session, devices, side))
             await self._told(self._task)
         except EntourageError as error:
             if side.state.record is None:  # nothing was begun
                 raise
-            await self._go_back(way, side, error)
+            await self._go_back(session, side, error)
         if self._request.dry_run:
-            return self._finish("can-move", runs_on=way.source)
-        await self._hand_over(way, side)
+            return self._finish("can-move", runs_on=session.source)
+        await self._hand_over(session, side)
         problems = (*side.problems, *map(str, self._failures_there))
         outcome = "clean-up-incomplete" if problems else "moved"
-        return self._finish(outcome, runs_on=way.target, problems=problems)
+        return self._finish(outcome, runs_on=session.target, problems=problems)
 
-    async def _hand_over(self, way: Passage, side: SourceSide) -> None:
+    async def _hand_over(self, session: Session, side: SourceSide) -> None:
         """Say GO, once, and learn what the target made of it, however long the link is gone."""
         try:
             await side.take(Input.READY)
         except HypervisorError as error:  # the dead hand did not answer: GO was not said
-            await self._go_back(way, side, error)
+            await self._go_back(session, side, error)
         now = self._clock.now()
-        self._blackout.name("the dead hand is held", way.source, until=now)
+        self._blackout.name("the dead hand is held", session.source, until=now)
         self._emit(GoSent(at=now))
-        if await find_out(way, side, self._decided, self._settings, self._told_last):
+        if await await_outcome(session, side, self._decided, self._settings, self._told_last):
             with contextlib.suppress(JournalError):  # then `recover` tells it once more
-                note_told(way.journal, self.id)
+                note_told(session.journal, self.id)
         if self._broken:
             raise self._broken
         if side.state.record is Record.BACK:
             told = self._told_last()
             raise MigrationFailed(
                 told.message if told else "the target could not let the guest run",
-                host=way.target,
+                host=session.target,
                 recovery_errors=side.problems,
             )
 
-    async def _go_back(self, way: Passage, side: SourceSide, error: EntourageError) -> NoReturn:
+    async def _go_back(self, session: Session, side: SourceSide, error: EntourageError) -> NoReturn:
         """The guest first, then every device and the target at once; then say what happened."""
         self._emit(
             RollbackStarted(
                 at=self._clock.now(), reason=error.message, device=error.device, host=error.host
             )
         )
-        undone = asyncio.create_task(self._abort_there(way))
+        undone = asyncio.create_task(self._abort_there(session))
         await side.take(Input.ABORT)
         problems = [*side.problems, *await undone]
         if Finding.CAME_BACK_DEAD in side.findings:
-            name = way.machine.domain.name
+            name = session.machine.domain.name
             problems.append(f"its machine here is gone: start it with `entourage start {name}`")
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(
@@ -244,34 +244,34 @@ class Migration:
             recovery_errors=problems,
         ) from error
 
-    async def _abort_there(self, way: Passage) -> list[str]:
+    async def _abort_there(self, session: Session) -> list[str]:
         """The target undoes what it made; where nobody answers, its agent does so by itself."""
         try:
             async with asyncio.timeout(_UNDO_WITHIN):
-                return await way.link.call(messages.ABORT, None, list[str])
+                return await session.link.call(messages.ABORT, None, list[str])
         except (LinkError, TimeoutError) as error:
-            remedy = f"`entourage status` on {way.keeper} shows whether anything is left"
-            return [f"{way.target} undoes by itself what it made ({error}): {remedy}"]
+            remedy = f"`entourage status` on {session.keeper} shows whether anything is left"
+            return [f"{session.target} undoes by itself what it made ({error}): {remedy}"]
         except EntourageError as error:
             return [str(error)]
 
     # What happens beside the story
 
-    async def _watched(self, way: Passage, devices: Conductor, side: SourceSide) -> None:
+    async def _watched(self, session: Session, devices: DeviceSteps, side: SourceSide) -> None:
         """Tell the story; a lost link, or a machine that died at either end, ends it."""
 
         async def lost() -> NoReturn:
-            raise await way.link.lost()
+            raise await session.link.lost()
 
         async def died() -> NoReturn:
-            reason = await way.machine.died()
+            reason = await session.machine.died()
             await side.take(Input.GUEST_DIED)
-            if way.landed:  # all of it is on the target: the way is forward
+            if session.landed:  # all of it is on the target: the way is forward
                 await asyncio.get_running_loop().create_future()
-            raise HypervisorError(f"the domain's machine is gone: {reason}", host=way.source)
+            raise HypervisorError(f"the domain's machine is gone: {reason}", host=session.source)
 
-        async with beside(lost(), died(), way.failed_there()):
-            await self._story(way, devices, side)
+        async with run_alongside(lost(), died(), session.failed_there()):
+            await self._story(session, devices, side)
 
     async def _told(self, task: asyncio.Task[None]) -> None:
         """Wait for the story; of several errors, raise the one that the others follow from."""
@@ -288,7 +288,7 @@ class Migration:
             if isinstance(cause, EntourageError):
                 raise cause from error
             raise EntourageError(f"{type(cause).__name__}: {cause}", remedy="report it") from error
-        if self._interrupted:  # also where it came after the last scene: GO was not said
+        if self._interrupted:  # also where it came after the last phase: GO was not said
             raise Interrupted(f"given up: {self._interrupted}")
 
     # What the target says
@@ -296,11 +296,11 @@ class Migration:
     async def _on_handover(self, body: Any) -> None:
         said = msgspec.convert(body, messages.Say)
         message = Message(MessageKind(said.verb), said.migration)
-        way, side = self._way, self._side
-        if way is None or side is None:
+        session, side = self._session, self._side
+        if session is None or side is None:
             return
         if message == Message(MessageKind.LANDED, self.id):
-            way.has_landed_there.set()
+            session.has_landed_there.set()
         try:
             await side.take(Heard(message))
         except EntourageError as error:  # decided, and then the journal or the hypervisor failed
@@ -318,8 +318,8 @@ class Migration:
             remedy=failure.remedy,
         )
         self._failures_there.append(error)
-        if self._way:
-            self._way.failures.put_nowait(error)
+        if self._session:
+            self._session.failures.put_nowait(error)
 
     async def _on_resumed_there(self, body: Any) -> None:
         resumed = msgspec.convert(body, messages.Resumed)
@@ -338,46 +338,46 @@ class Migration:
         """The last that the target said of what went wrong there."""
         return self._failures_there[-1] if self._failures_there else None
 
-    def _source_side(self, way: Passage, devices: Conductor) -> SourceSide:
+    def _source_side(self, session: Session, devices: DeviceSteps) -> SourceSide:
         return SourceSide(
-            journal=way.journal,
+            journal=session.journal,
             decision=Decision(
                 migration=self.id,
                 role=Role.SOURCE,
-                domain=way.uuid,
-                name=way.machine.domain.name,
-                generation=way.journal.next_generation(way.uuid),
+                domain=session.uuid,
+                name=session.machine.domain.name,
+                generation=session.journal.next_generation(session.uuid),
                 record=Record.ARMED,
-                peer_host=way.target,
-                peer_journal=way.welcome.journal,
-                details=way.details(Step.TEST),
+                peer_host=session.target,
+                peer_journal=session.welcome.journal,
+                details=session.details(Step.TEST),
             ),
-            state=Source(migration=self.id, peer_journal=way.welcome.journal),
-            machine=way.machine,
-            send=way.send,
+            state=Source(migration=self.id, peer_journal=session.welcome.journal),
+            machine=session.machine,
+            send=session.send,
             recover_first=devices.recover_first,
             recover=devices.recover,
             let_go=devices.let_go,
-            on_resumed=lambda ns: self._blackout.end(self._clock.at(ns), way.source),
+            on_resumed=lambda ns: self._blackout.end(self._clock.at(ns), session.source),
         )
 
-    def _tell_start(self, way: Passage) -> None:
-        domain = way.machine.domain
+    def _tell_start(self, session: Session) -> None:
+        domain = session.machine.domain
         self._emit(
             MigrationStarted(
                 at=self._clock.now(),
                 migration=self.id,
                 domain=domain.name,
-                uuid=way.uuid,
-                source=way.source,
-                target=way.target,
-                hypervisor=way.hypervisor,
+                uuid=session.uuid,
+                source=session.source,
+                target=session.target,
+                hypervisor=session.hypervisor,
                 devices=tuple(device.label for device in domain.devices),
                 time=dt.datetime.now().astimezone().isoformat(),
             )
         )
-        if way.weaker:
-            self._emit(Warned(at=self._clock.now(), message=way.weaker))
+        if session.weaker:
+            self._emit(Warned(at=self._clock.now(), message=session.weaker))
 
     def _finish(
         self,

@@ -12,14 +12,14 @@ from entourage.handover.values import TERMINAL, Connected, Input
 from entourage.hosts.link import Link
 from entourage.settings.model import Settings
 from entourage.source.role import SourceSide
-from entourage.source.session import Passage, another_link
+from entourage.source.session import Session, another_link
 
 _ASK_AFTER = 5.0  # seconds without an answer on a link that lives
 _TRY_AGAIN = 1.0  # seconds between two attempts to reach the target
 
 
-async def find_out(
-    way: Passage,
+async def await_outcome(
+    session: Session,
     side: SourceSide,
     decided: asyncio.Event,
     settings: Settings,
@@ -28,7 +28,7 @@ async def find_out(
     """Return once the migration is decided: the record is BACK or GONE.
 
     Args:
-        way: All that the migration has open.
+        session: All that the migration has open.
         side: Its source's half.
         decided: Is set when it is decided.
         settings: How long to ask.
@@ -42,10 +42,10 @@ async def find_out(
     """
     try:
         async with asyncio.timeout(settings.migration.doubt_timeout):
-            told = await _answered(way.link, side, decided)
+            told = await _answered(session.link, side, decided)
             while not decided.is_set():
                 with contextlib.suppress(LinkError):
-                    async with another_link(way) as again:
+                    async with another_link(session) as again:
                         await side.take(Connected(again.welcome.journal))
                         told = await _answered(again.link, side, decided)
                 if not decided.is_set():
@@ -53,14 +53,14 @@ async def find_out(
             return told
     except TimeoutError:
         await side.take(Input.UNREACHABLE)
-        name = way.machine.domain.name
+        name = session.machine.domain.name
         told = failure()
         raise InDoubt(
-            f"{way.target} was told to run {name} and has not answered since"
+            f"{session.target} was told to run {name} and has not answered since"
             f"{f', but for this: {told.message}' if told else ''}; the copy here stays stopped",
-            host=way.source,
-            remedy=f"once {way.target} can be reached: `entourage recover {name}`; if it is off for"
-            f" good: `entourage recover {name} --target-is-fenced`",
+            host=session.source,
+            remedy=f"once {session.target} can be reached: `entourage recover {name}`; if it is off"
+            f" for good: `entourage recover {name} --target-is-fenced`",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The scenes of one migration, from TEST to memory's landing: what the source does in each."""
+"""The phases of one migration, from TEST to memory's landing: what the source does in each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 from typing import NoReturn
 
 from entourage import messages
-from entourage.device_steps import Conductor
+from entourage.device_steps import DeviceSteps
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
 from entourage.handover.values import Input, Role
@@ -15,20 +15,20 @@ from entourage.hypervisors.base import Capability, Ticket
 from entourage.source.blackout import Blackout
 from entourage.source.convergence import at_first, press, throttles
 from entourage.source.role import SourceSide
-from entourage.source.session import Passage
-from entourage.source.tasks import beside
+from entourage.source.session import Session
+from entourage.source.tasks import run_alongside
 from entourage.steps import Refusal, Step
 
 _LOOK_EVERY = 0.5  # seconds between two looks at the copies, while the guest runs
 
 
-class Scenes:
-    """What happens in each scene; in which order, and beside what, is the migration's to say.
+class Phases:
+    """What happens in each phase; in which order, and beside what, is the migration's to say.
 
-    Every scene may fail with an EntourageError, and cleans nothing up then.
+    Every phase may fail with an EntourageError, and cleans nothing up then.
 
     Args:
-        way: All that is open.
+        session: All that is open.
         devices: The domain's devices, which go through their steps.
         blackout: Takes the time.
         emit: Takes the events.
@@ -37,34 +37,34 @@ class Scenes:
 
     def __init__(
         self,
-        way: Passage,
-        devices: Conductor,
+        session: Session,
+        devices: DeviceSteps,
         blackout: Blackout,
         emit: Listener,
         *,
         live: bool,
     ) -> None:
-        self._way = way
+        self._session = session
         self._devices = devices
         self._blackout = blackout
         self._emit = emit
-        self._clock = way.clock
-        self._settings = way.settings
+        self._clock = session.clock
+        self._settings = session.settings
         self._live = live
 
     async def test(self) -> None:
         """Ask everything at once whether it can move; nothing is touched."""
-        way, devices = self._way, self._devices
-        way.blockers = tuple(await way.machine.blockers())
-        domain, facts = way.machine.domain, await way.machine.facts()
+        session, devices = self._session, self._devices
+        session.blockers = tuple(await session.machine.blockers())
+        domain, facts = session.machine.domain, await session.machine.facts()
         labels = {device.label for device in domain.devices}
-        found = [refusal for refusal in way.blockers if refusal.device not in labels]
-        if not self._live and Capability.NON_LIVE not in way.machine.capabilities:
+        found = [refusal for refusal in session.blockers if refusal.device not in labels]
+        if not self._live and Capability.NON_LIVE not in session.machine.capabilities:
             reason = "its hypervisor moves a domain only while it runs"
-            found.append(Refusal("domain", way.source, reason, "leave out --non-live"))
+            found.append(Refusal("domain", session.source, reason, "leave out --non-live"))
         # The domain first: the agent makes the devices' other halves when it hears of it.
         about = messages.TestDomain(domain=domain, facts=dict(facts))
-        found += await way.link.call(messages.TEST, about, list[Refusal])
+        found += await session.link.call(messages.TEST, about, list[Refusal])
         found += await devices.test()
         for refusal in found:
             self._emit(
@@ -81,86 +81,86 @@ class Scenes:
 
     async def arm(self, side: SourceSide) -> None:
         """From here a crash of either host is one that ``entourage recover`` knows about."""
-        way, devices = self._way, self._devices
-        plane = way.plane()
+        session, devices = self._session, self._devices
+        plane = session.plane()
         if plane.secret is None:
             text = "memory and disks travel unencrypted"
             self._emit(Warned(at=self._clock.now(), message=text))
         opening = messages.Open(
             generation=side.decision.generation,
-            domain=devices.as_there(way.machine.domain),
+            domain=devices.as_there(session.machine.domain),
             plane=plane,
-            source_journal=way.journal.uuid,
-            paused=not way.machine.was_running,
+            source_journal=session.journal.uuid,
+            paused=not session.machine.was_running,
         )
-        details = way.details(Step.TEST, devices.controllers)
+        details = session.details(Step.TEST, devices.controllers)
         side.decision = dataclasses.replace(side.decision, details=details)
         await side.take(Input.BEGIN)
-        opened = await way.link.call(messages.OPEN, opening, messages.Opened)
+        opened = await session.link.call(messages.OPEN, opening, messages.Opened)
         stages = self._settings.migration.convergence
-        await way.machine.arm(
+        await session.machine.arm(
             plane,
             downtime_limit=at_first(stages),
             throttle=throttles(stages),
-            lock=way.lock.fileno(),
+            lock=session.lock.fileno(),
             offers=opened.offers,
         )
-        if why := way.machine.in_the_clear:
+        if why := session.machine.in_the_clear:
             text = f"memory and disks travel unencrypted: {why}"
             self._emit(Warned(at=self._clock.now(), message=text))
 
     async def prepare(self) -> None:
         """Disks are mirrored, the target's machine is built and stands."""
-        way, devices = self._way, self._devices
-        way.note("PREPARE")
+        session, devices = self._session, self._devices
+        session.note("PREPARE")
 
         async def build() -> None:
-            plan = await way.machine.plan(devices.as_there(way.machine.domain))
-            await way.link.call(messages.BUILD, plan, type(None))
+            plan = await session.machine.plan(devices.as_there(session.machine.domain))
+            await session.link.call(messages.BUILD, plan, type(None))
 
-        async with beside(self._show_copies()):
+        async with run_alongside(self._show_copies()):
             await devices.prepare(build)
-        way.journal.detail(
-            way.migration, Role.SOURCE, way.details(Step.PREPARE, devices.controllers)
+        session.journal.detail(
+            session.migration, Role.SOURCE, session.details(Step.PREPARE, devices.controllers)
         )
 
     async def precopy(self) -> None:
         """Copy memory until the guest stops."""
-        way = self._way
-        way.note("pre-copy")
-        way.journal.warm()  # one sync here, so that there is none of the source's in the blackout
-        ticket = await way.link.call(messages.LISTEN, None, Ticket)
-        async with beside(self._show_copies()):  # of disks that the carrier copies
-            await way.machine.start(ticket, live=self._live)
+        session = self._session
+        session.note("pre-copy")
+        session.journal.warm()  # one sync here, so that the source has none in the blackout
+        ticket = await session.link.call(messages.LISTEN, None, Ticket)
+        async with run_alongside(self._show_copies()):  # of disks that the carrier copies
+            await session.machine.start(ticket, live=self._live)
         stages = self._settings.migration.convergence
-        async with beside(press(way.machine, stages, self._emit, self._clock.now)):
-            self._blackout.begin(await way.machine.stopped())
+        async with run_alongside(press(session.machine, stages, self._emit, self._clock.now)):
+            self._blackout.begin(await session.machine.stopped())
 
     async def transfer(self) -> None:
         """All devices go through TRANSFER and SYNC."""
-        way, devices = self._way, self._devices
-        self._blackout.name("the stop is heard of", way.source, until=self._clock.now())
-        with self._blackout.span("devices: TRANSFER", way.source):
+        session, devices = self._session, self._devices
+        self._blackout.name("the stop is heard of", session.source, until=self._clock.now())
+        with self._blackout.span("devices: TRANSFER", session.source):
             await devices.transfer()
-        with self._blackout.span("devices: SYNC", way.source):
+        with self._blackout.span("devices: SYNC", session.source):
             await devices.sync()
 
     async def memory(self) -> None:
         """The disks settle, the last pages follow, and both sides say that all is there."""
-        way, devices = self._way, self._devices
+        session, devices = self._session, self._devices
         since = self._clock.now()
-        if flush := await way.machine.held():
-            self._blackout.name(flush, way.source, until=self._clock.now(), since=since)
-        with self._blackout.span("disks settle", way.source):
+        if flush := await session.machine.pre_switchover():
+            self._blackout.name(flush, session.source, until=self._clock.now(), since=since)
+        with self._blackout.span("disks settle", session.source):
             await devices.settled()
-        with self._blackout.span("last memory", way.source):
-            await way.machine.proceed()
+        with self._blackout.span("last memory", session.source):
+            await session.machine.continue_switchover()
             async with asyncio.TaskGroup() as group:
-                last_words = group.create_task(way.machine.landed())
-                group.create_task(way.landed_there())
-        if data := last_words.result():
-            way.link.tell(messages.LAST_WORDS, messages.LastWords(data=data))
-        way.landed = True
+                cookie = group.create_task(session.machine.landed())
+                group.create_task(session.landed_there())
+        if data := cookie.result():
+            session.link.tell(messages.SWITCHOVER_COOKIE, messages.SwitchoverCookie(data=data))
+        session.landed = True
         self._emit(MemoryLanded(at=self._clock.now()))
 
     async def _show_copies(self) -> NoReturn:

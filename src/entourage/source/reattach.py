@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from entourage.clock import Clock
-from entourage.device_steps import Conductor, source_controllers
+from entourage.device_steps import DeviceSteps, source_controllers
 from entourage.devices.base import Controller, Here, Options
 from entourage.domain import Domain
 from entourage.errors import LinkLost
@@ -27,7 +27,7 @@ Reply = TypeVar("Reply")
 
 
 @contextlib.asynccontextmanager
-async def taken_up_source(
+async def reattach_source(
     journal: Journal,
     settings: Settings,
     decision: Decision,
@@ -49,7 +49,7 @@ async def taken_up_source(
         domain = msgspec.convert(details["domain"], Domain)
         was_running = bool(details.get("was_running", True))
         hypervisor = open_hypervisor(settings, str(details.get("hypervisor", "qemu")))
-        machine = await hypervisor.taken_up(domain)
+        machine = await hypervisor.reattach_machine(domain)
         stack.push_async_callback(machine.close)
         guest = await machine.reattach(was_running=was_running)
         options = Options(keep_source_disks=bool(details.get("keep_source_disks")))
@@ -68,14 +68,14 @@ async def taken_up_source(
                 settled=settled,
             )
 
-        devices = Conductor(
+        devices = DeviceSteps(
             source_controllers(domain, settings, details.get("tool")),
             here,
             settings.migration,
             lambda _event: None,
             clock.now,
         )
-        devices.take_up(Step(int(details.get("step", Step.NONE))), details.get("memos", {}))
+        devices.reattach(Step(int(details.get("step", Step.NONE))), details.get("memos", {}))
         side = SourceSide(
             journal=journal,
             decision=decision,

@@ -1,6 +1,6 @@
 """All that a migration has open while it goes on: machine, lock, journal and the link.
 
-``open_passage`` opens them in the order in which they can be refused, and closes them again.
+``open_session`` opens them in the order in which they can be refused, and closes them again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _WEAKER = (
 
 
 @dataclass(slots=True)
-class Passage:
+class Session:
     """All that a migration has open.
 
     Attributes:
@@ -205,7 +205,7 @@ async def greet(link: Link, clock: Clock, hello: messages.Hello) -> messages.Wel
 
 
 @contextlib.asynccontextmanager
-async def open_passage(
+async def open_session(
     migration: str,
     name: str,
     route: Route,
@@ -216,7 +216,7 @@ async def open_passage(
     tool: str | None,
     emit: Listener,
     clock: Clock,
-) -> AsyncGenerator[Passage]:
+) -> AsyncGenerator[Session]:
     """Open the domain, its lock, the journal and the link, and close them again.
 
     Args:
@@ -257,7 +257,7 @@ async def open_passage(
             raise UsageError(
                 f"{target} is this host", remedy=f"{name} runs here already; name another host"
             )
-        yield Passage(
+        yield Session(
             migration=migration,
             source=source,
             target=target,
@@ -300,11 +300,11 @@ async def _reached(
 
 
 @contextlib.asynccontextmanager
-async def another_link(way: Passage) -> AsyncGenerator[Passage]:
-    """The same passage with a new link, after the old one was lost."""
-    async with reach(way.target, way.hypervisor_there, way.settings) as link:
-        hello = _hello(way.migration, way.source, way.hypervisor_there)
-        welcome = await greet(link, way.clock, hello)
-        link.take_handlers_of(way.link)
-        way.link, way.welcome = link, welcome
-        yield way
+async def another_link(session: Session) -> AsyncGenerator[Session]:
+    """The same session with a new link, after the old one was lost."""
+    async with reach(session.target, session.hypervisor_there, session.settings) as link:
+        hello = _hello(session.migration, session.source, session.hypervisor_there)
+        welcome = await greet(link, session.clock, hello)
+        link.take_handlers_of(session.link)
+        session.link, session.welcome = link, welcome
+        yield session

@@ -1,4 +1,4 @@
-"""Several things at once: what goes on beside the story, and which of several errors to tell."""
+"""Concurrent tasks: run some alongside a block, and choose which of several errors to raise."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from entourage.errors import EntourageError, LinkLost
 
 
 @contextlib.asynccontextmanager
-async def beside(*coroutines: Coroutine[Any, Any, NoReturn]) -> AsyncGenerator[None]:
-    """Run these beside the body and end them with it; a failure of one of them ends the body."""
+async def run_alongside(*coroutines: Coroutine[Any, Any, NoReturn]) -> AsyncGenerator[None]:
+    """Run these while the body runs, and cancel them at its end; if one fails, so does the body."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(coroutine) for coroutine in coroutines]
         try:
@@ -23,9 +23,9 @@ async def beside(*coroutines: Coroutine[Any, Any, NoReturn]) -> AsyncGenerator[N
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Of several errors at once, the one that the others follow from, as far as can be told.
+    """Of several errors at once, the most likely cause of the others.
 
-    A lost link is what other failures look like from afar, so anything else goes before it.
+    LinkLost is usually a symptom of another failure: any other error is preferred to it.
     """
     leaves = list(_leaves(error))
     ours = [leaf for leaf in leaves if isinstance(leaf, EntourageError)]

@@ -48,8 +48,8 @@ from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 from entourage.target.controllers import target_controllers
-from entourage.target.making import UnderWay
-from entourage.target.reattach import taken_up_target
+from entourage.target.making import ArrivalTasks
+from entourage.target.reattach import reattach_target
 from entourage.target.role import TargetSide
 from entourage.version import __version__
 
@@ -77,8 +77,8 @@ class Agent:
         self._controllers: dict[str, Controller] = {}
         self._side: TargetSide | None = None
         self._held = contextlib.AsyncExitStack()
-        self._taking_up = asyncio.Lock()
-        self._under_way = UnderWay()
+        self._reattaching = asyncio.Lock()
+        self._arrival_tasks = ArrivalTasks()
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
         for verb, handler in {
@@ -88,7 +88,9 @@ class Agent:
             messages.OPEN: _taking(messages.Open, self._on_open),
             messages.BUILD: _taking(Plan, self._on_build),
             messages.LISTEN: self._on_listen,
-            messages.LAST_WORDS: _taking(messages.LastWords, self._on_last_words),
+            messages.SWITCHOVER_COOKIE: _taking(
+                messages.SwitchoverCookie, self._on_switchover_cookie
+            ),
             messages.ABORT: self._on_abort,
             messages.BYE: self._on_bye,
             messages.HANDOVER: _taking(messages.Say, self._on_handover),
@@ -166,7 +168,7 @@ class Agent:
         if ask.half in {"test", "recover"}:
             return await half(self._there, ask.request)
         there, _ = self._making()
-        return await self._under_way.run(half(there, ask.request))
+        return await self._arrival_tasks.run(half(there, ask.request))
 
     async def _on_open(self, opening: messages.Open) -> messages.Opened:
         hypervisor = self._known()
@@ -199,7 +201,7 @@ class Agent:
             send=self._send,
             on_failure=self._tell_failure,
             on_resumed=lambda moment: self._tell(messages.RESUMED, moment),
-            call_off=self._under_way.call_off,
+            call_off=self._arrival_tasks.call_off,
         )
         await side.take(Input.BEGIN)
         self._open, self._side = opening, side
@@ -209,22 +211,22 @@ class Agent:
     async def _on_build(self, plan: Plan) -> None:
         there, opening = self._making()
         # A file or tap that a device's half chose is in there.domain by now.
-        await self._under_way.run(there.incoming.build(there.domain, opening.plane, plan))
+        await self._arrival_tasks.run(there.incoming.build(there.domain, opening.plane, plan))
         self._making()  # it may have been called off just now
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
 
     async def _on_listen(self, _: Any) -> Any:
         there, _opening = self._making()
-        ticket = await self._under_way.run(there.incoming.listen())
+        ticket = await self._arrival_tasks.run(there.incoming.listen())
         self._making()
         self._watch.add(asyncio.create_task(self._watch_landing(there.incoming)))
         self._journal.warm()  # what GO's one flush must not pay for
         return ticket
 
-    async def _on_last_words(self, said: messages.LastWords) -> None:
+    async def _on_switchover_cookie(self, said: messages.SwitchoverCookie) -> None:
         there, _opening = self._making()
-        there.incoming.hear(said.data)
+        there.incoming.accept_cookie(said.data)
 
     async def _on_abort(self, _: Any) -> list[str]:
         """Undo everything, if that is still to be decided here; what could not be undone."""
@@ -235,7 +237,7 @@ class Agent:
 
     async def _on_bye(self, _: Any) -> messages.Farewell:
         """Answer once everything that was asked before is done."""
-        async with self._taking_up:
+        async with self._reattaching:
             if self._side is None:
                 return messages.Farewell(settled=False)
         await self._side.idle()
@@ -244,14 +246,14 @@ class Agent:
 
     async def _on_handover(self, said: messages.Say) -> None:
         message = Message(MessageKind(said.verb), said.migration)
-        async with self._taking_up:  # the next word may come before this one's side is there
-            side = self._side or await self._take_up(message.migration)
+        async with self._reattaching:  # the next word may come before this one's side is there
+            side = self._side or await self._reattach(message.migration)
         await side.take(Heard(message))
 
-    async def _take_up(self, migration: str) -> TargetSide:
+    async def _reattach(self, migration: str) -> TargetSide:
         """A new link about a migration that another agent served: it may be dead, or a zombie."""
         self._side = await self._held.enter_async_context(
-            taken_up_target(
+            reattach_target(
                 self._journal,
                 self._settings,
                 migration,

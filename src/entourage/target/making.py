@@ -1,4 +1,4 @@
-"""What is being made for an arrival, all of which can be called off before it is undone."""
+"""Tasks that create resources for an arrival; a rollback cancels them before it undoes anything."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from entourage.errors import HypervisorError
 Value = TypeVar("Value")
 
 
-class UnderWay:
-    """Work that makes something; undone under its feet, it would make it once more."""
+class ArrivalTasks:
+    """The tasks of one migration that create resources on the target.
+
+    A rollback cancels them first: they would re-create what it removes.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, work: Coroutine[Any, Any, Value]) -> Value:
-        """Do it.
+        """Run one of them.
 
         Raises:
             HypervisorError: It was called off meanwhile.
@@ -35,7 +38,7 @@ class UnderWay:
         return task.result()
 
     async def call_off(self) -> None:
-        """Cancel all of it; returns when nothing makes anything any more, but for threads."""
+        """Cancel all of them; on return none runs any more, except work that is in a thread."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

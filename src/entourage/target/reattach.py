@@ -23,7 +23,7 @@ from entourage.target.role import TargetSide
 
 
 @contextlib.asynccontextmanager
-async def taken_up_target(
+async def reattach_target(
     journal: Journal,
     settings: Settings,
     migration: str,

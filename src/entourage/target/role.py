@@ -97,7 +97,7 @@ class TargetSide:
         match effect:
             case Flush():
                 if effect.new is Record.RAN and self._there:
-                    await self._own(self._there)
+                    await self._persist_definition(self._there)
                 self._flushing = time.monotonic_ns()
                 decided = self._journal.flush(self._decision, effect)
                 self._flushed = time.monotonic_ns()
@@ -125,10 +125,10 @@ class TargetSide:
                 raise HypervisorError(f"{effect.value} is not for a target", remedy="report it")
         return None
 
-    async def _own(self, there: There) -> None:
+    async def _persist_definition(self, there: There) -> None:
         """Make the domain this host's before it is said to be: the source then forgets it."""
         try:
-            await there.incoming.own()
+            await there.incoming.persist_definition()
         except (EntourageError, OSError) as error:
             name = self._decision.name
             said = f"{name} has been let run, and cannot be written down as this host's: {error}"
@@ -200,7 +200,7 @@ class TargetSide:
         """Newest first; a row is struck out only once what it names is gone."""
         ours = self.record in {Record.RAN, Record.OWNS}
         if ours and self._there:
-            await self._settle_in(self._there)
+            await self._finish_arrival(self._there)
         if not ours:
             await self._call_off()
         migration = self._decision.migration
@@ -210,13 +210,13 @@ class TargetSide:
             if not problems:
                 self._journal.ledger_undone(row.id)
 
-    async def _settle_in(self, there: There) -> None:
+    async def _finish_arrival(self, there: There) -> None:
         """Once, and after RAN: what it takes away may be all that shows that the guest has run."""
         if self._settled:
             return
         self._settled = True
         try:
-            await there.incoming.settle_in()
+            await there.incoming.finish_arrival()
         except (EntourageError, OSError) as error:
             self._on_failure(EntourageError(f"on arrival: {error}"))
 

@@ -228,10 +228,10 @@ class Move:
         self.stopped_at = await self.machine.stopped()
 
     async def settle(self) -> None:
-        await asyncio.gather(*map(self.machine.settle, self.domain.block))
+        await asyncio.gather(*map(self.machine.complete_mirror, self.domain.block))
 
     async def proceed(self) -> None:
-        await self.machine.proceed()
+        await self.machine.continue_switchover()
 
     async def land(self) -> None:
         await asyncio.gather(self.machine.landed(), self.incoming.landed())
@@ -266,8 +266,8 @@ class Move:
         self.resumed_at = await self.incoming.run(paused=not self.machine.was_running)
         for tpm in self.there.tpm:
             await self.incoming.sync_tpm(tpm)
-        await self.incoming.own()
-        await self.incoming.settle_in()
+        await self.incoming.persist_definition()
+        await self.incoming.finish_arrival()
         await self.machine.release()
         for tpm in self.domain.tpm:
             await self.machine.erase_tpm(tpm)
@@ -283,7 +283,7 @@ class Move:
         await self.machine.abort()
         took = time.monotonic() - start
         for disk in self.domain.block:
-            await self.machine.unmirror(disk)
+            await self.machine.cancel_mirror(disk)
         await self.machine.close()
         return took
 

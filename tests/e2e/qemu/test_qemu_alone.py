@@ -72,8 +72,8 @@ NETWORK = """
         wire.settimeout(5)
         frame = await asyncio.to_thread(wire.recv, 2000)
         assert frame[6:12].hex(":") == domain.net[1].mac, frame
-        await move.incoming.own()
-        await move.incoming.settle_in()
+        await move.incoming.persist_definition()
+        await move.incoming.finish_arrival()
         await move.machine.release()
         assert taps() == sorted(net.tap for net in there), taps()
         assert not set(taps()) & set(here)

@@ -216,7 +216,7 @@ async def test_taken_up_after_a_crash(hosts: Hosts) -> None:
         move = Move(hosts, domain)
         await move.up_to("disarm")
         await move.machine.close()
-        machine = await hosts.a.hypervisor.taken_up(domain)
+        machine = await hosts.a.hypervisor.reattach_machine(domain)
         assert await machine.reattach(was_running=True) is Guest.STOPPED
         count = (await hosts.a.counts(domain))[1]
         # The agent's monitor is another process's in reality, and dies with it.
@@ -234,14 +234,14 @@ async def test_taken_up_after_a_crash(hosts: Hosts) -> None:
             await incoming.run(paused=False)
             await hosts.b.runs(domain, count)
             assert await incoming.attach() is Guest.RUNNING
-            await incoming.own()
-            await incoming.settle_in()
+            await incoming.persist_definition()
+            await incoming.finish_arrival()
             await machine.release()
             for tpm in domain.tpm:
                 await machine.erase_tpm(tpm)
             await machine.close()
     assert hosts.a.files() == []
-    gone = await hosts.a.hypervisor.taken_up(domain)
+    gone = await hosts.a.hypervisor.reattach_machine(domain)
     assert await gone.reattach(was_running=True) is Guest.DEAD
     await gone.abort()
     await gone.release()
@@ -299,11 +299,11 @@ async def test_the_dead_hand(hosts: Hosts, stage: str) -> None:
         assert await hosts.a.status(domain) == "running"
     incoming = hosts.b.incoming(domain)
     await incoming.kill()
-    machine = await hosts.a.hypervisor.taken_up(domain)
+    machine = await hosts.a.hypervisor.reattach_machine(domain)
     await machine.reattach(was_running=True)
     await machine.abort()
     for disk in domain.block:
-        await machine.unmirror(disk)
+        await machine.cancel_mirror(disk)
     await machine.close()
     await hosts.a.runs(domain, count)
     assert await leftovers_in_qemu(hosts.a, domain) == []

@@ -59,10 +59,10 @@ class FakeMachine:
     def mirrored(self, disk: Block) -> tuple[int, int]:
         return (1, 2) if disk.format else (0, 0)
 
-    async def settle(self, disk: Block) -> None:
+    async def complete_mirror(self, disk: Block) -> None:
         self._note("settle", disk.label)
 
-    async def unmirror(self, disk: Block) -> None:
+    async def cancel_mirror(self, disk: Block) -> None:
         self._note("unmirror", disk.label)
 
     async def announce(self, nets: Sequence[Net]) -> None:

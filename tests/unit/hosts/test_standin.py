@@ -26,7 +26,7 @@ from entourage.journal.journal import Decision, Journal
 from entourage.recovery import recover, status
 from entourage.settings.model import PathSettings, Settings
 from entourage.source.session import greet
-from entourage.target.reattach import taken_up_target
+from entourage.target.reattach import reattach_target
 from entourage.version import __version__
 
 NOBODY = "qemu+unix:///system?socket=/nowhere/there.sock"
@@ -182,11 +182,11 @@ def test_what_was_never_let_go_need_not_be_looked_at(settings: Settings, kept: J
     """Its libvirt is out of reach, and yet NEVER can be said: no GO was ever written down."""
     said: list[Message] = []
 
-    async def take_up() -> list[str]:
-        async with taken_up_target(kept, beside(settings), "m", send=said.append) as side:
+    async def reattach() -> list[str]:
+        async with reattach_target(kept, beside(settings), "m", send=said.append) as side:
             return side.problems
 
-    problems = asyncio.run(take_up())
+    problems = asyncio.run(reattach())
     assert said == [Message(MessageKind.NEVER, "m")]
     assert kept.record("m", Role.TARGET) is Record.NEVER
     assert "half-built machine is left" in problems[0]
@@ -200,12 +200,12 @@ def test_what_was_let_go_must_be_looked_at(settings: Settings, kept: Journal) ->
     assert kept.advance("m", Role.TARGET, expected={Record.OPEN}, new=Record.GO)
     said: list[Message] = []
 
-    async def take_up() -> Any:
-        async with taken_up_target(kept, beside(settings), "m", send=said.append):
+    async def reattach() -> Any:
+        async with reattach_target(kept, beside(settings), "m", send=said.append):
             pass
 
     with pytest.raises(HypervisorError):
-        asyncio.run(take_up())
+        asyncio.run(reattach())
     assert said == []
     assert kept.record("m", Role.TARGET) is Record.GO
 

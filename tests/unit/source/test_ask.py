@@ -14,7 +14,7 @@ from entourage.handover.values import Record, Role
 from entourage.journal.journal import Decision, Journal
 from entourage.messages import Farewell
 from entourage.settings.model import Settings
-from entourage.source.ask import Way, declare_fenced, is_untold, note_told, tell
+from entourage.source.ask import TargetQuery, declare_fenced, is_untold, note_told, tell
 
 ARMED = Decision(
     migration="m-1",
@@ -85,12 +85,12 @@ def test_what_is_told_is_noted_only_once_it_is_settled_there(
     said: str,
     untold: bool,  # noqa: FBT001 - a column of the table above
 ) -> None:
-    async def talk(_way: Way, _take: object) -> Farewell | None:
+    async def talk(_query: TargetQuery, _take: object) -> Farewell | None:
         if isinstance(last, LinkLost):
             raise last
         return last
 
-    monkeypatch.setattr(Way, "talk", talk)
+    monkeypatch.setattr(TargetQuery, "talk", talk)
     decision = decided(journal, Record.GONE)
     problems = asyncio.run(tell(journal, Settings(), decision))
     assert said in "".join(problems)

@@ -11,7 +11,7 @@ import pytest
 
 from entourage import messages
 from entourage.clock import Clock
-from entourage.device_steps import Conductor
+from entourage.device_steps import DeviceSteps
 from entourage.devices.base import Controller
 from entourage.domain import Domain
 from entourage.errors import Refused
@@ -24,7 +24,7 @@ from entourage.hypervisors.xen.machine import CAPABILITIES as XEN
 from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
 from entourage.source.blackout import Blackout
-from entourage.source.phases import Scenes
+from entourage.source.phases import Phases
 from entourage.steps import Step
 
 
@@ -48,10 +48,10 @@ class Machine:
     async def arm(self, plane: Any, **_: Any) -> None:
         pass
 
-    async def held(self) -> str:
+    async def pre_switchover(self) -> str:
         return self._flush
 
-    async def proceed(self) -> None:
+    async def continue_switchover(self) -> None:
         pass
 
     async def landed(self) -> bytes:
@@ -66,7 +66,7 @@ class Link:
         return [] if verb == messages.TEST else messages.Opened()
 
 
-def scenes(machine: Machine, *, live: bool = True) -> tuple[Scenes, list[AnyEvent]]:
+def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEvent]]:
     events: list[AnyEvent] = []
 
     async def landed_there() -> None:
@@ -76,7 +76,7 @@ def scenes(machine: Machine, *, live: bool = True) -> tuple[Scenes, list[AnyEven
         return {"step": step, "of": len(controllers)}
 
     clock = Clock()
-    way = SimpleNamespace(
+    session = SimpleNamespace(
         machine=machine,
         link=Link(),
         clock=clock,
@@ -91,28 +91,30 @@ def scenes(machine: Machine, *, live: bool = True) -> tuple[Scenes, list[AnyEven
         plane=lambda: DataPlane(address="", ports=(1, 2), secret=None),
         details=details,
     )
-    conductor = Conductor((), cast("Any", None), Settings().migration, lambda _: None, lambda: 0.0)
-    asyncio.run(conductor.transfer())
+    device_steps = DeviceSteps(
+        (), cast("Any", None), Settings().migration, lambda _: None, lambda: 0.0
+    )
+    asyncio.run(device_steps.transfer())
     blackout = Blackout(clock, events.append, None)
-    return Scenes(cast("Any", way), conductor, blackout, events.append, live=live), events
+    return Phases(cast("Any", session), device_steps, blackout, events.append, live=live), events
 
 
 @pytest.mark.parametrize("capabilities", [QEMU, LIBVIRT])
 def test_a_guest_may_be_stopped_first_where_its_hypervisor_can(
     capabilities: frozenset[Capability],
 ) -> None:
-    story, events = scenes(Machine(capabilities), live=False)
+    story, events = phases(Machine(capabilities), live=False)
     asyncio.run(story.test())
     assert not [event for event in events if isinstance(event, DeviceRefused)]
 
 
 def test_non_live_is_refused_at_test_under_xen() -> None:
-    story, events = scenes(Machine(XEN), live=False)
+    story, events = phases(Machine(XEN), live=False)
     with pytest.raises(Refused):
         asyncio.run(story.test())
     [refusal] = [event for event in events if isinstance(event, DeviceRefused)]
     assert (refusal.device, refusal.host, refusal.remedy) == ("domain", "a", "leave out --non-live")
-    story, events = scenes(Machine(XEN))
+    story, events = phases(Machine(XEN))
     asyncio.run(story.test())
 
 
@@ -124,13 +126,13 @@ def test_non_live_is_refused_at_test_under_xen() -> None:
     ],
 )
 def test_the_timeline_names_a_flush_only_where_there_is_one(flush: str, spans: list[str]) -> None:
-    story, events = scenes(Machine(QEMU, flush))
+    story, events = phases(Machine(QEMU, flush))
     asyncio.run(story.memory())
     assert [event.name for event in events if isinstance(event, SpanDone)] == spans
 
 
 def test_what_devices_must_know_after_a_crash_is_written_down_before_anything_is_done() -> None:
-    story, _ = scenes(Machine(XEN))
+    story, _ = phases(Machine(XEN))
     written: list[Any] = []
 
     async def take(event: Input) -> None:

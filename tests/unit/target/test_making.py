@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.target.making import UnderWay
+from entourage.target.making import ArrivalTasks
 
 
 async def test_nothing_is_made_once_it_was_called_off() -> None:
@@ -22,10 +22,10 @@ async def test_nothing_is_made_once_it_was_called_off() -> None:
             await let_go.wait()  # a program that is ended takes its time
             made.append("let go")
 
-    under_way = UnderWay()
-    asked = asyncio.create_task(under_way.run(make()))
+    tasks = ArrivalTasks()
+    asked = asyncio.create_task(tasks.run(make()))
     await asyncio.sleep(0)
-    calling_off = asyncio.create_task(under_way.call_off())
+    calling_off = asyncio.create_task(tasks.call_off())
     await asyncio.sleep(0)
     assert not calling_off.done()
     let_go.set()
@@ -42,8 +42,8 @@ async def test_what_it_returns_and_raises_is_passed_on() -> None:
     async def fails() -> int:
         raise OSError("no")
 
-    under_way = UnderWay()
-    assert await under_way.run(works()) == 7
+    tasks = ArrivalTasks()
+    assert await tasks.run(works()) == 7
     with pytest.raises(OSError, match="no"):
-        await under_way.run(fails())
-    await under_way.call_off()
+        await tasks.run(fails())
+    await tasks.call_off()

@@ -42,12 +42,12 @@ class Disk:
         self.did.append("run")
         return int(paused)
 
-    async def own(self) -> None:
+    async def persist_definition(self) -> None:
         if self.full:
             raise OSError(28, "No space left on device")
         self.did.append("own")
 
-    async def settle_in(self) -> None:
+    async def finish_arrival(self) -> None:
         self.did.append("settle in")
 
 
@@ -108,7 +108,7 @@ def test_a_domain_that_cannot_be_written_down_is_told_and_not_said_to_have_run(
 
 def test_what_shows_that_the_guest_has_run_goes_once_that_is_written_down(tmp_path: Path) -> None:
     class Watched(Disk):
-        async def settle_in(self) -> None:
+        async def finish_arrival(self) -> None:
             self.did.append(f"settle in, {record()}")
 
     incoming: Any = Watched(full=False)

@@ -321,13 +321,13 @@ class BlockController(Controller):
     async def transfer(self, here: Here) -> None:
         """The guest has stopped: its last writes go over, and the two disks part."""
         if self._mirroring:
-            await here.machine.settle(self.disk)
+            await here.machine.complete_mirror(self.disk)
             self._mirroring = False
 
     async def recover(self, here: Here, last_good: Step) -> None:  # noqa: ARG002 - known better here
         """Give up the mirror; what was made on the target is undone there."""
         if self._mirroring:
-            await here.machine.unmirror(self.disk)
+            await here.machine.cancel_mirror(self.disk)
             self._mirroring = False
 
     async def let_go(self, here: Here) -> None:

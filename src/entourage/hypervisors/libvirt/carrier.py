@@ -238,11 +238,11 @@ class Carrier(WayBack):
         finally:
             waiting.cancel()
 
-    async def held(self) -> str:
+    async def pre_switchover(self) -> str:
         """Nothing: libvirt settles the disks by itself."""
         return ""
 
-    async def proceed(self) -> None:
+    async def continue_switchover(self) -> None:
         """Nothing: libvirt settles the disks it carries and sends the rest by itself."""
 
     async def landed(self) -> bytes:

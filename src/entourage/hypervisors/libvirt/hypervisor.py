@@ -80,7 +80,7 @@ class LibvirtHypervisor:
         await connection.close()
         raise UsageError(f"{name} does not run", remedy=f"`virsh start {name}` starts it")
 
-    async def taken_up(self, domain: Domain) -> Machine:
+    async def reattach_machine(self, domain: Domain) -> Machine:
         """What is left here of a domain whose migration another process began."""
         connection = await Connection.open(self._uri)
         try:

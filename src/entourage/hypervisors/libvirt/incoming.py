@@ -77,7 +77,7 @@ class LibvirtIncoming:
         self._plan: Plan | None = None
         self._parameters: dict[str, str | int | list[str]] = {}
         self._preparing: asyncio.Future[tuple[str, bytes]] | None = None
-        self._last_words = b""
+        self._cookie = b""
         self._released = False
         self._shortening: asyncio.Task[None] | None = None
 
@@ -190,9 +190,9 @@ class LibvirtIncoming:
                 f"the machine being built has failed: {self._last_said() or said}"
             )
 
-    def hear(self, last_words: bytes) -> None:
+    def accept_cookie(self, cookie: bytes) -> None:
         """Perform's cookie, which is Finish's."""
-        self._last_words = last_words
+        self._cookie = cookie
 
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before.
@@ -245,7 +245,7 @@ class LibvirtIncoming:
         try:
             await ask(
                 phases().finish,
-                connection.raw, parameters, self._last_words, self._flags, cancelled=False,
+                connection.raw, parameters, self._cookie, self._flags, cancelled=False,
             )  # fmt: skip
         except (LostError, RefusedError) as error:
             if not await self._has_run(paused=paused):
@@ -296,7 +296,7 @@ class LibvirtIncoming:
         if raw is not None:
             await ask(raw.suspend)
 
-    async def own(self) -> None:
+    async def persist_definition(self) -> None:
         """Finish wrote the definition down before the guest could run; now it is on the disk."""
         # libvirt syncs the file, and not its name.
         if self._on_this_host and _DEFINITIONS.is_dir():
@@ -313,7 +313,7 @@ class LibvirtIncoming:
     def _state_of(self, tpm: Tpm) -> Path:
         return TPM_STATES / self._uuid / ("tpm1.2" if tpm.version == "1.2" else "tpm2")
 
-    async def settle_in(self) -> None:
+    async def finish_arrival(self) -> None:
         """After the guest runs: one that had no definition on the source has none here either."""
         if self._plan is not None and self._plan.transient:
             raw = await (await self._connected()).domain(self._uuid)

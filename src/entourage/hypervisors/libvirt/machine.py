@@ -127,10 +127,10 @@ class LibvirtMachine(Carrier):
         """It does not: disks are carried."""
         raise HypervisorError("libvirt mirrors no disk by itself", device=disk.label)
 
-    async def settle(self, disk: Block) -> None:
+    async def complete_mirror(self, disk: Block) -> None:
         """Nothing: Perform has done it."""
 
-    async def unmirror(self, disk: Block) -> None:
+    async def cancel_mirror(self, disk: Block) -> None:
         """Nothing: it ends with the job."""
 
     async def tpm_facts(self) -> TpmFacts:

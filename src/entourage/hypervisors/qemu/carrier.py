@@ -201,7 +201,7 @@ class Carrier:
         """Wait until the guest has stopped; ns of the monotonic clock.
 
         QEMU says so before it has flushed its disks and holds the memory back: devices need not
-        wait for that, and ``settle`` and ``proceed`` do.
+        wait for that, and ``complete_mirror`` and ``continue_switchover`` do.
         """
         over = _ENDED - {""}
 
@@ -212,17 +212,17 @@ class Carrier:
         await self._monitor.until(still)
         if not known.stopped_at:
             # A guest that its user had paused has no moment of stopping.
-            await self.held()
+            await self.pre_switchover()
         return known.stopped_at or known.held_at
 
-    async def held(self) -> str:
+    async def pre_switchover(self) -> str:
         """Wait until QEMU has flushed its disks, and holds the memory back."""
         await self._reach("pre-switchover")
         return "QEMU flushes disks"
 
-    async def proceed(self) -> None:
+    async def continue_switchover(self) -> None:
         """Disks are settled: send the last memory pages and the devices' state."""
-        await self.held()
+        await self.pre_switchover()
         self._sending = True
         await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
 

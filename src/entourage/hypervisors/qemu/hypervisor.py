@@ -58,7 +58,7 @@ class QemuHypervisor:
         except GoneError as error:
             raise _not_running(name) from error
 
-    async def taken_up(self, domain: Domain) -> Machine:
+    async def reattach_machine(self, domain: Domain) -> Machine:
         """What is left here of a domain whose migration another process began."""
         where = places(self._settings, str(domain.uuid), domain.name)
         running = read_running(where)

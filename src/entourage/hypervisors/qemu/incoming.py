@@ -220,7 +220,7 @@ class QemuIncoming:
         self._writable.clear()
         self._limit_core(self._core_limit)
 
-    def hear(self, last_words: bytes) -> None:
+    def accept_cookie(self, cookie: bytes) -> None:
         """QEMU's own stream said everything."""
 
     async def died(self) -> str:
@@ -274,12 +274,12 @@ class QemuIncoming:
         """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
         await asyncio.to_thread(swtpm.sync_state, self._where.tpm_state(tpm.id))
 
-    async def own(self) -> None:
+    async def persist_definition(self) -> None:
         """Write down the domain as this host's own, whether its machine lives or not; durable."""
         domain = self._running.domain if self._running is not None else self._domain
         await asyncio.to_thread(write_owned, self._where, domain)
 
-    async def settle_in(self) -> None:
+    async def finish_arrival(self) -> None:
         """After the guest runs: drop the keys, and all that only an arrival needs."""
         running = self._running or read_running(self._where)
         if running is None:

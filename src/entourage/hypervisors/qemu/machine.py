@@ -189,12 +189,12 @@ class QemuMachine(Carrier):
         """Bytes done and in total, as last heard; (0, 0) where no mirror runs."""
         return self._mirrors.progress(disk)
 
-    async def settle(self, disk: Block) -> None:
+    async def complete_mirror(self, disk: Block) -> None:
         """The guest has stopped: finish the mirror. The target has all, the source its own."""
-        await self.held()
-        await self._mirrors.settle(disk)
+        await self.pre_switchover()
+        await self._mirrors.complete_mirror(disk)
 
-    async def unmirror(self, disk: Block) -> None:
+    async def cancel_mirror(self, disk: Block) -> None:
         """Give the mirror up, whatever it is doing, also over a link that has died."""
         await self._mirrors.end(disk)
         with contextlib.suppress(MonitorLostError):

@@ -108,7 +108,7 @@ class Mirrors:
         """Bytes done and in total, as last asked."""
         return self._progress.get(mirror_name(self._domain, disk), (0, 0))
 
-    async def settle(self, disk: Block) -> None:
+    async def complete_mirror(self, disk: Block) -> None:
         """The guest has stopped: the target has all when this returns, and the source its own."""
         name = mirror_name(self._domain, disk)
 

@@ -179,11 +179,11 @@ class Carrier(WayBack):
             for task in (working, *others):
                 task.cancel()
 
-    async def held(self) -> str:
+    async def pre_switchover(self) -> str:
         """Nothing: back ends hold no writes of a guest that is suspended."""
         return ""
 
-    async def proceed(self) -> None:
+    async def continue_switchover(self) -> None:
         """Nothing: xl sends the rest by itself, beside the disks."""
 
     async def landed(self) -> bytes:

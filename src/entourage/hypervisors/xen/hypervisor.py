@@ -67,7 +67,7 @@ class XenHypervisor:
             raise UsageError(f"{name} does not run", remedy="`xl create` starts it")
         return await self._machine(entry, self._read(entry))
 
-    async def taken_up(self, domain: Domain) -> Machine:
+    async def reattach_machine(self, domain: Domain) -> Machine:
         """What is left here of a domain whose migration another process began."""
         for entry in await self._entries():
             if entry.uuid == domain.uuid:

@@ -143,7 +143,7 @@ class XenIncoming:
             ready.cancel()
             broken.cancel()
 
-    def hear(self, last_words: bytes) -> None:
+    def accept_cookie(self, cookie: bytes) -> None:
         """Nothing: the stream has had it all."""
 
     async def died(self) -> str:
@@ -236,7 +236,7 @@ class XenIncoming:
     async def sync_tpm(self, tpm: Tpm) -> None:
         """Nothing: see ``tpm_facts``."""
 
-    async def settle_in(self) -> None:
+    async def finish_arrival(self) -> None:
         """After the guest runs: close and remove what only an arrival needs."""
         if self._plugging:  # an xl that is killed half-way leaves half of a device
             await asyncio.wait(self._plugging)
@@ -244,7 +244,7 @@ class XenIncoming:
             await self._arrivals.close()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
-    async def own(self) -> None:
+    async def persist_definition(self) -> None:
         """Nothing: xl keeps no definition of a domain that is off; its user has the file."""
 
     async def kill(self) -> None:

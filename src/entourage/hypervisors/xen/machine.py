@@ -109,10 +109,10 @@ class XenMachine(Carrier):
         """It does not: disks are carried."""
         raise HypervisorError("Xen mirrors no disk by itself", device=disk.label)
 
-    async def settle(self, disk: Block) -> None:
+    async def complete_mirror(self, disk: Block) -> None:
         """Nothing: the carrier has it."""
 
-    async def unmirror(self, disk: Block) -> None:
+    async def cancel_mirror(self, disk: Block) -> None:
         """Nothing: a copy ends with the migration."""
 
     async def tpm_facts(self) -> TpmFacts:

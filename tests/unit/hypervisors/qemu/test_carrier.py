@@ -77,7 +77,7 @@ async def test_what_sends_its_last_is_cut_off_and_not_cancelled(
         carrier = Carries(monitor, None, running(), where, was_running=True)
         if proceeds:
             qemu.say("MIGRATION", status=stands)
-            await carrier.proceed()
+            await carrier.continue_switchover()
         await carrier.abort()
         assert qemu.ended_by == [ended_by]
         assert ("cont", {}) in qemu.commands

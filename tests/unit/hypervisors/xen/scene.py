@@ -23,7 +23,7 @@ from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
 from entourage.hypervisors.xen.xenstore import XenStore
 from entourage.settings.model import PathSettings, Settings
-from entourage.source.session import Passage
+from entourage.source.session import Session
 from tests.unit.devices.test_harness import TwoHosts
 from tests.unit.hypervisors.xen.stand_in import Xl, stand_in
 
@@ -80,9 +80,9 @@ class Scene(TwoHosts):
             self.there.domain = self.there.domain.with_device(controller.target_device)
         self.there.incoming = self.xen_incoming()
 
-    def passage(self) -> Passage:
+    def session(self) -> Session:
         """All that the source has open; only what goes into the journal is looked at."""
-        return Passage(
+        return Session(
             migration="m-1",
             source="a",
             target="b",

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from entourage.device_steps import Conductor, source_controllers
+from entourage.device_steps import DeviceSteps, source_controllers
 from entourage.devices.base import Controller, Options
 from entourage.devices.host.pci import PciController
 from entourage.devices.host.usb import UsbController
@@ -27,7 +27,7 @@ from entourage.hypervisors.xen.machine import XenMachine
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
 from entourage.source import reattach
-from entourage.source.reattach import taken_up_source
+from entourage.source.reattach import reattach_source
 from entourage.steps import Step
 from tests.unit.devices.test_harness import ALL_CAPABILITIES
 from tests.unit.hypervisors.xen.scene import GPU, HERE, KEY, MAPPED, THERE, UUID, Scene, leaving
@@ -162,25 +162,25 @@ async def test_a_tool_that_takes_their_place_leaves_them_alone(scene: Scene) -> 
 
 def test_the_journal_knows_of_them_before_anything_is_taken_out(scene: Scene) -> None:
     asyncio.run(scene.is_tested())
-    way = scene.passage()
+    session = scene.session()
     other = Controller(GPU)  # of a class that undoes nothing
-    memos = way.details(Step.TEST, [*scene.controllers, other])["memos"]
+    memos = session.details(Step.TEST, [*scene.controllers, other])["memos"]
     assert memos == {"usb/usb0": {"mapped": True}, "pci/pci0": {"mapped": True}}
     scene.options = Options()
     unmapped = source_controllers(scene.machine.domain, scene.settings)
-    assert not any(way.details(Step.TEST, unmapped)["memos"].values())
+    assert not any(session.details(Step.TEST, unmapped)["memos"].values())
 
 
 def test_only_who_left_a_memo_recovers_from_a_crash_within_prepare() -> None:
-    conductor = Conductor(
+    device_steps = DeviceSteps(
         [UsbController(KEY), PciController(GPU)],
         cast("Any", None),
         Settings().migration,
         lambda _: None,
         lambda: 0.0,
     )
-    conductor.take_up(Step.TEST, {"usb/usb0": {}, "pci/pci0": {"mapped": True}})
-    assert conductor._began == {"pci/pci0"}  # pyright: ignore[reportPrivateUsage]
+    device_steps.reattach(Step.TEST, {"usb/usb0": {}, "pci/pci0": {"mapped": True}})
+    assert device_steps._began == {"pci/pci0"}  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize("step", [Step.TEST, Step.PREPARE])
@@ -194,7 +194,7 @@ def test_recover_gives_them_back_after_a_crash(
         for controller in scene.controllers:
             await scene.connect(controller)
         assert scene.xl.did() == DETACHED
-        return scene.passage().details(step, scene.controllers)
+        return scene.session().details(step, scene.controllers)
 
     decision = Decision(
         migration="m-1",
@@ -209,7 +209,7 @@ def test_recover_gives_them_back_after_a_crash(
     )
 
     class Hypervisor:
-        async def taken_up(self, domain: Domain) -> XenMachine:
+        async def reattach_machine(self, domain: Domain) -> XenMachine:
             # `xl list -l` has them no more: all that is known of them is in the journal.
             return scene.xen_machine(domain)
 
@@ -220,7 +220,7 @@ def test_recover_gives_them_back_after_a_crash(
     monkeypatch.setattr(reattach, "open_hypervisor", opened)
 
     async def recover(journal: Journal) -> list[str]:
-        async with taken_up_source(journal, scene.settings, decision, send=lambda _: None) as side:
+        async with reattach_source(journal, scene.settings, decision, send=lambda _: None) as side:
             assert scene.xl.did() == []  # nothing before it is decided
             await side.take(Heard(Message(MessageKind.NEVER, "m-1")))
             assert side.state.record is Record.BACK
