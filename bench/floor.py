@@ -2,7 +2,7 @@
 
 A program of its own, run on the source as ``python -I -S floor.py PLAN``: a script as somebody who
 knows QEMU well would write it by hand. It does the same QEMU commands as Entourage over the same
-ssh, event by event, and nothing else: no checks, no journal, no dead hand, no undo. PLAN is JSON:
+ssh, event by event, and nothing else: no checks, no journal, no deadman, no undo. PLAN is JSON:
 
     host        the target, as ssh knows it
     prepare     a shell script for the target: starts everything, QEMU paused with -incoming

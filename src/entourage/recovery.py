@@ -13,7 +13,7 @@ import msgspec
 
 from entourage.errors import DomainBusy, EntourageError
 from entourage.handover.values import Finding, Input, Record, Role
-from entourage.hosts.standin import beside, from_afar, is_afar
+from entourage.hosts.proxy_agent import is_agentless, parse_agentless, proxy_settings
 from entourage.hypervisors.registry import all_domains
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import lock_holder
@@ -92,7 +92,9 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
         JournalError: The journal cannot be read.
     """
     decisions = [(settings, decision) for decision in _kept(settings)]
-    decisions += [(beside(settings), decision) for decision in _kept(beside(settings))]
+    decisions += [
+        (proxy_settings(settings), decision) for decision in _kept(proxy_settings(settings))
+    ]
     if not decisions:
         return []
     states = {state.uuid: state.state for state in await all_domains(settings)}
@@ -103,8 +105,8 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
             continue
         holder = lock_holder(Path(keeper.paths.run), decision.domain)
         meaning = (_SETTLED if decision.settled else _MEANS)[decision.record]
-        if stands_in := _stands_in_for(decision):
-            meaning = f"kept here for {stands_in}: {meaning}"
+        if proxied := _proxied_host(decision):
+            meaning = f"kept here for {proxied}: {meaning}"
         if untold:
             meaning += "; whether {peer} knows that is not certain"
         standings.append(
@@ -117,7 +119,7 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
                 settled=decision.settled,
                 peer=decision.peer_host,
                 doing=f"{holder.doing} (process {holder.pid})" if holder else "",
-                guest="" if stands_in else states.get(decision.domain, ""),
+                guest="" if proxied else states.get(decision.domain, ""),
                 meaning=meaning.format(peer=decision.peer_host),
                 remedy=_remedy(decision, busy=holder is not None),
             )
@@ -134,10 +136,10 @@ def _kept(settings: Settings) -> list[Decision]:
         return journal.decisions()
 
 
-def _stands_in_for(decision: Decision) -> str:
+def _proxied_host(decision: Decision) -> str:
     """The libvirt that a record is kept for here, on another host; empty for this host's own."""
     name = str(decision.details.get("hypervisor", ""))
-    return from_afar(name)[0] if is_afar(name) else ""
+    return parse_agentless(name)[0] if is_agentless(name) else ""
 
 
 def _remedy(decision: Decision, *, busy: bool) -> str:
@@ -170,10 +172,10 @@ async def recover(
     Raises:
         JournalError: The journal cannot be trusted.
     """
-    own, stand_ins = settings, beside(settings)
+    own, proxies = settings, proxy_settings(settings)
     done = await _recover_in(own, name, dry_run=dry_run, fenced=target_is_fenced)
-    # What stand-ins keep comes last: what the source decides has settled most of it.
-    return done + await _recover_in(stand_ins, name, dry_run=dry_run, fenced=False)
+    # What proxy agents keep comes last: what the source decides has settled most of it.
+    return done + await _recover_in(proxies, name, dry_run=dry_run, fenced=False)
 
 
 async def _recover_in(
@@ -194,7 +196,7 @@ async def _recover_all(
     for decision in journal.decisions():
         if decision.settled and not is_untold(decision):
             continue
-        if _stands_in_for(decision) and decision.record in {Record.GO, Record.RAN}:
+        if _proxied_host(decision) and decision.record in {Record.GO, Record.RAN}:
             continue  # the source's own record asks it, or tells it
         if name is not None and name not in {decision.name, decision.domain}:
             continue

@@ -60,7 +60,7 @@ def _claim(host: Host, place: int, rules: Rules) -> str:
         return "a copy runs"
     if host.guest in STOPPED:
         if host.hand in {ARMED, ACTING}:
-            return "a dead hand may resume the copy"
+            return "a deadman may resume the copy"
         if host.main is not None and isinstance(host.main.state, Source) and host.main.state.live:
             return "the source may resume its copy"
     for one in (host.main, host.answer):

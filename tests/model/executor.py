@@ -9,7 +9,7 @@ from typing import NamedTuple
 from entourage.handover.rules import (
     Source,
     Target,
-    dead_hand,
+    deadman,
     decide_source,
     decide_target,
     may_begin,
@@ -68,7 +68,7 @@ class Rules(NamedTuple):
 
     source: Callable[[Source, AnyInput], Transition[Source]] = decide_source
     target: Callable[[Target, AnyInput], Transition[Target]] = decide_target
-    hand: Callable[..., tuple[Effect, ...]] = dead_hand
+    hand: Callable[..., tuple[Effect, ...]] = deadman
     begin: Callable[..., bool] = may_begin
     start: Callable[[Iterable[Record]], Record | None] = refuses_start
     unsynced: frozenset[Record] = frozenset()
@@ -165,7 +165,7 @@ def place_process(world: World, place: int, slot: str, one: Process) -> World:
 
 
 def end_process(world: World, place: int, slot: str) -> World:
-    """A process ends by itself; an engine takes its dead hand with it."""
+    """A process ends by itself; an engine takes its deadman with it."""
     if slot == "main":
         hand = ACTING if world.hosts[place].hand == ACTING else NO_HAND
         return world.host(place, main=None, hand=hand)
@@ -308,7 +308,7 @@ def _change(world: World, place: int, one: Process, effect: Effect) -> World:
     host = world.hosts[place]
     row = host.cache[one.migration]
     match effect:
-        case Do.HOLD_DEAD_HAND:
+        case Do.DISARM_DEADMAN:
             return world.host(place, hand=HELD if host.hand == ARMED else host.hand)
         case Do.RESUME_SOURCE:
             return resume(world, place)
@@ -335,7 +335,7 @@ def _change(world: World, place: int, one: Process, effect: Effect) -> World:
 
 
 def resume(world: World, place: int) -> World:
-    """RESUME_SOURCE, by a process or by the dead hand."""
+    """RESUME_SOURCE, by a process or by the deadman."""
     guest = world.hosts[place].guest
     if guest in INCOMING:
         raise Violation("a copy that is still arriving was resumed as if it were a source's")

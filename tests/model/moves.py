@@ -174,7 +174,7 @@ def _local(place: int, world: World, rules: Rules) -> Iterator[Move]:
             yield from _idle(world, place, one, rules)
     if host.hand == ACTING:
         after = resume(world, place).host(place, hand=NO_HAND)
-        yield Move(f"the dead hand on {name(place)} resumes the guest", after)
+        yield Move(f"the deadman on {name(place)} resumes the guest", after)
     yield from _newcomers(world, place, rules)
     yield from _hypervisor(world, place)
     if world.faulty:
@@ -364,7 +364,7 @@ def _faults(world: World, place: int, rules: Rules) -> Iterator[tuple[str, World
     host = world.hosts[place]
     where = name(place)
     if host.main is not None and not may_give_up(host.main):
-        acts = host.hand in {ARMED, HELD} and rules.hand(held=host.hand == HELD)
+        acts = host.hand in {ARMED, HELD} and rules.hand(disarmed=host.hand == HELD)
         acts = acts or host.hand == ACTING
         after = world.host(place, main=None, hand=ACTING if acts else NO_HAND)
         yield f"{called(host.main, place)} is killed", after
@@ -373,7 +373,7 @@ def _faults(world: World, place: int, rules: Rules) -> Iterator[tuple[str, World
         yield f"{called(host.answer, place)} is killed", after
     if host.hand == ACTING:
         after = world.host(place, hand=NO_HAND)
-        yield f"the dead hand on {where} is killed", after
+        yield f"the deadman on {where} is killed", after
     if host.guest != DEAD:
         yield f"QEMU on {where} dies", world.host(place, guest=DEAD)
     if host.guest == RUN and not {Record.GO, Record.RAN}.isdisjoint(

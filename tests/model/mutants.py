@@ -144,9 +144,9 @@ MUTANTS = (
     Mutant("a target that restarts in RAN runs the guest", Rules(target=_runs_in_ran), faults=2),
     Mutant("READY does not wait for the source's own word", Rules(needs_completed=False)),
     Mutant(
-        "the dead hand is not told of GO", Rules(source=_without(decide_source, Do.HOLD_DEAD_HAND))
+        "the deadman is not told of GO", Rules(source=_without(decide_source, Do.DISARM_DEADMAN))
     ),
-    Mutant("the dead hand does not hold the lock", Rules(hand_holds_lock=False), 2, 1),
+    Mutant("the deadman does not hold the lock", Rules(hand_holds_lock=False), 2, 1),
     Mutant("a killed process's unsynced record is believed", Rules(synced_reads=False), faults=2),
     Mutant(
         "the TPM is not synced before GO",

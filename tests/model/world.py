@@ -32,7 +32,7 @@ NO_TPM, CACHED, SAFE = "no TPM", "cached", "safe"
 # What became of a target's copy.
 NOT_BUILT, BUILT, RAN = "not built", "built", "ran"
 
-# The dead hand: ARMED resumes the guest when its parent dies, ACTING is about to.
+# The deadman: ARMED resumes the guest when its parent dies, ACTING is about to.
 NO_HAND, ARMED, HELD, ACTING = "none", "armed", "held", "acting"
 
 # Processes: whoever holds a host's lock of the domain (the command that began a migration and its

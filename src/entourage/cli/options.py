@@ -165,14 +165,14 @@ def destination(text: str) -> Where:
     found = libvirt_destination(text)
     options = () if found.port is None else (f"Port={found.port}",)
     if not found.host:
-        route = Route(host=text, there=found.there, afar=text, by_ssh="no")
+        route = Route(host=text, there=found.there, agentless=text, by_ssh="no")
     elif found.by_ssh:
-        route = Route(host=host_name(found.host), there=found.there, afar=text)
+        route = Route(host=host_name(found.host), there=found.there, agentless=text)
     elif found.is_local:
         route = Route(host=host_name(found.host), there=found.there)
     else:  # TLS reaches it, and perhaps ssh does: nobody is to wait for that, or be asked
         host, options = host_name(found.host), ("BatchMode=yes", "ConnectTimeout=5")
-        route = Route(host=host, there=found.there, afar=text, by_ssh="if-it-answers")
+        route = Route(host=host, there=found.there, agentless=text, by_ssh="if-it-answers")
     return Where(route=route, ssh_options=options)
 
 

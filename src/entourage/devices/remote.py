@@ -1,8 +1,8 @@
 """The target's halves of devices on a host where no Entourage is: its hypervisor is asked instead.
 
-They run in a stand-in on the source (``hosts/standin.py``) and never look at the host that they run
-on. The halves on the source are the same as ever, and so are all other classes: they have no half
-on the target that would look at anything, or it asks the hypervisor anyway.
+They run in a proxy agent on the source (``hosts/proxy_agent.py``) and never look at the host that
+they run on. The halves on the source are the same as ever, and so are all other classes: they have
+no half on the target that would look at anything, or it asks the hypervisor anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from entourage.devices.refusals import refuse
 from entourage.devices.registry import controller_class
 from entourage.domain import Domain, Net
 from entourage.errors import DeviceError, UsageError
-from entourage.hypervisors.afar import VOLUME, Afar
+from entourage.hypervisors.agentless import VOLUME, Agentless
 from entourage.hypervisors.base import Capability
 from entourage.hypervisors.values import NewVolume, Place
 from entourage.settings.units import format_size
@@ -38,9 +38,9 @@ _HALVES = (
 _ANY_MTU = 65535
 
 
-def afar_class(kind: type[Controller]) -> type[Controller]:
+def agentless_class(kind: type[Controller]) -> type[Controller]:
     """The class whose target half can do without an Entourage on the target."""
-    return {BlockController: AfarBlock, NetController: AfarNet}.get(kind, kind)  # type: ignore[arg-type]
+    return {BlockController: AgentlessBlock, NetController: AgentlessNet}.get(kind, kind)  # type: ignore[arg-type]
 
 
 def out_of_reach(domain: Domain, host: str) -> list[Refusal]:
@@ -64,7 +64,7 @@ def _has_a_part(kind: type[Controller]) -> bool:
     return any(getattr(kind, half) is not getattr(Controller, half) for half in _HALVES)
 
 
-class AfarBlock(BlockController):
+class AgentlessBlock(BlockController):
     """A disk in a storage pool of the target's hypervisor."""
 
     async def test_there(self, there: There, request: Any) -> Any:
@@ -84,7 +84,7 @@ class AfarBlock(BlockController):
                 return await self._fit(there, new, onto=onto, need=need)
 
     async def _place(self, there: There, path: str, beside: str = "") -> Place:
-        place = await _afar(there).place(path, beside)
+        place = await _agentless(there).place(path, beside)
         if place is not None:
             return place
         directory = PurePosixPath(path).parent
@@ -142,7 +142,7 @@ class AfarBlock(BlockController):
         # row says that this one is ours, because libvirt has no name for it that is only ours.
         there.ledger.record(VOLUME, path=new.path)
         cluster = new.options.get("cluster_size")
-        await _afar(there).make_volume(
+        await _agentless(there).make_volume(
             NewVolume(
                 path=new.path,
                 format=new.format,
@@ -162,7 +162,7 @@ class AfarBlock(BlockController):
         """What the copy has freed of an image cannot be set aside again from afar."""
 
 
-class AfarNet(NetController):
+class AgentlessNet(NetController):
     """A NIC on a bridge, network or interface of the target's."""
 
     async def test_there(self, there: There, request: Any) -> Any:
@@ -171,7 +171,7 @@ class AfarNet(NetController):
         if asked.attach == "network":
             wanted, known = asked.network or "", frozenset(await there.incoming.networks())
         else:
-            wanted, known = asked.bridge, await _afar(there).interfaces()
+            wanted, known = asked.bridge, await _agentless(there).interfaces()
         # An answer of nothing is none: then Prepare will say it.
         lacks = wanted not in known and (bool(known) or asked.attach == "network")
         return Bridge(
@@ -189,7 +189,7 @@ class AfarNet(NetController):
         return nic
 
 
-def _afar(there: There) -> Afar:
-    if not isinstance(there.incoming, Afar):
+def _agentless(there: There) -> Agentless:
+    if not isinstance(there.incoming, Agentless):
         raise UsageError("this host's own hypervisor is not asked from afar")
     return there.incoming

@@ -22,7 +22,7 @@ What an executor owes this module (docs/handover.md says why, for each):
 * A state built from a journal is built from what is on the disk, not in the kernel's cache
   (``Journal.open`` sees to that).
 * ``holds_lock`` is true only while the process holds this host's lock of the domain. The source's
-  dead hand inherits that lock, so that nobody begins anew before it has spoken.
+  deadman inherits that lock, so that nobody begins anew before it has spoken.
 
 Nothing here does I/O, and nothing here knows of time.
 """
@@ -94,11 +94,11 @@ def decide_source(state: Source, given: AnyInput) -> Transition[Source]:
             begun = replace(state, record=Record.ARMED, live=True)
             return Transition(begun, (Flush(None, Record.ARMED),))
         case Input.READY if state.live:
-            # The way back is closed first: from here on neither this process nor its dead hand
+            # The way back is closed first: from here on neither this process nor its deadman
             # resumes the guest before the target has said NEVER.
             dead = state.guest is Guest.DEAD
             said = replace(state, live=False, guest=Guest.DEAD if dead else Guest.STOPPED)
-            return Transition(said, (Do.HOLD_DEAD_HAND, _say(state, MessageKind.GO)))
+            return Transition(said, (Do.DISARM_DEADMAN, _say(state, MessageKind.GO)))
         case Input.ABORT if state.live:
             return _come_back(state)
         case Input.ABORT if state.in_doubt:
@@ -369,9 +369,9 @@ def _say(state: Source | Target, kind: MessageKind) -> Send:
     return Send(Message(kind, state.migration))
 
 
-def dead_hand(*, held: bool) -> tuple[Effect, ...]:
-    """What the dead hand does once its parent is dead: nothing after HOLD_DEAD_HAND."""
-    return () if held else (Do.RESUME_SOURCE,)
+def deadman(*, disarmed: bool) -> tuple[Effect, ...]:
+    """What the deadman does once its parent is dead: nothing after DISARM_DEADMAN."""
+    return () if disarmed else (Do.RESUME_SOURCE,)
 
 
 def may_begin(record: Record | None, *, clean: bool) -> bool:

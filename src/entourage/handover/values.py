@@ -149,8 +149,8 @@ class Report:
 class Do(enum.Enum):
     """The effects that need no parameter. All may be repeated without harm."""
 
-    HOLD_DEAD_HAND = "hold-dead-hand"
-    """Source: from its return on, the dead hand never again resumes the guest."""
+    DISARM_DEADMAN = "disarm-deadman"
+    """Source: from its return on, the deadman never again resumes the guest."""
     RESUME_SOURCE = "resume-source"
     """Source: end the carrier, put the guest back as it was before the stop."""
     DESTROY_SOURCE = "destroy-source"

@@ -1,4 +1,4 @@
-"""A link to an agent that is a process of this host's: ssh to another one, or a stand-in."""
+"""A link to an agent that is a process of this host's: ssh to another one, or a proxy agent."""
 
 from __future__ import annotations
 

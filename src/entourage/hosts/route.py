@@ -13,13 +13,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         host: What it is called; where ``by_ssh`` is not ``no``, as ssh knows it.
         there: The URI of its libvirtd, on it; None: its usual one, or no libvirt is meant.
-        afar: The URI by which that is reached from here, where no Entourage is on it; None:
+        agentless: The URI by which that is reached from here, where no Entourage is on it; None:
             then it is none of our targets.
-        by_ssh: Whether an agent is looked for: it must be there unless ``afar`` is given; with
+        by_ssh: Whether an agent is looked for: it must be there unless ``agentless`` is given; with
             ``if-it-answers`` a host that ssh does not reach counts as one without.
     """
 
     host: str
     there: str | None = None
-    afar: str | None = None
+    agentless: str | None = None
     by_ssh: Literal["yes", "if-it-answers", "no"] = "yes"

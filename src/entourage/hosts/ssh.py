@@ -40,7 +40,7 @@ def ssh_command(host: str, settings: Settings, remote: Sequence[str]) -> list[st
     ]  # fmt: skip
 
 
-def connect(host: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
+def start_agent(host: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
     """A link to the agent that ssh starts on ``host``; both end with the context.
 
     Raises:

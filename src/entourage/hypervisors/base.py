@@ -156,7 +156,7 @@ class Machine(Protocol):
         """Everything that can be set up before pre-copy: keys, capabilities, the moment of stop.
 
         Comes before ``mirror``, which needs the keys. Where the backend's machine would stay
-        stopped if this process died, the dead hand is armed here as well: a small process that
+        stopped if this process died, the deadman is armed here as well: a small process that
         lets the guest run again when this one dies.
 
         Args:
@@ -164,7 +164,7 @@ class Machine(Protocol):
             downtime_limit: What ``tune`` would say first, for a backend that can be told before
                 ``start``: it may look once before it hears of it otherwise. None: nothing.
             throttle: Whether ``tune(throttle=True)`` may come later.
-            lock: A descriptor (the domain's lock) that the dead hand keeps open as long as it may
+            lock: A descriptor (the domain's lock) that the deadman keeps open as long as it may
                 still act, so that nobody begins anew before it has spoken.
             offers: What the target's half said in ``offers``.
         """
@@ -226,11 +226,11 @@ class Machine(Protocol):
         """
         ...
 
-    async def disarm_dead_hand(self) -> None:
+    async def disarm_deadman(self) -> None:
         """GO may be sent next: from when this returns, nothing resumes the guest by itself.
 
         It is in the blackout, between ``landed`` and GO: one small message that is acknowledged.
-        Raises HypervisorError where the dead hand does not acknowledge: then GO must not be sent.
+        Raises HypervisorError where the deadman does not acknowledge: then GO must not be sent.
         """
         ...
 

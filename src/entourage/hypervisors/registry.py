@@ -8,7 +8,7 @@ from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import ConfigError, EntourageError, UsageError
-from entourage.hosts.standin import is_afar
+from entourage.hosts.proxy_agent import is_agentless
 from entourage.hypervisors.base import DomainState, Hypervisor
 from entourage.settings.model import Settings
 
@@ -28,7 +28,7 @@ def open_hypervisor(settings: Settings, name: str = "qemu") -> Hypervisor:
     Args:
         settings: This host's.
         name: ``qemu``, ``xen``; or the URI of a libvirtd as virsh has it; or, for one on a host
-            without Entourage, see ``hosts.standin.afar``.
+            without Entourage, see ``hosts.proxy_agent.agentless_name``.
 
     Raises:
         UsageError: There is none of that name.
@@ -37,10 +37,10 @@ def open_hypervisor(settings: Settings, name: str = "qemu") -> Hypervisor:
         from entourage.hypervisors.qemu.hypervisor import QemuHypervisor
 
         return QemuHypervisor(settings)
-    if is_afar(name):
-        from entourage.hypervisors.libvirt.afar import AfarHypervisor
+    if is_agentless(name):
+        from entourage.hypervisors.libvirt.agentless import AgentlessHypervisor
 
-        return AfarHypervisor(settings, name)
+        return AgentlessHypervisor(settings, name)
     if name == "xen":
         from entourage.hypervisors.xen.hypervisor import XenHypervisor
 

@@ -66,7 +66,7 @@ class JournalReadOnlyError(JournalError):
 _RESTORE = "do not delete it: keep a copy, then see docs/recovery.md"
 
 
-def connect(path: Path, *, read_only: bool, busy_timeout: float) -> sqlite3.Connection:
+def open_database(path: Path, *, read_only: bool, busy_timeout: float) -> sqlite3.Connection:
     """Open the file, making it where there is none, and refuse one that cannot be relied on."""
     with told(path):
         if not read_only:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from entourage.handover.rules import may_begin
 from entourage.handover.values import MAY_FOLLOW, Flush, Record, Role
-from entourage.journal.file import connect, told
+from entourage.journal.file import open_database, told
 from entourage.journal.rows import Decision, DecisionRefusedError, LedgerRow, MigrationOverError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Journal:
         Raises:
             JournalError: One of those in `entourage.journal.file`. Nothing may be begun.
         """
-        connection = connect(path, read_only=read_only, busy_timeout=busy_timeout)
+        connection = open_database(path, read_only=read_only, busy_timeout=busy_timeout)
         try:
             with told(path):
                 journal = cls(path, connection)

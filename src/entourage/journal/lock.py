@@ -27,7 +27,7 @@ class Holder:
 class DomainLock:
     """A lock that is held.
 
-    Its descriptor is not inheritable: what is started meanwhile does not keep it. The dead hand
+    Its descriptor is not inheritable: what is started meanwhile does not keep it. The deadman
     must: pass it `fileno` (``pass_fds``), and the lock is free only once both are gone.
     """
 
@@ -74,7 +74,7 @@ def domain_lock(run_dir: Path, domain: str, doing: str) -> Generator[DomainLock]
         lock.note(doing)
         yield lock
     finally:
-        # Closed, not unlocked: LOCK_UN would take the lock from the dead hand too.
+        # Closed, not unlocked: LOCK_UN would take the lock from the deadman too.
         os.close(descriptor)
 
 

@@ -29,7 +29,7 @@ from entourage.handover.values import (
     Send,
 )
 from entourage.hosts.link import Link
-from entourage.hosts.standin import connect
+from entourage.hosts.proxy_agent import agent_link
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings, SshSettings
 from entourage.source.role import SourceSide
@@ -111,7 +111,7 @@ class TargetQuery:
         try:
             async with (
                 asyncio.timeout(_ANSWER_WITHIN),
-                connect(self._decision.peer_host, there, self._settings) as link,
+                agent_link(self._decision.peer_host, there, self._settings) as link,
             ):
                 self._link = link
                 link.on(messages.HANDOVER, on_handover)

@@ -204,10 +204,10 @@ class Migration:
         """Say GO, once, and learn what the target made of it, however long the link is gone."""
         try:
             await side.take(Input.READY)
-        except HypervisorError as error:  # the dead hand did not answer: GO was not said
+        except HypervisorError as error:  # the deadman did not answer: GO was not said
             await self._go_back(session, side, error)
         now = self._clock.now()
-        self._blackout.name("the dead hand is held", session.source, until=now)
+        self._blackout.name("the deadman is disarmed", session.source, until=now)
         self._emit(GoSent(at=now))
         if await await_outcome(session, side, self._decided, self._settings, self._told_last):
             with contextlib.suppress(JournalError):  # then `recover` tells it once more

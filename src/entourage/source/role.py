@@ -87,9 +87,9 @@ class SourceSide:
                 self._send(message)
             case Report(finding):
                 self.findings.append(finding)
-            case Do.HOLD_DEAD_HAND:
+            case Do.DISARM_DEADMAN:
                 if self._machine:
-                    await self._machine.disarm_dead_hand()
+                    await self._machine.disarm_deadman()
             case Do.RESUME_SOURCE:
                 await self._resume()
             case Do.DESTROY_SOURCE:

@@ -25,9 +25,8 @@ from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError
 from entourage.events import Listener
 from entourage.handover.values import Message
 from entourage.hosts.link import Link
+from entourage.hosts.proxy_agent import agent_link, agentless_name, is_agentless
 from entourage.hosts.route import Route
-from entourage.hosts.standin import afar, is_afar
-from entourage.hosts.standin import connect as reach
 from entourage.hypervisors.base import DataPlane, Machine, Secret
 from entourage.hypervisors.registry import LIBVIRT_URI, counterpart
 from entourage.journal.journal import Journal
@@ -89,24 +88,24 @@ class Session:
         return self.machine.domain.uuid or ""
 
     @property
-    def is_afar(self) -> bool:
-        """Whether no Entourage is on the target, and a stand-in answers for it."""
-        return is_afar(self.hypervisor_there)
+    def is_agentless(self) -> bool:
+        """Whether no Entourage is on the target, and a proxy agent answers for it."""
+        return is_agentless(self.hypervisor_there)
 
     @property
     def keeper(self) -> str:
         """The host that the target's half of the record is on."""
-        return self.source if self.is_afar else self.target
+        return self.source if self.is_agentless else self.target
 
     @property
     def weaker(self) -> str:
         """What the user is to know of that; empty where an agent is there."""
-        return f"{self.target} {_WEAKER}" if self.is_afar else ""
+        return f"{self.target} {_WEAKER}" if self.is_agentless else ""
 
     def plane(self) -> DataPlane:
         """How disks and memory will travel, with a fresh key."""
         wanted = self.settings.migration
-        usual = "" if self.is_afar else self.target.rpartition("@")[2]
+        usual = "" if self.is_agentless else self.target.rpartition("@")[2]
         address = wanted.data_address or self.welcome.address or usual
         secret = Secret("entourage", secrets.token_bytes(32)) if wanted.tls else None
         return DataPlane(
@@ -280,13 +279,13 @@ async def open_session(
 async def _reached(
     route: Route, there: str, migration: str, settings: Settings, clock: Clock
 ) -> AsyncGenerator[tuple[Link, messages.Welcome, str]]:
-    """The target's agent, or a stand-in where it has none; and what its hypervisor is called."""
+    """The target's agent, or a proxy agent where it has none; and what its hypervisor is called."""
     names = [] if route.by_ssh == "no" else [there]
-    if route.afar is not None:
-        names.append(afar(route.afar))
+    if route.agentless is not None:
+        names.append(agentless_name(route.agentless))
     for name in names:
         async with contextlib.AsyncExitStack() as attempt:
-            link = await attempt.enter_async_context(reach(route.host, name, settings))
+            link = await attempt.enter_async_context(agent_link(route.host, name, settings))
             try:
                 hello = _hello(migration, socket.gethostname(), name)
                 welcome = await greet(link, clock, hello)
@@ -302,7 +301,7 @@ async def _reached(
 @contextlib.asynccontextmanager
 async def another_link(session: Session) -> AsyncGenerator[Session]:
     """The same session with a new link, after the old one was lost."""
-    async with reach(session.target, session.hypervisor_there, session.settings) as link:
+    async with agent_link(session.target, session.hypervisor_there, session.settings) as link:
         hello = _hello(session.migration, session.source, session.hypervisor_there)
         welcome = await greet(link, session.clock, hello)
         link.take_handlers_of(session.link)

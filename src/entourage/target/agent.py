@@ -39,8 +39,8 @@ from entourage.handover.values import (
     Role,
 )
 from entourage.hosts.link import Link
+from entourage.hosts.proxy_agent import is_agentless, parse_agentless
 from entourage.hosts.resources import MemoryLedger
-from entourage.hosts.standin import from_afar, is_afar
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal.journal import Decision, Journal, MigrationLedger
@@ -131,8 +131,8 @@ class Agent:
             )
         self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
         self._hello = hello
-        if is_afar(hello.hypervisor):
-            self._host = _address(hello.hypervisor) or from_afar(hello.hypervisor)[0]
+        if is_agentless(hello.hypervisor):
+            self._host = _address(hello.hypervisor) or parse_agentless(hello.hypervisor)[0]
         return messages.Welcome(
             version=__version__,
             protocol=messages.PROTOCOL,
@@ -146,9 +146,9 @@ class Agent:
         hypervisor = self._known()
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         refusals = list(await hypervisor.test_incoming(test.domain, self._host, test.facts))
-        if is_afar(hypervisor.name):
+        if is_agentless(hypervisor.name):
             refusals += out_of_reach(test.domain, self._host)
-        keeper = socket.gethostname()  # of the record: a stand-in's host is the source
+        keeper = socket.gethostname()  # of the record: a proxy agent's host is the source
         return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
 
     async def _on_device(self, ask: messages.AskDevice) -> Any:
@@ -283,7 +283,7 @@ class Agent:
         await self._side.take(Input.GUEST_DIED)
         ours = self._side.record in {Record.RAN, Record.OWNS}
         if ours and Finding.CRASHED_HERE not in self._side.findings:
-            start = "virsh" if is_afar(self._known().name) else "entourage"
+            start = "virsh" if is_agentless(self._known().name) else "entourage"
             remedy = f"it is off and whole: `{start} start` it there"
             self._tell_failure(HypervisorError(f"its machine has ended: {reason}", remedy=remedy))
 
@@ -341,8 +341,8 @@ class Agent:
 
 def _address(hypervisor: str) -> str:
     """An address at which the source can reach the target; empty where none is known."""
-    if is_afar(hypervisor):
-        return urlsplit(from_afar(hypervisor)[0]).hostname or ""
+    if is_agentless(hypervisor):
+        return urlsplit(parse_agentless(hypervisor)[0]).hostname or ""
     # Where ssh arrived.
     connection = os.environ.get("SSH_CONNECTION", "").split()
     return connection[2] if len(connection) == 4 else ""  # noqa: PLR2004 - ssh(1)

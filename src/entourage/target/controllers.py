@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from entourage.devices.base import Controller
 from entourage.devices.registry import controller_class
-from entourage.devices.remote import afar_class
+from entourage.devices.remote import agentless_class
 from entourage.domain import Domain
-from entourage.hypervisors.afar import Afar
+from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.base import Incoming
 
 
@@ -17,9 +17,9 @@ def target_controllers(domain: Domain, incoming: Incoming) -> list[Controller]:
         domain: As it is to be here.
         incoming: Its machine: where that is built elsewhere, other halves are needed.
     """
-    afar = isinstance(incoming, Afar)
+    agentless = isinstance(incoming, Agentless)
     controllers: list[Controller] = []
     for device in domain.devices:
         kind = controller_class(device) or Controller
-        controllers.append((afar_class(kind) if afar else kind)(device))
+        controllers.append((agentless_class(kind) if agentless else kind)(device))
     return controllers

@@ -28,7 +28,7 @@ from entourage.handover.values import (
     Send,
 )
 from entourage.hosts.resources import undo_rows
-from entourage.hypervisors.afar import VOLUME, Afar
+from entourage.hypervisors.agentless import VOLUME, Agentless
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.rows import LedgerRow
 from entourage.messages import Resumed
@@ -83,10 +83,10 @@ class TargetSide:
         self._flushing = self._flushed = 0  # the last one, ns of the monotonic clock
 
     @property
-    def _afar(self) -> Afar | None:
+    def _agentless(self) -> Agentless | None:
         """Where the target's machine is built on a host without Entourage, what speaks for that."""
         incoming = self._there.incoming if self._there else None
-        return incoming if isinstance(incoming, Afar) else None
+        return incoming if isinstance(incoming, Agentless) else None
 
     @property
     def record(self) -> Record | None:
@@ -141,12 +141,12 @@ class TargetSide:
         name = self._decision.name
         if finding is Finding.CRASHED_HERE:
             said = f"{name} was handed over, and its machine ended as it was let run"
-            start = "virsh" if self._afar else "entourage"
+            start = "virsh" if self._agentless else "entourage"
             remedy = f"it is off and whole: `{start} start {name}` there"
             self._on_failure(HypervisorError(said, remedy=remedy))
         elif finding is Finding.TWO_COPIES:
             said = f"ALARM: {name} ran there although that host was declared off; it was stopped"
-            where = "here" if self._afar else "there"
+            where = "here" if self._agentless else "there"
             remedy = f"look at both copies; `entourage recover` {where} removes that one"
             self._on_failure(HypervisorError(said, remedy=remedy))
 
@@ -222,12 +222,12 @@ class TargetSide:
 
     async def _undone(self, row: LedgerRow) -> list[str]:
         """Undo a row; a volume is the hypervisor's to delete, from afar."""
-        afar = self._afar
-        if row.kind != VOLUME or afar is None:
+        agentless = self._agentless
+        if row.kind != VOLUME or agentless is None:
             return await undo_rows([(row.kind, row.spec)])
         path = str(row.spec["path"])
         try:
-            await afar.delete_volume(path)
+            await agentless.delete_volume(path)
         except HypervisorError as error:
             return [f"the volume {path} is left: {error}"]
         return []

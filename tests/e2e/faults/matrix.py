@@ -26,7 +26,7 @@ POINTS: Final = {
     "stopped": "source.step-started.2",
     "sync": "source.step-started.3",
     "landed": "source.memory-landed",
-    "held": "source.after.hold-dead-hand",
+    "held": "source.after.disarm-deadman",
     "go-said": "source.go-sent",
     "go-heard": "target.before.flush-go",
     "go-stands": "target.after.flush-go",

@@ -44,7 +44,7 @@ STALE = (
     "/etc/libvirt/qemu/*.xml.new",
     "/var/lib/libvirt/swtpm/*",
 )
-# What stand-ins have kept, which `recover` then reads.
+# What proxy agents have kept, which `recover` then reads.
 OF_STAND_INS = ("/var/lib/entourage/afar*", "/run/entourage/afar*")
 # A program that ssh does not find: as where there is no Entourage.
 NOT_THERE = ("--remote-command", "no-entourage-here")
@@ -240,7 +240,7 @@ class FullWorld(LibvirtWorld):
 
 
 @dataclass
-class AfarWorld(LibvirtWorld):
+class AgentlessWorld(LibvirtWorld):
     """Neither host finds an Entourage on the other."""
 
     devices: ClassVar = ALL_CLASSES
@@ -258,7 +258,7 @@ class AfarWorld(LibvirtWorld):
         on_target: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> Generator[Under]:
-        """Begin a migration; the points of its target are a stand-in's, on this host."""
+        """Begin a migration; the points of its target are a proxy agent's, on this host."""
         with Points(self.here, *hold, *on_target) as points:
             more = {**(env or {}), **points.env}
             process = self.here.popen(self._command(*options), env=more)

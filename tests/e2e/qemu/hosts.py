@@ -237,7 +237,7 @@ class Move:
         await asyncio.gather(self.machine.landed(), self.incoming.landed())
 
     async def disarm(self) -> None:
-        await self.machine.disarm_dead_hand()
+        await self.machine.disarm_deadman()
 
     @property
     def stages(self) -> list[Callable[[], Awaitable[None]]]:

@@ -274,7 +274,7 @@ HOLDER = """
 
 
 @pytest.mark.parametrize("stage", ["mirror", "stop", "settle", "land", "disarm"])
-async def test_the_dead_hand(hosts: Hosts, stage: str) -> None:
+async def test_the_deadman(hosts: Hosts, stage: str) -> None:
     domain = await hosts.start(a_domain(hosts.a))
     script = textwrap.dedent(HOLDER).format(
         tests=str(Path(__file__).parents[3]), a=str(hosts.a.root), b=str(hosts.b.root), stage=stage
@@ -289,13 +289,13 @@ async def test_the_dead_hand(hosts: Hosts, stage: str) -> None:
     process.kill()
     await process.wait()
     if stage == "disarm":
-        while any("lifeline" in command for command in hosts.a.processes()):  # noqa: ASYNC110
+        while any("deadman" in command for command in hosts.a.processes()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # a process that is not ours tells nobody that it ends
         assert (await hosts.a.counts(domain))[1] == count
         assert await hosts.a.status(domain) == "postmigrate"
     else:
         await hosts.a.runs(domain, count + (200 if stage == "mirror" else 0))
-        LOG.info("the dead hand after %s: %.0f ms", stage, (time.monotonic() - start) * 1000)
+        LOG.info("the deadman after %s: %.0f ms", stage, (time.monotonic() - start) * 1000)
         assert await hosts.a.status(domain) == "running"
     incoming = hosts.b.incoming(domain)
     await incoming.kill()

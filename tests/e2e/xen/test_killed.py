@@ -10,7 +10,7 @@ TRANSPORT, RECEIVER = r"^\S*python3 -I -m \S*transport", "xl migrate-receive$"
 ENGINE, AGENT = r"python3 \S*entourage migrate", r"python3 \S*entourage agent$"
 PRE_COPY, LANDED = "source.policy-changed", "source.memory-landed"
 HELD, GO_SAID, GO_STANDS = (
-    "source.after.hold-dead-hand",
+    "source.after.disarm-deadman",
     "source.go-sent",
     "target.after.flush-go",
 )
@@ -45,7 +45,7 @@ def test_the_engine_is_killed_before_go_and_xl_resumes(world: XenWorld) -> None:
     with world.under(LANDED) as under:
         under.wait(LANDED)
         world.kill(source, ENGINE)
-    # The transport is the dead hand: the guest goes on before anybody types anything.
+    # The transport is the deadman: the guest goes on before anybody types anything.
     world.lives(before)
     world.is_quiet(source)
     world.recover(source)

@@ -19,7 +19,7 @@ import pytest
 
 from entourage.devices.base import Controller, Here, Options, There
 from entourage.devices.block import storage
-from entourage.devices.block.controller import BlockController, Way
+from entourage.devices.block.controller import BlockController, Placement
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.events import AnyEvent, Warned
@@ -250,7 +250,7 @@ class Move:
         assert len(refusals) == 1, refusals
         assert refusals[0].device == "block/disk0"
         assert refusals[0].remedy
-        assert self.controller.way is Way.STAY
+        assert self.controller.placement is Placement.STAY
         assert not self.hosts.ledger.rows
         return refusals[0]
 

@@ -10,10 +10,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from entourage.devices.base import Controller, There
-from entourage.devices.remote import AfarBlock, AfarNet, out_of_reach
+from entourage.devices.remote import AgentlessBlock, AgentlessNet, out_of_reach
 from entourage.domain import Device, External, Net, Usb
 from entourage.errors import DeviceError, HypervisorError
-from entourage.hypervisors.afar import Afar
+from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.libvirt.volumes import volume_xml
 from entourage.hypervisors.values import NewVolume, Place
 from entourage.target.controllers import target_controllers
@@ -30,7 +30,7 @@ from tests.unit.devices.test_harness import (
 
 
 @dataclasses.dataclass
-class FakeAfar(FakeIncoming):
+class FakeAgentless(FakeIncoming):
     """A fake: its storage pools are directories of this host."""
 
     pools: tuple[Path, ...] = ()
@@ -64,8 +64,8 @@ class FarMove(Move):
 
     def __init__(self, tmp_path: Path, path: Path, **fields: Any) -> None:
         super().__init__(tmp_path, path, **fields)
-        self.controller = AfarBlock(self.disk)
-        self.far = FakeAfar(capabilities=CARRIES, pools=(self.hosts.on_target(path.parent),))
+        self.controller = AgentlessBlock(self.disk)
+        self.far = FakeAgentless(capabilities=CARRIES, pools=(self.hosts.on_target(path.parent),))
         self.hosts.machine.capabilities = CARRIES
         self.hosts.there.incoming = self.far  # type: ignore[assignment]
 
@@ -141,11 +141,11 @@ async def test_what_libvirt_cannot_keep_of_an_image_is_said(tmp_path: Path, srv:
 )
 async def test_a_nic(tmp_path: Path, nic: Net, reason: str) -> None:
     hosts = TwoHosts(domain_with(net=(nic,)), tmp_path)
-    hosts.there.incoming = FakeAfar(capabilities=CARRIES, running={"lan": "br0"})  # type: ignore[assignment]
-    refusals = await hosts.test(AfarNet(nic))
+    hosts.there.incoming = FakeAgentless(capabilities=CARRIES, running={"lan": "br0"})  # type: ignore[assignment]
+    refusals = await hosts.test(AgentlessNet(nic))
     assert [reason in refusal.reason for refusal in refusals] == [True] * bool(reason)
     if not reason:
-        controller = AfarNet(nic)
+        controller = AgentlessNet(nic)
         await controller.test(hosts.here(controller.test_there))
         await hosts.prepare(controller)
         assert hosts.there.domain.net[0].tap == nic.tap
@@ -154,17 +154,17 @@ async def test_a_nic(tmp_path: Path, nic: Net, reason: str) -> None:
 async def test_where_libvirt_does_not_tell_of_interfaces_nothing_is_refused(tmp_path: Path) -> None:
     nic = Net(id="n", bridge="br7")
     hosts = TwoHosts(domain_with(net=(nic,)), tmp_path)
-    hosts.there.incoming = FakeAfar(capabilities=CARRIES, known=frozenset())  # type: ignore[assignment]
-    assert await hosts.test(AfarNet(nic)) == []
+    hosts.there.incoming = FakeAgentless(capabilities=CARRIES, known=frozenset())  # type: ignore[assignment]
+    assert await hosts.test(AgentlessNet(nic)) == []
 
 
 def test_who_is_afar_gets_other_halves() -> None:
     domain = domain_with(net=(Net(id="n", bridge="br0"),), usb=(Usb(id="u", model="usb-tablet"),))
-    assert isinstance(FakeAfar(), Afar)
-    incoming: Any = FakeAfar()
-    assert type(target_controllers(domain, incoming)[0]) is AfarNet
+    assert isinstance(FakeAgentless(), Agentless)
+    incoming: Any = FakeAgentless()
+    assert type(target_controllers(domain, incoming)[0]) is AgentlessNet
     local: Any = FakeIncoming()
-    assert type(target_controllers(domain, local)[0]) is not AfarNet
+    assert type(target_controllers(domain, local)[0]) is not AgentlessNet
 
 
 class Gadget(Controller):

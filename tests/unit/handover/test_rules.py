@@ -10,7 +10,7 @@ import pytest
 from entourage.handover.rules import (
     Source,
     Target,
-    dead_hand,
+    deadman,
     decide_source,
     decide_target,
     may_begin,
@@ -122,7 +122,7 @@ ALARM = (Do.STOP_AND_ALARM, Report(Finding.TWO_COPIES))
         (source(), Input.BEGIN, (Flush(None, Record.ARMED),)),
         (source(lock=False), Input.BEGIN, ()),
         (LIVE, Input.BEGIN, ()),
-        (LIVE, Input.READY, (Do.HOLD_DEAD_HAND, said(MessageKind.GO))),
+        (LIVE, Input.READY, (Do.DISARM_DEADMAN, said(MessageKind.GO))),
         (LIVE, Input.ABORT, BACK),
         (LIVE, heard(MessageKind.NEVER), BACK),
         (LIVE, heard(MessageKind.LANDED), ()),
@@ -132,7 +132,7 @@ ALARM = (Do.STOP_AND_ALARM, Report(Finding.TWO_COPIES))
         (
             source(Record.ARMED, Guest.DEAD, live=True),
             Input.READY,
-            (Do.HOLD_DEAD_HAND, said(MessageKind.GO)),
+            (Do.DISARM_DEADMAN, said(MessageKind.GO)),
         ),
         (DOUBT, Input.READY, ()),
         (DOUBT, Input.ABORT, (said(MessageKind.ASK),)),
@@ -364,9 +364,9 @@ def test_the_way_back_is_closed_for_good_by_ready() -> None:
         assert resumes == (given in {heard(MessageKind.NEVER), Input.PEER_IS_FENCED}), given
 
 
-def test_the_dead_hand_acts_unless_it_was_held() -> None:
-    assert dead_hand(held=False) == (Do.RESUME_SOURCE,)
-    assert dead_hand(held=True) == ()
+def test_the_deadman_acts_unless_it_was_held() -> None:
+    assert deadman(disarmed=False) == (Do.RESUME_SOURCE,)
+    assert deadman(disarmed=True) == ()
 
 
 def test_a_migration_begins_only_after_one_that_is_settled() -> None:

@@ -48,7 +48,7 @@ def test_nobody_holds_what_was_never_locked(tmp_path: Path) -> None:
     assert lock_holder(tmp_path, "d-1") is None
 
 
-def test_the_dead_hand_keeps_it_and_others_do_not(tmp_path: Path) -> None:
+def test_the_deadman_keeps_it_and_others_do_not(tmp_path: Path) -> None:
     waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     pipe = subprocess.PIPE
     with domain_lock(tmp_path, "d-1", "migrates") as lock:

@@ -76,7 +76,7 @@ class Copied(msgspec.Struct, frozen=True, kw_only=True):
     """See ``file_id``."""
 
 
-class Way(enum.Enum):
+class Placement(enum.Enum):
     """What becomes of a disk."""
 
     STAY = "both hosts see it, or have the same"
@@ -92,7 +92,7 @@ class BlockController(Controller):
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
-        self.way = Way.STAY
+        self.placement = Placement.STAY
         self._copied: Copied | None = None
         self._new: NewImage | None = None
         self._made: NewImage | None = None
@@ -120,7 +120,7 @@ class BlockController(Controller):
         disk = self.disk
         path = here.options.disks.get(disk.id, disk.path)
         self.target_device = msgspec.structs.replace(disk, path=path)
-        self.way, self._copied, self._new = Way.STAY, None, None
+        self.placement, self._copied, self._new = Placement.STAY, None, None
         found = marked(here, disk)
         try:
             if clash := self._clash(here, path):
@@ -219,7 +219,7 @@ class BlockController(Controller):
         fitting = await here.peer(Fit(new=new, onto_device=onto, need=need), Fitting)
         found += fitting.refusals
         if not found:
-            self.way, self._new = Way.ONTO if onto else Way.MAKE, new
+            self.placement, self._new = Placement.ONTO if onto else Placement.MAKE, new
             if onto:  # QEMU mirrors onto what is as large, and the guest goes on seeing that
                 self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
             if image.kind == "file" and not _only_read(disk):
@@ -269,9 +269,9 @@ class BlockController(Controller):
 
     async def prepare(self, here: Here) -> None:
         """Have the target make the file that it will be copied into; see who copies it."""
-        if self.way is not Way.STAY and self._new is not None and self._carried(here):
+        if self.placement is not Placement.STAY and self._new is not None and self._carried(here):
             here.machine.carry(self.disk, top_only=self._new.backing is not None)
-        if self.way is Way.MAKE and self._new is not None:
+        if self.placement is Placement.MAKE and self._new is not None:
             done = await here.peer(Make(new=self._new), bool)
             if not done:
                 message = "its filesystem cannot preallocate; the copy is sparse"
@@ -284,12 +284,12 @@ class BlockController(Controller):
 
     async def connect(self, here: Here) -> None:
         """Mirror the disk; from here on, every write of the guest goes to both."""
-        if self.way is Way.STAY or self._new is None or self._carried(here):
+        if self.placement is Placement.STAY or self._new is None or self._carried(here):
             return
         export = await here.peer(Open(), Export)
         self._mirroring = True
         await here.machine.mirror(self.disk, export, top_only=self._new.backing is not None)
-        if self.way is Way.MAKE and self._new.preallocated:
+        if self.placement is Placement.MAKE and self._new.preallocated:
             await here.peer(Fill(path=self._new.path), NoneType)
 
     async def connect_there(self, there: There, request: Any) -> Any:
@@ -313,7 +313,7 @@ class BlockController(Controller):
 
     def progress(self, here: Here) -> tuple[int, int]:
         """How far the mirror has come."""
-        copies = self._mirroring or (self.way is not Way.STAY and self._carried(here))
+        copies = self._mirroring or (self.placement is not Placement.STAY and self._carried(here))
         return here.machine.mirrored(self.disk) if copies else (0, 0)
 
     # TRANSFER, and after

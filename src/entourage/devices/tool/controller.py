@@ -39,7 +39,7 @@ def tool_for(device: Device, settings: Settings, override: str | None = None) ->
     return device.tool or override or of_class or settings.tool.command or None
 
 
-class _Way:
+class _ToolSteps:
     """What a tool does for one device, step by step."""
 
     def __init__(self, device: Device, command: str) -> None:
@@ -135,7 +135,7 @@ class Tooled(Controller):
     def __init__(self, inner: Controller, command: str) -> None:
         self.inner = inner
         super().__init__(inner.device)
-        self._way = _Way(inner.device, command)
+        self._steps = _ToolSteps(inner.device, command)
         self._no_way = False
 
     @property
@@ -169,11 +169,11 @@ class Tooled(Controller):
 
     def memo(self) -> dict[str, Any]:
         """What the built-in one must know, that the tool was called, and who is in charge."""
-        return {"inner": self.inner.memo(), "called": self._way.called, "no-way": self._no_way}
+        return {"inner": self.inner.memo(), "called": self._steps.called, "no-way": self._no_way}
 
     def recall(self, memo: dict[str, Any]) -> None:
         """Take that up."""
-        self._way.called = bool(memo.get("called"))
+        self._steps.called = bool(memo.get("called"))
         self._no_way = bool(memo.get("no-way"))
         self.inner.recall(memo.get("inner", {}))
 
@@ -181,16 +181,16 @@ class Tooled(Controller):
         """Step 0: what both say against it, but for what the tool is there for."""
         refusals = await self.inner.test(here)
         self._no_way = any(refusal.no_way for refusal in refusals)
-        return [r for r in refusals if not r.no_way] + await self._way.test(here)
+        return [r for r in refusals if not r.no_way] + await self._steps.test(here)
 
     async def prepare(self, here: Here) -> None:
         """What the target's machine is built upon: the built-in one's part, or else the tool's."""
-        await (self._way if self._no_way else self.inner).prepare(here)
+        await (self._steps if self._no_way else self.inner).prepare(here)
 
     async def connect(self, here: Here) -> None:
         """The rest of step 1: a tool may be slow, and the machine need not wait for it."""
         if not self._no_way:
-            await self._both(self.inner.connect(here), self._way.prepare(here))
+            await self._both(self.inner.connect(here), self._steps.prepare(here))
 
     async def transfer(self, here: Here) -> None:
         """Step 2 of both; the last memory waits for the built-in one's part alone."""
@@ -199,15 +199,15 @@ class Tooled(Controller):
             await self.inner.transfer(here)
             here.settled()
 
-        await self._both(settle(), self._way.run(here, Step.TRANSFER))
+        await self._both(settle(), self._steps.run(here, Step.TRANSFER))
 
     async def sync(self, here: Here) -> None:
         """Step 3 of both."""
-        await self._both(self.inner.sync(here), self._way.run(here, Step.SYNC))
+        await self._both(self.inner.sync(here), self._steps.run(here, Step.SYNC))
 
     async def recover(self, here: Here, last_good: Step) -> None:
         """Both put back what they did; neither waits for the other to have succeeded."""
-        parts = [self._way.recover(here, last_good)]
+        parts = [self._steps.recover(here, last_good)]
         if not self._no_way:
             parts.append(self.inner.recover(here, last_good))
         results = await asyncio.gather(*parts, return_exceptions=True)
@@ -280,41 +280,41 @@ class ExternalController(Controller):
 
     def __init__(self, device: Device, command: str | None = None) -> None:
         super().__init__(device)
-        self._way = _Way(device, command) if command else None
+        self._steps = _ToolSteps(device, command) if command else None
 
     def memo(self) -> dict[str, Any]:
         """That the tool was called."""
-        return {"called": bool(self._way and self._way.called)}
+        return {"called": bool(self._steps and self._steps.called)}
 
     def recall(self, memo: dict[str, Any]) -> None:
         """Take that up."""
-        if self._way:
-            self._way.called = bool(memo.get("called"))
+        if self._steps:
+            self._steps.called = bool(memo.get("called"))
 
     async def test(self, here: Here) -> Sequence[Refusal]:
         """Step 0: there must be a tool."""
-        if self._way:
-            return await self._way.test(here)
+        if self._steps:
+            return await self._steps.test(here)
         reason = "only an external migration tool can move it, and none is configured"
         remedy = "name one: [tool] external = … in the settings, tool = … at the device, or --tool"
         return [Refusal(self.device.label, here.source, reason, remedy)]
 
     async def prepare(self, here: Here) -> None:
         """Step 1 of the tool."""
-        if self._way:
-            await self._way.prepare(here)
+        if self._steps:
+            await self._steps.prepare(here)
 
     async def transfer(self, here: Here) -> None:
         """Step 2 of the tool."""
-        if self._way:
-            await self._way.run(here, Step.TRANSFER)
+        if self._steps:
+            await self._steps.run(here, Step.TRANSFER)
 
     async def sync(self, here: Here) -> None:
         """Step 3 of the tool."""
-        if self._way:
-            await self._way.run(here, Step.SYNC)
+        if self._steps:
+            await self._steps.run(here, Step.SYNC)
 
     async def recover(self, here: Here, last_good: Step) -> None:
         """The tool's own recovery."""
-        if self._way:
-            await self._way.recover(here, last_good)
+        if self._steps:
+            await self._steps.recover(here, last_good)

@@ -25,7 +25,7 @@ from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.hangup import Calls
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
-from entourage.hypervisors.deadhand import DeadHand
+from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.libvirt import tls
 from entourage.hypervisors.libvirt.connection import (
     LostError,
@@ -34,11 +34,7 @@ from entourage.hypervisors.libvirt.connection import (
     call,
     phases,
 )
-from entourage.hypervisors.libvirt.feed import Feed, Known
-from entourage.hypervisors.libvirt.process import qemu_of, way_of
-from entourage.hypervisors.libvirt.retarget import differs, retarget
-from entourage.hypervisors.libvirt.wayback import WayBack
-from entourage.hypervisors.libvirt.words import (
+from entourage.hypervisors.libvirt.constants import (
     XML_INACTIVE,
     XML_MIGRATABLE,
     XML_SECURE,
@@ -46,8 +42,12 @@ from entourage.hypervisors.libvirt.words import (
     Parameter,
     State,
 )
+from entourage.hypervisors.libvirt.events import Feed, Known
+from entourage.hypervisors.libvirt.process import qemu_of, way_of
+from entourage.hypervisors.libvirt.retarget import differs, retarget
+from entourage.hypervisors.libvirt.rollback import Rollback
 
-_PROGRAM = Path(__file__).with_name("lifeline.py")
+_PROGRAM = Path(__file__).with_name("deadman.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _SHOW_EVERY = 0.25
 _PAGE = 4096
@@ -57,7 +57,7 @@ _BASE = Flag.LIVE | Flag.PERSIST_DEST | Flag.UNDEFINE_SOURCE | Flag.UNSAFE
 # UNSAFE: whether a disk is shared, libvirt guesses from its filesystem's type; we have looked.
 
 
-class Carrier(WayBack):
+class Carrier(Rollback):
     """The six operations; a ``Machine`` is built on it."""
 
     @property
@@ -96,13 +96,13 @@ class Carrier(WayBack):
         lock: int | None = None,
         offers: Mapping[str, str] = _NOTHING,
     ) -> None:
-        """Listen, choose how memory travels, and arm the dead hand."""
+        """Listen, choose how memory travels, and arm the deadman."""
         await self._tidied()
         self._plane = plane
         self._choose(plane, offers, throttle=throttle)
         if self._feed is None:
             self._feed = await Feed.open(self._connection.uri, str(self._domain.uuid))
-        self._hand = await DeadHand.arm(
+        self._hand = await Deadman.arm(
             _PROGRAM,
             ["1" if self._was_running else "0", self._connection.uri, str(self._domain.uuid)],
             name=f"{self._domain.uuid}.{secrets.token_hex(4)}",
@@ -249,14 +249,14 @@ class Carrier(WayBack):
         """Wait until Perform has returned: the source says that all has been sent and taken."""
         return await asyncio.shield(self._performed())
 
-    async def disarm_dead_hand(self) -> None:
+    async def disarm_deadman(self) -> None:
         """GO may be sent next: from when this returns, nothing resumes the guest by itself.
 
         Perform has returned, so QEMU is past resuming by itself, and libvirt's job keeps others
-        from it. That it stands still all the same is asked, in the time the dead hand takes.
+        from it. That it stands still all the same is asked, in the time the deadman takes.
         """
         if self._hand is None:
-            raise HypervisorError("no dead hand is armed")
+            raise HypervisorError("no deadman is armed")
         state, _ = await asyncio.gather(self._state_or_lost(), self._hand.disarm())
         known = self._heard().known
         if state == State.RUNNING or known.resumed_at > known.stopped_at:

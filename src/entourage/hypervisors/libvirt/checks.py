@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.files import digest
+from entourage.hypervisors.libvirt.capi import OLDEST
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
-from entourage.hypervisors.libvirt.explain import plain
-from entourage.hypervisors.libvirt.library import OLDEST
-from entourage.hypervisors.libvirt.words import STATE_NAMES, State
+from entourage.hypervisors.libvirt.constants import STATE_NAMES, State
+from entourage.hypervisors.libvirt.errors import plain
 from entourage.steps import Refusal
 
 Reason: TypeAlias = tuple[str, str]

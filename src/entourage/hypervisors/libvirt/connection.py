@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from entourage.errors import HypervisorError, UsageError
-from entourage.hypervisors.libvirt.library import Phases
-from entourage.hypervisors.libvirt.words import NO_DOMAIN
+from entourage.hypervisors.libvirt.capi import Phases
+from entourage.hypervisors.libvirt.constants import NO_DOMAIN
 
 Result = TypeVar("Result")
 

@@ -20,10 +20,10 @@ from entourage.hypervisors.libvirt.connection import (
     bindings,
     phases,
 )
+from entourage.hypervisors.libvirt.constants import STATE_NAMES, State
 from entourage.hypervisors.libvirt.domainxml import Lookups, read_domain, side_text
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
-from entourage.hypervisors.libvirt.words import STATE_NAMES, State
 from entourage.hypervisors.side import read_side, with_side
 from entourage.settings.model import Settings
 from entourage.steps import Refusal

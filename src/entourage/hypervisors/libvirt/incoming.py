@@ -27,6 +27,7 @@ from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import Capability, DataPlane, Export, Plan, Ticket, TpmFacts
 from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt import tls
+from entourage.hypervisors.libvirt.arrival_state import look_at
 from entourage.hypervisors.libvirt.connection import (
     Connection,
     LostError,
@@ -36,13 +37,12 @@ from entourage.hypervisors.libvirt.connection import (
     call,
     phases,
 )
+from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter
 from entourage.hypervisors.libvirt.emulators import Emulators
-from entourage.hypervisors.libvirt.explain import qemu_said
-from entourage.hypervisors.libvirt.feed import Feed, Known
+from entourage.hypervisors.libvirt.errors import qemu_said
+from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.machine import CAPABILITIES, TPM_STATES
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
-from entourage.hypervisors.libvirt.seen import look_at
-from entourage.hypervisors.libvirt.words import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter
 
 _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its mind
 _LOOK_AGAIN = 0.05

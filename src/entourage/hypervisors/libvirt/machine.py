@@ -24,14 +24,9 @@ from entourage.hypervisors.libvirt.connection import (
     phases,
     tell_qemu,
 )
+from entourage.hypervisors.libvirt.constants import UNDEFINE_ALL, XML_MIGRATABLE, Flag, State
 from entourage.hypervisors.libvirt.domainxml import parse
-from entourage.hypervisors.libvirt.explain import device_of, plain
-from entourage.hypervisors.libvirt.words import (
-    UNDEFINE_ALL,
-    XML_MIGRATABLE,
-    Flag,
-    State,
-)
+from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.steps import Refusal
 
 CAPABILITIES = frozenset(

@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt.connection import Connection, ask
+from entourage.hypervisors.libvirt.constants import NO_VOLUME
 from entourage.hypervisors.libvirt.domainxml import parse
-from entourage.hypervisors.libvirt.words import NO_VOLUME
 from entourage.hypervisors.values import NewVolume, Place
 
 _KINDS = frozenset({"dir", "fs", "netfs"})
@@ -22,7 +22,7 @@ _PREALLOCATE = 1
 
 
 async def look(connection: Connection, path: str, beside: str) -> Place | None:
-    """See ``Afar.place``."""
+    """See ``Agentless.place``."""
 
     def see() -> Place | None:
         pool = _pool_of(connection, path)
@@ -40,7 +40,7 @@ async def look(connection: Connection, path: str, beside: str) -> Place | None:
 
 
 async def make(connection: Connection, volume: NewVolume) -> None:
-    """See ``Afar.make_volume``."""
+    """See ``Agentless.make_volume``."""
 
     def create() -> bool:
         pool = _pool_of(connection, volume.path)
@@ -55,7 +55,7 @@ async def make(connection: Connection, volume: NewVolume) -> None:
 
 
 async def delete(connection: Connection, path: str) -> None:
-    """See ``Afar.delete_volume``."""
+    """See ``Agentless.delete_volume``."""
 
     def remove() -> bool:
         pool = _pool_of(connection, path)

@@ -14,10 +14,11 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
-from entourage.hypervisors.deadhand import DeadHand
-from entourage.hypervisors.qemu import deadhand, keys
+from entourage.hypervisors.deadman import Deadman
+from entourage.hypervisors.qemu import keys
+from entourage.hypervisors.qemu.arming import arm_deadman
 from entourage.hypervisors.qemu.cmdline import mirror_name
-from entourage.hypervisors.qemu.explain import device_of
+from entourage.hypervisors.qemu.errors import device_of
 from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
@@ -93,7 +94,7 @@ class Carrier:
         self._where = where
         self._was_running = was_running
         self._mirrors = Mirrors(monitor, running.domain)
-        self._hand: DeadHand | None = None
+        self._hand: Deadman | None = None
         self._tls = False
         self._sending = False
         self._tidying: asyncio.Task[None] | None = None
@@ -113,7 +114,7 @@ class Carrier:
         lock: int | None = None,
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - QEMU plans alone
     ) -> None:
-        """Set up keys, capabilities and parameters, and arm the dead hand."""
+        """Set up keys, capabilities and parameters, and arm the deadman."""
         domain = self._running.domain
         await self._tidied()
         self._tls = plane.secret is not None
@@ -139,7 +140,7 @@ class Carrier:
                 **(_HARDLY_THROTTLED if throttle else {}),
             },
         )
-        self._hand = await deadhand.arm(
+        self._hand = await arm_deadman(
             self._where,
             name=f"{domain.uuid}.{secrets.token_hex(4)}",
             run_again=self._was_running,
@@ -231,10 +232,10 @@ class Carrier:
         await self._reach("completed")
         return b""
 
-    async def disarm_dead_hand(self) -> None:
+    async def disarm_deadman(self) -> None:
         """GO may be sent next: from when this returns, nothing resumes the guest by itself."""
         if self._hand is None:
-            raise HypervisorError("no dead hand is armed")
+            raise HypervisorError("no deadman is armed")
         await self._hand.disarm()
 
     async def abort(self) -> None:

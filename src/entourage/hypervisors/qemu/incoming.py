@@ -24,9 +24,9 @@ from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import tls_in_threads
 from entourage.hypervisors.qemu.carrier import migration_capabilities
 from entourage.hypervisors.qemu.cmdline import block_node, disk_index, export_name
-from entourage.hypervisors.qemu.explain import plain
+from entourage.hypervisors.qemu.errors import plain
 from entourage.hypervisors.qemu.launch import bring_up, host_things
-from entourage.hypervisors.qemu.machine import CAPABILITIES, announce, connect
+from entourage.hypervisors.qemu.machine import CAPABILITIES, announce, open_monitor
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
@@ -88,7 +88,7 @@ class QemuIncoming:
         if running is None or process is None:
             return Guest.DEAD
         try:
-            monitor = await connect(self._where.qmp)
+            monitor = await open_monitor(self._where.qmp)
             status = (await monitor.execute("query-status"))["status"]
         except MonitorLostError:
             process.close()

@@ -21,7 +21,7 @@ from entourage.hosts.resources import Ledger
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import qemu
 from entourage.hypervisors.qemu.cmdline import HostThings, command_line
-from entourage.hypervisors.qemu.explain import start_failure
+from entourage.hypervisors.qemu.errors import start_failure
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_running

@@ -22,7 +22,7 @@ from entourage.hypervisors.qemu.binary import loses_state
 from entourage.hypervisors.qemu.carrier import Carrier
 from entourage.hypervisors.qemu.cmdline import device_id
 from entourage.hypervisors.qemu.drift import drift
-from entourage.hypervisors.qemu.explain import device_of, plain
+from entourage.hypervisors.qemu.errors import device_of, plain
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, disown
@@ -64,7 +64,7 @@ class QemuMachine(Carrier):
             raise GoneError(f"{running.domain.name} has ended")
         monitor = None
         try:
-            monitor = await connect(where.qmp)
+            monitor = await open_monitor(where.qmp)
             await _check(monitor, running.domain)
             status = (await monitor.execute("query-status"))["status"]
         except BaseException:
@@ -238,7 +238,7 @@ class QemuMachine(Carrier):
                 raise GoneError(await self.died()) from error
 
 
-async def connect(path: Path) -> Monitor:
+async def open_monitor(path: Path) -> Monitor:
     """Connect to a machine's monitor, which takes one at a time.
 
     Raises:

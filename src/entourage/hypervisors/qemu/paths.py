@@ -38,7 +38,7 @@ class Places(NamedTuple):
 
     @property
     def guard(self) -> Path:
-        """The monitor of the dead hand."""
+        """The monitor of the deadman."""
         return self.run / "guard.sock"
 
     @property

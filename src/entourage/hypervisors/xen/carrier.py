@@ -7,7 +7,7 @@
     release  xl hears that the domain runs there, and destroys its copy
     abort    xl sees a migration that has failed, and lets the domain run here
 
-xl, and the transport under it, outlive this process: they are the dead hand.
+xl, and the transport under it, outlive this process: they are the deadman.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from entourage.hosts.ssh import ssh_command
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.xen import xl as xl_program
 from entourage.hypervisors.xen.header import Changes
+from entourage.hypervisors.xen.rollback import Rollback
 from entourage.hypervisors.xen.sender import Word
 from entourage.hypervisors.xen.streams import DiskCopy, TransportEnd
-from entourage.hypervisors.xen.wayback import WayBack
 from entourage.hypervisors.xen.xenstore import RELEASED
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _RENAMES_WITHIN = 10.0  # seconds for xl to take its copy out of the way
 
 
-class Carrier(WayBack):
+class Carrier(Rollback):
     """The six operations; a ``Machine`` is built on it."""
 
     @property
@@ -65,7 +65,7 @@ class Carrier(WayBack):
         lock: int | None = None,
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - nothing to choose from
     ) -> None:
-        """Watch for the moment of stop; the dead hand comes with ``start``."""
+        """Watch for the moment of stop; the deadman comes with ``start``."""
         self._plane, self._lock = plane, lock
         await self._store.watch(RELEASED)
 
@@ -192,7 +192,7 @@ class Carrier(WayBack):
             await self._beside_xl(asyncio.shield(self._last_copies))
         return b""
 
-    async def disarm_dead_hand(self) -> None:
+    async def disarm_deadman(self) -> None:
         """GO may be sent next: from when this returns, nothing resumes the guest by itself.
 
         xl hears READY, renames its copy and says GO, after which only a report lets it go on.

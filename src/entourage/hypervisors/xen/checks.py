@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from entourage.domain import Domain
 from entourage.hypervisors.files import digest
-from entourage.hypervisors.xen.words import AWAY, INCOMING
+from entourage.hypervisors.xen.constants import AWAY, INCOMING
 from entourage.hypervisors.xen.xenstore import XenStore
 from entourage.hypervisors.xen.xl import info
 from entourage.steps import Refusal

@@ -12,10 +12,10 @@ from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.side import read_side, with_side
 from entourage.hypervisors.xen import checks
 from entourage.hypervisors.xen.configuration import Entry, entries, read_domain
+from entourage.hypervisors.xen.constants import INCOMING
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import life
 from entourage.hypervisors.xen.machine import XenMachine
-from entourage.hypervisors.xen.words import INCOMING
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
 from entourage.hypervisors.xen.xl import xl
 from entourage.settings.model import Settings

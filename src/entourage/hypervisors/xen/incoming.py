@@ -29,12 +29,12 @@ from entourage.hypervisors.base import Capability, DataPlane, Export, Plan, Tick
 from entourage.hypervisors.hostdevices import HostDevice, Objection
 from entourage.hypervisors.xen.announce import announce
 from entourage.hypervisors.xen.arrivals import Arrivals
+from entourage.hypervisors.xen.constants import INCOMING
 from entourage.hypervisors.xen.hostdevices import HostDevices, test_plug
 from entourage.hypervisors.xen.intake import Intake, receiver_ended
 from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.machine import CAPABILITIES
 from entourage.hypervisors.xen.receiver import Said
-from entourage.hypervisors.xen.words import INCOMING
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
 from entourage.hypervisors.xen.xl import xl
 from entourage.settings.model import Settings

@@ -12,8 +12,8 @@ from pathlib import Path
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines, launch, start_time
 from entourage.hypervisors.xen import xl as xl_program
+from entourage.hypervisors.xen.constants import GO
 from entourage.hypervisors.xen.receiver import Receiver, Said
-from entourage.hypervisors.xen.words import GO
 
 _CHUNK = 1 << 20
 

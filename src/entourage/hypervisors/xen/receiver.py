@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.xen.words import BANNER, GO, READY, REPORT, Expect
+from entourage.hypervisors.xen.constants import BANNER, GO, READY, REPORT, Expect
 
 
 class Said(enum.Enum):

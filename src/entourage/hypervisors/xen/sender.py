@@ -7,7 +7,7 @@ It plays the receiver towards xl, and hears the engine. In that order::
     GIVEN    GO is here: whatever dies now, xl never resumes the domain by itself
     OVER     the engine has said how it ends, or somebody has died
 
-So this program is the dead hand as well: until GIVEN, the domain runs again on the source when the
+So this program is the deadman as well: until GIVEN, the domain runs again on the source when the
 engine dies; from then on only when somebody says so, for the engine may have told the target to
 run it.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.xen.words import BANNER, GO, READY, RUNS, RUNS_NOT, Expect
+from entourage.hypervisors.xen.constants import BANNER, GO, READY, RUNS, RUNS_NOT, Expect
 
 
 class Word(enum.Enum):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from entourage.devices.block import storage
-from entourage.devices.block.controller import Way
+from entourage.devices.block.controller import Placement
 from entourage.hypervisors.base import Capability
 from tests.unit.devices.test_harness import (
     ALL_CAPABILITIES,
@@ -38,7 +38,7 @@ async def test_a_file_that_both_hosts_see_stays_where_it_is(tmp_path: Path, srv:
     move.hosts.share(srv)
     await move.through()
     await move.let_go()
-    assert move.controller.way is Way.STAY
+    assert move.controller.placement is Placement.STAY
     assert move.hosts.machine.calls == []
     assert names(srv) == ["web1.img"]  # the nonce is gone, the disk is not
 
@@ -52,7 +52,7 @@ async def test_a_qcow2_that_both_hosts_see_stays_and_may_hold_snapshots(
     move = Move(tmp_path, image, format="qcow2", shared="yes")
     move.hosts.share(srv)
     assert await move.test() == []
-    assert move.controller.way is Way.STAY
+    assert move.controller.placement is Placement.STAY
 
 
 @pytest.mark.usefixtures("two_kernels")
@@ -85,7 +85,7 @@ async def test_one_kernel_knows_its_files_without_a_nonce(
     move = Move(tmp_path, raw(srv / "web1.img"))
     move.hosts.share(srv)
     assert await move.test() == []
-    assert move.controller.way is Way.STAY
+    assert move.controller.placement is Placement.STAY
 
 
 @pytest.mark.usefixtures("two_kernels")
@@ -133,7 +133,7 @@ async def test_a_medium_with_the_same_content_there(tmp_path: Path, srv: Path) -
     move = Move(tmp_path, raw(srv / "cd.iso", data=b"iso" * 5000), readonly=True, model="ide-cd")
     raw(move.hosts.mkdir(srv) / "cd.iso", data=b"iso" * 5000)
     await move.through()
-    assert move.controller.way is Way.STAY
+    assert move.controller.placement is Placement.STAY
 
 
 @pytest.mark.usefixtures("two_kernels")
@@ -172,7 +172,7 @@ async def test_a_medium_of_odd_size_can_go_there_and_back(tmp_path: Path, srv: P
     assert made.stat().st_size == 3_000_320
     made.write_bytes(image.read_bytes() + bytes(320))  # what the mirror does
     assert await move.test() == []
-    assert move.controller.way is Way.STAY
+    assert move.controller.placement is Placement.STAY
 
 
 async def test_a_medium_that_is_missing_there_is_copied_and_kept_here(

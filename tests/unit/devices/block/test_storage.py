@@ -12,7 +12,7 @@ import pytest
 
 from entourage.devices.base import Options
 from entourage.devices.block import hardware, storage
-from entourage.devices.block.controller import BlockController, Way
+from entourage.devices.block.controller import BlockController, Placement
 from entourage.devices.block.hardware import identities
 from entourage.devices.block.storage import Seen, Spot, look, nonce_beside, same_device
 from entourage.domain import Block
@@ -247,7 +247,7 @@ async def test_a_device_that_both_hosts_see_stays(tmp_path: Path, loops: list[Pa
     hosts, controller = device_disk(tmp_path, loops[0])
     show(hosts, loops[0])
     assert await hosts.test(controller) == []
-    assert controller.way is Way.STAY
+    assert controller.placement is Placement.STAY
 
 
 async def test_a_device_that_is_not_there_needs_a_tool_or_a_name(
@@ -276,7 +276,7 @@ async def test_a_named_device_is_written_over(tmp_path: Path, loops: list[Path])
     hosts, controller = device_disk(tmp_path, loops[0], disk0=str(loops[1]))
     show(hosts, *loops)
     assert await hosts.test(controller) == []
-    assert controller.way is Way.ONTO
+    assert controller.placement is Placement.ONTO
     assert "larger than the disk by 4 MiB" in hosts.warnings[0]
     await hosts.prepare(controller)
     await hosts.connect(controller)

@@ -13,13 +13,13 @@ from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError, UsageError
 from entourage.hypervisors.base import DataPlane, Secret
 from entourage.hypervisors.libvirt import checks, tls
+from entourage.hypervisors.libvirt.capi import Phases, TypedParameter, marshalled
 from entourage.hypervisors.libvirt.carrier import Carrier
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, told
-from entourage.hypervisors.libvirt.explain import device_of, plain, qemu_said
-from entourage.hypervisors.libvirt.feed import at
-from entourage.hypervisors.libvirt.library import Phases, TypedParameter, marshalled
+from entourage.hypervisors.libvirt.constants import Flag, Parameter
+from entourage.hypervisors.libvirt.errors import device_of, plain, qemu_said
+from entourage.hypervisors.libvirt.events import at
 from entourage.hypervisors.libvirt.uri import destination
-from entourage.hypervisors.libvirt.words import Flag, Parameter
 
 
 class Raised(Exception):  # noqa: N818 - it stands for one of libvirt's
@@ -91,7 +91,7 @@ def domain(monkeypatch: pytest.MonkeyPatch) -> object:
     def pointer(_wrapper: object, _name: bytes) -> None:
         return None
 
-    monkeypatch.setattr("entourage.hypervisors.libvirt.library._pointer", pointer)
+    monkeypatch.setattr("entourage.hypervisors.libvirt.capi._pointer", pointer)
     return object()
 
 

@@ -10,10 +10,10 @@ import pytest
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt
 from entourage.hypervisors.libvirt import incoming as module
-from entourage.hypervisors.libvirt.afar import AfarIncoming
+from entourage.hypervisors.libvirt.agentless import AgentlessIncoming
 from entourage.hypervisors.libvirt.connection import Connection, LostError
+from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
-from entourage.hypervisors.libvirt.words import State
 
 DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
 
@@ -127,8 +127,8 @@ async def test_another_host_at_that_address_is_not_believed(
         return "uuid-of-c/c"
 
     monkeypatch.setattr(Connection, "open", opened)
-    monkeypatch.setattr("entourage.hypervisors.libvirt.afar._identity", identity)
-    known = AfarIncoming("qemu+tls://b/system", DOMAIN, "uuid-of-b/b")
+    monkeypatch.setattr("entourage.hypervisors.libvirt.agentless._identity", identity)
+    known = AgentlessIncoming("qemu+tls://b/system", DOMAIN, "uuid-of-b/b")
     with pytest.raises(LostError, match="another host answers"):
         await known.attach()
-    assert await AfarIncoming("qemu+tls://b/system", DOMAIN, "uuid-of-c/c").attach()
+    assert await AgentlessIncoming("qemu+tls://b/system", DOMAIN, "uuid-of-c/c").attach()

@@ -20,7 +20,7 @@ from entourage.hypervisors.qemu.binary import (
     tls_in_threads,
 )
 from entourage.hypervisors.qemu.checks import check_start
-from entourage.hypervisors.qemu.explain import device_of, plain, start_failure
+from entourage.hypervisors.qemu.errors import device_of, plain, start_failure
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import (
     Running,

@@ -17,7 +17,7 @@ from entourage.devices.base import Options
 from entourage.domain import Domain, Pci, Usb
 from entourage.hypervisors.base import Machine
 from entourage.hypervisors.xen import incoming as xen_incoming
-from entourage.hypervisors.xen import wayback
+from entourage.hypervisors.xen import rollback
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
@@ -114,6 +114,6 @@ def leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
         return {7: RUNS}[domid]
 
     monkeypatch.setattr(xen_incoming.XenStore, "open", opened)
-    for module in (xen_incoming, wayback):
+    for module in (xen_incoming, rollback):
         monkeypatch.setattr(module, "life", life)
     return Scene(tmp_path, xl)

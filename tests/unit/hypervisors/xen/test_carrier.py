@@ -22,7 +22,7 @@ import pytest
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane, Ticket
-from entourage.hypervisors.xen import carrier, wayback
+from entourage.hypervisors.xen import carrier, rollback
 from entourage.hypervisors.xen.arrivals import Arrivals
 from entourage.hypervisors.xen.intake import Intake
 from entourage.hypervisors.xen.libxl import Life
@@ -39,7 +39,7 @@ MIB = 1 << 20
 XL = f"""#!{sys.executable}
 import json, os, struct, subprocess, sys
 from pathlib import Path
-from entourage.hypervisors.xen.words import BANNER, GO, READY, REPORT
+from entourage.hypervisors.xen.constants import BANNER, GO, READY, REPORT
 
 at = Path(__file__).parent
 config = json.dumps({{"disks": [], "nics": []}}).encode() + bytes(1)
@@ -192,8 +192,8 @@ async def scene(place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[
         (xl.parent / "resumed").touch()
         return ""
 
-    monkeypatch.setattr(wayback, "life", life)
-    monkeypatch.setattr(wayback, "run", by_libxl)
+    monkeypatch.setattr(rollback, "life", life)
+    monkeypatch.setattr(rollback, "run", by_libxl)
     monkeypatch.setattr(carrier, "ssh_command", ssh)
     (place / "here").write_bytes(os.urandom(MIB))
     (place / "there").write_bytes(bytes(MIB))
@@ -221,7 +221,7 @@ async def test_a_domain_goes_over_with_its_disk(scene: Scene, place: Path) -> No
     async with asyncio.timeout(PATIENCE):
         await scene.begin()
         assert (place / "here").read_bytes() == (place / "there").read_bytes()
-        await scene.machine.disarm_dead_hand()
+        await scene.machine.disarm_deadman()
         assert scene.did() == {"suspended", "renamed"}
         assert await scene.arrivals.intake.go() is Said.RUNS
         await scene.machine.release()
@@ -242,7 +242,7 @@ async def test_what_is_given_up_before_ready_is_resumed_by_xl(scene: Scene) -> N
 async def test_what_is_given_up_after_go_is_renamed_and_resumed_by_xl(scene: Scene) -> None:
     async with asyncio.timeout(PATIENCE):
         await scene.begin()
-        await scene.machine.disarm_dead_hand()
+        await scene.machine.disarm_deadman()
         undone = asyncio.create_task(_undo(scene))
         await scene.machine.abort()
         await undone
@@ -283,7 +283,7 @@ async def test_a_transport_that_dies_under_the_stream_ends_the_start(scene: Scen
         with pytest.raises(
             HypervisorError, match=r"stream to the target has ended|xl does not go on"
         ):
-            await scene.machine.disarm_dead_hand()
+            await scene.machine.disarm_deadman()
         await scene.machine.abort()
     assert scene.did() == {"suspended", "resumed"}
 
@@ -293,7 +293,7 @@ async def test_where_xl_dies_libxl_resumes(scene: Scene) -> None:
         await scene.begin()
         _kill(" migrate -s ", str(scene.at.parent))
         with pytest.raises(HypervisorError):
-            await scene.machine.disarm_dead_hand()
+            await scene.machine.disarm_deadman()
         await scene.machine.abort()
     assert scene.did() == {"suspended", "resumed"}
 
@@ -301,7 +301,7 @@ async def test_where_xl_dies_libxl_resumes(scene: Scene) -> None:
 async def test_a_transport_that_dies_after_go_leaves_it_to_the_record(scene: Scene) -> None:
     async with asyncio.timeout(PATIENCE):
         await scene.begin()
-        await scene.machine.disarm_dead_hand()
+        await scene.machine.disarm_deadman()
         _kill("hypervisors.xen.transport", str(scene.at.parent))
         await scene.stream.gone()
         assert scene.did() == {"suspended", "renamed"}  # nobody has resumed it

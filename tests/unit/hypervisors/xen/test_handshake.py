@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from entourage.errors import HypervisorError
+from entourage.hypervisors.xen.constants import BANNER, GO, READY, REPORT, RUNS, RUNS_NOT, Expect
 from entourage.hypervisors.xen.receiver import Receiver, Said
 from entourage.hypervisors.xen.sender import Do, Happened, Phase, Sender, Tell, ToXl, Word
-from entourage.hypervisors.xen.words import BANNER, GO, READY, REPORT, RUNS, RUNS_NOT, Expect
 
 # What xl's receiver writes when all goes well, and when the domain could not be let run.
 WELL = BANNER + READY + REPORT + b"\0"
@@ -114,7 +114,7 @@ def test_a_release_before_go_is_not_heard() -> None:
     assert held().hear(Word.RELEASE) == ()
 
 
-def test_the_dead_hand_resumes_until_go_is_given_and_never_after() -> None:
+def test_the_deadman_resumes_until_go_is_given_and_never_after() -> None:
     sender = Sender()
     sender.begin()
     assert sender.happens(Happened.ENGINE_GONE) == (Do.DRAIN, Do.END)

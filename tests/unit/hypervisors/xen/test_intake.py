@@ -25,7 +25,7 @@ SIZE = 3 << 20
 # As migrate_receive() of xl_migrate.c: what is not all there, or no GO, destroys the copy.
 RECEIVER = f"""#!{sys.executable}
 import sys
-from entourage.hypervisors.xen.words import BANNER, GO, READY, REPORT
+from entourage.hypervisors.xen.constants import BANNER, GO, READY, REPORT
 out, take = sys.stdout.buffer, sys.stdin.buffer.read
 def say(data):
     out.write(data)

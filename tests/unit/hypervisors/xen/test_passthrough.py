@@ -21,7 +21,7 @@ from entourage.domain import Domain
 from entourage.errors import DeviceError
 from entourage.handover.values import Flush, Heard, Message, MessageKind, Record, Role
 from entourage.hypervisors.base import Capability
-from entourage.hypervisors.xen import wayback
+from entourage.hypervisors.xen import rollback
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
 from entourage.journal.journal import Decision, Journal
@@ -99,7 +99,7 @@ async def test_where_the_guest_is_gone_nobody_is_told_that_it_runs_without(
     gpu = scene.controllers[1]
     await scene.connect(gpu)
     scene.xl.did()
-    monkeypatch.setattr(wayback, "life", dict[int, Life]().get)
+    monkeypatch.setattr(rollback, "life", dict[int, Life]().get)
     await gpu.recover(scene.here(gpu.recover_there), Step.PREPARE)
     assert scene.xl.did() == []
 

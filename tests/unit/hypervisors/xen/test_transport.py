@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from entourage.hypervisors.xen.words import BANNER, GO, READY, RUNS, RUNS_NOT
+from entourage.hypervisors.xen.constants import BANNER, GO, READY, RUNS, RUNS_NOT
 
 PATIENCE = 20.0
 KEEP = "import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, open(sys.argv[1], 'wb'))"

@@ -13,11 +13,11 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hypervisors.base import DataPlane
+from entourage.hypervisors.xen.constants import AWAY
 from entourage.hypervisors.xen.hostdevices import HostDevices
 from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.sender import Word
 from entourage.hypervisors.xen.streams import DiskCopy, TransportEnd
-from entourage.hypervisors.xen.words import AWAY
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
 from entourage.hypervisors.xen.xl import run, xl
 from entourage.settings.model import Settings
@@ -25,7 +25,7 @@ from entourage.settings.model import Settings
 _GIVES_UP_WITHIN = 60.0  # seconds for xl to end once its transport has
 
 
-class WayBack:
+class Rollback:
     """See the module.
 
     Args:

@@ -1,4 +1,4 @@
-"""To a host without Entourage: its libvirtd is asked from afar, and a stand-in keeps its record."""
+"""To a host without Entourage: its libvirtd is asked remotely; a proxy agent keeps its record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.e2e.dying import (
     strike,
     victim,
 )
-from tests.e2e.libvirt.world import AfarWorld
+from tests.e2e.libvirt.world import AgentlessWorld
 from tests.e2e.run import PATIENCE, Run, Under
 from tests.e2e.world import World
 
@@ -71,16 +71,16 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def module_world(libvirt_lab: Lab) -> Generator[AfarWorld]:
+def module_world(libvirt_lab: Lab) -> Generator[AgentlessWorld]:
     with Observer.start(libvirt_lab) as seen:
-        world = AfarWorld.begin(libvirt_lab, seen)
-        assert isinstance(world, AfarWorld)
+        world = AgentlessWorld.begin(libvirt_lab, seen)
+        assert isinstance(world, AgentlessWorld)
         yield world
         world.end()
 
 
 @contextlib.contextmanager
-def other_s_socket(world: AfarWorld) -> Generator[str]:
+def other_s_socket(world: AgentlessWorld) -> Generator[str]:
     """A URI of the other host's libvirtd that names no host: its socket is brought here."""
     there = f"{SOCKET}:/run/libvirt/libvirt-sock"
     process: HostProcess = world.here.popen(["ssh", "-N", "-L", there, world.there.name])
@@ -101,7 +101,7 @@ def about(run: Run) -> str:
     return "; ".join(event["message"] for event in run.of("warned"))
 
 
-def test_it_moves_all_the_same(world: AfarWorld) -> None:
+def test_it_moves_all_the_same(world: AgentlessWorld) -> None:
     """Disk, TPM, NIC, USB and PCI; the user hears what is weaker; the target keeps no record."""
     old, disk = world.here, world.disks[0].path
     before = json.loads(old.run(["qemu-img", "info", "-U", "--output=json", disk]).stdout)
@@ -129,7 +129,7 @@ def migration(run: Run) -> str:
     return started["migration"]
 
 
-def test_by_a_socket_that_names_no_host(world: AfarWorld) -> None:
+def test_by_a_socket_that_names_no_host(world: AgentlessWorld) -> None:
     """No ssh is asked for; where memory goes, libvirt says by the name that host has for itself."""
     with other_s_socket(world) as uri:
         run = world.migrate(to=uri)
@@ -138,14 +138,14 @@ def test_by_a_socket_that_names_no_host(world: AfarWorld) -> None:
     world.arrived()
 
 
-def test_a_disk_outside_of_every_pool(world: AfarWorld) -> None:
+def test_a_disk_outside_of_every_pool(world: AgentlessWorld) -> None:
     """It can be neither looked at nor made: refused, with what would help."""
     run = world.migrate("--disk", "vda=/srv/elsewhere.qcow2")
     world.stayed(run, status=3)
     assert "pool-create-as" in run.refusals["block/vda"], str(run)
 
 
-def test_what_is_there_is_not_overwritten(world: AfarWorld) -> None:
+def test_what_is_there_is_not_overwritten(world: AgentlessWorld) -> None:
     path = f"{IMAGES}/taken.qcow2"
     world.there.path(path).write_text("a user's")
     try:
@@ -158,7 +158,7 @@ def test_what_is_there_is_not_overwritten(world: AfarWorld) -> None:
     assert "there already" in run.refusals["block/vda"], str(run)
 
 
-def test_the_data_link_is_cut(world: AfarWorld) -> None:
+def test_the_data_link_is_cut(world: AgentlessWorld) -> None:
     """While memory is copied; the volume that was made there is gone again."""
     with world.under(PRE_COPY, options=SLOWLY) as under:
         under.wait(PRE_COPY)
@@ -173,7 +173,7 @@ def test_the_data_link_is_cut(world: AfarWorld) -> None:
 @pytest.mark.parametrize(
     ("point", "owner"), [(GO_STANDS, "source"), (RELEASED, "target"), (LETTING_GO, "target")]
 )
-def test_its_libvirtd_is_out_of_reach(world: AfarWorld, point: str, owner: str) -> None:
+def test_its_libvirtd_is_out_of_reach(world: AgentlessWorld, point: str, owner: str) -> None:
     """From the hand-over on, for longer than anybody waits: in doubt, until it can be asked."""
     source, target = world.here, world.there
     with world.under(point) as under:
@@ -195,14 +195,14 @@ def kill(world: World, name: str, under: Under) -> None:
     if what != "libvirtd":
         victim(world, name, under)
         return
-    assert isinstance(world, AfarWorld)
+    assert isinstance(world, AgentlessWorld)
     host = world.here if side == "source" else world.there
     world.kill_daemon(host)
     world.start_daemon(host)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_dies(world: AfarWorld, case: Case) -> None:
+def test_dies(world: AgentlessWorld, case: Case) -> None:
     options = SLOWLY if case.point in {PRE_COPY, PREPARE, OPENED} else ()
     run = strike(world, case, options=options, kill=kill)
     for host in (world.here, world.there):

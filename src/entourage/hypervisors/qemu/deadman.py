@@ -1,4 +1,4 @@
-"""The dead hand: a program of its own that lets a guest run again when its parent dies.
+"""The deadman: a program of its own that lets a guest run again when its parent dies.
 
 Between the guest's stop and GO, QEMU stands still and waits for a word. If the process that was to
 say it dies, nobody would. This program is started before the stop. It has a monitor of QEMU's to
@@ -9,7 +9,7 @@ itself and one end of a socket pair; the other end is its parent's alone. It is 
 
 and the end of file means that the parent is dead: if GO was not said, the migration is cancelled
 and the guest resumed. It is light on purpose, and imports nothing but the standard library: it runs
-as ``python -I -S lifeline.py SOCKET-FD RUN-AGAIN MONITOR MIRROR…``.
+as ``python -I -S deadman.py SOCKET-FD RUN-AGAIN MONITOR MIRROR…``.
 """
 
 import contextlib
@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> int:
     if not may_resume:
         return 0
     said = resume(qmp, mirrors, run_again=run_again == "1")
-    sys.stderr.write(f"entourage: the dead hand: {said}\n")
+    sys.stderr.write(f"entourage: the deadman: {said}\n")
     return 0
 
 

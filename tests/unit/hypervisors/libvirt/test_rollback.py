@@ -12,10 +12,10 @@ import pytest
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.libvirt import wayback
-from entourage.hypervisors.libvirt.feed import Known
-from entourage.hypervisors.libvirt.wayback import WayBack
-from entourage.hypervisors.libvirt.words import State
+from entourage.hypervisors.libvirt import rollback
+from entourage.hypervisors.libvirt.constants import State
+from entourage.hypervisors.libvirt.events import Known
+from entourage.hypervisors.libvirt.rollback import Rollback
 
 DOMAIN = Domain(
     name="web1",
@@ -54,7 +54,7 @@ class Quiet:
         return check(self.known)
 
 
-class GivingUp(WayBack):
+class GivingUp(Rollback):
     """A migration whose Perform does not return."""
 
     def __init__(self, raw: Stubborn, *, performing: bool) -> None:
@@ -86,14 +86,14 @@ async def test_a_job_that_does_not_end_is_told_in_time(
     performing: bool,  # noqa: FBT001 - a case
 ) -> None:
     """Of this process or of one before it: asked again and again, and then it is an error."""
-    monkeypatch.setattr(wayback, "_ENDS_WITHIN", 0.05)
-    monkeypatch.setattr(wayback, "_AGAIN", 0.001)
+    monkeypatch.setattr(rollback, "_ENDS_WITHIN", 0.05)
+    monkeypatch.setattr(rollback, "_AGAIN", 0.001)
     told: list[str] = []
 
     async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> None:
         told.append(" ".join([command, *(end["type"] for end in arguments.get("instances", ()))]))
 
-    monkeypatch.setattr(wayback, "tell_qemu", tell_qemu)
+    monkeypatch.setattr(rollback, "tell_qemu", tell_qemu)
     raw = Stubborn()
     with pytest.raises(HypervisorError, match="has not ended its migration job of web1") as caught:
         await asyncio.wait_for(GivingUp(raw, performing=performing).abort(), 5)
@@ -169,7 +169,7 @@ async def test_memory_that_is_sent_is_cut_off_and_not_cancelled(
     giving_up = GivingUp(raw, performing=True)
     giving_up.feed.known = Known(migration="device", stopped_at=1)
     memory = Memory(giving_up, may_touch=may_touch)
-    monkeypatch.setattr(wayback, "tell_qemu", memory.tell_qemu)
+    monkeypatch.setattr(rollback, "tell_qemu", memory.tell_qemu)
     giving_up.sends(memory, 49152, carried)
     await asyncio.wait_for(giving_up.abort(), 5)
     assert memory.cut == ["kernel 49152" if may_touch else "yank"]
@@ -204,10 +204,10 @@ async def test_a_qemu_that_does_not_answer_keeps_nobody_from_ending_the_job(
             await asyncio.shield(silent)
         await silent
 
-    monkeypatch.setattr(wayback, "_STUCK_AFTER", 0.01)
-    monkeypatch.setattr(wayback, "_ENDS_WITHIN", 0.05)
-    monkeypatch.setattr(wayback, "_AGAIN", 0.001)
-    monkeypatch.setattr(wayback, "tell_qemu", tell_qemu)
+    monkeypatch.setattr(rollback, "_STUCK_AFTER", 0.01)
+    monkeypatch.setattr(rollback, "_ENDS_WITHIN", 0.05)
+    monkeypatch.setattr(rollback, "_AGAIN", 0.001)
+    monkeypatch.setattr(rollback, "tell_qemu", tell_qemu)
     raw = Stubborn()
     giving_up = GivingUp(raw, performing=performing)
     giving_up.feed.known = Known(migration="device", stopped_at=1)

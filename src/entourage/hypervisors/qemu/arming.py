@@ -1,24 +1,24 @@
-"""QEMU's dead hand: what ``lifeline.py`` beside this is told when it is armed."""
+"""QEMU's deadman: what ``deadman.py`` beside this is told when it is armed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from entourage.hypervisors import deadhand
+from entourage.hypervisors import deadman
 from entourage.hypervisors.qemu.paths import Places
 
-_PROGRAM = Path(__file__).with_name("lifeline.py")
+_PROGRAM = Path(__file__).with_name("deadman.py")
 
 
-async def arm(
+async def arm_deadman(
     where: Places,
     *,
     name: str,
     run_again: bool,
     mirrors: Sequence[str],
     lock: int | None,
-) -> deadhand.DeadHand:
+) -> deadman.Deadman:
     """Start it; it watches from when this returns.
 
     Args:
@@ -32,4 +32,4 @@ async def arm(
         HypervisorError: It does not come up.
     """
     arguments = ["1" if run_again else "0", str(where.guard), *mirrors]
-    return await deadhand.DeadHand.arm(_PROGRAM, arguments, name=name, log=where.log, lock=lock)
+    return await deadman.Deadman.arm(_PROGRAM, arguments, name=name, log=where.log, lock=lock)

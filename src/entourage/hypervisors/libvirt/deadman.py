@@ -1,4 +1,4 @@
-"""The dead hand for a domain of libvirt's: lets its guest run again when its parent dies.
+"""The deadman for a domain of libvirt's: lets its guest run again when its parent dies.
 
 After Perform and before Confirm the guest stands still on the source, and libvirtd leaves it so for
 ever when the process that drives the phases dies. This program is started before the stop, with one
@@ -9,7 +9,7 @@ end of a socket pair; the other end is its parent's alone. It is told
 
 and the end of file means that the parent is dead: if GO was not said, the migration's job is ended
 and the guest resumed. It needs nothing but the standard library and ``libvirt.so.0``: it runs as
-``python -I -S lifeline.py SOCKET-FD RUN-AGAIN URI UUID``.
+``python -I -S deadman.py SOCKET-FD RUN-AGAIN URI UUID``.
 """
 
 import ctypes
@@ -68,7 +68,7 @@ class _Libvirt:
     def end_job(self) -> None:
         """End the migration, if one is under way; returns when it has, or does not."""
         # Cancelled while it sends the last, QEMU may die of the guest's next write; cut off
-        # instead, it fails by itself, and libvirt's job ends with it (see wayback.py).
+        # instead, it fails by itself, and libvirt's job ends with it (see rollback.py).
         if (
             self._busy()
             and self._tell_qemu(_COPIES) == []
@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> int:
     if not may_resume:
         return 0
     said = resume(domain, run_again=run_again == "1")
-    sys.stderr.write(f"entourage: the dead hand: {said}\n")
+    sys.stderr.write(f"entourage: the deadman: {said}\n")
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt.connection import Connection, ask, bindings
-from entourage.hypervisors.libvirt.words import ITERATION, LIFECYCLE, Lifecycle
+from entourage.hypervisors.libvirt.constants import ITERATION, LIFECYCLE, Lifecycle
 
 Result = TypeVar("Result")
 _SOON = 1_000_000_000

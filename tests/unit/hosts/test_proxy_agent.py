@@ -18,8 +18,14 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, LinkLost, NoAgent
 from entourage.handover.values import Message, MessageKind, Record, Role
 from entourage.hosts.child import linked
+from entourage.hosts.proxy_agent import (
+    agent_link,
+    agentless_name,
+    is_agentless,
+    parse_agentless,
+    proxy_settings,
+)
 from entourage.hosts.route import Route
-from entourage.hosts.standin import afar, beside, connect, from_afar, is_afar
 from entourage.hypervisors.libvirt.connection import installed
 from entourage.hypervisors.registry import LIBVIRT_URI, open_hypervisor
 from entourage.journal.journal import Decision, Journal
@@ -49,14 +55,16 @@ def settings(tmp_path: Path) -> Settings:
         ("b", Route(host="b")),
         (
             "qemu+ssh://root@b/system",
-            Route(host="root@b", there=LIBVIRT_URI, afar="qemu+ssh://root@b/system"),
+            Route(host="root@b", there=LIBVIRT_URI, agentless="qemu+ssh://root@b/system"),
         ),
         ("qemu+unix://b/system", Route(host="b", there=LIBVIRT_URI)),
         (
             "qemu+tls://b/system",
-            Route(host="b", there=LIBVIRT_URI, afar="qemu+tls://b/system", by_ssh="if-it-answers"),
+            Route(
+                host="b", there=LIBVIRT_URI, agentless="qemu+tls://b/system", by_ssh="if-it-answers"
+            ),
         ),
-        (NOBODY, Route(host=NOBODY, there=NOBODY, afar=NOBODY, by_ssh="no")),
+        (NOBODY, Route(host=NOBODY, there=NOBODY, agentless=NOBODY, by_ssh="no")),
     ],
 )
 def test_a_route(text: str, route: Route) -> None:
@@ -66,12 +74,12 @@ def test_a_route(text: str, route: Route) -> None:
 
 
 def test_the_name_of_a_hypervisor_afar() -> None:
-    name = afar("qemu+tls://b/system", "some-uuid/b")
-    assert is_afar(name)
-    assert from_afar(name) == ("qemu+tls://b/system", "some-uuid/b")
-    assert from_afar(afar("qemu+tls://b/system")) == ("qemu+tls://b/system", "")
-    assert not is_afar(LIBVIRT_URI)
-    assert not is_afar("qemu")
+    name = agentless_name("qemu+tls://b/system", "some-uuid/b")
+    assert is_agentless(name)
+    assert parse_agentless(name) == ("qemu+tls://b/system", "some-uuid/b")
+    assert parse_agentless(agentless_name("qemu+tls://b/system")) == ("qemu+tls://b/system", "")
+    assert not is_agentless(LIBVIRT_URI)
+    assert not is_agentless("qemu")
     assert open_hypervisor(Settings(), name).name == name
 
 
@@ -99,13 +107,13 @@ async def test_last_words_give_the_error_its_kind(script: str, kind: type[LinkLo
 
 async def test_a_stand_in_keeps_a_journal_of_its_own(settings: Settings) -> None:
     """It is started, says who it stands in for, and asks nobody before it must."""
-    name = afar("qemu+tls://b.example/system")
+    name = agentless_name("qemu+tls://b.example/system")
     hello = messages.Hello(
         version=__version__, protocol=messages.PROTOCOL, migration="m", source="a", hypervisor=name
     )
-    async with connect("b.example", name, settings) as link:
+    async with agent_link("b.example", name, settings) as link:
         welcome = await greet(link, Clock(), hello)
-    kept = Path(beside(settings).paths.state, "journal.db")
+    kept = Path(proxy_settings(settings).paths.state, "journal.db")
     assert kept.is_relative_to(settings.paths.state)
     with Journal.open(kept) as journal:
         assert welcome.journal == journal.uuid
@@ -129,8 +137,8 @@ async def test_a_stand_in_is_not_taken_from_where_its_user_is(
 @pytest.mark.parametrize(
     ("there", "said", "gets"),
     [
-        (afar("qemu+tls://b/system"), 1, 4),
-        (afar("qemu+tls://b/system"), 4, 4),
+        (agentless_name("qemu+tls://b/system"), 1, 4),
+        (agentless_name("qemu+tls://b/system"), 4, 4),
         ("qemu", 1, 1),  # refused, then: one of the two journals has forgotten something
     ],
 )
@@ -165,13 +173,16 @@ def begun(record: Record) -> Decision:
         record=record,
         peer_host="a",
         peer_journal="S",
-        details={"domain": msgspec.to_builtins(domain), "hypervisor": afar(NOBODY, "x/b")},
+        details={
+            "domain": msgspec.to_builtins(domain),
+            "hypervisor": agentless_name(NOBODY, "x/b"),
+        },
     )
 
 
 @pytest.fixture
 def kept(settings: Settings) -> Generator[Journal]:
-    path = Path(beside(settings).paths.state, "journal.db")
+    path = Path(proxy_settings(settings).paths.state, "journal.db")
     with Journal.open(path) as journal:
         journal.begin(begun(Record.OPEN))
         yield journal
@@ -183,7 +194,7 @@ def test_what_was_never_let_go_need_not_be_looked_at(settings: Settings, kept: J
     said: list[Message] = []
 
     async def reattach() -> list[str]:
-        async with reattach_target(kept, beside(settings), "m", send=said.append) as side:
+        async with reattach_target(kept, proxy_settings(settings), "m", send=said.append) as side:
             return side.problems
 
     problems = asyncio.run(reattach())
@@ -201,7 +212,7 @@ def test_what_was_let_go_must_be_looked_at(settings: Settings, kept: Journal) ->
     said: list[Message] = []
 
     async def reattach() -> Any:
-        async with reattach_target(kept, beside(settings), "m", send=said.append):
+        async with reattach_target(kept, proxy_settings(settings), "m", send=said.append):
             pass
 
     with pytest.raises(HypervisorError):
@@ -223,7 +234,7 @@ def test_status_and_recover_know_of_what_stand_ins_keep(settings: Settings, kept
 
 @with_libvirt
 def test_who_is_declared_off_is_not_the_source(settings: Settings, kept: Journal) -> None:
-    """What a stand-in knows of GO and RAN is settled by its source's record alone."""
+    """What a proxy agent knows of GO and RAN is settled by its source's record alone."""
     for record in (Record.GO, Record.RAN):
         standing = kept.record("m", Role.TARGET)
         assert standing is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 from entourage.handover.values import Guest
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
-from entourage.hypervisors.libvirt.words import State
+from entourage.hypervisors.libvirt.constants import State
 
 _ACTIVE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SHUTDOWN, State.SUSPENDED})
 

@@ -1,4 +1,4 @@
-"""A libvirtd on a host where no Entourage is, asked over the network: see ``hosts/standin.py``.
+"""A libvirtd on a host where no Entourage is, asked over the network: see ``hosts/proxy_agent.py``.
 
 What an agent looks at on its own host is asked of libvirt here, or not known: docs/libvirt.md says
 what is weaker for it. Since nobody vouches for who answers at a URI, the host is told by what its
@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError
+from entourage.hosts.proxy_agent import agentless_name, parse_agentless
 from entourage.hosts.resources import Ledger
-from entourage.hosts.standin import afar, from_afar
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import (
     DataPlane,
@@ -30,10 +30,10 @@ from entourage.hypervisors.libvirt.connection import (
     ask,
     bindings,
 )
+from entourage.hypervisors.libvirt.constants import VOLUME_EXISTS, Flag
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.hypervisor import LibvirtHypervisor
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
-from entourage.hypervisors.libvirt.words import VOLUME_EXISTS, Flag
 from entourage.hypervisors.values import NewVolume, Place
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
@@ -42,22 +42,22 @@ _ACTIVE_INTERFACES = 2
 _NETWORK_DEVICES = 1 << 4
 
 
-class AfarHypervisor(LibvirtHypervisor):
+class AgentlessHypervisor(LibvirtHypervisor):
     """The domains of a libvirtd elsewhere.
 
     Args:
         settings: This host's.
-        name: See ``hosts.standin.afar``.
+        name: See ``hosts.proxy_agent.agentless_name``.
     """
 
     def __init__(self, settings: Settings, name: str) -> None:
-        uri, self._identity = from_afar(name)
+        uri, self._identity = parse_agentless(name)
         super().__init__(settings, uri)
         self.name = name
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:  # noqa: ARG002 - as its parent's
         """A machine to be built there."""
-        return AfarIncoming(self._uri, domain, self._identity)
+        return AgentlessIncoming(self._uri, domain, self._identity)
 
     async def test_incoming(
         self, domain: Domain, host: str, facts: Mapping[str, str]
@@ -66,13 +66,13 @@ class AfarHypervisor(LibvirtHypervisor):
         connection = await Connection.open(self._uri)
         try:
             self._identity = await _identity(connection)
-            self.name = afar(self._uri, self._identity)
+            self.name = agentless_name(self._uri, self._identity)
             return await checks.test_incoming(connection, domain, host, facts, files=False)
         finally:
             await connection.close()
 
 
-class AfarIncoming(LibvirtIncoming):
+class AgentlessIncoming(LibvirtIncoming):
     """A domain that is being built by a libvirtd elsewhere.
 
     Args:
@@ -154,11 +154,11 @@ class AfarIncoming(LibvirtIncoming):
     # What else devices need of that host
 
     async def place(self, path: str, beside: str = "") -> Place | None:
-        """See ``hypervisors/afar.py``."""
+        """See ``hypervisors/agentless.py``."""
         return await volumes.look(await self._connected(), path, beside)
 
     async def make_volume(self, volume: NewVolume) -> None:
-        """See ``hypervisors/afar.py``."""
+        """See ``hypervisors/agentless.py``."""
         try:
             await volumes.make(await self._connected(), volume)
         except RefusedError as error:
@@ -167,7 +167,7 @@ class AfarIncoming(LibvirtIncoming):
             raise
 
     async def delete_volume(self, path: str) -> None:
-        """See ``hypervisors/afar.py``; on a new connection, if the old one is gone."""
+        """See ``hypervisors/agentless.py``; on a new connection, if the old one is gone."""
         if path in self._not_ours:
             return
         connection = await self._connected()
@@ -176,7 +176,7 @@ class AfarIncoming(LibvirtIncoming):
         await volumes.delete(connection, path)
 
     async def interfaces(self) -> frozenset[str]:
-        """See ``hypervisors/afar.py``."""
+        """See ``hypervisors/agentless.py``."""
         connection = await self._connected()
 
         def look() -> frozenset[str]:

@@ -13,7 +13,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.hangup import Calls
 from entourage.hypervisors.base import DataPlane
-from entourage.hypervisors.deadhand import DeadHand
+from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.libvirt.connection import (
     Connection,
     LostError,
@@ -22,8 +22,8 @@ from entourage.hypervisors.libvirt.connection import (
     phases,
     tell_qemu,
 )
-from entourage.hypervisors.libvirt.feed import Feed, Known
-from entourage.hypervisors.libvirt.words import Flag, State
+from entourage.hypervisors.libvirt.constants import Flag, State
+from entourage.hypervisors.libvirt.events import Feed, Known
 
 _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 _AGAIN = 0.1  # seconds between two attempts to end a job
@@ -38,14 +38,14 @@ _HELD = frozenset({"pre-switchover", "device"})
 _MEMORY = {"type": "migration"}
 
 
-class WayBack:
+class Rollback:
     """What a carrier knows of its phases, and how it gives them up.
 
     Args:
         connection: To this host's libvirtd.
         raw: ``libvirt.virDomain``; None where there is none any more.
         domain: What its XML says.
-        log: Takes what the dead hand says.
+        log: Takes what the deadman says.
         was_running: Whether its user lets the guest run.
         transient: Whether it has no definition.
     """
@@ -70,7 +70,7 @@ class WayBack:
         self._copied: dict[str, tuple[int, int]] = {}
         self._plane: DataPlane | None = None
         self._feed: Feed | None = None
-        self._hand: DeadHand | None = None
+        self._hand: Deadman | None = None
         self._clear = ""
         self._extra = Flag(0)
         self._parameters: dict[str, str | int | list[str]] = {}

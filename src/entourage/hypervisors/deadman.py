@@ -1,6 +1,6 @@
-"""The dead hand, seen from the process that it watches.
+"""The deadman, seen from the process that it watches.
 
-The hand itself is a program of its backend's (``qemu/lifeline.py``, ``libvirt/lifeline.py``). It is
+The hand itself is a program of its backend's (``qemu/deadman.py``, ``libvirt/deadman.py``). It is
 told by one letter each, and answers with the capital: ``g`` GO may be sent, never resume; ``d`` all
 is over, end. The end of file means that the process that it watches is dead.
 """
@@ -20,8 +20,8 @@ _START_PATIENCE = 10.0
 _ANSWER_PATIENCE = 0.5
 
 
-class DeadHand:
-    """A process that lets the guest run again when this one dies. Use ``DeadHand.arm``."""
+class Deadman:
+    """A process that lets the guest run again when this one dies. Use ``Deadman.arm``."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -35,7 +35,7 @@ class DeadHand:
         name: str,
         log: Path,
         lock: int | None,
-    ) -> DeadHand:
+    ) -> Deadman:
         """Start it; it watches from when this returns.
 
         Args:
@@ -56,9 +56,9 @@ class DeadHand:
                 descriptors = (theirs.fileno(),) if lock is None else (theirs.fileno(), lock)
                 await launch(
                     [sys.executable, "-I", "-S", str(program), str(theirs.fileno()), *arguments],
-                    marker=f"{name}.dead-hand",
+                    marker=f"{name}.deadman",
                     log=log,
-                    unit=f"entourage-{name}-dead-hand",
+                    unit=f"entourage-{name}-deadman",
                     pass_fds=descriptors,
                 )
             await hand._hear(b"A", _START_PATIENCE)
@@ -76,7 +76,7 @@ class DeadHand:
         try:
             self._end.send(b"g")
         except OSError as error:
-            raise HypervisorError(f"the dead hand is gone: {error.strerror}") from error
+            raise HypervisorError(f"the deadman is gone: {error.strerror}") from error
         await self._hear(b"G", _ANSWER_PATIENCE)
 
     async def dismiss(self) -> None:
@@ -100,8 +100,8 @@ class DeadHand:
             async with asyncio.timeout(patience):
                 heard = await loop.sock_recv(self._end, 1)
         except TimeoutError as error:
-            raise HypervisorError("the dead hand does not answer") from error
+            raise HypervisorError("the deadman does not answer") from error
         except OSError as error:
-            raise HypervisorError(f"the dead hand is gone: {error.strerror}") from error
+            raise HypervisorError(f"the deadman is gone: {error.strerror}") from error
         if heard != wanted:
-            raise HypervisorError("the dead hand is gone", remedy="its last words are in the log")
+            raise HypervisorError("the deadman is gone", remedy="its last words are in the log")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from entourage.errors import UsageError
-from entourage.hypervisors.libvirt.words import UNSIGNED_LONG
+from entourage.hypervisors.libvirt.constants import UNSIGNED_LONG
 
 Parameters: TypeAlias = Mapping[str, str | int | list[str]]
 

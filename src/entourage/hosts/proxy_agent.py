@@ -1,7 +1,8 @@
-"""Stand-ins: agents of this host, each in the place of one on a target without Entourage.
+"""Proxy agents: agents of this host, each in the place of one on a target without Entourage.
 
-A stand-in is the same program as the agent that ssh starts on a target. It keeps the target's half
-of the record, in a journal of its own on this host, and asks the target's hypervisor from afar.
+A proxy agent is the same program as the agent that ssh starts on a target. It keeps the target's
+half of the record, in a journal of its own on this host, and asks the target's hypervisor over the
+network.
 docs/architecture.md says why it is a process.
 """
 
@@ -22,40 +23,40 @@ from entourage.hosts.link import Link
 from entourage.settings.load import PATH_VARIABLES
 from entourage.settings.model import Settings
 
-_AFAR = "afar "
-"""Before a URI, in the name of a hypervisor on a host where no Entourage is."""
+_PREFIX = "afar "
+"""Before a URI, in the name of a hypervisor on a host without Entourage; journals have it."""
 
 
-def afar(uri: str, identity: str = "") -> str:
+def agentless_name(uri: str, identity: str = "") -> str:
     """The name of the hypervisor behind a URI, on a host where no Entourage is.
 
     Args:
         uri: By which it is reached from here.
         identity: What that host was known by when it was last asked; empty before that.
     """
-    return f"{_AFAR}{uri} {identity}".rstrip()
+    return f"{_PREFIX}{uri} {identity}".rstrip()
 
 
-def is_afar(hypervisor: str) -> bool:
+def is_agentless(hypervisor: str) -> bool:
     """Whether a hypervisor's name is of that sort."""
-    return hypervisor.startswith(_AFAR)
+    return hypervisor.startswith(_PREFIX)
 
 
-def from_afar(hypervisor: str) -> tuple[str, str]:
+def parse_agentless(hypervisor: str) -> tuple[str, str]:
     """The URI and the identity in such a name; a URI has no blanks in it."""
-    uri, _, identity = hypervisor.removeprefix(_AFAR).partition(" ")
+    uri, _, identity = hypervisor.removeprefix(_PREFIX).partition(" ")
     return uri, identity
 
 
-def beside(settings: Settings) -> Settings:
-    """The settings of this host's stand-ins: a journal and locks of their own."""
+def proxy_settings(settings: Settings) -> Settings:
+    """The settings of this host's proxy agents: a journal and locks of their own."""
     paths = settings.paths
     places = {name: str(Path(getattr(paths, name), "afar")) for name in ("state", "run")}
     return msgspec.structs.replace(settings, paths=msgspec.structs.replace(paths, **places))
 
 
-def connect(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
-    """A link to who answers for a target: its own agent, or a stand-in; both end with the context.
+def agent_link(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
+    """A link to a target's own agent, or to a proxy agent; the agent ends with the context.
 
     Args:
         host: As ssh knows it.
@@ -65,9 +66,9 @@ def connect(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncCont
     Raises:
         LinkError: It cannot be started.
     """
-    if not is_afar(hypervisor):
-        return ssh.connect(host, settings)
-    paths = beside(settings).paths
+    if not is_agentless(hypervisor):
+        return ssh.start_agent(host, settings)
+    paths = proxy_settings(settings).paths
     # Where ssh arrived on this host is no address of the target's.
     environment = {key: text for key, text in os.environ.items() if key != "SSH_CONNECTION"}
     for name, variable in PATH_VARIABLES.items():

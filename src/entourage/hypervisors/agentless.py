@@ -7,11 +7,11 @@ from typing import Protocol, runtime_checkable
 from entourage.hypervisors.values import NewVolume, Place
 
 VOLUME = "volume"
-"""The kind of a row of the ledger that only ``Afar.delete_volume`` can undo; its ``path``."""
+"""The kind of a row of the ledger that only ``Agentless.delete_volume`` can undo; its ``path``."""
 
 
 @runtime_checkable
-class Afar(Protocol):
+class Agentless(Protocol):
     """What an ``Incoming`` can do besides where no Entourage is on the host that it is built on.
 
     Nobody can look at that host but its hypervisor, which is asked over the network. Every method

@@ -1,4 +1,4 @@
-"""The dead hand: who dies, who says what, and what is done to the guest then."""
+"""The deadman: who dies, who says what, and what is done to the guest then."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from entourage.errors import HypervisorError
 from entourage.hosts.resources import marked_processes
-from entourage.hypervisors.deadhand import DeadHand
-from entourage.hypervisors.qemu import deadhand
+from entourage.hypervisors.deadman import Deadman
+from entourage.hypervisors.qemu.arming import arm_deadman
 from entourage.hypervisors.qemu.paths import Places
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp, refuse
 
@@ -68,9 +68,9 @@ async def guest(tmp_path: Path) -> AsyncGenerator[Guest]:
         yield fake
 
 
-async def arm(guest: Guest, *, run_again: bool = True, lock: int | None = None) -> DeadHand:
+async def arm(guest: Guest, *, run_again: bool = True, lock: int | None = None) -> Deadman:
     where = Places(guest.path.parent, guest.path.parent, guest.path.parent.parent / "log")
-    return await deadhand.arm(
+    return await arm_deadman(
         where, name="test", run_again=run_again, mirrors=["m0-disk0"], lock=lock
     )
 
@@ -169,19 +169,19 @@ async def test_dismissed_it_gives_up_the_lock(guest: Guest, tmp_path: Path) -> N
     await hand.dismiss()
 
 
-async def test_a_dead_hand_that_is_dead_is_noticed(guest: Guest) -> None:
+async def test_a_deadman_that_is_dead_is_noticed(guest: Guest) -> None:
     hand = await arm(guest)
-    for pid in marked_processes("test.dead-hand"):
+    for pid in marked_processes("test.deadman"):
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(HypervisorError, match="dead hand"):
+    with pytest.raises(HypervisorError, match="deadman"):
         await hand.disarm()
     hand.close()
 
 
-async def test_no_guest_no_dead_hand(tmp_path: Path) -> None:
+async def test_no_guest_no_deadman(tmp_path: Path) -> None:
     where = Places(tmp_path, tmp_path, tmp_path / "log")
-    with pytest.raises(HypervisorError, match="dead hand"):
-        await deadhand.arm(where, name="t", run_again=True, mirrors=[], lock=None)
+    with pytest.raises(HypervisorError, match="deadman"):
+        await arm_deadman(where, name="t", run_again=True, mirrors=[], lock=None)
     assert "FileNotFoundError" in (tmp_path / "log").read_text()
 
 
