@@ -1,6 +1,6 @@
-"""The deadman, seen from the process that it watches.
+"""The deadman (as in dead man's switch), seen from the process that it watches.
 
-The hand itself is a program of its backend's (``qemu/deadman.py``, ``libvirt/deadman.py``). It is
+The deadman itself is a program of its backend (``qemu/deadman.py``, ``libvirt/deadman.py``). It is
 told by one letter each, and answers with the capital: ``g`` GO may be sent, never resume; ``d`` all
 is over, end. The end of file means that the process that it watches is dead.
 """
@@ -18,6 +18,7 @@ from entourage.hosts.process import launch
 
 _START_PATIENCE = 10.0
 _ANSWER_PATIENCE = 0.5
+_IT = "the process that would resume the guest if this one died"
 
 
 class Deadman:
@@ -39,7 +40,7 @@ class Deadman:
         """Start it; it watches from when this returns.
 
         Args:
-            program: The hand, run as ``python -I -S PROGRAM SOCKET-FD ARGUMENT…``.
+            program: The deadman's program, run as ``python -I -S PROGRAM SOCKET-FD ARGUMENT…``.
             arguments: The rest of its arguments.
             name: Tells its process and its scope from others.
             log: Takes what it says.
@@ -50,7 +51,7 @@ class Deadman:
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        hand = cls(ours)
+        deadman = cls(ours)
         try:
             with theirs:
                 descriptors = (theirs.fileno(),) if lock is None else (theirs.fileno(), lock)
@@ -61,11 +62,11 @@ class Deadman:
                     unit=f"entourage-{name}-deadman",
                     pass_fds=descriptors,
                 )
-            await hand._hear(b"A", _START_PATIENCE)
+            await deadman._hear(b"A", _START_PATIENCE)
         except BaseException:
             ours.close()
             raise
-        return hand
+        return deadman
 
     async def disarm(self) -> None:
         """It never resumes the guest from when this returns.
@@ -76,7 +77,7 @@ class Deadman:
         try:
             self._end.send(b"g")
         except OSError as error:
-            raise HypervisorError(f"the deadman is gone: {error.strerror}") from error
+            raise HypervisorError(f"{_IT} is gone: {error.strerror}") from error
         await self._hear(b"G", _ANSWER_PATIENCE)
 
     async def dismiss(self) -> None:
@@ -100,8 +101,10 @@ class Deadman:
             async with asyncio.timeout(patience):
                 heard = await loop.sock_recv(self._end, 1)
         except TimeoutError as error:
-            raise HypervisorError("the deadman does not answer") from error
+            raise HypervisorError(f"{_IT} does not answer") from error
         except OSError as error:
-            raise HypervisorError(f"the deadman is gone: {error.strerror}") from error
+            raise HypervisorError(f"{_IT} is gone: {error.strerror}") from error
         if heard != wanted:
-            raise HypervisorError("the deadman is gone", remedy="its last words are in the log")
+            raise HypervisorError(
+                f"{_IT} is gone", remedy="what it said last is in the domain's log"
+            )

@@ -207,7 +207,7 @@ class Migration:
         except HypervisorError as error:  # the deadman did not answer: GO was not said
             await self._go_back(session, side, error)
         now = self._clock.now()
-        self._blackout.name("the deadman is disarmed", session.source, until=now)
+        self._blackout.name("automatic resume is off", session.source, until=now)
         self._emit(GoSent(at=now))
         if await await_outcome(session, side, self._decided, self._settings, self._told_last):
             with contextlib.suppress(JournalError):  # then `recover` tells it once more
@@ -325,8 +325,8 @@ class Migration:
         resumed = msgspec.convert(body, messages.Resumed)
         target = self._request.route.host
         for name, moment in (
-            ("GO is under way", resumed.heard),
-            ("GO is put on the disk", resumed.decided),
+            ("hand-over is sent", resumed.heard),
+            ("hand-over is recorded", resumed.decided),
             ("guest resumes", resumed.runs),
         ):
             self._blackout.name(name, target, until=self._clock.at_target(moment))

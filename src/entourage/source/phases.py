@@ -139,7 +139,7 @@ class Phases:
     async def transfer(self) -> None:
         """All devices go through TRANSFER and SYNC."""
         session, devices = self._session, self._devices
-        self._blackout.name("the stop is heard of", session.source, until=self._clock.now())
+        self._blackout.name("stop is noticed", session.source, until=self._clock.now())
         with self._blackout.span("devices: TRANSFER", session.source):
             await devices.transfer()
         with self._blackout.span("devices: SYNC", session.source):
@@ -151,7 +151,7 @@ class Phases:
         since = self._clock.now()
         if flush := await session.machine.pre_switchover():
             self._blackout.name(flush, session.source, until=self._clock.now(), since=since)
-        with self._blackout.span("disks settle", session.source):
+        with self._blackout.span("disk copies complete", session.source):
             await devices.settled()
         with self._blackout.span("last memory", session.source):
             await session.machine.continue_switchover()

@@ -121,8 +121,8 @@ def test_non_live_is_refused_at_test_under_xen() -> None:
 @pytest.mark.parametrize(
     ("flush", "spans"),
     [
-        ("QEMU flushes disks", ["QEMU flushes disks", "disks settle", "last memory"]),
-        ("", ["disks settle", "last memory"]),
+        ("QEMU flushes disks", ["QEMU flushes disks", "disk copies complete", "last memory"]),
+        ("", ["disk copies complete", "last memory"]),
     ],
 )
 def test_the_timeline_names_a_flush_only_where_there_is_one(flush: str, spans: list[str]) -> None:

@@ -102,7 +102,7 @@ class Carrier(Rollback):
         self._choose(plane, offers, throttle=throttle)
         if self._feed is None:
             self._feed = await Feed.open(self._connection.uri, str(self._domain.uuid))
-        self._hand = await Deadman.arm(
+        self._deadman = await Deadman.arm(
             _PROGRAM,
             ["1" if self._was_running else "0", self._connection.uri, str(self._domain.uuid)],
             name=f"{self._domain.uuid}.{secrets.token_hex(4)}",
@@ -255,9 +255,9 @@ class Carrier(Rollback):
         Perform has returned, so QEMU is past resuming by itself, and libvirt's job keeps others
         from it. That it stands still all the same is asked, in the time the deadman takes.
         """
-        if self._hand is None:
-            raise HypervisorError("no deadman is armed")
-        state, _ = await asyncio.gather(self._state_or_lost(), self._hand.disarm())
+        if self._deadman is None:
+            raise HypervisorError("nothing would resume the guest if this process died")
+        state, _ = await asyncio.gather(self._state_or_lost(), self._deadman.disarm())
         known = self._heard().known
         if state == State.RUNNING or known.resumed_at > known.stopped_at:
             raise HypervisorError(

@@ -61,8 +61,8 @@ class LibvirtMachine(Carrier):
         await self._tidied()
         if self._feed is not None:
             await self._feed.close()
-        if self._hand is not None:
-            self._hand.close()
+        if self._deadman is not None:
+            self._deadman.close()
         if self._calls is not None:
             self._calls.close()
         await self._connection.close()

@@ -70,7 +70,7 @@ class Rollback:
         self._copied: dict[str, tuple[int, int]] = {}
         self._plane: DataPlane | None = None
         self._feed: Feed | None = None
-        self._hand: Deadman | None = None
+        self._deadman: Deadman | None = None
         self._clear = ""
         self._extra = Flag(0)
         self._parameters: dict[str, str | int | list[str]] = {}
@@ -316,9 +316,9 @@ class Rollback:
         await old.close()
 
     async def _dismiss(self) -> None:
-        if self._hand is not None:
-            hand, self._hand = self._hand, None
-            await hand.dismiss()
+        if self._deadman is not None:
+            deadman, self._deadman = self._deadman, None
+            await deadman.dismiss()
 
     async def _tidied(self) -> None:
         if self._tidying is not None:

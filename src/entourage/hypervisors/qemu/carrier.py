@@ -94,7 +94,7 @@ class Carrier:
         self._where = where
         self._was_running = was_running
         self._mirrors = Mirrors(monitor, running.domain)
-        self._hand: Deadman | None = None
+        self._deadman: Deadman | None = None
         self._tls = False
         self._sending = False
         self._tidying: asyncio.Task[None] | None = None
@@ -140,7 +140,7 @@ class Carrier:
                 **(_HARDLY_THROTTLED if throttle else {}),
             },
         )
-        self._hand = await arm_deadman(
+        self._deadman = await arm_deadman(
             self._where,
             name=f"{domain.uuid}.{secrets.token_hex(4)}",
             run_again=self._was_running,
@@ -234,9 +234,9 @@ class Carrier:
 
     async def disarm_deadman(self) -> None:
         """GO may be sent next: from when this returns, nothing resumes the guest by itself."""
-        if self._hand is None:
-            raise HypervisorError("no deadman is armed")
-        await self._hand.disarm()
+        if self._deadman is None:
+            raise HypervisorError("nothing would resume the guest if this process died")
+        await self._deadman.disarm()
 
     async def abort(self) -> None:
         """Give the migration up at whatever point: the guest runs here again, or stays paused.
@@ -251,9 +251,9 @@ class Carrier:
             self._tidying = asyncio.create_task(self._tidy())
 
     async def _dismiss(self) -> None:
-        if self._hand is not None:
-            await self._hand.dismiss()
-            self._hand = None
+        if self._deadman is not None:
+            await self._deadman.dismiss()
+            self._deadman = None
 
     async def _reach(self, *wanted: str) -> None:
         """Wait until the migration is in one of the states, or over."""

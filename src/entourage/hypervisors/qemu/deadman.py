@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> int:
     if not may_resume:
         return 0
     said = resume(qmp, mirrors, run_again=run_again == "1")
-    sys.stderr.write(f"entourage: the deadman: {said}\n")
+    sys.stderr.write(f"entourage: deadman (resumes the guest if its migration dies): {said}\n")
     return 0
 
 

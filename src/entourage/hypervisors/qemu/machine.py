@@ -112,8 +112,8 @@ class QemuMachine(Carrier):
         await self._monitor.close()
         if self._process is not None:
             self._process.close()
-        if self._hand is not None:
-            self._hand.close()
+        if self._deadman is not None:
+            self._deadman.close()
 
     async def facts(self) -> Mapping[str, str]:
         """QEMU's version, digests of the boot files; with KVM the CPU's flags."""

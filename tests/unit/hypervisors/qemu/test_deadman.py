@@ -173,14 +173,14 @@ async def test_a_deadman_that_is_dead_is_noticed(guest: Guest) -> None:
     hand = await arm(guest)
     for pid in marked_processes("test.deadman"):
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(HypervisorError, match="deadman"):
+    with pytest.raises(HypervisorError, match="would resume the guest"):
         await hand.disarm()
     hand.close()
 
 
 async def test_no_guest_no_deadman(tmp_path: Path) -> None:
     where = Places(tmp_path, tmp_path, tmp_path / "log")
-    with pytest.raises(HypervisorError, match="deadman"):
+    with pytest.raises(HypervisorError, match="would resume the guest"):
         await arm_deadman(where, name="t", run_again=True, mirrors=[], lock=None)
     assert "FileNotFoundError" in (tmp_path / "log").read_text()
 
