@@ -3,7 +3,7 @@
 A proxy agent is the same program as the agent that ssh starts on a target. It keeps the target's
 half of the record, in a journal of its own on this host, and asks the target's hypervisor over the
 network.
-docs/architecture.md says why it is a process.
+docs/adr/0018-a-proxy-agent-is-an-agent.md says why it is a process.
 """
 
 from __future__ import annotations
