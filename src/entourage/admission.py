@@ -1,4 +1,4 @@
-"""Keeps a domain that is being moved, or that has left, from being started or stopped by hand."""
+"""Admission: may this domain be started, stopped, sent away or received now?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from entourage.steps import Refusal
 async def known(
     settings: Settings, name: str, connect: str | None = None
 ) -> tuple[Hypervisor, Domain]:
-    """The domain of this name, and whose it is; where nobody has it, the journal may know why.
+    """Find a domain and its hypervisor by name; where there is none, ask the journal where it went.
 
     Raises:
         UsageError: There is none, and never was.
@@ -40,7 +40,7 @@ async def known(
 def manual_access(
     settings: Settings, name: str, uuid: str | None, doing: str, *, starts: bool
 ) -> Generator[None]:
-    """Hold the domain's lock for as long as something is done to it by hand.
+    """Check that a user may start or stop the domain, and hold its lock meanwhile.
 
     Args:
         settings: This host's.
@@ -70,7 +70,7 @@ def manual_access(
 
 
 def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
-    """What the journal says against it."""
+    """Raise DomainBusy if one of these decisions forbids a start or stop by hand."""
     for one in decisions:
         undecided = one.record in {Record.ARMED, Record.OPEN, Record.GO}
         if undecided or (one.record is Record.BACK and not one.settled):
@@ -96,7 +96,7 @@ def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
 def unsettled(
     settings: Settings, journal: Journal, domain: Domain, host: str, keeper: str
 ) -> list[Refusal]:
-    """What earlier migrations of a domain have left that speaks against its arrival.
+    """List refusals: earlier migrations of the domain that are not settled, or a lock that is held.
 
     Args:
         settings: Of who keeps the target's record; so is the journal.

@@ -1,4 +1,4 @@
-"""Takes all devices of a domain through the steps: at once, on time, and back again.
+"""Takes all devices of a domain through the four steps concurrently, with deadlines and recovery.
 
 It knows for each device the last step that it finished, which is what its recovery is told.
 """
@@ -102,7 +102,7 @@ class DeviceSteps:
         return found
 
     async def prepare(self, build: Callable[[], Awaitable[None]]) -> None:
-        """Step 1: every device's own things, then the target's machine, then what needs that."""
+        """Step 1: ``prepare`` of every device, then ``build``, then ``connect`` of every device."""
         made = asyncio.Barrier(len(self.controllers) + 1)
         built = asyncio.Event()
 
@@ -122,7 +122,7 @@ class DeviceSteps:
             built.set()
 
     async def transfer(self) -> None:
-        """Step 2, at the guest's stop. ``settled`` is set once the last memory may follow."""
+        """Step 2: the guest has stopped. ``settled`` returns once the last memory may follow."""
         unsettled = {c.device.label for c in self.controllers if c.settles}
 
         def settle(label: str) -> None:
@@ -146,7 +146,7 @@ class DeviceSteps:
         await self._settled.wait()
 
     async def sync(self) -> None:
-        """Step 3: every device is all there when this returns."""
+        """Step 3: when this returns, every device's state is complete on the target."""
 
         async def one(controller: Controller) -> None:
             async with self._device(controller, Step.SYNC, None):
@@ -193,7 +193,7 @@ class DeviceSteps:
         ]
 
     def reattach(self, finished: Step, memos: Mapping[str, Any]) -> None:
-        """Go on where another process ended: every device had finished ``finished``."""
+        """Restore the state of another process: every device had finished step ``finished``."""
         for controller in self.controllers:
             label = controller.device.label
             controller.recall(memos.get(label, {}))
@@ -202,7 +202,7 @@ class DeviceSteps:
                 self._began.add(label)
 
     def as_there(self, domain: Domain) -> Domain:
-        """The domain as its devices' controllers want it on the target, as far as they know."""
+        """The domain's configuration for the target, with each controller's changes."""
         for controller in self.controllers:
             domain = domain.with_device(controller.target_device)
         return domain
@@ -257,7 +257,7 @@ class DeviceSteps:
     async def _device(
         self, controller: Controller, step: Step, patience: float | None
     ) -> AsyncGenerator[None]:
-        """One device in one step: its time, its deadline, and its name on what goes wrong."""
+        """Run one device's step: emit its events, apply its deadline, name it in errors."""
         label = controller.device.label
         start = time.monotonic()
         self._emit(DeviceStepStarted(at=self._now(), device=label, step=step))

@@ -1,4 +1,4 @@
-"""What the source asks of the target's agent, and what the agent answers: the link's vocabulary.
+"""The messages of the link: calls from source to agent, their answers, and one-way messages.
 
 Everything on the link that is not in ``entourage.handover.values`` (the hand-over's own messages)
 is here. ``PROTOCOL`` rises whenever a word changes its meaning; both ends must have the same.
@@ -32,7 +32,7 @@ RESUMED = "resumed"
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """Who calls, and about which domain."""
+    """The call that opens a link: who calls, and for which migration."""
 
     version: str
     protocol: int
@@ -42,7 +42,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
-    """Who answers.
+    """The answer to Hello: who answers.
 
     Attributes:
         journal: The UUID of the journal here: this host's identity for the hand-over.
@@ -92,7 +92,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """It is written down.
+    """The answer to Open: the migration is in the target's journal.
 
     Attributes:
         offers: What the target's hypervisor has, in its own words.
@@ -102,7 +102,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SwitchoverCookie(msgspec.Struct, frozen=True, kw_only=True):
-    """One-way, before GO: what the source's carrier leaves for the target's."""
+    """One-way, before GO: the source's end-of-stream cookie for the target's carrier."""
 
     data: bytes
 
@@ -129,7 +129,7 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Farewell(msgspec.Struct, frozen=True, kw_only=True):
-    """The last answer about a migration.
+    """The answer to BYE, after everything that was asked before is done.
 
     Attributes:
         settled: The target waits for no further word of the source.

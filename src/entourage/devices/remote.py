@@ -109,7 +109,7 @@ class AgentlessBlock(BlockController):
         """See what speaks against making it."""
         disk, elsewhere = self.disk, f"--disk {self.disk.id}=/another/path"
         if onto:
-            reason = f"{new.path} is a device, which cannot be looked at from afar"
+            reason = f"{new.path} is a device, which cannot be looked at remotely"
             remedy = f"{elsewhere}, or install Entourage on {there.host}"
             return Fitting(refusals=[refuse(disk, there.host, reason, remedy)])
         place = await self._place(there, new.path)
@@ -159,14 +159,14 @@ class AgentlessBlock(BlockController):
         return True
 
     async def arrived(self, there: There) -> None:
-        """What the copy has freed of an image cannot be set aside again from afar."""
+        """What the copy has freed of an image cannot be set aside again remotely."""
 
 
 class AgentlessNet(NetController):
     """A NIC on a bridge, network or interface of the target's."""
 
     async def test_there(self, there: There, request: Any) -> Any:
-        """Is there one of that name? Its MTU, and who else is on it, cannot be seen from afar."""
+        """Is there one of that name? Its MTU, and who else is on it, cannot be seen remotely."""
         asked = msgspec.convert(request, Ask)
         if asked.attach == "network":
             wanted, known = asked.network or "", frozenset(await there.incoming.networks())
@@ -191,5 +191,5 @@ class AgentlessNet(NetController):
 
 def _agentless(there: There) -> Agentless:
     if not isinstance(there.incoming, Agentless):
-        raise UsageError("this host's own hypervisor is not asked from afar")
+        raise UsageError("this host's own hypervisor is not asked remotely")
     return there.incoming

@@ -38,7 +38,7 @@ def _name(effect: Effect) -> str:
 
 
 class Executor(Generic[StateT]):
-    """Brings inputs to a role, one at a time, and does what it decides.
+    """Passes inputs to a role's decision function, one at a time, and executes the effects.
 
     Args:
         state: The role's state to begin with.

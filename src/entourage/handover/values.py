@@ -19,7 +19,7 @@ class Role(enum.StrEnum):
 
 
 class Record(enum.StrEnum):
-    """What a journal says of one migration; the drawing above says what leads to what."""
+    """What a journal says of one migration; drawn in `entourage.handover.rules`."""
 
     ARMED = "armed"
     BACK = "back"

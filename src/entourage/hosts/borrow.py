@@ -1,4 +1,4 @@
-"""Another process's sockets, borrowed for a moment, for what it cannot be told to do with them.
+"""Duplicates of another process's sockets (pidfd_getfd), to set or close what it cannot itself.
 
 See pidfd_getfd(2): it takes the right to trace the process, which root has unless the kernel's
 ``yama.ptrace_scope`` is 3.

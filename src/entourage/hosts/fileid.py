@@ -1,4 +1,4 @@
-"""Which file it is: by what it is known again after a restart of its host."""
+"""A file's identity that stays the same when its host restarts."""
 
 from __future__ import annotations
 

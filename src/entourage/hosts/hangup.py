@@ -1,4 +1,4 @@
-"""Hangs up on another host for a process that cannot do so itself, or may not be asked to.
+"""Shuts a process's TCP connections to a host, for a process that cannot be asked to do so.
 
 A QEMU that waits in its main loop for a host that is gone, guest and all, hears no command until
 TCP gives up, a quarter of an hour later. What shuts its connections must not need it.

@@ -60,7 +60,7 @@ class Tell(msgspec.Struct, frozen=True, tag="tell", array_like=True):
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat", array_like=True):
-    """I am here. ``sent`` is the sender's clock, ``echo`` the newest ``sent`` it has heard."""
+    """A heartbeat. ``sent`` is the sender's clock, ``echo`` the newest that it received."""
 
     sent: int
     echo: int
@@ -109,7 +109,7 @@ class Link:
         self._handlers[verb] = handler
 
     def take_handlers_of(self, other: Link) -> None:
-        """Answer what another link answered: this one takes its place."""
+        """Use the handlers of another link, which this one replaces."""
         self._handlers.update(other._handlers)
 
     @property

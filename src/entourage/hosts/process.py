@@ -1,4 +1,4 @@
-"""Processes that are started for good: they outlive Entourage, ssh and the user's login.
+"""Start processes that outlive Entourage, ssh and the user's login.
 
 Such a process has a session of its own (no terminal's signals), a systemd scope of its own where
 systemd runs the host (logging out ends no scope), none of our descriptors except those that it is
@@ -27,7 +27,7 @@ _started_here: set[int] = set()
 
 
 class _Child(subprocess.Popen[bytes]):
-    """A child that is meant to be left alone: that nobody waits for it is no mistake."""
+    """A Popen without the warning about a child that nobody waits for."""
 
     def __del__(self) -> None:
         """Without the warning of the base class."""
@@ -188,7 +188,7 @@ async def launch(
 
 
 def _reap() -> None:
-    """Take the last word of those that were started here and have ended."""
+    """Reap finished children."""
     for pid in tuple(_started_here):
         try:
             ended = os.waitpid(pid, os.WNOHANG) != (0, 0)

@@ -67,7 +67,7 @@ class Machine(Protocol):
         ...
 
     async def reattach(self, *, was_running: bool) -> Guest:
-        """Take up a migration that another process began; what became of the guest here.
+        """Reattach to a migration that another process began; returns the guest's state here.
 
         Args:
             was_running: What ``was_running`` was when the migration began.
@@ -75,7 +75,7 @@ class Machine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of the machine without changing it."""
+        """Close the connections to the machine without changing it."""
         ...
 
     async def facts(self) -> Mapping[str, str]:
@@ -120,11 +120,11 @@ class Machine(Protocol):
         ...
 
     async def complete_mirror(self, disk: Block) -> None:
-        """The guest has stopped: finish the mirror. The target has all, the source its own."""
+        """The guest has stopped: complete the mirror; each host then has its own disk."""
         ...
 
     async def cancel_mirror(self, disk: Block) -> None:
-        """Give the mirror up, whatever it is doing, also over a link that has died.
+        """Cancel the mirror in whatever state it is, also if its connection is dead.
 
         No error where no mirror runs (any more): ``mirror`` may have failed half-way.
         """
@@ -265,7 +265,7 @@ class Incoming(Protocol):
         ...
 
     async def attach(self) -> Guest:
-        """Take up a machine that another process was building here; what became of it.
+        """Reattach to a machine that another process was building here; returns its guest's state.
 
         ``STOPPED``: it stands, and its guest was never released. ``RUNNING``: it was released.
         """
@@ -325,14 +325,14 @@ class Incoming(Protocol):
         ...
 
     async def finish_arrival(self) -> None:
-        """RAN is on the disk: drop the keys, and all that only an arrival needs.
+        """After RAN is durable: remove keys and all else that only an arrival needs.
 
         May follow ``attach`` instead of ``run``, and then where it has been done already.
         """
         ...
 
     async def persist_definition(self) -> None:
-        """Write down the domain as this host's own; durable when this returns.
+        """Persist the domain's definition on this host; durable when this returns.
 
         Comes before RAN, on which the source forgets the domain; also where the machine died right
         after GO and nothing of it is left but what ``incoming`` was given.

@@ -87,7 +87,7 @@ def open_database(path: Path, *, read_only: bool, busy_timeout: float) -> sqlite
 
 @contextlib.contextmanager
 def told(path: Path) -> Generator[None]:
-    """Turn what SQLite and the system say into what the user can act on."""
+    """Turn errors of SQLite and the system into JournalErrors with a remedy."""
     try:
         yield
     except sqlite3.Error as error:
@@ -167,7 +167,7 @@ def _make_directory(directory: Path) -> None:
 
 
 def _make(path: Path) -> None:
-    """Make it under another name and link it to its own: it is never there half-made."""
+    """Create the file atomically: under another name, then linked to its own."""
     wal = path.with_name(f"{path.name}-wal")
     if wal.exists():
         raise JournalTornError(f"the journal {path} is gone, {wal} is there", remedy=_RESTORE)

@@ -57,7 +57,7 @@ WHERE migration=? AND role=? AND state='made' AND temporary>=? ORDER BY id DESC
 
 
 class MigrationLedger:
-    """The ledger of one migration, as those see it who make things (`hosts.resources.Ledger`)."""
+    """One migration's ledger, for those who create resources (a `hosts.resources.Ledger`)."""
 
     def __init__(
         self, journal: Journal, migration: str, role: Role, *, temporary: bool = False

@@ -1,4 +1,4 @@
-"""One lock a domain and host: whoever works on the domain holds it, and its death frees it."""
+"""One lock per domain and host, held by who works on the domain; freed when that process dies."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class TargetQuery:
         self._link: Link | None = None
 
     def send(self, message: Message) -> None:
-        """Say a word of the hand-over, if there is a link."""
+        """Send a hand-over message, if there is a link."""
         if self._link:
             with contextlib.suppress(LinkLost):
                 say = messages.Say(message.kind.value, message.migration)
@@ -137,7 +137,7 @@ class TargetQuery:
 
 
 def declare_fenced(journal: Journal, decision: Decision) -> None:
-    """Write down that the user vouches for it: it is to be told when it is back.
+    """Record that the user declared the target fenced: it must be told when it is back.
 
     Comes before the deed. Where the target turns out to have said NEVER, telling it does no harm.
     """
@@ -152,7 +152,7 @@ def note_told(journal: Journal, migration: str) -> None:
 
 
 def is_untold(decision: Decision) -> bool:
-    """Whether the target may wait for the word that this host let go, or that it came back.
+    """Whether the target may not know yet that this host let go, or that the domain came back.
 
     It waits for the second only where it was declared fenced: else it has decided that itself.
     """
@@ -163,7 +163,7 @@ def is_untold(decision: Decision) -> bool:
 
 
 async def tell(journal: Journal, settings: Settings, decision: Decision) -> list[str]:
-    """Let the target know what was decided here.
+    """Tell the target what was decided here, over a new link.
 
     Needs no lock: the domain here, which may have moved on long since, is not touched.
 

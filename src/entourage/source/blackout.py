@@ -1,4 +1,7 @@
-"""The blackout: from the guest's stop to its resume, wherever that is; what it is made of."""
+"""The blackout, from the guest's stop to its resume on either host: its spans and its budget.
+
+QEMU and libvirt call it downtime.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +47,13 @@ class Blackout:
 
     @contextlib.contextmanager
     def span(self, name: str, host: str) -> Generator[None]:
-        """A named stretch of it."""
+        """Name the part of the blackout that the body takes."""
         start = self._clock.now()
         yield
         self.name(name, host, until=self._clock.now(), since=start)
 
     def name(self, name: str, host: str, *, until: float, since: float | None = None) -> None:
-        """Name a stretch of it that is over.
+        """Name a part of the blackout that is over.
 
         Args:
             name: Of the stretch.
@@ -64,7 +67,7 @@ class Blackout:
 
     @contextlib.asynccontextmanager
     async def budget(self, unfinished: Callable[[], Sequence[str]]) -> AsyncGenerator[None]:
-        """Better back than late.
+        """Run the body within what is left of the blackout budget.
 
         Raises:
             DeadlineError: The body did not end within what is left of the budget; it names what

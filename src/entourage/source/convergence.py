@@ -1,4 +1,4 @@
-"""Pre-copy until it converges, by a policy that is data: stages of what is accepted, and when."""
+"""The convergence policy of pre-copy: stages, each with the downtime accepted from then on."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class Migration:
             raise
 
     def interrupt(self, why: str) -> bool:
-        """The user wants out.
+        """The user interrupts the migration.
 
         Returns:
             False where the hand-over has begun: the migration completes.
@@ -171,7 +171,7 @@ class Migration:
         return True
 
     async def _move(self, session: Session) -> Finished:
-        """The story with its three ends: it went back, it is in doubt, it is over there."""
+        """Run the migration to one of its ends: rolled back, in doubt, or moved."""
         devices = DeviceSteps(
             source_controllers(session.machine.domain, self._settings, self._request.tool),
             session.here,
@@ -201,7 +201,7 @@ class Migration:
         return self._finish(outcome, runs_on=session.target, problems=problems)
 
     async def _hand_over(self, session: Session, side: SourceSide) -> None:
-        """Say GO, once, and learn what the target made of it, however long the link is gone."""
+        """Send GO, once, and find out what the target decided, also after the link was lost."""
         try:
             await side.take(Input.READY)
         except HypervisorError as error:  # the deadman did not answer: GO was not said
@@ -223,7 +223,7 @@ class Migration:
             )
 
     async def _go_back(self, session: Session, side: SourceSide, error: EntourageError) -> NoReturn:
-        """The guest first, then every device and the target at once; then say what happened."""
+        """Roll back: resume the guest, recover devices and target, then raise what happened."""
         self._emit(
             RollbackStarted(
                 at=self._clock.now(), reason=error.message, device=error.device, host=error.host
@@ -245,7 +245,7 @@ class Migration:
         ) from error
 
     async def _abort_there(self, session: Session) -> list[str]:
-        """The target undoes what it made; where nobody answers, its agent does so by itself."""
+        """Ask the target to undo what it made. Without an answer, its agent does so by itself."""
         try:
             async with asyncio.timeout(_UNDO_WITHIN):
                 return await session.link.call(messages.ABORT, None, list[str])
@@ -258,7 +258,7 @@ class Migration:
     # What happens beside the story
 
     async def _watched(self, session: Session, devices: DeviceSteps, side: SourceSide) -> None:
-        """Tell the story; a lost link, or a machine that died at either end, ends it."""
+        """Run the story; end it if the link is lost, or the machine at either end dies."""
 
         async def lost() -> NoReturn:
             raise await session.link.lost()
@@ -274,7 +274,7 @@ class Migration:
             await self._story(session, devices, side)
 
     async def _told(self, task: asyncio.Task[None]) -> None:
-        """Wait for the story; of several errors, raise the one that the others follow from."""
+        """Wait for the story; of several errors, raise the most likely cause."""
         try:
             if not self._interrupted:
                 await task
@@ -335,7 +335,7 @@ class Migration:
     # Small things
 
     def _told_last(self) -> EntourageError | None:
-        """The last that the target said of what went wrong there."""
+        """The last failure that the target reported."""
         return self._failures_there[-1] if self._failures_there else None
 
     def _source_side(self, session: Session, devices: DeviceSteps) -> SourceSide:

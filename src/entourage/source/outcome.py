@@ -1,4 +1,4 @@
-"""From GO to its answer: how the source learns who runs the domain, whatever the link does."""
+"""After GO: how the source finds out who runs the domain, also over new links."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def await_outcome(
 
 
 async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> bool:
-    """Wait for the answer as long as the link lives, and ask for it now and then.
+    """Wait for the answer while the link is up, and ask again at intervals.
 
     Returns:
         Whether the target has acted on it too.

@@ -23,7 +23,7 @@ _LOOK_EVERY = 0.5  # seconds between two looks at the copies, while the guest ru
 
 
 class Phases:
-    """What happens in each phase; in which order, and beside what, is the migration's to say.
+    """What the source does in each phase. Order and concurrency are decided in ``Migration``.
 
     Every phase may fail with an EntourageError, and cleans nothing up then.
 
@@ -80,7 +80,7 @@ class Phases:
             raise Refused(found)
 
     async def arm(self, side: SourceSide) -> None:
-        """From here a crash of either host is one that ``entourage recover`` knows about."""
+        """Write the migration into both journals: from here ``recover`` knows about it."""
         session, devices = self._session, self._devices
         plane = session.plane()
         if plane.secret is None:
@@ -110,7 +110,7 @@ class Phases:
             self._emit(Warned(at=self._clock.now(), message=text))
 
     async def prepare(self) -> None:
-        """Disks are mirrored, the target's machine is built and stands."""
+        """Mirror the disks, and have the target build its machine, paused."""
         session, devices = self._session, self._devices
         session.note("PREPARE")
 
@@ -146,7 +146,7 @@ class Phases:
             await devices.sync()
 
     async def memory(self) -> None:
-        """The disks settle, the last pages follow, and both sides say that all is there."""
+        """Complete the disk copies, send the last pages, wait until both sides have it all."""
         session, devices = self._session, self._devices
         since = self._clock.now()
         if flush := await session.machine.pre_switchover():

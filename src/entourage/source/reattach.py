@@ -1,4 +1,4 @@
-"""Taking up a departure that another process began on this host."""
+"""Reattach to a migration from this host that another process began."""
 
 from __future__ import annotations
 

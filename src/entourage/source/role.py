@@ -32,7 +32,7 @@ Problems = Callable[[], Awaitable[list[str]]]
 
 
 class SourceSide:
-    """One migration on its source: the role's state, and the hands that do what it decides.
+    """One migration on its source: the role's state, and what executes its effects.
 
     Args:
         journal: This host's journal.
@@ -108,7 +108,7 @@ class SourceSide:
         return None
 
     async def _resume(self) -> None:
-        """The guest first: only what it cannot run without comes before it."""
+        """Resume the guest; before it, recover only the devices that it cannot run without."""
         self.problems += await self._recover_first()
         if self._machine:
             await self._machine.abort()

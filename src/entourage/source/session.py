@@ -139,7 +139,7 @@ class Session:
         )
 
     def send(self, message: Message) -> None:
-        """Say a word of the hand-over, if there is a link; nobody waits for its arrival."""
+        """Send a hand-over message, if there is a link; nobody waits for its arrival."""
         with contextlib.suppress(LinkLost):
             self.link.tell(messages.HANDOVER, messages.Say(message.kind.value, message.migration))
 
@@ -162,7 +162,7 @@ class Session:
         }
 
     def note(self, doing: str) -> None:
-        """What ``status`` shows of it; costs no sync."""
+        """Set what ``status`` shows of this migration; costs no sync."""
         self.lock.note(f"migrates {self.machine.domain.name} to {self.target}: {doing}")
 
     async def landed_there(self) -> None:
@@ -185,7 +185,7 @@ def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
 
 
 async def greet(link: Link, clock: Clock, hello: messages.Hello) -> messages.Welcome:
-    """Say hello, check that both ends understand each other, and set the clock.
+    """Exchange Hello and Welcome, check the protocol's version, and measure the clock's offset.
 
     Raises:
         LinkLost, PeerVersionError: There is nobody to talk to.

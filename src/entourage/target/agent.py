@@ -57,7 +57,7 @@ Body = TypeVar("Body")
 
 
 class Agent:
-    """One link's worth of the target's half.
+    """The target's half of a migration, for one link.
 
     Args:
         link: To the source.
@@ -323,7 +323,7 @@ class Agent:
         return self._there, self._open
 
     def _step_into(self, domain: Domain, incoming: Incoming) -> None:
-        """Work with this domain from now on; what devices learned at TEST they learn anew."""
+        """Set the domain to work with, and make new controllers for it."""
         migration = self._hello.migration if self._hello else ""
         controllers = target_controllers(domain, incoming)
         self._controllers = {each.device.label: each for each in controllers}
@@ -351,7 +351,7 @@ def _address(hypervisor: str) -> str:
 def _taking(
     kind: type[Body], handler: Callable[[Body], Awaitable[Any]]
 ) -> Callable[[Any], Awaitable[Any]]:
-    """A handler whose body is checked first: the link's other end is not to be believed."""
+    """A handler whose body is validated first: the other end of the link is not trusted."""
 
     async def take(body: Any) -> Any:
         return await handler(msgspec.convert(body, kind))

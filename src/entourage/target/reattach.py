@@ -1,4 +1,4 @@
-"""Taking up an arrival that another process began on this host, or that nobody ever did."""
+"""Reattach to a migration to this host that another process began, or that was never begun."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def reattach_target(
 
 
 async def _attached(there: There, record: Record) -> Guest:
-    """What became of the machine; while nothing is decided, that need not be known.
+    """The state of the machine; STOPPED where it cannot be asked and GO is not recorded.
 
     Where GO was never written down, nobody has let it run: NEVER can be decided without looking.
     """

@@ -39,7 +39,7 @@ async def _nothing() -> None:
 
 
 class TargetSide:
-    """One migration on its target: the role's state, and the hands that do what it decides.
+    """One migration on its target: the role's state, and what executes its effects.
 
     Args:
         journal: This host's journal.
@@ -126,7 +126,7 @@ class TargetSide:
         return None
 
     async def _persist_definition(self, there: There) -> None:
-        """Make the domain this host's before it is said to be: the source then forgets it."""
+        """Persist the domain's definition before RAN is said, on which the source forgets it."""
         try:
             await there.incoming.persist_definition()
         except (EntourageError, OSError) as error:
@@ -137,7 +137,7 @@ class TargetSide:
             raise
 
     def _tell(self, finding: Finding) -> None:
-        """What the source's user has to know of it."""
+        """Report a finding to the source, for its user."""
         name = self._decision.name
         if finding is Finding.CRASHED_HERE:
             said = f"{name} was handed over, and its machine ended as it was let run"
@@ -166,7 +166,7 @@ class TargetSide:
         return Input.RELEASED
 
     async def _sync_devices(self) -> AnyInput | None:
-        """On the disk with what nobody has synced yet: once memory has landed, and once it ran.
+        """Sync the devices' state to disk: once memory has landed, and again once the guest ran.
 
         Before GO a failure is a reason to go back; after it, it is only told.
         """
@@ -197,7 +197,7 @@ class TargetSide:
                 self.problems.append(f"the half-built machine is left: {error}")
 
     async def _undo(self) -> None:
-        """Newest first; a row is struck out only once what it names is gone."""
+        """Undo the ledger's rows, newest first; each is marked only once its resource is gone."""
         ours = self.record in {Record.RAN, Record.OWNS}
         if ours and self._there:
             await self._finish_arrival(self._there)
@@ -211,7 +211,7 @@ class TargetSide:
                 self._journal.ledger_undone(row.id)
 
     async def _finish_arrival(self, there: There) -> None:
-        """Once, and after RAN: what it takes away may be all that shows that the guest has run."""
+        """Remove what only an arrival needs. Once, after RAN: it shows that the guest ran."""
         if self._settled:
             return
         self._settled = True
@@ -221,7 +221,7 @@ class TargetSide:
             self._on_failure(EntourageError(f"on arrival: {error}"))
 
     async def _undone(self, row: LedgerRow) -> list[str]:
-        """Undo a row; a volume is the hypervisor's to delete, from afar."""
+        """Undo a row; a volume is the hypervisor's to delete, remotely."""
         agentless = self._agentless
         if row.kind != VOLUME or agentless is None:
             return await undo_rows([(row.kind, row.spec)])

@@ -60,10 +60,10 @@ class FakeMachine:
         return (1, 2) if disk.format else (0, 0)
 
     async def complete_mirror(self, disk: Block) -> None:
-        self._note("settle", disk.label)
+        self._note("complete_mirror", disk.label)
 
     async def cancel_mirror(self, disk: Block) -> None:
-        self._note("unmirror", disk.label)
+        self._note("cancel_mirror", disk.label)
 
     async def announce(self, nets: Sequence[Net]) -> None:
         self._note("announce", nets[0].label)

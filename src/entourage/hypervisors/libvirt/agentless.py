@@ -143,7 +143,7 @@ class AgentlessIncoming(LibvirtIncoming):
             raise
 
     async def sync_tpm(self, tpm: Tpm) -> None:
-        """It cannot be done from afar."""
+        """It cannot be done remotely."""
 
     async def _watch_emulators(self) -> None:
         """Nor can that."""

@@ -32,7 +32,7 @@ async def test_a_local_file_is_made_there_and_mirrored(tmp_path: Path, srv: Path
     assert stat.S_IMODE(status.st_mode) == 0o640
     assert move.hosts.machine.calls == [
         ("mirror", f"block/disk0 to {image}"),
-        ("settle", "block/disk0"),
+        ("complete_mirror", "block/disk0"),
     ]
     assert names(made.parent) == ["web1.img"]
     assert [kind for kind, _ in move.hosts.ledger.rows] == ["scratch", "file"]
@@ -251,7 +251,7 @@ async def test_after_a_crash_another_process_gives_up_the_mirror(tmp_path: Path)
     move = Move(tmp_path, tmp_path / "web1.img")
     move.controller.recall({})
     await recover(move, Step.PREPARE)
-    assert move.hosts.machine.calls == [("unmirror", "block/disk0")]
+    assert move.hosts.machine.calls == [("cancel_mirror", "block/disk0")]
     await move.let_go()
 
 
@@ -283,7 +283,7 @@ async def test_recovery_gives_up_the_mirror(tmp_path: Path, srv: Path) -> None:
     here = move.hosts.here(move.controller.connect_there)
     assert move.controller.progress(here) == (1, 2)
     await recover(move, Step.TEST)
-    assert move.hosts.machine.calls[-1] == ("unmirror", "block/disk0")
+    assert move.hosts.machine.calls[-1] == ("cancel_mirror", "block/disk0")
     assert (srv / "web1.img").exists()
 
 
@@ -292,7 +292,7 @@ async def test_recovery_after_a_settled_mirror_has_nothing_to_do(tmp_path: Path,
     move.hosts.mkdir(srv)
     await move.through()
     await recover(move, Step.TRANSFER)
-    assert move.hosts.machine.calls[-1] == ("settle", "block/disk0")
+    assert move.hosts.machine.calls[-1] == ("complete_mirror", "block/disk0")
 
 
 async def test_cancelled_in_preparation_leaves_nothing(
