@@ -15,7 +15,14 @@ from lab.xen.hosts import XenHost, XenLab
 from lab.xen.wheels import install
 
 _NAME = "bench1"
-_SETTINGS = '[migration]\nmax-blackout = "120s"\nlink-silence = "30s"\ndoubt-timeout = "90s"\n'
+_SETTINGS = """\
+[migration]
+max-blackout = "120s"
+link-silence = "30s"
+doubt-timeout = "90s"
+[agent]
+devices = ["/dev/vdb"]
+"""
 _PATIENCE = 300.0
 _SURVIVES = 60.0
 # Pings each 10 ms until its input ends, and says the longest time without an answer.

@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from lab import network, ssh, vcpus
+from lab import network, ssh
 from lab.host import REPOSITORY, Host, HostError, boot
 from lab.init import HostConfig
+from lab.settings import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -242,7 +243,7 @@ class Lab:
                 "/etc/hostname": f"{name}\n",
                 "/etc/machine-id": f"{secrets.token_hex(16)}\n",
                 "/etc/profile.d/lab.sh": f"PATH={_search_path()}\n",
-                "/etc/entourage/entourage.toml": vcpus.SETTINGS,
+                "/etc/entourage/entourage.toml": SETTINGS,
             },
             neighbours=network.guest_neighbours() if name == CLIENT else [],
             search_path=_search_path(),

@@ -13,16 +13,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-SETTINGS = """\
-# Each look at what the guest has written is a chance to lose a page (lab/vcpus.py): few looks.
-[[migration.convergence]]
-after = 0
-downtime-limit = "300ms"
-[[migration.convergence]]
-after = 60
-downtime-limit = "2s"
-"""
-"""What `entourage` on a lab host goes by, unless a test says otherwise."""
 _VCPU = "/TCG"  # the end of the name that QEMU gives to such a thread
 PRIORITY = 1
 

@@ -24,18 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from entourage.version import __version__  # noqa: PLC0415 - only where it is needed
 
             return _tell(f"entourage {__version__}\n")
-        case ["agent"]:
+        case ["agent", *options] if not {"-h", "--help"} & set(options):
             from entourage.cli.agent import agent  # noqa: PLC0415 - without what draws and parses
 
-            return agent(None)
-        case ["agent", "--config", path]:
-            from entourage.cli.agent import agent  # noqa: PLC0415 - same
-
-            return agent(path)
-        case ["agent", "--join", path, what]:
-            from entourage.hypervisors.xen.join import join  # noqa: PLC0415 - same
-
-            return join(path, what)
+            return agent(options)
         case _:
             from entourage.cli.app import run  # noqa: PLC0415 - same
 

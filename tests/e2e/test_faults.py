@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import vcpus
+from lab import settings
 from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.dying import recover
@@ -29,7 +29,7 @@ call-at-test = true
 [migration]
 link-silence = "3s"
 doubt-timeout = "5s"
-{vcpus.SETTINGS}"""
+{settings.SETTINGS}"""
 FPGA = """
 [[external]]
 id = "fpga0"
@@ -80,8 +80,8 @@ def ground(lab: Lab) -> Generator[Ground]:
         yield ground
         ground.stand().end()
     for host in hosts:
-        host.config.files[SETTINGS] = vcpus.SETTINGS
-        host.write_files({SETTINGS: vcpus.SETTINGS})
+        host.config.files[SETTINGS] = settings.SETTINGS
+        host.write_files({SETTINGS: settings.SETTINGS})
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab import vcpus
+from lab import settings
 from lab.host import Host
 from lab.hosts import Lab
 from lab.observer import Observer
@@ -16,7 +16,7 @@ from tests.e2e.faults.inflict import Fault
 from tests.e2e.run import PATIENCE, Run
 from tests.e2e.world import KEPT, World
 
-QUICK = f'[migration]\nlink-silence = "3s"\ndoubt-timeout = "5s"\n{vcpus.SETTINGS}'
+QUICK = f'[migration]\nlink-silence = "3s"\ndoubt-timeout = "5s"\n{settings.SETTINGS}'
 CONFIG = "/etc/entourage/entourage.toml"
 
 
@@ -29,7 +29,7 @@ def world(lab: Lab, a: Host, b: Host) -> Generator[World]:
         yield world
         world.end()
     for host in (a, b):
-        host.write_files({CONFIG: vcpus.SETTINGS})
+        host.write_files({CONFIG: settings.SETTINGS})
 
 
 def entourage(host: Host, *words: str) -> tuple[int, str]:

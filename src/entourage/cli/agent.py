@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from entourage.errors import EntourageError
+from entourage.errors import EntourageError, UsageError
+
+_ORIGINAL = "SSH_ORIGINAL_COMMAND"
 
 
-def agent(config: str | None) -> int:
+@dataclass
+class _Words:
+    """The command's options.
+
+    Attributes:
+        config: The settings file; None: where this host has it.
+        source: The name of the one source that the caller's key stands for.
+        forced: This is the command of a key (sshd sets what was asked for in the environment).
+        proxy: A source on this same host has started it, for a target without Entourage.
+        join: Hand a stream to a running agent: its socket, and what the stream is.
+    """
+
+    config: str | None = None
+    source: str = ""
+    forced: bool = False
+    proxy: bool = False
+    join: tuple[str, str] | None = None
+
+
+def agent(options: Sequence[str]) -> int:
     """Serve one link on standard input and output; returns the exit status.
 
     Args:
-        config: The settings file; None: where this host has it.
+        options: What follows ``agent`` on the command line.
     """
-    from entourage.settings.load import load_settings  # noqa: PLC0415 - same
-    from entourage.target.agent import serve  # noqa: PLC0415 - what fails in it is told as an error
-
     try:
-        settings = load_settings(Path(config) if config is not None else None)
-        asyncio.run(serve(settings))
+        words = _understood(options)
+        if words.forced:
+            words = _as_asked(words, os.environ.get(_ORIGINAL, ""))
+            if words is None:
+                return _version()
+        return _run(words)
     except EntourageError as error:
         from entourage.cli.tell import tell  # noqa: PLC0415 - seldom needed
 
@@ -32,4 +58,95 @@ def agent(config: str | None) -> int:
         from entourage.cli.tell import tell_bug  # noqa: PLC0415 - seldom needed
 
         return tell_bug(error, verbose=False)
+
+
+def _run(words: _Words) -> int:
+    if words.join is not None:
+        return _join(words, *words.join)
+    from entourage.settings.load import load_settings  # noqa: PLC0415 - what fails is told
+    from entourage.target.caller import Caller  # noqa: PLC0415 - what fails in it is told
+    from entourage.target.serve import serve  # noqa: PLC0415 - same
+
+    settings = load_settings(_config(words))
+    asyncio.run(serve(settings, Caller(proxy=words.proxy, source=words.source)))
+    return 0
+
+
+def _join(words: _Words, path: str, what: str) -> int:
+    """Hand a stream to an agent; with a forced command only to one of this host's."""
+    from entourage.hypervisors.xen.join import join  # noqa: PLC0415 - without the agent
+
+    if words.forced:
+        from entourage.settings.load import load_settings  # noqa: PLC0415 - what fails is told
+
+        run = load_settings(_config(words)).paths.run
+        if ".." in path or not Path(path).is_relative_to(run):
+            raise UsageError(f"{path} is no socket of an agent here")
+    return join(path, what)
+
+
+def _config(words: _Words) -> Path | None:
+    return Path(words.config) if words.config is not None else None
+
+
+def _understood(options: Sequence[str]) -> _Words:
+    words, rest = _Words(), list(options)
+    while rest:
+        match rest:
+            case ["--config", path, *rest]:
+                words.config = path
+            case ["--source", name, *rest]:
+                words.source = name
+            case ["--forced", *rest]:
+                words.forced = True
+            case ["--proxy", *rest]:
+                words.proxy = True
+            case ["--join", path, what, *rest]:
+                words.join = path, what
+            case _:
+                raise UsageError(
+                    f"the agent does not know {rest[0]!r}",
+                    remedy="`entourage agent --help` tells what there is",
+                )
+    return words
+
+
+def _as_asked(forced: _Words, command: str) -> _Words | None:
+    """What a caller may have whose key has this command and no other.
+
+    Args:
+        forced: The options of the key's command; they stand.
+        command: What the caller asked for.
+
+    Returns:
+        The options to go by; None where the version is asked for.
+
+    Raises:
+        UsageError: Something else is asked for.
+    """
+    try:
+        asked = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"this key only moves machines in: {error}") from error
+    while asked and asked[0] not in {"agent", "--version"}:
+        asked = asked[1:]  # the path of the program, sudo
+    match asked:
+        case ["--version"]:
+            return None
+        case ["agent"]:
+            forced.join = None
+        case ["agent", "--join", path, what]:
+            forced.join = path, what
+        case _:
+            raise UsageError(
+                "this key only moves machines in",
+                remedy="use another key for anything else",
+            )
+    return forced
+
+
+def _version() -> int:
+    from entourage.version import __version__  # noqa: PLC0415 - seldom needed
+
+    print(f"entourage {__version__}", flush=True)  # noqa: T201 - nothing heavier is imported
     return 0

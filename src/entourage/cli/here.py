@@ -129,11 +129,16 @@ def recover(
     )
 
 
-def agent(*, config: Config = None) -> int:
+def agent(
+    *,
+    config: Config = None,
+    source: Annotated[str, typer.Option(help="Only for machines of the host of this name.")] = "",
+    forced: Annotated[
+        bool, typer.Option("--forced", help="As the command of a key in authorized_keys.")
+    ] = False,
+) -> None:
     """Be the other end of a migration, on standard input and output; `migrate` starts it by ssh."""
-    from entourage.cli.agent import agent as run_agent
-
-    return run_agent(str(config) if config is not None else None)
+    del config, source, forced  # ``__main__`` takes the command before it comes here, but for help
 
 
 def _settings(config: Path | None) -> Settings:

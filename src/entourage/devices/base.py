@@ -20,6 +20,7 @@ import msgspec
 from entourage.domain import Device, Domain
 from entourage.errors import UsageError
 from entourage.events import AnyEvent
+from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import Incoming, Machine
 from entourage.settings.model import Settings
@@ -130,6 +131,7 @@ class There:
         settings: This host's settings.
         run_dir: A directory of this domain's own, on tmpfs.
         state_dir: A directory of this domain's own that survives a power cut.
+        allowed: What the source may name here. The agent has one for all that a link asks.
         space: What the domain's disks will take: bytes by device label, by filesystem (st_dev).
             TEST adds to it, so that disks on one filesystem are counted together.
     """
@@ -142,6 +144,7 @@ class There:
     settings: Settings
     run_dir: str
     state_dir: str
+    allowed: Allowed
     space: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict[int, dict[str, int]])
 
 

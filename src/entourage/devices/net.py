@@ -15,6 +15,7 @@ import msgspec
 from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, refuse, warn
 from entourage.domain import Net
+from entourage.errors import DeviceError
 from entourage.hypervisors.base import Capability
 from entourage.steps import Refusal, Step
 
@@ -79,7 +80,10 @@ class NetController(Controller):
             mac=nic.mac,
             tap=nic.tap,
         )
-        answer = await here.peer(ask, Bridge)
+        try:
+            answer = await here.peer(ask, Bridge)
+        except DeviceError as error:
+            return [*found, refuse(nic, here.target, error.message, error.remedy)]
         kind, bridge, was = "bridge", asked.bridge, nic.bridge
         if nic.attach == "network":
             kind, bridge, was = "network", asked.network or "", nic.network or ""
@@ -119,6 +123,8 @@ class NetController(Controller):
     async def test_there(self, there: There, request: Any) -> Any:
         """Look at the bridge and what is on it."""
         asked = msgspec.convert(request, Ask)
+        if asked.attach == "bridge":
+            there.allowed.network(asked.bridge)
         if asked.attach == "network":
             return await self._network_there(there, asked)
         if asked.attach == "direct":

@@ -75,7 +75,7 @@ def agent_link(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncC
         environment[variable] = getattr(paths, name)
     return linked(
         # Never from the directory that somebody happens to be in: -m would look there first.
-        [sys.executable, "-P", "-m", "entourage", "agent"],
+        [sys.executable, "-P", "-m", "entourage", "agent", "--proxy"],
         peer=host,
         silence=settings.migration.link_silence,
         explain=_explained,

@@ -164,12 +164,18 @@ async def _gone(pidfd: int, patience: float) -> None:
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it does not wait
 
 
-def place(scratch: Path, final: Path, ledger: Ledger) -> None:
+def place(scratch: Path, final: Path, ledger: Ledger, *, known_as: Path | None = None) -> None:
     """Give a finished scratch file its name, never over something that is there.
+
+    Args:
+        scratch: The file.
+        final: Its name, perhaps in a directory by its descriptor.
+        ledger: Takes it before it is there.
+        known_as: Its name for later processes; None: the same.
 
     Raises:
         FileExistsError: There is something; it stays as it is.
     """
-    ledger.record("file", path=str(final), id=file_id(scratch))
+    ledger.record("file", path=str(known_as or final), id=file_id(scratch))
     os.link(scratch, final)
     scratch.unlink()

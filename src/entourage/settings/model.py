@@ -89,6 +89,28 @@ class SshSettings(_Section, frozen=True):
     """What runs on the target, ``sudo entourage``; split as a shell would."""
 
 
+class AgentSettings(_Section, frozen=True):
+    """What another host may do here by ``entourage agent``; asked on the host that it comes to."""
+
+    image_directories: tuple[str, ...] = ("/var/lib/libvirt/images", "/srv")
+    """Beneath these, images of machines that arrive are made, looked at and opened."""
+    boot_directories: tuple[str, ...] = ("/usr/share", "/usr/lib", "/boot")
+    """Beneath these, and beneath the others, lie firmware and kernels that it may name."""
+    devices: tuple[str, ...] = ()
+    """This host's own devices that it may use, by patterns: ``/dev/vg1/*``, ``usb:1050:0407``."""
+    networks: tuple[str, ...] = ("*",)
+    """Bridges that its NICs may be ports of, by patterns."""
+    allowed_hypervisors: tuple[str, ...] = ("qemu", "xen", "qemu:///system", "qemu:///session")
+    sources: tuple[str, ...] = ("*",)
+    """What a source may call itself, by patterns; to be trusted only with ``--source``."""
+    owners: tuple[str, ...] = ("root", "libvirt-qemu", "qemu")
+    """Users and groups that an image may be given to; others' become root's."""
+    allow_unencrypted: bool = False
+    """Take memory and disks of Entourage's own machines in the clear where that is asked for."""
+    believe_shared: bool = False
+    """Open an image that both hosts are said to see, and nothing proves it (``shared = "yes"``)."""
+
+
 class PathSettings(_Section, frozen=True):
     """Where this host keeps things."""
 
@@ -105,4 +127,5 @@ class Settings(_Section, frozen=True):
     migration: MigrationSettings = MigrationSettings()
     tool: ToolSettings = ToolSettings()
     ssh: SshSettings = SshSettings()
+    agent: AgentSettings = AgentSettings()
     paths: PathSettings = PathSettings()

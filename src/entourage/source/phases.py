@@ -56,7 +56,9 @@ class Phases:
         """Ask everything at once whether it can move; nothing is touched."""
         session, devices = self._session, self._devices
         session.blockers = tuple(await session.machine.blockers())
-        domain, facts = session.machine.domain, await session.machine.facts()
+        domain, facts = session.machine.domain, dict(await session.machine.facts())
+        if not self._settings.migration.tls:
+            facts["encrypted"] = "no"
         labels = {device.label for device in domain.devices}
         found = [refusal for refusal in session.blockers if refusal.device not in labels]
         if not self._live and Capability.NON_LIVE not in session.machine.capabilities:

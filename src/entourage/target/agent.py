@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
-import stat
-import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -26,7 +23,14 @@ from entourage.admission import arrival_generation, unsettled
 from entourage.devices.base import Controller, There
 from entourage.devices.remote import out_of_reach
 from entourage.domain import Domain
-from entourage.errors import EntourageError, HypervisorError, LinkLost, PeerVersionError, UsageError
+from entourage.errors import (
+    EntourageError,
+    HypervisorError,
+    LinkLost,
+    PeerVersionError,
+    Refused,
+    UsageError,
+)
 from entourage.handover.rules import Target
 from entourage.handover.values import (
     TERMINAL,
@@ -38,6 +42,7 @@ from entourage.handover.values import (
     Record,
     Role,
 )
+from entourage.hosts.allowed import Allowed
 from entourage.hosts.link import Link
 from entourage.hosts.proxy_agent import is_agentless, parse_agentless
 from entourage.hosts.resources import MemoryLedger
@@ -47,6 +52,7 @@ from entourage.journal.journal import Decision, Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
+from entourage.target.caller import Caller
 from entourage.target.controllers import target_controllers
 from entourage.target.making import ArrivalTasks
 from entourage.target.reattach import reattach_target
@@ -63,10 +69,13 @@ class Agent:
         link: To the source.
         settings: This host's.
         journal: This host's.
+        caller: What is known of the source before it says anything.
     """
 
-    def __init__(self, link: Link, settings: Settings, journal: Journal) -> None:
+    def __init__(self, link: Link, settings: Settings, journal: Journal, caller: Caller) -> None:
         self._link = link
+        self._caller = caller
+        self._allowed = Allowed(settings.agent)
         self._settings = settings
         self._journal = journal
         self._host = socket.gethostname()
@@ -129,6 +138,7 @@ class Agent:
                 host=self._host,
                 remedy="install the same version on both hosts",
             )
+        self._caller.check(hello.source, hello.hypervisor, self._settings.agent, self._host)
         self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
         self._hello = hello
         if is_agentless(hello.hypervisor):
@@ -146,8 +156,10 @@ class Agent:
         hypervisor = self._known()
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         refusals = list(await hypervisor.test_incoming(test.domain, self._host, test.facts))
-        if is_agentless(hypervisor.name):
+        if self._caller.proxy:
             refusals += out_of_reach(test.domain, self._host)
+        else:
+            refusals += self._allowed.not_allowed(test.domain, self._host, built=False)
         keeper = socket.gethostname()  # of the record: a proxy agent's host is the source
         return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
 
@@ -210,6 +222,10 @@ class Agent:
 
     async def _on_build(self, plan: Plan) -> None:
         there, opening = self._making()
+        if not self._caller.proxy and (
+            found := self._allowed.not_allowed(there.domain, self._host, built=True)
+        ):
+            raise Refused(found)
         # A file or tap that a device's half chose is in there.domain by now.
         await self._arrival_tasks.run(there.incoming.build(there.domain, opening.plane, plan))
         self._making()  # it may have been called off just now
@@ -336,6 +352,7 @@ class Agent:
             settings=self._settings,
             run_dir=self._settings.paths.run,
             state_dir=self._settings.paths.state,
+            allowed=self._allowed,
         )
 
 
@@ -357,50 +374,3 @@ def _taking(
         return await handler(msgspec.convert(body, kind))
 
     return take
-
-
-@contextlib.asynccontextmanager
-async def _stdio(settings: Settings) -> AsyncGenerator[Link]:
-    """A link on standard input and output, which nothing else can write to from here on."""
-    loop = asyncio.get_running_loop()
-    for descriptor in (0, 1):
-        mode = os.fstat(descriptor).st_mode
-        if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-            raise UsageError(
-                "the agent speaks to `entourage migrate`, which starts it over ssh",
-                remedy="nobody needs to start it by hand",
-            )
-    inward, outward = os.dup(0), os.dup(1)
-    os.dup2(2, 1)
-    with open(os.devnull, "rb") as nothing:  # noqa: PTH123, ASYNC230 - a descriptor is wanted
-        os.dup2(nothing.fileno(), 0)
-    reader = asyncio.StreamReader(limit=1 << 20)
-    in_transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(inward, "rb", buffering=0)
-    )
-    out_transport, protocol = await loop.connect_write_pipe(
-        asyncio.streams.FlowControlMixin, os.fdopen(outward, "wb", buffering=0)
-    )
-    writer = asyncio.StreamWriter(out_transport, protocol, None, loop)
-    try:
-        yield Link(reader, writer, peer="the source", silence=settings.migration.link_silence)
-    finally:
-        in_transport.close()
-        out_transport.close()
-
-
-async def serve(settings: Settings) -> None:
-    """Be the agent on standard input and output until the link ends.
-
-    Raises:
-        JournalError: The journal cannot be used; ssh shows it to the user on the source.
-    """
-    loop = asyncio.get_running_loop()
-    with Journal.open(Path(settings.paths.state, "journal.db")) as journal:
-        async with _stdio(settings) as link:
-            agent = Agent(link, settings, journal)
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                loop.add_signal_handler(number, agent.end)
-            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-            await agent.run()
-    sys.stderr.flush()

@@ -13,6 +13,7 @@ from entourage.domain import Domain
 from entourage.errors import DomainBusy, EntourageError, HypervisorError
 from entourage.handover.rules import Target
 from entourage.handover.values import Guest, Input, Message, Record, Role
+from entourage.hosts.allowed import Allowed
 from entourage.hypervisors.registry import open_hypervisor
 from entourage.journal.journal import Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
@@ -119,4 +120,5 @@ def _there(journal: Journal, settings: Settings, decision: Decision) -> There:
         settings=settings,
         run_dir=settings.paths.run,
         state_dir=settings.paths.state,
+        allowed=Allowed(settings.agent),
     )

@@ -25,7 +25,14 @@ LOG = f"/var/log/entourage/{NAME}.log"
 SIDE = f"/etc/entourage/domains/{NAME}.toml"
 PATIENCE = 240.0
 # Half a minute for software emulation to encrypt, copy and decrypt what is a moment elsewhere.
-SETTINGS = '[migration]\nmax-blackout = "120s"\nlink-silence = "30s"\ndoubt-timeout = "90s"\n'
+SETTINGS = """\
+[migration]
+max-blackout = "120s"
+link-silence = "30s"
+doubt-timeout = "90s"
+[agent]
+devices = ["/dev/vdb"]
+"""
 _DISKS = (
     f"format=raw,vdev=xvda,access=rw,target={DISK}",
     f"format=raw,vdev=xvdb,access=rw,target={SHARED}",

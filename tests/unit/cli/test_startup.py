@@ -8,7 +8,8 @@ import pytest
 from entourage import __main__
 from entourage.errors import JournalError
 from entourage.settings.model import Settings
-from entourage.target import agent as agent_module
+from entourage.target import serve as agent_module
+from entourage.target.caller import Caller
 from entourage.version import __version__
 
 
@@ -90,10 +91,10 @@ def test_the_agent_needs_nothing_that_draws_or_parses() -> None:
 def test_what_the_agent_is_started_with(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    served: list[Settings] = []
+    served: list[Caller] = []
 
-    async def serve(settings: Settings) -> None:
-        served.append(settings)
+    async def serve(_settings: Settings, caller: Caller) -> None:
+        served.append(caller)
 
     monkeypatch.setattr(agent_module, "serve", serve)
     monkeypatch.delenv("ENTOURAGE_CONFIG", raising=False)
@@ -103,7 +104,43 @@ def test_what_the_agent_is_started_with(
     assert capsys.readouterr().err.startswith("entourage: /nosuch.toml: ")
     assert __main__.main(["agent", "--help"]) == 0
     assert __main__.main(["agent", "--nosuch"]) == 2
-    assert len(served) == 1
+    assert served == [Caller()]
+    assert __main__.main(["agent", "--source", "a", "--proxy"]) == 0
+    assert served[1:] == [Caller(proxy=True, source="a")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ("entourage agent", 0),
+        ("sudo entourage agent", 0),
+        ("/opt/entourage/bin/entourage --version", 0),
+        ("entourage agent --proxy", 2),
+        ("entourage agent --config /tmp/mine.toml", 2),
+        ("entourage agent --source b", 2),
+        ("entourage agent --join /run/docker.sock memory", 2),
+        ("entourage agent --join /run/entourage/../docker.sock memory", 2),
+        ("entourage stop web1", 2),
+        ("sh -c 'id; entourage agent'", 2),
+        ("bash", 2),
+        ("'", 2),
+        ("", 2),
+    ],
+)
+def test_a_forced_command_only_moves_machines_in(
+    asked: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Caller] = []
+
+    async def serve(_settings: Settings, caller: Caller) -> None:
+        served.append(caller)
+
+    monkeypatch.setattr(agent_module, "serve", serve)
+    monkeypatch.delenv("ENTOURAGE_CONFIG", raising=False)
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", asked)
+    assert __main__.main(["agent", "--forced", "--source", "a"]) == status
+    assert all(caller == Caller(source="a") for caller in served)
+    assert bool(served) == (status == 0 and not asked.endswith("--version"))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +158,7 @@ def test_what_the_agent_says_when_it_cannot(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def serve(_settings: Settings) -> None:
+    async def serve(_settings: Settings, _caller: Caller) -> None:
         raise error
 
     monkeypatch.setattr(agent_module, "serve", serve)

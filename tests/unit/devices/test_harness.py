@@ -23,9 +23,10 @@ from entourage.devices.block.controller import BlockController, Placement
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import HypervisorError
 from entourage.events import AnyEvent, Warned
+from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Capability, Export, Incoming, Machine, TpmFacts
-from entourage.settings.model import Settings
+from entourage.settings.model import AgentSettings, Settings
 from entourage.steps import Refusal
 
 ALL_CAPABILITIES = frozenset(Capability) - {Capability.CARRY_DISKS, Capability.CARRY_RAW}
@@ -129,6 +130,7 @@ class TwoHosts:
             settings=self.settings,
             run_dir=str(root / "run"),
             state_dir=str(root / "state"),
+            allowed=Allowed(AgentSettings(image_directories=("/",), devices=("*",))),
         )
 
     def on_target(self, path: Path | str) -> Path:

@@ -14,9 +14,10 @@ from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError
 from entourage.handover.rules import Target
 from entourage.handover.values import Guest, Heard, Input, Message, MessageKind, Record, Role
+from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import MemoryLedger
 from entourage.journal.journal import Decision, Journal
-from entourage.settings.model import Settings
+from entourage.settings.model import AgentSettings, Settings
 from entourage.target.role import TargetSide
 
 OPEN = Decision(
@@ -68,6 +69,7 @@ def side_of(
         settings=Settings(),
         run_dir="",
         state_dir="",
+        allowed=Allowed(AgentSettings()),
     )
     return TargetSide(
         journal=journal,

@@ -63,7 +63,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
 
 
 class Fill(msgspec.Struct, frozen=True, kw_only=True, tag="fill"):
-    """PREPARE, once all is copied: set all of the file aside again."""
+    """PREPARE, once all is copied: set all of the file that was made aside again."""
 
     path: str
 
@@ -250,10 +250,13 @@ class BlockController(Controller):
         asked: Look | Digest | Fit = msgspec.convert(request, Look | Digest | Fit)
         match asked:
             case Look(spots=spots):
-                return await asyncio.gather(*map(storage.look, spots))
+                return await asyncio.gather(
+                    *(storage.look_there(spot, there.allowed) for spot in spots)
+                )
             case Digest(path=path):
                 try:
-                    return await storage.digest(path)
+                    async with asyncio.timeout(there.settings.migration.test_timeout):
+                        return await storage.digest(self._readable(there, path))
                 except OSError as error:
                     reason = f"{path} cannot be read: {error.strerror}"
                     raise DeviceError(reason, device=self.disk.label, host=there.host) from error
@@ -280,7 +283,7 @@ class BlockController(Controller):
     async def prepare_there(self, there: There, request: Any) -> Any:
         """Make an empty image that is like the source's."""
         new = self._made = msgspec.convert(request, Make).new
-        return await images.create(new, there.migration, there.ledger)
+        return await images.create(new, there.migration, there.ledger, there.allowed)
 
     async def connect(self, here: Here) -> None:
         """Mirror the disk; from here on, every write of the guest goes to both."""
@@ -300,8 +303,8 @@ class BlockController(Controller):
                 disk = there.domain.device(self.device.label)
                 assert isinstance(disk, Block)  # noqa: S101 - labels begin with the class
                 return await there.incoming.export(disk)
-            case Fill(path=path):
-                await images.set_aside(path)
+            case Fill():
+                await self._fill(there)
                 return None
 
     async def arrived(self, there: There) -> None:
@@ -309,7 +312,19 @@ class BlockController(Controller):
         new = self._made
         carried = not there.incoming.capabilities.isdisjoint(_CARRIES)
         if new is not None and new.preallocated and carried:
-            await images.set_aside(new.path)
+            await self._fill(there)
+
+    async def _fill(self, there: There) -> None:
+        if self._made is not None:
+            with there.allowed.images.parent(self._made.path) as directory:
+                await images.set_aside(str(directory / Path(self._made.path).name))
+
+    @staticmethod
+    def _readable(there: There, path: str) -> str:
+        """What may be digested: an image, or a device that the source may name."""
+        if there.allowed.has_device(path) or there.allowed.is_proven(path):
+            return path
+        return there.allowed.images.real(path)
 
     def progress(self, here: Here) -> tuple[int, int]:
         """How far the mirror has come."""

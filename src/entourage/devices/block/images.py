@@ -11,6 +11,7 @@ import contextlib
 import grp
 import os
 import pwd
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -20,9 +21,19 @@ import msgspec
 
 from entourage.devices.block import storage
 from entourage.errors import DeviceError
+from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import Ledger, place
 
 _MARGIN = 16 << 20
+# What ``_options`` reads of a qcow2, and no more: others name files, or keys.
+_OPTIONS = {
+    "cluster_size": "[0-9]{3,8}",
+    "compat": "0.10|1.1",
+    "refcount_bits": "[0-9]{1,2}",
+    "lazy_refcounts": "on",
+    "extended_l2": "on",
+    "compression_type": "zlib|zstd",
+}
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,8 +294,10 @@ def _name(lookup: Any, number: int) -> str:
         return str(number)
 
 
-async def create(new: NewImage, migration: str, ledger: Ledger) -> bool:
+async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed) -> bool:
     """Make an image under a name that can only be ours, then give it its own.
+
+    All of it happens in the directory as it was opened, whatever its name means meanwhile.
 
     Returns:
         False where it should be preallocated and the filesystem has no way to do that.
@@ -292,34 +305,51 @@ async def create(new: NewImage, migration: str, ledger: Ledger) -> bool:
     Raises:
         DeviceError: It cannot be made; what was made of it is in the ledger.
     """
-    final = Path(new.path)
-    scratch = final.parent / f".entourage-{migration}-{os.urandom(6).hex()}.part"
-    ledger.record("scratch", path=str(scratch))
+    _check_new(new, allowed)
     try:
-        _make_empty(scratch, new)
-        if new.format == "qcow2":
-            await _create_qcow2(new, scratch)
-        done = not new.preallocated or await set_aside(str(scratch))
-        _sync(scratch)
-        place(scratch, final, ledger)
-        _sync(final.parent)  # the name, too, must survive a power cut once the guest runs on it
+        final = Path(allowed.images.real(new.path))
+        name = f".entourage-{migration}-{os.urandom(6).hex()}.part"
+        with allowed.images.parent(str(final)) as directory:
+            ledger.record("scratch", path=str(final.parent / name))
+            scratch = directory / name
+            _make_empty(scratch, new, allowed)
+            if new.format == "qcow2":
+                await _create_qcow2(new, scratch)
+            done = not new.preallocated or await set_aside(str(scratch))
+            _sync(scratch)
+            place(scratch, directory / final.name, ledger, known_as=final)
+            _sync(directory)  # the name, too, must survive a power cut once the guest runs on it
     except FileExistsError as error:
-        raise DeviceError(f"{final} has come into being meanwhile") from error
+        raise DeviceError(f"{new.path} has come into being meanwhile") from error
     except OSError as error:
-        raise DeviceError(f"{final} cannot be made: {error.strerror}") from error
+        raise DeviceError(f"{new.path} cannot be made: {error.strerror}") from error
+    allowed.prove(str(final))
     return done
 
 
-def _make_empty(scratch: Path, new: NewImage) -> None:
+def _check_new(new: NewImage, allowed: Allowed) -> None:
+    """What another host asks to be made is made of what ``like`` says, and of nothing else."""
+    if storage.is_nonces_name(Path(new.path).name):
+        raise DeviceError(f"{new.path} has a name that is Entourage's own")
+    for key, value in new.options.items():
+        if not re.fullmatch(_OPTIONS.get(key, "(?!)"), value):
+            raise DeviceError(f"an image with {key}={value} is not made for another host")
+    if new.backing is not None:
+        allowed.images.real(new.backing)
+
+
+def _make_empty(scratch: Path, new: NewImage, allowed: Allowed) -> None:
     """Make the file; never readable for others, not even for a moment."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(scratch, flags, 0o600)
     try:
         with contextlib.suppress(PermissionError):  # not root: it is ours then, as QEMU will be
             os.fchown(
-                handle, owner_number(pwd.getpwnam, new.owner), owner_number(grp.getgrnam, new.group)
+                handle,
+                owner_number(pwd.getpwnam, allowed.owner(new.owner)),
+                owner_number(grp.getgrnam, allowed.owner(new.group)),
             )
-        os.fchmod(handle, new.mode)
+        os.fchmod(handle, new.mode & 0o664 | 0o600)  # others may read what they may read there
         if new.format == "raw":
             os.ftruncate(handle, new.size)
     finally:

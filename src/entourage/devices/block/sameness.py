@@ -89,8 +89,10 @@ async def _compare_once(
             unwritable.append(why)
         before = await asyncio.gather(*map(storage.look, spots))
         theirs = [
-            msgspec.structs.replace(spot, path=there)
-            for spot, (_, there) in zip(spots, pairs, strict=True)
+            msgspec.structs.replace(
+                spot, path=there, ids=seen.ids if seen.kind == "device" else frozenset()
+            )
+            for spot, seen, (_, there) in zip(spots, before, pairs, strict=True)
         ]
         there = await ask(theirs)
         after = await asyncio.gather(*(storage.look(Spot(path=path)) for path, _ in pairs))

@@ -13,6 +13,7 @@ from entourage.devices.block import images, storage
 from entourage.devices.block.images import NewImage
 from entourage.devices.refusals import no_way, refuse
 from entourage.domain import Block
+from entourage.hosts.beneath import NotAllowed
 from entourage.hypervisors.base import Capability
 from entourage.settings.units import format_size
 from entourage.steps import Refusal
@@ -71,6 +72,10 @@ def _fit_file(disk: Block, there: There, new: NewImage) -> list[Refusal]:
         remedy = f"make it there, or {elsewhere}"
         return [refuse(disk, there.host, f"there is no directory {directory}", remedy)]
     found: list[Refusal] = []
+    try:
+        there.allowed.images.real(new.path)
+    except NotAllowed as error:
+        return [refuse(disk, there.host, error.message, f"{error.remedy}, or {elsewhere}")]
     if os.path.lexists(path):
         found.append(refuse(disk, there.host, f"{path} is there already", elsewhere))
     if os.statvfs(directory).f_flag & os.ST_RDONLY:
@@ -110,6 +115,10 @@ def _too_full(disk: Block, there: There, new: NewImage, directory: str) -> Refus
 def _fit_device(disk: Block, there: There, new: NewImage, *, exact: bool) -> Fitting:
     """See whether the device is large enough, and nobody's (mounted, LVM, RAID, swap)."""
     another = f"--disk {disk.id}=/dev/…, another device"
+    try:
+        there.allowed.device(new.path)
+    except NotAllowed as error:
+        return Fitting(refusals=[refuse(disk, there.host, error.message, error.remedy)])
     if new.format != "raw":
         reason = f"a {new.format} image cannot be copied onto a device"
         return Fitting(refusals=[refuse(disk, there.host, reason, f"--disk {disk.id}=/a/file")])

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
+import re
 import secrets
 import stat
 import threading
@@ -23,9 +25,13 @@ from typing import Literal
 import msgspec
 
 from entourage.devices.block.hardware import WEAK, boot_id, identities
+from entourage.hosts.allowed import Allowed
+from entourage.hosts.beneath import NotAllowed
 
 _MARK = "entourage nonce"
 _PREFIX, _SUFFIX = ".entourage-", ".nonce"
+_NONCE = re.compile(r"\.entourage-[A-Za-z0-9-]{1,80}\.nonce")
+_SMALL = 256
 # A nonce that a killed process left behind is swept up by the next one after this many seconds.
 _LIFE = 3600
 _SECTOR = 512
@@ -42,12 +48,14 @@ class Spot(msgspec.Struct, frozen=True, kw_only=True):
         nonce: The name of the nonce that the other host wrote beside its file; empty for none.
         content: What the nonce holds.
         samples: Where to take samples of the content, bytes from the beginning.
+        ids: What the other host knows its device by: naming one proves that it sees the device.
     """
 
     path: str
     nonce: str = ""
     content: str = ""
     samples: tuple[int, ...] = ()
+    ids: frozenset[str] = frozenset()
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +83,42 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 async def look(spot: Spot) -> Seen:
     """See what is at a path, in a thread: network storage may take its time."""
     return await asyncio.to_thread(_look, spot)
+
+
+async def look_there(spot: Spot, allowed: Allowed) -> Seen:
+    """See what is at a path that another host names; what that proves is remembered.
+
+    Raises:
+        NotAllowed: It is none that the other host may name.
+    """
+    return await asyncio.to_thread(_look_there, spot, allowed)
+
+
+def _look_there(spot: Spot, allowed: Allowed) -> Seen:
+    if len(spot.samples) > _SAMPLES:
+        raise NotAllowed(f"more than {_SAMPLES} samples are asked for")
+    try:
+        if stat.S_ISBLK(os.stat(spot.path).st_mode):  # noqa: PTH116 - one call
+            return _look_at_device_there(spot, allowed)
+        real = allowed.images.real(spot.path)
+    except FileNotFoundError:  # nor is its directory: nothing is there
+        return Seen()
+    except OSError as error:
+        return Seen(kind="other", error=error.strerror or str(error))
+    seen = _look(msgspec.structs.replace(spot, path=real))
+    if seen.nonce:
+        allowed.prove(str(Path(real).parent))
+    return seen
+
+
+def _look_at_device_there(spot: Spot, allowed: Allowed) -> Seen:
+    if not allowed.has_device(spot.path):
+        common = identities(os.stat(spot.path).st_rdev) & spot.ids  # noqa: PTH116 - as above
+        if any(not identity.startswith(WEAK) for identity in common):
+            allowed.prove(spot.path)
+        else:
+            allowed.device(spot.path)
+    return _look(spot)
 
 
 def _look(spot: Spot) -> Seen:
@@ -115,11 +159,33 @@ def _nonce_there(spot: Spot) -> bool:
     """Whether the other host's nonce lies beside this host's file."""
     if not spot.nonce:
         return False
+    if not (_NONCE.fullmatch(spot.nonce) and spot.content.startswith(_MARK)):
+        return False
     try:
-        beside = Path(os.path.realpath(spot.path)).parent / spot.nonce
-        return beside.read_text(encoding="ascii") == spot.content
+        return _small_file(Path(os.path.realpath(spot.path)).parent / spot.nonce) == spot.content
     except (OSError, UnicodeError):
         return False
+
+
+def is_nonces_name(name: str) -> bool:
+    """Whether a file of that name could be taken for a nonce, and so may not be made."""
+    return name.startswith(_PREFIX)
+
+
+def _small_file(path: Path) -> str:
+    """A text of some bytes in a directory that others may write to: no link, no FIFO is followed.
+
+    Raises:
+        OSError: It cannot be read, or is no plain file.
+        UnicodeError: It is no such text.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        return os.read(handle, _SMALL).decode("ascii")
+    finally:
+        os.close(handle)
 
 
 def _samples(path: Path, offsets: Sequence[int]) -> tuple[str, ...]:
@@ -199,7 +265,7 @@ def _sweep(directory: Path) -> None:
     """Remove nonces whose life is over: whoever wrote them was killed."""
     with contextlib.suppress(OSError, ValueError):
         for old in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
-            mark, _, until = old.read_text(encoding="ascii").rpartition(" until ")
+            mark, _, until = _small_file(old).rpartition(" until ")
             if mark.startswith(_MARK) and int(until) < time.time():
                 old.unlink(missing_ok=True)
 

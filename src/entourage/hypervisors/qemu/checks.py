@@ -30,6 +30,13 @@ Reason: TypeAlias = tuple[str, str]
 """What is wrong, and what to do about it."""
 
 
+IN_THE_CLEAR = (
+    "memory and disks are not taken unencrypted here",
+    "leave out --no-tls, or set agent.allow-unencrypted there",
+)
+"""What is wrong, and what to do."""
+
+
 def check_start(domain: Domain) -> None:
     """See that everything a domain names is here.
 
@@ -66,10 +73,17 @@ def _disk_problems(disk: Block) -> Iterator[UsageError]:
         with path.open("rb") as file:
             really = file.read(4) == _QCOW2_MAGIC
         # As raw, a guest could write a header that makes QEMU open any file of the host next time.
-        if really != (disk.format == "qcow2"):
-            found = "a qcow2 image" if really else "no qcow2 image"
-            remedy = f'set format = "{"qcow2" if really else "raw"}"'
-            yield UsageError(f"{path} is {found}", device=disk.label, remedy=remedy)
+        if really and disk.format == "raw":
+            yield UsageError(
+                f"{path} is to be raw, and begins like a qcow2 image",
+                device=disk.label,
+                # Never: open it as what it claims to be. A guest could have written that.
+                remedy="see how it was made; a guest that had it as a raw disk can have written "
+                "that, and QEMU would open the files of this host that it names",
+            )
+        elif not really and disk.format == "qcow2":
+            remedy = 'set format = "raw", if that is what it was made as'
+            yield UsageError(f"{path} is no qcow2 image", device=disk.label, remedy=remedy)
 
 
 def _net_problems(net: Net) -> Iterator[UsageError]:
@@ -99,6 +113,8 @@ async def test_incoming(
 ) -> Sequence[Refusal]:
     """What speaks against building this domain here."""
     reasons = [*_taken(domain, host, settings), *_unusable(domain, settings), *_memory(domain)]
+    if facts.get("encrypted") == "no" and not settings.agent.allow_unencrypted:
+        reasons.append(IN_THE_CLEAR)
     for path in domain.boot.files:
         here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
         if not here:

@@ -72,7 +72,8 @@ class QemuHypervisor:
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:
         """A machine to be built here."""
         where = places(self._settings, str(domain.uuid), domain.name)
-        return QemuIncoming(domain, where, ledger)
+        encrypted = not self._settings.agent.allow_unencrypted
+        return QemuIncoming(domain, where, ledger, encrypted=encrypted)
 
     async def test_incoming(
         self, domain: Domain, host: str, facts: Mapping[str, str]

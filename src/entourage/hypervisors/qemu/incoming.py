@@ -23,6 +23,7 @@ from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import tls_in_threads
 from entourage.hypervisors.qemu.carrier import migration_capabilities
+from entourage.hypervisors.qemu.checks import IN_THE_CLEAR
 from entourage.hypervisors.qemu.cmdline import block_node, disk_index, export_name
 from entourage.hypervisors.qemu.errors import plain
 from entourage.hypervisors.qemu.launch import bring_up, host_things
@@ -49,9 +50,13 @@ class QemuIncoming:
         domain: The domain; of what ``build`` is given only its identity is used here.
         where: Its places on this host.
         ledger: Takes every resource before it is made.
+        encrypted: Refuse memory and disks in the clear.
     """
 
-    def __init__(self, domain: Domain, where: Places, ledger: Ledger) -> None:
+    def __init__(
+        self, domain: Domain, where: Places, ledger: Ledger, *, encrypted: bool = False
+    ) -> None:
+        self._encrypted = encrypted
         self._domain = domain
         self._where = where
         self._ledger = ledger
@@ -110,6 +115,8 @@ class QemuIncoming:
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan = _NO_PLAN) -> None:  # noqa: ARG002 - all is in the domain
         """Make the machine, paused, from the running configuration; what it opens exists."""
+        if self._encrypted and plane.secret is None:
+            raise HypervisorError(IN_THE_CLEAR[0], remedy=IN_THE_CLEAR[1])
         self._plane = plane
         self._host = await _bindable(plane.address)
         self._log_start = self._where.log.stat().st_size if self._where.log.exists() else 0

@@ -214,7 +214,7 @@ def test_all_that_is_missing_is_named(tmp_path: Path) -> None:
         check_start(domain)
     for part in (
         "/nowhere/vmlinuz",
-        'format = "qcow2"',
+        "begins like a qcow2 image",
         "neither a file nor a block device",
         "/nowhere/disk",
         "no bridge no-such-bridge",

@@ -1,0 +1,22 @@
+"""What `entourage` on a lab host goes by, unless a test says otherwise."""
+
+from __future__ import annotations
+
+from lab.host import REPOSITORY
+
+SETTINGS = f"""\
+# Each look at what the guest has written is a chance to lose a page (lab/vcpus.py): few looks.
+[[migration.convergence]]
+after = 0
+downtime-limit = "300ms"
+[[migration.convergence]]
+after = 60
+downtime-limit = "2s"
+# What tests have elsewhere than in a host's /srv: the guests' kernel, storage that both hosts see,
+# and block devices made of files, of the same name on all hosts or of a host's own.
+[agent]
+image-directories = ["/srv", "/var/lib/libvirt/images", "/mnt/shared"]
+boot-directories = ["/usr/share", "{REPOSITORY}/.cache/guest"]
+devices = ["/dev/loop*", "/dev/shm/*"]
+allow-unencrypted = true
+"""

@@ -1,0 +1,160 @@
+"""What another host may name on this one: by the settings' ``[agent]``, and by what is proven.
+
+Whoever has a key for ``entourage agent`` is a stranger until the settings of this host, and what it
+has shown, say otherwise. Nothing here is asked of a source: its own files are its own business.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+from entourage.domain import Block, Domain, Net, Pci, Tpm, Usb, whole_bdf
+from entourage.errors import DeviceError, EntourageError
+from entourage.hosts.beneath import Beneath, NotAllowed
+from entourage.settings.model import AgentSettings
+from entourage.steps import Refusal
+
+# Emulated ones that reach for something of the host's own.
+_HOSTS_OWN = ("usb-host", "usb-redir", "usb-mtp", "vfio", "vhost", "ivshmem", "virtio-9p")
+
+
+class Allowed:
+    """What one source may name here.
+
+    Args:
+        settings: This host's.
+
+    Attributes:
+        images: Where images may lie.
+        boot: Where firmware and kernels may lie.
+    """
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        directories = settings.image_directories
+        self.images = Beneath(directories, "agent.image-directories")
+        self.boot = Beneath((*settings.boot_directories, *directories), "agent.boot-directories")
+        self._proven: set[str] = set()
+
+    def prove(self, path: str) -> None:
+        """A file was made by this migration, or a directory or device is seen by both hosts."""
+        self._proven.add(path)
+
+    def is_proven(self, path: str) -> bool:
+        """Whether the file, or the directory that it lies in, has been proven."""
+        return path in self._proven or str(Path(path).parent) in self._proven
+
+    def has_device(self, path: str) -> bool:
+        """Whether a device of this host may be used."""
+        plain = ".." not in Path(path).parts
+        return plain and _matches(path, self._settings.devices)
+
+    def device(self, path: str) -> None:
+        """Check a device of this host's own.
+
+        Raises:
+            NotAllowed: The settings do not name it.
+        """
+        if not self.has_device(path) and path not in self._proven:
+            raise NotAllowed(
+                f"{path} is not among the devices that are allowed here",
+                remedy="add it to agent.devices in the settings there",
+            )
+
+    def owner(self, name: str) -> str:
+        """Who an image is given to: who owns it on the source, or else root."""
+        return name if name in self._settings.owners else "root"
+
+    def network(self, bridge: str) -> None:
+        """Check a bridge.
+
+        Raises:
+            NotAllowed: The settings do not name it.
+        """
+        if not _matches(bridge, self._settings.networks):
+            raise NotAllowed(
+                f"the bridge {bridge} is not among the networks that are allowed here",
+                remedy="add it to agent.networks in the settings there",
+            )
+
+    def not_allowed(self, domain: Domain, host: str, *, built: bool) -> list[Refusal]:
+        """Why the machine may not be built here.
+
+        Args:
+            domain: As it is to be here where ``built``, else as it is on the source: its disks and
+                NICs are then for their controllers to ask about.
+            host: This host's name.
+            built: Whether it is about to be built.
+        """
+        found: list[Refusal] = []
+        for label, check in self._checks(domain, built=built):
+            try:
+                check()
+            except EntourageError as error:
+                found.append(Refusal(label, host, error.message, error.remedy))
+            except OSError as error:
+                found.append(Refusal(label, host, f"{error.filename}: {error.strerror}"))
+        return found
+
+    def _checks(self, domain: Domain, *, built: bool) -> Iterator[tuple[str, Callable[[], object]]]:
+        for path in domain.boot.files:
+            yield "domain", partial(self._boot, path)
+        for device in domain.devices:
+            match device:
+                case Block() if built:
+                    yield device.label, partial(self._disk, device)
+                case Net(attach="bridge") if built:
+                    yield device.label, partial(self.network, device.bridge)
+                case Tpm(type="external" | "passthrough"):
+                    yield device.label, partial(self.device, device.socket or device.path or "")
+                case Usb() | Pci():
+                    yield device.label, partial(self._hardware, device)
+                case _:
+                    pass
+
+    def _boot(self, path: str) -> None:
+        if Path(path).exists():  # that it is not there is told elsewhere
+            self.boot.real(path)
+
+    def _disk(self, disk: Block) -> None:
+        """Only what was made here, or is proven to be shared, or can only be read, is opened."""
+        if _is_block_device(disk.path):
+            self.device(disk.path)
+            return
+        real = self.images.real(disk.path)
+        only_read = disk.readonly or disk.model == "ide-cd"
+        if not (only_read or self.is_proven(real) or self._settings.believe_shared):
+            raise DeviceError(
+                f"{disk.path} was neither made by this migration nor proven to be shared",
+                remedy="agent.believe-shared in the settings there lets it be opened all the same",
+            )
+
+    def _hardware(self, device: Usb | Pci) -> None:
+        """One of the host's own, or an emulated one that reaches for it."""
+        if device.plug is not None:
+            self.device(
+                f"usb:{device.plug}" if isinstance(device, Usb) else f"pci:{whole_bdf(device.plug)}"
+            )
+        elif device.model:
+            if device.model.startswith(_HOSTS_OWN):
+                self.device(device.model)
+        elif isinstance(device, Pci):
+            self.device(f"pci:{whole_bdf(device.host or '')}")
+        else:
+            self.device(f"usb:{device.vendor or 0:04x}:{device.product or 0:04x}")
+
+
+def _matches(text: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(text, pattern) for pattern in patterns)
+
+
+def _is_block_device(path: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)  # noqa: PTH116 - follows links, as who opens it
+    except OSError:
+        return False

@@ -1,0 +1,115 @@
+"""Files that another host names, resolved beneath directories that this host allows.
+
+A path from the other end of a link is a claim. It is resolved, and what it leads to must lie
+beneath an allowed directory. That directory is opened, and the kernel finds the rest beneath it
+without any symbolic link: what somebody swaps meanwhile gains nothing. See openat2(2),
+RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from entourage.errors import DeviceError
+
+_OPENAT2 = 437  # by the same number on every architecture
+_BENEATH, _NO_SYMLINKS = 0x08, 0x04
+_HOW = struct.Struct("=QQQ")  # linux/openat2.h: flags, mode, resolve
+_C = ctypes.CDLL(None, use_errno=True)
+
+
+class NotAllowed(DeviceError):  # noqa: N818 - what it is, as EACCES
+    """The path lies in no directory that this host allows, or leads out of it."""
+
+
+class Beneath:
+    """The directories beneath which a peer may name files.
+
+    Args:
+        directories: Absolute paths, trusted: a symbolic link among their parts is followed.
+        setting: The key that they come from, for the remedy.
+    """
+
+    def __init__(self, directories: Sequence[str], setting: str) -> None:
+        self._directories = tuple(Path(directory) for directory in directories)
+        self._setting = setting
+
+    @contextlib.contextmanager
+    def parent(self, path: str) -> Generator[Path]:
+        """The directory that a file lies in, opened for as long as the context lasts.
+
+        Yields:
+            The opened directory as a path that any process of this host's root may use, also with
+            a name after it: no name on the way to it is looked up again. Whoever opens a file in
+            it must not follow a link there (O_NOFOLLOW).
+
+        Raises:
+            NotAllowed: It is not beneath an allowed directory.
+            OSError: There is no such directory.
+        """
+        plain = _plain(path)
+        with self._opened(str(plain.parent), path) as handle:
+            yield Path(f"/proc/{os.getpid()}/fd/{handle}")
+
+    def real(self, path: str) -> str:
+        """The path without any symbolic link, of what is there or could be made there.
+
+        Raises:
+            NotAllowed: It is not beneath an allowed directory, or leads out of it.
+            OSError: Its directory is not there.
+        """
+        real = Path(os.path.realpath(_plain(path)))
+        with self._opened(str(real.parent), path):
+            return str(real)
+
+    @contextlib.contextmanager
+    def _opened(self, directory: str, path: str) -> Generator[int]:
+        """A descriptor of a directory; ``path`` is what a refusal tells of."""
+        real = Path(os.path.realpath(directory))
+        for top in self._directories:
+            base = Path(os.path.realpath(top))
+            if not real.is_relative_to(base):
+                continue
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            opened = os.open(base, flags)
+            try:
+                handle = self._open(opened, str(real.relative_to(base)), flags, path)
+            finally:
+                os.close(opened)
+            try:
+                yield handle
+            finally:
+                os.close(handle)
+            return
+        raise self._outside(path, real)
+
+    def _open(self, base: int, rest: str, flags: int, path: str) -> int:
+        how = _HOW.pack(flags, 0, _BENEATH | _NO_SYMLINKS)
+        handle: int = _C.syscall(_OPENAT2, base, os.fsencode(rest), how, len(how))
+        if handle >= 0:
+            return handle
+        number = ctypes.get_errno()
+        if number in {errno.EXDEV, errno.ELOOP}:
+            raise NotAllowed(f"{path} has become another file meanwhile")
+        raise OSError(number, os.strerror(number), path)
+
+    def _outside(self, path: str, directory: Path) -> NotAllowed:
+        allowed = ", ".join(map(str, self._directories)) or "none"
+        leads = "" if str(Path(path).parent) == str(directory) else f", which leads to {directory},"
+        return NotAllowed(
+            f"{path}{leads} is in none of the directories that are allowed here: {allowed}",
+            remedy=f"add its directory to {self._setting} in the settings there",
+        )
+
+
+def _plain(path: str) -> Path:
+    plain = Path(path)
+    if not plain.is_absolute() or ".." in plain.parts or "\0" in path or not plain.name:
+        raise NotAllowed(f"{path!r} is no plain absolute path")
+    return plain

@@ -1,0 +1,83 @@
+"""Who speaks to the agent, as far as anything but its own word says so; and what it may ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from urllib.parse import parse_qs, urlsplit
+
+from entourage.errors import UsageError
+from entourage.hosts.proxy_agent import is_agentless
+from entourage.settings.model import AgentSettings
+
+_LIBVIRT_SOCKETS = ("/run/libvirt/", "/var/run/libvirt/")
+_LOCAL = frozenset({"qemu:///system", "qemu:///session"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    """The source's side of the link.
+
+    Attributes:
+        proxy: This agent was started by a source on that same host, in the place of one on a host
+            without Entourage. It may reach other hosts' hypervisors, which decide for themselves.
+        source: The name that the key of the caller stands for (``--source``); empty: unknown.
+    """
+
+    proxy: bool = False
+    source: str = ""
+
+    def check(self, said: str, hypervisor: str, settings: AgentSettings, host: str) -> None:
+        """See whether it may ask for anything here at all.
+
+        Args:
+            said: What the source calls itself.
+            hypervisor: The hypervisor that it asks for.
+            settings: This host's.
+            host: This host's name.
+
+        Raises:
+            UsageError: It may not; the remedy names the setting.
+        """
+        named = (self.source,) if self.source else settings.sources
+        if not any(fnmatchcase(said, pattern) for pattern in named):
+            where = "--source in authorized_keys" if self.source else "agent.sources"
+            raise UsageError(
+                f"machines of {said!r} are not taken here",
+                host=host,
+                remedy=f"{where} there says whose are",
+            )
+        if is_agentless(hypervisor):
+            allowed = self.proxy
+        else:
+            allowed = hypervisor in settings.allowed_hypervisors or _is_local_socket(
+                hypervisor, settings.allowed_hypervisors
+            )
+        if not allowed:
+            raise UsageError(
+                f"the hypervisor {hypervisor!r} is not among those that are allowed here",
+                host=host,
+                remedy="add it to agent.allowed-hypervisors in the settings there",
+            )
+
+
+def _is_local_socket(hypervisor: str, allowed: Sequence[str]) -> bool:
+    """Whether it is a libvirtd of this host by a socket of its own, where libvirt is allowed."""
+    if _LOCAL.isdisjoint(allowed):
+        return False
+    try:
+        parts = urlsplit(hypervisor)
+    except ValueError:
+        return False
+    if parts.scheme != "qemu+unix" or parts.netloc or parts.fragment:
+        return False
+    query = parse_qs(parts.query, keep_blank_values=True)
+    sockets = query.pop("socket", [])
+    return (
+        not query
+        and f"qemu://{parts.path}" in allowed
+        and len(sockets) == 1
+        and ".." not in sockets[0]
+        and sockets[0].startswith(_LIBVIRT_SOCKETS)
+    )

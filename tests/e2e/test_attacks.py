@@ -1,0 +1,241 @@
+"""A stranger with a key for the agent: what it can make of a host, over real ssh, and cannot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage import messages
+from lab.host import REPOSITORY, Host
+from tests.e2e.run import PATIENCE
+
+CONTENT = "SECRET OF THE HOST"
+PROGRAM = "/tmp/prog"  # noqa: S108 - of a lab host
+RAN = "/tmp/ran"  # noqa: S108 - same
+CONFIG = "/etc/entourage/entourage.toml"
+KEYS = "/root/.ssh/authorized_keys"
+
+
+def speak(attacker: Host, victim: Host, *said: tuple[str, Any], by: str = "entourage") -> list[Any]:
+    """Say this in the real protocol; what was answered to each."""
+    argv = [sys.executable, "-m", "tests.e2e.attacker", victim.name, by]
+    text = "".join(json.dumps(line) + "\n" for line in said)
+    done = attacker.run(argv, input=text, timeout=PATIENCE, cwd=str(REPOSITORY))
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def hello(hypervisor: str = "qemu") -> tuple[str, Any]:
+    body = {
+        "version": "0.1.0",
+        "protocol": messages.PROTOCOL,
+        "migration": f"m-{uuid.uuid4()}",
+        "source": "a",
+        "hypervisor": hypervisor,
+    }
+    return "hello", body
+
+
+def domain(*disks: dict[str, Any], **more: Any) -> dict[str, Any]:
+    machine = {
+        "name": "evil",
+        "uuid": str(uuid.uuid4()),
+        "memory": 64 << 20,
+        "machine": "pc-q35-7.2",
+        "cpu": "qemu64",
+        "accel": "tcg",
+        "block": [
+            {"id": f"d{number}", "address": "03.0", **disk} for number, disk in enumerate(disks)
+        ],
+    }
+    return {**machine, **more}
+
+
+def opening(what: dict[str, Any], key: str | None = "a2V5a2V5a2V5a2V5") -> tuple[str, Any]:
+    secret = None if key is None else {"username": "entourage", "key": key}
+    plane = {"address": "10.77.0.2", "ports": [49152, 49215], "secret": secret}
+    body = {
+        "generation": 1,
+        "domain": what,
+        "plane": plane,
+        "source_journal": str(uuid.uuid4()),
+        "paused": False,
+    }
+    return "open", body
+
+
+def device(half: str, request: dict[str, Any], disk: str = "d0") -> tuple[str, Any]:
+    return "device", {"device": f"block/{disk}", "half": half, "request": request}
+
+
+def new_image(path: str, **more: Any) -> dict[str, Any]:
+    new = {"path": path, "format": "raw", "size": 512, "room": 512, "preallocated": False}
+    return {"type": "make", "new": {**new, **more}}
+
+
+@pytest.fixture
+def secret(b: Host) -> Generator[str]:
+    """A file of b's that is none of anybody's business, larger than a sector."""
+    path = "/root/secret"
+    b.path(path).write_text(CONTENT * 100)
+    yield path
+    b.path(path).unlink()
+
+
+def errors(answers: list[Any]) -> list[str]:
+    return [answer["error"] for answer in answers if "error" in answer]
+
+
+def test_no_program_of_its_choice_runs(a: Host, b: Host) -> None:
+    b.write_files({PROGRAM: f"#!/bin/sh\ntouch {RAN}\n"})
+    b.path(PROGRAM).chmod(0o755)
+    for uri in (
+        f"qemu+ext:///system?command={PROGRAM}",
+        f"qemu+ssh://localhost/system?command={PROGRAM}",
+        f"agentless qemu+ssh://localhost/system?command={PROGRAM}",
+        f"afar qemu+ssh://localhost/system?command={PROGRAM}",
+    ):
+        said = errors(speak(a, b, hello(uri), ("test", {"domain": domain(), "facts": {}})))
+        assert said, uri
+        assert "allowed" in said[0] or "no hypervisor" in said[0], said
+    assert not b.path(RAN).exists()
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_no_file_of_the_host_is_opened(a: Host, b: Host, secret: str, *, readonly: bool) -> None:
+    before = b.path(secret).read_bytes()
+    evil = domain({"path": secret, "readonly": readonly})
+    said = errors(
+        speak(a, b, hello(), opening(evil), ("build", {}), device("connect", {"type": "open"}))
+    )
+    assert any("image-directories" in one for one in said), said
+    assert not any("QEMU" in one for one in said)
+    assert b.path(secret).read_bytes() == before
+    assert "qemu-system" not in b.run(["ps", "ax"]).stdout
+
+
+def test_nor_looked_at_nor_digested(a: Host, b: Host, secret: str) -> None:
+    what = domain({"path": "/srv/x.raw"})
+    test = ("test", {"domain": what, "facts": {}})
+    look = {"type": "look", "spots": [{"path": secret, "samples": [0]}]}
+    said = speak(a, b, hello(), test, device("test", look),
+                 device("test", {"type": "digest", "path": secret}))  # fmt: skip
+    assert len(errors(said[2:])) == 2, said
+    assert all("image-directories" in one for one in errors(said[2:]))
+
+
+def test_another_guests_image_is_not_opened(a: Host, b: Host) -> None:
+    """It lies where images may lie; but it was neither made for this domain nor proven shared."""
+    other = "/srv/other.raw"
+    b.path(other).write_bytes(CONTENT.encode() * 512)
+    try:
+        said = errors(speak(a, b, hello(), opening(domain({"path": other})), ("build", {})))
+        assert any("neither made by this migration nor proven" in one for one in said), said
+        # Nor by a nonce that it has made for itself, or a link to it.
+        nonce = new_image("/srv/.entourage-mine-1.nonce")
+        said = errors(
+            speak(a, b, hello(), opening(domain({"path": other})), device("prepare", nonce))
+        )
+        assert any("Entourage's own" in one for one in said), said
+    finally:
+        b.path(other).unlink()
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (new_image("/etc/cron.d/zz", mode=0o4755, owner="root"), "image-directories"),
+        (new_image("/srv/../etc/cron.d/zz"), "no plain absolute path"),
+        (new_image("/srv/out/zz"), "image-directories"),
+        (
+            new_image("/srv/zz.qcow2", format="qcow2", options={"data_file": "/etc/shadow"}),
+            "data_file",
+        ),
+        (
+            new_image("/srv/zz.qcow2", format="qcow2", backing="/etc/shadow", backing_format="raw"),
+            "image-directories",
+        ),
+        (
+            new_image(
+                "/srv/zz.qcow2", format="qcow2", options={"cluster_size": "65536,data_file=/x"}
+            ),
+            "cluster_size",
+        ),
+    ],
+)
+def test_nothing_is_made_elsewhere(a: Host, b: Host, request_: dict[str, Any], says: str) -> None:
+    out = b.path("/srv/out")
+    out.symlink_to("/etc/cron.d")
+    try:
+        what = domain({"path": request_["new"]["path"], "format": request_["new"]["format"]})
+        said = errors(speak(a, b, hello(), opening(what), device("prepare", request_)))
+        assert any(says in one for one in said), said
+    finally:
+        out.unlink()
+    assert not b.path("/etc/cron.d/zz").exists()
+    assert not list(Path(b.path("/srv")).glob("*zz*"))
+
+
+def test_an_image_has_no_more_rights_than_one_has(a: Host, b: Host) -> None:
+    make = new_image("/srv/zz.raw", mode=0o4777, owner="daemon", group="shadow")
+    argv = [sys.executable, "-m", "tests.e2e.attacker", b.name, "entourage"]
+    attacker = a.popen(argv, stdin=subprocess.PIPE, cwd=str(REPOSITORY))
+    assert attacker.stdin
+    assert attacker.stdout
+    for line in (hello(), opening(domain({"path": "/srv/zz.raw"})), device("prepare", make)):
+        attacker.stdin.write(json.dumps(line) + "\n")
+        attacker.stdin.flush()
+        assert "reply" in json.loads(attacker.stdout.readline())
+    status = b.run(["stat", "-c", "%a %U %G", "/srv/zz.raw"]).stdout.strip()
+    attacker.communicate(timeout=PATIENCE)
+    assert status == "664 root root"
+    assert not b.path("/srv/zz.raw").exists()  # undone, as the link has ended
+
+
+def test_the_hosts_own_devices_are_its_own(a: Host, b: Host) -> None:
+    for more in (
+        {"usb": [{"id": "key", "vendor": 0x1050, "product": 0x0407}]},
+        {"pci": [{"id": "gpu", "host": "0000:00:01.0", "address": "05.0"}]},
+        {"tpm": [{"id": "tpm0", "type": "passthrough", "path": "/dev/tpm0"}]},
+        {"boot": {"kernel": "/etc/shadow"}},
+        {"boot": {"firmware": "/root/.ssh/id_ed25519"}},
+    ):
+        said = errors(speak(a, b, hello(), opening(domain(**more)), ("build", {})))
+        assert any("agent.devices" in one or "agent.boot-directories" in one for one in said), said
+
+
+def test_memory_is_not_taken_in_the_clear(a: Host, b: Host) -> None:
+    text = b.path(CONFIG).read_text()
+    b.write_files({CONFIG: text.replace("allow-unencrypted = true", "")})
+    try:
+        said = errors(speak(a, b, hello(), opening(domain(), key=None), ("build", {})))
+        assert any("not taken unencrypted" in one for one in said), said
+    finally:
+        b.write_files({CONFIG: text})
+
+
+def test_a_key_with_a_forced_command_gives_no_more_than_moving_in(a: Host, b: Host) -> None:
+    keys = b.path(KEYS).read_text()
+    program = b.run(["sh", "-c", "command -v entourage"]).stdout.strip()
+    forced = f'restrict,command="{program} agent --forced --source a" '
+    b.write_files({KEYS: "".join(f"{forced}{key}\n" for key in keys.splitlines())})
+    try:
+        [welcome] = speak(a, b, hello())
+        assert "reply" in welcome, welcome
+        for asked in (["id"], ["entourage", "list"], ["entourage", "agent", "--proxy"], []):
+            done = a.run(["ssh", b.name, *asked], check=False)
+            assert done.returncode == 2, asked
+            assert "only moves machines in" in done.stderr
+            assert "uid=" not in done.stdout
+        version = a.run(["ssh", b.name, "entourage", "--version"])
+        assert version.stdout.startswith("entourage ")
+        [refused] = speak(a, b, ("hello", {**hello()[1], "source": "c"}))
+        assert "--source" in refused["error"]
+    finally:
+        b.write_files({KEYS: keys})

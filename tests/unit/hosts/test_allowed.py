@@ -1,0 +1,118 @@
+"""What of this host a machine that arrives may be made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from entourage.domain import Block, Boot, Device, Domain, Net, Pci, Tpm, Usb
+from entourage.hosts.allowed import Allowed
+from entourage.settings.model import AgentSettings
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for name in ("mine.raw", "others.raw"):
+        (tmp_path / "images" / name).write_bytes(bytes(512))
+    (tmp_path / "shadow").write_text("secret")
+    return tmp_path / "images"
+
+
+def allowed(images: Path, **settings: object) -> Allowed:
+    paths = {"image_directories": (str(images),), "boot_directories": ()}
+    return Allowed(AgentSettings(**(paths | settings)))  # pyright: ignore[reportArgumentType]
+
+
+def refused(by: Allowed, *devices: Device, boot: Boot | None = None) -> list[str]:
+    domain = Domain(name="web1", memory=1 << 28, boot=boot or Boot())
+    for device in devices:
+        own = {device.device_class: (device,)}
+        domain = Domain(name="web1", memory=1 << 28, boot=domain.boot, **own)  # pyright: ignore[reportArgumentType]
+    found = by.not_allowed(domain, "b", built=True)
+    assert all(refusal.remedy or "shadow" in refusal.reason for refusal in found)
+    return [refusal.device for refusal in found]
+
+
+def test_a_disk_must_have_been_made_or_proven_shared(images: Path) -> None:
+    by = allowed(images)
+    disk = Block(id="vda", path=f"{images}/others.raw")
+    assert refused(by, disk) == ["block/vda"]
+    by.prove(f"{images}/mine.raw")
+    assert refused(by, disk) == ["block/vda"]
+    assert refused(by, Block(id="vda", path=f"{images}/mine.raw")) == []
+    by.prove(str(images))  # a directory that both hosts see
+    assert refused(by, disk) == []
+    assert refused(allowed(images, believe_shared=True), disk) == []
+
+
+def test_what_is_only_read_lies_in_a_directory_of_images(images: Path) -> None:
+    by = allowed(images)
+    assert refused(by, Block(id="cd", path=f"{images}/others.raw", model="ide-cd")) == []
+    outside = f"{images.parent}/shadow"
+    assert refused(by, Block(id="cd", path=outside, readonly=True)) == ["block/cd"]
+    (images / "link").symlink_to(outside)
+    assert refused(by, Block(id="cd", path=f"{images}/link", readonly=True)) == ["block/cd"]
+
+
+def test_not_even_believed_outside_of_them(images: Path) -> None:
+    disk = Block(id="vda", path=f"{images.parent}/shadow")
+    assert refused(allowed(images, believe_shared=True), disk) == ["block/vda"]
+
+
+def test_firmware_and_kernels(images: Path) -> None:
+    secret = Boot(kernel=f"{images.parent}/shadow")
+    assert refused(allowed(images), boot=secret) == ["domain"]
+    both = allowed(images, boot_directories=(str(images.parent),))
+    assert refused(both, boot=secret) == []
+    assert refused(allowed(images), boot=Boot(firmware=f"{images}/others.raw")) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        (Usb(id="key", vendor=0x1050, product=0x0407), "usb:1050:0407"),
+        (Usb(id="key", model="usb-host"), "usb-host"),
+        (Usb(id="key", vendor=1, plug="1-1.4"), "usb:1-1.4"),
+        (Pci(id="gpu", host="3b:00.0"), "pci:0000:3b:00.0"),
+        (Pci(id="gpu", host="3b:00.0", plug="0000:41:00.0"), "pci:0000:41:00.0"),
+        (Pci(id="gpu", model="vfio-pci"), "vfio-pci"),
+        (Pci(id="gpu", model="vhost-scsi-pci"), "vhost-scsi-pci"),
+        (Tpm(id="tpm", type="external", socket="/run/x.sock"), "/run/x.sock"),
+        (Tpm(id="tpm", type="passthrough", path="/dev/tpm0"), "/dev/tpm0"),
+    ],
+)
+def test_the_hosts_own_devices_must_be_named(images: Path, device: Device, name: str) -> None:
+    assert refused(allowed(images), device) == [device.label]
+    assert refused(allowed(images, devices=(name,)), device) == []
+    before = allowed(images).not_allowed(
+        Domain(name="w", memory=1 << 28, **{device.device_class: (device,)}),  # pyright: ignore[reportArgumentType]
+        "b",
+        built=False,
+    )
+    assert [refusal.device for refusal in before] == [device.label]  # at TEST already
+
+
+def test_emulated_devices_are_nobodys(images: Path) -> None:
+    assert refused(allowed(images), Usb(id="tablet", model="usb-tablet")) == []
+    assert refused(allowed(images), Pci(id="rng", model="virtio-rng-pci")) == []
+    assert refused(allowed(images), Tpm(id="tpm0")) == []
+
+
+def test_bridges_by_patterns(images: Path) -> None:
+    nic = Net(id="net0", bridge="br0")
+    assert refused(allowed(images), nic) == []
+    assert refused(allowed(images, networks=("guests*",)), nic) == ["net/net0"]
+
+
+def test_a_path_with_dots_fits_no_pattern(images: Path) -> None:
+    by = allowed(images, devices=("/dev/vg1/*",))
+    assert by.has_device("/dev/vg1/web1")
+    assert not by.has_device("/dev/vg1/../vda")
+
+
+def test_images_are_given_to_owners_that_are_allowed(images: Path) -> None:
+    by = allowed(images, owners=("root", "libvirt-qemu"))
+    assert by.owner("libvirt-qemu") == "libvirt-qemu"
+    assert by.owner("alice") == "root"
