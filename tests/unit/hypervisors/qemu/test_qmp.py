@@ -239,6 +239,8 @@ def test_what_is_known_of_the_rest() -> None:
     known.hear("MIGRATION", {"status": "pre-switchover"}, 7)
     assert (known.migration, known.held_at) == ("pre-switchover", 7)
     known.hear("SOMETHING_NEW", {}, 10)
+    known.hear("BLOCK_EXPORT_DELETED", {"id": "d0"}, 4)
+    assert known.exports_gone == {"d0"}
 
 
 async def test_an_urgent_command_always_gets_through(qemu: FakeQmp, monitor: Monitor) -> None:
