@@ -241,8 +241,9 @@ def main() -> int:
         directory.mkdir(parents=True, exist_ok=True)
     if options.shell:
         return shell(options.shell)
-    commit = ["git", "-C", str(REPOSITORY), "log", "-1", "--format=%h %s"]
-    _say(f"trying {subprocess.run(commit, check=True, capture_output=True, text=True).stdout}")
+    log = ["git", "-C", str(REPOSITORY), "log", "-1", "--format=%h %s"]
+    commit = subprocess.run(log, check=True, capture_output=True, text=True).stdout
+    _say(f"trying {commit.strip()}")
     tally = Tally()
     try:
         for name in options.systems or SYSTEMS:
