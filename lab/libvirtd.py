@@ -83,9 +83,11 @@ class Libvirtd:
                 "/etc/libvirt/qemu.conf": _QEMU_CONF,
             }
         )
-        # What the package that would also start services makes; libvirtd insists that it is there.
+        # What packages make that would also start services; libvirtd insists that it is there.
         if host.run(["id", "libvirt-qemu"], check=False).returncode:
             host.run(["useradd", "--system", "--no-create-home", "libvirt-qemu"])
+        if host.run(["getent", "group", "kvm"], check=False).returncode:
+            host.run(["groupadd", "--system", "kvm"])
         # It detaches when its sockets are there.
         argv = ["libvirtd", "--daemon", "--pid-file", _PID_FILE, *(["--listen"] if listen else [])]
         host.run(argv, timeout=_START_TIMEOUT)
