@@ -13,11 +13,12 @@ from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
 from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.keys import OBJECT
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
-from entourage.hypervisors.qemu.sockets import answered_within, connected
+from entourage.hypervisors.qemu.sockets import FellSilentError, answered_within, connected
 
 _SHOW_EVERY = 0.25
-# Seconds that the guest may stand still for, at most, while QEMU's main loop greets the target.
-_GREETED_WITHIN = 0.8
+# Seconds that the guest may stand still for, at most, while QEMU's main loop greets the target; how
+# often a target may be too busy for that, and how long the guest goes on in between.
+_GREETED_WITHIN, _GREETINGS, _BREATH = 0.8, 4, 1.0
 
 
 class Mirrors:
@@ -44,10 +45,7 @@ class Mirrors:
         }
         if tls:
             node["tls-creds"] = OBJECT
-        async with connected(export.host, export.port, device=disk.label) as connection:
-            with answered_within(connection, _GREETED_WITHIN):
-                await self._monitor.give(name, connection.fileno())
-                await self._run("blockdev-add", node, disk)
+        await self._open(node, disk, export)
         self._monitor.known.jobs.pop(name, None)
         self._given_up.discard(name)
         self._progress[name] = (0, 0)
@@ -81,6 +79,21 @@ class Mirrors:
             waiting.cancel()
         await waiting
         await self._check(disk)
+
+    async def _open(self, node: dict[str, Any], disk: Block, export: Export) -> None:
+        """Open the target's export, which a busy target's QEMU may be slow to greet."""
+        for left in reversed(range(_GREETINGS)):
+            try:
+                async with connected(export.host, export.port, device=disk.label) as connection:
+                    with answered_within(connection, _GREETED_WITHIN):
+                        await self._monitor.give(node["node-name"], connection.fileno())
+                        await self._run("blockdev-add", node, disk)
+            except FellSilentError:
+                if not left:
+                    raise
+                await asyncio.sleep(_BREATH)
+            else:
+                return
 
     async def _root(self, disk: Block) -> str:
         """The node that the guest reads and writes: another than at the start, if it was changed.

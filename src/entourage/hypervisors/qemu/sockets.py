@@ -67,6 +67,10 @@ def listening_at_once(host: str, ports: Iterable[int]) -> socket.socket | None:
     return None
 
 
+class FellSilentError(HypervisorError):
+    """The other end took a connection, and then said nothing for too long."""
+
+
 @contextlib.asynccontextmanager
 async def connected(host: str, port: int, *, device: str = "") -> AsyncGenerator[socket.socket]:
     """A TCP connection to the target's QEMU, with TCP_NODELAY; closed here at the end.
@@ -119,8 +123,9 @@ def answered_within(connection: socket.socket, patience: float) -> Generator[Non
         patience: Seconds for what takes no time on the way; eight round trips come on top.
 
     Raises:
-        HypervisorError: What was done with the connection failed after it had been shut down.
+        FellSilentError: What was done with the connection failed after it had been shut down.
     """
+    host, port = connection.getpeername()[:2]
     (microseconds,) = _RTT.unpack(
         connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT.size)
     )
@@ -137,8 +142,7 @@ def answered_within(connection: socket.socket, patience: float) -> Generator[Non
         yield
     except HypervisorError as error:
         if late:
-            host, port = connection.getpeername()[:2]
-            raise HypervisorError(
+            raise FellSilentError(
                 f"{bracketed(host)}:{port} took the connection and fell silent",
                 device=error.device,
                 remedy="see whether the target is alive and what filters the way to it",

@@ -66,7 +66,7 @@ class FakeQmp:
         decoder, text = json.JSONDecoder(), ""
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(1 << 16):
-                text += data.decode()
+                text = (text + data.decode()).lstrip()  # a descriptor comes with a space
                 while text.strip():
                     try:
                         request, end = decoder.raw_decode(text)

@@ -9,7 +9,12 @@ import pytest
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.qemu import sockets
-from entourage.hypervisors.qemu.sockets import answered_within, connected, listening_at_once
+from entourage.hypervisors.qemu.sockets import (
+    FellSilentError,
+    answered_within,
+    connected,
+    listening_at_once,
+)
 
 HOST = "127.0.0.1"
 
@@ -87,7 +92,7 @@ async def test_a_peer_that_falls_silent_is_hung_up_on() -> None:
                 assert await loop.sock_recv(copy, 1) == b""
                 raise HypervisorError("QEMU refuses blockdev-add: end of file", device="block/vda")
 
-            hung_up = pytest.raises(HypervisorError, match=f"{HOST}:{port} took .* silent")
+            hung_up = pytest.raises(FellSilentError, match=f"{HOST}:{port} took .* silent")
             with hung_up as failure, answered_within(connection, 0.01):
                 await greet()
             assert failure.value.device == "block/vda"

@@ -1,0 +1,94 @@
+"""A mirror's connection to a target that is busy, or gone."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.domain import Block, Domain
+from entourage.errors import HypervisorError
+from entourage.hypervisors.base import Export
+from entourage.hypervisors.qemu import mirrors
+from entourage.hypervisors.qemu.mirrors import Mirrors
+from entourage.hypervisors.qemu.qmp import Monitor
+from tests.unit.hypervisors.qemu.test_qmp import FakeQmp
+
+DISK = Block(id="disk0", path="/srv/disk0.raw")
+DOMAIN = Domain(name="web", memory=1 << 26, block=(DISK,))
+
+
+class Slow(FakeQmp):
+    """A QEMU whose target is too busy for its first greetings; the last one is answered."""
+
+    def __init__(self, path: Path, busy: int) -> None:
+        super().__init__(path)
+        self.busy = busy
+        self.held: dict[str, Any] | None = None
+        self.answers["query-block"] = lambda _: [
+            {"qdev": "/machine/peripheral/block-disk0/virtio-backend",
+             "inserted": {"node-name": "n0-disk0"}}
+        ]  # fmt: skip
+        self.answers["blockdev-mirror"] = self._ready
+
+    def _ready(self, _: object) -> dict[str, Any]:
+        self.say("BLOCK_JOB_READY", device="m0-disk0")
+        return {}
+
+    @property
+    def tries(self) -> int:
+        return sum(name == "blockdev-add" for name, _ in self.commands)
+
+
+@pytest.fixture
+async def export() -> AsyncGenerator[Export]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield Export(host="127.0.0.1", port=server.getsockname()[1], name="x0-disk0")
+
+
+@pytest.mark.parametrize("busy", [0, 2])
+async def test_a_busy_target_is_tried_again(
+    tmp_path: Path, export: Export, busy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "_BREATH", 0)
+    monkeypatch.setattr(mirrors, "answered_within", late(busy))
+    qemu = Slow(tmp_path / "qmp.sock", busy)
+    async with qemu.serving():
+        monitor = await Monitor.connect(qemu.path)
+        await Mirrors(monitor, DOMAIN).begin(DISK, export, top_only=False, tls=True)
+        await monitor.close()
+    assert qemu.tries == 1  # those that were given up never came so far
+
+
+async def test_one_that_stays_silent_is_told(
+    tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "_BREATH", 0)
+    monkeypatch.setattr(mirrors, "answered_within", late(9))
+    qemu = Slow(tmp_path / "qmp.sock", 9)
+    async with qemu.serving():
+        monitor = await Monitor.connect(qemu.path)
+        with pytest.raises(HypervisorError, match="fell silent"):
+            await Mirrors(monitor, DOMAIN).begin(DISK, export, top_only=False, tls=True)
+        await monitor.close()
+    assert qemu.tries == 0
+
+
+def late(times: int) -> Any:
+    """An ``answered_within`` of which the first so many are late at once."""
+    left = [times]
+
+    class Late:
+        def __init__(self, _connection: socket.socket, _patience: float) -> None: ...
+
+        def __enter__(self) -> None:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise mirrors.FellSilentError("b:49152 took the connection and fell silent")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    return Late
