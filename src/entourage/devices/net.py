@@ -16,7 +16,6 @@ from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, refuse, warn
 from entourage.domain import Net
 from entourage.errors import DeviceError
-from entourage.hypervisors.base import Capability
 from entourage.steps import Refusal, Step
 
 SYS = Path("/sys/class/net")
@@ -133,7 +132,7 @@ class NetController(Controller):
                 bridges=sorted(entry.name for entry in SYS.iterdir()),
                 port="",
                 tap_taken=False,
-                announces=Capability.ANNOUNCE in there.incoming.capabilities,
+                announces=there.incoming.announcing is not None,
             )
         is_bridge = (SYS / asked.bridge / "bridge").is_dir()
         return Bridge(
@@ -141,7 +140,7 @@ class NetController(Controller):
             bridges=bridges(),
             port=_tap_with(asked.bridge, asked.mac) if is_bridge and asked.mac else "",
             tap_taken=_exists(asked.tap),
-            announces=Capability.ANNOUNCE in there.incoming.capabilities,
+            announces=there.incoming.announcing is not None,
         )
 
     async def _network_there(self, there: There, asked: Ask) -> Bridge:
@@ -153,7 +152,7 @@ class NetController(Controller):
             bridges=sorted(networks),
             port=_tap_with(bridge, asked.mac) if bridge and asked.mac else "",
             tap_taken=_exists(asked.tap),
-            announces=Capability.ANNOUNCE in there.incoming.capabilities,
+            announces=there.incoming.announcing is not None,
         )
 
     async def prepare(self, here: Here) -> None:
@@ -170,14 +169,14 @@ class NetController(Controller):
 
     async def recover(self, here: Here, last_good: Step) -> None:
         """The guest was stopped and is back: tell the network that it never left."""
-        if last_good >= Step.TRANSFER and Capability.ANNOUNCE in here.machine.capabilities:
-            await here.machine.announce([self.nic])
+        if last_good >= Step.TRANSFER and here.machine.announcing is not None:
+            await here.machine.announcing.announce([self.nic])
 
     async def arrived(self, there: There) -> None:
         """The guest runs here: tell the network."""
         nic = there.domain.device(self.device.label)
-        if Capability.ANNOUNCE in there.incoming.capabilities and isinstance(nic, Net):
-            await there.incoming.announce([nic])
+        if there.incoming.announcing is not None and isinstance(nic, Net):
+            await there.incoming.announcing.announce([nic])
 
 
 def bridges() -> list[str]:

@@ -18,7 +18,7 @@ from entourage.devices.base import Controller, There
 from entourage.devices.block import storage
 from entourage.devices.block.controller import BlockController, Digest, Look, Make
 from entourage.devices.block.images import NewImage, owner_number
-from entourage.devices.block.space import Fit, Fitting, no_capability
+from entourage.devices.block.space import Fit, Fitting, cannot_copy
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.net import Ask, Bridge, NetController
 from entourage.devices.refusals import refuse
@@ -26,7 +26,7 @@ from entourage.devices.registry import controller_class
 from entourage.domain import Domain, Net
 from entourage.errors import DeviceError, UsageError
 from entourage.hypervisors.agentless import VOLUME, Agentless
-from entourage.hypervisors.base import Capability
+from entourage.hypervisors.base import DiskCopy
 from entourage.hypervisors.values import NewVolume, Place
 from entourage.settings.units import format_size
 from entourage.steps import Refusal
@@ -105,7 +105,7 @@ class AgentlessBlock(BlockController):
             return Seen()
         return Seen(kind="file", size=place.size)
 
-    async def _fit(self, there: There, new: NewImage, *, onto: bool, need: Capability) -> Fitting:
+    async def _fit(self, there: There, new: NewImage, *, onto: bool, need: DiskCopy) -> Fitting:
         """See what speaks against making it."""
         disk, elsewhere = self.disk, f"--disk {self.disk.id}=/another/path"
         if onto:
@@ -113,9 +113,7 @@ class AgentlessBlock(BlockController):
             remedy = f"{elsewhere}, or install Entourage on {there.host}"
             return Fitting(refusals=[refuse(disk, there.host, reason, remedy)])
         place = await self._place(there, new.path)
-        found = (
-            [] if need in there.incoming.capabilities else [no_capability(disk, there.host, need)]
-        )
+        found = [] if need in there.incoming.takes else [cannot_copy(disk, there.host, need)]
         if place.size is not None:
             found.append(refuse(disk, there.host, f"{new.path} is there already", elsewhere))
         claims = there.space.setdefault(hash(place.pool), {})
@@ -179,7 +177,7 @@ class AgentlessNet(NetController):
             bridges=sorted(known),
             port="",
             tap_taken=False,
-            announces=Capability.ANNOUNCE in there.incoming.capabilities,
+            announces=there.incoming.announcing is not None,
         )
 
     async def prepare_there(self, there: There, request: Any) -> Any:
@@ -190,6 +188,6 @@ class AgentlessNet(NetController):
 
 
 def _agentless(there: There) -> Agentless:
-    if not isinstance(there.incoming, Agentless):
+    if there.incoming.agentless is None:
         raise UsageError("this host's own hypervisor is not asked remotely")
-    return there.incoming
+    return there.incoming.agentless

@@ -18,7 +18,7 @@ import msgspec
 from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, no_way, refuse
 from entourage.domain import Tpm
-from entourage.hypervisors.base import Capability, TpmFacts
+from entourage.hypervisors.base import TpmFacts
 from entourage.steps import Refusal
 
 # What the guest may have come to rely on; the rest is about how the emulator is started.
@@ -55,30 +55,31 @@ class TpmController(Controller):
             reason = "its emulator is run by somebody else, and its state is not ours to move"
             return [*found, no_way(tpm, here.source, reason)]
         answer = await here.peer({}, Capabilities)
-        if Capability.CARRY_TPM not in here.machine.capabilities:
+        state = here.machine.tpm
+        if state is None:
             found.append(no_way(tpm, here.source, "the hypervisor cannot carry a TPM's state"))
         if not answer.carries:
             found.append(no_way(tpm, here.target, "the hypervisor cannot take a TPM's state"))
-        if not found:
-            found += _compare(tpm, here, await here.machine.tpm_facts(), answer.facts)
+        if not found and state is not None:
+            found += _compare(tpm, here, await state.facts(), answer.facts)
         return found
 
     async def test_there(self, there: There, request: Any) -> Any:  # noqa: ARG002 - nothing to ask
         """Say what the emulator of this host can do."""
-        carries = Capability.CARRY_TPM in there.incoming.capabilities
-        facts = await there.incoming.tpm_facts() if carries else TpmFacts()
-        return Capabilities(facts=facts, carries=carries)
+        state = there.incoming.tpm
+        facts = TpmFacts() if state is None else await state.facts()
+        return Capabilities(facts=facts, carries=state is not None)
 
     async def persist(self, there: There) -> None:
         """Put the state on the disk, before the source erases its own."""
-        tpm = there.domain.device(self.device.label)
-        if isinstance(tpm, Tpm) and tpm.type == "emulator":
-            await there.incoming.sync_tpm(tpm)
+        tpm, state = there.domain.device(self.device.label), there.incoming.tpm
+        if state is not None and isinstance(tpm, Tpm) and tpm.type == "emulator":
+            await state.sync(tpm)
 
     async def let_go(self, here: Here) -> None:
         """The target's state is on its disk: erase the one here."""
-        if self.tpm.type == "emulator":
-            await here.machine.erase_tpm(self.tpm)
+        if here.machine.tpm is not None and self.tpm.type == "emulator":
+            await here.machine.tpm.erase(self.tpm)
 
 
 def _compare(tpm: Tpm, here: Here, ours: TpmFacts, theirs: TpmFacts) -> list[Refusal]:

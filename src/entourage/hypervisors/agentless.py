@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from entourage.hypervisors.values import NewVolume, Place
 
@@ -10,9 +10,8 @@ VOLUME = "volume"
 """The kind of a row of the ledger that only ``Agentless.delete_volume`` can undo; its ``path``."""
 
 
-@runtime_checkable
 class Agentless(Protocol):
-    """What an ``Incoming`` can do besides where no Entourage is on the host that it is built on.
+    """What an ``Incoming`` is asked besides where no Entourage is on the host that it builds on.
 
     Nobody can look at that host but its hypervisor, which is asked over the network. Every method
     raises HypervisorError where it says no, or cannot be reached.

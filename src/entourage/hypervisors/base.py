@@ -3,8 +3,7 @@
 A backend has three classes: a ``Hypervisor`` (this host's domains), a ``Machine`` (a domain that
 runs here: the source's half of a migration, its carrier included) and an ``Incoming`` (a domain
 that is being built here: the target's half). Both halves record a resource in a ledger before they
-make it. What a backend cannot do is missing from its ``capabilities``, and a controller that needs
-it refuses at TEST.
+make
 """
 
 from __future__ import annotations
@@ -12,11 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from entourage.domain import Block, Domain, Net, Tpm
+from entourage.domain import Domain
 from entourage.handover.values import Guest
 from entourage.hosts.resources import Ledger
+from entourage.hypervisors.agentless import Agentless
+from entourage.hypervisors.seams import (
+    Announcing,
+    DiskCarrying,
+    DiskCopy,
+    DiskExports,
+    DiskMirroring,
+    Plugging,
+    TpmArrival,
+    TpmState,
+    Unplugging,
+)
 from entourage.hypervisors.values import (
-    Capability,
     DataPlane,
     DomainState,
     Export,
@@ -29,7 +39,6 @@ from entourage.hypervisors.values import (
 from entourage.steps import Refusal
 
 __all__ = [
-    "Capability",
     "DataPlane",
     "DomainState",
     "Export",
@@ -57,8 +66,33 @@ class Machine(Protocol):
         ...
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        """What this machine can be asked to do."""
+    def non_live(self) -> bool:
+        """Whether the guest can be stopped before its memory is copied (``start``)."""
+        ...
+
+    @property
+    def mirroring(self) -> DiskMirroring | None:
+        """None: it copies no disk while the guest writes to it, but for what it carries."""
+        ...
+
+    @property
+    def carrying(self) -> DiskCarrying | None:
+        """None: no disk travels with the memory."""
+        ...
+
+    @property
+    def tpm(self) -> TpmState | None:
+        """None: no TPM's state travels with the memory."""
+        ...
+
+    @property
+    def announcing(self) -> Announcing | None:
+        """None: the network learns from the guest itself that it is back."""
+        ...
+
+    @property
+    def unplugging(self) -> Unplugging | None:
+        """None: the host's own devices cannot be taken out of a running guest."""
         ...
 
     @property
@@ -94,54 +128,6 @@ class Machine(Protocol):
         """Returns, with the reason, when the machine is gone; never before."""
         ...
 
-    # Operations for controllers
-
-    def carry(self, disk: Block, *, top_only: bool) -> None:
-        """In PREPARE, before ``plan``: ``start`` is to copy this disk (CARRY_DISKS).
-
-        Args:
-            disk: The disk.
-            top_only: Copy only the top image of a backing chain.
-        """
-        ...
-
-    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
-        """Copy the disk to the export and keep it so; returns when both are the same.
-
-        Args:
-            disk: The disk.
-            export: Where the target takes the writes.
-            top_only: Copy only the top image of a backing chain.
-        """
-        ...
-
-    def mirrored(self, disk: Block) -> tuple[int, int]:
-        """Bytes done and in total, as last heard; (0, 0) where no mirror runs."""
-        ...
-
-    async def complete_mirror(self, disk: Block) -> None:
-        """The guest has stopped: complete the mirror; each host then has its own disk."""
-        ...
-
-    async def cancel_mirror(self, disk: Block) -> None:
-        """Cancel the mirror in whatever state it is, also if its connection is dead.
-
-        No error where no mirror runs (any more): ``mirror`` may have failed half-way.
-        """
-        ...
-
-    async def tpm_facts(self) -> TpmFacts:
-        """What the TPM emulator that this machine uses can do."""
-        ...
-
-    async def erase_tpm(self, tpm: Tpm) -> None:
-        """After ``release``: destroy the TPM's state on this host; nothing left is no error."""
-        ...
-
-    async def announce(self, nets: Sequence[Net]) -> None:
-        """Tell the network where the guest's MACs are (RARP or gratuitous ARP)."""
-        ...
-
     # The carrier's six operations
 
     async def arm(
@@ -155,9 +141,9 @@ class Machine(Protocol):
     ) -> None:
         """Everything that can be set up before pre-copy: keys, capabilities, the moment of stop.
 
-        Comes before ``mirror``, which needs the keys. Where the backend's machine would stay
-        stopped if this process died, the deadman is armed here as well: a small process that
-        lets the guest run again when this one dies.
+        Comes before ``DiskMirroring.mirror``, which needs the keys. Where the backend's machine
+        would stay stopped if this process died, the deadman is armed here as well: a small process
+        that lets the guest run again when this one dies.
 
         Args:
             plane: How the data travels.
@@ -256,12 +242,33 @@ class Incoming(Protocol):
     """A domain that is being built on this host: the target's half."""
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        """What this host's hypervisor can be asked to do."""
+    def takes(self) -> frozenset[DiskCopy]:
+        """The ways of copying a disk that this host's hypervisor knows the other end of."""
         ...
 
-    async def tpm_facts(self) -> TpmFacts:
-        """What the TPM emulator of this host can do; can be asked before ``build``."""
+    @property
+    def exports(self) -> DiskExports | None:
+        """None: disks that are mirrored cannot come here."""
+        ...
+
+    @property
+    def tpm(self) -> TpmArrival | None:
+        """None: no TPM's state is taken."""
+        ...
+
+    @property
+    def announcing(self) -> Announcing | None:
+        """None: the network learns from the guest itself that it is here."""
+        ...
+
+    @property
+    def plugging(self) -> Plugging | None:
+        """None: none of the host's own devices can be plugged in."""
+        ...
+
+    @property
+    def agentless(self) -> Agentless | None:
+        """What else the hypervisor is asked; None where Entourage is on the host it builds on."""
         ...
 
     async def attach(self) -> Guest:
@@ -280,11 +287,13 @@ class Incoming(Protocol):
         ...
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
-        """Make the machine, paused, from the running configuration; what it opens exists."""
-        ...
+        """Make the machine, paused, from the running configuration; what it opens exists.
 
-    async def export(self, disk: Block) -> Export:
-        """Open a disk of the built machine for the mirror's writes."""
+        Args:
+            domain: The domain as it is to be here.
+            plane: How the data travels.
+            plan: What ``Machine.plan`` of the same backend said on the source; not trusted.
+        """
         ...
 
     async def listen(self) -> Ticket:
@@ -314,14 +323,6 @@ class Incoming(Protocol):
 
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""
-        ...
-
-    async def announce(self, nets: Sequence[Net]) -> None:
-        """Tell the network where the guest's MACs are."""
-        ...
-
-    async def sync_tpm(self, tpm: Tpm) -> None:
-        """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
         ...
 
     async def finish_arrival(self) -> None:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import enum
+from typing import TypeAlias
 
 import msgspec
 
+Plan: TypeAlias = msgspec.Raw
+"""What the target's half must know of the source's before it can build: a value of its backend's.
 
-class Capability(enum.StrEnum):
-    """What not every hypervisor can do."""
-
-    MIRROR = "mirror"
-    MIRROR_READONLY = "mirror-readonly"
-    UNPLUG = "unplug"
-    """The host's own devices: see ``hostdevices``."""
-    NON_LIVE = "non-live"
-    """The guest can be stopped before its memory is copied."""
-    ANNOUNCE = "announce"
-    CARRY_TPM = "carry-tpm"
-    CARRY_DISKS = "carry-disks"
-    """The carrier copies disks by itself, within ``start``; instead of MIRROR."""
-    CARRY_RAW = "carry-raw"
-    """The same, but only raw images and devices; read-only ones too."""
+In MessagePack; nobody but the backend reads it.
+"""
 
 
 class DomainState(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,17 +72,6 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     free: int
     size: int | None = None
     marked: bool = False
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the target's half must know of the source's before it can build, in their own words."""
-
-    xml: str = ""
-    cookie: bytes = b""
-    flags: int = 0
-    transient: bool = False
-    """The domain has no definition of its own, and is to have none there."""
-    parameters: dict[str, str | int | list[str]] = {}
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):

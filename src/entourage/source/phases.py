@@ -11,7 +11,7 @@ from entourage.device_steps import DeviceSteps
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
 from entourage.handover.values import Input, Role
-from entourage.hypervisors.base import Capability, Ticket
+from entourage.hypervisors.base import Ticket
 from entourage.source.blackout import Blackout
 from entourage.source.convergence import at_first, press, throttles
 from entourage.source.role import SourceSide
@@ -61,7 +61,7 @@ class Phases:
             facts["encrypted"] = "no"
         labels = {device.label for device in domain.devices}
         found = [refusal for refusal in session.blockers if refusal.device not in labels]
-        if not self._live and Capability.NON_LIVE not in session.machine.capabilities:
+        if not self._live and not session.machine.non_live:
             reason = "its hypervisor moves a domain only while it runs"
             found.append(Refusal("domain", session.source, reason, "leave out --non-live"))
         # The domain first: the agent makes the devices' other halves when it hears of it.

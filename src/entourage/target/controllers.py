@@ -6,7 +6,6 @@ from entourage.devices.base import Controller
 from entourage.devices.registry import controller_class
 from entourage.devices.remote import agentless_class
 from entourage.domain import Domain
-from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.base import Incoming
 
 
@@ -17,7 +16,7 @@ def target_controllers(domain: Domain, incoming: Incoming) -> list[Controller]:
         domain: As it is to be here.
         incoming: Its machine: where that is built elsewhere, other halves are needed.
     """
-    agentless = isinstance(incoming, Agentless)
+    agentless = incoming.agentless is not None
     controllers: list[Controller] = []
     for device in domain.devices:
         kind = controller_class(device) or Controller

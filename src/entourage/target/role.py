@@ -85,8 +85,7 @@ class TargetSide:
     @property
     def _agentless(self) -> Agentless | None:
         """Where the target's machine is built on a host without Entourage, what speaks for that."""
-        incoming = self._there.incoming if self._there else None
-        return incoming if isinstance(incoming, Agentless) else None
+        return self._there.incoming.agentless if self._there else None
 
     @property
     def record(self) -> Record | None:

@@ -213,8 +213,8 @@ class Move:
 
     async def mirror(self) -> None:
         async def one(disk: Block) -> None:
-            export = await self.incoming.export(disk)
-            await self.machine.mirror(disk, export, top_only=False)
+            export = await self.incoming.exports.export(disk)
+            await self.machine.mirroring.mirror(disk, export, top_only=False)
 
         await asyncio.gather(*map(one, self.domain.block))
 
@@ -228,7 +228,7 @@ class Move:
         self.stopped_at = await self.machine.stopped()
 
     async def settle(self) -> None:
-        await asyncio.gather(*map(self.machine.complete_mirror, self.domain.block))
+        await asyncio.gather(*map(self.machine.mirroring.complete, self.domain.block))
 
     async def proceed(self) -> None:
         await self.machine.continue_switchover()
@@ -265,12 +265,12 @@ class Move:
     async def finish(self) -> None:
         self.resumed_at = await self.incoming.run(paused=not self.machine.was_running)
         for tpm in self.there.tpm:
-            await self.incoming.sync_tpm(tpm)
+            await self.incoming.tpm.sync(tpm)
         await self.incoming.persist_definition()
         await self.incoming.finish_arrival()
         await self.machine.release()
         for tpm in self.domain.tpm:
-            await self.machine.erase_tpm(tpm)
+            await self.machine.tpm.erase(tpm)
         await self.machine.close()
 
     async def undo_target(self) -> None:
@@ -283,7 +283,7 @@ class Move:
         await self.machine.abort()
         took = time.monotonic() - start
         for disk in self.domain.block:
-            await self.machine.cancel_mirror(disk)
+            await self.machine.mirroring.cancel(disk)
         await self.machine.close()
         return took
 

@@ -68,7 +68,7 @@ NETWORK = """
             pass
         there = [net for net in (await hosts.b.hypervisor.find(domain.name)).net]
         move.resumed_at = await move.incoming.run(paused=False)
-        await move.incoming.announce(there[1:])
+        await move.incoming.announcing.announce(there[1:])
         wire.settimeout(5)
         frame = await asyncio.to_thread(wire.recv, 2000)
         assert frame[6:12].hex(":") == domain.net[1].mac, frame

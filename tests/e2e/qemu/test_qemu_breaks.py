@@ -238,7 +238,8 @@ async def test_taken_up_after_a_crash(hosts: Hosts) -> None:
             await incoming.finish_arrival()
             await machine.release()
             for tpm in domain.tpm:
-                await machine.erase_tpm(tpm)
+                assert machine.tpm
+                await machine.tpm.erase(tpm)
             await machine.close()
     assert hosts.a.files() == []
     gone = await hosts.a.hypervisor.reattach_machine(domain)
@@ -246,7 +247,8 @@ async def test_taken_up_after_a_crash(hosts: Hosts) -> None:
     await gone.abort()
     await gone.release()
     for tpm in domain.tpm:
-        await gone.erase_tpm(tpm)
+        assert gone.tpm
+        await gone.tpm.erase(tpm)
 
 
 HOLDER = """
@@ -303,7 +305,8 @@ async def test_the_deadman(hosts: Hosts, stage: str) -> None:
     await machine.reattach(was_running=True)
     await machine.abort()
     for disk in domain.block:
-        await machine.cancel_mirror(disk)
+        assert machine.mirroring
+        await machine.mirroring.cancel(disk)
     await machine.close()
     await hosts.a.runs(domain, count)
     assert await leftovers_in_qemu(hosts.a, domain) == []

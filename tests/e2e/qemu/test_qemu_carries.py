@@ -273,8 +273,8 @@ async def test_a_qcow2_chain_is_copied_on_top_of_its_base(hosts: Hosts) -> None:
     move = Move(hosts, domain)
     for stage in (move.open, move.arm, move.build):
         await stage()
-    export = await move.incoming.export(move.there.block[0])
-    await move.machine.mirror(domain.block[0], export, top_only=True)
+    export = await move.incoming.exports.export(move.there.block[0])
+    await move.machine.mirroring.mirror(domain.block[0], export, top_only=True)
     for stage in (move.start, move.stop, move.settle, move.proceed, move.land, move.disarm):
         await stage()
     count = (await hosts.a.counts(domain))[1]

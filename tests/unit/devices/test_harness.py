@@ -25,65 +25,126 @@ from entourage.errors import HypervisorError
 from entourage.events import AnyEvent, Warned
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import MemoryLedger
-from entourage.hypervisors.base import Capability, Export, Incoming, Machine, TpmFacts
+from entourage.hypervisors.base import Export, Incoming, Machine, TpmFacts
+from entourage.hypervisors.seams import DiskCopy, IncomingSeams, MachineSeams
 from entourage.settings.model import AgentSettings, Settings
 from entourage.steps import Refusal
 
-ALL_CAPABILITIES = frozenset(Capability) - {Capability.CARRY_DISKS, Capability.CARRY_RAW}
-CARRIES_RAW = frozenset({Capability.CARRY_RAW, Capability.ANNOUNCE})
-CARRIES = frozenset({Capability.CARRY_DISKS, Capability.CARRY_TPM, Capability.ANNOUNCE})
+MIRRORS = frozenset({DiskCopy.MIRROR, DiskCopy.MIRROR_READONLY})
+CARRIES_RAW = frozenset({DiskCopy.CARRY_RAW})
+CARRIES = frozenset({DiskCopy.CARRY})
 """What a hypervisor can do whose carrier copies disks by itself."""
 SWTPM = TpmFacts(program="swtpm", version=(0, 7, 1), capabilities=frozenset({"tpm-2.0", "tpm-1.2"}))
 
 
 @dataclasses.dataclass
-class FakeMachine:
-    """A fake: it moves nothing, and notes what it was asked for."""
+class FakeMachine(MachineSeams):
+    """A fake: it moves nothing, and notes what it was asked for.
+
+    Attributes:
+        copies: How it copies disks.
+        lacks: The names of the other seams that it has not.
+    """
 
     domain: Domain
-    capabilities: frozenset[Capability] = ALL_CAPABILITIES
-    facts: TpmFacts = SWTPM
+    copies: frozenset[DiskCopy] = MIRRORS
+    lacks: frozenset[str] = frozenset()
+    swtpm: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
     fails: str = ""
 
-    def _note(self, call: str, label: str) -> None:
+    def note(self, call: str, label: str) -> None:
         self.calls.append((call, label))
         if self.fails == call:
             raise HypervisorError(f"the fake was told to fail at {call}")
 
-    def carry(self, disk: Block, *, top_only: bool) -> None:
-        self._note("carry-top" if top_only else "carry", disk.label)
+    @property
+    def mirroring(self) -> FakeMirroring | None:
+        ways = self.copies & MIRRORS
+        return FakeMirroring(self, ways) if ways else None
 
-    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
-        self._note("mirror-top" if top_only else "mirror", f"{disk.label} to {export.name}")
+    @property
+    def carrying(self) -> FakeCarrying | None:
+        ways = sorted(self.copies - MIRRORS)
+        return FakeCarrying(self, ways[0]) if ways else None
 
-    def mirrored(self, disk: Block) -> tuple[int, int]:
-        return (1, 2) if disk.format else (0, 0)
+    @property
+    def announcing(self) -> FakeMachine | None:
+        return None if "announcing" in self.lacks else self
 
-    async def complete_mirror(self, disk: Block) -> None:
-        self._note("complete_mirror", disk.label)
-
-    async def cancel_mirror(self, disk: Block) -> None:
-        self._note("cancel_mirror", disk.label)
+    @property
+    def tpm(self) -> FakeMachine | None:
+        return None if "tpm" in self.lacks else self
 
     async def announce(self, nets: Sequence[Net]) -> None:
-        self._note("announce", nets[0].label)
+        self.note("announce", nets[0].label)
 
-    async def tpm_facts(self) -> TpmFacts:
-        return self.facts
+    async def facts(self) -> TpmFacts:
+        return self.swtpm
 
-    async def erase_tpm(self, tpm: Tpm) -> None:
-        self._note("erase_tpm", tpm.label)
+    async def erase(self, tpm: Tpm) -> None:
+        self.note("erase_tpm", tpm.label)
 
 
 @dataclasses.dataclass
-class FakeIncoming:
+class FakeMirroring:
+    """What the fake does where it mirrors disks."""
+
+    machine: FakeMachine
+    ways: frozenset[DiskCopy]
+
+    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
+        self.machine.note("mirror-top" if top_only else "mirror", f"{disk.label} to {export.name}")
+
+    def progress(self, disk: Block) -> tuple[int, int]:
+        return (1, 2) if disk.format else (0, 0)
+
+    async def complete(self, disk: Block) -> None:
+        self.machine.note("complete_mirror", disk.label)
+
+    async def cancel(self, disk: Block) -> None:
+        self.machine.note("cancel_mirror", disk.label)
+
+
+@dataclasses.dataclass
+class FakeCarrying:
+    """What the fake does where its carrier copies disks."""
+
+    machine: FakeMachine
+    way: DiskCopy
+
+    def carry(self, disk: Block, *, top_only: bool) -> None:
+        self.machine.note("carry-top" if top_only else "carry", disk.label)
+
+    def progress(self, disk: Block) -> tuple[int, int]:
+        return (1, 2) if disk.format else (0, 0)
+
+
+@dataclasses.dataclass
+class FakeIncoming(IncomingSeams):
     """A fake: it builds nothing, and notes what it was asked for."""
 
-    capabilities: frozenset[Capability] = ALL_CAPABILITIES
+    copies: frozenset[DiskCopy] = MIRRORS
+    lacks: frozenset[str] = frozenset()
     running: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
-    facts: TpmFacts = SWTPM
+    swtpm: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
+
+    @property
+    def takes(self) -> frozenset[DiskCopy]:
+        return self.copies
+
+    @property
+    def exports(self) -> FakeIncoming | None:
+        return self if self.copies & MIRRORS else None
+
+    @property
+    def announcing(self) -> FakeIncoming | None:
+        return None if "announcing" in self.lacks else self
+
+    @property
+    def tpm(self) -> FakeIncoming | None:
+        return None if "tpm" in self.lacks else self
 
     async def networks(self) -> dict[str, str]:
         return self.running
@@ -95,10 +156,10 @@ class FakeIncoming:
     async def announce(self, nets: Sequence[Net]) -> None:
         self.calls.append(("announce", f"{nets[0].label} on {nets[0].bridge}"))
 
-    async def tpm_facts(self) -> TpmFacts:
-        return self.facts
+    async def facts(self) -> TpmFacts:
+        return self.swtpm
 
-    async def sync_tpm(self, tpm: Tpm) -> None:
+    async def sync(self, tpm: Tpm) -> None:
         self.calls.append(("sync_tpm", tpm.label))
 
 

@@ -8,9 +8,8 @@ import pytest
 from entourage.devices.base import Options
 from entourage.devices.net import NetController
 from entourage.domain import Net
-from entourage.hypervisors.base import Capability
 from entourage.steps import Refusal, Step
-from tests.unit.devices.test_harness import ALL_CAPABILITIES, TwoHosts, domain_with
+from tests.unit.devices.test_harness import TwoHosts, domain_with
 
 MAC = "52:54:00:AA:bb:cc"
 
@@ -206,9 +205,7 @@ async def test_announced_on_arrival_and_after_a_rollback(tmp_path: Path, net: Pa
 async def test_a_hypervisor_that_cannot_announce(tmp_path: Path, net: Path) -> None:
     bridge(net, "br0")
     move = Move(tmp_path, Net(id="net0", bridge="br0"))
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = ALL_CAPABILITIES - {
-        Capability.ANNOUNCE
-    }
+    move.hosts.machine.lacks = move.hosts.incoming.lacks = frozenset({"announcing"})
     assert await move.test() == []
     assert "cannot announce" in move.hosts.warnings[0]
     await move.controller.arrived(move.hosts.there)

@@ -38,6 +38,10 @@ class FakeAgentless(FakeIncoming):
     known: frozenset[str] = frozenset({"br0", "eth0"})
     made: list[NewVolume] = dataclasses.field(default_factory=list[NewVolume])
 
+    @property
+    def agentless(self) -> Agentless:
+        return self
+
     async def place(self, path: str, beside: str = "") -> Place | None:
         there = Path(path)
         if there.parent not in self.pools:
@@ -65,8 +69,8 @@ class FarMove(Move):
     def __init__(self, tmp_path: Path, path: Path, **fields: Any) -> None:
         super().__init__(tmp_path, path, **fields)
         self.controller = AgentlessBlock(self.disk)
-        self.far = FakeAgentless(capabilities=CARRIES, pools=(self.hosts.on_target(path.parent),))
-        self.hosts.machine.capabilities = CARRIES
+        self.far = FakeAgentless(copies=CARRIES, pools=(self.hosts.on_target(path.parent),))
+        self.hosts.machine.copies = CARRIES
         self.hosts.there.incoming = self.far  # type: ignore[assignment]
 
 
@@ -141,7 +145,7 @@ async def test_what_libvirt_cannot_keep_of_an_image_is_said(tmp_path: Path, srv:
 )
 async def test_a_nic(tmp_path: Path, nic: Net, reason: str) -> None:
     hosts = TwoHosts(domain_with(net=(nic,)), tmp_path)
-    hosts.there.incoming = FakeAgentless(capabilities=CARRIES, running={"lan": "br0"})  # type: ignore[assignment]
+    hosts.there.incoming = FakeAgentless(copies=CARRIES, running={"lan": "br0"})  # type: ignore[assignment]
     refusals = await hosts.test(AgentlessNet(nic))
     assert [reason in refusal.reason for refusal in refusals] == [True] * bool(reason)
     if not reason:
@@ -154,13 +158,12 @@ async def test_a_nic(tmp_path: Path, nic: Net, reason: str) -> None:
 async def test_where_libvirt_does_not_tell_of_interfaces_nothing_is_refused(tmp_path: Path) -> None:
     nic = Net(id="n", bridge="br7")
     hosts = TwoHosts(domain_with(net=(nic,)), tmp_path)
-    hosts.there.incoming = FakeAgentless(capabilities=CARRIES, known=frozenset())  # type: ignore[assignment]
+    hosts.there.incoming = FakeAgentless(copies=CARRIES, known=frozenset())  # type: ignore[assignment]
     assert await hosts.test(AgentlessNet(nic)) == []
 
 
 def test_who_is_afar_gets_other_halves() -> None:
     domain = domain_with(net=(Net(id="n", bridge="br0"),), usb=(Usb(id="u", model="usb-tablet"),))
-    assert isinstance(FakeAgentless(), Agentless)
     incoming: Any = FakeAgentless()
     assert type(target_controllers(domain, incoming)[0]) is AgentlessNet
     local: Any = FakeIncoming()

@@ -8,9 +8,9 @@ import pytest
 
 from entourage.devices.tpm import TpmController
 from entourage.domain import Tpm
-from entourage.hypervisors.base import Capability, TpmFacts
+from entourage.hypervisors.base import TpmFacts
 from entourage.steps import Refusal
-from tests.unit.devices.test_harness import ALL_CAPABILITIES, SWTPM, TwoHosts, domain_with
+from tests.unit.devices.test_harness import SWTPM, TwoHosts, domain_with
 
 
 class Move:
@@ -62,7 +62,7 @@ async def test_a_tpm_out_of_reach_needs_a_tool(tmp_path: Path, kind: str, reason
 )
 async def test_what_the_target_lacks(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     move = Move(tmp_path)
-    move.hosts.incoming.facts = msgspec.structs.replace(SWTPM, **change)
+    move.hosts.incoming.swtpm = msgspec.structs.replace(SWTPM, **change)
     (refusal,) = await move.test()
     assert (refusal.host, refusal.reason) == ("b", reason)
     assert refusal.remedy
@@ -72,14 +72,14 @@ async def test_what_the_target_lacks(tmp_path: Path, change: dict[str, Any], rea
 @pytest.mark.parametrize("version", [(0, 7, 0), (0, 10, 0), (1, 0), ()])
 async def test_a_version_that_will_do(tmp_path: Path, version: tuple[int, ...]) -> None:
     move = Move(tmp_path)
-    move.hosts.incoming.facts = msgspec.structs.replace(SWTPM, version=version)
+    move.hosts.incoming.swtpm = msgspec.structs.replace(SWTPM, version=version)
     assert await move.test() == []
 
 
 async def test_what_the_guest_may_use_must_be_there(tmp_path: Path) -> None:
     move = Move(tmp_path)
     words = {"rsa-keysize-3072", "rsa-keysize-2048", "cmdarg-seccomp"}
-    move.hosts.machine.facts = TpmFacts(
+    move.hosts.machine.swtpm = TpmFacts(
         program="swtpm", version=(0, 7, 1), capabilities=SWTPM.capabilities | words
     )
     (refusal,) = await move.test()
@@ -90,9 +90,7 @@ async def test_what_the_guest_may_use_must_be_there(tmp_path: Path) -> None:
 
 async def test_hypervisors_that_cannot_carry_it(tmp_path: Path) -> None:
     move = Move(tmp_path)
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = ALL_CAPABILITIES - {
-        Capability.CARRY_TPM
-    }
+    move.hosts.machine.lacks = move.hosts.incoming.lacks = frozenset({"tpm"})
     refusals = await move.test()
     assert [refusal.host for refusal in refusals] == ["a", "b"]
     assert all(refusal.no_way for refusal in refusals)

@@ -17,10 +17,10 @@ from entourage.domain import Domain
 from entourage.errors import Refused
 from entourage.events import AnyEvent, DeviceRefused, SpanDone
 from entourage.handover.values import Input, Record, Role
-from entourage.hypervisors.base import Capability, DataPlane
-from entourage.hypervisors.libvirt.machine import CAPABILITIES as LIBVIRT
-from entourage.hypervisors.qemu.machine import CAPABILITIES as QEMU
-from entourage.hypervisors.xen.machine import CAPABILITIES as XEN
+from entourage.hypervisors.base import DataPlane
+from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.qemu.machine import QemuMachine
+from entourage.hypervisors.xen.machine import XenMachine
 from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
 from entourage.source.blackout import Blackout
@@ -35,8 +35,8 @@ class Machine:
     was_running = True
     in_the_clear = ""
 
-    def __init__(self, capabilities: frozenset[Capability], flush: str = "") -> None:
-        self.capabilities = capabilities
+    def __init__(self, *, non_live: bool = True, flush: str = "") -> None:
+        self.non_live = non_live
         self._flush = flush
 
     async def blockers(self) -> list[Any]:
@@ -99,22 +99,20 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
     return Phases(cast("Any", session), device_steps, blackout, events.append, live=live), events
 
 
-@pytest.mark.parametrize("capabilities", [QEMU, LIBVIRT])
-def test_a_guest_may_be_stopped_first_where_its_hypervisor_can(
-    capabilities: frozenset[Capability],
-) -> None:
-    story, events = phases(Machine(capabilities), live=False)
+@pytest.mark.parametrize("backend", [QemuMachine, LibvirtMachine])
+def test_a_guest_may_be_stopped_first_where_its_hypervisor_can(backend: Any) -> None:
+    story, events = phases(Machine(non_live=backend.non_live), live=False)
     asyncio.run(story.test())
     assert not [event for event in events if isinstance(event, DeviceRefused)]
 
 
 def test_non_live_is_refused_at_test_under_xen() -> None:
-    story, events = phases(Machine(XEN), live=False)
+    story, events = phases(Machine(non_live=XenMachine.non_live), live=False)
     with pytest.raises(Refused):
         asyncio.run(story.test())
     [refusal] = [event for event in events if isinstance(event, DeviceRefused)]
     assert (refusal.device, refusal.host, refusal.remedy) == ("domain", "a", "leave out --non-live")
-    story, events = phases(Machine(XEN))
+    story, events = phases(Machine(non_live=XenMachine.non_live))
     asyncio.run(story.test())
 
 
@@ -126,13 +124,13 @@ def test_non_live_is_refused_at_test_under_xen() -> None:
     ],
 )
 def test_the_timeline_names_a_flush_only_where_there_is_one(flush: str, spans: list[str]) -> None:
-    story, events = phases(Machine(QEMU, flush))
+    story, events = phases(Machine(flush=flush))
     asyncio.run(story.memory())
     assert [event.name for event in events if isinstance(event, SpanDone)] == spans
 
 
 def test_what_devices_must_know_after_a_crash_is_written_down_before_anything_is_done() -> None:
-    story, _ = phases(Machine(XEN))
+    story, _ = phases(Machine(non_live=XenMachine.non_live))
     written: list[Any] = []
 
     async def take(event: Input) -> None:

@@ -34,10 +34,10 @@ from entourage.devices.refusals import marked, no_way, refuse, warn
 from entourage.domain import Block, Device
 from entourage.errors import DeviceError
 from entourage.hosts.fileid import file_id
-from entourage.hypervisors.base import Capability, Export
+from entourage.hypervisors.base import DiskCopy, Export
 from entourage.steps import Refusal, Step
 
-_CARRIES = frozenset({Capability.CARRY_DISKS, Capability.CARRY_RAW})
+_CARRIED = frozenset({DiskCopy.CARRY, DiskCopy.CARRY_RAW})
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look"):
@@ -201,17 +201,21 @@ class BlockController(Controller):
         """Go the way of a copy, or say why there is none."""
         disk = self.disk
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
-        need = next(
-            (one for one in _CARRIES if one in here.machine.capabilities), Capability.MIRROR
-        )
-        if need is Capability.CARRY_RAW and image.format != "raw":
+        machine, need = here.machine, DiskCopy.MIRROR
+        knows: frozenset[DiskCopy] = frozenset()
+        if machine.carrying is not None:
+            need = machine.carrying.way
+            knows = frozenset({need})
+        elif machine.mirroring is not None:
+            knows = machine.mirroring.ways
+        if need is DiskCopy.CARRY_RAW and image.format != "raw":
             reason = f"a {image.format} image cannot be copied under a guest of this hypervisor"
             mend = "put it on shared storage, or qemu-img convert it to raw"
             found.append(no_way(disk, here.source, reason, mend))
-        if _only_read(disk) and need is not Capability.CARRY_RAW:
-            need = Capability.MIRROR_READONLY
-        if need not in here.machine.capabilities:
-            found.append(space.no_capability(disk, here.source, need))
+        if _only_read(disk) and need is not DiskCopy.CARRY_RAW:
+            need = DiskCopy.MIRROR_READONLY
+        if need not in knows:
+            found.append(space.cannot_copy(disk, here.source, need))
         slack = await images.room(image, flat=backing is None)
         new = images.like(image, path, room=slack, below=backing)
         if disk.size is not None:
@@ -265,17 +269,13 @@ class BlockController(Controller):
 
     # PREPARE
 
-    @staticmethod
-    def _carried(here: Here) -> bool:
-        """Whether the hypervisor's carrier copies disks by itself, with the memory."""
-        return not here.machine.capabilities.isdisjoint(_CARRIES)
-
     async def prepare(self, here: Here) -> None:
         """Have the target make the file that it will be copied into; see who copies it."""
-        if self.placement is not Placement.STAY and self._new is not None and self._carried(here):
-            here.machine.carry(self.disk, top_only=self._new.backing is not None)
-        if self.placement is Placement.MAKE and self._new is not None:
-            done = await here.peer(Make(new=self._new), bool)
+        carrying, new = here.machine.carrying, self._new
+        if self.placement is not Placement.STAY and new is not None and carrying is not None:
+            carrying.carry(self.disk, top_only=new.backing is not None)
+        if self.placement is Placement.MAKE and new is not None:
+            done = await here.peer(Make(new=new), bool)
             if not done:
                 message = "its filesystem cannot preallocate; the copy is sparse"
                 warn(here, self.disk, here.target, message)
@@ -287,11 +287,14 @@ class BlockController(Controller):
 
     async def connect(self, here: Here) -> None:
         """Mirror the disk; from here on, every write of the guest goes to both."""
-        if self.placement is Placement.STAY or self._new is None or self._carried(here):
+        machine = here.machine
+        if self.placement is Placement.STAY or self._new is None or machine.carrying is not None:
             return
+        if machine.mirroring is None:  # TEST has refused that
+            raise DeviceError("the hypervisor cannot copy a disk", device=self.disk.label)
         export = await here.peer(Open(), Export)
         self._mirroring = True
-        await here.machine.mirror(self.disk, export, top_only=self._new.backing is not None)
+        await machine.mirroring.mirror(self.disk, export, top_only=self._new.backing is not None)
         if self.placement is Placement.MAKE and self._new.preallocated:
             await here.peer(Fill(path=self._new.path), NoneType)
 
@@ -302,7 +305,11 @@ class BlockController(Controller):
             case Open():
                 disk = there.domain.device(self.device.label)
                 assert isinstance(disk, Block)  # noqa: S101 - labels begin with the class
-                return await there.incoming.export(disk)
+                exports = there.incoming.exports
+                if exports is None:
+                    reason = "the hypervisor exports no disk"
+                    raise DeviceError(reason, device=self.disk.label, host=there.host)
+                return await exports.export(disk)
             case Fill():
                 await self._fill(there)
                 return None
@@ -310,7 +317,7 @@ class BlockController(Controller):
     async def arrived(self, there: There) -> None:
         """Set aside again what a carrier has freed of a file that was preallocated."""
         new = self._made
-        carried = not there.incoming.capabilities.isdisjoint(_CARRIES)
+        carried = not there.incoming.takes.isdisjoint(_CARRIED)
         if new is not None and new.preallocated and carried:
             await self._fill(there)
 
@@ -327,22 +334,26 @@ class BlockController(Controller):
         return there.allowed.images.real(path)
 
     def progress(self, here: Here) -> tuple[int, int]:
-        """How far the mirror has come."""
-        copies = self._mirroring or (self.placement is not Placement.STAY and self._carried(here))
-        return here.machine.mirrored(self.disk) if copies else (0, 0)
+        """How far the copy has come."""
+        machine = here.machine
+        if self._mirroring and machine.mirroring is not None:
+            return machine.mirroring.progress(self.disk)
+        if self.placement is not Placement.STAY and machine.carrying is not None:
+            return machine.carrying.progress(self.disk)
+        return (0, 0)
 
     # TRANSFER, and after
 
     async def transfer(self, here: Here) -> None:
         """The guest has stopped: its last writes go over, and the two disks part."""
-        if self._mirroring:
-            await here.machine.complete_mirror(self.disk)
+        if self._mirroring and here.machine.mirroring is not None:
+            await here.machine.mirroring.complete(self.disk)
             self._mirroring = False
 
     async def recover(self, here: Here, last_good: Step) -> None:  # noqa: ARG002 - known better here
         """Give up the mirror; what was made on the target is undone there."""
-        if self._mirroring:
-            await here.machine.cancel_mirror(self.disk)
+        if self._mirroring and here.machine.mirroring is not None:
+            await here.machine.mirroring.cancel(self.disk)
             self._mirroring = False
 
     async def let_go(self, here: Here) -> None:

@@ -14,7 +14,7 @@ from entourage.devices.block.images import NewImage
 from entourage.devices.refusals import no_way, refuse
 from entourage.domain import Block
 from entourage.hosts.beneath import NotAllowed
-from entourage.hypervisors.base import Capability
+from entourage.hypervisors.base import DiskCopy
 from entourage.settings.units import format_size
 from entourage.steps import Refusal
 
@@ -25,12 +25,12 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True, tag="fit"):
     Attributes:
         new: The image.
         onto_device: Whether its path is a device that the user named.
-        need: What the target's hypervisor must be able to do.
+        need: The way of copying that the target's hypervisor must know.
     """
 
     new: NewImage
     onto_device: bool
-    need: Capability
+    need: DiskCopy
 
 
 class Fitting(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,9 +40,9 @@ class Fitting(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
 
 
-def no_capability(disk: Block, host: str, need: Capability) -> Refusal:
+def cannot_copy(disk: Block, host: str, need: DiskCopy) -> Refusal:
     """The hypervisor of ``host`` lacks what a copy needs."""
-    if need is Capability.MIRROR_READONLY:
+    if need is DiskCopy.MIRROR_READONLY:
         reason = "the hypervisor cannot copy a read-only medium"
         return refuse(disk, host, reason, f"copy {disk.path} there at the same path")
     return no_way(disk, host, "the hypervisor cannot copy a disk", "put it on shared storage")
@@ -52,11 +52,11 @@ def fit(disk: Block, there: There, request: Fit) -> Fitting:
     """Everything that speaks against it; runs on the target."""
     lacks = (
         []
-        if request.need in there.incoming.capabilities
-        else [no_capability(disk, there.host, request.need)]
+        if request.need in there.incoming.takes
+        else [cannot_copy(disk, there.host, request.need)]
     )
     if request.onto_device:
-        exact = request.need in {Capability.CARRY_DISKS, Capability.CARRY_RAW}
+        exact = request.need in {DiskCopy.CARRY, DiskCopy.CARRY_RAW}
         fitting = _fit_device(disk, there, request.new, exact=exact)
         return msgspec.structs.replace(fitting, refusals=[*lacks, *fitting.refusals])
     return Fitting(refusals=[*lacks, *_fit_file(disk, there, request.new)])

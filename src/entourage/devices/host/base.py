@@ -3,7 +3,7 @@
 An emulated one is part of the machine, and its state travels in the stream, unless the hypervisor
 marks it as not migratable. One of the host's own holds state that nobody can read, and cannot
 follow the guest. Where the user says which one of the target's stands for it, and the hypervisor
-can do that (``hostdevices``), the guest lets go of it before its memory is copied, and gets the
+can do that (``Unplugging``), the guest lets go of it before its memory is copied, and gets the
 other one on arrival; after a failure, its own again.
 """
 
@@ -18,8 +18,7 @@ from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, no_way, refuse
 from entourage.domain import Device, Pci, Usb
 from entourage.errors import DeviceError, HypervisorError
-from entourage.hypervisors.base import Capability, Incoming, Machine
-from entourage.hypervisors.hostdevices import HostDevice, Plugs, Unplugs
+from entourage.hypervisors.seams import HostDevice
 from entourage.steps import Refusal, Step
 
 
@@ -67,9 +66,9 @@ class HostDeviceController(Controller):
         if not device.host_names:
             return found
         option = f"--{device.device_class} {device.id}={self.example}"
-        machine = unplugs(here.machine)
+        unplugging = here.machine.unplugging
         there = _mapped(device, getattr(here.options, device.device_class))
-        if machine is None:
+        if unplugging is None:
             also = f", and its hypervisor cannot do what {option} asks for" if there else ""
             remedy = "take it out of the domain first"
             return [no_way(device, here.source, f"{self.why_not}{also}", remedy)]
@@ -77,17 +76,17 @@ class HostDeviceController(Controller):
             remedy = f"{option} says what stands for it on {here.target}; or take it out first"
             return [no_way(device, here.source, self.why_not, remedy)]
         self.target_device = msgspec.structs.replace(device, plug=there)
-        for reason, remedy in await machine.test_unplug(device):
+        for reason, remedy in await unplugging.test_unplug(device):
             found.append(refuse(device, here.source, reason, remedy))
         return [*found, *await here.peer(self.target_device, list[Refusal])]
 
     async def test_there(self, there: There, request: Any) -> Any:
         """Is there such a one here, and does nobody have it?"""
         device = msgspec.convert(request, type(self.own))
-        incoming = plugs(there.incoming)
-        if incoming is None:
+        plugging = there.incoming.plugging
+        if plugging is None:
             return [no_way(device, there.host, "its hypervisor cannot plug in one of the host's")]
-        objections = await incoming.test_plug(device)
+        objections = await plugging.test_plug(device)
         return [refuse(device, there.host, reason, remedy) for reason, remedy in objections]
 
     async def connect(self, here: Here) -> None:
@@ -95,16 +94,16 @@ class HostDeviceController(Controller):
         if self.stands is None:
             return
         self._unplugged = True
-        if (machine := unplugs(here.machine)) is not None:
-            await machine.unplug(self.own)
+        if here.machine.unplugging is not None:
+            await here.machine.unplugging.unplug(self.own)
 
     async def recover(self, here: Here, last_good: Step) -> None:  # noqa: ARG002 - known better here
         """The guest gets it back."""
-        machine = unplugs(here.machine)
-        if not self._unplugged or machine is None:
+        unplugging = here.machine.unplugging
+        if not self._unplugged or unplugging is None:
             return
         try:
-            await machine.plug(self.own)
+            await unplugging.plug(self.own)
         except HypervisorError as error:
             said = f"the guest runs without it: {error.message}"
             raise DeviceError(said, remedy=f"on {here.source}: {error.remedy}") from error
@@ -114,28 +113,14 @@ class HostDeviceController(Controller):
         """The guest gets the one that stands for it here."""
         device = there.domain.device(self.device.label)
         assert isinstance(device, Usb | Pci)  # noqa: S101 - labels begin with the class
-        incoming = plugs(there.incoming)
-        if device.plug is None or incoming is None:
+        plugging = there.incoming.plugging
+        if device.plug is None or plugging is None:
             return
         try:
-            await incoming.plug(device)
+            await plugging.plug(device)
         except HypervisorError as error:
             said = f"the guest runs without {device.plug}: {error.message}"
             raise DeviceError(said, remedy=f"on {there.host}: {error.remedy}") from error
-
-
-def unplugs(machine: Machine) -> Unplugs | None:
-    """The machine as one that lets go of the host's own devices, if it can."""
-    if Capability.UNPLUG in machine.capabilities and isinstance(machine, Unplugs):
-        return machine
-    return None
-
-
-def plugs(incoming: Incoming) -> Plugs | None:
-    """The same of a machine that is being built."""
-    if Capability.UNPLUG in incoming.capabilities and isinstance(incoming, Plugs):
-        return incoming
-    return None
 
 
 def _mapped(device: HostDevice, wanted: Mapping[str, str]) -> str | None:

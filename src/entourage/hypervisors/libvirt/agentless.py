@@ -8,7 +8,7 @@ libvirtd knows it by, and another one is not believed.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from entourage.domain import Domain, Tpm
@@ -16,10 +16,12 @@ from entourage.errors import HypervisorError
 from entourage.hosts.proxy_agent import agentless_name, parse_agentless
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors import swtpm
+from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.base import (
     DataPlane,
     Incoming,
     Plan,
+    TpmArrival,
     TpmFacts,
 )
 from entourage.hypervisors.libvirt import checks, volumes
@@ -105,22 +107,15 @@ class AgentlessIncoming(LibvirtIncoming):
             remedy=f"that was {self._identity}, this is {found}: see who is who",
         )
 
-    async def tpm_facts(self) -> TpmFacts:
-        """What libvirt says of the emulator there; what it does not say is taken to be as here."""
-        connection = await self._connected()
-        text: str = await ask(connection.raw.getDomainCapabilities, None, None, None, None, 0)
-        tpm = parse(text).find("devices/tpm")
-        said = {
-            enum.get("name", ""): {value.text or "" for value in enum.iterfind("value")}
-            for enum in (tpm.iterfind("enum") if tpm is not None else ())
-        }
-        if "emulator" not in said.get("backendModel", set()):
-            return TpmFacts()
-        versions = said.get("backendVersion") or {"1.2", "2.0"}
-        here = await swtpm.facts()
-        believed = {word for word in here.capabilities if not word.startswith("tpm-")}
-        capabilities = believed | {f"tpm-{version}" for version in versions}
-        return TpmFacts(program="swtpm", capabilities=frozenset(capabilities))
+    @property
+    def tpm(self) -> TpmArrival:
+        """Its state comes with the memory, and cannot be synced remotely."""
+        return AgentlessTpm(self._connected)
+
+    @property
+    def agentless(self) -> Agentless:
+        """Storage and the network are asked for here, too."""
+        return self
 
     async def offers(self) -> Mapping[str, str]:
         """A name to check its TLS certificate by; whether it has one, Prepare will say."""
@@ -138,12 +133,9 @@ class AgentlessIncoming(LibvirtIncoming):
         try:
             await super().build(domain, plane, plan)
         except RefusedError as error:
-            if plan.flags & Flag.TLS and not error.remedy:
+            if self._plan.flags & Flag.TLS and not error.remedy:
                 error.remedy = "if that is for want of certificates there: make them, or --no-tls"
             raise
-
-    async def sync_tpm(self, tpm: Tpm) -> None:
-        """It cannot be done remotely."""
 
     async def _watch_emulators(self) -> None:
         """Nor can that."""
@@ -189,6 +181,37 @@ class AgentlessIncoming(LibvirtIncoming):
             return await ask(look)
         except HypervisorError:  # not every libvirtd has these drivers
             return frozenset()
+
+
+class AgentlessTpm:
+    """A TPM's state on a host without Entourage.
+
+    Args:
+        connected: Returns a connection to the libvirtd there.
+    """
+
+    def __init__(self, connected: Callable[[], Awaitable[Connection]]) -> None:
+        self._connected = connected
+
+    async def facts(self) -> TpmFacts:
+        """What libvirt says of the emulator there; what it does not say is taken to be as here."""
+        connection = await self._connected()
+        text: str = await ask(connection.raw.getDomainCapabilities, None, None, None, None, 0)
+        tpm = parse(text).find("devices/tpm")
+        said = {
+            enum.get("name", ""): {value.text or "" for value in enum.iterfind("value")}
+            for enum in (tpm.iterfind("enum") if tpm is not None else ())
+        }
+        if "emulator" not in said.get("backendModel", set()):
+            return TpmFacts()
+        versions = said.get("backendVersion") or {"1.2", "2.0"}
+        here = await swtpm.facts()
+        believed = {word for word in here.capabilities if not word.startswith("tpm-")}
+        capabilities = believed | {f"tpm-{version}" for version in versions}
+        return TpmFacts(program="swtpm", capabilities=frozenset(capabilities))
+
+    async def sync(self, tpm: Tpm) -> None:
+        """Nothing: that cannot be done remotely, and the user is told so before."""
 
 
 async def _identity(connection: Connection) -> str:

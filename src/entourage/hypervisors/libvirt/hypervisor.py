@@ -22,6 +22,7 @@ from entourage.hypervisors.libvirt.connection import (
 )
 from entourage.hypervisors.libvirt.constants import STATE_NAMES, State
 from entourage.hypervisors.libvirt.domainxml import Lookups, read_domain, side_text
+from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.side import read_side, with_side
@@ -91,20 +92,21 @@ class LibvirtHypervisor:
             await connection.close()
             raise
         log = self._log(domain.name)
-        return LibvirtMachine(connection, None, domain, log, was_running=True, transient=False)
+        gone = Handle(connection, None, domain, was_running=True, transient=False)
+        return LibvirtMachine(gone, log)
 
     async def _machine(
         self, connection: Connection, raw: Any, state: int, domain: Domain | None = None
     ) -> LibvirtMachine:
         domain = domain or await self._read(connection, raw)
-        return LibvirtMachine(
+        handle = Handle(
             connection,
             raw,
             domain,
-            self._log(domain.name),
             was_running=state in {State.RUNNING, State.BLOCKED},
             transient=not await ask(raw.isPersistent),
         )
+        return LibvirtMachine(handle, self._log(domain.name))
 
     def _log(self, name: str) -> Path:
         return Path(self._settings.paths.log, f"{name}.log")

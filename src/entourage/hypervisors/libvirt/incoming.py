@@ -16,17 +16,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from entourage.domain import Block, Domain, Net, Tpm
+import msgspec
+
+from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt
 from entourage.handover.values import Guest
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
-from entourage.hypervisors.base import Capability, DataPlane, Export, Plan, Ticket, TpmFacts
+from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket, TpmArrival
 from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt import tls
+from entourage.hypervisors.libvirt.announcing import TargetAnnouncing
 from entourage.hypervisors.libvirt.arrival_state import look_at
 from entourage.hypervisors.libvirt.connection import (
     Connection,
@@ -41,8 +44,11 @@ from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, UNDEFINE_ALL
 from entourage.hypervisors.libvirt.emulators import Emulators
 from entourage.hypervisors.libvirt.errors import qemu_said
 from entourage.hypervisors.libvirt.events import Feed, Known
-from entourage.hypervisors.libvirt.machine import CAPABILITIES, TPM_STATES
+from entourage.hypervisors.libvirt.job import Disks, Parameters
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
+from entourage.hypervisors.libvirt.tpm import STATES, TargetTpm, state_of
+from entourage.hypervisors.seams import IncomingSeams
 
 _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its mind
 _LOOK_AGAIN = 0.05
@@ -54,7 +60,7 @@ _LOGS = Path("/var/log/libvirt/qemu")
 _NO_TPM = "its TPM emulator (swtpm) has ended"
 
 
-class LibvirtIncoming:
+class LibvirtIncoming(IncomingSeams):
     """A domain that is being built on this host.
 
     Args:
@@ -74,21 +80,27 @@ class LibvirtIncoming:
         self._connection: Connection | None = None
         self._emulators: Emulators | None = None
         self._feed: Feed | None = None
-        self._plan: Plan | None = None
-        self._parameters: dict[str, str | int | list[str]] = {}
+        self._plan = LibvirtPlan()
+        self._parameters: Parameters = {}
         self._preparing: asyncio.Future[tuple[str, bytes]] | None = None
         self._cookie = b""
         self._released = False
         self._shortening: asyncio.Task[None] | None = None
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        """Disks and TPM travel with the memory; QEMU announces the NICs by itself."""
-        return CAPABILITIES
+    def takes(self) -> frozenset[DiskCopy]:
+        """What Perform copies on the source."""
+        return frozenset({Disks.way})
 
-    async def tpm_facts(self) -> TpmFacts:
-        """What this host's swtpm can do."""
-        return await swtpm.facts()
+    @property
+    def tpm(self) -> TpmArrival:
+        """Its state comes with the memory."""
+        return TargetTpm(self._domain)
+
+    @property
+    def announcing(self) -> TargetAnnouncing:
+        """QEMU announces the NICs by itself."""
+        return TargetAnnouncing()
 
     async def offers(self) -> Mapping[str, str]:
         """By what name its TLS certificate is checked."""
@@ -126,17 +138,17 @@ class LibvirtIncoming:
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Prepare; what the domain opens exists."""
-        self._domain, self._plan = domain, plan
+        self._domain, self._plan = domain, msgspec.msgpack.decode(plan, type=LibvirtPlan)
         connection = await self._connected()
         if self._feed is None:
             self._feed = await Feed.open(self._uri, self._uuid, one_clock=self._on_this_host)
-        self._parameters = dict(plan.parameters)
+        self._parameters = dict(self._plan.parameters)
         if plane.address:  # else libvirt goes by the name that the host has for itself
             host = f"[{plane.address}]" if ":" in plane.address else plane.address
             self._parameters[Parameter.URI] = f"tcp://{host}"
         library = await asyncio.to_thread(phases)
         self._preparing = call(
-            library.prepare, connection.raw, self._parameters, plan.cookie, self._flags
+            library.prepare, connection.raw, self._parameters, self._plan.cookie, self._flags
         )
         await asyncio.shield(self._preparing)
         await self._watch_emulators()
@@ -144,18 +156,14 @@ class LibvirtIncoming:
     async def _watch_emulators(self) -> None:
         """Know of each swtpm that was started here; what it has of directories is on the disk."""
         if any(tpm.type == "emulator" for tpm in self._domain.tpm):
-            self._emulators = await asyncio.to_thread(Emulators, TPM_STATES / self._uuid)
+            self._emulators = await asyncio.to_thread(Emulators, STATES / self._uuid)
         for tpm in self._domain.tpm:
-            if (state := self._state_of(tpm)).is_dir():
+            if (state := state_of(self._domain, tpm)).is_dir():
                 await asyncio.to_thread(swtpm.sync_parents, state)
 
     @property
     def _flags(self) -> int:
-        return (self._plan.flags if self._plan else 0) & ~NOT_FOR_TARGET
-
-    async def export(self, disk: Block) -> Export:
-        """It does not: libvirt opens disks for each other by itself."""
-        raise HypervisorError("libvirt exports no disk by itself", device=disk.label)
+        return self._plan.flags & ~NOT_FOR_TARGET
 
     async def listen(self) -> Ticket:
         """Where Prepare has it wait for memory."""
@@ -302,20 +310,9 @@ class LibvirtIncoming:
         if self._on_this_host and _DEFINITIONS.is_dir():
             await asyncio.to_thread(sync_directory, _DEFINITIONS)
 
-    async def announce(self, nets: Sequence[Net]) -> None:
-        """Nothing: QEMU has announced them by itself when memory had landed."""
-
-    async def sync_tpm(self, tpm: Tpm) -> None:
-        """Flush the TPM's state, file and directory, to this host's disk."""
-        if (state := self._state_of(tpm)).is_dir():
-            await asyncio.to_thread(swtpm.sync_state, state)
-
-    def _state_of(self, tpm: Tpm) -> Path:
-        return TPM_STATES / self._uuid / ("tpm1.2" if tpm.version == "1.2" else "tpm2")
-
     async def finish_arrival(self) -> None:
         """After the guest runs: one that had no definition on the source has none here either."""
-        if self._plan is not None and self._plan.transient:
+        if self._plan.transient:
             raw = await (await self._connected()).domain(self._uuid)
             if raw is not None:
                 with contextlib.suppress(RefusedError):

@@ -1,57 +1,115 @@
-"""A libvirt domain that runs here: the source's half of a migration."""
+"""A libvirt domain that runs here, and its carrier: the source's half of a migration.
+
+The six operations go by libvirt's own phases.
+
+    plan     Begin: libvirt says what travels, and from here on keeps others from changing it
+    start    Perform, in a thread: it copies disks, then memory, stops the guest, sends the rest
+    stopped  QEMU's STOP, while Perform still runs
+    landed   Perform has returned
+    release  Confirm: the copy here ends
+    abort    end the job, or Confirm(cancelled): the guest runs here again (see ``rollback.py``)
+
+The guest is held from the end of Perform to Confirm by libvirt's own job, which no `virsh resume`
+gets past; see docs/libvirt.md for what that job outlives, and what it does not.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import socket
+import secrets
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.etree import ElementTree as ET
+from types import MappingProxyType
 
-from entourage.domain import Block, Net, Tpm
+import msgspec
+
+from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
-from entourage.hypervisors import swtpm
-from entourage.hypervisors.base import Capability, Export, TpmFacts
-from entourage.hypervisors.files import digest
-from entourage.hypervisors.libvirt.carrier import Carrier
-from entourage.hypervisors.libvirt.connection import (
-    LostError,
-    RefusedError,
-    ask,
-    phases,
-    tell_qemu,
+from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
+from entourage.hypervisors.deadman import Deadman
+from entourage.hypervisors.libvirt import looks, tls
+from entourage.hypervisors.libvirt.announcing import SourceAnnouncing
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call, phases
+from entourage.hypervisors.libvirt.constants import (
+    XML_INACTIVE,
+    XML_MIGRATABLE,
+    XML_SECURE,
+    Flag,
+    Parameter,
+    State,
 )
-from entourage.hypervisors.libvirt.constants import UNDEFINE_ALL, XML_MIGRATABLE, Flag, State
-from entourage.hypervisors.libvirt.domainxml import parse
-from entourage.hypervisors.libvirt.errors import device_of, plain
+from entourage.hypervisors.libvirt.events import Feed, Known
+from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.job import Job, Parameters
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
+from entourage.hypervisors.libvirt.retarget import differs, retarget
+from entourage.hypervisors.libvirt.rollback import Rollback
+from entourage.hypervisors.libvirt.tpm import SourceTpm
+from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Refusal
 
-CAPABILITIES = frozenset(
-    {Capability.CARRY_TPM, Capability.CARRY_DISKS, Capability.ANNOUNCE, Capability.NON_LIVE}
-)
-TPM_STATES = Path("/var/lib/libvirt/swtpm")
-_RELEASE_WITHIN = 30.0
-# RARP packets of QEMU's: how many, and when (ms).
-_ANNOUNCEMENT = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+_PROGRAM = Path(__file__).with_name("deadman.py")
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_SHOW_EVERY = 0.25
+_PAGE = 4096
+# Auto-converge cannot be switched on later: where it may be wanted, it begins gently.
+_GENTLY = {Parameter.CONVERGE_INITIAL: 5, Parameter.CONVERGE_INCREMENT: 10}
+_BASE = Flag.LIVE | Flag.PERSIST_DEST | Flag.UNDEFINE_SOURCE | Flag.UNSAFE
+# UNSAFE: whether a disk is shared, libvirt guesses from its filesystem's type; we have looked.
 
 
-class LibvirtMachine(Carrier):
-    """A domain of this host's libvirtd."""
+class LibvirtMachine(MachineSeams):
+    """A domain of this host's libvirtd.
+
+    Args:
+        handle: The domain, as libvirtd has it.
+        log: Takes what the deadman says.
+    """
+
+    non_live = True
+
+    def __init__(self, handle: Handle, log: Path) -> None:
+        self._handle = handle
+        self._log = log
+        self._job = Job()
+        self._rollback = Rollback(handle, self._job)
+        self._deadman: Deadman | None = None
+        self._clear = ""
+        self._extra = Flag(0)
+        self._tidying: asyncio.Task[None] | None = None
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        """Disks and TPM travel with the memory."""
-        return CAPABILITIES
+    def domain(self) -> Domain:
+        """The running configuration."""
+        return self._handle.domain
+
+    @property
+    def was_running(self) -> bool:
+        """False where the user had paused the guest before: it stays paused on the target."""
+        return self._handle.was_running
+
+    @property
+    def carrying(self) -> DiskCarrying:
+        """Perform copies disks, and they travel before the memory."""
+        return self._job.disks
+
+    @property
+    def tpm(self) -> SourceTpm:
+        """Its state travels with the memory, and libvirt erases it here."""
+        return SourceTpm(self.domain)
+
+    @property
+    def announcing(self) -> SourceAnnouncing:
+        """QEMU has announced it at the target, and so must here again."""
+        return SourceAnnouncing(self._handle)
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
-        self._was_running = was_running
-        if self._raw is None:
-            return Guest.DEAD
-        state: int = (await ask(self._raw.state, 0))[0]
+        self._handle.was_running = was_running
+        state = await self._handle.state()
         if state in {State.RUNNING, State.BLOCKED}:
             return Guest.RUNNING
         return Guest.STOPPED if state in {State.PAUSED, State.SUSPENDED} else Guest.DEAD
@@ -59,145 +117,243 @@ class LibvirtMachine(Carrier):
     async def close(self) -> None:
         """Let go of the machine without changing it."""
         await self._tidied()
-        if self._feed is not None:
-            await self._feed.close()
+        await self._job.close()
         if self._deadman is not None:
             self._deadman.close()
-        if self._calls is not None:
-            self._calls.close()
-        await self._connection.close()
+        await self._handle.connection.close()
 
     async def facts(self) -> Mapping[str, str]:
         """Versions, what the machine is made of, the CPU, digests of the boot files."""
-        raw = self._connection.raw
-        xml = parse(await ask(self._raw.XMLDesc, XML_MIGRATABLE))
-        kind, cpu = xml.find("os/type"), xml.find("cpu")
-        found = {
-            "libvirt": str(await ask(raw.getLibVersion)),
-            "qemu": str(await ask(raw.getVersion)),
-            "emulator": xml.findtext("devices/emulator", ""),
-            "arch": kind.get("arch", "") if kind is not None else "",
-            "virt": xml.get("type", ""),
-            "cpu": _text(cpu),
-            "networks": json.dumps([net.network for net in self.domain.net if net.network]),
-        }
-        for path in self.domain.boot.files:
-            found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
-        return found
+        return await looks.facts(self._handle)
 
     async def blockers(self) -> Sequence[Refusal]:
         """What libvirt itself has against it: it is asked by a Begin that begins nothing."""
-        host = socket.gethostname()
-        try:
-            library = await asyncio.to_thread(phases)
-            await ask(library.begin, self._raw, {}, Flag.LIVE | Flag.UNSAFE)
-        except RefusedError as error:
-            reason = plain(error.message)
-            return [
-                Refusal(
-                    device_of(self.domain, reason) or "domain",
-                    host,
-                    f"libvirt cannot move it: {reason}",
-                    "take out of the domain what it names, and try again",
-                )
-            ]
-        return []
+        return await looks.blockers(self._handle)
 
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before.
 
         That libvirtd has gone is no such thing: its machines live on without it.
         """
-        feed = self._feed
-        if feed is None:
+        if self._job.feed is None:
             await asyncio.get_running_loop().create_future()
         try:
-            return await self._heard().until(lambda known: known.ended or None)
+            return await self._job.heard().until(lambda known: known.ended or None)
         except HypervisorError:
             return await asyncio.get_running_loop().create_future()
 
-    # Operations for controllers
+    # The carrier's six operations
 
-    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:  # noqa: ARG002 - see CAPABILITIES
-        """It does not: disks are carried."""
-        raise HypervisorError("libvirt mirrors no disk by itself", device=disk.label)
+    @property
+    def in_the_clear(self) -> str:
+        """Once armed: why memory will travel unencrypted though it was not asked for."""
+        return self._clear
 
-    async def complete_mirror(self, disk: Block) -> None:
-        """Nothing: Perform has done it."""
+    async def arm(
+        self,
+        plane: DataPlane,
+        *,
+        downtime_limit: float | None = None,  # noqa: ARG002 - libvirt can be told only later
+        throttle: bool = False,
+        lock: int | None = None,
+        offers: Mapping[str, str] = _NOTHING,
+    ) -> None:
+        """Listen, choose how memory travels, and arm the deadman."""
+        await self._tidied()
+        self._choose(plane, offers, throttle=throttle)
+        uri, uuid = self._handle.connection.uri, str(self.domain.uuid)
+        if self._job.feed is None:
+            self._job.feed = await Feed.open(uri, uuid)
+        self._deadman = await Deadman.arm(
+            _PROGRAM,
+            ["1" if self.was_running else "0", uri, uuid],
+            name=f"{uuid}.{secrets.token_hex(4)}",
+            log=self._log,
+            lock=lock,
+        )
 
-    async def cancel_mirror(self, disk: Block) -> None:
-        """Nothing: it ends with the job."""
+    def _choose(self, plane: DataPlane, offers: Mapping[str, str], *, throttle: bool) -> None:
+        """Flags and parameters that follow from what both hosts have."""
+        parameters: Parameters = {}
+        self._extra, self._job.parameters, self._clear = Flag(0), parameters, ""
+        if plane.secret is not None:
+            name = offers.get("tls", "")
+            if name and tls.can_send():
+                self._extra |= Flag.TLS
+                parameters[Parameter.TLS_DESTINATION] = name
+            else:
+                lacks = "this host" if name else "the target"
+                self._clear = (
+                    f"libvirt on {lacks} has no certificates for it (in {tls.directory()})"
+                )
+        if plane.bandwidth:
+            parameters[Parameter.BANDWIDTH] = max(1, plane.bandwidth >> 20)
+        if throttle:
+            self._extra |= Flag.AUTO_CONVERGE
+            parameters |= _GENTLY
+        if not self.was_running:
+            self._extra |= Flag.PAUSED
 
-    async def tpm_facts(self) -> TpmFacts:
-        """What this host's swtpm can do."""
-        if any(tpm.type == "emulator" for tpm in self.domain.tpm):
-            return await swtpm.facts()
-        return TpmFacts()
+    async def plan(self, target: Domain) -> Plan:
+        """Begin: what the target's half needs for Prepare."""
+        flags = _BASE | Flag.CHANGE_PROTECTION | self._extra
+        parameters = dict(self._job.parameters)
+        handle, disks = self._handle, self._job.disks
+        if disks.names:
+            flags |= Flag.NON_SHARED_INC if disks.top_only else Flag.NON_SHARED_DISK
+            parameters[Parameter.DISKS] = disks.names
+        if differs(self.domain, target):
+            running = await ask(handle.raw.XMLDesc, XML_SECURE | XML_MIGRATABLE)
+            parameters[Parameter.DEST_XML] = retarget(running, self.domain, target)
+            if not handle.transient:
+                kept = await ask(handle.raw.XMLDesc, XML_SECURE | XML_INACTIVE | XML_MIGRATABLE)
+                parameters[Parameter.PERSIST_XML] = retarget(kept, self.domain, target)
+        xml, cookie = await self._job.begin(handle, parameters, flags)
+        parameters[Parameter.DEST_XML] = xml
+        plan = LibvirtPlan(
+            xml=xml, cookie=cookie, flags=flags, parameters=parameters, transient=handle.transient
+        )
+        return Plan(msgspec.msgpack.encode(plan))
 
-    async def erase_tpm(self, tpm: Tpm) -> None:
-        """After ``release``, in which libvirt has erased it: see that it has.
+    async def start(self, ticket: Ticket, *, live: bool) -> None:
+        """Perform; returns when disks are copied and memory follows."""
+        job, handle = self._job, self._handle
+        feed = job.heard()
+        feed.known.migration, feed.known.stopped_at, feed.known.resumed_at = "", 0, 0
+        parameters = job.parameters | {Parameter.URI: ticket.uri}
+        flags = job.flags if live else job.flags & ~Flag.LIVE
+        await asyncio.to_thread(job.list_calls, self.domain.name, ticket.uri)
+        performing = call(phases().perform, handle.raw, parameters, ticket.cookie, flags)
+        job.performing = performing
 
-        Raises:
-            HypervisorError: It has not.
+        def under_way(known: Known) -> bool | None:
+            return known.migration in {"active", "pre-switchover", "device", "completed"} or None
+
+        waiting = asyncio.ensure_future(feed.until(under_way))
+        try:
+            while not (waiting.done() or performing.done()):
+                await job.disks.look(handle)
+                await asyncio.wait(
+                    {waiting, performing},
+                    timeout=_SHOW_EVERY,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+        finally:
+            waiting.cancel()
+        if performing.done():
+            performing.result()
+
+    async def progress(self) -> MemoryProgress:
+        """How far pre-copy has come; zeros where libvirt does not say."""
+        info: Mapping[str, int] = {}
+        with contextlib.suppress(RefusedError):
+            info = await ask(self._handle.raw.jobStats)
+        return MemoryProgress(
+            transferred=info.get("memory_processed", 0),
+            remaining=info.get("memory_remaining", 0),
+            total=info.get("memory_total", 0),
+            dirty_rate=float(
+                info.get("memory_dirty_rate", 0) * info.get("memory_page_size", _PAGE)
+            ),
+            rate=float(info.get("memory_bps", 0)),
+            iteration=info.get("memory_iteration", 0),
+            expected_downtime=info.get("downtime", 0) / 1000,
+        )
+
+    async def tune(self, *, downtime_limit: float, throttle: bool) -> None:  # noqa: ARG002 - see _GENTLY
+        """Change how much blackout is accepted (seconds)."""
+        milliseconds = max(1, round(downtime_limit * 1000))
+        with contextlib.suppress(RefusedError):  # it is past that already
+            await ask(self._handle.raw.migrateSetMaxDowntime, milliseconds, 0)
+
+    async def stopped(self) -> int:
+        """Wait until the guest has stopped; ns of the monotonic clock.
+
+        A guest that its user had paused has no such moment: there it is when all has been sent.
         """
-        there = TPM_STATES / str(self.domain.uuid)
-        if there.is_dir() and any(there.rglob("*.permall")):
+        feed, performing = self._job.heard(), self._job.performed()
+
+        def still(known: Known) -> int | None:
+            return known.stopped_at or None
+
+        waiting = asyncio.ensure_future(feed.until(still))
+        try:
+            await asyncio.wait({waiting, performing}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                await self.landed()
+                if not self.was_running:
+                    return time.monotonic_ns()
+            return await waiting
+        finally:
+            waiting.cancel()
+
+    async def pre_switchover(self) -> str:
+        """Nothing: libvirt settles the disks by itself."""
+        return ""
+
+    async def continue_switchover(self) -> None:
+        """Nothing: libvirt settles the disks it carries and sends the rest by itself."""
+
+    async def landed(self) -> bytes:
+        """Wait until Perform has returned: the source says that all has been sent and taken."""
+        return await asyncio.shield(self._job.performed())
+
+    async def disarm_deadman(self) -> None:
+        """GO may be sent next: from when this returns, nothing resumes the guest by itself.
+
+        Perform has returned, so QEMU is past resuming by itself, and libvirt's job keeps others
+        from it. That it stands still all the same is asked, in the time the deadman takes.
+        """
+        if self._deadman is None:
+            raise HypervisorError("nothing would resume the guest if this process died")
+        state, _ = await asyncio.gather(self._state_or_lost(), self._deadman.disarm())
+        known = self._job.heard().known
+        if state == State.RUNNING or known.resumed_at > known.stopped_at:
             raise HypervisorError(
-                f"libvirt has left the TPM's state in {there}",
-                device=tpm.label,
-                remedy="erase it, unless both hosts share that directory",
+                "somebody has let the guest run on here", remedy="see who did, and try again"
             )
 
-    async def announce(self, nets: Sequence[Net]) -> None:
-        """The guest is back: QEMU has announced it at the target, and so must here again.
-
-        libvirt has no word for it: see ``tell_qemu``.
-        """
-        if nets and self._raw is not None:
-            await tell_qemu(self._raw, "announce-self", **_ANNOUNCEMENT)
+    async def _state_or_lost(self) -> int | None:
+        """What libvirtd says of the guest; None where it has just gone, and nobody can ask it."""
+        try:
+            return await self._handle.state()
+        except LostError:
+            return None
 
     # The end
 
+    async def abort(self) -> None:
+        """Give the migration up at whatever point: the guest runs here again, or stays paused."""
+        await self._rollback.abort()
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._dismiss())
+
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""
-        if self._raw is not None:
-            await ask(self._raw.suspend)
+        await self._handle.suspend()
 
     async def release(self) -> None:
         """Confirm: the copy here ends; where libvirtd has forgotten the migration, by hand."""
-        begun, self._beginning = self._beginning, None
+        begun, self._job.beginning = self._job.beginning, None
         try:
             if begun is not None:
                 try:
-                    await ask(
-                        phases().confirm,
-                        self._raw, self._parameters, b"", self._flags, cancelled=False,
-                    )  # fmt: skip
+                    await self._job.confirm(self._handle, cancelled=False)
                 except RefusedError:
-                    await self._destroy()
+                    await self._handle.destroy()
             else:
-                await self._destroy()
+                await self._handle.destroy()
         except LostError:
-            await self._find_again()
-            await self._destroy()
+            await self._handle.find_again()
+            await self._handle.destroy()
         await self._dismiss()
 
-    async def _destroy(self) -> None:
-        """End it and forget its definition; what is gone already is no error."""
-        if self._raw is None:
-            return
-        with contextlib.suppress(RefusedError):  # it does not run
-            await ask(self._raw.destroy)
-        with contextlib.suppress(RefusedError):  # it has no definition
-            await ask(self._raw.undefineFlags, UNDEFINE_ALL)
-        state = State.NONE
-        with contextlib.suppress(RefusedError):
-            state = (await ask(self._raw.state, 0))[0]
-        if state in {State.RUNNING, State.PAUSED, State.BLOCKED}:
-            raise HypervisorError(
-                f"libvirt does not end {self.domain.name}", remedy="virsh destroy it"
-            )
+    async def _dismiss(self) -> None:
+        if self._deadman is not None:
+            deadman, self._deadman = self._deadman, None
+            await deadman.dismiss()
 
-
-def _text(cpu: ET.Element | None) -> str:
-    return "" if cpu is None else ET.tostring(cpu, encoding="unicode")
+    async def _tidied(self) -> None:
+        if self._tidying is not None:
+            await self._tidying
+            self._tidying = None

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle
@@ -25,6 +27,7 @@ from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, Monitor
 from entourage.hypervisors.qemu.record import Running
 from entourage.hypervisors.qemu.sockets import answered_within, connected
 
+NO_PLAN = Plan(msgspec.msgpack.encode({}))
 _UNLIMITED = 1 << 40  # bytes a second
 _ENDED = frozenset({"none", "completed", "failed", "cancelled"})
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -93,9 +96,8 @@ class Carrier:
         self._running = running
         self._where = where
         self._was_running = was_running
-        self._mirrors = Mirrors(monitor, running.domain)
+        self._mirrors = Mirrors(monitor, running.domain, self.pre_switchover)
         self._deadman: Deadman | None = None
-        self._tls = False
         self._sending = False
         self._tidying: asyncio.Task[None] | None = None
         self._gone = process is None
@@ -117,7 +119,7 @@ class Carrier:
         """Set up keys, capabilities and parameters, and arm the deadman."""
         domain = self._running.domain
         await self._tidied()
-        self._tls = plane.secret is not None
+        self._mirrors.tls = plane.secret is not None
         if plane.secret is not None:
             await keys.add_key(self._monitor, self._where, plane.secret, server=False)
         await self._monitor.execute(
@@ -133,7 +135,7 @@ class Carrier:
         await self._monitor.execute(
             "migrate-set-parameters",
             {
-                "tls-creds": keys.OBJECT if self._tls else "",
+                "tls-creds": "" if plane.secret is None else keys.OBJECT,
                 "tls-hostname": "",
                 "max-bandwidth": plane.bandwidth or _UNLIMITED,
                 **({} if downtime_limit is None else _accepted(downtime_limit)),
@@ -155,7 +157,7 @@ class Carrier:
 
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - it travels by itself
         """All that the target needs is in the domain."""
-        return Plan()
+        return NO_PLAN
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:
         """Begin pre-copy; returns when the stream is up. ``live=False`` stops the guest first."""
@@ -202,7 +204,7 @@ class Carrier:
         """Wait until the guest has stopped; ns of the monotonic clock.
 
         QEMU says so before it has flushed its disks and holds the memory back: devices need not
-        wait for that, and ``complete_mirror`` and ``continue_switchover`` do.
+        wait for that, and ``Mirrors.complete`` and ``continue_switchover`` do.
         """
         over = _ENDED - {""}
 

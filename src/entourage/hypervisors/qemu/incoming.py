@@ -7,31 +7,32 @@ import contextlib
 import resource
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
-from entourage.domain import Block, Domain, Net, Tpm
+from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
-from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import bound
-from entourage.hypervisors.base import Capability, DataPlane, Export, Plan, Ticket, TpmFacts
+from entourage.hypervisors.base import DataPlane, Export, Plan, Ticket
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import tls_in_threads
-from entourage.hypervisors.qemu.carrier import migration_capabilities
+from entourage.hypervisors.qemu.carrier import NO_PLAN, migration_capabilities
 from entourage.hypervisors.qemu.checks import IN_THE_CLEAR
 from entourage.hypervisors.qemu.cmdline import block_node, disk_index, export_name
 from entourage.hypervisors.qemu.errors import plain
 from entourage.hypervisors.qemu.launch import bring_up, host_things
-from entourage.hypervisors.qemu.machine import CAPABILITIES, announce, open_monitor
+from entourage.hypervisors.qemu.machine import QemuAnnouncing, open_monitor
+from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
 from entourage.hypervisors.qemu.sockets import bracketed, listening_at_once
+from entourage.hypervisors.seams import DiskCopy, DiskExports, IncomingSeams
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
 _MEMORY = "memory"
@@ -39,11 +40,10 @@ _THREAD = "copies"
 """Takes the mirrors' writes: QEMU's main thread is busy with memory for many ms at a time, and a
 guest whose write waits for the target would wait for that."""
 _NO_TPM = "the TPM emulator of the machine being built has ended"
-_NO_PLAN = Plan()
 _NEVER_RELEASED = frozenset({"inmigrate", "paused", "prelaunch"})
 
 
-class QemuIncoming:
+class QemuIncoming(IncomingSeams):
     """A domain that is being built on this host.
 
     Args:
@@ -77,13 +77,24 @@ class QemuIncoming:
         self._thread: dict[str, str | bool] = {}
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        """All of them."""
-        return CAPABILITIES
+    def takes(self) -> frozenset[DiskCopy]:
+        """What a source mirrors."""
+        return Mirrors.ways
 
-    async def tpm_facts(self) -> TpmFacts:
-        """What the TPM emulator of this host can do; can be asked before ``build``."""
-        return await swtpm.facts()
+    @property
+    def exports(self) -> DiskExports:
+        """Its NBD server takes the mirrors' writes."""
+        return self
+
+    @property
+    def tpm(self) -> tpms.QemuTpmArrival:
+        """Swtpm takes its state from QEMU's stream."""
+        return tpms.QemuTpmArrival(self._where)
+
+    @property
+    def announcing(self) -> QemuAnnouncing:
+        """QEMU announces NICs when it is told to."""
+        return QemuAnnouncing(self._standing)
 
     async def attach(self) -> Guest:
         """Take up a machine that another process was building here; what became of it."""
@@ -113,7 +124,7 @@ class QemuIncoming:
         """None: QEMU knows of bridges only."""
         return {}
 
-    async def build(self, domain: Domain, plane: DataPlane, plan: Plan = _NO_PLAN) -> None:  # noqa: ARG002 - all is in the domain
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan = NO_PLAN) -> None:  # noqa: ARG002 - all is in the domain
         """Make the machine, paused, from the running configuration; what it opens exists."""
         if self._encrypted and plane.secret is None:
             raise HypervisorError(IN_THE_CLEAR[0], remedy=IN_THE_CLEAR[1])
@@ -272,14 +283,6 @@ class QemuIncoming:
             await self.attach()
         with contextlib.suppress(MonitorLostError):
             await self._standing().execute("stop")
-
-    async def announce(self, nets: Sequence[Net]) -> None:
-        """Tell the network where the guest's MACs are."""
-        await announce(self._standing(), nets)
-
-    async def sync_tpm(self, tpm: Tpm) -> None:
-        """The guest runs: flush the TPM's state, file and directory, to this host's disk."""
-        await asyncio.to_thread(swtpm.sync_state, self._where.tpm_state(tpm.id))
 
     async def persist_definition(self) -> None:
         """Write down the domain as this host's own, whether its machine lives or not; durable."""

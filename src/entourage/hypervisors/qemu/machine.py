@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from entourage.domain import Block, Domain, Net, Tpm
+from entourage.domain import Domain, Net
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
-from entourage.hypervisors import swtpm
-from entourage.hypervisors.base import Capability, Export, TpmFacts
+from entourage.hypervisors.base import DiskMirroring
 from entourage.hypervisors.files import digest
-from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import loses_state
 from entourage.hypervisors.qemu.carrier import Carrier
@@ -26,18 +24,9 @@ from entourage.hypervisors.qemu.errors import device_of, plain
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, disown
+from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Refusal
 
-# Not UNPLUG: a machine here lets go of devices, and its target's half knows no like of them.
-CAPABILITIES = frozenset(
-    {
-        Capability.MIRROR,
-        Capability.MIRROR_READONLY,
-        Capability.ANNOUNCE,
-        Capability.CARRY_TPM,
-        Capability.NON_LIVE,
-    }
-)
 _QUIT_PATIENCE = 5.0
 _MONITOR_PATIENCE = 10.0
 # RARP packets of QEMU's: how many, and when (ms).
@@ -49,8 +38,11 @@ class GoneError(HypervisorError):
     """The machine has ended."""
 
 
-class QemuMachine(Carrier):
+class QemuMachine(Carrier, MachineSeams):
     """A domain that runs on this host. Use ``QemuMachine.open``."""
+
+    # No ``unplugging``: a machine here lets go of devices, and its target's half has no like of it.
+    non_live = True
 
     @classmethod
     async def open(cls, running: Running, where: Places) -> QemuMachine:
@@ -85,9 +77,19 @@ class QemuMachine(Carrier):
         return self._running.domain
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        """All of them."""
-        return CAPABILITIES
+    def mirroring(self) -> DiskMirroring:
+        """Disks are mirrored one by one, by block jobs of QEMU's."""
+        return self._mirrors
+
+    @property
+    def tpm(self) -> tpms.QemuTpm:
+        """Swtpm's state is in QEMU's stream."""
+        return tpms.QemuTpm(self.domain, self._where)
+
+    @property
+    def announcing(self) -> QemuAnnouncing:
+        """QEMU announces NICs when it is told to."""
+        return QemuAnnouncing(lambda: self._monitor)
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
@@ -175,45 +177,6 @@ class QemuMachine(Carrier):
         said = plain(last_lines(self._where.log, _near_end(self._where.log), 1))
         return f"QEMU has ended; its last words: {said}"
 
-    # Operations for controllers
-
-    def carry(self, disk: Block, *, top_only: bool) -> None:  # noqa: ARG002 - see CAPABILITIES
-        """It does not: disks are mirrored one by one."""
-        raise HypervisorError("QEMU's stream carries no disk", device=disk.label)
-
-    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
-        """Copy the disk to the export and keep it so; returns when both are the same."""
-        await self._mirrors.begin(disk, export, top_only=top_only, tls=self._tls)
-
-    def mirrored(self, disk: Block) -> tuple[int, int]:
-        """Bytes done and in total, as last heard; (0, 0) where no mirror runs."""
-        return self._mirrors.progress(disk)
-
-    async def complete_mirror(self, disk: Block) -> None:
-        """The guest has stopped: finish the mirror. The target has all, the source its own."""
-        await self.pre_switchover()
-        await self._mirrors.complete_mirror(disk)
-
-    async def cancel_mirror(self, disk: Block) -> None:
-        """Give the mirror up, whatever it is doing, also over a link that has died."""
-        await self._mirrors.end(disk)
-        with contextlib.suppress(MonitorLostError):
-            await keys.drop_key(self._monitor)  # goes with the last mirror that used it
-
-    async def tpm_facts(self) -> TpmFacts:
-        """What the TPM emulator that this machine uses can do."""
-        if any(tpm.type == "emulator" for tpm in self.domain.tpm):
-            return await swtpm.facts()
-        return TpmFacts()
-
-    async def erase_tpm(self, tpm: Tpm) -> None:
-        """After ``release``: destroy the TPM's state on this host; nothing left is no error."""
-        await asyncio.to_thread(tpms.erase_state, self._where.tpm_state(tpm.id))
-
-    async def announce(self, nets: Sequence[Net]) -> None:
-        """Tell the network where the guest's MACs are."""
-        await announce(self._monitor, nets)
-
     # The end
 
     async def halt(self) -> None:
@@ -254,11 +217,21 @@ async def open_monitor(path: Path) -> Monitor:
         ) from error
 
 
-async def announce(monitor: Monitor, nets: Sequence[Net]) -> None:
-    """Have QEMU announce NICs; those that the guest can announce itself it asks to do so."""
-    if nets:
-        names = [device_id(net) for net in nets]
-        await monitor.execute("announce-self", {**_ANNOUNCEMENT, "interfaces": names})
+class QemuAnnouncing:
+    """Has QEMU announce NICs; those that the guest can announce itself it asks to do so.
+
+    Args:
+        monitor: Returns the machine's, on either host.
+    """
+
+    def __init__(self, monitor: Callable[[], Monitor]) -> None:
+        self._monitor = monitor
+
+    async def announce(self, nets: Sequence[Net]) -> None:
+        """Tell the network where the guest's MACs are."""
+        if nets:
+            names = [device_id(net) for net in nets]
+            await self._monitor().execute("announce-self", {**_ANNOUNCEMENT, "interfaces": names})
 
 
 async def end_machine(

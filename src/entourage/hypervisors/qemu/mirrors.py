@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.base import Export
+from entourage.hypervisors.base import DiskCopy, Export
+from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
 from entourage.hypervisors.qemu.drift import frontends
-from entourage.hypervisors.qemu.keys import OBJECT
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.sockets import FellSilentError, answered_within, connected
 
@@ -25,15 +26,29 @@ class Mirrors:
     """All mirrors of one machine. Node and job of a disk's mirror have the same, fixed name.
 
     So whatever an earlier process left running can be ended too.
+
+    Args:
+        monitor: The machine's.
+        domain: Its configuration.
+        flushed: Waits until QEMU itself is done with its disks, once the guest has stopped.
+
+    Attributes:
+        tls: Whether the mirrors' connections are encrypted, by the key that the carrier has set.
     """
 
-    def __init__(self, monitor: Monitor, domain: Domain) -> None:
+    ways = frozenset({DiskCopy.MIRROR, DiskCopy.MIRROR_READONLY})
+
+    def __init__(
+        self, monitor: Monitor, domain: Domain, flushed: Callable[[], Awaitable[object]]
+    ) -> None:
+        self.tls = False
         self._monitor = monitor
         self._domain = domain
+        self._flushed = flushed
         self._progress: dict[str, tuple[int, int]] = {}
         self._given_up: set[str] = set()
 
-    async def begin(self, disk: Block, export: Export, *, top_only: bool, tls: bool) -> None:
+    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         """Copy the disk to the export and keep it so; returns when both are the same."""
         name = mirror_name(self._domain, disk)
         node: dict[str, Any] = {
@@ -43,8 +58,8 @@ class Mirrors:
             "export": export.name,
             "discard": "unmap",
         }
-        if tls:
-            node["tls-creds"] = OBJECT
+        if self.tls:
+            node["tls-creds"] = keys.OBJECT
         await self._open(node, disk, export)
         self._monitor.known.jobs.pop(name, None)
         self._given_up.discard(name)
@@ -121,7 +136,7 @@ class Mirrors:
         """Bytes done and in total, as last asked."""
         return self._progress.get(mirror_name(self._domain, disk), (0, 0))
 
-    async def complete_mirror(self, disk: Block) -> None:
+    async def complete(self, disk: Block) -> None:
         """The guest has stopped: the target has all when this returns, and the source its own."""
         name = mirror_name(self._domain, disk)
 
@@ -129,6 +144,7 @@ class Mirrors:
             job = known.job(name)
             return job.ended or bool(job.error) or None
 
+        await self._flushed()
         await self._check(disk)
         self._progress.pop(name, None)
         await self._run("block-job-cancel", {"device": name, "force": False}, disk)
@@ -160,8 +176,16 @@ class Mirrors:
         # Sent at once, and done in this order.
         await asyncio.gather(self._monitor.execute("stop"), *map(self._cancel, names), *cont)
 
-    async def end(self, disk: Block) -> None:
-        """Nothing is left of the mirror when this returns, whatever it did."""
+    async def cancel(self, disk: Block) -> None:
+        """Nothing is left of the mirror when this returns, whatever it did; nor of its key.
+
+        Also where its connection has died. The key goes with the last mirror that used it.
+        """
+        await self._end(disk)
+        with contextlib.suppress(MonitorLostError):
+            await keys.drop_key(self._monitor)
+
+    async def _end(self, disk: Block) -> None:
         name = mirror_name(self._domain, disk)
         self._progress.pop(name, None)
         with contextlib.suppress(MonitorLostError):

@@ -8,10 +8,12 @@ import os
 import shutil
 from pathlib import Path
 
-from entourage.domain import Tpm
+from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, launch
 from entourage.hosts.resources import Ledger, marked_processes
+from entourage.hypervisors import swtpm
+from entourage.hypervisors.base import TpmFacts
 from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.record import remove_if_empty
@@ -127,3 +129,45 @@ def _overwrite(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class QemuTpm:
+    """The state of a machine's emulated TPMs on this host.
+
+    Args:
+        domain: The machine's.
+        where: Its places.
+    """
+
+    def __init__(self, domain: Domain, where: Places) -> None:
+        self._domain = domain
+        self._where = where
+
+    async def facts(self) -> TpmFacts:
+        """What the emulator can do."""
+        if any(tpm.type == "emulator" for tpm in self._domain.tpm):
+            return await swtpm.facts()
+        return TpmFacts()
+
+    async def erase(self, tpm: Tpm) -> None:
+        """After ``release``: destroy the TPM's state on this host; nothing left is no error."""
+        await asyncio.to_thread(erase_state, self._where.tpm_state(tpm.id))
+
+
+class QemuTpmArrival:
+    """The same of a machine that is being built here.
+
+    Args:
+        where: Its places.
+    """
+
+    def __init__(self, where: Places) -> None:
+        self._where = where
+
+    async def facts(self) -> TpmFacts:
+        """What the TPM emulator of this host can do; can be asked before ``build``."""
+        return await swtpm.facts()
+
+    async def sync(self, tpm: Tpm) -> None:
+        """Flush the TPM's state, file and directory, to this host's disk."""
+        await asyncio.to_thread(swtpm.sync_state, self._where.tpm_state(tpm.id))

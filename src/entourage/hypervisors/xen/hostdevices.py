@@ -15,7 +15,7 @@ from typing import Any
 from entourage.domain import Pci, Usb, whole_bdf
 from entourage.errors import HypervisorError
 from entourage.hosts.usb import UsbDevice, called
-from entourage.hypervisors.hostdevices import HostDevice, Objection
+from entourage.hypervisors.seams import HostDevice, Objection
 from entourage.hypervisors.xen.configuration import (
     Config,
     domain_type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, UsageError
@@ -13,6 +14,7 @@ from entourage.hypervisors.side import read_side, with_side
 from entourage.hypervisors.xen import checks
 from entourage.hypervisors.xen.configuration import Entry, entries, read_domain
 from entourage.hypervisors.xen.constants import INCOMING
+from entourage.hypervisors.xen.handle import Handle
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import life
 from entourage.hypervisors.xen.machine import XenMachine
@@ -73,13 +75,17 @@ class XenHypervisor:
             if entry.uuid == domain.uuid:
                 return await self._machine(entry, domain)
         store = await XenStore.open()
-        return XenMachine(store, None, domain, self._settings, {}, was_running=True)
+        return self._opened(Handle(store, None, domain, {}, self._log(domain)))
 
     async def _machine(self, entry: Entry, domain: Domain) -> XenMachine:
         store = await XenStore.open()
-        return XenMachine(
-            store, entry.domid, domain, self._settings, entry.config, was_running=True
-        )
+        return self._opened(Handle(store, entry.domid, domain, entry.config, self._log(domain)))
+
+    def _opened(self, handle: Handle) -> XenMachine:
+        return XenMachine(handle, self._settings)
+
+    def _log(self, domain: Domain) -> Path:
+        return Path(self._settings.paths.log, f"{domain.name}.log")
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:
         """A machine to be built here."""

@@ -15,25 +15,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from entourage.domain import Block, Domain, Net, Pci, Tpm
+import msgspec
+
+from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.resources import Ledger
-from entourage.hypervisors.base import Capability, DataPlane, Export, Plan, Ticket, TpmFacts
-from entourage.hypervisors.hostdevices import HostDevice, Objection
-from entourage.hypervisors.xen.announce import announce
+from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
+from entourage.hypervisors.seams import IncomingSeams
 from entourage.hypervisors.xen.arrivals import Arrivals
 from entourage.hypervisors.xen.constants import INCOMING
-from entourage.hypervisors.xen.hostdevices import HostDevices, test_plug
+from entourage.hypervisors.xen.disks import Disks
 from entourage.hypervisors.xen.intake import Intake, receiver_ended
 from entourage.hypervisors.xen.libxl import Life, life
-from entourage.hypervisors.xen.machine import CAPABILITIES
+from entourage.hypervisors.xen.machine import XenAnnouncing
+from entourage.hypervisors.xen.plan import XenPlan
+from entourage.hypervisors.xen.plugging import XenPlugging
 from entourage.hypervisors.xen.receiver import Said
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
 from entourage.hypervisors.xen.xl import xl
@@ -41,11 +43,9 @@ from entourage.settings.model import Settings
 
 _DRAINS_WITHIN = 15.0  # seconds for the receiver to destroy its copy
 _REPORTS_WITHIN = 60.0
-_PLUGS_WITHIN = 15.0
-"""Seconds for all devices of the host together; the source waits for RAN, and would doubt."""
 
 
-class XenIncoming:
+class XenIncoming(IncomingSeams):
     """A domain that is being built on this host.
 
     Args:
@@ -66,18 +66,24 @@ class XenIncoming:
         self._intake: Intake | None = None
         self._arrivals: Arrivals | None = None
         self._store: XenStore | None = None
-        self._host_devices: HostDevices | None = None
-        self._plugging: set[asyncio.Task[None]] = set()
-        self._plugged_by = 0.0
+        self._plugging = XenPlugging(self._domid, domain.name)
+
+    # No ``tpm``: a vTPM is another domain, and an external tool's to move.
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
+    def takes(self) -> frozenset[DiskCopy]:
         """Raw disks are copied beside the memory."""
-        return CAPABILITIES
+        return frozenset({Disks.way})
 
-    async def tpm_facts(self) -> TpmFacts:
-        """Nothing: see ``XenMachine.tpm_facts``."""
-        return TpmFacts()
+    @property
+    def announcing(self) -> XenAnnouncing:
+        """Entourage announces NICs by itself."""
+        return XenAnnouncing()
+
+    @property
+    def plugging(self) -> XenPlugging:
+        """Xl attaches devices of the host."""
+        return self._plugging
 
     async def offers(self) -> Mapping[str, str]:
         """Nothing to choose from."""
@@ -111,15 +117,10 @@ class XenIncoming:
             old.unlink()
         log = Path(self._settings.paths.log, f"{domain.name}.log")
         self._intake = Intake(self._marker, log, self._note)
-        copied = plan.parameters.get("disks")
-        names = copied if isinstance(copied, list) else []
+        names = msgspec.msgpack.decode(plan, type=XenPlan).parameters.disks
         disks = {disk.id: disk.path for disk in domain.block if disk.id in names}
         self._arrivals = Arrivals(self._directory / "streams", self._intake, disks)
         await self._arrivals.listen()
-
-    async def export(self, disk: Block) -> Export:
-        """It does not: disks come by streams of their own."""
-        raise HypervisorError("Xen exports no disk", device=disk.label)
 
     async def listen(self) -> Ticket:
         """Where streams go to."""
@@ -199,47 +200,9 @@ class XenIncoming:
         if domid is not None:
             await xl("pause", str(domid))
 
-    async def test_plug(self, device: HostDevice) -> Sequence[Objection]:
-        """Why ``device.plug`` of this host cannot be plugged into a guest."""
-        return await test_plug(device)
-
-    async def plug(self, device: HostDevice) -> None:
-        """Plug ``device.plug`` of this host in.
-
-        Raises:
-            HypervisorError: It is not there, or xl fails, or it takes too long; with the command
-                to type.
-        """
-        loop, domid = asyncio.get_running_loop(), await self._domid()
-        if domid is None:
-            raise HypervisorError("xl knows the domain no more", remedy="see `xl list`")
-        if self._host_devices is None:
-            self._host_devices = HostDevices(domid, self._domain.name)
-            self._plugged_by = loop.time() + _PLUGS_WITHIN
-        plugging = asyncio.create_task(self._host_devices.plug(device))
-        self._plugging.add(plugging)  # one that is late is left alone
-        plugging.add_done_callback(lambda late: late.cancelled() or late.exception())
-        await asyncio.wait({plugging}, timeout=max(0.0, self._plugged_by - loop.time()))
-        if not plugging.done():
-            command = "pci-list" if isinstance(device, Pci) else "usb-list"
-            shows = f"`{shlex.join(['xl', command, self._domain.name])}`"
-            raise HypervisorError(
-                f"xl has not done it within {_PLUGS_WITHIN:g} s",
-                remedy=f"{shows} shows whether it has by now",
-            )
-        plugging.result()
-
-    async def announce(self, nets: Sequence[Net]) -> None:
-        """Tell the network where the guest's MACs are."""
-        await asyncio.to_thread(announce, nets)
-
-    async def sync_tpm(self, tpm: Tpm) -> None:
-        """Nothing: see ``tpm_facts``."""
-
     async def finish_arrival(self) -> None:
         """After the guest runs: close and remove what only an arrival needs."""
-        if self._plugging:  # an xl that is killed half-way leaves half of a device
-            await asyncio.wait(self._plugging)
+        await self._plugging.ended()
         if self._arrivals is not None:
             await self._arrivals.close()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)

@@ -1,130 +1,252 @@
-"""A Xen domain that runs here: the source's half of a migration."""
+"""A Xen domain that runs here, and its carrier: the source's half of a migration.
+
+The six operations go by ``xl migrate``.
+
+    start    disks are copied; xl begins, with our transport in the place of ssh
+    stopped  xenstore's @releaseDomain, and the domain is suspended
+    landed   what has changed on copied disks is on the target, and proven
+    disarm   xl hears READY, renames its copy and says GO: it never resumes it by itself now
+    release  xl hears that the domain runs there, and destroys its copy
+    abort    xl sees a migration that has failed, and lets the domain run here
+"""
 
 from __future__ import annotations
 
 import asyncio
-import socket
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
-from entourage.domain import Block, Net, Tpm
+import msgspec
+
+from entourage.domain import Domain, Net
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
-from entourage.hypervisors.base import Capability, Export, TpmFacts
-from entourage.hypervisors.files import digest
-from entourage.hypervisors.hostdevices import HostDevice, Objection
-from entourage.hypervisors.xen import hostdevices
+from entourage.hosts.ssh import ssh_command
+from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
+from entourage.hypervisors.seams import HostDevice, MachineSeams, Objection
+from entourage.hypervisors.xen import hostdevices, looks
 from entourage.hypervisors.xen.announce import announce
-from entourage.hypervisors.xen.carrier import Carrier
-from entourage.hypervisors.xen.configuration import domain_type, unreadable_disks
+from entourage.hypervisors.xen.disks import Disks
+from entourage.hypervisors.xen.handle import Handle
+from entourage.hypervisors.xen.header import Changes
 from entourage.hypervisors.xen.hostdevices import HostDevices
-from entourage.hypervisors.xen.sender import Word
-from entourage.hypervisors.xen.xl import info, xl
+from entourage.hypervisors.xen.migrating import Migrating
+from entourage.hypervisors.xen.plan import Parameters, XenPlan
+from entourage.hypervisors.xen.xenstore import RELEASED
+from entourage.hypervisors.xen.xl import xl
+from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
-CAPABILITIES = frozenset({Capability.CARRY_RAW, Capability.ANNOUNCE, Capability.UNPLUG})
-_SECTOR = 512
-_RELEASES_WITHIN = 60.0
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class XenMachine(Carrier):
-    """A domain of this dom0."""
+class XenMachine(MachineSeams):
+    """A domain of this dom0.
+
+    Args:
+        handle: The domain, as xl and xenstore have it.
+        settings: This host's.
+    """
+
+    non_live = False
+    was_running = True
+    """TEST refuses a domain that its user has paused."""
+    in_the_clear = ""
+    """ssh carries everything."""
+
+    def __init__(self, handle: Handle, settings: Settings) -> None:
+        self._handle = handle
+        self._settings = settings
+        self._disks = Disks()
+        self._migrating = Migrating(handle, Path(settings.paths.run, f"xen-{handle.domain.uuid}"))
+        self._unplugging = XenUnplugging(handle)
+        self._plane: DataPlane | None = None
+        self._lock: int | None = None
+        self._target: Domain | None = None
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        """Raw disks are copied beside the memory; devices of the host are taken out before."""
-        return CAPABILITIES
+    def domain(self) -> Domain:
+        """The running configuration."""
+        return self._handle.domain
+
+    @property
+    def carrying(self) -> DiskCarrying:
+        """Raw disks are copied beside the memory."""
+        return self._disks
+
+    @property
+    def announcing(self) -> XenAnnouncing:
+        """Entourage announces NICs by itself."""
+        return XenAnnouncing()
+
+    @property
+    def unplugging(self) -> XenUnplugging:
+        """Xl detaches devices of the host."""
+        return self._unplugging
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
-        self._was_running = was_running
-        now = self._life()
+        self.was_running = was_running
+        now = self._handle.life()
         if now is None or now.ended:
             return Guest.DEAD
         return Guest.STOPPED if now.suspended or now.paused else Guest.RUNNING
 
     async def close(self) -> None:
         """Let go of the machine without changing it."""
-        await self._end_copies()
-        if self._end is not None:
-            await self._end.close()
-        if self._xl is not None:
-            self._xl.close()
-        await self._store.close()
+        await self._disks.end()
+        await self._migrating.close()
+        await self._handle.store.close()
 
     async def facts(self) -> Mapping[str, str]:
         """Xen's version, the kind of machine, and digests of what it boots from."""
-        found = {
-            **await info("xen_version", "xen_caps"),
-            "type": domain_type(self._config),
-            "memory": str(self._domain.memory),
-        }
-        for path in self._domain.boot.files:
-            found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
-        return found
+        return await looks.facts(self._handle)
 
     async def blockers(self) -> Sequence[Refusal]:
         """What xl would fail at half-way, or do though it should not."""
-        host, found = socket.gethostname(), list[tuple[str, str, str]]()
-        now = self._life()
-        if now is not None and (now.paused or now.suspended):
-            remedy = f"`xl unpause {self._domain.name}`, and pause it there"
-            found.append(("domain", "it is paused, and only a guest that runs can suspend", remedy))
-        if _true(self._config.get("b_info", {}), "disable_migrate"):
-            found.append(("domain", "its configuration says nomigrate", "take that out of it"))
-        if domain_type(self._config) == "pv" and "shadow" not in (await info("virt_caps")).get(
-            "virt_caps", ""
-        ):
-            reason = "this Xen is built without shadow paging, which a PV guest needs to move live"
-            found.append(("domain", reason, "make it a PVH guest"))
-        for what in unreadable_disks(self._config):
-            remedy = "qemu-img convert it to raw, or put it behind a script of its own"
-            found.append(("domain", what, remedy))
-        for bdf in await self._hidden_pcis():
-            reason = f"PCI device {bdf} is attached by a name, and `xl list -l` does not have it"
-            found.append(("domain", reason, f"`xl pci-detach {self._domain.name} {bdf}`"))
-        for disk in self._domain.block:
-            path = Path(disk.path)
-            if path.is_file() and path.stat().st_size % _SECTOR:
-                reason = f"{disk.path} does not end with a whole sector"
-                found.append((disk.label, reason, f"truncate -s %{_SECTOR} {disk.path}"))
-        return [Refusal(device, host, reason, remedy) for device, reason, remedy in found]
-
-    async def _hidden_pcis(self) -> list[str]:
-        """What is attached by the name that ``xl pci-assignable-add -n`` gave it."""
-        if self._domid is None or domain_type(self._config) == "pvh":
-            return []
-        known = {pci.host for pci in self._domain.pci}
-        return sorted(await hostdevices.attached_pcis(self._domid) - known)
+        return await looks.blockers(self._handle)
 
     async def died(self) -> str:
         """Returns, with the reason, when the domain is gone; never before."""
-        await self._until_gone()
+        await self._handle.until_gone()
         return "xl knows it no more"
 
-    # Operations for controllers
+    # The carrier's six operations
 
-    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:  # noqa: ARG002 - see CAPABILITIES
-        """It does not: disks are carried."""
-        raise HypervisorError("Xen mirrors no disk by itself", device=disk.label)
+    async def arm(
+        self,
+        plane: DataPlane,
+        *,
+        downtime_limit: float | None = None,  # noqa: ARG002 - see ``tune``
+        throttle: bool = False,  # noqa: ARG002 - xl has no way to slow a guest
+        lock: int | None = None,
+        offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - nothing to choose from
+    ) -> None:
+        """Watch for the moment of stop; the deadman comes with ``start``."""
+        self._plane, self._lock = plane, lock
+        await self._handle.store.watch(RELEASED)
 
-    async def complete_mirror(self, disk: Block) -> None:
-        """Nothing: the carrier has it."""
+    async def plan(self, target: Domain) -> Plan:
+        """Which disks will be copied; what is otherwise there is changed in the stream."""
+        self._target = target
+        plan = XenPlan(parameters=Parameters(disks=list(self._disks.names)))
+        return Plan(msgspec.msgpack.encode(plan))
 
-    async def cancel_mirror(self, disk: Block) -> None:
-        """Nothing: a copy ends with the migration."""
+    async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see ``non_live``
+        """Copy the disks, then have xl begin; returns when its stream flows.
 
-    async def tpm_facts(self) -> TpmFacts:
-        """Nothing: a vTPM is another domain, and an external tool's to move."""
-        return TpmFacts()
+        Raises:
+            HypervisorError: A disk cannot be copied, or xl refuses.
+        """
+        target = self._target or self.domain
+        host = self._plane.host if self._plane else ""
 
-    async def erase_tpm(self, tpm: Tpm) -> None:
-        """Nothing: see ``tpm_facts``."""
+        def ssh(what: str) -> list[str]:
+            """The command at whose end the agent takes a stream."""
+            return ssh_command(host, self._settings, ["agent", "--join", ticket.uri, what])
+
+        await self._disks.copy_first(self.domain, target, ssh)
+        differs = asdict(changes(self.domain, target))
+        order = {"ssh": ssh("memory"), "changes": differs}
+        await self._migrating.begin(order, self._lock)
+
+    async def progress(self) -> MemoryProgress:
+        """What has gone through; how much is left xl tells nobody."""
+        passed = self._migrating.passed
+        total = max(passed, self.domain.memory)
+        return MemoryProgress(
+            transferred=passed,
+            remaining=total - passed,
+            total=total,
+            dirty_rate=0.0,
+            rate=0.0,
+            iteration=0,
+            expected_downtime=0.0,
+        )
+
+    async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
+        """Nothing: xl goes by its own rules (five rounds, or less than 50 pages left)."""
+
+    async def stopped(self) -> int:
+        """Wait until the guest is suspended; ns of the monotonic clock."""
+        moment: int = await self._migrating.beside(self._until_suspended())
+        self._disks.begin_last()
+        return moment
+
+    async def _until_suspended(self) -> int:
+        released = await self._handle.store.watch(RELEASED)
+        while True:
+            released.clear()
+            now = self._handle.life()
+            if now is None or now.ended:
+                raise HypervisorError(f"{self.domain.name} has ended")
+            if now.suspended:
+                return time.monotonic_ns()
+            await released.wait()
+
+    async def pre_switchover(self) -> str:
+        """Nothing: back ends hold no writes of a guest that is suspended."""
+        return ""
+
+    async def continue_switchover(self) -> None:
+        """Nothing: xl sends the rest by itself, beside the disks."""
+
+    async def landed(self) -> bytes:
+        """Wait until all of the copied disks is there; that memory is, the target says."""
+        await self._migrating.beside(self._disks.last())
+        return b""
+
+    async def disarm_deadman(self) -> None:
+        """GO may be sent next: from when this returns, nothing resumes the guest by itself."""
+        await self._migrating.hold()
+
+    # The end
+
+    async def abort(self) -> None:
+        """Give the migration up at whatever point: the guest runs here again.
+
+        xl itself lets it run, once its transport has ended as the other end of a migration that
+        failed; where xl is gone, libxl does.
+
+        Raises:
+            HypervisorError: The domain is gone, or does not go on.
+        """
+        self._migrating.fail()
+        await self._disks.end()
+        await self._migrating.ended()
+        await self._handle.run_again()
+        await self._migrating.tidy()
+
+    async def halt(self) -> None:
+        """Stop the guest and keep it: it was found running without a right to."""
+        if self._handle.domid is not None:
+            await xl("pause", str(self._handle.domid))
+
+    async def release(self) -> None:
+        """The domain runs on the target: xl destroys its copy; where xl is gone, it is told to."""
+        await self._migrating.release()
+        await self._handle.destroy()
+        await self._disks.end()
+        await self._migrating.tidy()
+
+
+class XenUnplugging:
+    """Takes the host's own devices out of a running guest.
+
+    Args:
+        handle: The domain.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._devices: HostDevices | None = None
 
     async def test_unplug(self, device: HostDevice) -> Sequence[Objection]:
         """Why this device cannot be taken out of the running guest, or would not come back."""
-        return hostdevices.test_unplug(device, self._config)
+        return hostdevices.test_unplug(device, self._handle.config)
 
     async def unplug(self, device: HostDevice) -> None:
         """Take one of the host's own out; one that is out already is no error."""
@@ -132,43 +254,38 @@ class XenMachine(Carrier):
 
     async def plug(self, device: HostDevice) -> None:
         """Give it back; one that is there already, or a guest that is not, is no error."""
-        now = self._life()
+        now = self._handle.life()
         if now is not None and not now.ended:
             await self._attached().plug(device)
 
     def _attached(self) -> HostDevices:
-        if self._host_devices is None:
-            if self._domid is None:
-                raise HypervisorError(f"the machine of {self._domain.name} is gone")
-            self._host_devices = HostDevices(self._domid, self._domain.name)
-        return self._host_devices
+        domid, name = self._handle.domid, self._handle.domain.name
+        if self._devices is None:
+            if domid is None:
+                raise HypervisorError(f"the machine of {name} is gone")
+            self._devices = HostDevices(domid, name)
+        return self._devices
+
+
+class XenAnnouncing:
+    """Announces NICs from this host, whichever it is."""
 
     async def announce(self, nets: Sequence[Net]) -> None:
-        """The guest is back: its MACs are here again."""
+        """Tell the network where the guest's MACs are."""
         await asyncio.to_thread(announce, nets)
 
-    # The end
 
-    async def halt(self) -> None:
-        """Stop the guest and keep it: it was found running without a right to."""
-        if self._domid is not None:
-            await xl("pause", str(self._domid))
+def changes(here: Domain, there: Domain) -> Changes:
+    """What xl on the target must be told otherwise.
 
-    async def release(self) -> None:
-        """The domain runs on the target: xl destroys its copy; where xl is gone, it is told to."""
-        end, ours = self._end, self._xl
-        if end is not None and ours is not None and not end.has_gone:
-            end.say(Word.RELEASE)
-            try:
-                async with asyncio.timeout(_RELEASES_WITHIN):
-                    await ours.ended()
-            except TimeoutError:
-                ours.kill()
-        await self._destroy()
-        await self._end_copies()
-        await self._tidy()
-
-
-def _true(config: dict[str, Any], key: str) -> bool:
-    """A ``libxl_defbool`` of JSON."""
-    return str(config.get(key, "")).lower() in {"true", "1"}
+    Args:
+        here: The domain as it runs.
+        there: The same, device by device, as it is to be.
+    """
+    disks = zip(here.block, there.block, strict=True)
+    nics = zip(here.net, there.net, strict=True)
+    return Changes(
+        paths={one.id: other.path for one, other in disks if one.path != other.path},
+        nets={one.bridge: it.bridge for one, it in nics if one.bridge != it.bridge},
+        passthrough=any(pci.plug for pci in there.pci),
+    )

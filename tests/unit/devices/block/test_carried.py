@@ -12,7 +12,7 @@ from tests.unit.devices.test_harness import CARRIES, CARRIES_RAW, MIB, Move, qco
 async def test_a_carrier_that_copies_disks_is_told_which(tmp_path: Path, srv: Path) -> None:
     image = raw(srv / "web1.img", size=8 * MIB, data=b"x" * 4096)
     move = Move(tmp_path, image)
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = CARRIES
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES
     made = move.hosts.mkdir(srv) / "web1.img"
     await move.through()
     assert made.stat().st_size == 8 * MIB
@@ -22,7 +22,7 @@ async def test_a_carrier_that_copies_disks_is_told_which(tmp_path: Path, srv: Pa
 
 async def test_a_carrier_of_raw_disks_takes_a_raw_one(tmp_path: Path, srv: Path) -> None:
     move = Move(tmp_path, raw(srv / "web1.img", size=8 * MIB, data=b"x" * 4096))
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = CARRIES_RAW
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES_RAW
     made = move.hosts.mkdir(srv) / "web1.img"
     await move.through()
     assert made.stat().st_size == 8 * MIB
@@ -31,7 +31,7 @@ async def test_a_carrier_of_raw_disks_takes_a_raw_one(tmp_path: Path, srv: Path)
 
 async def test_a_carrier_of_raw_disks_takes_no_qcow2(tmp_path: Path, srv: Path) -> None:
     move = Move(tmp_path, qcow2(srv / "web1.qcow2"), format="qcow2")
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = CARRIES_RAW
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES_RAW
     move.hosts.mkdir(srv)
     [refusal] = await move.test()
     assert "qcow2 image cannot be copied" in refusal.reason
@@ -43,7 +43,7 @@ async def test_a_carrier_of_raw_disks_takes_a_read_only_one_and_the_source_keeps
 ) -> None:
     image = raw(srv / "cd.iso", size=8 * MIB, data=b"x" * 4096)
     move = Move(tmp_path, image, readonly=True)
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = CARRIES_RAW
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES_RAW
     made = move.hosts.mkdir(srv) / "cd.iso"
     await move.through()
     assert made.stat().st_size == 8 * MIB
@@ -58,7 +58,7 @@ async def test_a_read_only_one_that_is_there_is_used_and_another_one_is_not_over
     two_kernels(monkeypatch)
     image = raw(srv / "cd.iso", size=MIB, data=b"x" * 4096)
     move = Move(tmp_path, image, readonly=True)
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = CARRIES_RAW
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES_RAW
     there = raw(move.hosts.mkdir(srv) / "cd.iso", size=MIB, data=b"x" * 4096)
     await move.through()
     assert move.hosts.machine.calls == []
@@ -70,7 +70,7 @@ async def test_a_read_only_one_that_is_there_is_used_and_another_one_is_not_over
 async def test_no_carrier_of_all_disks_copies_a_read_only_medium(tmp_path: Path, srv: Path) -> None:
     image = raw(srv / "cd.iso", size=8 * MIB, data=b"x" * 4096)
     move = Move(tmp_path, image, readonly=True)
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = CARRIES
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES
     move.hosts.mkdir(srv)
     refusals = await move.test()
     assert all("cannot copy a read-only medium" in refusal.reason for refusal in refusals)

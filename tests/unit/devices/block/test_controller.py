@@ -13,9 +13,8 @@ from entourage.devices.block import storage
 from entourage.devices.block.controller import BlockController
 from entourage.domain import Block
 from entourage.errors import DeviceError, HypervisorError
-from entourage.hypervisors.base import Capability
 from entourage.steps import Refusal, Step
-from tests.unit.devices.test_harness import ALL_CAPABILITIES, MIB, Move, names, qcow2, raw, run
+from tests.unit.devices.test_harness import MIB, Move, names, qcow2, raw, run
 
 # Local files
 
@@ -179,9 +178,7 @@ async def test_what_is_no_disk(tmp_path: Path, srv: Path) -> None:
 async def test_a_hypervisor_that_cannot_mirror(tmp_path: Path, srv: Path) -> None:
     move = Move(tmp_path, raw(srv / "web1.img"))
     move.hosts.mkdir(srv)
-    move.hosts.machine.capabilities = move.hosts.incoming.capabilities = ALL_CAPABILITIES - {
-        Capability.MIRROR
-    }
+    move.hosts.machine.copies = move.hosts.incoming.copies = frozenset()
     refusals = await move.test()
     assert [refusal.host for refusal in refusals] == ["a", "b"]
     assert all(refusal.no_way for refusal in refusals)

@@ -8,9 +8,8 @@ import pytest
 
 from entourage.devices.block import storage
 from entourage.devices.block.controller import Placement
-from entourage.hypervisors.base import Capability
+from entourage.hypervisors.base import DiskCopy
 from tests.unit.devices.test_harness import (
-    ALL_CAPABILITIES,
     Move,
     names,
     qcow2,
@@ -191,7 +190,7 @@ async def test_a_medium_that_is_missing_there_is_copied_and_kept_here(
 async def test_a_medium_that_is_missing_and_cannot_be_copied(tmp_path: Path, srv: Path) -> None:
     move = Move(tmp_path, raw(srv / "cd.iso", data=b"iso"), readonly=True, model="ide-cd")
     move.hosts.mkdir(srv)
-    move.hosts.incoming.capabilities = ALL_CAPABILITIES - {Capability.MIRROR_READONLY}
+    move.hosts.incoming.copies = frozenset({DiskCopy.MIRROR})
     refusal = await move.refusal()
     assert refusal.reason == "the hypervisor cannot copy a read-only medium"
     assert not refusal.no_way

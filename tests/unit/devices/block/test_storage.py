@@ -287,7 +287,7 @@ async def test_a_named_device_is_written_over(tmp_path: Path, loops: list[Path])
 
 async def test_a_carrier_copies_only_onto_equals(tmp_path: Path, loops: list[Path]) -> None:
     hosts, controller = device_disk(tmp_path, loops[0], disk0=str(loops[1]))
-    hosts.machine.capabilities = hosts.incoming.capabilities = CARRIES
+    hosts.machine.copies = hosts.incoming.copies = CARRIES
     show(hosts, *loops)
     (refusal,) = await hosts.test(controller)
     assert "larger than the disk" in refusal.reason

@@ -14,11 +14,12 @@ from entourage.errors import HypervisorError, UsageError
 from entourage.hypervisors.base import DataPlane, Secret
 from entourage.hypervisors.libvirt import checks, tls
 from entourage.hypervisors.libvirt.capi import Phases, TypedParameter, marshalled
-from entourage.hypervisors.libvirt.carrier import Carrier
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, told
 from entourage.hypervisors.libvirt.constants import Flag, Parameter
 from entourage.hypervisors.libvirt.errors import device_of, plain, qemu_said
 from entourage.hypervisors.libvirt.events import at
+from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.libvirt.uri import destination
 
 
@@ -152,14 +153,9 @@ def test_other_errors_stay_what_they_are() -> None:
 
 def carrier(*, was_running: bool = True) -> Any:
     nothing: Any = None
-    return Carrier(
-        nothing,
-        None,
-        Domain(name="web1", memory=1 << 28),
-        Path("/nowhere"),
-        was_running=was_running,
-        transient=False,
-    )
+    domain = Domain(name="web1", memory=1 << 28)
+    handle = Handle(nothing, None, domain, was_running=was_running, transient=False)
+    return LibvirtMachine(handle, Path("/nowhere"))
 
 
 def plane(*, secret: bool = True, bandwidth: int = 0) -> DataPlane:
@@ -172,7 +168,7 @@ def test_tls_where_both_hosts_have_certificates(monkeypatch: pytest.MonkeyPatch)
     one = carrier()
     one._choose(plane(), {"tls": "b.example"}, throttle=False)
     assert one._extra == Flag.TLS
-    assert one._parameters == {Parameter.TLS_DESTINATION: "b.example"}
+    assert one._job.parameters == {Parameter.TLS_DESTINATION: "b.example"}
     assert one.in_the_clear == ""
 
 
@@ -193,15 +189,15 @@ def test_what_the_user_wants_becomes_flags_and_parameters() -> None:
     one = carrier(was_running=False)
     one._choose(plane(secret=False, bandwidth=100 << 20), {}, throttle=True)
     assert one._extra == Flag.AUTO_CONVERGE | Flag.PAUSED
-    assert one._parameters[Parameter.BANDWIDTH] == 100
+    assert one._job.parameters[Parameter.BANDWIDTH] == 100
 
 
 def test_two_ways_to_copy_cannot_be_mixed() -> None:
     one = carrier()
-    one.carry(Block(id="vda", path="/a"), top_only=True)
-    one.carry(Block(id="vda", path="/a"), top_only=True)
+    one.carrying.carry(Block(id="vda", path="/a"), top_only=True)
+    one.carrying.carry(Block(id="vda", path="/a"), top_only=True)
     with pytest.raises(HypervisorError, match="vda the other way"):
-        one.carry(Block(id="vdb", path="/b"), top_only=False)
+        one.carrying.carry(Block(id="vdb", path="/b"), top_only=False)
 
 
 def test_where_certificates_are_looked_for(tmp_path: Path) -> None:

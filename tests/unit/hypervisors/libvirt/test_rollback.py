@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.libvirt import rollback
+from entourage.hypervisors.libvirt import handle, rollback
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.events import Known
+from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.job import Job
 from entourage.hypervisors.libvirt.rollback import Rollback
 
 DOMAIN = Domain(
@@ -54,30 +55,32 @@ class Quiet:
         return check(self.known)
 
 
-class GivingUp(Rollback):
+class GivingUp:
     """A migration whose Perform does not return."""
 
     def __init__(self, raw: Stubborn, *, performing: bool) -> None:
         connection: Any = None
-        super().__init__(
-            connection, raw, DOMAIN, Path("/dev/null"), was_running=True, transient=False
-        )
         loop = asyncio.get_running_loop()
+        self.job = Job()
         self.feed = Quiet()
         feed: Any = self.feed
-        self._feed = feed
+        self.job.feed = feed
+        one = Handle(connection, raw, DOMAIN, was_running=True, transient=False)
+        self.abort = Rollback(one, self.job).abort
         if performing:
-            self._beginning = loop.create_future()
-            self._beginning.set_result(("", b""))
-            self._performing = loop.create_future()
+            self.job.beginning = loop.create_future()
+            self.job.beginning.set_result(("", b""))
+            self.job.performing = loop.create_future()
 
     def sends(self, calls: Any, port: int, carried: dict[str, bool]) -> None:
-        self._calls, self._port, self._carried = calls, port, carried
+        self.job.calls, self.job.port = calls, port
+        for disk in DOMAIN.block:
+            if disk.id in carried:
+                self.job.disks.carry(disk, top_only=carried[disk.id])
 
     @property
     def performing(self) -> asyncio.Future[bytes]:
-        assert self._performing is not None
-        return self._performing
+        return self.job.performed()
 
 
 @pytest.mark.parametrize("performing", [True, False])
@@ -93,7 +96,7 @@ async def test_a_job_that_does_not_end_is_told_in_time(
     async def tell_qemu(_raw: Any, command: str, **arguments: Any) -> None:
         told.append(" ".join([command, *(end["type"] for end in arguments.get("instances", ()))]))
 
-    monkeypatch.setattr(rollback, "tell_qemu", tell_qemu)
+    monkeypatch.setattr(handle, "tell_qemu", tell_qemu)
     raw = Stubborn()
     with pytest.raises(HypervisorError, match="has not ended its migration job of web1") as caught:
         await asyncio.wait_for(GivingUp(raw, performing=performing).abort(), 5)
@@ -169,7 +172,7 @@ async def test_memory_that_is_sent_is_cut_off_and_not_cancelled(
     giving_up = GivingUp(raw, performing=True)
     giving_up.feed.known = Known(migration="device", stopped_at=1)
     memory = Memory(giving_up, may_touch=may_touch)
-    monkeypatch.setattr(rollback, "tell_qemu", memory.tell_qemu)
+    monkeypatch.setattr(handle, "tell_qemu", memory.tell_qemu)
     giving_up.sends(memory, 49152, carried)
     await asyncio.wait_for(giving_up.abort(), 5)
     assert memory.cut == ["kernel 49152" if may_touch else "yank"]
@@ -207,7 +210,7 @@ async def test_a_qemu_that_does_not_answer_keeps_nobody_from_ending_the_job(
     monkeypatch.setattr(rollback, "_STUCK_AFTER", 0.01)
     monkeypatch.setattr(rollback, "_ENDS_WITHIN", 0.05)
     monkeypatch.setattr(rollback, "_AGAIN", 0.001)
-    monkeypatch.setattr(rollback, "tell_qemu", tell_qemu)
+    monkeypatch.setattr(handle, "tell_qemu", tell_qemu)
     raw = Stubborn()
     giving_up = GivingUp(raw, performing=performing)
     giving_up.feed.known = Known(migration="device", stopped_at=1)

@@ -16,8 +16,9 @@ from entourage.device_steps import source_controllers
 from entourage.devices.base import Options
 from entourage.domain import Domain, Pci, Usb
 from entourage.hypervisors.base import Machine
+from entourage.hypervisors.xen import handle
 from entourage.hypervisors.xen import incoming as xen_incoming
-from entourage.hypervisors.xen import rollback
+from entourage.hypervisors.xen.handle import Handle
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
@@ -68,7 +69,8 @@ class Scene(TwoHosts):
     def xen_machine(self, domain: Domain) -> XenMachine:
         config = {"c_info": {"type": "hvm"}}
         store = cast("XenStore", Store())
-        return XenMachine(store, 7, domain, self.settings, config, was_running=True)
+        log = Path(self.settings.paths.log, "web1.log")
+        return XenMachine(Handle(store, 7, domain, config, log), self.settings)
 
     def xen_incoming(self) -> XenIncoming:
         return XenIncoming(self.settings, self.there.domain, self.ledger)
@@ -114,6 +116,6 @@ def leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
         return {7: RUNS}[domid]
 
     monkeypatch.setattr(xen_incoming.XenStore, "open", opened)
-    for module in (xen_incoming, rollback):
+    for module in (xen_incoming, handle):
         monkeypatch.setattr(module, "life", life)
     return Scene(tmp_path, xl)

@@ -13,9 +13,9 @@ import pytest
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.xen import header
-from entourage.hypervisors.xen.carrier import changes
 from entourage.hypervisors.xen.configuration import Entry, read_domain
 from entourage.hypervisors.xen.header import Changes
+from entourage.hypervisors.xen.machine import changes
 
 # As libxl 4.17 writes it: what has its default is left out, the rest in the IDL's order. A disk of
 # each kind, a NIC with a bridge and one that takes xl's own, a controller whose USB device has been

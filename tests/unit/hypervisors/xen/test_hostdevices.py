@@ -10,7 +10,7 @@ import pytest
 
 from entourage.domain import Pci, Usb
 from entourage.errors import HypervisorError
-from entourage.hypervisors.hostdevices import HostDevice
+from entourage.hypervisors.seams import HostDevice
 from entourage.hypervisors.xen import hostdevices
 from entourage.hypervisors.xen.configuration import Entry, read_domain
 from entourage.hypervisors.xen.hostdevices import HostDevices

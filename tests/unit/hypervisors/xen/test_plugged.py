@@ -20,7 +20,7 @@ from entourage.errors import DeviceError, EntourageError
 from entourage.handover.rules import Target
 from entourage.handover.values import Flush, Guest, Input, Message, MessageKind, Record, Role
 from entourage.hosts.resources import Ledger
-from entourage.hypervisors.xen import incoming as xen_incoming
+from entourage.hypervisors.xen import plugging
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.journal.journal import Decision, Journal
 from entourage.recovery import recover
@@ -151,7 +151,7 @@ def test_recover_on_the_target_plugs_in_and_tells_what_fails(
 def test_one_that_is_slow_on_arrival_does_not_keep_the_source_waiting(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xen_incoming, "_PLUGS_WITHIN", 0.5)
+    monkeypatch.setattr(plugging, "_PLUGS_WITHIN", 0.5)
     scene.xl.has(slow=["usbdev-attach"])
     told: list[Any] = []
 
@@ -164,7 +164,7 @@ def test_one_that_is_slow_on_arrival_does_not_keep_the_source_waiting(
             told.append(str(caught.value))
         scene.xl.go_on()  # what has begun is let end
         incoming = cast("Any", scene.there.incoming)
-        await asyncio.wait(incoming._plugging, timeout=PATIENCE)
+        await asyncio.wait_for(incoming.plugging.ended(), PATIENCE)
 
     asyncio.run(go())
     assert scene.xl.did() == PLUGGED

@@ -34,7 +34,7 @@ def vtpm(settings: Settings) -> Controller:
 @pytest.fixture
 def hosts(tmp_path: Path) -> TwoHosts:
     made = TwoHosts(DOMAIN, tmp_path)
-    made.machine.capabilities = made.incoming.capabilities = CARRIES_RAW
+    made.machine.copies = made.incoming.copies = CARRIES_RAW
     return made
 
 

@@ -22,8 +22,10 @@ import pytest
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane, Ticket
-from entourage.hypervisors.xen import carrier, rollback
+from entourage.hypervisors.xen import handle
+from entourage.hypervisors.xen import machine as machine_module
 from entourage.hypervisors.xen.arrivals import Arrivals
+from entourage.hypervisors.xen.handle import Handle
 from entourage.hypervisors.xen.intake import Intake
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
@@ -142,17 +144,17 @@ class Scene:
     @property
     def stream(self) -> TransportEnd:
         """The engine's end of the transport."""
-        end = self.machine._end  # pyright: ignore[reportPrivateUsage]
-        assert end is not None
-        return end
+        return self.machine._migrating.stream  # pyright: ignore[reportPrivateUsage]
 
     async def begin(self) -> None:
         """Go to the moment at which all is on the target and nobody was told so."""
         machine = self.machine
         await machine.arm(DataPlane(address="", ports=(1, 2), secret=None, host="b"))
-        machine.carry(machine.domain.block[0], top_only=False)
+        machine.carrying.carry(machine.domain.block[0], top_only=False)
         plan = await machine.plan(machine.domain)
-        assert plan.parameters == {"disks": ["xvda"]}  # the target takes no other
+        assert msgspec.msgpack.decode(plan) == {
+            "parameters": {"disks": ["xvda"]}
+        }  # the target takes no other
         await machine.start(Ticket(uri=str(self.arrivals.path)), live=True)
         assert await machine.stopped() > 0
         assert await machine.landed() == b""
@@ -192,9 +194,9 @@ async def scene(place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[
         (xl.parent / "resumed").touch()
         return ""
 
-    monkeypatch.setattr(rollback, "life", life)
-    monkeypatch.setattr(rollback, "run", by_libxl)
-    monkeypatch.setattr(carrier, "ssh_command", ssh)
+    monkeypatch.setattr(handle, "life", life)
+    monkeypatch.setattr(handle, "run", by_libxl)
+    monkeypatch.setattr(machine_module, "ssh_command", ssh)
     (place / "here").write_bytes(os.urandom(MIB))
     (place / "there").write_bytes(bytes(MIB))
     domain = Domain(
@@ -207,7 +209,8 @@ async def scene(place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[
     settings = msgspec.structs.replace(Settings(), paths=paths)
     store = cast("XenStore", Store(xl))
     config: dict[str, Any] = json.loads("{}")
-    machine = XenMachine(store, 7, domain, settings, config, was_running=True)
+    one = Handle(store, 7, domain, config, place / "log" / "web1.log")
+    machine = XenMachine(one, settings)
     intake = Intake(f"test.{os.getpid()}.{place.name}", place / "there.log", place / "n")
     arrivals = Arrivals(place / "s", intake, {"xvda": str(place / "there")})
     await arrivals.listen()
@@ -252,11 +255,11 @@ async def test_what_is_given_up_after_go_is_renamed_and_resumed_by_xl(scene: Sce
 async def test_a_disk_that_is_only_read_is_copied_once(scene: Scene, place: Path) -> None:
     machine = scene.machine
     disk = msgspec.structs.replace(machine.domain.block[0], readonly=True)
-    machine._domain = machine.domain.with_device(disk)  # pyright: ignore[reportPrivateUsage]
+    machine._handle.domain = machine.domain.with_device(disk)  # pyright: ignore[reportPrivateUsage]
     before = (place / "here").read_bytes()
     async with asyncio.timeout(PATIENCE):
         await machine.arm(DataPlane(address="", ports=(1, 2), secret=None, host="b"))
-        machine.carry(disk, top_only=False)
+        machine.carrying.carry(disk, top_only=False)
         await machine.plan(machine.domain)
         await machine.start(Ticket(uri=str(scene.arrivals.path)), live=True)
         # It is there, proven, before memory follows; nobody looks at it again in the blackout.

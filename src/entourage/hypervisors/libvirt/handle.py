@@ -1,0 +1,104 @@
+"""A domain of libvirt's, as its libvirtd has it; found again where libvirtd was restarted."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask, tell_qemu
+from entourage.hypervisors.libvirt.constants import UNDEFINE_ALL, State
+
+_BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
+
+
+class Handle:
+    """What its libvirtd is asked about one domain.
+
+    Args:
+        connection: To this host's libvirtd.
+        raw: ``libvirt.virDomain``; None where there is none any more.
+        domain: What its XML says.
+        was_running: Whether its user lets the guest run.
+        transient: Whether it has no definition.
+
+    Attributes:
+        connection, raw, domain, was_running, transient: As above, and as they are now.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        raw: Any,
+        domain: Domain,
+        *,
+        was_running: bool,
+        transient: bool,
+    ) -> None:
+        self.connection = connection
+        self.raw = raw
+        self.domain = domain
+        self.was_running = was_running
+        self.transient = transient
+
+    async def state(self) -> int:
+        """Its ``virDomainState``; NONE where there is no such domain any more."""
+        if self.raw is None:
+            return State.NONE
+        state: tuple[int, int] = await ask(self.raw.state, 0)
+        return state[0]
+
+    async def busy(self) -> bool:
+        """Whether libvirt has a job for it."""
+        return self.raw is not None and bool((await ask(self.raw.jobInfo))[0])
+
+    async def find_again(self) -> None:
+        """Libvirtd went away: connect again, as soon as it is back."""
+        old = self.connection
+        self.connection = await Connection.open_again(old.uri, _BACK_WITHIN)
+        self.raw = await self.connection.domain(str(self.domain.uuid))
+        await old.close()
+
+    async def tell_qemu(self, command: str, **arguments: Any) -> Any:
+        """Say something to its QEMU: see ``connection.tell_qemu``."""
+        return await tell_qemu(self.raw, command, **arguments)
+
+    async def suspend(self) -> None:
+        """Stop the guest and keep it."""
+        if self.raw is not None:
+            await ask(self.raw.suspend)
+
+    async def run_again(self) -> None:
+        """Let the guest run; one that runs already goes on, one that was paused stays so.
+
+        Raises:
+            HypervisorError: It is gone, or libvirt does not let it.
+        """
+        state = await self.state()
+        if state in {State.RUNNING, State.BLOCKED}:
+            return
+        if state not in {State.PAUSED, State.SUSPENDED}:
+            raise HypervisorError(f"the machine of {self.domain.name} is gone")
+        if self.was_running:
+            try:
+                await ask(self.raw.resume)
+            except RefusedError:
+                if await self.state() != State.RUNNING:
+                    raise
+
+    async def destroy(self) -> None:
+        """End it and forget its definition; what is gone already is no error."""
+        if self.raw is None:
+            return
+        with contextlib.suppress(RefusedError):  # it does not run
+            await ask(self.raw.destroy)
+        with contextlib.suppress(RefusedError):  # it has no definition
+            await ask(self.raw.undefineFlags, UNDEFINE_ALL)
+        state: int = State.NONE
+        with contextlib.suppress(RefusedError):
+            state = await self.state()
+        if state in {State.RUNNING, State.PAUSED, State.BLOCKED}:
+            raise HypervisorError(
+                f"libvirt does not end {self.domain.name}", remedy="virsh destroy it"
+            )

@@ -1,0 +1,137 @@
+"""One migration job of libvirt's on its source: how far its phases have come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from entourage.domain import Block
+from entourage.errors import HypervisorError
+from entourage.hosts.hangup import Calls
+from entourage.hypervisors.base import DiskCopy
+from entourage.hypervisors.libvirt.connection import ask, call, phases
+from entourage.hypervisors.libvirt.constants import Flag
+from entourage.hypervisors.libvirt.events import Feed
+from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.process import qemu_of, way_of
+
+Parameters = dict[str, str | int | list[str]]
+
+
+class Disks:
+    """The disks that Perform copies before memory."""
+
+    way = DiskCopy.CARRY
+
+    def __init__(self) -> None:
+        self._top_only: dict[str, bool] = {}
+        self._copied: dict[str, tuple[int, int]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Their ids."""
+        return sorted(self._top_only)
+
+    @property
+    def top_only(self) -> bool:
+        """Whether only the top images of their backing chains are copied."""
+        return any(self._top_only.values())
+
+    def carry(self, disk: Block, *, top_only: bool) -> None:
+        """``start`` is to copy this disk.
+
+        Raises:
+            HypervisorError: libvirt copies either all disks with what they are built on, or none.
+        """
+        others = [
+            name for name, top in self._top_only.items() if top != top_only and name != disk.id
+        ]
+        if others:
+            raise HypervisorError(
+                f"libvirt cannot copy it {'without' if top_only else 'with'} its backing files, and"
+                f" {', '.join(others)} the other way",
+                device=disk.label,
+                remedy='give both the same copy = "flat" or "keep-chain"',
+            )
+        self._top_only[disk.id] = top_only
+
+    def progress(self, disk: Block) -> tuple[int, int]:
+        """Bytes done and in total, as last heard; (0, 0) where it is not copied."""
+        return self._copied.get(disk.id, (0, 0))
+
+    async def look(self, handle: Handle) -> None:
+        """Ask how far they are."""
+        for name in self._top_only:
+            with contextlib.suppress(HypervisorError):
+                info: Mapping[str, int] = await ask(handle.raw.blockJobInfo, name, 0)
+                if info:
+                    self._copied[name] = (info["cur"], info["end"])
+
+
+class Job:
+    """The phases of one migration, as far as they have come, and what libvirt says meanwhile.
+
+    Attributes:
+        disks: Those that are to be copied.
+        parameters, flags: What each phase is given.
+        beginning: Begin: the XML and cookie for Prepare; None before it, and once it is given up.
+        performing: Perform: the cookie for Finish; None before it.
+        feed: What QEMU and libvirt say by themselves; None before the migration is armed.
+        calls: QEMU's connections to the target; None before Perform.
+        port: Where memory goes there.
+    """
+
+    def __init__(self) -> None:
+        self.disks = Disks()
+        self.parameters: Parameters = {}
+        self.flags = Flag(0)
+        self.beginning: asyncio.Future[tuple[str, bytes]] | None = None
+        self.performing: asyncio.Future[bytes] | None = None
+        self.feed: Feed | None = None
+        self.calls: Calls | None = None
+        self.port: int | None = None
+
+    async def begin(self, handle: Handle, parameters: Parameters, flags: Flag) -> tuple[str, bytes]:
+        """Begin: from here on libvirt keeps others from changing the domain."""
+        self.beginning = call(phases().begin, handle.raw, parameters, flags)
+        xml, cookie = await asyncio.shield(self.beginning)
+        self.flags, self.parameters = flags, parameters
+        return xml, cookie
+
+    def list_calls(self, name: str, uri: str) -> None:
+        """What QEMU opens from now on to the target, whose host stands in Prepare's URI."""
+        host, self.port = way_of(uri)
+        if self.calls is not None:
+            self.calls.close()
+        self.calls = Calls(qemu_of(name), host)
+
+    async def confirm(self, handle: Handle, *, cancelled: bool) -> None:
+        """Confirm: the copy here ends, or, ``cancelled``, the guest is this host's again."""
+        await ask(
+            phases().confirm, handle.raw, self.parameters, b"", self.flags, cancelled=cancelled
+        )
+
+    def heard(self) -> Feed:
+        """The feed; raises HypervisorError before the migration is armed."""
+        if self.feed is None:
+            raise HypervisorError("the migration is not armed")
+        return self.feed
+
+    def performed(self) -> asyncio.Future[bytes]:
+        """Perform; raises HypervisorError before it has begun."""
+        if self.performing is None:
+            raise HypervisorError("the migration has not begun")
+        return self.performing
+
+    @property
+    def copying(self) -> bool:
+        """Whether disks may still be copied: libvirt sends the last only after that."""
+        return bool(self.disks.names) and self.heard().known.migration != "device"
+
+    async def close(self) -> None:
+        """Let go of what it holds."""
+        if self.feed is not None:
+            await self.feed.close()
+        if self.calls is not None:
+            self.calls.close()

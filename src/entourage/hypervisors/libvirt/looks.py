@@ -1,0 +1,59 @@
+"""What is looked at in a libvirt domain that runs here, before it moves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree as ET
+
+from entourage.hypervisors.files import digest
+from entourage.hypervisors.libvirt.connection import RefusedError, ask, phases
+from entourage.hypervisors.libvirt.constants import XML_MIGRATABLE, Flag
+from entourage.hypervisors.libvirt.domainxml import parse
+from entourage.hypervisors.libvirt.errors import device_of, plain
+from entourage.hypervisors.libvirt.handle import Handle
+from entourage.steps import Refusal
+
+
+async def facts(handle: Handle) -> Mapping[str, str]:
+    """Versions, what the machine is made of, the CPU, digests of the boot files."""
+    raw = handle.connection.raw
+    xml = parse(await ask(handle.raw.XMLDesc, XML_MIGRATABLE))
+    kind, cpu = xml.find("os/type"), xml.find("cpu")
+    found = {
+        "libvirt": str(await ask(raw.getLibVersion)),
+        "qemu": str(await ask(raw.getVersion)),
+        "emulator": xml.findtext("devices/emulator", ""),
+        "arch": kind.get("arch", "") if kind is not None else "",
+        "virt": xml.get("type", ""),
+        "cpu": _text(cpu),
+        "networks": json.dumps([net.network for net in handle.domain.net if net.network]),
+    }
+    for path in handle.domain.boot.files:
+        found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
+    return found
+
+
+async def blockers(handle: Handle) -> Sequence[Refusal]:
+    """What libvirt itself has against it: it is asked by a Begin that begins nothing."""
+    host = socket.gethostname()
+    try:
+        library = await asyncio.to_thread(phases)
+        await ask(library.begin, handle.raw, {}, Flag.LIVE | Flag.UNSAFE)
+    except RefusedError as error:
+        reason = plain(error.message)
+        return [
+            Refusal(
+                device_of(handle.domain, reason) or "domain",
+                host,
+                f"libvirt cannot move it: {reason}",
+                "take out of the domain what it names, and try again",
+            )
+        ]
+    return []
+
+
+def _text(cpu: ET.Element | None) -> str:
+    return "" if cpu is None else ET.tostring(cpu, encoding="unicode")

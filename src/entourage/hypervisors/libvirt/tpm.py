@@ -1,0 +1,69 @@
+"""The state of a libvirt domain's emulated TPM, on either host."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from entourage.domain import Domain, Tpm
+from entourage.errors import HypervisorError
+from entourage.hypervisors import swtpm
+from entourage.hypervisors.base import TpmFacts
+
+STATES = Path("/var/lib/libvirt/swtpm")
+
+
+def state_of(domain: Domain, tpm: Tpm) -> Path:
+    """The directory of a TPM's state on this host."""
+    return STATES / str(domain.uuid) / ("tpm1.2" if tpm.version == "1.2" else "tpm2")
+
+
+class SourceTpm:
+    """Its state on the source.
+
+    Args:
+        domain: The running configuration.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    async def facts(self) -> TpmFacts:
+        """What this host's swtpm can do."""
+        if any(tpm.type == "emulator" for tpm in self._domain.tpm):
+            return await swtpm.facts()
+        return TpmFacts()
+
+    async def erase(self, tpm: Tpm) -> None:
+        """After ``release``, in which libvirt has erased it: see that it has.
+
+        Raises:
+            HypervisorError: It has not.
+        """
+        there = STATES / str(self._domain.uuid)
+        if there.is_dir() and any(there.rglob("*.permall")):
+            raise HypervisorError(
+                f"libvirt has left the TPM's state in {there}",
+                device=tpm.label,
+                remedy="erase it, unless both hosts share that directory",
+            )
+
+
+class TargetTpm:
+    """Its state on the target.
+
+    Args:
+        domain: The domain as it arrives.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    async def facts(self) -> TpmFacts:
+        """What this host's swtpm can do."""
+        return await swtpm.facts()
+
+    async def sync(self, tpm: Tpm) -> None:
+        """Flush the TPM's state, file and directory, to this host's disk."""
+        if (state := state_of(self._domain, tpm)).is_dir():
+            await asyncio.to_thread(swtpm.sync_state, state)

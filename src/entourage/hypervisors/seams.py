@@ -1,0 +1,224 @@
+"""What a hypervisor's backend has or has not, beside what every ``Machine`` and ``Incoming`` has.
+
+Each is a protocol of its own. A machine has it in an attribute, ``machine.mirroring`` say, which is
+None where the backend cannot do that: whoever needs it looks there, and refuses at TEST. All of
+their methods raise HypervisorError where the hypervisor says no.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+from entourage.domain import Block, Net, Pci, Tpm, Usb
+from entourage.hypervisors.agentless import Agentless
+from entourage.hypervisors.values import Export, TpmFacts
+
+HostDevice: TypeAlias = Usb | Pci
+"""One of the host's own, which no hypervisor can carry: it is taken out, and another plugged in."""
+Objection: TypeAlias = tuple[str, str]
+"""What is wrong, and what to do about it."""
+
+
+class DiskCopy(enum.StrEnum):
+    """How a disk is copied. Both hosts' hypervisors must know the same way."""
+
+    MIRROR = "mirror"
+    MIRROR_READONLY = "mirror-readonly"
+    CARRY = "carry-disks"
+    CARRY_RAW = "carry-raw"
+    """Only raw images and devices; read-only ones too."""
+
+
+class DiskMirroring(Protocol):
+    """Copies disks one by one, and each write of the guest's to both hosts; on the source."""
+
+    @property
+    def ways(self) -> frozenset[DiskCopy]:
+        """``MIRROR``, and perhaps ``MIRROR_READONLY``."""
+        ...
+
+    async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
+        """Copy the disk to the export and keep it so; returns when both are the same.
+
+        Args:
+            disk: The disk.
+            export: Where the target takes the writes.
+            top_only: Copy only the top image of a backing chain.
+        """
+        ...
+
+    def progress(self, disk: Block) -> tuple[int, int]:
+        """Bytes done and in total, as last heard; (0, 0) where no mirror runs."""
+        ...
+
+    async def complete(self, disk: Block) -> None:
+        """The guest has stopped: complete the mirror; each host then has its own disk."""
+        ...
+
+    async def cancel(self, disk: Block) -> None:
+        """Cancel the mirror in whatever state it is, also if its connection is dead.
+
+        No error where no mirror runs (any more): ``mirror`` may have failed half-way.
+        """
+        ...
+
+
+class DiskCarrying(Protocol):
+    """The carrier copies disks by itself, within ``Machine.start``; on the source."""
+
+    @property
+    def way(self) -> DiskCopy:
+        """``CARRY`` or ``CARRY_RAW``."""
+        ...
+
+    def carry(self, disk: Block, *, top_only: bool) -> None:
+        """In PREPARE, before ``Machine.plan``: ``start`` is to copy this disk.
+
+        Args:
+            disk: The disk.
+            top_only: Copy only the top image of a backing chain.
+        """
+        ...
+
+    def progress(self, disk: Block) -> tuple[int, int]:
+        """Bytes done and in total, as last heard; (0, 0) where it is not copied."""
+        ...
+
+
+class DiskExports(Protocol):
+    """The other half of ``DiskMirroring``, on the target."""
+
+    async def export(self, disk: Block) -> Export:
+        """Open a disk of the built machine for the mirror's writes."""
+        ...
+
+
+class TpmState(Protocol):
+    """The state of an emulated TPM travels with the memory; on the source."""
+
+    async def facts(self) -> TpmFacts:
+        """What the TPM emulator that this machine uses can do."""
+        ...
+
+    async def erase(self, tpm: Tpm) -> None:
+        """After ``Machine.release``: destroy the state on this host; nothing left is no error."""
+        ...
+
+
+class TpmArrival(Protocol):
+    """The other half of ``TpmState``, on the target."""
+
+    async def facts(self) -> TpmFacts:
+        """What the TPM emulator of this host can do; can be asked before ``Incoming.build``."""
+        ...
+
+    async def sync(self, tpm: Tpm) -> None:
+        """Flush the TPM's state, file and directory, to this host's disk."""
+        ...
+
+
+class Announcing(Protocol):
+    """Tells the network where the guest is, on either host."""
+
+    async def announce(self, nets: Sequence[Net]) -> None:
+        """Tell it where the guest's MACs are (RARP or gratuitous ARP)."""
+        ...
+
+
+class Unplugging(Protocol):
+    """Takes the host's own USB and PCI devices out of the guest before it leaves; on the source."""
+
+    async def test_unplug(self, device: HostDevice) -> Sequence[Objection]:
+        """Why this device cannot be taken out of the running guest; touches nothing."""
+        ...
+
+    async def unplug(self, device: HostDevice) -> None:
+        """Take it out, and return when the guest has let go; out already is no error."""
+        ...
+
+    async def plug(self, device: HostDevice) -> None:
+        """Give the guest its device back; there already is no error.
+
+        The error's remedy is what the user can type instead, on this host.
+        """
+        ...
+
+
+class Plugging(Protocol):
+    """The other half of ``Unplugging``: plugs the target's own in, on arrival."""
+
+    async def test_plug(self, device: HostDevice) -> Sequence[Objection]:
+        """Why ``device.plug`` of this host cannot be plugged into a guest; touches nothing."""
+        ...
+
+    async def plug(self, device: HostDevice) -> None:
+        """The guest runs: plug ``device.plug`` of this host in; there already is no error.
+
+        The error's remedy is what the user can type instead, on this host.
+        """
+        ...
+
+
+class MachineSeams:
+    """The seams of a ``Machine`` whose backend has none; it overrides those that it has."""
+
+    @property
+    def mirroring(self) -> DiskMirroring | None:
+        """It copies no disk while the guest writes to it, but for what it carries."""
+        return None
+
+    @property
+    def carrying(self) -> DiskCarrying | None:
+        """No disk travels with the memory."""
+        return None
+
+    @property
+    def tpm(self) -> TpmState | None:
+        """No TPM's state travels with the memory."""
+        return None
+
+    @property
+    def announcing(self) -> Announcing | None:
+        """The network learns from the guest itself that it is back."""
+        return None
+
+    @property
+    def unplugging(self) -> Unplugging | None:
+        """The host's own devices cannot be taken out of a running guest."""
+        return None
+
+
+class IncomingSeams:
+    """The seams of an ``Incoming`` whose backend has none; it overrides those that it has."""
+
+    @property
+    def takes(self) -> frozenset[DiskCopy]:
+        """No disk can be copied to here."""
+        return frozenset()
+
+    @property
+    def exports(self) -> DiskExports | None:
+        """Disks that are mirrored cannot come here."""
+        return None
+
+    @property
+    def tpm(self) -> TpmArrival | None:
+        """No TPM's state is taken."""
+        return None
+
+    @property
+    def announcing(self) -> Announcing | None:
+        """The network learns from the guest itself that it is here."""
+        return None
+
+    @property
+    def plugging(self) -> Plugging | None:
+        """None of the host's own devices can be plugged in."""
+        return None
+
+    @property
+    def agentless(self) -> Agentless | None:
+        """Entourage is on the host that it builds on."""
+        return None

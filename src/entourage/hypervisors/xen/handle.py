@@ -1,0 +1,83 @@
+"""A domain of xl's, as xenstore and libxl have it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hypervisors.xen.constants import AWAY
+from entourage.hypervisors.xen.libxl import Life, life
+from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
+from entourage.hypervisors.xen.xl import run, xl
+
+
+class Handle:
+    """What xenstore, libxl and xl are asked about one domain.
+
+    Args:
+        store: This host's xenstore.
+        domid: The domain's number here; None where it is gone.
+        domain: What xl says of it.
+        config: xl's own configuration of it (JSON).
+        log: Where xl writes.
+
+    Attributes:
+        store, domid, domain, config, log: As above.
+    """
+
+    def __init__(
+        self, store: XenStore, domid: int | None, domain: Domain, config: dict[str, Any], log: Path
+    ) -> None:
+        self.store = store
+        self.domid = domid
+        self.domain = domain
+        self.config = config
+        self.log = log
+
+    def life(self) -> Life | None:
+        """What libxl says of it; None where there is no such domain."""
+        return None if self.domid is None else life(self.domid)
+
+    async def until_gone(self) -> None:
+        """Wait until there is no such domain any more."""
+        released = await self.store.watch(RELEASED)
+        while self.life() is not None:
+            released.clear()
+            if self.life() is not None:
+                await released.wait()
+
+    async def run_again(self) -> None:
+        """Let the guest run, where xl has not, under its own name.
+
+        Raises:
+            HypervisorError: It is gone, or does not go on.
+        """
+        now = self.life()
+        if now is None or now.ended or self.domid is None:
+            raise HypervisorError(f"the machine of {self.domain.name} is gone")
+        if now.suspended:
+            program = (sys.executable, "-I", "-m", "entourage.hypervisors.xen.libxl")
+            await run(*program, "resume", str(self.domid))
+            now = self.life()
+            if now is None or now.suspended:
+                raise HypervisorError(
+                    f"{self.domain.name} does not go on",
+                    remedy=f"`xl list` and {self.log} tell more",
+                )
+        if (await self.store.name(self.domid)).endswith(AWAY):
+            await xl("rename", str(self.domid), self.domain.name)
+
+    async def destroy(self) -> None:
+        """End the copy here; what is gone already is no error."""
+        if self.life() is None or self.domid is None:
+            return
+        with contextlib.suppress(HypervisorError):
+            await xl("destroy", str(self.domid))
+        if self.life() is not None:
+            raise HypervisorError(
+                f"xl does not end {self.domain.name}", remedy=f"`xl destroy {self.domid}`"
+            )

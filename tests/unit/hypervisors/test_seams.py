@@ -1,0 +1,55 @@
+"""What each backend has or has not; and that what it has not is not there at all."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from entourage.hypervisors.libvirt.agentless import AgentlessIncoming
+from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
+from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.qemu.incoming import QemuIncoming
+from entourage.hypervisors.qemu.machine import QemuMachine
+from entourage.hypervisors.seams import IncomingSeams, MachineSeams
+from entourage.hypervisors.xen.incoming import XenIncoming
+from entourage.hypervisors.xen.machine import XenMachine
+
+
+def has(backend: type[Any], seams: type[Any]) -> set[str]:
+    """Return the seams that a backend overrides."""
+    names = {name for name in vars(seams) if not name.startswith("_")}
+    return {name for name in names if getattr(backend, name) is not getattr(seams, name)}
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"),
+    [
+        (QemuMachine, {"mirroring", "tpm", "announcing"}),
+        (LibvirtMachine, {"carrying", "tpm", "announcing"}),
+        (XenMachine, {"carrying", "announcing", "unplugging"}),
+    ],
+)
+def test_what_a_machine_has(backend: type[Any], expected: set[str]) -> None:
+    assert has(backend, MachineSeams) == expected
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"),
+    [
+        (QemuIncoming, {"takes", "exports", "tpm", "announcing"}),
+        (LibvirtIncoming, {"takes", "tpm", "announcing"}),
+        (AgentlessIncoming, {"takes", "tpm", "announcing", "agentless"}),
+        (XenIncoming, {"takes", "announcing", "plugging"}),
+    ],
+)
+def test_what_a_machine_that_is_built_has(backend: type[Any], expected: set[str]) -> None:
+    assert has(backend, IncomingSeams) == expected
+
+
+def test_who_has_no_seams_has_nothing() -> None:
+    for kind in (MachineSeams, IncomingSeams):
+        names = [name for name, _ in inspect.getmembers(kind) if not name.startswith("_")]
+        assert names
+        assert not any(getattr(kind(), name) for name in names)
