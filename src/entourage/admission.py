@@ -10,9 +10,8 @@ from entourage.domain import Domain
 from entourage.errors import DomainBusy, UsageError
 from entourage.handover.rules import refuses_start
 from entourage.handover.values import Record
-from entourage.hosts.proxy_agent import is_agentless
 from entourage.hypervisors.base import Hypervisor
-from entourage.hypervisors.registry import find_domain
+from entourage.hypervisors.registry import elsewhere, find_domain
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock, lock_holder
 from entourage.settings.model import Settings
@@ -134,5 +133,5 @@ def arrival_generation(journal: Journal, domain: str, said: int) -> int:
         said: The source's own.
     """
     newer = [one for one in journal.decisions(domain) if one.generation >= said]
-    were_agentless = [is_agentless(str(one.details.get("hypervisor-there", ""))) for one in newer]
-    return journal.next_generation(domain) if newer and all(were_agentless) else said
+    there = [elsewhere(str(one.details.get("hypervisor-there", "qemu"))) for one in newer]
+    return journal.next_generation(domain) if newer and all(there) else said

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from entourage.errors import DomainBusy, EntourageError
+from entourage.errors import DomainBusy, EntourageError, UsageError
 from entourage.handover.values import Finding, Input, Record, Role
-from entourage.hosts.proxy_agent import is_agentless, parse_agentless, proxy_settings
-from entourage.hypervisors.registry import all_domains
+from entourage.hosts.proxy_agent import proxy_settings
+from entourage.hypervisors.registry import all_domains, elsewhere, start_command
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import lock_holder
 from entourage.settings.model import Settings
@@ -68,7 +68,11 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``recover`` did about one migration, or would do (``dry_run``)."""
+    """What ``recover`` did about one migration, or would do (``dry_run``).
+
+    Attributes:
+        start: What starts the domain, where it is this host's and off.
+    """
 
     domain: str
     migration: str
@@ -77,6 +81,7 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     before: str
     after: str
     settled: bool
+    start: str = ""
     findings: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -137,9 +142,20 @@ def _kept(settings: Settings) -> list[Decision]:
 
 
 def _proxied_host(decision: Decision) -> str:
-    """The libvirt that a record is kept for here, on another host; empty for this host's own."""
-    name = str(decision.details.get("hypervisor", ""))
-    return parse_agentless(name)[0] if is_agentless(name) else ""
+    """The hypervisor that a record is kept for here, elsewhere; empty for this host's own."""
+    there = elsewhere(_hypervisor(decision))
+    return there.uri if there else ""
+
+
+def _hypervisor(decision: Decision) -> str:
+    return str(decision.details.get("hypervisor", "qemu"))
+
+
+def _start(decision: Decision) -> str:
+    try:
+        return start_command(_hypervisor(decision), decision.name)
+    except UsageError as error:  # a package is gone
+        return error.message
 
 
 def _remedy(decision: Decision, *, busy: bool) -> str:
@@ -258,6 +274,7 @@ def _report(
         before=before.record.value,
         after=after.record.value,
         settled=after.settled,
+        start=_start(before),
         findings=tuple(finding.value for finding in findings),
         problems=tuple(problems),
     )

@@ -16,7 +16,12 @@ from entourage.domain import Domain
 from entourage.errors import JournalError, UsageError
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.base import DomainState
-from entourage.hypervisors.registry import all_domains, find_domain, open_hypervisor
+from entourage.hypervisors.registry import (
+    all_domains,
+    find_domain,
+    open_hypervisor,
+    starter_of_files,
+)
 from entourage.journal.journal import Journal
 from entourage.settings.domainfile import dump_domain, load_domain
 from entourage.settings.model import Settings
@@ -38,7 +43,8 @@ def start(settings: Settings, file: Path | None, name: str, connect: str | None 
 
     async def run() -> str:
         if file is not None:
-            hypervisor, domain = open_hypervisor(settings), load_domain(file)
+            hypervisor = open_hypervisor(settings, starter_of_files())
+            domain = load_domain(file)
         else:
             hypervisor, domain = await known(settings, name, connect)
         with manual_access(settings, domain.name, domain.uuid, "starts it", starts=True):

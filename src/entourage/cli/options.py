@@ -15,8 +15,7 @@ from entourage.devices.base import Options
 from entourage.domain import HostPci, HostUsb, whole_bdf
 from entourage.errors import UsageError
 from entourage.hosts.route import Route
-from entourage.hypervisors.libvirt.uri import destination as libvirt_destination
-from entourage.hypervisors.libvirt.uri import is_uri
+from entourage.hypervisors import registry
 from entourage.settings.load import load_settings
 from entourage.settings.model import Settings
 from entourage.settings.units import parse_duration, parse_rate
@@ -159,10 +158,10 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def destination(text: str) -> Where:
-    """A host, or a libvirtd as virsh has it; raises UsageError."""
-    if not is_uri(text):
+    """A host, or a hypervisor by its URI; raises UsageError."""
+    found = registry.destination(text)
+    if found is None:
         return Where(route=Route(host=host_name(text)))
-    found = libvirt_destination(text)
     options = () if found.port is None else (f"Port={found.port}",)
     if not found.host:
         route = Route(host=text, there=found.there, agentless=text, by_ssh="no")

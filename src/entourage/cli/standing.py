@@ -19,13 +19,13 @@ _UNDECIDED: Final = frozenset({Record.ARMED, Record.OPEN, Record.GO})
 
 _FINDINGS: Final = {
     Finding.CAME_BACK: "it runs here, as before",
-    Finding.CAME_BACK_DEAD: "it belongs here, but its machine is dead: `entourage start {domain}`",
+    Finding.CAME_BACK_DEAD: "it belongs here, but its machine is dead: `{start}`",
     Finding.HANDED_OVER: "it belongs to {peer}",
     Finding.ASK_FAILED: "{peer} cannot be reached: what it decided is not known",
     Finding.WRONG_JOURNAL: "{peer} has another journal than it had: it cannot say what it decided",
     Finding.GO_STANDS: "{peer} decided to run it; whether it does is to be found out there",
     Finding.RUNS_HERE: "it was handed over, and runs here",
-    Finding.CRASHED_HERE: "it was handed over, and its machine died: `entourage start {domain}`",
+    Finding.CRASHED_HERE: "it was handed over, and its machine died: `{start}`",
     Finding.NEVER_HERE: "it never ran here; what was made for it is undone",
     Finding.SOURCE_SILENT: "it is this host's; {peer} has not confirmed that it let go",
     Finding.FENCED_AWAY: "it was given back to {peer} while this host was off",
@@ -115,4 +115,4 @@ def _records(one: recovery.Recovered) -> str:
 
 def _sentence(one: recovery.Recovered, finding: str) -> str:
     known = _FINDINGS.get(Finding(finding)) if finding in set(Finding) else None
-    return known.format(domain=one.domain, peer=one.peer) if known else finding
+    return known.format(start=one.start, peer=one.peer) if known else finding

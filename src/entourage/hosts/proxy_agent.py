@@ -17,35 +17,10 @@ from pathlib import Path
 import msgspec
 
 from entourage.errors import LinkLost
-from entourage.hosts import ssh
 from entourage.hosts.child import linked
 from entourage.hosts.link import Link
 from entourage.settings.load import PATH_VARIABLES
 from entourage.settings.model import Settings
-
-_PREFIX = "afar "
-"""Before a URI, in the name of a hypervisor on a host without Entourage; journals have it."""
-
-
-def agentless_name(uri: str, identity: str = "") -> str:
-    """The name of the hypervisor behind a URI, on a host where no Entourage is.
-
-    Args:
-        uri: By which it is reached from here.
-        identity: What that host was known by when it was last asked; empty before that.
-    """
-    return f"{_PREFIX}{uri} {identity}".rstrip()
-
-
-def is_agentless(hypervisor: str) -> bool:
-    """Whether a hypervisor's name is of that sort."""
-    return hypervisor.startswith(_PREFIX)
-
-
-def parse_agentless(hypervisor: str) -> tuple[str, str]:
-    """The URI and the identity in such a name; a URI has no blanks in it."""
-    uri, _, identity = hypervisor.removeprefix(_PREFIX).partition(" ")
-    return uri, identity
 
 
 def proxy_settings(settings: Settings) -> Settings:
@@ -55,19 +30,16 @@ def proxy_settings(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, paths=msgspec.structs.replace(paths, **places))
 
 
-def agent_link(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
-    """A link to a target's own agent, or to a proxy agent; the agent ends with the context.
+def proxy_link(host: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
+    """A link to a proxy agent; it ends with the context.
 
     Args:
-        host: As ssh knows it.
-        hypervisor: The name of the target's.
+        host: What the target is called.
         settings: This host's.
 
     Raises:
         LinkError: It cannot be started.
     """
-    if not is_agentless(hypervisor):
-        return ssh.start_agent(host, settings)
     paths = proxy_settings(settings).paths
     # Where ssh arrived on this host is no address of the target's.
     environment = {key: text for key, text in os.environ.items() if key != "SSH_CONNECTION"}

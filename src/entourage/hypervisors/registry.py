@@ -1,58 +1,56 @@
-"""Which hypervisors there are on this host."""
+"""Which hypervisors there are: what their backends say of themselves, and those of this host."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import ConfigError, EntourageError, UsageError
-from entourage.hosts.proxy_agent import is_agentless
+from entourage.hypervisors.backend import Backend, Destination, Elsewhere
 from entourage.hypervisors.base import DomainState, Hypervisor
+from entourage.hypervisors.libvirt.descriptor import BACKEND as LIBVIRT
+from entourage.hypervisors.plugins import plug_ins
+from entourage.hypervisors.qemu.descriptor import BACKEND as QEMU
+from entourage.hypervisors.xen.descriptor import BACKEND as XEN
 from entourage.settings.model import Settings
 
-# A backend is imported when it is opened: `--help` and a shell's TAB must not wait for it.
-# ruff: noqa: PLC0415
-
+BUILT_IN = (QEMU, XEN, LIBVIRT)
 _PATIENCE = 5.0
-"""Seconds for a libvirtd that nobody has named to say what domains it has."""
-LIBVIRT_URI = "qemu:///system"
-_XEN_CAPABILITIES = Path("/proc/xen/capabilities")
-_LIBVIRT_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
+"""Seconds for a hypervisor that nobody has named to say what domains it has."""
 
 
-def open_hypervisor(settings: Settings, name: str = "qemu") -> Hypervisor:
-    """This host's hypervisor of that name.
-
-    Args:
-        settings: This host's.
-        name: ``qemu``, ``xen``; or the URI of a libvirtd as virsh has it; or, for one on a host
-            without Entourage, see ``hosts.proxy_agent.agentless_name``.
+def backend_of(name: str) -> Backend:
+    """The backend that answers to a hypervisor's name.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: There is none.
     """
-    if name == "qemu":
-        from entourage.hypervisors.qemu.hypervisor import QemuHypervisor
-
-        return QemuHypervisor(settings)
-    if is_agentless(name):
-        from entourage.hypervisors.libvirt.agentless import AgentlessHypervisor
-
-        return AgentlessHypervisor(settings, name)
-    if name == "xen":
-        from entourage.hypervisors.xen.hypervisor import XenHypervisor
-
-        return XenHypervisor(settings)
-    if ":" in name:
-        from entourage.hypervisors.libvirt.hypervisor import LibvirtHypervisor
-
-        return LibvirtHypervisor(settings, name)
+    for backend in BUILT_IN:
+        if backend.answers_to(name):
+            return backend
+    known = (*BUILT_IN, *plug_ins())
+    for backend in known:
+        if backend.answers_to(name):
+            return backend
     raise UsageError(
         f"no hypervisor is called {name!r}",
-        remedy=f"there are: qemu, xen, and URIs as {LIBVIRT_URI}",
+        remedy=f"there are: {', '.join(backend.names for backend in known)}",
     )
+
+
+def open_hypervisor(settings: Settings, name: str) -> Hypervisor:
+    """The hypervisor of that name; raises UsageError where there is none."""
+    return backend_of(name).open(settings, name)
+
+
+def starter_of_files() -> str:
+    """The name of this host's hypervisor that starts a domain from a domain file."""
+    return next(backend.usual for backend in BUILT_IN if backend.starts_files)
+
+
+def usual(name: str) -> str:
+    """The name of this host's usual hypervisor of the same kind as the one of this name."""
+    return backend_of(name).usual
 
 
 def counterpart(name: str, wanted: str | None = None) -> str:
@@ -60,45 +58,75 @@ def counterpart(name: str, wanted: str | None = None) -> str:
 
     Args:
         name: This host's.
-        wanted: The libvirtd there that was asked for.
+        wanted: The one there that was asked for.
     """
-    return wanted or LIBVIRT_URI if ":" in name else name
+    return backend_of(name).counterpart(name, wanted)
 
 
-def has_libvirt() -> bool:
-    """Whether this host has a libvirtd, and what it takes to speak with it."""
-    from entourage.hypervisors.libvirt.connection import installed
-
-    return any(Path(path).exists() for path in _LIBVIRT_SOCKETS) and installed()
+def start_command(hypervisor: str, domain: str) -> str:
+    """What a user types on a hypervisor's host to start a domain there."""
+    return backend_of(hypervisor).start_command(hypervisor, domain)
 
 
-def has_xen() -> bool:
-    """Whether this host is a Xen dom0 with xl."""
-    if not _XEN_CAPABILITIES.exists():
-        return False
-    from entourage.hypervisors.xen.xl import is_dom0
+def elsewhere(name: str) -> Elsewhere | None:
+    """The hypervisor of that name on a host without Entourage; None for one on its own host.
 
-    return is_dom0()
-
-
-def hypervisors(settings: Settings, connect: str | None = None) -> list[Hypervisor]:
-    """Those of this host.
-
-    Args:
-        settings: This host's.
-        connect: Only the one of this name.
+    Also where no backend answers to the name: a package may be gone that journals still name.
     """
+    try:
+        return backend_of(name).elsewhere(name)
+    except UsageError:
+        return None
+
+
+def same_as(name: str) -> str:
+    """The usual name of a hypervisor of this host, of another name for that one.
+
+    Empty where it is none, or reaches beyond this host. What a caller may ask for goes by it.
+    """
+    try:
+        return backend_of(name).same_as(name)
+    except UsageError:
+        return ""
+
+
+def name_elsewhere(uri: str) -> str:
+    """The name of the hypervisor behind a URI, on a host without Entourage.
+
+    Raises:
+        UsageError: No backend can ask it over the network.
+    """
+    if name := backend_of(uri).name_elsewhere(uri):
+        return name
+    raise UsageError(f"{uri} cannot be asked over the network", remedy="install Entourage there")
+
+
+def destination(text: str) -> Destination | None:
+    """Where to, of what a user has written; None where that is a host's name.
+
+    Raises:
+        UsageError: It is a URI that cannot be meant.
+    """
+    if "://" not in text:
+        return None
+    found = (backend.destination(text) for backend in (*plug_ins(), *BUILT_IN))
+    return next((one for one in found if one is not None), None)
+
+
+def _opened(settings: Settings, connect: str | None) -> list[tuple[Backend, Hypervisor]]:
+    """Those of this host; with ``connect``, only the one of that name."""
     if connect:
-        return [open_hypervisor(settings, connect)]
-    names = ["qemu", *(["xen"] if has_xen() else []), *([LIBVIRT_URI] if has_libvirt() else [])]
-    return [open_hypervisor(settings, name) for name in names]
+        backend = backend_of(connect)
+        return [(backend, backend.open(settings, connect))]
+    here = [backend for backend in (*BUILT_IN, *plug_ins()) if backend.is_here()]
+    return [(backend, backend.open(settings, backend.usual)) for backend in here]
 
 
 async def all_domains(settings: Settings, connect: str | None = None) -> list[DomainState]:
-    """The domains of all of them; a libvirtd that cannot be asked has none, unless it is named."""
+    """The domains of all of them; one that cannot be asked has none, unless it is named."""
     found: list[DomainState] = []
-    for hypervisor in hypervisors(settings, connect):
-        named = connect is not None or hypervisor.name == "qemu"
+    for backend, hypervisor in _opened(settings, connect):
+        named = connect is not None or backend.must_answer
         try:
             async with asyncio.timeout(None if named else _PATIENCE):
                 found += await hypervisor.domains()
@@ -116,11 +144,11 @@ async def find_domain(
     Raises:
         UsageError: There is none of that name, or two hypervisors have one.
     """
-    asked = hypervisors(settings, connect)
+    asked = _opened(settings, connect)
     found: list[tuple[Hypervisor, Domain]] = []
     problem: EntourageError | None = None
     unasked = ""
-    for hypervisor in asked:
+    for backend, hypervisor in asked:
         try:
             async with asyncio.timeout(None if len(asked) == 1 else _PATIENCE):
                 found.append((hypervisor, await hypervisor.find(name)))
@@ -129,7 +157,7 @@ async def find_domain(
         except UsageError as error:
             problem = problem or error
         except (EntourageError, TimeoutError) as error:
-            if len(asked) == 1 or hypervisor.name == "qemu":
+            if len(asked) == 1 or backend.must_answer:
                 raise
             unasked = f"; and {hypervisor.name} does not answer: {error or 'it hangs'}"
     if len(found) > 1:
@@ -143,15 +171,3 @@ async def find_domain(
             problem.message += unasked
         raise problem or UsageError(f"there is no domain {name!r} on this host")
     return found[0]
-
-
-__all__: Sequence[str] = (
-    "LIBVIRT_URI",
-    "all_domains",
-    "counterpart",
-    "find_domain",
-    "has_libvirt",
-    "has_xen",
-    "hypervisors",
-    "open_hypervisor",
-)

@@ -29,7 +29,7 @@ from entourage.handover.values import (
     Send,
 )
 from entourage.hosts.link import Link
-from entourage.hosts.proxy_agent import agent_link
+from entourage.hypervisors.agents import agent_link
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings, SshSettings
 from entourage.source.role import SourceSide

@@ -36,6 +36,7 @@ from entourage.events import (
 from entourage.handover.rules import Source
 from entourage.handover.values import Finding, Heard, Input, Message, MessageKind, Record, Role
 from entourage.hosts.route import Route
+from entourage.hypervisors.registry import start_command
 from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
 from entourage.source.ask import note_told
@@ -233,8 +234,8 @@ class Migration:
         await side.take(Input.ABORT)
         problems = [*side.problems, *await undone]
         if Finding.CAME_BACK_DEAD in side.findings:
-            name = session.machine.domain.name
-            problems.append(f"its machine here is gone: start it with `entourage start {name}`")
+            start = start_command(session.hypervisor, session.machine.domain.name)
+            problems.append(f"its machine here is gone: start it with `{start}`")
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(
             error.message,

@@ -25,10 +25,10 @@ from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError
 from entourage.events import Listener
 from entourage.handover.values import Message
 from entourage.hosts.link import Link
-from entourage.hosts.proxy_agent import agent_link, agentless_name, is_agentless
 from entourage.hosts.route import Route
+from entourage.hypervisors.agents import agent_link
 from entourage.hypervisors.base import DataPlane, Machine, Secret
-from entourage.hypervisors.registry import LIBVIRT_URI, counterpart
+from entourage.hypervisors.registry import counterpart, elsewhere, name_elsewhere, usual
 from entourage.journal.journal import Journal
 from entourage.journal.lock import DomainLock, domain_lock
 from entourage.settings.model import Settings
@@ -90,7 +90,7 @@ class Session:
     @property
     def is_agentless(self) -> bool:
         """Whether no Entourage is on the target, and a proxy agent answers for it."""
-        return is_agentless(self.hypervisor_there)
+        return elsewhere(self.hypervisor_there) is not None
 
     @property
     def keeper(self) -> str:
@@ -236,7 +236,7 @@ async def open_session(
         LinkError: The target cannot be reached, or has another Entourage.
     """
     if connect is None and route.there is not None:
-        connect = LIBVIRT_URI  # who names a libvirtd there means libvirt's domain here
+        connect = usual(route.there)  # who names one there means a domain of its like here
     hypervisor, found = await known(settings, name, connect)
     there = counterpart(hypervisor.name, route.there)
     source, target = socket.gethostname(), route.host
@@ -282,7 +282,7 @@ async def _reached(
     """The target's agent, or a proxy agent where it has none; and what its hypervisor is called."""
     names = [] if route.by_ssh == "no" else [there]
     if route.agentless is not None:
-        names.append(agentless_name(route.agentless))
+        names.append(name_elsewhere(route.agentless))
     for name in names:
         async with contextlib.AsyncExitStack() as attempt:
             link = await attempt.enter_async_context(agent_link(route.host, name, settings))

@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -44,10 +43,9 @@ from entourage.handover.values import (
 )
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.link import Link
-from entourage.hosts.proxy_agent import is_agentless, parse_agentless
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan
-from entourage.hypervisors.registry import open_hypervisor
+from entourage.hypervisors.registry import elsewhere, open_hypervisor, start_command
 from entourage.journal.journal import Decision, Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
@@ -141,14 +139,14 @@ class Agent:
         self._caller.check(hello.source, hello.hypervisor, self._settings.agent, self._host)
         self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
         self._hello = hello
-        if is_agentless(hello.hypervisor):
-            self._host = _address(hello.hypervisor) or parse_agentless(hello.hypervisor)[0]
+        if there := elsewhere(hello.hypervisor):
+            self._host = there.address or there.uri
         return messages.Welcome(
             version=__version__,
             protocol=messages.PROTOCOL,
             host=self._host,
             journal=self._journal.uuid,
-            address=_address(hello.hypervisor),
+            address=there.address if there else _arrived_at(),
             clock=time.monotonic_ns(),
         )
 
@@ -300,8 +298,8 @@ class Agent:
         await self._side.take(Input.GUEST_DIED)
         ours = self._side.record in {Record.RAN, Record.OWNS}
         if ours and Finding.CRASHED_HERE not in self._side.findings:
-            start = "virsh" if is_agentless(self._known().name) else "entourage"
-            remedy = f"it is off and whole: `{start} start` it there"
+            start = start_command(self._known().name, self._side.domain)
+            remedy = f"it is off and whole: `{start}` there"
             self._tell_failure(HypervisorError(f"its machine has ended: {reason}", remedy=remedy))
 
     # Small things
@@ -357,11 +355,8 @@ class Agent:
         )
 
 
-def _address(hypervisor: str) -> str:
-    """An address at which the source can reach the target; empty where none is known."""
-    if is_agentless(hypervisor):
-        return urlsplit(parse_agentless(hypervisor)[0]).hostname or ""
-    # Where ssh arrived.
+def _arrived_at() -> str:
+    """The address of this host that ssh arrived at; empty where it did not."""
     connection = os.environ.get("SSH_CONNECTION", "").split()
     return connection[2] if len(connection) == 4 else ""  # noqa: PLR2004 - ssh(1)
 

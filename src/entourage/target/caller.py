@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from urllib.parse import parse_qs, urlsplit
 
 from entourage.errors import UsageError
-from entourage.hosts.proxy_agent import is_agentless
+from entourage.hypervisors.registry import elsewhere, same_as
 from entourage.settings.model import AgentSettings
-
-_LIBVIRT_SOCKETS = ("/run/libvirt/", "/var/run/libvirt/")
-_LOCAL = frozenset({"qemu:///system", "qemu:///session"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,36 +43,13 @@ class Caller:
                 host=host,
                 remedy=f"{where} there says whose are",
             )
-        if is_agentless(hypervisor):
+        if elsewhere(hypervisor) is not None:
             allowed = self.proxy
         else:
-            allowed = hypervisor in settings.allowed_hypervisors or _is_local_socket(
-                hypervisor, settings.allowed_hypervisors
-            )
+            allowed = not {hypervisor, same_as(hypervisor)}.isdisjoint(settings.allowed_hypervisors)
         if not allowed:
             raise UsageError(
                 f"the hypervisor {hypervisor!r} is not among those that are allowed here",
                 host=host,
                 remedy="add it to agent.allowed-hypervisors in the settings there",
             )
-
-
-def _is_local_socket(hypervisor: str, allowed: Sequence[str]) -> bool:
-    """Whether it is a libvirtd of this host by a socket of its own, where libvirt is allowed."""
-    if _LOCAL.isdisjoint(allowed):
-        return False
-    try:
-        parts = urlsplit(hypervisor)
-    except ValueError:
-        return False
-    if parts.scheme != "qemu+unix" or parts.netloc or parts.fragment:
-        return False
-    query = parse_qs(parts.query, keep_blank_values=True)
-    sockets = query.pop("socket", [])
-    return (
-        not query
-        and f"qemu://{parts.path}" in allowed
-        and len(sockets) == 1
-        and ".." not in sockets[0]
-        and sockets[0].startswith(_LIBVIRT_SOCKETS)
-    )

@@ -29,6 +29,7 @@ from entourage.handover.values import (
 )
 from entourage.hosts.resources import undo_rows
 from entourage.hypervisors.agentless import VOLUME, Agentless
+from entourage.hypervisors.registry import start_command
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.rows import LedgerRow
 from entourage.messages import Resumed
@@ -88,6 +89,11 @@ class TargetSide:
         return self._there.incoming.agentless if self._there else None
 
     @property
+    def domain(self) -> str:
+        """The domain's name."""
+        return self._decision.name
+
+    @property
     def record(self) -> Record | None:
         """What was decided so far."""
         return self._executor.state.record
@@ -140,8 +146,8 @@ class TargetSide:
         name = self._decision.name
         if finding is Finding.CRASHED_HERE:
             said = f"{name} was handed over, and its machine ended as it was let run"
-            start = "virsh" if self._agentless else "entourage"
-            remedy = f"it is off and whole: `{start} start {name}` there"
+            start = start_command(str(self._decision.details.get("hypervisor", "qemu")), name)
+            remedy = f"it is off and whole: `{start}` there"
             self._on_failure(HypervisorError(said, remedy=remedy))
         elif finding is Finding.TWO_COPIES:
             said = f"ALARM: {name} ran there although that host was declared off; it was stopped"

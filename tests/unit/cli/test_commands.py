@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from entourage.__main__ import main
-from entourage.cli import complete, domains
+from entourage.cli import complete
 from entourage.cli.app import app
 from entourage.cli.output import columns
 from entourage.domain import Block, Domain
@@ -70,12 +71,14 @@ class FakeHypervisor:
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHypervisor:
     hypervisor = FakeHypervisor()
 
-    def opened(_settings: object, _name: str = "") -> FakeHypervisor:
+    def opened(_settings: object, _name: str) -> Any:
         return hypervisor
 
-    monkeypatch.setattr(domains, "open_hypervisor", opened)
-    monkeypatch.setattr(registry, "open_hypervisor", opened)
-    monkeypatch.setattr(registry, "has_libvirt", lambda: False)
+    def answers(_name: str) -> bool:
+        return True
+
+    fake = dataclasses.replace(registry.QEMU, open=opened, answers_to=answers)
+    monkeypatch.setattr(registry, "BUILT_IN", (fake,))
     monkeypatch.setenv("ENTOURAGE_STATE_DIR", str(tmp_path))
     monkeypatch.delenv("ENTOURAGE_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -33,6 +33,7 @@ RECOVERED = Recovered(
     before="armed",
     after="back",
     settled=True,
+    start="xl create FILE",
     findings=(Finding.CAME_BACK.value,),
 )
 
@@ -67,7 +68,7 @@ def test_recovered_lines() -> None:
         "web1: still in doubt",
         "  migration  4f0e from b, GO",
         "  found      new-one",
-        "  found      it was handed over, and its machine died: `entourage start web1`",
+        "  found      it was handed over, and its machine died: `xl create FILE`",
         "  problem    x",
     ]
     assert standing.recovered_lines([doubt], dry_run=True)[0] == "web1: is to be settled"

@@ -18,16 +18,14 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, LinkLost, NoAgent
 from entourage.handover.values import Message, MessageKind, Record, Role
 from entourage.hosts.child import linked
-from entourage.hosts.proxy_agent import (
-    agent_link,
-    agentless_name,
-    is_agentless,
-    parse_agentless,
-    proxy_settings,
-)
+from entourage.hosts.proxy_agent import proxy_settings
 from entourage.hosts.route import Route
+from entourage.hypervisors.agents import agent_link
+from entourage.hypervisors.backend import Elsewhere
 from entourage.hypervisors.libvirt.connection import installed
-from entourage.hypervisors.registry import LIBVIRT_URI, open_hypervisor
+from entourage.hypervisors.libvirt.descriptor import USUAL as LIBVIRT_URI
+from entourage.hypervisors.libvirt.uri import agentless_name, parse_agentless
+from entourage.hypervisors.registry import elsewhere, name_elsewhere, open_hypervisor
 from entourage.journal.journal import Decision, Journal
 from entourage.recovery import recover, status
 from entourage.settings.model import PathSettings, Settings
@@ -75,11 +73,12 @@ def test_a_route(text: str, route: Route) -> None:
 
 def test_the_name_of_a_hypervisor_afar() -> None:
     name = agentless_name("qemu+tls://b/system", "some-uuid/b")
-    assert is_agentless(name)
+    assert elsewhere(name) == Elsewhere(uri="qemu+tls://b/system", address="b")
+    assert name_elsewhere("qemu+tls://b/system") == agentless_name("qemu+tls://b/system")
     assert parse_agentless(name) == ("qemu+tls://b/system", "some-uuid/b")
     assert parse_agentless(agentless_name("qemu+tls://b/system")) == ("qemu+tls://b/system", "")
-    assert not is_agentless(LIBVIRT_URI)
-    assert not is_agentless("qemu")
+    assert elsewhere(LIBVIRT_URI) is None
+    assert elsewhere("qemu") is None
     assert open_hypervisor(Settings(), name).name == name
 
 

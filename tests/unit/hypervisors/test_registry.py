@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import entourage
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, UsageError
-from entourage.hypervisors import registry
+from entourage.hypervisors import plugins, registry
+from entourage.hypervisors.backend import Backend
 from entourage.hypervisors.base import DomainState
-from entourage.hypervisors.registry import LIBVIRT_URI, all_domains, find_domain, open_hypervisor
+from entourage.hypervisors.libvirt.descriptor import USUAL as LIBVIRT_URI
+from entourage.hypervisors.registry import (
+    all_domains,
+    counterpart,
+    destination,
+    elsewhere,
+    find_domain,
+    name_elsewhere,
+    open_hypervisor,
+    start_command,
+    starter_of_files,
+    usual,
+)
 from entourage.settings.model import Settings
 
 SETTINGS = Settings()
@@ -42,11 +60,14 @@ class Fake:
 def two(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
     known = {"qemu": Fake("qemu", "web1", "both"), LIBVIRT_URI: Fake(LIBVIRT_URI, "db1", "both")}
 
-    def opened(_settings: Settings, name: str = "qemu") -> Any:
+    def opened(_settings: Settings, name: str) -> Any:
         return known[name]
 
-    monkeypatch.setattr(registry, "open_hypervisor", opened)
-    monkeypatch.setattr(registry, "has_libvirt", lambda: True)
+    both = [
+        dataclasses.replace(backend, open=opened, is_here=lambda: True)
+        for backend in (registry.QEMU, registry.LIBVIRT)
+    ]
+    monkeypatch.setattr(registry, "BUILT_IN", tuple(both))
     return known
 
 
@@ -80,3 +101,168 @@ async def test_a_libvirtd_that_is_off_hides_no_other_domain(two: dict[str, Fake]
 def test_no_hypervisor_of_that_name() -> None:
     with pytest.raises(UsageError, match="no hypervisor is called 'vmware'"):
         open_hypervisor(SETTINGS, "vmware")
+
+
+# What backends say of themselves
+
+AGENTLESS = "afar qemu+ssh://root@b/system some-uuid/b"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "there"),
+    [
+        ("qemu", "QEMU", "qemu"),
+        ("xen", "Xen", "xen"),
+        (LIBVIRT_URI, "libvirt", LIBVIRT_URI),
+        ("qemu+unix:///session?socket=/x", "libvirt", LIBVIRT_URI),
+        (AGENTLESS, "libvirt", LIBVIRT_URI),
+    ],
+)
+def test_a_name_finds_its_backend_and_its_like_on_the_target(
+    name: str, kind: str, there: str
+) -> None:
+    backend = registry.backend_of(name)
+    assert backend.kind == kind
+    assert counterpart(name) == usual(name) == there
+
+
+def test_the_libvirt_there_that_was_asked_for_is_taken() -> None:
+    assert counterpart(LIBVIRT_URI, "qemu:///session") == "qemu:///session"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("qemu", "entourage start web1"),
+        (LIBVIRT_URI, "entourage start web1"),
+        (AGENTLESS, "virsh start web1"),
+        ("xen", "xl create FILE"),  # xl keeps no definition: `entourage start` would be refused
+    ],
+)
+def test_each_says_what_starts_a_domain(name: str, command: str) -> None:
+    assert start_command(name, "web1") == command
+
+
+def test_who_starts_a_domain_from_its_file() -> None:
+    assert starter_of_files() == "qemu"
+
+
+def test_a_name_that_nobody_answers_to_any_more_is_that_of_no_host_elsewhere() -> None:
+    assert elsewhere("gone://b") is None  # libvirt's, by its form
+    assert elsewhere("gone") is None
+    with pytest.raises(UsageError):
+        name_elsewhere("gone")
+
+
+def test_only_libvirt_names_hosts_by_uris() -> None:
+    assert destination("b") is None
+    found = destination("qemu+tls://b/system")
+    assert found is not None
+    assert (found.host, found.there, found.by_ssh) == ("b", LIBVIRT_URI, False)
+
+
+class Entry:
+    """An entry point of another package."""
+
+    def __init__(self, value: Any) -> None:
+        self.name, self.value, self.dist, self._loaded = "chv", "chv:BACKEND", None, value
+
+    def load(self) -> Any:
+        return self._loaded
+
+
+@pytest.fixture
+def brings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A package that brings a backend."""
+    folder = tmp_path / "chv-1.dist-info"
+    folder.mkdir()
+    (folder / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nchv = chv:BACKEND\n")
+
+    def package(value: Any) -> None:
+        def entries(*, group: str) -> list[Entry]:
+            assert group == plugins.GROUP
+            return [Entry(value)]
+
+        monkeypatch.setattr("importlib.metadata.entry_points", entries)
+        monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+        plugins.plug_ins.cache_clear()
+
+    yield package
+    plugins.plug_ins.cache_clear()
+
+
+async def test_another_package_brings_a_backend(brings: Any, two: dict[str, Fake]) -> None:
+    def opened(_settings: Settings, name: str) -> Any:
+        return Fake(name, "cloud1")
+
+    brings(
+        Backend(
+            kind="Cloud Hypervisor",
+            names="chv",
+            usual="chv",
+            answers_to=lambda name: name == "chv",
+            is_here=lambda: True,
+            open=opened,
+            start_command=lambda _name, domain: f"chv start {domain}",
+        )
+    )
+    assert (await find_domain(SETTINGS, "cloud1"))[0].name == "chv"
+    assert [one.name for one in await all_domains(SETTINGS, "chv")] == ["cloud1"]
+    assert start_command("chv", "cloud1") == "chv start cloud1"
+    assert counterpart("chv") == "chv"
+    assert elsewhere("chv") is None
+
+
+def test_what_is_no_backend_is_told(brings: Any) -> None:
+    brings(object())
+    with pytest.raises(UsageError, match="chv:BACKEND is no Backend"):
+        open_hypervisor(SETTINGS, "chv")
+
+
+def test_metadata_is_read_only_where_a_package_has_such_an_entry_point(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def entries(*, group: str) -> list[Entry]:
+        raise AssertionError(group)
+
+    (tmp_path / "other-1.dist-info").mkdir()
+    (tmp_path / "other-1.dist-info" / "entry_points.txt").write_text("[console_scripts]\n")
+    monkeypatch.setattr("importlib.metadata.entry_points", entries)
+    monkeypatch.setattr("sys.path", [str(tmp_path), "/nowhere"])
+    plugins.plug_ins.cache_clear()
+    assert plugins.plug_ins() == ()
+    plugins.plug_ins.cache_clear()
+
+
+# Nobody above the backends knows them by name
+
+_NAMES = {"qemu", "xen", "libvirt", "virsh", "afar", "afar ", ":"}
+
+
+def switches(path: Path) -> list[str]:
+    """Return the comparisons of a module with a hypervisor's name, or a part of one."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            parts = [node.left, *node.comparators]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in {
+            "startswith", "endswith", "removeprefix",
+        }:  # fmt: skip
+            parts = list(node.args)
+        elif isinstance(node, ast.MatchValue):
+            parts = [node.value]
+        inside = [one for part in parts for one in ast.walk(part)]
+        if any(isinstance(one, ast.Constant) and one.value in _NAMES for one in inside):
+            found.append(f"{path.name}: {ast.unparse(node)}")
+    return found
+
+
+def test_no_switch_on_a_hypervisors_name_above_the_backends() -> None:
+    root = Path(entourage.__file__).parent
+    above = [
+        path for path in root.rglob("*.py")
+        if path.relative_to(root).parts[0] not in {"hypervisors", "hosts", "settings", "domain.py"}
+    ]  # fmt: skip
+    assert len(above) > 50
+    assert [one for path in above for one in switches(path)] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from entourage.errors import UsageError
-from entourage.hosts.proxy_agent import agentless_name as agentless
+from entourage.hypervisors.libvirt.uri import agentless_name as agentless
 from entourage.settings.model import AgentSettings
 from entourage.target.caller import Caller
 

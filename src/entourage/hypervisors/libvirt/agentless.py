@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError
-from entourage.hosts.proxy_agent import agentless_name, parse_agentless
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.agentless import Agentless
@@ -36,6 +35,7 @@ from entourage.hypervisors.libvirt.constants import VOLUME_EXISTS, Flag
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.hypervisor import LibvirtHypervisor
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
+from entourage.hypervisors.libvirt.uri import agentless_name, parse_agentless
 from entourage.hypervisors.values import NewVolume, Place
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
@@ -49,7 +49,7 @@ class AgentlessHypervisor(LibvirtHypervisor):
 
     Args:
         settings: This host's.
-        name: See ``hosts.proxy_agent.agentless_name``.
+        name: See ``uri.agentless_name``.
     """
 
     def __init__(self, settings: Settings, name: str) -> None:

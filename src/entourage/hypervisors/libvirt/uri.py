@@ -2,46 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-import msgspec
-
 from entourage.errors import UsageError
+from entourage.hypervisors.backend import Destination, Elsewhere
 
 _DRIVER = "qemu"
 _TRANSPORTS = frozenset({"", "ssh", "tls", "tcp", "unix", "libssh", "libssh2"})
 _BY_SSH = frozenset({"ssh", "libssh", "libssh2"})
 
 
-class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """A libvirtd, and the host it is on.
+_PATHS = frozenset({"/system", "/session"})
+_SOCKETS = ("/run/libvirt/", "/var/run/libvirt/")
+_PREFIX = "afar "
+"""Before a URI, in the name of a hypervisor on a host without Entourage; journals have it."""
 
-    Attributes:
-        host: As ssh knows it; empty where the URI names none.
-        port: For ssh; None: the usual one.
-        there: The URI of that libvirtd on its own host.
-        by_ssh: Whether libvirt's own way there is ssh.
-        is_local: Whether its way is a socket of that host.
+
+def agentless_name(uri: str, identity: str = "") -> str:
+    """The name of the hypervisor behind a URI, on a host where no Entourage is.
+
+    Args:
+        uri: By which it is reached from here.
+        identity: What that host was known by when it was last asked; empty before that.
     """
-
-    host: str
-    port: int | None
-    there: str
-    by_ssh: bool
-    is_local: bool
+    return f"{_PREFIX}{uri} {identity}".rstrip()
 
 
-def is_uri(text: str) -> bool:
-    """Whether a target is a URI, and not a host's name."""
-    return "://" in text
+def parse_agentless(hypervisor: str) -> tuple[str, str]:
+    """The URI and the identity in such a name; a URI has no blanks in it."""
+    uri, _, identity = hypervisor.removeprefix(_PREFIX).partition(" ")
+    return uri, identity
 
 
-def destination(text: str) -> Destination:
-    """Take a URI apart.
+def elsewhere(hypervisor: str) -> Elsewhere | None:
+    """What is behind such a name; None where it is the name of one on its own host."""
+    if not hypervisor.startswith(_PREFIX):
+        return None
+    uri, _ = parse_agentless(hypervisor)
+    address = ""
+    with contextlib.suppress(ValueError):
+        address = urlsplit(uri).hostname or ""
+    return Elsewhere(uri=uri, address=address)
+
+
+def same_as(hypervisor: str) -> str:
+    """The usual URI of the libvirtd of this host behind a socket of its own; empty for others."""
+    try:
+        parts = urlsplit(hypervisor)
+    except ValueError:
+        return ""
+    if parts.scheme != "qemu+unix" or parts.netloc or parts.fragment or parts.path not in _PATHS:
+        return ""
+    query = parse_qs(parts.query, keep_blank_values=True)
+    sockets = query.pop("socket", [])
+    if query or len(sockets) != 1 or ".." in sockets[0]:
+        return ""
+    return f"{_DRIVER}://{parts.path}" if sockets[0].startswith(_SOCKETS) else ""
+
+
+def destination(text: str) -> Destination | None:
+    """Take a URI apart; None where it is a host's name.
 
     Raises:
         UsageError: It cannot be meant.
     """
+    if "://" not in text:
+        return None
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -56,7 +83,7 @@ def destination(text: str) -> Destination:
     if any(char.isspace() or not char.isprintable() for char in text):
         raise UsageError(f"{text!r} is no URI", remedy="as qemu+ssh://HOST/system")
     path = parts.path or "/system"
-    if path not in {"/system", "/session"}:
+    if path not in _PATHS:
         raise UsageError(f"{text}: there is no {path}", remedy="/system or /session")
     host = parts.hostname or ""
     if parts.username:

@@ -282,6 +282,7 @@ def test_a_moment_of_the_wall_clock() -> None:
 )
 def test_a_uri(text: str, expected: tuple[str, int | None, str, bool, bool]) -> None:
     found = destination(text)
+    assert found is not None
     assert (found.host, found.port, found.there, found.by_ssh, found.is_local) == expected
 
 

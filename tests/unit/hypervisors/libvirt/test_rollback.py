@@ -89,7 +89,7 @@ async def test_a_job_that_does_not_end_is_told_in_time(
     performing: bool,  # noqa: FBT001 - a case
 ) -> None:
     """Of this process or of one before it: asked again and again, and then it is an error."""
-    monkeypatch.setattr(rollback, "_ENDS_WITHIN", 0.05)
+    monkeypatch.setattr(rollback, "_ENDS_WITHIN", 0.3)
     monkeypatch.setattr(rollback, "_AGAIN", 0.001)
     told: list[str] = []
 
@@ -208,7 +208,7 @@ async def test_a_qemu_that_does_not_answer_keeps_nobody_from_ending_the_job(
         await silent
 
     monkeypatch.setattr(rollback, "_STUCK_AFTER", 0.01)
-    monkeypatch.setattr(rollback, "_ENDS_WITHIN", 0.05)
+    monkeypatch.setattr(rollback, "_ENDS_WITHIN", 0.3)
     monkeypatch.setattr(rollback, "_AGAIN", 0.001)
     monkeypatch.setattr(handle, "tell_qemu", tell_qemu)
     raw = Stubborn()

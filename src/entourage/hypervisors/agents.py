@@ -1,0 +1,26 @@
+"""Links to the agent of a target: its own, or a proxy agent where it has no Entourage."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from entourage.hosts import proxy_agent, ssh
+from entourage.hosts.link import Link
+from entourage.hypervisors.registry import elsewhere
+from entourage.settings.model import Settings
+
+
+def agent_link(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
+    """A link to a target's own agent, or to a proxy agent; the agent ends with the context.
+
+    Args:
+        host: As ssh knows it.
+        hypervisor: The name of the target's.
+        settings: This host's.
+
+    Raises:
+        LinkError: It cannot be started.
+    """
+    if elsewhere(hypervisor) is None:
+        return ssh.start_agent(host, settings)
+    return proxy_agent.proxy_link(host, settings)

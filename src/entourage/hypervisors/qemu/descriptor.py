@@ -1,0 +1,31 @@
+"""What QEMU's backend says of itself. Imports nothing of it before it is opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from entourage.hypervisors.backend import Backend
+
+if TYPE_CHECKING:
+    from entourage.hypervisors.base import Hypervisor
+    from entourage.settings.model import Settings
+
+_NAME = "qemu"
+
+
+def _open(settings: Settings, _name: str) -> Hypervisor:
+    from entourage.hypervisors.qemu.hypervisor import QemuHypervisor  # noqa: PLC0415
+
+    return QemuHypervisor(settings)
+
+
+BACKEND = Backend(
+    kind="QEMU",
+    names=_NAME,
+    usual=_NAME,
+    answers_to=lambda name: name == _NAME,
+    is_here=lambda: True,  # what is missing is said when a domain is to be started
+    open=_open,
+    must_answer=True,
+    starts_files=True,
+)
