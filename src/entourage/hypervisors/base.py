@@ -3,7 +3,7 @@
 A backend has three classes: a ``Hypervisor`` (this host's domains), a ``Machine`` (a domain that
 runs here: the source's half of a migration, its carrier included) and an ``Incoming`` (a domain
 that is being built here: the target's half). Both halves record a resource in a ledger before they
-make
+make it. What not every backend can do is a seam, a part of the machine that is None where it lacks.
 """
 
 from __future__ import annotations

@@ -43,6 +43,10 @@ class Slow(FakeQmp):
         return sum(name == "blockdev-add" for name, _ in self.commands)
 
 
+async def nothing() -> None:
+    """QEMU has nothing to flush."""
+
+
 @pytest.fixture
 async def export() -> AsyncGenerator[Export]:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -58,7 +62,7 @@ async def test_a_busy_target_is_tried_again(
     qemu = Slow(tmp_path / "qmp.sock", busy)
     async with qemu.serving():
         monitor = await Monitor.connect(qemu.path)
-        await Mirrors(monitor, DOMAIN).begin(DISK, export, top_only=False, tls=True)
+        await Mirrors(monitor, DOMAIN, nothing).mirror(DISK, export, top_only=False)
         await monitor.close()
     assert qemu.tries == 1  # those that were given up never came so far
 
@@ -72,7 +76,7 @@ async def test_one_that_stays_silent_is_told(
     async with qemu.serving():
         monitor = await Monitor.connect(qemu.path)
         with pytest.raises(HypervisorError, match="fell silent"):
-            await Mirrors(monitor, DOMAIN).begin(DISK, export, top_only=False, tls=True)
+            await Mirrors(monitor, DOMAIN, nothing).mirror(DISK, export, top_only=False)
         await monitor.close()
     assert qemu.tries == 0
 
