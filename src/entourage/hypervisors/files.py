@@ -6,6 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
+# All others are taken for storage that another host may see: NFS, CephFS, FUSE, GFS2 and the like.
+_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
+
 
 def digest(path: str) -> str:
     """SHA-256 of a file; empty where it cannot be read. Blocks."""
@@ -14,6 +17,19 @@ def digest(path: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
+
+
+def is_on_local_storage(path: Path) -> bool:
+    """Whether only this host can see what is at a path, as far as its filesystem's kind tells."""
+    real = Path(os.path.realpath(path))
+    kind, longest = "", -1
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        # proc(5): … mount point (the fifth), options, optional fields, "-", the filesystem's kind
+        before, _, after = line.partition(" - ")
+        mounted = Path(before.split()[4].encode().decode("unicode_escape"))
+        if real.is_relative_to(mounted) and len(mounted.parts) >= longest:
+            kind, longest = after.split()[0], len(mounted.parts)
+    return kind in _LOCAL
 
 
 def sync_directory(directory: Path) -> None:

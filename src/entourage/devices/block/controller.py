@@ -370,8 +370,10 @@ class BlockController(Controller):
                     host=here.source,
                 )
             real.unlink()
+            await asyncio.to_thread(images.sync, real.parent)
             if path.is_symlink():
                 path.unlink()
+                await asyncio.to_thread(images.sync, path.parent)
         except FileNotFoundError:
             return
         except OSError as error:

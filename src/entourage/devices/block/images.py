@@ -316,9 +316,9 @@ async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed
             if new.format == "qcow2":
                 await _create_qcow2(new, scratch)
             done = not new.preallocated or await set_aside(str(scratch))
-            _sync(scratch)
+            sync(scratch)
             place(scratch, directory / final.name, ledger, known_as=final)
-            _sync(directory)  # the name, too, must survive a power cut once the guest runs on it
+            sync(directory)  # the name, too, must survive a power cut once the guest runs on it
     except FileExistsError as error:
         raise DeviceError(f"{new.path} has come into being meanwhile") from error
     except OSError as error:
@@ -356,8 +356,8 @@ def _make_empty(scratch: Path, new: NewImage, allowed: Allowed) -> None:
         os.close(handle)
 
 
-def _sync(path: Path) -> None:
-    """Wait until a new file or its directory's entry is on the disk: some kilobytes of metadata."""
+def sync(path: Path) -> None:
+    """Wait until a new file, or what a directory names, is on the disk: kilobytes of metadata."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

@@ -91,9 +91,6 @@ XML_SECURE: Final = 1
 XML_INACTIVE: Final = 2
 XML_MIGRATABLE: Final = 8
 
-UNDEFINE_ALL: Final = 1 | 2 | 4 | 16 | 32
-"""Managed save, metadata of snapshots and checkpoints, NVRAM, and the TPM's state."""
-
 NO_DOMAIN: Final = 42
 NO_VOLUME: Final = 50
 VOLUME_EXISTS: Final = 90

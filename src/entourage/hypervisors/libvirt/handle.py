@@ -8,7 +8,8 @@ from typing import Any
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask, tell_qemu
-from entourage.hypervisors.libvirt.constants import UNDEFINE_ALL, State
+from entourage.hypervisors.libvirt.constants import State
+from entourage.hypervisors.libvirt.undefine import undefine
 
 _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 
@@ -93,8 +94,7 @@ class Handle:
             return
         with contextlib.suppress(RefusedError):  # it does not run
             await ask(self.raw.destroy)
-        with contextlib.suppress(RefusedError):  # it has no definition
-            await ask(self.raw.undefineFlags, UNDEFINE_ALL)
+        await undefine(self.raw, self.domain.name, here=True)
         state: int = State.NONE
         with contextlib.suppress(RefusedError):
             state = await self.state()

@@ -40,7 +40,7 @@ from entourage.hypervisors.libvirt.connection import (
     call,
     phases,
 )
-from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, UNDEFINE_ALL, Parameter
+from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, Parameter
 from entourage.hypervisors.libvirt.emulators import Emulators
 from entourage.hypervisors.libvirt.errors import qemu_said
 from entourage.hypervisors.libvirt.events import Feed, Known
@@ -48,6 +48,7 @@ from entourage.hypervisors.libvirt.job import Disks, Parameters
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
 from entourage.hypervisors.libvirt.tpm import STATES, TargetTpm, state_of
+from entourage.hypervisors.libvirt.undefine import undefine
 from entourage.hypervisors.seams import IncomingSeams
 
 _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its mind
@@ -342,8 +343,7 @@ class LibvirtIncoming(IncomingSeams):
             return
         with contextlib.suppress(RefusedError):
             await ask(raw.destroy)
-        with contextlib.suppress(RefusedError):
-            await ask(raw.undefineFlags, UNDEFINE_ALL)
+        await undefine(raw, self._domain.name, here=self._on_this_host)
         if await connection.domain(self._uuid) is not None:
             name = self._domain.name
             raise HypervisorError(f"libvirt does not end {name}", remedy=f"virsh destroy {name}")
