@@ -19,8 +19,9 @@ from entourage.hosts.beneath import Beneath, NotAllowed
 from entourage.settings.model import AgentSettings
 from entourage.steps import Refusal
 
-# Emulated ones that reach for something of the host's own.
-_HOSTS_OWN = ("usb-host", "usb-redir", "usb-mtp", "vfio", "vhost", "ivshmem", "virtio-9p")
+# Models that reach for something of the host's own without being told what; those that must be told
+# (usb-redir, virtio-9p) are only libvirt's, which decides about them.
+_HOSTS_OWN = ("usb-host", "vfio", "vhost", "ivshmem")
 
 
 class Allowed:
