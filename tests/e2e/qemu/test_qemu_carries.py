@@ -8,17 +8,21 @@ import resource
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 import pytest
 
 from entourage.hypervisors.qemu import binary
+from entourage.hypervisors.qemu.cmdline import export_name
 from entourage.hypervisors.qemu.keys import cipher_order
+from entourage.hypervisors.qemu.qmp import Monitor
 from tests.e2e.buffers import SS, one_is_bounded
 from tests.e2e.qemu.hosts import (
     DATA,
     LOG,
+    SIZE,
     Hosts,
     Move,
     a_domain,
@@ -256,6 +260,46 @@ async def test_a_read_only_disk_is_mirrored(hosts: Hosts) -> None:
     await hosts.b.runs(domain)
     for name in ("disk1", "disk2"):
         assert hosts.b.disk(name).read_bytes() == hosts.a.disk(name).read_bytes()
+    assert await leftovers_in_qemu(hosts.b, domain) == []
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "clear"])
+async def test_exports_end_one_after_the_other(
+    hosts: Hosts,
+    tls: bool,  # noqa: FBT001 - a parameter of pytest's
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """QEMU 11.1.3 aborts where a second export ends while one of a qcow2 image does."""
+    domain = a_domain(hosts.a, disks=3, tpm=False)
+    for disk in domain.block[1:]:
+        raw = hosts.a.disk(f"{disk.id}.raw")
+        hosts.a.disk(disk.id).rename(raw)
+        await run("qemu-img", "convert", "-O", "qcow2", str(raw), str(hosts.a.disk(disk.id)))
+        await run("qemu-img", "create", "-q", "-f", "qcow2", str(hosts.b.disk(disk.id)), str(SIZE))
+        domain = domain.with_device(msgspec.structs.replace(disk, format="qcow2"))
+    domain = await hosts.start(domain)
+    move = Move(hosts, domain, tls=tls)
+    await move.up_to("proceed")
+    execute, begun, most = Monitor.execute, set[str](), [0]
+
+    async def watched(
+        monitor: Monitor, command: str, arguments: Mapping[str, Any] | None = None, **more: Any
+    ) -> Any:
+        if command == "block-export-del":
+            begun.add((arguments or {})["id"])
+        elif command == "nbd-server-stop":
+            begun.update(export_name(domain, disk) for disk in domain.block)
+        most[0] = max(most[0], len(begun - monitor.known.exports_gone))
+        return await execute(monitor, command, arguments, **more)
+
+    monkeypatch.setattr(Monitor, "execute", watched)
+    await move.land()
+    assert len(begun) == len(domain.block)
+    assert most == [1]
+    await move.disarm()
+    count = (await hosts.a.counts(domain))[1]
+    await move.finish()
+    await hosts.b.runs(domain, count)
     assert await leftovers_in_qemu(hosts.b, domain) == []
 
 
