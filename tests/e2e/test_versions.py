@@ -30,8 +30,12 @@ def world(lab: Lab) -> Generator[World]:
     with Observer.start(lab) as seen:
         disk = Disk("/srv/disk0.qcow2", "qcow2")
         world = World.begin(lab, seen, disks=[disk], extra=EMULATED + GADGET)
-        yield world
+        refused = world.migrate("--dry-run").refusals.get("domain", "")
+        if "virtio queues" not in refused:
+            yield world
         world.end()
+    if "virtio queues" in refused:
+        pytest.skip(refused)  # from Debian 13's QEMU to its backports' nothing can move
 
 
 @pytest.mark.parametrize("step", ["prepare", "transfer", "sync"])

@@ -16,6 +16,7 @@ import pytest
 
 from entourage.domain import Block, Boot, Domain, Pci
 from entourage.errors import DomainBusy, HypervisorError, UsageError
+from entourage.hypervisors.qemu import binary
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import read_running
 from tests.e2e.qemu.hosts import (
@@ -139,7 +140,7 @@ async def test_what_cannot_move_is_named(hosts: Hosts) -> None:
     await machine.close()
 
 
-async def test_the_target_refuses(hosts: Hosts) -> None:
+async def test_the_target_refuses(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = hosts.a.root / "kernel"
     domain = await hosts.start(a_domain(hosts.a, tpm=False))
     machine = await hosts.a.hypervisor.machine(domain.name)
@@ -163,6 +164,13 @@ async def test_the_target_refuses(hosts: Hosts) -> None:
     assert "not the file" in await refused(booted, {f"sha256:{kernel}": "another"})
     same = await hosts.a.hypervisor.test_incoming(domain, "a", facts)
     assert ["it runs" in refusal.reason for refusal in same] == [True]
+
+    async def version() -> tuple[int, int, int]:
+        return 11, 1, 3
+
+    monkeypatch.setattr(binary, "version", version)
+    queues = {"virtio-queues": "1024", "qemu": "10.0.13"}
+    assert "no virtio queues of 1024 entries" in await refused(domain, queues)
 
 
 async def test_stop_waits_for_the_guest(hosts: Hosts) -> None:

@@ -24,6 +24,7 @@ from entourage.steps import Refusal
 _QCOW2_MAGIC = b"QFI\xfb"
 # What QEMU itself takes beside the guest's memory: translation buffers, devices, page tables.
 _OVERHEAD = 64 << 20
+_QUEUES_ARE_CHECKED = (11, 1, 0)  # seen in 11.1.3, and not in 10.0.13; see ``virtio``
 _MEMINFO = Path("/proc/meminfo")
 
 Reason: TypeAlias = tuple[str, str]
@@ -190,6 +191,10 @@ async def _qemu(domain: Domain, facts: Mapping[str, str], host: str) -> list[Rea
         dotted = ".".join(map(str, ours))
         reason = f"QEMU {dotted} is older than the {facts['qemu']} that the domain runs in"
         reasons.append((reason, f"install QEMU {facts['qemu']} or newer on {host}"))
+    if (entries := facts.get("virtio-queues")) and ours >= _QUEUES_ARE_CHECKED:
+        reason = f"QEMU here takes no virtio queues of {entries} entries, as the domain has them"
+        remedy = f"shut it down and start it on {host}, or move it to a host with the same QEMU"
+        reasons.append((f"{reason} from QEMU {facts.get('qemu')}", remedy))
     if domain.machine not in await binary.machine_types():
         reason = f"QEMU here has no machine type {domain.machine}"
         reasons.append((reason, f"install on {host} the QEMU of the source"))

@@ -24,6 +24,7 @@ from entourage.hypervisors.qemu.errors import device_of, plain
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, disown
+from entourage.hypervisors.qemu.virtio import ORDINARY_QUEUE, largest_queue
 from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Refusal
 
@@ -120,6 +121,8 @@ class QemuMachine(Carrier, MachineSeams):
     async def facts(self) -> Mapping[str, str]:
         """QEMU's version, digests of the boot files; with KVM the CPU's flags."""
         found = {"qemu": ".".join(map(str, self._monitor.version))}
+        if (entries := await largest_queue(self._monitor)) > ORDINARY_QUEUE:
+            found["virtio-queues"] = str(entries)
         for path in self.domain.boot.files:
             found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
         if self.domain.accel == "kvm":
