@@ -133,5 +133,5 @@ def arrival_generation(journal: Journal, domain: str, said: int) -> int:
         said: The source's own.
     """
     newer = [one for one in journal.decisions(domain) if one.generation >= said]
-    there = [elsewhere(str(one.details.get("hypervisor-there", "qemu"))) for one in newer]
+    there = [elsewhere(one.of_source.hypervisor_there) for one in newer]
     return journal.next_generation(domain) if newer and all(there) else said

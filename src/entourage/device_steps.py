@@ -192,11 +192,11 @@ class DeviceSteps:
             if (progress := controller.progress(self._here(controller, "prepare")))[1]
         ]
 
-    def reattach(self, finished: Step, memos: Mapping[str, Any]) -> None:
+    def reattach(self, finished: Step, memos: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore the state of another process: every device had finished step ``finished``."""
         for controller in self.controllers:
             label = controller.device.label
-            controller.recall(memos.get(label, {}))
+            controller.recall(dict(memos.get(label, {})))
             self._finished[label] = finished
             if finished > Step.TEST or memos.get(label):  # see Controller.undoes_prepare
                 self._began.add(label)

@@ -143,17 +143,13 @@ def _kept(settings: Settings) -> list[Decision]:
 
 def _proxied_host(decision: Decision) -> str:
     """The hypervisor that a record is kept for here, elsewhere; empty for this host's own."""
-    there = elsewhere(_hypervisor(decision))
+    there = elsewhere(decision.hypervisor) if decision.role is Role.TARGET else None
     return there.uri if there else ""
-
-
-def _hypervisor(decision: Decision) -> str:
-    return str(decision.details.get("hypervisor", "qemu"))
 
 
 def _start(decision: Decision) -> str:
     try:
-        return start_command(_hypervisor(decision), decision.name)
+        return start_command(decision.hypervisor, decision.name)
     except UsageError as error:  # a package is gone
         return error.message
 

@@ -51,6 +51,10 @@ class JournalTooNewError(JournalError):
     """A newer Entourage wrote it."""
 
 
+class JournalRowError(JournalError):
+    """A row of it is not understood."""
+
+
 class JournalLockedError(JournalError):
     """Another process has held it for longer than we wait."""
 
@@ -119,8 +123,25 @@ def _translated(path: Path, error: sqlite3.Error) -> JournalError:
             return NotAJournalError(f"{path} is not a journal", remedy=_RESTORE)
         case ["CORRUPT"]:
             return JournalTornError(f"the journal {path} is torn: {error}", remedy=_RESTORE)
+        case _ if "no such table" in str(error) or "no such column" in str(error):
+            return JournalTornError(f"the journal {path} is not whole: {error}", remedy=_RESTORE)
         case _:
             return JournalError(f"the journal {path}: {error}", remedy="look at the kernel's log")
+
+
+def too_new(path: Path, what: str) -> JournalTooNewError:
+    """A newer Entourage wrote it, as ``what`` says."""
+    return JournalTooNewError(
+        f"a newer Entourage wrote the journal {path} ({what})",
+        remedy="use that newer Entourage on this host",
+    )
+
+
+def not_understood(path: Path, row: str, problem: str) -> JournalRowError:
+    """A row of it is not understood."""
+    return JournalRowError(
+        f"the journal {path} has a row that is not understood ({row}): {problem}", remedy=_RESTORE
+    )
 
 
 def _full(path: Path) -> JournalFullError:
@@ -204,10 +225,7 @@ def _look_inside(path: Path, connection: sqlite3.Connection) -> None:
     if application != APPLICATION_ID:
         raise NotAJournalError(f"{path} is not a journal", remedy=_RESTORE)
     if version > SCHEMA_VERSION:
-        raise JournalTooNewError(
-            f"a newer Entourage wrote the journal {path} (schema {version})",
-            remedy="use that newer Entourage on this host",
-        )
+        raise too_new(path, f"schema {version}")
     problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
         raise JournalTornError(f"the journal {path} is torn: {problem}", remedy=_RESTORE)

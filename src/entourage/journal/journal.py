@@ -19,9 +19,12 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from entourage.handover.rules import may_begin
 from entourage.handover.values import MAY_FOLLOW, Flush, Record, Role
-from entourage.journal.file import open_database, told
+from entourage.journal.details import Details, TooNewError, decode, encode
+from entourage.journal.file import not_understood, open_database, told, too_new
 from entourage.journal.rows import Decision, DecisionRefusedError, LedgerRow, MigrationOverError
 
 if TYPE_CHECKING:
@@ -87,6 +90,8 @@ class Journal:
         self._db = connection
         self._db.row_factory = sqlite3.Row
         row = connection.execute("SELECT value FROM meta WHERE name='uuid'").fetchone()
+        if row is None or not row[0]:
+            raise not_understood(path, "meta uuid", "it is missing")
         self.uuid = str(row[0])
 
     @classmethod
@@ -153,7 +158,8 @@ class Journal:
             # A clock that was set back must not make this one look older than those before it.
             [newest] = self._db.execute("SELECT max(began) FROM decisions").fetchone()
             now = max(time.time_ns(), (newest or 0) + 1)
-            row = asdict(new) | {"details": json.dumps(new.details), "began": now, "changed": now}
+            row = asdict(replace(new, details=None, began=now, changed=now))
+            row["details"] = encode(new.details)
             self._db.execute(_INSERT, row)
 
     def advance(
@@ -210,12 +216,12 @@ class Journal:
                 (now, migration, role),
             )
 
-    def detail(self, migration: str, role: Role, details: Mapping[str, Any]) -> None:
+    def detail(self, migration: str, role: Role, details: Details) -> None:
         """Replace the details, which no rule reads."""
         with told(self.path):
             self._db.execute(
                 "UPDATE decisions SET details=? WHERE migration=? AND role=?",
-                (json.dumps(details), migration, role),
+                (encode(details), migration, role),
             )
 
     def record(self, migration: str, role: Role) -> Record | None:
@@ -284,10 +290,7 @@ class Journal:
         """What was made and not undone, newest first: the order in which to undo it."""
         with told(self.path):
             rows = self._db.execute(_LEDGER_ROWS, (migration, role, temporary_only)).fetchall()
-        return [
-            LedgerRow(id=row, kind=kind, spec=json.loads(spec), temporary=bool(temporary))
-            for row, kind, spec, temporary in rows
-        ]
+        return [self._ledger_row(*row) for row in rows]
 
     # ── the blackout ─────────────────────────────────────────────────────────────────────────
 
@@ -333,7 +336,28 @@ class Journal:
     ) -> list[Decision]:
         wanted = {"migration": migration, "role": role, "domain": domain}
         with told(self.path):
-            return [_decision(dict(row)) for row in self._db.execute(_SELECT, wanted)]
+            rows = self._db.execute(_SELECT, wanted).fetchall()
+        return [self._decision(dict(row)) for row in rows]
+
+    def _decision(self, row: dict[str, Any]) -> Decision:
+        name = f"decision {row['migration']}, {row['role']}"
+        try:
+            row["role"] = Role(row["role"])
+            row["record"] = Record(row["record"])
+            row["clean"] = bool(row["clean"])
+            row["details"] = decode(row["role"], row["details"])
+        except TooNewError as error:
+            raise too_new(self.path, f"{name}: {error}") from error
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            raise not_understood(self.path, name, str(error)) from error
+        return Decision(**row)
+
+    def _ledger_row(self, number: int, kind: str, spec: str, temporary: int) -> LedgerRow:
+        try:
+            said = msgspec.json.decode(spec, type=dict[str, Any])
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            raise not_understood(self.path, f"ledger {number}, {kind}", str(error)) from error
+        return LedgerRow(id=number, kind=kind, spec=said, temporary=bool(temporary))
 
     def _refuse_unsettled(self, new: Decision) -> None:
         for standing in self.decisions(new.domain):
@@ -350,11 +374,3 @@ class Journal:
                     standing,
                     remedy="a journal was restored or replaced: see docs/recovery.md",
                 )
-
-
-def _decision(row: dict[str, Any]) -> Decision:
-    row["role"] = Role(row["role"])
-    row["record"] = Record(row["record"])
-    row["clean"] = bool(row["clean"])
-    row["details"] = json.loads(row["details"])
-    return Decision(**row)

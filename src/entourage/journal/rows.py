@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from entourage.errors import JournalError
 from entourage.handover.values import TERMINAL, Record, Role
+from entourage.journal.details import Details, SourceDetails, TargetDetails
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,7 @@ class Decision:
         clean: Nothing is left to be done here.
         peer_host: The other host, as the user names it.
         peer_journal: The UUID of the other host's journal.
-        details: JSON: the resolved domain, what to clean, whatever recovery needs.
+        details: The resolved domain, what to clean, whatever recovery needs; of the role's kind.
         began: Nanoseconds since the epoch; rises with each migration, whatever the clock does.
         changed: When the record was last set, likewise in ns; for people, never for rules.
     """
@@ -56,9 +57,25 @@ class Decision:
     clean: bool = False
     peer_host: str = ""
     peer_journal: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    details: Details | None = None
     began: int = 0
     changed: int = 0
+
+    @property
+    def of_source(self) -> SourceDetails:
+        """The details of a source; the usual ones where it has none."""
+        return self.details if isinstance(self.details, SourceDetails) else SourceDetails()
+
+    @property
+    def of_target(self) -> TargetDetails:
+        """The details of a target; the usual ones where it has none."""
+        return self.details if isinstance(self.details, TargetDetails) else TargetDetails()
+
+    @property
+    def hypervisor(self) -> str:
+        """The name of this host's hypervisor that has, or had, the domain."""
+        details = self.of_source if self.role is Role.SOURCE else self.of_target
+        return details.hypervisor
 
     @property
     def settled(self) -> bool:

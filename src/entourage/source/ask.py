@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from entourage import messages
 from entourage.clock import Clock
@@ -31,23 +32,20 @@ from entourage.handover.values import (
 from entourage.hosts.link import Link
 from entourage.hypervisors.agents import agent_link
 from entourage.journal.journal import Decision, Journal
-from entourage.settings.model import Settings, SshSettings
+from entourage.settings.model import Settings
 from entourage.source.role import SourceSide
 from entourage.source.session import greet
 from entourage.version import __version__
 
 _ANSWER_WITHIN: Final = 20.0  # seconds for the other host to answer one question
-_FENCED: Final = "peer-is-fenced"
-_TOLD: Final = "peer-was-told"
 
 
 class TargetQuery:
     """Asks the target of one migration what it decided, over a new link."""
 
     def __init__(self, settings: Settings, decision: Decision) -> None:
-        told = decision.details.get("ssh")
-        reach = msgspec.convert(told, SshSettings) if told else settings.ssh
-        self._settings = msgspec.structs.replace(settings, ssh=reach)
+        reach = decision.of_source.ssh or settings.ssh
+        self._settings = replace(settings, ssh=reach)
         self._decision = decision
         self._link: Link | None = None
 
@@ -100,7 +98,7 @@ class TargetQuery:
             remedy = f" ({failure.remedy})" if failure.remedy else ""
             problems.append(f"{self._decision.peer_host}: {failure.message}{remedy}")
 
-        there = str(self._decision.details.get("hypervisor-there", "qemu"))
+        there = self._decision.of_source.hypervisor_there
         hello = messages.Hello(
             version=__version__,
             protocol=messages.PROTOCOL,
@@ -128,7 +126,7 @@ class TargetQuery:
                     lost.cancel()
                 # It has acted on the last word as well when this returns.
                 last = await link.call(messages.BYE, None, messages.Farewell)
-                return msgspec.structs.replace(last, problems=(*last.problems, *problems))
+                return replace(last, problems=(*last.problems, *problems))
         finally:
             self._link = None
 
@@ -141,14 +139,16 @@ def declare_fenced(journal: Journal, decision: Decision) -> None:
 
     Comes before the deed. Where the target turns out to have said NEVER, telling it does no harm.
     """
-    journal.detail(decision.migration, Role.SOURCE, {**decision.details, _FENCED: True})
+    journal.detail(
+        decision.migration, Role.SOURCE, replace(decision.of_source, peer_is_fenced=True)
+    )
 
 
 def note_told(journal: Journal, migration: str) -> None:
     """Write down that the target knows what was decided here."""
     decision = journal.decision(migration, Role.SOURCE)
     if decision is not None:
-        journal.detail(migration, Role.SOURCE, {**decision.details, _TOLD: True})
+        journal.detail(migration, Role.SOURCE, replace(decision.of_source, peer_was_told=True))
 
 
 def is_untold(decision: Decision) -> bool:
@@ -156,10 +156,10 @@ def is_untold(decision: Decision) -> bool:
 
     It waits for the second only where it was declared fenced: else it has decided that itself.
     """
-    details = decision.details
-    fenced = decision.record is Record.BACK and bool(details.get(_FENCED))
+    details = decision.of_source
+    fenced = decision.record is Record.BACK and details.peer_is_fenced
     decided = decision.role is Role.SOURCE and (fenced or decision.record is Record.GONE)
-    return decided and not details.get(_TOLD)
+    return decided and not details.peer_was_told
 
 
 async def tell(journal: Journal, settings: Settings, decision: Decision) -> list[str]:

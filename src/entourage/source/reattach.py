@@ -7,21 +7,18 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from entourage.clock import Clock
 from entourage.device_steps import DeviceSteps, source_controllers
 from entourage.devices.base import Controller, Here, Options
-from entourage.domain import Domain
 from entourage.errors import LinkLost
 from entourage.handover.rules import Source
 from entourage.handover.values import Input, Message, Role
 from entourage.hypervisors.registry import open_hypervisor
+from entourage.journal.file import not_understood
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
 from entourage.source.role import SourceSide
-from entourage.steps import Step
 
 Reply = TypeVar("Reply")
 
@@ -45,14 +42,15 @@ async def reattach_source(
         stack.enter_context(domain_lock(run_dir, decision.domain, "recovers a departure"))
         # What was read before the lock was held may be old: another may have decided since.
         decision = journal.decision(decision.migration, Role.SOURCE) or decision
-        details = decision.details
-        domain = msgspec.convert(details["domain"], Domain)
-        was_running = bool(details.get("was_running", True))
-        hypervisor = open_hypervisor(settings, str(details.get("hypervisor", "qemu")))
+        details = decision.of_source
+        domain = details.domain
+        if domain is None:
+            raise not_understood(journal.path, f"decision {decision.migration}", "it has no domain")
+        hypervisor = open_hypervisor(settings, details.hypervisor)
         machine = await hypervisor.reattach_machine(domain)
         stack.push_async_callback(machine.close)
-        guest = await machine.reattach(was_running=was_running)
-        options = Options(keep_source_disks=bool(details.get("keep_source_disks")))
+        guest = await machine.reattach(was_running=details.was_running)
+        options = Options(keep_source_disks=details.keep_source_disks)
 
         def here(_controller: Controller, _half: str, settled: Callable[[], None]) -> Here:
             return Here(
@@ -69,13 +67,13 @@ async def reattach_source(
             )
 
         devices = DeviceSteps(
-            source_controllers(domain, settings, details.get("tool")),
+            source_controllers(domain, settings, details.tool),
             here,
             settings.migration,
             lambda _event: None,
             clock.now,
         )
-        devices.reattach(Step(int(details.get("step", Step.NONE))), details.get("memos", {}))
+        devices.reattach(details.step, details.memos)
         side = SourceSide(
             journal=journal,
             decision=decision,

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import msgspec
-
 from entourage import messages
 from entourage.admission import known
 from entourage.clock import Clock
@@ -29,6 +27,7 @@ from entourage.hosts.route import Route
 from entourage.hypervisors.agents import agent_link
 from entourage.hypervisors.base import DataPlane, Machine, Secret
 from entourage.hypervisors.registry import counterpart, elsewhere, name_elsewhere, usual
+from entourage.journal.details import SourceDetails
 from entourage.journal.journal import Journal
 from entourage.journal.lock import DomainLock, domain_lock
 from entourage.settings.model import Settings
@@ -143,23 +142,23 @@ class Session:
         with contextlib.suppress(LinkLost):
             self.link.tell(messages.HANDOVER, messages.Say(message.kind.value, message.migration))
 
-    def details(self, step: Step, controllers: Sequence[Controller] = ()) -> dict[str, Any]:
-        """What recovery needs on this host, as JSON: no key, no secret."""
-        return {
-            "domain": msgspec.to_builtins(self.machine.domain),
-            "was_running": self.machine.was_running,
-            "hypervisor": self.hypervisor,
-            "hypervisor-there": self.hypervisor_there,
-            "ssh": msgspec.to_builtins(self.settings.ssh),
-            "keep_source_disks": self.options.keep_source_disks,
-            "tool": self.tool,
-            "step": step.value,
-            "memos": {
+    def details(self, step: Step, controllers: Sequence[Controller] = ()) -> SourceDetails:
+        """What recovery needs on this host: no key, no secret."""
+        return SourceDetails(
+            domain=self.machine.domain,
+            was_running=self.machine.was_running,
+            hypervisor=self.hypervisor,
+            hypervisor_there=self.hypervisor_there,
+            ssh=self.settings.ssh,
+            keep_source_disks=self.options.keep_source_disks,
+            tool=self.tool,
+            step=step,
+            memos={
                 controller.device.label: controller.memo()
                 for controller in controllers
                 if step > Step.TEST or controller.undoes_prepare
             },
-        }
+        )
 
     def note(self, doing: str) -> None:
         """Set what ``status`` shows of this migration; costs no sync."""

@@ -46,6 +46,7 @@ from entourage.hosts.link import Link
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan
 from entourage.hypervisors.registry import elsewhere, open_hypervisor, start_command
+from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
@@ -317,13 +318,9 @@ class Agent:
         with contextlib.suppress(LinkLost):
             self._link.tell(verb, body)
 
-    def _details(self, domain: Domain, opening: messages.Open) -> dict[str, Any]:
-        """What recovery needs on this host, as JSON."""
-        return {
-            "domain": msgspec.to_builtins(domain),
-            "paused": opening.paused,
-            "hypervisor": self._known().name,
-        }
+    def _details(self, domain: Domain, opening: messages.Open) -> TargetDetails:
+        """What recovery needs on this host."""
+        return TargetDetails(domain=domain, paused=opening.paused, hypervisor=self._known().name)
 
     def _known(self) -> Hypervisor:
         if self._hypervisor is None:

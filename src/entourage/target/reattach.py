@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
-import msgspec
-
 from entourage.devices.base import Controller, There
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, EntourageError, HypervisorError
@@ -59,8 +57,8 @@ async def reattach_target(
             found = decision = journal.decision(migration, Role.TARGET) or found
         there, guest = None, Guest.DEAD
         controllers: list[Controller] = []
-        if found and locked and found.details.get("domain"):
-            there = _there(journal, settings, found)
+        if found and locked and found.of_target.domain is not None:
+            there = _there(journal, settings, found, found.of_target.domain)
             controllers = target_controllers(there.domain, there.incoming)
             guest = await _attached(there, found.record)
         side = TargetSide(
@@ -107,9 +105,8 @@ def _locked(
     return True
 
 
-def _there(journal: Journal, settings: Settings, decision: Decision) -> There:
-    domain = msgspec.convert(decision.details["domain"], Domain)
-    hypervisor = open_hypervisor(settings, str(decision.details.get("hypervisor", "qemu")))
+def _there(journal: Journal, settings: Settings, decision: Decision, domain: Domain) -> There:
+    hypervisor = open_hypervisor(settings, decision.of_target.hypervisor)
     ledger = MigrationLedger(journal, decision.migration, Role.TARGET)
     return There(
         migration=decision.migration,

@@ -146,7 +146,7 @@ class TargetSide:
         name = self._decision.name
         if finding is Finding.CRASHED_HERE:
             said = f"{name} was handed over, and its machine ended as it was let run"
-            start = start_command(str(self._decision.details.get("hypervisor", "qemu")), name)
+            start = start_command(self._decision.hypervisor, name)
             remedy = f"it is off and whole: `{start}` there"
             self._on_failure(HypervisorError(said, remedy=remedy))
         elif finding is Finding.TWO_COPIES:
@@ -159,7 +159,7 @@ class TargetSide:
         if self._there is None:
             return Input.RELEASE_REFUSED
         try:
-            paused = bool(self._decision.details.get("paused"))
+            paused = self._decision.of_target.paused
             resumed = await self._there.incoming.run(paused=paused)
         except HypervisorError as error:
             self._on_failure(error)

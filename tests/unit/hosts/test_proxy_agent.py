@@ -7,7 +7,6 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from entourage import messages
@@ -26,6 +25,7 @@ from entourage.hypervisors.libvirt.connection import installed
 from entourage.hypervisors.libvirt.descriptor import USUAL as LIBVIRT_URI
 from entourage.hypervisors.libvirt.uri import agentless_name, parse_agentless
 from entourage.hypervisors.registry import elsewhere, name_elsewhere, open_hypervisor
+from entourage.journal.details import SourceDetails, TargetDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.recovery import recover, status
 from entourage.settings.model import PathSettings, Settings
@@ -151,7 +151,7 @@ def test_who_comes_back_from_afar_is_not_too_old(
         name="web1",
         generation=3,
         record=Record.ARMED,
-        details={"hypervisor-there": there},
+        details=SourceDetails(hypervisor_there=there),
     )
     with Journal.open(tmp_path / "journal.db") as journal:
         journal.begin(departure)
@@ -172,10 +172,7 @@ def begun(record: Record) -> Decision:
         record=record,
         peer_host="a",
         peer_journal="S",
-        details={
-            "domain": msgspec.to_builtins(domain),
-            "hypervisor": agentless_name(NOBODY, "x/b"),
-        },
+        details=TargetDetails(domain=domain, hypervisor=agentless_name(NOBODY, "x/b")),
     )
 
 

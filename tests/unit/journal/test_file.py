@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -13,10 +14,12 @@ import pytest
 
 from entourage.errors import JournalError
 from entourage.handover.values import Record, Role
+from entourage.journal.details import TargetDetails
 from entourage.journal.file import (
     JournalFullError,
     JournalLockedError,
     JournalReadOnlyError,
+    JournalRowError,
     JournalTooNewError,
     JournalTornError,
     NotAJournalError,
@@ -184,7 +187,7 @@ def test_status_reads_and_writes_nothing(path: Path) -> None:
     with Journal.open(path, read_only=True) as reading:
         assert reading.record("m-1", Role.TARGET) is Record.OPEN
         with pytest.raises(JournalReadOnlyError):
-            reading.detail("m-1", Role.TARGET, {})
+            reading.detail("m-1", Role.TARGET, TargetDetails())
     assert path.read_bytes() == before
 
 
@@ -192,3 +195,76 @@ def test_status_makes_no_journal(path: Path) -> None:
     with pytest.raises(JournalReadOnlyError):
         Journal.open(path, read_only=True)
     assert not path.exists()
+
+
+# What is in it and cannot be understood
+
+SAYS = {
+    "no JSON": ("UPDATE decisions SET details='{'", "decision m-1, target"),
+    "no object": ("UPDATE decisions SET details='[]'", "it is no object"),
+    "no such field": ("UPDATE decisions SET details='{\"paused\": 7}'", "Expected `bool`"),
+    "no version": ('UPDATE decisions SET details=\'{"version": "x"}\'', "version is 'x'"),
+    "another record": ("UPDATE decisions SET record='perhaps'", "'perhaps'"),
+    "another role": ("UPDATE decisions SET role='bystander'", "'bystander'"),
+    "a blob": ("UPDATE decisions SET details=x'ff00'", "decision m-1, target"),
+}
+
+
+@pytest.mark.parametrize("case", SAYS)
+def test_a_row_that_is_not_understood_is_named(path: Path, case: str) -> None:
+    statement, said = SAYS[case]
+    with Journal.open(path) as opened:
+        opened.begin(OPEN)
+    damage(path, statement)
+    with Journal.open(path) as opened, pytest.raises(JournalRowError) as raised:
+        opened.decisions()
+    assert str(path) in raised.value.message
+    assert "m-1" in raised.value.message
+    assert said in raised.value.message
+    assert "keep a copy" in raised.value.remedy
+
+
+def test_details_of_a_newer_entourage_are_refused(path: Path) -> None:
+    with Journal.open(path) as opened:
+        opened.begin(OPEN)
+    damage(path, "UPDATE decisions SET details='{\"version\": 99}'")
+    with Journal.open(path) as opened, pytest.raises(JournalTooNewError, match="version 99"):
+        opened.decision("m-1", Role.TARGET)
+
+
+def test_a_row_of_the_ledger_that_is_not_understood_is_named(path: Path) -> None:
+    with Journal.open(path) as opened:
+        opened.begin(OPEN)
+        opened.ledger_add("m-1", Role.TARGET, "dir", {"path": "/x"})
+    damage(path, "UPDATE ledger SET spec='path'")
+    with Journal.open(path) as opened, pytest.raises(JournalRowError, match="ledger 1, dir"):
+        opened.ledger_rows("m-1", Role.TARGET)
+
+
+def read_all(path: Path) -> None:
+    with Journal.open(path) as opened:
+        opened.decisions()
+        opened.ledger_rows("m-1", Role.TARGET)
+
+
+@pytest.mark.parametrize("table", ["decisions", "ledger", "meta"])
+def test_a_table_that_is_missing(path: Path, table: str) -> None:
+    with Journal.open(path) as opened:
+        opened.begin(OPEN)
+    damage(path, f"DROP TABLE {table}")
+    with pytest.raises(JournalTornError) as raised:
+        read_all(path)
+    assert str(path) in raised.value.message
+    assert f"no such table: {table}" in raised.value.message
+
+
+def test_a_journal_without_its_uuid(path: Path) -> None:
+    Journal.open(path).close()
+    damage(path, "DELETE FROM meta WHERE name='uuid'")
+    with pytest.raises(JournalRowError, match="meta uuid"):
+        Journal.open(path)
+
+
+def damage(path: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement)

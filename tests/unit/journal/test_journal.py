@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from entourage.domain import Domain
 from entourage.handover.values import Flush, Record, Role
+from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Journal, MigrationLedger
 from entourage.journal.rows import Decision, DecisionRefusedError, MigrationOverError
 
@@ -26,7 +28,7 @@ OPEN = Decision(
     record=Record.OPEN,
     peer_host="a",
     peer_journal="j-a",
-    details={"disks": ["/srv/é.img"]},
+    details=TargetDetails(domain=Domain(name="é", memory=1 << 28)),
 )
 
 
@@ -150,10 +152,10 @@ def test_the_newest_comes_first(journal: Journal) -> None:
 
 def test_details_can_be_replaced(journal: Journal) -> None:
     journal.begin(OPEN)
-    journal.detail("m-1", Role.TARGET, {"step": 2})
+    journal.detail("m-1", Role.TARGET, TargetDetails(paused=True))
     found = journal.decision("m-1", Role.TARGET)
     assert found is not None
-    assert found.details == {"step": 2}
+    assert found.details == TargetDetails(paused=True)
 
 
 # ── the ledger ───────────────────────────────────────────────────────────────────────────────────
@@ -195,8 +197,10 @@ def test_nothing_is_made_for_a_migration_that_was_called_off(journal: Journal) -
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
+from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Journal
 from entourage.journal.rows import Decision
+from entourage.domain import Domain
 from entourage.handover.values import Record, Role
 
 null = os.open(os.devnull, os.O_WRONLY)

@@ -22,6 +22,7 @@ from entourage.handover.values import Flush, Heard, Message, MessageKind, Record
 from entourage.hypervisors.xen import handle
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
+from entourage.journal.details import SourceDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
 from entourage.source import reattach
@@ -150,11 +151,11 @@ def test_the_journal_knows_of_them_before_anything_is_taken_out(scene: Scene) ->
     asyncio.run(scene.is_tested())
     session = scene.session()
     other = Controller(GPU)  # of a class that undoes nothing
-    memos = session.details(Step.TEST, [*scene.controllers, other])["memos"]
+    memos = session.details(Step.TEST, [*scene.controllers, other]).memos
     assert memos == {"usb/usb0": {"mapped": True}, "pci/pci0": {"mapped": True}}
     scene.options = Options()
     unmapped = source_controllers(scene.machine.domain, scene.settings)
-    assert not any(session.details(Step.TEST, unmapped)["memos"].values())
+    assert not any(session.details(Step.TEST, unmapped).memos.values())
 
 
 def test_only_who_left_a_memo_recovers_from_a_crash_within_prepare() -> None:
@@ -175,7 +176,7 @@ def test_recover_gives_them_back_after_a_crash(
 ) -> None:
     """Within PREPARE, or after it, the command was killed; both devices were out."""
 
-    async def leave() -> dict[str, Any]:
+    async def leave() -> SourceDetails:
         await scene.is_tested()
         for controller in scene.controllers:
             await scene.connect(controller)

@@ -9,7 +9,6 @@ import asyncio
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import pytest
 
 from entourage.devices.base import There
@@ -22,6 +21,7 @@ from entourage.handover.values import Flush, Guest, Input, Message, MessageKind,
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.xen import plugging
 from entourage.hypervisors.xen.incoming import XenIncoming
+from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.recovery import recover
 from entourage.settings.model import Settings
@@ -135,7 +135,7 @@ def test_recover_on_the_target_plugs_in_and_tells_what_fails(
         generation=1,
         record=Record.OPEN,
         peer_host="a",
-        details={"domain": msgspec.to_builtins(scene.there.domain), "hypervisor": "xen"},
+        details=TargetDetails(domain=scene.there.domain, hypervisor="xen"),
     )
     with Journal.open(Path(scene.settings.paths.state, "journal.db")) as journal:
         journal.flush(decision, Flush(None, Record.OPEN))
