@@ -279,7 +279,7 @@ def startup(scenario: Scenario, count: int, log: Log) -> Result:
 def _agent(host: Host) -> tuple[float, int]:
     """Seconds until an agent has answered hello; its resident bytes then."""
     hello = messages.Hello(
-        version=__version__, protocol=messages.PROTOCOL, migration="0" * 32, source="bench",
+        version=__version__, protocol=messages.OLDEST, migration="0" * 32, source="bench",
         hypervisor="qemu",
     )  # fmt: skip
     asked = msgspec.msgpack.encode(Call(1, messages.HELLO, hello))

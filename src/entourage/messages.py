@@ -1,7 +1,12 @@
 """The messages of the link: calls from source to agent, their answers, and one-way messages.
 
 Everything on the link that is not in ``entourage.handover.values`` (the hand-over's own messages)
-is here. ``PROTOCOL`` rises whenever a word changes its meaning; both ends must have the same.
+is here. Each end says which protocols it speaks, from ``OLDEST`` to ``NEWEST``; the newest that
+both speak is the link's. ``NEWEST`` rises whenever a message changes its meaning; whoever raises it
+goes on speaking the one before.
+
+    2   the first that was written down
+    3   Hello and Welcome tell a range
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.hypervisors.base import DataPlane
 
-PROTOCOL = 2
+OLDEST, NEWEST = 2, 3
 
 # Calls, source to agent.
 HELLO = "hello"
@@ -31,20 +36,44 @@ FAILED = "failed"
 RESUMED = "resumed"
 
 
+def spoken(oldest: int, newest: int) -> str:
+    """A range of protocols, for people."""
+    return f"protocol {newest}" if oldest == newest else f"protocols {oldest} to {newest}"
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """The call that opens a link: who calls, and for which migration."""
+    """The call that opens a link: who calls, and for which migration.
+
+    Attributes:
+        protocol: The oldest that the caller speaks: an agent of protocol 2, which knows of no
+            range, takes a caller of just that one.
+        newest: The newest that it speaks; 0 where it knows of no range.
+    """
 
     version: str
     protocol: int
     migration: str
     source: str
     hypervisor: str
+    newest: int = 0
+
+    @property
+    def agreed(self) -> int | None:
+        """The newest protocol that both ends speak; None where there is none."""
+        newest = min(self.newest or self.protocol, NEWEST)
+        return newest if newest >= max(self.protocol, OLDEST) else None
+
+    @property
+    def speaks(self) -> str:
+        """The protocols that the caller speaks, for people."""
+        return spoken(self.protocol, self.newest or self.protocol)
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to Hello: who answers.
 
     Attributes:
+        protocol: The newest that both ends speak.
         journal: The UUID of the journal here: this host's identity for the hand-over.
         address: An address of it that the source can reach; empty where it knows none.
         clock: Its monotonic clock, ns.

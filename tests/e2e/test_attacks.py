@@ -34,7 +34,7 @@ def speak(attacker: Host, victim: Host, *said: tuple[str, Any], by: str = "entou
 def hello(hypervisor: str = "qemu") -> tuple[str, Any]:
     body = {
         "version": "0.1.0",
-        "protocol": messages.PROTOCOL,
+        "protocol": messages.OLDEST,
         "migration": f"m-{uuid.uuid4()}",
         "source": "a",
         "hypervisor": hypervisor,

@@ -16,7 +16,7 @@ from tests.e2e.world import World, other_bridge, qmp
 DISK = "/srv/disk0.raw"
 FILLER = "/srv/filler"
 OTHER_VERSION = (
-    "python -c 'import sys, entourage.messages as words; words.PROTOCOL = 99; "
+    "python -c 'import sys, entourage.messages as words; words.OLDEST = words.NEWEST = 99; "
     'sys.argv[0] = "entourage"; from entourage.__main__ import main; main()\''
 )
 

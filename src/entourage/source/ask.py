@@ -101,7 +101,8 @@ class TargetQuery:
         there = self._decision.of_source.hypervisor_there
         hello = messages.Hello(
             version=__version__,
-            protocol=messages.PROTOCOL,
+            protocol=messages.OLDEST,
+            newest=messages.NEWEST,
             migration=self._decision.migration,
             source=socket.gethostname(),
             hypervisor=there,

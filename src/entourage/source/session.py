@@ -176,7 +176,8 @@ class Session:
 def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
     return messages.Hello(
         version=__version__,
-        protocol=messages.PROTOCOL,
+        protocol=messages.OLDEST,
+        newest=messages.NEWEST,
         migration=migration,
         source=source,
         hypervisor=hypervisor,
@@ -184,7 +185,7 @@ def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
 
 
 async def greet(link: Link, clock: Clock, hello: messages.Hello) -> messages.Welcome:
-    """Exchange Hello and Welcome, check the protocol's version, and measure the clock's offset.
+    """Exchange Hello and Welcome, agree on a protocol, and measure the clock's offset.
 
     Raises:
         LinkLost, PeerVersionError: There is nobody to talk to.
@@ -193,9 +194,10 @@ async def greet(link: Link, clock: Clock, hello: messages.Hello) -> messages.Wel
     welcome = await link.call(messages.HELLO, hello, messages.Welcome)
     asked, welcome = time.monotonic_ns(), await link.call(messages.HELLO, hello, messages.Welcome)
     clock.set_by(asked, time.monotonic_ns(), welcome.clock)
-    if welcome.protocol != messages.PROTOCOL:
+    if not hello.protocol <= welcome.protocol <= (hello.newest or hello.protocol):
         raise PeerVersionError(
-            f"it has Entourage {welcome.version}, this host {__version__}",
+            f"Entourage {welcome.version} there speaks protocol {welcome.protocol},"
+            f" {__version__} here speaks {hello.speaks}",
             host=link.peer,
             remedy="install the same version on both hosts",
         )

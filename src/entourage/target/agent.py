@@ -130,10 +130,12 @@ class Agent:
     # What the source asks, in the order of the story
 
     async def _on_hello(self, hello: messages.Hello) -> messages.Welcome:
-        if hello.protocol != messages.PROTOCOL:
+        protocol = hello.agreed
+        if protocol is None:
+            ours = messages.spoken(messages.OLDEST, messages.NEWEST)
             raise PeerVersionError(
-                f"Entourage {__version__} here speaks protocol {messages.PROTOCOL},"
-                f" {hello.version} on {hello.source} speaks {hello.protocol}",
+                f"Entourage {__version__} here speaks {ours},"
+                f" {hello.version} on {hello.source} speaks {hello.speaks}",
                 host=self._host,
                 remedy="install the same version on both hosts",
             )
@@ -144,7 +146,7 @@ class Agent:
             self._host = there.address or there.uri
         return messages.Welcome(
             version=__version__,
-            protocol=messages.PROTOCOL,
+            protocol=protocol,
             host=self._host,
             journal=self._journal.uuid,
             address=there.address if there else _arrived_at(),

@@ -108,7 +108,7 @@ async def test_a_stand_in_keeps_a_journal_of_its_own(settings: Settings) -> None
     """It is started, says who it stands in for, and asks nobody before it must."""
     name = agentless_name("qemu+tls://b.example/system")
     hello = messages.Hello(
-        version=__version__, protocol=messages.PROTOCOL, migration="m", source="a", hypervisor=name
+        version=__version__, protocol=messages.OLDEST, migration="m", source="a", hypervisor=name
     )
     async with agent_link("b.example", name, settings) as link:
         welcome = await greet(link, Clock(), hello)
