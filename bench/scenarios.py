@@ -282,7 +282,7 @@ def _agent(host: Host) -> tuple[float, int]:
         version=__version__, protocol=messages.OLDEST, migration="0" * 32, source="bench",
         hypervisor="qemu",
     )  # fmt: skip
-    asked = msgspec.msgpack.encode(Call(1, messages.HELLO, hello))
+    asked = msgspec.msgpack.encode(Call(1, messages.HELLO.name, hello))
     began = time.monotonic()
     agent = host.popen(["entourage", "agent"], stdin=subprocess.PIPE)
     if agent.stdin is None or agent.stdout is None:

@@ -11,29 +11,17 @@ goes on speaking the one before.
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 import msgspec
 
 from entourage.domain import Domain
-from entourage.hypervisors.base import DataPlane
+from entourage.hosts.link import Notice, Question
+from entourage.hypervisors.base import DataPlane, Plan, Ticket
+from entourage.steps import Refusal
 
 OLDEST, NEWEST = 2, 3
-
-# Calls, source to agent.
-HELLO = "hello"
-TEST = "test"
-DEVICE = "device"
-OPEN = "open"
-BUILD = "build"
-LISTEN = "listen"
-ABORT = "abort"
-BYE = "bye"
-# One-way messages: the hand-over's (both ways), the source's, and the agent's to the source.
-SWITCHOVER_COOKIE = "last-words"
-HANDOVER = "handover"
-FAILED = "failed"
-RESUMED = "resumed"
 
 
 def spoken(oldest: int, newest: int) -> str:
@@ -175,3 +163,20 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     device: str = ""
     remedy: str = ""
+
+
+# Calls, source to agent.
+HELLO = Question("hello", Hello, Welcome)
+TEST = Question("test", TestDomain, list[Refusal])
+DEVICE = Question("device", AskDevice, object)
+"""What is answered is decided by what the device's controller asks."""
+OPEN = Question("open", Open, Opened)
+BUILD = Question("build", Plan, NoneType)
+LISTEN = Question("listen", NoneType, Ticket)
+ABORT = Question("abort", NoneType, list[str])
+BYE = Question("bye", NoneType, Farewell)
+# One-way messages: the hand-over's (both ways), the source's, and the agent's to the source.
+SWITCHOVER_COOKIE = Notice("last-words", SwitchoverCookie)
+HANDOVER = Notice("handover", Say)
+FAILED = Notice("failed", Failure)
+RESUMED = Notice("resumed", Resumed)

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from entourage.errors import EntourageError
+from entourage.hosts.link import Question
 from entourage.hosts.ssh import start_agent
 from entourage.settings.model import Settings, SshSettings
 
@@ -22,7 +23,7 @@ async def _attack(host: str, command: str) -> None:
             name, body = json.loads(line)
             answer: dict[str, Any]
             try:
-                answer = {"reply": await link.call(name, body, object)}
+                answer = {"reply": await link.call(Question(name, object, object), body)}
             except EntourageError as error:
                 answer = {"error": str(error)}
             sys.stdout.write(json.dumps(answer, default=str) + "\n")

@@ -22,7 +22,7 @@ from entourage import messages
 from entourage.clock import Clock
 from entourage.domain import Domain
 from entourage.errors import PeerVersionError
-from entourage.hosts.link import Answer, Call, Fault, Frame, Link, Tell
+from entourage.hosts.link import Answer, Call, Fault, Frame, Link, Question, Tell
 from entourage.hypervisors.base import Plan, Ticket, TpmFacts
 from entourage.hypervisors.seams import IncomingSeams
 from entourage.journal.journal import Journal
@@ -225,34 +225,22 @@ async def test_the_agent_of_protocol_2_is_asked_in_its_words() -> None:
                 frame = await old.hear()
                 assert_understood(frame.body, asked[frame.verb].body, frame.verb)
                 # It compares for equality, and knows of no range.
-                assert frame.verb != messages.HELLO or frame.body["protocol"] == 2
+                assert frame.verb != messages.HELLO.name or frame.body["protocol"] == 2
                 old.say(Answer(frame.number, answers[frame.verb].body))
 
         answering = asyncio.create_task(agent())
         welcome = await greet(link, Clock(), hello)
         assert (welcome.protocol, welcome.host) == (2, "b")
-        for verb, body, reply in calls(asked):
-            await link.call(verb, body, reply)
+        for kind in (messages.TEST, messages.OPEN, messages.DEVICE):
+            body: Any = msgspec.convert(asked[kind.name].body, kind.request)
+            await link.call(cast("Question[Any, Any]", kind), body)
+        plan = Plan(msgspec.msgpack.encode(asked[messages.BUILD.name].body))
+        await link.call(messages.BUILD, plan)
+        for kind in (messages.LISTEN, messages.BYE, messages.ABORT):
+            await link.call(cast("Question[None, Any]", kind), None)
         assert not answering.done()
         answering.cancel()
         serving.cancel()
-
-
-def calls(asked: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What a source asks, made anew of what an old one asked."""
-
-    def again(verb: str, kind: Any) -> Any:
-        return msgspec.convert(asked[verb].body, kind)
-
-    return [
-        (messages.TEST, again(messages.TEST, messages.TestDomain), list[Refusal]),
-        (messages.OPEN, again(messages.OPEN, messages.Open), messages.Opened),
-        (messages.DEVICE, again(messages.DEVICE, messages.AskDevice), Any),
-        (messages.BUILD, Plan(msgspec.msgpack.encode(asked[messages.BUILD].body)), type(None)),
-        (messages.LISTEN, None, Ticket),
-        (messages.BYE, None, messages.Farewell),
-        (messages.ABORT, None, list[str]),
-    ]
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,47 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
 from entourage import errors
 from entourage.errors import EntourageError, LinkError, LinkLost
 
+Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+Other = TypeVar("Other")
 Handler = Callable[[Any], Awaitable[Any]]
 
 _log = logging.getLogger(__name__)
 MAX_FRAME = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[Request, Reply]):
+    """A kind of call: its name, and the types of what is asked and answered.
+
+    Attributes:
+        name: As it stands in the frame.
+        request, reply: What is asked, and what is answered. What arrives is checked against them.
+    """
+
+    name: str
+    request: type[Request]
+    reply: type[Reply]
+
+    def replying(self, reply: type[Other]) -> Question[Request, Other]:
+        """The same, where what was asked decides what is answered."""
+        return Question(self.name, self.request, reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(Generic[Request]):
+    """A kind of one-way message: its name, and the type of what it says."""
+
+    name: str
+    request: type[Request]
 
 
 class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
@@ -104,9 +133,21 @@ class Link:
         self._lost: asyncio.Future[LinkLost] = asyncio.get_running_loop().create_future()
         self._running: set[asyncio.Task[None]] = set()
 
-    def on(self, verb: str, handler: Handler) -> None:
-        """Answer calls of ``verb`` (and take its one-way messages) with ``handler``."""
-        self._handlers[verb] = handler
+    @overload
+    def on(
+        self, kind: Question[Request, Reply], handler: Callable[[Request], Awaitable[Reply]]
+    ) -> None: ...
+
+    @overload
+    def on(self, kind: Notice[Request], handler: Callable[[Request], Awaitable[None]]) -> None: ...
+
+    def on(self, kind: Question[Any, Any] | Notice[Any], handler: Handler) -> None:
+        """Answer such calls, or take such one-way messages, with ``handler``."""
+
+        async def take(body: Any) -> Any:
+            return await handler(_taken(body, kind.request))
+
+        self._handlers[kind.name] = take
 
     def take_handlers_of(self, other: Link) -> None:
         """Use the handlers of another link, which this one replaces."""
@@ -121,12 +162,12 @@ class Link:
         """Returns when the link is lost, with the reason; never before."""
         return await asyncio.shield(self._lost)
 
-    def tell(self, verb: str, body: Any = None) -> None:
+    def tell(self, kind: Notice[Request], body: Request) -> None:
         """Send a one-way message; handed to the kernel when this returns, if it has room."""
-        self._send(Tell(verb, body))
+        self._send(Tell(kind.name, body))
 
-    async def call(self, verb: str, body: Any, reply: type[Reply]) -> Reply:
-        """Ask the other end and return its answer as ``reply``.
+    async def call(self, kind: Question[Request, Reply], body: Request) -> Reply:
+        """Ask the other end and return its answer.
 
         Raises:
             LinkLost: The link went away before the answer came.
@@ -138,15 +179,15 @@ class Link:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            self._send(Call(number, verb, body))
+            self._send(Call(number, kind.name, body))
             answer = await future
         finally:
             self._waiting.pop(number, None)
         try:
-            return msgspec.convert(answer, reply)
+            return msgspec.convert(answer, kind.reply)
         except msgspec.ValidationError as error:
             raise LinkError(
-                f"the answer to {verb!r} is not understood: {error}", host=self.peer
+                f"the answer to {kind.name!r} is not understood: {error}", host=self.peer
             ) from error
 
     async def serve(self) -> None:
@@ -262,6 +303,13 @@ class Link:
             silent = time.monotonic() - self._heard
             if silent > self.silence:
                 self.close(f"nothing was heard for {silent:.1f} s")
+
+
+def _taken(body: Any, kind: type[Any]) -> Any:
+    """What has arrived, checked: the other end of the link is not trusted."""
+    if kind is msgspec.Raw:  # only its reader understands it
+        return msgspec.Raw(_encoder.encode(body))
+    return msgspec.convert(body, kind)
 
 
 async def _unknown(_: Any) -> Any:

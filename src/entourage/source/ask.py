@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from msgspec.structs import replace
 
 from entourage import messages
@@ -88,13 +87,11 @@ class TargetQuery:
         problems: list[str] = []
         heard = asyncio.Event()
 
-        async def on_handover(body: Any) -> None:
-            said = msgspec.convert(body, messages.Say)
+        async def on_handover(said: messages.Say) -> None:
             await take(Heard(Message(MessageKind(said.verb), said.migration)))
             heard.set()
 
-        async def on_failed(body: Any) -> None:
-            failure = msgspec.convert(body, messages.Failure)
+        async def on_failed(failure: messages.Failure) -> None:
             remedy = f" ({failure.remedy})" if failure.remedy else ""
             problems.append(f"{self._decision.peer_host}: {failure.message}{remedy}")
 
@@ -126,7 +123,7 @@ class TargetQuery:
                 finally:
                     lost.cancel()
                 # It has acted on the last word as well when this returns.
-                last = await link.call(messages.BYE, None, messages.Farewell)
+                last = await link.call(messages.BYE, None)
                 return replace(last, problems=(*last.problems, *problems))
         finally:
             self._link = None

@@ -249,7 +249,7 @@ class Migration:
         """Ask the target to undo what it made. Without an answer, its agent does so by itself."""
         try:
             async with asyncio.timeout(_UNDO_WITHIN):
-                return await session.link.call(messages.ABORT, None, list[str])
+                return await session.link.call(messages.ABORT, None)
         except (LinkError, TimeoutError) as error:
             remedy = f"`entourage status` on {session.keeper} shows whether anything is left"
             return [f"{session.target} undoes by itself what it made ({error}): {remedy}"]
@@ -294,8 +294,7 @@ class Migration:
 
     # What the target says
 
-    async def _on_handover(self, body: Any) -> None:
-        said = msgspec.convert(body, messages.Say)
+    async def _on_handover(self, said: messages.Say) -> None:
         message = Message(MessageKind(said.verb), said.migration)
         session, side = self._session, self._side
         if session is None or side is None:
@@ -310,8 +309,7 @@ class Migration:
         if side.state.record in {Record.BACK, Record.GONE}:
             self._decided.set()
 
-    async def _on_failed(self, body: Any) -> None:
-        failure = msgspec.convert(body, messages.Failure)
+    async def _on_failed(self, failure: messages.Failure) -> None:
         error = HypervisorError(
             failure.message,
             device=failure.device,
@@ -322,8 +320,7 @@ class Migration:
         if self._session:
             self._session.failures.put_nowait(error)
 
-    async def _on_resumed_there(self, body: Any) -> None:
-        resumed = msgspec.convert(body, messages.Resumed)
+    async def _on_resumed_there(self, resumed: messages.Resumed) -> None:
         target = self._request.route.host
         for name, moment in (
             ("hand-over is sent", resumed.heard),

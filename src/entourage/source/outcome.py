@@ -81,7 +81,7 @@ async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> boo
                 await side.take(Input.ABORT)  # in doubt: asks
         if side.state.record in TERMINAL and link.alive:
             with contextlib.suppress(LinkError):
-                return (await link.call(messages.BYE, None, messages.Farewell)).settled
+                return (await link.call(messages.BYE, None)).settled
         return False
     finally:
         lost.cancel()

@@ -11,7 +11,6 @@ from entourage.device_steps import DeviceSteps
 from entourage.errors import Refused
 from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded, Warned
 from entourage.handover.values import Input, Role
-from entourage.hypervisors.base import Ticket
 from entourage.source.blackout import Blackout
 from entourage.source.convergence import at_first, press, throttles
 from entourage.source.role import SourceSide
@@ -66,7 +65,7 @@ class Phases:
             found.append(Refusal("domain", session.source, reason, "leave out --non-live"))
         # The domain first: the agent makes the devices' other halves when it hears of it.
         about = messages.TestDomain(domain=domain, facts=dict(facts))
-        found += await session.link.call(messages.TEST, about, list[Refusal])
+        found += await session.link.call(messages.TEST, about)
         found += await devices.test()
         for refusal in found:
             self._emit(
@@ -98,7 +97,7 @@ class Phases:
         details = session.details(Step.TEST, devices.controllers)
         side.decision = dataclasses.replace(side.decision, details=details)
         await side.take(Input.BEGIN)
-        opened = await session.link.call(messages.OPEN, opening, messages.Opened)
+        opened = await session.link.call(messages.OPEN, opening)
         stages = self._settings.migration.convergence
         await session.machine.arm(
             plane,
@@ -118,7 +117,7 @@ class Phases:
 
         async def build() -> None:
             plan = await session.machine.plan(devices.as_there(session.machine.domain))
-            await session.link.call(messages.BUILD, plan, type(None))
+            await session.link.call(messages.BUILD, plan)
 
         async with run_alongside(self._show_copies()):
             await devices.prepare(build)
@@ -131,7 +130,7 @@ class Phases:
         session = self._session
         session.note("pre-copy")
         session.journal.warm()  # one sync here, so that the source has none in the blackout
-        ticket = await session.link.call(messages.LISTEN, None, Ticket)
+        ticket = await session.link.call(messages.LISTEN, None)
         async with run_alongside(self._show_copies()):  # of disks that the carrier copies
             await session.machine.start(ticket, live=self._live)
         stages = self._settings.migration.convergence

@@ -121,7 +121,7 @@ class Session:
 
         async def peer(request: Any, reply: type[Reply]) -> Reply:
             ask = messages.AskDevice(device=label, half=half, request=request)
-            return await self.link.call(messages.DEVICE, ask, reply)
+            return await self.link.call(messages.DEVICE.replying(reply), ask)
 
         return Here(
             migration=self.migration,
@@ -191,8 +191,8 @@ async def greet(link: Link, clock: Clock, hello: messages.Hello) -> messages.Wel
         LinkLost, PeerVersionError: There is nobody to talk to.
     """
     asked = time.monotonic_ns()
-    welcome = await link.call(messages.HELLO, hello, messages.Welcome)
-    asked, welcome = time.monotonic_ns(), await link.call(messages.HELLO, hello, messages.Welcome)
+    welcome = await link.call(messages.HELLO, hello)
+    asked, welcome = time.monotonic_ns(), await link.call(messages.HELLO, hello)
     clock.set_by(asked, time.monotonic_ns(), welcome.clock)
     if not hello.protocol <= welcome.protocol <= (hello.newest or hello.protocol):
         raise PeerVersionError(

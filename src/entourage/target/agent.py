@@ -11,11 +11,9 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
-
-import msgspec
 
 from entourage import messages
 from entourage.admission import arrival_generation, unsettled
@@ -42,9 +40,9 @@ from entourage.handover.values import (
     Role,
 )
 from entourage.hosts.allowed import Allowed
-from entourage.hosts.link import Link
+from entourage.hosts.link import Link, Notice
 from entourage.hosts.resources import MemoryLedger
-from entourage.hypervisors.base import Hypervisor, Incoming, Plan
+from entourage.hypervisors.base import Hypervisor, Incoming, Plan, Ticket
 from entourage.hypervisors.registry import elsewhere, open_hypervisor, start_command
 from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal, MigrationLedger
@@ -89,21 +87,16 @@ class Agent:
         self._arrival_tasks = ArrivalTasks()
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
-        for verb, handler in {
-            messages.HELLO: _taking(messages.Hello, self._on_hello),
-            messages.TEST: _taking(messages.TestDomain, self._on_test),
-            messages.DEVICE: _taking(messages.AskDevice, self._on_device),
-            messages.OPEN: _taking(messages.Open, self._on_open),
-            messages.BUILD: self._on_build,
-            messages.LISTEN: self._on_listen,
-            messages.SWITCHOVER_COOKIE: _taking(
-                messages.SwitchoverCookie, self._on_switchover_cookie
-            ),
-            messages.ABORT: self._on_abort,
-            messages.BYE: self._on_bye,
-            messages.HANDOVER: _taking(messages.Say, self._on_handover),
-        }.items():
-            link.on(verb, handler)
+        link.on(messages.HELLO, self._on_hello)
+        link.on(messages.TEST, self._on_test)
+        link.on(messages.DEVICE, self._on_device)
+        link.on(messages.OPEN, self._on_open)
+        link.on(messages.BUILD, self._on_build)
+        link.on(messages.LISTEN, self._on_listen)
+        link.on(messages.SWITCHOVER_COOKIE, self._on_switchover_cookie)
+        link.on(messages.ABORT, self._on_abort)
+        link.on(messages.BYE, self._on_bye)
+        link.on(messages.HANDOVER, self._on_handover)
 
     async def run(self) -> None:
         """Serve until the link ends; then undo what was made, unless GO was said."""
@@ -221,8 +214,7 @@ class Agent:
         there, _ = self._making()
         return messages.Opened(offers=dict(await there.incoming.offers()))
 
-    async def _on_build(self, body: Any) -> None:
-        plan = Plan(msgspec.msgpack.encode(body))  # nobody but the backend reads it
+    async def _on_build(self, plan: Plan) -> None:
         there, opening = self._making()
         if not self._caller.proxy and (
             found := self._allowed.not_allowed(there.domain, self._host, built=True)
@@ -234,7 +226,7 @@ class Agent:
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
 
-    async def _on_listen(self, _: Any) -> Any:
+    async def _on_listen(self, _: None) -> Ticket:
         there, _opening = self._making()
         ticket = await self._arrival_tasks.run(there.incoming.listen())
         self._making()
@@ -246,14 +238,14 @@ class Agent:
         there, _opening = self._making()
         there.incoming.accept_cookie(said.data)
 
-    async def _on_abort(self, _: Any) -> list[str]:
+    async def _on_abort(self, _: None) -> list[str]:
         """Undo everything, if that is still to be decided here; what could not be undone."""
         if self._side is None:
             return []
         await self._side.take(Input.ABORT)
         return [f"on {self._host}: {problem}" for problem in self._side.problems]
 
-    async def _on_bye(self, _: Any) -> messages.Farewell:
+    async def _on_bye(self, _: None) -> messages.Farewell:
         """Answer once everything that was asked before is done."""
         async with self._reattaching:
             if self._side is None:
@@ -316,9 +308,9 @@ class Agent:
             messages.Failure(message=error.message, device=error.device, remedy=error.remedy),
         )
 
-    def _tell(self, verb: str, body: Any) -> None:
+    def _tell(self, kind: Notice[Body], body: Body) -> None:
         with contextlib.suppress(LinkLost):
-            self._link.tell(verb, body)
+            self._link.tell(kind, body)
 
     def _details(self, domain: Domain, opening: messages.Open) -> TargetDetails:
         """What recovery needs on this host."""
@@ -358,14 +350,3 @@ def _arrived_at() -> str:
     """The address of this host that ssh arrived at; empty where it did not."""
     connection = os.environ.get("SSH_CONNECTION", "").split()
     return connection[2] if len(connection) == 4 else ""  # noqa: PLR2004 - ssh(1)
-
-
-def _taking(
-    kind: type[Body], handler: Callable[[Body], Awaitable[Any]]
-) -> Callable[[Any], Awaitable[Any]]:
-    """A handler whose body is validated first: the other end of the link is not trusted."""
-
-    async def take(body: Any) -> Any:
-        return await handler(msgspec.convert(body, kind))
-
-    return take

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator
-from typing import Any
+from types import NoneType
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entourage.errors import DeviceError, EntourageError, LinkError, LinkLost, Refused
-from entourage.hosts.link import MAX_FRAME, Link
+from entourage.hosts.link import MAX_FRAME, Link, Notice, Question
 
 
 class Pair:
@@ -44,76 +44,84 @@ async def linked(silence: float = 5.0, *, serve_two: bool = True) -> AsyncGenera
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def double(number: Any) -> int:
+DOUBLE = Question("double", int, int)
+
+
+def asks_nothing(name: str) -> Question[None, int]:
+    """A question without a body."""
+    return Question(name, NoneType, int)
+
+
+async def double(number: int) -> int:
     return number * 2
 
 
 async def test_calls_go_both_ways_and_answers_find_their_call() -> None:
     async with linked() as pair:
-        pair.one.on("double", double)
-        pair.two.on("double", double)
+        pair.one.on(DOUBLE, double)
+        pair.two.on(DOUBLE, double)
         answers = await asyncio.gather(
-            *(pair.one.call("double", n, int) for n in range(50)),
-            *(pair.two.call("double", n, int) for n in range(50)),
+            *(pair.one.call(DOUBLE, n) for n in range(50)),
+            *(pair.two.call(DOUBLE, n) for n in range(50)),
         )
     assert answers == [n * 2 for n in range(50)] * 2
 
 
 async def test_an_error_arrives_with_its_class_and_fields() -> None:
-    async def fail(_: Any) -> None:
+    async def fail(_: None) -> int:
         raise DeviceError("no space left", device="block/disk0", remedy="make room")
 
     async with linked() as pair:
-        pair.two.on("fail", fail)
+        pair.two.on(asks_nothing("fail"), fail)
         with pytest.raises(DeviceError) as caught:
-            await pair.one.call("fail", None, int)
+            await pair.one.call(asks_nothing("fail"), None)
     assert str(caught.value) == "block/disk0 on two: no space left (make room)"
 
 
 async def test_an_error_with_fields_of_its_own_still_arrives() -> None:
-    async def refuse(_: Any) -> None:
+    async def refuse(_: None) -> int:
         raise Refused([])
 
     async with linked() as pair:
-        pair.two.on("refuse", refuse)
+        pair.two.on(asks_nothing("refuse"), refuse)
         with pytest.raises(EntourageError):
-            await pair.one.call("refuse", None, int)
+            await pair.one.call(asks_nothing("refuse"), None)
 
 
 async def test_a_bug_at_the_other_end_is_an_error_and_not_a_hang() -> None:
-    async def stumble(_: Any) -> None:
+    async def stumble(_: None) -> int:
         raise KeyError("x")
 
     async with linked() as pair:
-        pair.two.on("stumble", stumble)
+        pair.two.on(asks_nothing("stumble"), stumble)
         with pytest.raises(LinkError, match="KeyError"):
-            await pair.one.call("stumble", None, int)
+            await pair.one.call(asks_nothing("stumble"), None)
         with pytest.raises(LinkError, match="not something"):
-            await pair.one.call("unheard-of", None, int)
+            await pair.one.call(asks_nothing("unheard-of"), None)
         assert pair.one.alive
 
 
 async def test_an_answer_of_another_type_is_refused() -> None:
     async with linked() as pair:
-        pair.two.on("double", double)
+        pair.two.on(DOUBLE, double)
         with pytest.raises(LinkError, match="not understood"):
-            await pair.one.call("double", 1, str)
+            await pair.one.call(DOUBLE.replying(str), 1)
 
 
 async def test_who_waits_for_an_answer_hears_of_the_loss() -> None:
-    async def never(_: Any) -> None:
-        await asyncio.get_running_loop().create_future()
+    async def never(_: None) -> int:
+        return await asyncio.get_running_loop().create_future()
 
     async with linked() as pair:
-        pair.two.on("never", never)
-        call = asyncio.create_task(pair.one.call("never", None, int))
+        pair.two.on(asks_nothing("never"), never)
+        call = asyncio.create_task(pair.one.call(asks_nothing("never"), None))
         await asyncio.sleep(0)
         pair.raw.shutdown(socket.SHUT_RDWR)
         with pytest.raises(LinkLost):
             await call
         assert isinstance(await pair.one.lost(), LinkLost)
         with pytest.raises(LinkLost):
-            pair.one.tell("anything")
+            pair.one.tell(Notice("anything", int), 1)
 
 
 async def test_silence_is_loss() -> None:
@@ -151,9 +159,22 @@ async def test_a_request_for_a_struct_is_converted() -> None:
     class Point(msgspec.Struct):
         x: int
 
-    async def point(body: Any) -> Point:
-        return Point(msgspec.convert(body, Point).x + 1)
+    async def point(body: Point) -> Point:
+        return Point(body.x + 1)
 
     async with linked() as pair:
-        pair.two.on("point", point)
-        assert await pair.one.call("point", Point(1), Point) == Point(2)
+        pair.two.on(Question("point", Point, Point), point)
+        assert await pair.one.call(Question("point", Point, Point), Point(1)) == Point(2)
+        with pytest.raises(LinkError, match="Expected `object`, got `str`"):
+            await pair.one.call(Question("point", str, Point), "no point")
+
+
+async def test_what_only_its_reader_understands_arrives_as_it_was() -> None:
+    kind = Question("plan", msgspec.Raw, int)
+
+    async def length(plan: msgspec.Raw) -> int:
+        return len(msgspec.msgpack.decode(plan, type=list[int]))
+
+    async with linked() as pair:
+        pair.two.on(kind, length)
+        assert await pair.one.call(kind, msgspec.Raw(msgspec.msgpack.encode([1, 2, 3]))) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, LinkLost, NoAgent
 from entourage.handover.values import Message, MessageKind, Record, Role
 from entourage.hosts.child import linked
+from entourage.hosts.link import Question
 from entourage.hosts.proxy_agent import proxy_settings
 from entourage.hosts.route import Route
 from entourage.hypervisors.agents import agent_link
@@ -100,7 +102,7 @@ async def test_last_words_give_the_error_its_kind(script: str, kind: type[LinkLo
         remedy="",
     ) as link:
         with pytest.raises(LinkLost) as caught:
-            await link.call("hello", None, str)
+            await link.call(Question("hello", NoneType, str), None)
     assert type(caught.value) is kind
 
 
