@@ -167,6 +167,8 @@ _CLASS_OF: dict[type[Device], str] = {
     Pci: "pci",
     External: "external",
 }
+DEVICE_CLASSES = tuple(_CLASS_OF.values())
+"""All of them, in the order in which a domain's devices are told."""
 # What the external tool of 2006 is told after -type, by device class.
 TOOL_TYPES = {"block": "vbd", "net": "vif", "tpm": "vtpm", "usb": "vusb", "pci": "pci"}
 
@@ -211,7 +213,10 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     @property
     def devices(self) -> tuple[Device, ...]:
         """All of them, in the order of their classes."""
-        return (*self.block, *self.net, *self.tpm, *self.usb, *self.pci, *self.external)
+        found: list[Device] = []
+        for name in DEVICE_CLASSES:
+            found += getattr(self, name)
+        return tuple(found)
 
     def device(self, label: str) -> Device:
         """The device with this label, ``block/disk0``; raises KeyError where there is none."""

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from entourage.domain import Device, DeviceId, Domain, External
+from entourage.domain import DEVICE_CLASSES, Device, DeviceId, Domain, External
 from entourage.errors import ConfigError
 from entourage.settings.domainfile import FORMS
 from entourage.settings.textfile import decode, parse_toml, read_bytes, shown
@@ -115,7 +115,7 @@ def read_side(name: str, metadata: str, directory: Path = DIRECTORY) -> Side:
 def _parse(text: str, path: Path) -> Side:
     written = build(parse_toml(text, path), _Written, Dialect(shown(path), forms=FORMS))
     devices: dict[str, dict[str, Any]] = {}
-    for table in ("block", "net", "tpm", "usb", "pci"):
+    for table in DEVICE_CLASSES[:-1]:  # external ones are whole
         sections: tuple[_Section, ...] = getattr(written, table)
         for section in sections:
             said: dict[str, Any] = msgspec.to_builtins(section)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from entourage.domain import Block, Device, Domain, Net, Pci, Tpm, Usb
+from entourage.domain import DEVICE_CLASSES, Block, Device, Domain, Net, Pci, Tpm, Usb
 from entourage.errors import ConfigError
 from entourage.settings.command import split_command
 from entourage.settings.textfile import decode, parse_toml, printable, read_bytes, shown
@@ -190,7 +190,7 @@ def _real(path: str) -> str:
 
 def _keyed(domain: Domain) -> Iterator[tuple[str, Device]]:
     """Every device with its key in a file, ``block[0]``."""
-    for name in ("block", "net", "tpm", "usb", "pci", "external"):
+    for name in DEVICE_CLASSES:
         devices: tuple[Device, ...] = getattr(domain, name)
         for index, device in enumerate(devices):
             yield f"{name}[{index}]", device

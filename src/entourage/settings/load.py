@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import inspect
 
+from entourage.domain import DEVICE_CLASSES
 from entourage.errors import ConfigError
 from entourage.settings.command import split_command
 from entourage.settings.model import MigrationSettings, Settings, ToolSettings
@@ -28,7 +29,6 @@ PATH_VARIABLES = {
     "run": "ENTOURAGE_RUN_DIR",
     "log": "ENTOURAGE_LOG_DIR",
 }
-CLASSES = ("block", "net", "tpm", "usb", "pci", "external")
 _LAST_PORT = 65535
 
 
@@ -128,17 +128,17 @@ def _check_migration(migration: MigrationSettings, where: str) -> None:
 
 
 def _check_tool(tool: ToolSettings, where: str) -> None:
-    for name in ("command", *CLASSES):
+    for name in ("command", *DEVICE_CLASSES):
         command: str | None = getattr(tool, name)
         if command is not None:
             _check_command(command, where, f"tool.{name}")
     for name in tool.subtypes:
-        if name not in CLASSES:
+        if name not in DEVICE_CLASSES:
             raise ConfigError(
-                f"no device class{did_you_mean(name, CLASSES)}",
+                f"no device class{did_you_mean(name, DEVICE_CLASSES)}",
                 path=where,
                 key=printable(f"tool.subtypes.{name}"),
-                remedy=f"classes are {', '.join(CLASSES)}",
+                remedy=f"classes are {', '.join(DEVICE_CLASSES)}",
             )
 
 

@@ -100,7 +100,6 @@ class Migration:
         self._interrupted = ""
         self._decided = asyncio.Event()
         self._broken: EntourageError | None = None
-        self._failures_there: list[EntourageError] = []
 
     async def _story(self, session: Session, devices: DeviceSteps, side: SourceSide) -> None:
         """From TEST to just before GO. Whatever it raises, everything goes back."""
@@ -197,7 +196,7 @@ class Migration:
         if self._request.dry_run:
             return self._finish("can-move", runs_on=session.source)
         await self._hand_over(session, side)
-        problems = (*side.problems, *map(str, self._failures_there))
+        problems = (*side.problems, *map(str, session.failures_there.all))
         outcome = "clean-up-incomplete" if problems else "moved"
         return self._finish(outcome, runs_on=session.target, problems=problems)
 
@@ -210,13 +209,13 @@ class Migration:
         now = self._clock.now()
         self._blackout.name("automatic resume is off", session.source, until=now)
         self._emit(GoSent(at=now))
-        if await await_outcome(session, side, self._decided, self._settings, self._told_last):
+        if await await_outcome(session, side, self._decided, self._settings):
             with contextlib.suppress(JournalError):  # then `recover` tells it once more
                 note_told(session.journal, self.id)
         if self._broken:
             raise self._broken
         if side.state.record is Record.BACK:
-            told = self._told_last()
+            told = session.failures_there.last
             raise MigrationFailed(
                 told.message if told else "the target could not let the guest run",
                 host=session.target,
@@ -271,7 +270,7 @@ class Migration:
                 await asyncio.get_running_loop().create_future()
             raise HypervisorError(f"the domain's machine is gone: {reason}", host=session.source)
 
-        async with run_alongside(lost(), died(), session.failed_there()):
+        async with run_alongside(lost(), died(), session.failures_there.first()):
             await self._story(session, devices, side)
 
     async def _told(self, task: asyncio.Task[None]) -> None:
@@ -316,9 +315,8 @@ class Migration:
             host=self._request.route.host,
             remedy=failure.remedy,
         )
-        self._failures_there.append(error)
         if self._session:
-            self._session.failures.put_nowait(error)
+            self._session.failures_there.add(error)
 
     async def _on_resumed_there(self, resumed: messages.Resumed) -> None:
         target = self._request.route.host
@@ -331,10 +329,6 @@ class Migration:
         self._blackout.end(self._clock.at_target(resumed.runs), target)
 
     # Small things
-
-    def _told_last(self) -> EntourageError | None:
-        """The last failure that the target reported."""
-        return self._failures_there[-1] if self._failures_there else None
 
     def _source_side(self, session: Session, devices: DeviceSteps) -> SourceSide:
         return SourceSide(

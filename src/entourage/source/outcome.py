@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 
 from entourage import messages
-from entourage.errors import EntourageError, InDoubt, LinkError
+from entourage.errors import InDoubt, LinkError
 from entourage.handover.values import TERMINAL, Connected, Input
 from entourage.hosts.link import Link
 from entourage.settings.model import Settings
@@ -23,7 +22,6 @@ async def await_outcome(
     side: SourceSide,
     decided: asyncio.Event,
     settings: Settings,
-    failure: Callable[[], EntourageError | None],
 ) -> bool:
     """Return once the migration is decided: the record is BACK or GONE.
 
@@ -32,7 +30,6 @@ async def await_outcome(
         side: Its source's half.
         decided: Is set when it is decided.
         settings: How long to ask.
-        failure: The last that the target told of what went wrong there, if anything.
 
     Returns:
         Whether the target is known to know it.
@@ -54,7 +51,7 @@ async def await_outcome(
     except TimeoutError:
         await side.take(Input.UNREACHABLE)
         name = session.machine.domain.name
-        told = failure()
+        told = session.failures_there.last
         raise InDoubt(
             f"{session.target} was told to run {name} and has not answered since"
             f"{f', but for this: {told.message}' if told else ''}; the copy here stays stopped",

@@ -41,6 +41,29 @@ _WEAKER = (
 )
 
 
+class FailuresThere:
+    """What went wrong on the target without having been asked for."""
+
+    def __init__(self) -> None:
+        self.all: list[EntourageError] = []
+        self._arrived = asyncio.Event()
+
+    def add(self, error: EntourageError) -> None:
+        """The target has told of one."""
+        self.all.append(error)
+        self._arrived.set()
+
+    @property
+    def last(self) -> EntourageError | None:
+        """The last of them, if any."""
+        return self.all[-1] if self.all else None
+
+    async def first(self) -> NoReturn:
+        """Wait for the first, and raise it."""
+        await self._arrived.wait()
+        raise self.all[0]
+
+
 @dataclass(slots=True)
 class Session:
     """All that a migration has open.
@@ -56,7 +79,7 @@ class Session:
         welcome: What the agent said of itself.
         clock: Puts both hosts' moments on one scale.
         has_landed_there: Set when the target has said LANDED.
-        failures: What went wrong on the target without having been asked for.
+        failures_there: What went wrong on the target without having been asked for.
         blockers: What the hypervisor itself marks as not migratable.
         landed: Both sides have said that memory is all there.
     """
@@ -77,7 +100,7 @@ class Session:
     clock: Clock
     emit: Listener
     has_landed_there: asyncio.Event = field(default_factory=asyncio.Event)
-    failures: asyncio.Queue[EntourageError] = field(default_factory=asyncio.Queue[EntourageError])
+    failures_there: FailuresThere = field(default_factory=FailuresThere)
     blockers: tuple[Refusal, ...] = ()
     landed: bool = False
 
@@ -167,10 +190,6 @@ class Session:
     async def landed_there(self) -> None:
         """Wait until the target has said that all of memory is there."""
         await self.has_landed_there.wait()
-
-    async def failed_there(self) -> NoReturn:
-        """Wait for, and raise, what goes wrong on the target without having been asked for."""
-        raise await self.failures.get()
 
 
 def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
