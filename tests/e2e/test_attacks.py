@@ -130,12 +130,13 @@ def test_nor_looked_at_nor_digested(a: Host, b: Host, secret: str) -> None:
     assert all("image-directories" in one for one in errors(said[2:]))
 
 
-def test_another_guests_image_is_not_opened(a: Host, b: Host) -> None:
+@pytest.mark.parametrize("more", [{}, {"readonly": True}, {"model": "ide-cd"}])
+def test_another_guests_image_is_not_opened(a: Host, b: Host, more: dict[str, Any]) -> None:
     """It lies where images may lie; but it was neither made for this domain nor proven shared."""
     other = "/srv/other.raw"
     b.path(other).write_bytes(CONTENT.encode() * 512)
     try:
-        said = errors(speak(a, b, hello(), opening(domain({"path": other})), ("build", {})))
+        said = errors(speak(a, b, hello(), opening(domain({"path": other, **more})), ("build", {})))
         assert any("neither made by this migration nor proven" in one for one in said), said
         # Nor by a nonce that it has made for itself, or a link to it.
         nonce = new_image("/srv/.entourage-mine-1.nonce")

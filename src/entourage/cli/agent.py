@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,9 +80,10 @@ def _join(words: _Words, path: str, what: str) -> int:
     if words.forced:
         from entourage.settings.load import load_settings  # noqa: PLC0415 - what fails is told
 
-        run = load_settings(_config(words)).paths.run
-        if ".." in path or not Path(path).is_relative_to(run):
-            raise UsageError(f"{path} is no socket of an agent here")
+        run = re.escape(load_settings(_config(words)).paths.run)
+        ours = re.fullmatch(rf"{run}/xen-[0-9A-Za-z-]+\.incoming/streams", path)
+        if not ours or not re.fullmatch(r"memory|disk [A-Za-z][A-Za-z0-9_.-]{0,30}", what):
+            raise UsageError(f"{path} is no socket of an agent's streams here")
     return join(path, what)
 
 

@@ -21,7 +21,7 @@ from entourage.steps import Refusal
 
 # Models that reach for something of the host's own without being told what; those that must be told
 # (usb-redir, virtio-9p) are only libvirt's, which decides about them.
-_HOSTS_OWN = ("usb-host", "vfio", "vhost", "ivshmem")
+_HOSTS_OWN = ("usb-host", "u2f-", "vfio", "vhost", "ivshmem")
 
 
 class Allowed:
@@ -39,16 +39,30 @@ class Allowed:
         self._settings = settings
         directories = settings.image_directories
         self.images = Beneath(directories, "agent.image-directories")
-        self.boot = Beneath((*settings.boot_directories, *directories), "agent.boot-directories")
-        self._proven: set[str] = set()
+        self.boot = Beneath(settings.boot_directories, "agent.boot-directories")
+        self._made: dict[str, str] = {}
+        self._proven: dict[str, str] = {}
+
+    def make(self, path: str, image_format: str) -> None:
+        """A file was made by this migration, and is opened in this format only."""
+        self._made[path] = image_format
+        self.prove(path)
 
     def prove(self, path: str) -> None:
-        """A file was made by this migration, or a directory or device is seen by both hosts."""
-        self._proven.add(path)
+        """Both hosts see this very file, or the source knows its content; without links."""
+        self._proven[path] = _identity(path)
 
     def is_proven(self, path: str) -> bool:
-        """Whether the file, or the directory that it lies in, has been proven."""
-        return path in self._proven or str(Path(path).parent) in self._proven
+        """Whether it is a file that was made or proven, and still the same one."""
+        return bool(self._proven.get(path)) and self._proven[path] == _identity(path)
+
+    def made_as(self, path: str) -> str:
+        """The format in which a file was made by this migration; empty where it was not."""
+        return self._made.get(path, "")
+
+    def may_open(self, path: str) -> bool:
+        """Whether an image, without links, may be opened as it is."""
+        return self.is_proven(path) or self._settings.believe_shared
 
     def has_device(self, path: str) -> bool:
         """Whether a device of this host may be used."""
@@ -61,7 +75,7 @@ class Allowed:
         Raises:
             NotAllowed: The settings do not name it.
         """
-        if not self.has_device(path) and path not in self._proven:
+        if not self.has_device(path):
             raise NotAllowed(
                 f"{path} is not among the devices that are allowed here",
                 remedy="add it to agent.devices in the settings there",
@@ -109,10 +123,12 @@ class Allowed:
             match device:
                 case Block() if built:
                     yield device.label, partial(self._disk, device)
-                case Net(attach="bridge") if built:
+                case Net() if built:
                     yield device.label, partial(self.network, device.bridge)
-                case Tpm(type="external" | "passthrough"):
-                    yield device.label, partial(self.device, device.socket or device.path or "")
+                case Tpm(type="external"):
+                    yield device.label, partial(self.device, device.socket or "")
+                case Tpm(type="passthrough"):
+                    yield device.label, partial(self.device, device.path or "/dev/tpm0")
                 case Usb() | Pci():
                     yield device.label, partial(self._hardware, device)
                 case _:
@@ -128,8 +144,10 @@ class Allowed:
             self.device(disk.path)
             return
         real = self.images.real(disk.path)
-        only_read = disk.readonly or disk.model == "ide-cd"
-        if not (only_read or self.is_proven(real) or self._settings.believe_shared):
+        made_as = self.made_as(real)
+        if made_as and made_as != disk.format:
+            raise DeviceError(f"{disk.path} was made as {made_as}, and is opened as nothing else")
+        if not self.may_open(real):
             raise DeviceError(
                 f"{disk.path} was neither made by this migration nor proven to be shared",
                 remedy="agent.believe-shared in the settings there lets it be opened all the same",
@@ -137,17 +155,26 @@ class Allowed:
 
     def _hardware(self, device: Usb | Pci) -> None:
         """One of the host's own, or an emulated one that reaches for it."""
+        kind = "usb" if isinstance(device, Usb) else "pci"
         if device.plug is not None:
-            self.device(
-                f"usb:{device.plug}" if isinstance(device, Usb) else f"pci:{whole_bdf(device.plug)}"
-            )
-        elif device.model:
-            if device.model.startswith(_HOSTS_OWN):
-                self.device(device.model)
-        elif isinstance(device, Pci):
+            self.device(f"{kind}:{device.plug if kind == 'usb' else whole_bdf(device.plug)}")
+        if device.model and device.model.startswith(_HOSTS_OWN):
+            self.device(device.model)
+        if device.plug is not None or device.model:
+            return  # what stands for it is plugged in its place, or it is nobody's
+        if isinstance(device, Pci):
             self.device(f"pci:{whole_bdf(device.host or '')}")
         else:
             self.device(f"usb:{device.vendor or 0:04x}:{device.product or 0:04x}")
+
+
+def _identity(path: str) -> str:
+    """Which file is at a path, without following a link; empty where there is no plain file."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}" if stat.S_ISREG(status.st_mode) else ""
 
 
 def _matches(text: str, patterns: tuple[str, ...]) -> bool:

@@ -94,8 +94,8 @@ class AgentSettings(_Section, frozen=True):
 
     image_directories: tuple[str, ...] = ("/var/lib/libvirt/images", "/srv")
     """Beneath these, images of machines that arrive are made, looked at and opened."""
-    boot_directories: tuple[str, ...] = ("/usr/share", "/usr/lib", "/boot")
-    """Beneath these, and beneath the others, lie firmware and kernels that it may name."""
+    boot_directories: tuple[str, ...] = ("/usr/share", "/usr/lib", "/var/lib/libvirt")
+    """Beneath these lie firmware and kernels that it may name, and its guest then read."""
     devices: tuple[str, ...] = ()
     """This host's own devices that it may use, by patterns: ``/dev/vg1/*``, ``usb:1050:0407``."""
     networks: tuple[str, ...] = ("*",)

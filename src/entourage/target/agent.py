@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from entourage import messages
 from entourage.admission import arrival_generation, unsettled
 from entourage.devices.base import Controller, There
+from entourage.devices.block.images import check_chain
 from entourage.devices.remote import out_of_reach
 from entourage.domain import Domain
 from entourage.errors import (
@@ -73,6 +74,7 @@ class Agent:
         self._link = link
         self._caller = caller
         self._allowed = Allowed(settings.agent)
+        self._facts: dict[str, str] = {}
         self._settings = settings
         self._journal = journal
         self._host = socket.gethostname()
@@ -132,6 +134,8 @@ class Agent:
                 host=self._host,
                 remedy="install the same version on both hosts",
             )
+        if self._hello is not None and hello != self._hello:
+            raise UsageError("one link is about one migration")
         self._caller.check(hello.source, hello.hypervisor, self._settings.agent, self._host)
         self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
         self._hello = hello
@@ -148,12 +152,17 @@ class Agent:
 
     async def _on_test(self, test: messages.TestDomain) -> list[Refusal]:
         hypervisor = self._known()
+        if self._side is not None:
+            raise UsageError("the migration is open, and was tested before")
+        self._facts = test.facts
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
-        refusals = list(await hypervisor.test_incoming(test.domain, self._host, test.facts))
+        refusals: list[Refusal] = []
         if self._caller.proxy:
             refusals += out_of_reach(test.domain, self._host)
         else:
             refusals += self._allowed.not_allowed(test.domain, self._host, built=False)
+        if not any(refusal.device == "domain" for refusal in refusals):
+            refusals += await hypervisor.test_incoming(test.domain, self._host, test.facts)
         keeper = socket.gethostname()  # of the record: a proxy agent's host is the source
         return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
 
@@ -182,6 +191,12 @@ class Agent:
         uuid = opening.domain.uuid
         if self._side is not None or hello is None or uuid is None:
             raise UsageError("one agent opens one migration, of a domain with a UUID")
+        if not self._caller.proxy:
+            # Not only at TEST, which a stranger leaves out: what has that name or UUID here must
+            # never be taken for what this migration makes, and be ended with it.
+            found = await hypervisor.test_incoming(opening.domain, self._host, self._facts)
+            if found:
+                raise Refused(found)
         run_dir = Path(self._settings.paths.run)
         doing = f"{hello.source} migrates {opening.domain.name} to this host"
         self._held.enter_context(domain_lock(run_dir, uuid, doing))
@@ -220,11 +235,21 @@ class Agent:
             found := self._allowed.not_allowed(there.domain, self._host, built=True)
         ):
             raise Refused(found)
+        if not self._caller.proxy:
+            await self._check_chains(there)
         # A file or tap that a device's half chose is in there.domain by now.
         await self._arrival_tasks.run(there.incoming.build(there.domain, opening.plane, plan))
         self._making()  # it may have been called off just now
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
+
+    async def _check_chains(self, there: There) -> None:
+        """What a qcow2 image that was not made here names must be allowed as well."""
+        for disk in there.domain.block:
+            if disk.format == "qcow2" and not there.allowed.has_device(disk.path):
+                real = there.allowed.images.real(disk.path)
+                if not there.allowed.made_as(real):
+                    await check_chain(real, there.allowed)
 
     async def _on_listen(self, _: None) -> Ticket:
         there, _opening = self._making()

@@ -191,7 +191,9 @@ class TwoHosts:
             settings=self.settings,
             run_dir=str(root / "run"),
             state_dir=str(root / "state"),
-            allowed=Allowed(AgentSettings(image_directories=("/",), devices=("*",))),
+            allowed=Allowed(
+                AgentSettings(image_directories=("/",), devices=("*",), believe_shared=True)
+            ),
         )
 
     def on_target(self, path: Path | str) -> Path:

@@ -47,9 +47,10 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look"):
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True, tag="digest"):
-    """TEST: the SHA-256 of what is at this path."""
+    """TEST: the SHA-256 of what is at this path; ``known`` is what the source has."""
 
     path: str
+    known: str = ""
 
 
 class Make(msgspec.Struct, frozen=True, kw_only=True, tag="make"):
@@ -162,6 +163,12 @@ class BlockController(Controller):
             return [refuse(disk, here.target, f"it is not shared: {top.reason}", remedy)]
         believed = disk.shared == "yes" and not top.same
         stays = top.same or believed or (_only_read(disk) and await self._same(here, top, path))
+        if stays and not (top.there.opens or _only_read(disk)):
+            reason = (
+                f"{path} there is not proven to be this disk: {top.reason or 'nothing says so'}"
+            )
+            remedy = "agent.believe-shared in the settings there lets it be opened all the same"
+            return [refuse(disk, here.target, reason, remedy)]
         if stays and believed:
             warn(here, disk, here.target, f'shared = "yes" is believed: {top.reason}')
         flat = not stays and (len(chain) == 1 or disk.copy == "flat")
@@ -189,7 +196,9 @@ class BlockController(Controller):
 
     async def _same(self, here: Here, match: Match, path: str) -> bool:
         """Whether what is only read is the same there, if only by its content."""
-        return await sameness.same_content(match, lambda: here.peer(Digest(path=path), str))
+        return await sameness.same_content(
+            match, lambda known: here.peer(Digest(path=path, known=known), str)
+        )
 
     def _lacks(self, here: Here, match: Match, remedy: str) -> Refusal:
         reason = f"{match.path}, which it is built on, is not the same there: {match.reason}"
@@ -257,10 +266,10 @@ class BlockController(Controller):
                 return await asyncio.gather(
                     *(storage.look_there(spot, there.allowed) for spot in spots)
                 )
-            case Digest(path=path):
+            case Digest(path=path, known=known):
                 try:
                     async with asyncio.timeout(there.settings.migration.test_timeout):
-                        return await storage.digest(self._readable(there, path))
+                        return await self._digest(there, path, known)
                 except OSError as error:
                     reason = f"{path} cannot be read: {error.strerror}"
                     raise DeviceError(reason, device=self.disk.label, host=there.host) from error
@@ -327,11 +336,15 @@ class BlockController(Controller):
                 await images.set_aside(str(directory / Path(self._made.path).name))
 
     @staticmethod
-    def _readable(there: There, path: str) -> str:
-        """What may be digested: an image, or a device that the source may name."""
-        if there.allowed.has_device(path) or there.allowed.is_proven(path):
-            return path
-        return there.allowed.images.real(path)
+    async def _digest(there: There, path: str, known: str) -> str:
+        """Digest an image, or a device that the source may name; it is proven if it was known."""
+        if there.allowed.has_device(path):
+            return await storage.digest(path)
+        real = there.allowed.images.real(path)
+        found = await storage.digest(real)
+        if found == known:
+            there.allowed.prove(real)
+        return found
 
     def progress(self, here: Here) -> tuple[int, int]:
         """How far the copy has come."""

@@ -25,6 +25,7 @@ from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import Ledger, place
 
 _MARGIN = 16 << 20
+_LONGEST_CHAIN = 64
 # What ``_options`` reads of a qcow2, and no more: others name files, or keys.
 _OPTIONS = {
     "cluster_size": "[0-9]{3,8}",
@@ -323,7 +324,7 @@ async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed
         raise DeviceError(f"{new.path} has come into being meanwhile") from error
     except OSError as error:
         raise DeviceError(f"{new.path} cannot be made: {error.strerror}") from error
-    allowed.prove(str(final))
+    allowed.make(str(final), new.format)
     return done
 
 
@@ -335,7 +336,53 @@ def _check_new(new: NewImage, allowed: Allowed) -> None:
         if not re.fullmatch(_OPTIONS.get(key, "(?!)"), value):
             raise DeviceError(f"an image with {key}={value} is not made for another host")
     if new.backing is not None:
-        allowed.images.real(new.backing)
+        if new.backing_format not in {"raw", "qcow2"}:
+            raise DeviceError(f"no overlay is made on an image of format {new.backing_format}")
+        check_below(new.backing, new.backing_format, allowed)
+
+
+def check_below(path: str, image_format: str, allowed: Allowed) -> None:
+    """See that an image that another one names may be opened as that.
+
+    Raises:
+        DeviceError: It may not.
+    """
+    if allowed.has_device(path):
+        return
+    real = allowed.images.real(path)
+    made_as = allowed.made_as(real)
+    if not allowed.may_open(real) or (made_as and made_as != image_format):
+        raise DeviceError(
+            f"{path}, which an image is built on, is not proven to be the source's",
+            remedy="agent.believe-shared in the settings there lets it be opened all the same",
+        )
+
+
+async def check_chain(path: str, allowed: Allowed) -> None:
+    """See that a qcow2 image that was not made here names only what may be opened.
+
+    Each image is looked at by itself: what it names is opened only once it is known to be allowed.
+
+    Raises:
+        DeviceError: It names something else, or cannot be read.
+    """
+    for _ in range(_LONGEST_CHAIN):
+        text = await qemu_img("info", "--output=json", "-U", "-f", "qcow2", "--", path)
+        info = msgspec.json.decode(text, type=dict[str, Any])
+        data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
+        if data_file:
+            check_below(str(Path(path).parent / data_file), "raw", allowed)
+        backing = info.get("full-backing-filename")
+        if not backing:
+            return
+        below, kind = _absolute(str(backing), path), str(info.get("backing-filename-format", ""))
+        if kind not in {"raw", "qcow2"}:
+            raise DeviceError(f"{path} does not say of which format {below} is")
+        check_below(below, kind, allowed)
+        if kind == "raw":
+            return
+        path = below
+    raise DeviceError(f"the images below it are more than {_LONGEST_CHAIN}")
 
 
 def _make_empty(scratch: Path, new: NewImage, allowed: Allowed) -> None:

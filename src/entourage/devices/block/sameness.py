@@ -89,10 +89,8 @@ async def _compare_once(
             unwritable.append(why)
         before = await asyncio.gather(*map(storage.look, spots))
         theirs = [
-            msgspec.structs.replace(
-                spot, path=there, ids=seen.ids if seen.kind == "device" else frozenset()
-            )
-            for spot, seen, (_, there) in zip(spots, before, pairs, strict=True)
+            msgspec.structs.replace(spot, path=there)
+            for spot, (_, there) in zip(spots, pairs, strict=True)
         ]
         there = await ask(theirs)
         after = await asyncio.gather(*(storage.look(Spot(path=path)) for path, _ in pairs))
@@ -152,14 +150,15 @@ def _instead(there: Seen, wanted: str) -> str:
     return f"it is no {wanted} there"
 
 
-async def same_content(match: Match, ask: Callable[[], Awaitable[str]]) -> bool:
-    """Whether both hosts have the same bytes there; reads all of it, at both ends at once.
+async def same_content(match: Match, ask: Callable[[str], Awaitable[str]]) -> bool:
+    """Whether both hosts have the same bytes there; reads all of it.
 
     Only for what nobody writes to.
 
     Args:
         match: What was seen.
-        ask: Has the target digest its file.
+        ask: Has the target digest its file. It is told the source's digest: who knows what is in a
+            file may have it opened.
     """
     if match.same:
         return True
@@ -168,10 +167,5 @@ async def same_content(match: Match, ask: Callable[[], Awaitable[str]]) -> bool:
         return False
     if storage.whole_sectors(match.here.size) != storage.whole_sectors(match.there.size):
         return False
-    ours = asyncio.create_task(storage.digest(match.path))
-    try:
-        theirs = await ask()
-        return await ours == theirs
-    finally:
-        ours.cancel()
-        await asyncio.wait({ours})
+    ours = await storage.digest(match.path)
+    return await ask(ours) == ours

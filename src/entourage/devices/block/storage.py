@@ -48,14 +48,12 @@ class Spot(msgspec.Struct, frozen=True, kw_only=True):
         nonce: The name of the nonce that the other host wrote beside its file; empty for none.
         content: What the nonce holds.
         samples: Where to take samples of the content, bytes from the beginning.
-        ids: What the other host knows its device by: naming one proves that it sees the device.
     """
 
     path: str
     nonce: str = ""
     content: str = ""
     samples: tuple[int, ...] = ()
-    ids: frozenset[str] = frozenset()
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +67,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         ids: What the thing is certainly known by: a file by kernel, filesystem and inode.
         samples: The digest of each sample.
         error: Why it could not be looked at; empty where it could.
+        opens: Of the target's: whether it would be opened there as it is.
     """
 
     kind: Literal["none", "file", "device", "other"] = "none"
@@ -78,6 +77,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     ids: frozenset[str] = frozenset()
     samples: tuple[str, ...] = ()
     error: str = ""
+    opens: bool = True
 
 
 async def look(spot: Spot) -> Seen:
@@ -95,30 +95,36 @@ async def look_there(spot: Spot, allowed: Allowed) -> Seen:
 
 
 def _look_there(spot: Spot, allowed: Allowed) -> Seen:
-    if len(spot.samples) > _SAMPLES:
-        raise NotAllowed(f"more than {_SAMPLES} samples are asked for")
+    if len(spot.samples) > _SAMPLES or any(offset % _SAMPLE for offset in spot.samples):
+        raise NotAllowed("samples are asked for that no source takes")
     try:
-        if stat.S_ISBLK(os.stat(spot.path).st_mode):  # noqa: PTH116 - one call
-            return _look_at_device_there(spot, allowed)
-        real = allowed.images.real(spot.path)
+        if not spot.path.startswith("/dev/"):
+            real = allowed.images.real(spot.path)
+        elif stat.S_ISBLK(os.stat(spot.path).st_mode):  # noqa: PTH116 - one call
+            allowed.device(spot.path)
+            return _look(spot)
+        else:
+            real = allowed.images.real(spot.path)
     except FileNotFoundError:  # nor is its directory: nothing is there
         return Seen()
     except OSError as error:
         return Seen(kind="other", error=error.strerror or str(error))
-    seen = _look(msgspec.structs.replace(spot, path=real))
-    if seen.nonce:
-        allowed.prove(str(Path(real).parent))
-    return seen
+    if _is_device(real):
+        allowed.device(real)
+        return _look(msgspec.structs.replace(spot, path=real))
+    seen = _look(msgspec.structs.replace(spot, path=real, samples=()))
+    if spot.samples and all(offset + _SAMPLE <= seen.size for offset in spot.samples):
+        seen = _look(msgspec.structs.replace(spot, path=real))
+    if seen.nonce and seen.kind == "file":
+        allowed.prove(real)
+    return msgspec.structs.replace(seen, opens=seen.kind != "file" or allowed.may_open(real))
 
 
-def _look_at_device_there(spot: Spot, allowed: Allowed) -> Seen:
-    if not allowed.has_device(spot.path):
-        common = identities(os.stat(spot.path).st_rdev) & spot.ids  # noqa: PTH116 - as above
-        if any(not identity.startswith(WEAK) for identity in common):
-            allowed.prove(spot.path)
-        else:
-            allowed.device(spot.path)
-    return _look(spot)
+def _is_device(path: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _look(spot: Spot) -> Seen:
@@ -286,7 +292,11 @@ async def digest(path: str) -> str:
 
 def _digest(path: str, stop: threading.Event) -> str:
     total, size = hashlib.sha256(), 0
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered, into one buffer
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not (stat.S_ISREG(mode := os.fstat(handle).st_mode) or stat.S_ISBLK(mode)):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is neither a file nor a block device", path)
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered, into one buffer
         buffer = bytearray(1 << 20)
         while (count := file.readinto(buffer)) and not stop.is_set():
             total.update(memoryview(buffer)[:count])

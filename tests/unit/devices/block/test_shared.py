@@ -8,7 +8,9 @@ import pytest
 
 from entourage.devices.block import storage
 from entourage.devices.block.controller import Placement
+from entourage.hosts.allowed import Allowed
 from entourage.hypervisors.base import DiskCopy
+from entourage.settings.model import AgentSettings
 from tests.unit.devices.test_harness import (
     Move,
     names,
@@ -108,6 +110,18 @@ async def test_without_a_nonce_yes_is_believed_if_everything_agrees(
     move.hosts.share(srv)
     assert await move.test() == []
     assert "is believed" in move.hosts.warnings[0]
+
+
+async def test_what_the_target_would_not_open_is_refused_at_test(
+    tmp_path: Path, srv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "nonce_beside", unwritable)
+    move = Move(tmp_path, raw(srv / "web1.img", data=b"x" * 4096), shared="yes")
+    move.hosts.there.allowed = Allowed(AgentSettings(image_directories=("/",)))
+    move.hosts.share(srv)
+    refusal = await move.refusal()
+    assert "not proven to be this disk" in refusal.reason
+    assert "agent.believe-shared" in refusal.remedy
 
 
 async def test_shared_yes_is_checked(tmp_path: Path, srv: Path) -> None:
