@@ -211,6 +211,31 @@ def test_the_hosts_own_devices_are_its_own(a: Host, b: Host) -> None:
         assert any("agent.devices" in one or "agent.boot-directories" in one for one in said), said
 
 
+def test_a_domain_that_runs_there_is_not_ended(a: Host, b: Host) -> None:
+    """By a migration of the same UUID that is opened and then called off."""
+    b.write_files({"/root/victim.toml": 'name = "victim"\nmemory = "64M"\naccel = "tcg"\n'})
+    b.run(["entourage", "start", "/root/victim.toml"], timeout=PATIENCE)
+    try:
+        [victim] = json.loads(b.run(["entourage", "list", "--json"]).stdout)
+        for evil in ({"uuid": victim["uuid"]}, {"name": "victim"}):
+            said = errors(speak(a, b, hello(), opening(domain(**evil)), ("abort", None)))
+            assert any("there is a domain victim here already" in one for one in said), said
+        [after] = json.loads(b.run(["entourage", "list", "--json"]).stdout)
+        assert after == victim
+    finally:
+        b.run(["entourage", "stop", "--force", "victim"], timeout=PATIENCE)
+        b.run(["sh", "-c", "rm -r /var/lib/entourage/domains/* /root/victim.toml"])
+
+
+def test_an_open_migration_is_not_exchanged_for_another(a: Host, b: Host) -> None:
+    what = domain()
+    test = ("test", {"domain": domain(), "facts": {}})
+    other = ("hello", {**hello()[1], "migration": "m-other"})
+    said = speak(a, b, hello(), opening(what), test, other)
+    assert "was tested before" in said[2]["error"]
+    assert "one migration" in said[3]["error"]
+
+
 def test_memory_is_not_taken_in_the_clear(a: Host, b: Host) -> None:
     text = b.path(CONFIG).read_text()
     b.write_files({CONFIG: text.replace("allow-unencrypted = true", "")})
