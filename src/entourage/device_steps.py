@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import asynccontextmanager
 from typing import Any
 
-from entourage.devices.base import Controller, Here
+from entourage.devices.base import AnyController, Here
 from entourage.devices.registry import controller_class
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Domain
@@ -31,7 +31,7 @@ from entourage.steps import Refusal, Step
 
 def source_controllers(
     domain: Domain, settings: Settings, tool: str | None = None
-) -> list[Controller]:
+) -> list[AnyController]:
     """A controller for each device of a domain that is to leave this host.
 
     Args:
@@ -39,7 +39,7 @@ def source_controllers(
         settings: This host's: they may name external tools.
         tool: One for every class, from the command line.
     """
-    controllers: list[Controller] = []
+    controllers: list[AnyController] = []
     for device in domain.devices:
         kind = controller_class(device)
         command = tool_for(device, settings, tool)
@@ -66,8 +66,8 @@ class DeviceSteps:
 
     def __init__(
         self,
-        controllers: Sequence[Controller],
-        here: Callable[[Controller, str, Callable[[], None]], Here],
+        controllers: Sequence[AnyController],
+        here: Callable[[AnyController, str, Callable[[], None]], Here],
         timeouts: MigrationSettings,
         emit: Listener,
         now: Callable[[], float],
@@ -85,7 +85,7 @@ class DeviceSteps:
         """Step 0: every refusal of every device. A device that fails to answer refuses."""
         found: list[Refusal] = []
 
-        async def ask(controller: Controller) -> None:
+        async def ask(controller: AnyController) -> None:
             label = controller.device.label
             here = self._here(controller, "test")
             try:
@@ -106,7 +106,7 @@ class DeviceSteps:
         made = asyncio.Barrier(len(self.controllers) + 1)
         built = asyncio.Event()
 
-        async def one(controller: Controller) -> None:
+        async def one(controller: AnyController) -> None:
             self._began.add(controller.device.label)
             async with self._device(controller, Step.PREPARE, self._timeouts.prepare_timeout):
                 await controller.prepare(self._here(controller, "prepare"))
@@ -130,7 +130,7 @@ class DeviceSteps:
             if not unsettled:
                 self._settled.set()
 
-        async def one(controller: Controller) -> None:
+        async def one(controller: AnyController) -> None:
             settled = functools.partial(settle, controller.device.label)
             async with self._device(controller, Step.TRANSFER, None):
                 await controller.transfer(self._here(controller, "transfer", settled))
@@ -148,7 +148,7 @@ class DeviceSteps:
     async def sync(self) -> None:
         """Step 3: when this returns, every device's state is complete on the target."""
 
-        async def one(controller: Controller) -> None:
+        async def one(controller: AnyController) -> None:
             async with self._device(controller, Step.SYNC, None):
                 await controller.sync(self._here(controller, "sync"))
 
@@ -173,7 +173,7 @@ class DeviceSteps:
     async def let_go(self) -> list[str]:
         """The domain runs on the target: free what it held here; returns what could not be."""
 
-        async def one(controller: Controller) -> str:
+        async def one(controller: AnyController) -> str:
             try:
                 async with asyncio.timeout(self._timeouts.recover_timeout):
                     await controller.let_go(self._here(controller, "let_go"))
@@ -213,12 +213,12 @@ class DeviceSteps:
         return [label for label in labels if self._finished.get(label) is not Step.SYNC]
 
     def _here(
-        self, controller: Controller, half: str, settled: Callable[[], None] = lambda: None
+        self, controller: AnyController, half: str, settled: Callable[[], None] = lambda: None
     ) -> Here:
         return self._make_here(controller, half, settled)
 
-    async def _recover(self, controllers: Sequence[Controller], patience: float) -> list[str]:
-        async def one(controller: Controller) -> str:
+    async def _recover(self, controllers: Sequence[AnyController], patience: float) -> list[str]:
+        async def one(controller: AnyController) -> str:
             label = controller.device.label
             told = self._finished[label]
             start, problem = self._now(), ""
@@ -255,7 +255,7 @@ class DeviceSteps:
 
     @asynccontextmanager
     async def _device(
-        self, controller: Controller, step: Step, patience: float | None
+        self, controller: AnyController, step: Step, patience: float | None
     ) -> AsyncGenerator[None]:
         """Run one device's step: emit its events, apply its deadline, name it in errors."""
         label = controller.device.label

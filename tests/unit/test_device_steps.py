@@ -30,7 +30,7 @@ class Plan:
     told: list[Step] = dataclasses.field(default_factory=list[Step])
 
 
-class Fake(Controller):
+class Fake(Controller[External]):
     device_class: ClassVar[str] = "external"
 
     def __init__(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -27,6 +27,8 @@ from entourage.settings.model import Settings
 from entourage.steps import Refusal, Step
 
 Reply = TypeVar("Reply")
+Spec = TypeVar("Spec", bound=Device)
+"""What a device is, in a domain: ``Block``, say."""
 
 
 class Peer(Protocol):
@@ -148,8 +150,10 @@ class There:
     space: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict[int, dict[str, int]])
 
 
-class Controller:
+class Controller(Generic[Spec]):
     """One device's way through the steps. Everything not overridden does nothing and succeeds.
+
+    It is generic in what its device is: ``BlockController`` is a ``Controller[Block]``.
 
     Attributes:
         device: The device on the source.
@@ -164,7 +168,7 @@ class Controller:
     undoes_prepare: ClassVar[bool] = False
     """True where ``recover`` must also come after a crash within PREPARE; where there is a memo."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Spec) -> None:
         self.device = device
         self.target_device = device
 
@@ -212,6 +216,13 @@ class Controller:
 
     # Target half
 
+    def device_there(self, there: There) -> Spec:
+        """The device as the target's domain has it, with what the target has chosen for it."""
+        device = there.domain.device(self.device.label)
+        if not isinstance(device, type(self.device)):
+            raise TypeError(f"{device.label} is a {type(device).__name__}")
+        return device
+
     async def test_there(self, there: There, request: Any) -> Any:
         """Step 0 on the target."""
         raise NotImplementedError
@@ -244,3 +255,7 @@ class Controller:
 
     async def arrived(self, there: There) -> None:
         """The guest runs here now. Called on the target without being asked."""
+
+
+AnyController: TypeAlias = Controller[Any]
+"""The controller of a device of whichever class."""

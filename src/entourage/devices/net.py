@@ -53,20 +53,14 @@ class Bridge(msgspec.Struct, frozen=True, kw_only=True):
     announces: bool
 
 
-class NetController(Controller):
+class NetController(Controller[Net]):
     """A NIC's way: a bridge there, and an announcement on arrival."""
 
     device_class = "net"
 
-    @property
-    def nic(self) -> Net:
-        """The device, which is a NIC."""
-        assert isinstance(self.device, Net)  # noqa: S101 - the registry sees to it
-        return self.device
-
     async def test(self, here: Here) -> Sequence[Refusal]:
         """Is there a bridge for it, wide enough?"""
-        nic = self.nic
+        nic = self.device
         found = marked(here, nic)
         if nic.attach == "other":  # nothing of the host's that we know of
             return found
@@ -114,7 +108,7 @@ class NetController(Controller):
 
     def _as_mapped(self, here: Here) -> Net:
         """The NIC with the bridge, network or interface that the user named for the target."""
-        nic, nets = self.nic, here.options.nets
+        nic, nets = self.device, here.options.nets
         if nic.attach == "network" and nic.network is not None:
             return msgspec.structs.replace(nic, network=nets.get(nic.network, nic.network))
         return msgspec.structs.replace(nic, bridge=nets.get(nic.bridge, nic.bridge))
@@ -170,13 +164,12 @@ class NetController(Controller):
     async def recover(self, here: Here, last_good: Step) -> None:
         """The guest was stopped and is back: tell the network that it never left."""
         if last_good >= Step.TRANSFER and here.machine.announcing is not None:
-            await here.machine.announcing.announce([self.nic])
+            await here.machine.announcing.announce([self.device])
 
     async def arrived(self, there: There) -> None:
         """The guest runs here: tell the network."""
-        nic = there.domain.device(self.device.label)
-        if there.incoming.announcing is not None and isinstance(nic, Net):
-            await there.incoming.announcing.announce([nic])
+        if there.incoming.announcing is not None:
+            await there.incoming.announcing.announce([self.device_there(there)])
 
 
 def bridges() -> list[str]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 from importlib.metadata import EntryPoint, entry_points
+from typing import cast
 
-from entourage.devices.base import Controller
+from entourage.devices.base import AnyController, Controller
 from entourage.devices.block.controller import BlockController
 from entourage.devices.host.pci import PciController
 from entourage.devices.host.usb import UsbController
@@ -21,13 +22,13 @@ from entourage.domain import Device, External
 from entourage.errors import UsageError
 
 GROUP = "entourage.devices"
-BUILT_IN: dict[str, type[Controller]] = {
+BUILT_IN: dict[str, type[AnyController]] = {
     controller.device_class: controller
     for controller in (BlockController, NetController, TpmController, UsbController, PciController)
 }
 
 
-def controller_class(device: Device) -> type[Controller] | None:
+def controller_class(device: Device) -> type[AnyController] | None:
     """The class of the device's controller; None where only an external tool can move it.
 
     Raises:
@@ -53,7 +54,7 @@ def _entries() -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=GROUP))
 
 
-def _load(entry: EntryPoint, device: Device) -> type[Controller]:
+def _load(entry: EntryPoint, device: Device) -> type[AnyController]:
     remedy = f"mend or remove {_package(entry)}"
     try:
         loaded = entry.load()
@@ -69,7 +70,7 @@ def _load(entry: EntryPoint, device: Device) -> type[Controller]:
             device=device.label,
             remedy=remedy,
         )
-    return loaded
+    return cast("type[AnyController]", loaded)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from entourage.devices.base import Controller, There
+from entourage.devices.base import AnyController, Controller, There
 from entourage.devices.block import storage
 from entourage.devices.block.controller import BlockController, Digest, Look, Make
 from entourage.devices.block.images import NewImage, owner_number
@@ -38,7 +38,7 @@ _HALVES = (
 _ANY_MTU = 65535
 
 
-def agentless_class(kind: type[Controller]) -> type[Controller]:
+def agentless_class(kind: type[AnyController]) -> type[AnyController]:
     """The class whose target half can do without an Entourage on the target."""
     return {BlockController: AgentlessBlock, NetController: AgentlessNet}.get(kind, kind)  # type: ignore[arg-type]
 
@@ -58,7 +58,7 @@ def out_of_reach(domain: Domain, host: str) -> list[Refusal]:
     ]
 
 
-def _has_a_part(kind: type[Controller]) -> bool:
+def _has_a_part(kind: type[AnyController]) -> bool:
     if kind.__module__.startswith("entourage.devices."):
         return False
     return any(getattr(kind, half) is not getattr(Controller, half) for half in _HALVES)
@@ -76,7 +76,7 @@ class AgentlessBlock(BlockController):
             case Digest(path=path):
                 raise DeviceError(
                     f"{path} cannot be read there to compare its content",
-                    device=self.disk.label,
+                    device=self.device.label,
                     host=there.host,
                     remedy=f"share it, or install Entourage on {there.host}",
                 )
@@ -91,7 +91,7 @@ class AgentlessBlock(BlockController):
         raise DeviceError(
             f"no storage pool of files is active there at {directory}, so {path} can neither be"
             " looked at nor made",
-            device=self.disk.label,
+            device=self.device.label,
             host=there.host,
             remedy=f"there: virsh pool-create-as NAME dir --target {directory}; or install"
             f" Entourage on {there.host}",
@@ -107,7 +107,7 @@ class AgentlessBlock(BlockController):
 
     async def _fit(self, there: There, new: NewImage, *, onto: bool, need: DiskCopy) -> Fitting:
         """See what speaks against making it."""
-        disk, elsewhere = self.disk, f"--disk {self.disk.id}=/another/path"
+        disk, elsewhere = self.device, f"--disk {self.device.id}=/another/path"
         if onto:
             reason = f"{new.path} is a device, which cannot be looked at remotely"
             remedy = f"{elsewhere}, or install Entourage on {there.host}"

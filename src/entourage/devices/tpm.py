@@ -32,20 +32,14 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     carries: bool
 
 
-class TpmController(Controller):
+class TpmController(Controller[Tpm]):
     """A TPM's way: in the stream, then flushed there and erased here."""
 
     device_class = "tpm"
 
-    @property
-    def tpm(self) -> Tpm:
-        """The device, which is a TPM."""
-        assert isinstance(self.device, Tpm)  # noqa: S101 - the registry sees to it
-        return self.device
-
     async def test(self, here: Here) -> Sequence[Refusal]:
         """Can the hypervisor carry it, and the target's emulator take it?"""
-        tpm = self.tpm
+        tpm = self.device
         found = marked(here, tpm)
         if tpm.type == "passthrough":
             path = tpm.path or "/dev/tpm0"
@@ -72,14 +66,14 @@ class TpmController(Controller):
 
     async def persist(self, there: There) -> None:
         """Put the state on the disk, before the source erases its own."""
-        tpm, state = there.domain.device(self.device.label), there.incoming.tpm
-        if state is not None and isinstance(tpm, Tpm) and tpm.type == "emulator":
+        tpm, state = self.device_there(there), there.incoming.tpm
+        if state is not None and tpm.type == "emulator":
             await state.sync(tpm)
 
     async def let_go(self, here: Here) -> None:
         """The target's state is on its disk: erase the one here."""
-        if here.machine.tpm is not None and self.tpm.type == "emulator":
-            await here.machine.tpm.erase(self.tpm)
+        if here.machine.tpm is not None and self.device.type == "emulator":
+            await here.machine.tpm.erase(self.device)
 
 
 def _compare(tpm: Tpm, here: Here, ours: TpmFacts, theirs: TpmFacts) -> list[Refusal]:

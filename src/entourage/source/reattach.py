@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from entourage.clock import Clock
 from entourage.device_steps import DeviceSteps, source_controllers
-from entourage.devices.base import Controller, Here, Options
+from entourage.devices.base import AnyController, Here, Options
 from entourage.errors import LinkLost
 from entourage.handover.rules import Source
 from entourage.handover.values import Input, Message, Role
@@ -52,7 +52,7 @@ async def reattach_source(
         guest = await machine.reattach(was_running=details.was_running)
         options = Options(keep_source_disks=details.keep_source_disks)
 
-        def here(_controller: Controller, _half: str, settled: Callable[[], None]) -> Here:
+        def here(_controller: AnyController, _half: str, settled: Callable[[], None]) -> Here:
             return Here(
                 migration=decision.migration,
                 source="this host",

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from entourage import messages
 from entourage.admission import known
 from entourage.clock import Clock
-from entourage.devices.base import Controller, Here, Options
+from entourage.devices.base import AnyController, Here, Options
 from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError, UsageError
 from entourage.events import Listener
 from entourage.handover.values import Message
@@ -138,7 +138,7 @@ class Session:
             host=self.target,
         )
 
-    def here(self, controller: Controller, half: str, settled: Callable[[], None]) -> Here:
+    def here(self, controller: AnyController, half: str, settled: Callable[[], None]) -> Here:
         """What the source half of a controller works with, in this half of a step."""
         label = controller.device.label
 
@@ -165,7 +165,7 @@ class Session:
         with contextlib.suppress(LinkLost):
             self.link.tell(messages.HANDOVER, messages.Say(message.kind.value, message.migration))
 
-    def details(self, step: Step, controllers: Sequence[Controller] = ()) -> SourceDetails:
+    def details(self, step: Step, controllers: Sequence[AnyController] = ()) -> SourceDetails:
         """What recovery needs on this host: no key, no secret."""
         return SourceDetails(
             domain=self.machine.domain,

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from entourage import messages
 from entourage.admission import arrival_generation, unsettled
-from entourage.devices.base import Controller, There
+from entourage.devices.base import AnyController, There
 from entourage.devices.block.images import check_chain
 from entourage.devices.remote import out_of_reach
 from entourage.domain import Domain
@@ -82,7 +82,7 @@ class Agent:
         self._open: messages.Open | None = None
         self._hypervisor: Hypervisor | None = None
         self._there: There | None = None
-        self._controllers: dict[str, Controller] = {}
+        self._controllers: dict[str, AnyController] = {}
         self._side: TargetSide | None = None
         self._held = contextlib.AsyncExitStack()
         self._reattaching = asyncio.Lock()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
-from entourage.devices.base import Controller, There
+from entourage.devices.base import AnyController, There
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, EntourageError, HypervisorError
 from entourage.handover.rules import Target
@@ -56,7 +56,7 @@ async def reattach_target(
             # What stood there before the lock was held may be old: another may have decided since.
             found = decision = journal.decision(migration, Role.TARGET) or found
         there, guest = None, Guest.DEAD
-        controllers: list[Controller] = []
+        controllers: list[AnyController] = []
         if found and locked and found.of_target.domain is not None:
             there = _there(journal, settings, found, found.of_target.domain)
             controllers = target_controllers(there.domain, there.incoming)

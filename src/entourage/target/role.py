@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from entourage.devices.base import Controller, There
+from entourage.devices.base import AnyController, There
 from entourage.errors import EntourageError, HypervisorError, InDoubt
 from entourage.handover.executor import Executor
 from entourage.handover.rules import Target, decide_target
@@ -61,7 +61,7 @@ class TargetSide:
         decision: Decision,
         state: Target,
         there: There | None,
-        controllers: Sequence[Controller],
+        controllers: Sequence[AnyController],
         send: Callable[[Message], None],
         on_failure: Callable[[EntourageError], None],
         on_resumed: Callable[[Resumed], None],

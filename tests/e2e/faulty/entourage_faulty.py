@@ -22,6 +22,7 @@ from entourage.devices.host.pci import PciController
 from entourage.devices.host.usb import UsbController
 from entourage.devices.net import NetController
 from entourage.devices.tpm import TpmController
+from entourage.domain import External
 from entourage.errors import DeviceError
 from entourage.steps import Refusal, Step
 
@@ -29,7 +30,7 @@ MESSAGE = "this fault is injected"
 _ASKED = "only asked so that it can fail"
 
 
-class _Faulty(Controller):
+class _Faulty(Controller[Any]):
     """Goes before a built-in controller in the order of bases."""
 
     def _fails(self, half: str, *, early: bool) -> None:
@@ -137,7 +138,7 @@ class FaultyPci(_Faulty, PciController):
     """A PCI device."""
 
 
-class FaultyGadget(_Faulty, Controller):
+class FaultyGadget(_Faulty, Controller[External]):
     """What no hypervisor knows, ``[[external]] type = "gadget"``: all that it does is to fail."""
 
     device_class = "external"

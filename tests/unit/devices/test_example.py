@@ -27,7 +27,7 @@ class Licence(msgspec.Struct, frozen=True):
     content: bytes = b""
 
 
-class LicenceController(Controller):
+class LicenceController(Controller[External]):
     """A licence file that may be on one host at a time, the one that runs the guest."""
 
     device_class = "external"
@@ -35,7 +35,6 @@ class LicenceController(Controller):
     @property
     def path(self) -> Path:
         """Where it is, on both hosts: the device's ``subtype``."""
-        assert isinstance(self.device, External)
         return Path(self.device.subtype or "/etc/licence")
 
     async def test(self, here: Here) -> list[Refusal]:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from entourage.devices.base import Controller, Here, Options, There
+from entourage.devices.base import AnyController, Here, Options, There
 from entourage.devices.block import storage
 from entourage.devices.block.controller import BlockController, Placement
 from entourage.domain import Block, Domain, Net, Tpm
@@ -251,13 +251,13 @@ class TwoHosts:
     def warnings(self) -> list[str]:
         return [event.message for event in self.events if isinstance(event, Warned)]
 
-    async def test(self, controller: Controller) -> list[Refusal]:
+    async def test(self, controller: AnyController) -> list[Refusal]:
         return list(await controller.test(self.here(controller.test_there)))
 
-    async def prepare(self, controller: Controller) -> None:
+    async def prepare(self, controller: AnyController) -> None:
         await controller.prepare(self.here(controller.prepare_there))
 
-    async def connect(self, controller: Controller) -> None:
+    async def connect(self, controller: AnyController) -> None:
         self.there.domain = self.there.domain.with_device(controller.target_device)
         await controller.connect(self.here(controller.connect_there))
 

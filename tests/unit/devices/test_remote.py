@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from entourage.devices.base import Controller, There
+from entourage.devices.base import AnyController, Controller, There
 from entourage.devices.remote import AgentlessBlock, AgentlessNet, out_of_reach
 from entourage.domain import Device, External, Net, Usb
 from entourage.errors import DeviceError, HypervisorError
@@ -170,21 +170,21 @@ def test_who_is_afar_gets_other_halves() -> None:
     assert type(target_controllers(domain, local)[0]) is not AgentlessNet
 
 
-class Gadget(Controller):
+class Gadget(Controller[External]):
     """One that another package brings, with a part to do on the target."""
 
     async def transfer_there(self, there: There, request: Any) -> Any:
         raise DeviceError("not reached")
 
 
-class Simple(Controller):
+class Simple(Controller[External]):
     """One that has nothing to do there."""
 
 
 def test_a_controller_with_a_part_over_there_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def kind(device: Device) -> type[Controller] | None:
+    def kind(device: Device) -> type[AnyController] | None:
         return {"fpga0": Gadget, "led0": Simple}.get(device.id)
 
     monkeypatch.setattr("entourage.devices.remote.controller_class", kind)

@@ -12,7 +12,7 @@ import pytest
 from entourage import messages
 from entourage.clock import Clock
 from entourage.device_steps import DeviceSteps
-from entourage.devices.base import Controller
+from entourage.devices.base import AnyController
 from entourage.domain import Domain
 from entourage.errors import Refused
 from entourage.events import AnyEvent, DeviceRefused, SpanDone
@@ -72,7 +72,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
     async def landed_there() -> None:
         pass
 
-    def details(step: Step, controllers: Sequence[Controller]) -> dict[str, Any]:
+    def details(step: Step, controllers: Sequence[AnyController]) -> dict[str, Any]:
         return {"step": step, "of": len(controllers)}
 
     clock = Clock()

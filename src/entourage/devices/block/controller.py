@@ -31,7 +31,7 @@ from entourage.devices.block.sameness import Match
 from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.refusals import marked, no_way, refuse, warn
-from entourage.domain import Block, Device
+from entourage.domain import Block
 from entourage.errors import DeviceError
 from entourage.hosts.fileid import file_id
 from entourage.hypervisors.base import DiskCopy, Export
@@ -85,25 +85,19 @@ class Placement(enum.Enum):
     ONTO = "it is copied onto a device that the user named"
 
 
-class BlockController(Controller):
+class BlockController(Controller[Block]):
     """A disk's way: shared, mirrored, or refused."""
 
     device_class = "block"
     settles = True
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Block) -> None:
         super().__init__(device)
         self.placement = Placement.STAY
         self._copied: Copied | None = None
         self._new: NewImage | None = None
         self._made: NewImage | None = None
         self._mirroring = False
-
-    @property
-    def disk(self) -> Block:
-        """The device, which is a disk."""
-        assert isinstance(self.device, Block)  # noqa: S101 - the registry sees to it
-        return self.device
 
     def memo(self) -> dict[str, Any]:
         """Which file is to be deleted."""
@@ -118,7 +112,7 @@ class BlockController(Controller):
 
     async def test(self, here: Here) -> Sequence[Refusal]:
         """Find out what becomes of the disk, and every reason why nothing can."""
-        disk = self.disk
+        disk = self.device
         path = here.options.disks.get(disk.id, disk.path)
         self.target_device = msgspec.structs.replace(disk, path=path)
         self.placement, self._copied, self._new = Placement.STAY, None, None
@@ -135,21 +129,21 @@ class BlockController(Controller):
     def _clash(self, here: Here, path: str) -> Refusal | None:
         """Two disks of one domain cannot become one on the target."""
         if not path.startswith("/"):
-            return refuse(self.disk, here.target, f"{path!r} is no absolute path", "begin with /")
-        only_read = _only_read(self.disk)
+            return refuse(self.device, here.target, f"{path!r} is no absolute path", "begin with /")
+        only_read = _only_read(self.device)
         for other in here.machine.domain.block:
             same = here.options.disks.get(other.id, other.path) == path
-            if same and other.id != self.disk.id and not (_only_read(other) and only_read):
+            if same and other.id != self.device.id and not (_only_read(other) and only_read):
                 reason = f"{path} would be the place of {other.label} too"
-                return refuse(self.disk, here.target, reason, self._elsewhere())
+                return refuse(self.device, here.target, reason, self._elsewhere())
         return None
 
     def _elsewhere(self) -> str:
-        return f"--disk {self.disk.id}=/another/path"
+        return f"--disk {self.device.id}=/another/path"
 
     async def _decide(self, here: Here, chain: list[Image], path: str) -> list[Refusal]:
         """Leave it where it is, or copy it, or say what speaks against both."""
-        disk = self.disk
+        disk = self.device
         written = [image.data_file for image in chain if image.data_file]
         below = [*(image.path for image in chain[1:]), *written]
         pairs = [(disk.path, path), *((lower, lower) for lower in below)]
@@ -202,13 +196,13 @@ class BlockController(Controller):
 
     def _lacks(self, here: Here, match: Match, remedy: str) -> Refusal:
         reason = f"{match.path}, which it is built on, is not the same there: {match.reason}"
-        return refuse(self.disk, here.target, reason, remedy)
+        return refuse(self.device, here.target, reason, remedy)
 
     async def _copy(
         self, here: Here, image: Image, path: str, backing: Image | None, *, onto: bool
     ) -> list[Refusal]:
         """Go the way of a copy, or say why there is none."""
-        disk = self.disk
+        disk = self.device
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
         machine, need = here.machine, DiskCopy.MIRROR
         knows: frozenset[DiskCopy] = frozenset()
@@ -246,7 +240,7 @@ class BlockController(Controller):
 
     def _in_the_way(self, here: Here, top: Match, path: str) -> Refusal | None:
         """Why nothing may be written to that place on the target."""
-        disk, named = self.disk, self.disk.id in here.options.disks
+        disk, named = self.device, self.device.id in here.options.disks
         if top.here.kind == "device" and not named:
             reason = f"{path} is a device of this host, and not there: {top.reason}"
             remedy = f"name a device there that it is copied onto: --disk {disk.id}=/dev/…"
@@ -272,9 +266,9 @@ class BlockController(Controller):
                         return await self._digest(there, path, known)
                 except OSError as error:
                     reason = f"{path} cannot be read: {error.strerror}"
-                    raise DeviceError(reason, device=self.disk.label, host=there.host) from error
+                    raise DeviceError(reason, device=self.device.label, host=there.host) from error
             case Fit():
-                return space.fit(self.disk, there, asked)
+                return space.fit(self.device, there, asked)
 
     # PREPARE
 
@@ -282,12 +276,12 @@ class BlockController(Controller):
         """Have the target make the file that it will be copied into; see who copies it."""
         carrying, new = here.machine.carrying, self._new
         if self.placement is not Placement.STAY and new is not None and carrying is not None:
-            carrying.carry(self.disk, top_only=new.backing is not None)
+            carrying.carry(self.device, top_only=new.backing is not None)
         if self.placement is Placement.MAKE and new is not None:
             done = await here.peer(Make(new=new), bool)
             if not done:
                 message = "its filesystem cannot preallocate; the copy is sparse"
-                warn(here, self.disk, here.target, message)
+                warn(here, self.device, here.target, message)
 
     async def prepare_there(self, there: There, request: Any) -> Any:
         """Make an empty image that is like the source's."""
@@ -300,10 +294,10 @@ class BlockController(Controller):
         if self.placement is Placement.STAY or self._new is None or machine.carrying is not None:
             return
         if machine.mirroring is None:  # TEST has refused that
-            raise DeviceError("the hypervisor cannot copy a disk", device=self.disk.label)
+            raise DeviceError("the hypervisor cannot copy a disk", device=self.device.label)
         export = await here.peer(Open(), Export)
         self._mirroring = True
-        await machine.mirroring.mirror(self.disk, export, top_only=self._new.backing is not None)
+        await machine.mirroring.mirror(self.device, export, top_only=self._new.backing is not None)
         if self.placement is Placement.MAKE and self._new.preallocated:
             await here.peer(Fill(path=self._new.path), NoneType)
 
@@ -312,13 +306,11 @@ class BlockController(Controller):
         asked: Open | Fill = msgspec.convert(request, Open | Fill)
         match asked:
             case Open():
-                disk = there.domain.device(self.device.label)
-                assert isinstance(disk, Block)  # noqa: S101 - labels begin with the class
                 exports = there.incoming.exports
                 if exports is None:
                     reason = "the hypervisor exports no disk"
-                    raise DeviceError(reason, device=self.disk.label, host=there.host)
-                return await exports.export(disk)
+                    raise DeviceError(reason, device=self.device.label, host=there.host)
+                return await exports.export(self.device_there(there))
             case Fill():
                 await self._fill(there)
                 return None
@@ -350,9 +342,9 @@ class BlockController(Controller):
         """How far the copy has come."""
         machine = here.machine
         if self._mirroring and machine.mirroring is not None:
-            return machine.mirroring.progress(self.disk)
+            return machine.mirroring.progress(self.device)
         if self.placement is not Placement.STAY and machine.carrying is not None:
-            return machine.carrying.progress(self.disk)
+            return machine.carrying.progress(self.device)
         return (0, 0)
 
     # TRANSFER, and after
@@ -360,13 +352,13 @@ class BlockController(Controller):
     async def transfer(self, here: Here) -> None:
         """The guest has stopped: its last writes go over, and the two disks part."""
         if self._mirroring and here.machine.mirroring is not None:
-            await here.machine.mirroring.complete(self.disk)
+            await here.machine.mirroring.complete(self.device)
             self._mirroring = False
 
     async def recover(self, here: Here, last_good: Step) -> None:  # noqa: ARG002 - known better here
         """Give up the mirror; what was made on the target is undone there."""
         if self._mirroring and here.machine.mirroring is not None:
-            await here.machine.mirroring.cancel(self.disk)
+            await here.machine.mirroring.cancel(self.device)
             self._mirroring = False
 
     async def let_go(self, here: Here) -> None:
@@ -379,7 +371,7 @@ class BlockController(Controller):
             if file_id(real) != copied.id:
                 raise DeviceError(
                     f"{path} is not the file that was moved any more, and is left",
-                    device=self.disk.label,
+                    device=self.device.label,
                     host=here.source,
                 )
             real.unlink()
@@ -392,7 +384,7 @@ class BlockController(Controller):
         except OSError as error:
             raise DeviceError(
                 f"{path} cannot be deleted: {error.strerror}",
-                device=self.disk.label,
+                device=self.device.label,
                 host=here.source,
                 remedy=f"delete it; the disk is on {here.target} now",
             ) from error

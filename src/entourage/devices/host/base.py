@@ -10,34 +10,30 @@ other one on arrival; after a failure, its own again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, no_way, refuse
-from entourage.domain import Device, Pci, Usb
+from entourage.domain import Pci, Usb
 from entourage.errors import DeviceError, HypervisorError
 from entourage.hypervisors.seams import HostDevice
 from entourage.steps import Refusal, Step
 
+Own = TypeVar("Own", Usb, Pci)
 
-class HostDeviceController(Controller):
+
+class HostDeviceController(Controller[Own]):
     """The way of a USB or PCI device: in the stream, by another one in its place, or none."""
 
     example: ClassVar[str]
     """How the user says which one: what follows ``--usb usb0=``, say."""
     undoes_prepare = True
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Own) -> None:
         super().__init__(device)
         self._unplugged = False
-
-    @property
-    def own(self) -> HostDevice:
-        """The device, which is a USB or PCI device."""
-        assert isinstance(self.device, Usb | Pci)  # noqa: S101 - the registry sees to it
-        return self.device
 
     @property
     def why_not(self) -> str:
@@ -47,9 +43,7 @@ class HostDeviceController(Controller):
     @property
     def stands(self) -> str | None:
         """What stands for it on the target; None where it has not been mapped."""
-        device = self.target_device
-        assert isinstance(device, Usb | Pci)  # noqa: S101 - as above
-        return device.plug
+        return self.target_device.plug
 
     def memo(self) -> dict[str, Any]:
         """Whether the guest may have let go of it."""
@@ -61,7 +55,7 @@ class HostDeviceController(Controller):
 
     async def test(self, here: Here) -> Sequence[Refusal]:
         """An emulated one moves unless the hypervisor itself says no; the host's own by a map."""
-        device = self.target_device = self.own
+        device = self.target_device = self.device
         found = marked(here, device)
         if not device.host_names:
             return found
@@ -82,7 +76,7 @@ class HostDeviceController(Controller):
 
     async def test_there(self, there: There, request: Any) -> Any:
         """Is there such a one here, and does nobody have it?"""
-        device = msgspec.convert(request, type(self.own))
+        device = msgspec.convert(request, type(self.device))
         plugging = there.incoming.plugging
         if plugging is None:
             return [no_way(device, there.host, "its hypervisor cannot plug in one of the host's")]
@@ -95,7 +89,7 @@ class HostDeviceController(Controller):
             return
         self._unplugged = True
         if here.machine.unplugging is not None:
-            await here.machine.unplugging.unplug(self.own)
+            await here.machine.unplugging.unplug(self.device)
 
     async def recover(self, here: Here, last_good: Step) -> None:  # noqa: ARG002 - known better here
         """The guest gets it back."""
@@ -103,7 +97,7 @@ class HostDeviceController(Controller):
         if not self._unplugged or unplugging is None:
             return
         try:
-            await unplugging.plug(self.own)
+            await unplugging.plug(self.device)
         except HypervisorError as error:
             said = f"the guest runs without it: {error.message}"
             raise DeviceError(said, remedy=f"on {here.source}: {error.remedy}") from error
@@ -111,8 +105,7 @@ class HostDeviceController(Controller):
 
     async def arrived(self, there: There) -> None:
         """The guest gets the one that stands for it here."""
-        device = there.domain.device(self.device.label)
-        assert isinstance(device, Usb | Pci)  # noqa: S101 - labels begin with the class
+        device = self.device_there(there)
         plugging = there.incoming.plugging
         if device.plug is None or plugging is None:
             return

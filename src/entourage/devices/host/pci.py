@@ -1,4 +1,4 @@
-"""PCI devices: the class ``pci``. See ``hostdevice``."""
+"""PCI devices: the class ``pci``. See ``base`` beside this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from entourage.devices.host.base import HostDeviceController
 from entourage.domain import Pci
 
 
-class PciController(HostDeviceController):
+class PciController(HostDeviceController[Pci]):
     """A PCI device's way."""
 
     device_class = "pci"
@@ -15,5 +15,4 @@ class PciController(HostDeviceController):
     @property
     def why_not(self) -> str:
         """Nobody can read its registers, and nobody else has it."""
-        assert isinstance(self.device, Pci)  # noqa: S101 - the registry sees to it
         return f"PCI device {self.device.host} is this host's own, and its state cannot be read"

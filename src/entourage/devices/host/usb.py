@@ -1,4 +1,4 @@
-"""USB devices: the class ``usb``. See ``hostdevice``."""
+"""USB devices: the class ``usb``. See ``base`` beside this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from entourage.devices.host.base import HostDeviceController
 from entourage.domain import Usb
 
 
-class UsbController(HostDeviceController):
+class UsbController(HostDeviceController[Usb]):
     """A USB device's way."""
 
     device_class = "usb"
@@ -16,6 +16,5 @@ class UsbController(HostDeviceController):
     def why_not(self) -> str:
         """It stays in its socket."""
         usb = self.device
-        assert isinstance(usb, Usb)  # noqa: S101 - the registry sees to it
         name = f"{usb.vendor or 0:04x}:{usb.product or 0:04x}"
         return f"USB device {name} is plugged into this host, and cannot follow the guest"

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from entourage.devices.base import Controller, Here, There
+from entourage.devices.base import AnyController, Controller, Here, There
 from entourage.devices.tool.call import ToolCall, check
 from entourage.devices.tool.process import ToolProcess
 from entourage.domain import TOOL_TYPES, Device, External
@@ -119,7 +119,7 @@ class _ToolSteps:
         return say
 
 
-class Tooled(Controller):
+class Tooled(Controller[Device]):
     """A built-in controller with an external tool beside it.
 
     In every step both do their part at once. Where the built-in one knows no way to move the
@@ -132,7 +132,7 @@ class Tooled(Controller):
         command: The tool.
     """
 
-    def __init__(self, inner: Controller, command: str) -> None:
+    def __init__(self, inner: AnyController, command: str) -> None:
         self.inner = inner
         super().__init__(inner.device)
         self._steps = _ToolSteps(inner.device, command)
@@ -273,7 +273,7 @@ class Tooled(Controller):
             raise both.exceptions[0] from None
 
 
-class ExternalController(Controller):
+class ExternalController(Controller[Device]):
     """A device that only an external tool moves, ``[[external]]``; refused where there is none."""
 
     device_class = "external"

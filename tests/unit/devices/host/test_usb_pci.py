@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices.base import Controller
+from entourage.devices.base import AnyController
 from entourage.devices.host.pci import PciController
 from entourage.devices.host.usb import UsbController
 from entourage.domain import Device, Pci, Usb
@@ -21,14 +21,14 @@ def hosts_with(device: Device, tmp_path: Path) -> TwoHosts:
 
 @pytest.mark.parametrize(("kind", "device"), [(UsbController, TABLET), (PciController, RNG)])
 async def test_an_emulated_device_travels_in_the_stream(
-    tmp_path: Path, kind: type[Controller], device: Device
+    tmp_path: Path, kind: type[AnyController], device: Device
 ) -> None:
     assert await hosts_with(device, tmp_path).test(kind(device)) == []
 
 
 @pytest.mark.parametrize(("kind", "device"), [(UsbController, TABLET), (PciController, RNG)])
 async def test_what_the_hypervisor_marks_is_refused_by_name(
-    tmp_path: Path, kind: type[Controller], device: Device
+    tmp_path: Path, kind: type[AnyController], device: Device
 ) -> None:
     hosts = hosts_with(device, tmp_path)
     hosts.blockers = (
@@ -46,7 +46,7 @@ async def test_what_the_hypervisor_marks_is_refused_by_name(
     [(UsbController, KEY, "1050:0407"), (PciController, GPU, "0000:3b:00.0")],
 )
 async def test_a_device_of_the_host_is_refused_by_name(
-    tmp_path: Path, kind: type[Controller], device: Device, name: str
+    tmp_path: Path, kind: type[AnyController], device: Device, name: str
 ) -> None:
     hosts = hosts_with(device, tmp_path)
     hosts.blockers = (Refusal(device.label, "a", "VFIO migration is not supported"),)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from entourage.devices.base import Controller, Here, Options
+from entourage.devices.base import AnyController, Controller, Here, Options
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Block, Device, Domain, External, Net, Pci, Tpm, Usb
 from entourage.errors import DeviceError, HypervisorError
@@ -22,7 +22,7 @@ TPM = Tpm(id="tpm0")
 FPGA = External(id="fpga0", type="fpga", subtype="x7")
 
 
-class BuiltIn(Controller):
+class BuiltIn(Controller[Device]):
     """Writes down what it is asked, and fails or refuses where it is told to."""
 
     device_class = "tpm"
@@ -89,7 +89,7 @@ class Site:
         self.log = tmp_path / "calls"
         self.program = tmp_path / "tool"
         self.events: list[AnyEvent] = []
-        self.controllers: list[Controller] = []
+        self.controllers: list[AnyController] = []
         self.write("")
 
     def write(self, body: str) -> None:
@@ -124,7 +124,7 @@ class Site:
             now=lambda: 1.5,
         )
 
-    def tooled(self, inner: Controller | None = None) -> Tooled:
+    def tooled(self, inner: AnyController | None = None) -> Tooled:
         controller = Tooled(inner or BuiltIn(), str(self.program))
         self.controllers.append(controller)
         return controller
@@ -143,7 +143,7 @@ async def site(tmp_path: Path) -> AsyncGenerator[Site]:
         await controller.recover(made.here(), Step.NONE)
 
 
-async def all_steps(controller: Controller, here: Here) -> None:
+async def all_steps(controller: AnyController, here: Here) -> None:
     assert not await controller.test(here)
     await controller.prepare(here)
     await controller.connect(here)

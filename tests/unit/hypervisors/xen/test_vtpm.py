@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from entourage.device_steps import source_controllers
-from entourage.devices.base import Controller
+from entourage.devices.base import AnyController
 from entourage.devices.tool.controller import Tooled
 from entourage.hypervisors.xen.configuration import Entry, read_domain
 from entourage.hypervisors.xen.header import Changes
@@ -25,7 +25,7 @@ from tests.unit.hypervisors.xen.test_header import CONFIG, there
 DOMAIN = read_domain(Entry(domid=7, config=CONFIG))
 
 
-def vtpm(settings: Settings) -> Controller:
+def vtpm(settings: Settings) -> AnyController:
     """The controller of its vTPM."""
     [found] = [c for c in source_controllers(DOMAIN, settings) if c.device.label == "tpm/vtpm0"]
     return found
