@@ -1,8 +1,9 @@
 """The deadman (as in dead man's switch), seen from the process that it watches.
 
-The deadman itself is a program of its backend (``qemu/deadman.py``, ``libvirt/deadman.py``). It is
-told by one letter each, and answers with the capital: ``g`` GO may be sent, never resume; ``d`` all
-is over, end. The end of file means that the process that it watches is dead.
+The deadman itself is a program of its own, ``deadman_program.py``; what it does to the guest is its
+backend's (``qemu/deadman.py``, ``libvirt/deadman.py``). It is told by one letter each, and answers
+with the capital: ``g`` GO may be sent, never resume; ``d`` all is over, end. The end of file means
+that the process that it watches is dead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from entourage.errors import HypervisorError
 from entourage.hosts.process import launch
 
+_PROGRAM = Path(__file__).with_name("deadman_program.py")
 _START_PATIENCE = 10.0
 _ANSWER_PATIENCE = 0.5
 _IT = "the process that would resume the guest if this one died"
@@ -30,9 +32,10 @@ class Deadman:
     @classmethod
     async def arm(
         cls,
-        program: Path,
+        backend: Path,
         arguments: Sequence[str],
         *,
+        run_again: bool,
         name: str,
         log: Path,
         lock: int | None,
@@ -40,8 +43,9 @@ class Deadman:
         """Start it; it watches from when this returns.
 
         Args:
-            program: The deadman's program, run as ``python -I -S PROGRAM SOCKET-FD ARGUMENT…``.
-            arguments: The rest of its arguments.
+            backend: The backend's file, which defines ``open_guest``; see ``deadman_program.py``.
+            arguments: What ``open_guest`` is given.
+            run_again: Whether the guest is to run; one that its user has paused is not.
             name: Tells its process and its scope from others.
             log: Takes what it says.
             lock: A descriptor that it keeps open until it has spoken.
@@ -52,11 +56,13 @@ class Deadman:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)  # noqa: FBT003 - the standard library's signature
         deadman = cls(ours)
+        python = [sys.executable, "-I", "-S"]
+        program = [str(_PROGRAM), str(theirs.fileno()), "1" if run_again else "0", str(backend)]
         try:
             with theirs:
                 descriptors = (theirs.fileno(),) if lock is None else (theirs.fileno(), lock)
                 await launch(
-                    [sys.executable, "-I", "-S", str(program), str(theirs.fileno()), *arguments],
+                    [*python, *program, *arguments],
                     marker=f"{name}.deadman",
                     log=log,
                     unit=f"entourage-{name}-deadman",

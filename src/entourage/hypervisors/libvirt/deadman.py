@@ -1,23 +1,16 @@
-"""The deadman for a domain of libvirt's: lets its guest run again when its parent dies.
+"""The deadman of a libvirt domain: ends its migration's job and lets its guest run again.
 
 After Perform and before Confirm the guest stands still on the source, and libvirtd leaves it so for
-ever when the process that drives the phases dies. This program is started before the stop, with one
-end of a socket pair; the other end is its parent's alone. It is told
-
-    ``g``  GO may be sent: from now on never resume; answered ``G``
-    ``d``  all is over: end; answered ``D``
-
-and the end of file means that the parent is dead: if GO was not said, the migration's job is ended
-and the guest resumed. It needs nothing but the standard library and ``libvirt.so.0``: it runs as
-``python -I -S deadman.py SOCKET-FD RUN-AGAIN URI UUID``.
+ever when the process that drives the phases dies. Loaded by ``deadman_program.py``, which says
+when; it needs nothing but the standard library and ``libvirt.so.0``.
 """
 
 import ctypes
 import json
-import os
-import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 _DEADLINE = 60.0
@@ -126,37 +119,14 @@ def resume(domain: _Libvirt, *, run_again: bool) -> str:
     return "it could not be reached in time; `virsh resume` lets the guest run"
 
 
-def main(arguments: list[str]) -> int:
-    """Wait for a word from the parent, or for its death."""
-    descriptor, run_again, uri, uuid = arguments
-    parent = socket.socket(fileno=int(descriptor))
+def open_guest(arguments: list[str]) -> Callable[..., str]:
+    """Connect to libvirtd and find the domain; returns ``resume`` of it.
+
+    Args:
+        arguments: The connection's URI, and the domain's UUID.
+    """
+    uri, uuid = arguments
     domain = _Libvirt(uri, uuid)
     if not domain.connect():
-        return 1
-    parent.sendall(b"A")
-    may_resume = True
-    while True:
-        try:
-            word = parent.recv(1)
-        except OSError:
-            word = b""
-        if word == b"g":
-            may_resume = False
-            parent.sendall(b"G")
-        elif word == b"d":
-            # The lock first, of which nobody has told the number.
-            os.closerange(3, parent.fileno())
-            os.closerange(parent.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
-            parent.sendall(b"D")
-            os._exit(0)  # without the milliseconds that Python takes to end
-        else:
-            break
-    if not may_resume:
-        return 0
-    said = resume(domain, run_again=run_again == "1")
-    sys.stderr.write(f"entourage: deadman (resumes the guest if its migration dies): {said}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        sys.exit(f"entourage: deadman: {uri} does not answer, or has no such domain")
+    return partial(resume, domain)

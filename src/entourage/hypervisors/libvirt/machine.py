@@ -51,7 +51,7 @@ from entourage.hypervisors.libvirt.tpm import SourceTpm
 from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Refusal
 
-_PROGRAM = Path(__file__).with_name("deadman.py")
+_DEADMAN = Path(__file__).with_name("deadman.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _SHOW_EVERY = 0.25
 _PAGE = 4096
@@ -165,8 +165,9 @@ class LibvirtMachine(MachineSeams):
         if self._job.feed is None:
             self._job.feed = await Feed.open(uri, uuid)
         self._deadman = await Deadman.arm(
-            _PROGRAM,
-            ["1" if self.was_running else "0", uri, uuid],
+            _DEADMAN,
+            [uri, uuid],
+            run_again=self.was_running,
             name=f"{uuid}.{secrets.token_hex(4)}",
             log=self._log,
             lock=lock,

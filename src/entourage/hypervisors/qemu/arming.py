@@ -8,7 +8,7 @@ from pathlib import Path
 from entourage.hypervisors import deadman
 from entourage.hypervisors.qemu.paths import Places
 
-_PROGRAM = Path(__file__).with_name("deadman.py")
+_BACKEND = Path(__file__).with_name("deadman.py")
 
 
 async def arm_deadman(
@@ -31,5 +31,11 @@ async def arm_deadman(
     Raises:
         HypervisorError: It does not come up.
     """
-    arguments = ["1" if run_again else "0", str(where.guard), *mirrors]
-    return await deadman.Deadman.arm(_PROGRAM, arguments, name=name, log=where.log, lock=lock)
+    return await deadman.Deadman.arm(
+        _BACKEND,
+        [str(where.guard), *mirrors],
+        run_again=run_again,
+        name=name,
+        log=where.log,
+        lock=lock,
+    )

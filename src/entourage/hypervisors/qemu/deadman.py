@@ -1,23 +1,15 @@
-"""The deadman: a program of its own that lets a guest run again when its parent dies.
+"""The deadman of a QEMU machine: gives its migration up and lets its guest run again.
 
-Between the guest's stop and GO, QEMU stands still and waits for a word. If the process that was to
-say it dies, nobody would. This program is started before the stop. It has a monitor of QEMU's to
-itself and one end of a socket pair; the other end is its parent's alone. It is told
-
-    ``g``  GO may be sent: from now on never resume; answered ``G``
-    ``d``  all is over: end; answered ``D``
-
-and the end of file means that the parent is dead: if GO was not said, the migration is cancelled
-and the guest resumed. It is light on purpose, and imports nothing but the standard library: it runs
-as ``python -I -S deadman.py SOCKET-FD RUN-AGAIN MONITOR MIRROR…``.
+Loaded by ``deadman_program.py``, which says when; standard library only. It has a monitor of QEMU's
+to itself.
 """
 
 import contextlib
 import json
-import os
 import socket
-import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 _DEADLINE = 30.0
@@ -166,35 +158,11 @@ def _yank(qmp: _Qmp, instance: dict[str, str]) -> None:
         qmp.run("yank", urgent=True, instances=[instance])
 
 
-def main(arguments: list[str]) -> int:
-    """Wait for a word from the parent, or for its death."""
-    descriptor, run_again, monitor, *mirrors = arguments
-    parent = socket.socket(fileno=int(descriptor))
-    qmp = _Qmp(monitor)
-    parent.sendall(b"A")
-    may_resume = True
-    while True:
-        try:
-            word = parent.recv(1)
-        except OSError:
-            word = b""
-        if word == b"g":
-            may_resume = False
-            parent.sendall(b"G")
-        elif word == b"d":
-            # The lock first, of which nobody has told the number.
-            os.closerange(3, parent.fileno())
-            os.closerange(parent.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
-            parent.sendall(b"D")
-            os._exit(0)  # without the milliseconds that Python takes to end
-        else:
-            break
-    if not may_resume:
-        return 0
-    said = resume(qmp, mirrors, run_again=run_again == "1")
-    sys.stderr.write(f"entourage: deadman (resumes the guest if its migration dies): {said}\n")
-    return 0
+def open_guest(arguments: list[str]) -> Callable[..., str]:
+    """Connect to QEMU; returns ``resume`` of this machine.
 
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    Args:
+        arguments: The monitor's socket, and the nodes (and jobs) of the mirrors.
+    """
+    monitor, *mirrors = arguments
+    return partial(resume, _Qmp(monitor), mirrors)
