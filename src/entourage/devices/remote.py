@@ -17,7 +17,8 @@ import msgspec
 from entourage.devices.base import AnyController, Controller, There
 from entourage.devices.block import storage
 from entourage.devices.block.controller import BlockController, Digest, Look, Make
-from entourage.devices.block.images import NewImage, owner_number
+from entourage.devices.block.images import NewImage
+from entourage.devices.block.making import owner_number
 from entourage.devices.block.space import Fit, Fitting, cannot_copy
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.net import Ask, Bridge, NetController

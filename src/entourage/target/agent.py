@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from entourage import messages
 from entourage.admission import arrival_generation, unsettled
 from entourage.devices.base import AnyController, There
-from entourage.devices.block.images import check_chain
+from entourage.devices.block.proof import check_chain
 from entourage.devices.remote import out_of_reach
 from entourage.domain import Domain
 from entourage.errors import (

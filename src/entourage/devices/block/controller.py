@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from entourage.devices.base import Controller, Here, There
-from entourage.devices.block import images, sameness, space, storage
+from entourage.devices.block import images, making, proof, sameness, space
 from entourage.devices.block.images import Image, NewImage
 from entourage.devices.block.sameness import Match
 from entourage.devices.block.space import Fit, Fitting
@@ -257,13 +257,11 @@ class BlockController(Controller[Block]):
         asked: Look | Digest | Fit = msgspec.convert(request, Look | Digest | Fit)
         match asked:
             case Look(spots=spots):
-                return await asyncio.gather(
-                    *(storage.look_there(spot, there.allowed) for spot in spots)
-                )
+                return await asyncio.gather(*(proof.look(spot, there.allowed) for spot in spots))
             case Digest(path=path, known=known):
                 try:
                     async with asyncio.timeout(there.settings.migration.test_timeout):
-                        return await self._digest(there, path, known)
+                        return await proof.digest(path, known, there.allowed)
                 except OSError as error:
                     reason = f"{path} cannot be read: {error.strerror}"
                     raise DeviceError(reason, device=self.device.label, host=there.host) from error
@@ -286,7 +284,7 @@ class BlockController(Controller[Block]):
     async def prepare_there(self, there: There, request: Any) -> Any:
         """Make an empty image that is like the source's."""
         new = self._made = msgspec.convert(request, Make).new
-        return await images.create(new, there.migration, there.ledger, there.allowed)
+        return await making.create(new, there.migration, there.ledger, there.allowed)
 
     async def connect(self, here: Here) -> None:
         """Mirror the disk; from here on, every write of the guest goes to both."""
@@ -325,18 +323,7 @@ class BlockController(Controller[Block]):
     async def _fill(self, there: There) -> None:
         if self._made is not None:
             with there.allowed.images.parent(self._made.path) as directory:
-                await images.set_aside(str(directory / Path(self._made.path).name))
-
-    @staticmethod
-    async def _digest(there: There, path: str, known: str) -> str:
-        """Digest an image, or a device that the source may name; it is proven if it was known."""
-        if there.allowed.has_device(path):
-            return await storage.digest(path)
-        real = there.allowed.images.real(path)
-        found = await storage.digest(real)
-        if found == known:
-            there.allowed.prove(real)
-        return found
+                await making.set_aside(str(directory / Path(self._made.path).name))
 
     def progress(self, here: Here) -> tuple[int, int]:
         """How far the copy has come."""
@@ -375,10 +362,10 @@ class BlockController(Controller[Block]):
                     host=here.source,
                 )
             real.unlink()
-            await asyncio.to_thread(images.sync, real.parent)
+            await asyncio.to_thread(making.sync, real.parent)
             if path.is_symlink():
                 path.unlink()
-                await asyncio.to_thread(images.sync, path.parent)
+                await asyncio.to_thread(making.sync, path.parent)
         except FileNotFoundError:
             return
         except OSError as error:

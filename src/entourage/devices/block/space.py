@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from entourage.devices.base import There
-from entourage.devices.block import images, storage
+from entourage.devices.block import programs, storage
 from entourage.devices.block.images import NewImage
 from entourage.devices.refusals import no_way, refuse
 from entourage.domain import Block
@@ -85,7 +85,7 @@ def _fit_file(disk: Block, there: There, new: NewImage) -> list[Refusal]:
         remedy = f"allow it, run the agent as root (--remote-command), or {elsewhere}"
         reason = f"nothing may be written in {directory}"
         found.append(refuse(disk, there.host, reason, remedy))
-    if new.format != "raw" and not images.has_qemu_img():
+    if new.format != "raw" and not programs.has_qemu_img():
         reason = "qemu-img is not installed"
         found.append(refuse(disk, there.host, reason, "install qemu-utils there"))
     if refusal := _too_full(disk, there, new, str(directory)):

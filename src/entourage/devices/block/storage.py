@@ -25,8 +25,6 @@ from typing import Literal
 import msgspec
 
 from entourage.devices.block.hardware import WEAK, boot_id, identities
-from entourage.hosts.allowed import Allowed
-from entourage.hosts.beneath import NotAllowed
 
 _MARK = "entourage nonce"
 _PREFIX, _SUFFIX = ".entourage-", ".nonce"
@@ -82,52 +80,11 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 async def look(spot: Spot) -> Seen:
     """See what is at a path, in a thread: network storage may take its time."""
-    return await asyncio.to_thread(_look, spot)
+    return await asyncio.to_thread(look_now, spot)
 
 
-async def look_there(spot: Spot, allowed: Allowed) -> Seen:
-    """See what is at a path that another host names; what that proves is remembered.
-
-    Raises:
-        NotAllowed: It is none that the other host may name.
-    """
-    return await asyncio.to_thread(_look_there, spot, allowed)
-
-
-def _look_there(spot: Spot, allowed: Allowed) -> Seen:
-    if len(spot.samples) > _SAMPLES or any(offset % _SAMPLE for offset in spot.samples):
-        raise NotAllowed("samples are asked for that no source takes")
-    try:
-        if not spot.path.startswith("/dev/"):
-            real = allowed.images.real(spot.path)
-        elif stat.S_ISBLK(os.stat(spot.path).st_mode):  # noqa: PTH116 - one call
-            allowed.device(spot.path)
-            return _look(spot)
-        else:
-            real = allowed.images.real(spot.path)
-    except FileNotFoundError:  # nor is its directory: nothing is there
-        return Seen()
-    except OSError as error:
-        return Seen(kind="other", error=error.strerror or str(error))
-    if _is_device(real):
-        allowed.device(real)
-        return _look(msgspec.structs.replace(spot, path=real))
-    seen = _look(msgspec.structs.replace(spot, path=real, samples=()))
-    if spot.samples and all(offset + _SAMPLE <= seen.size for offset in spot.samples):
-        seen = _look(msgspec.structs.replace(spot, path=real))
-    if seen.nonce and seen.kind == "file":
-        allowed.prove(real)
-    return msgspec.structs.replace(seen, opens=seen.kind != "file" or allowed.may_open(real))
-
-
-def _is_device(path: str) -> bool:
-    try:
-        return stat.S_ISBLK(os.lstat(path).st_mode)
-    except OSError:
-        return False
-
-
-def _look(spot: Spot) -> Seen:
+def look_now(spot: Spot) -> Seen:
+    """See what is at a path; may block."""
     path = Path(spot.path)
     try:
         if not os.path.lexists(path):
@@ -225,6 +182,16 @@ def sample_offsets(size: int) -> tuple[int, ...]:
     if blocks == 0:
         return ()
     return (0, *(secrets.randbelow(blocks) * _SAMPLE for _ in range(_SAMPLES - 1)))
+
+
+def takes_samples(spot: Spot) -> bool:
+    """Whether its samples are at places that ``sample_offsets`` could have given."""
+    return len(spot.samples) <= _SAMPLES and not any(offset % _SAMPLE for offset in spot.samples)
+
+
+def has_samples(spot: Spot, size: int) -> bool:
+    """Whether there is something at each of its samples, in so many bytes."""
+    return all(offset + _SAMPLE <= size for offset in spot.samples)
 
 
 def same_samples(one: Seen, other: Seen) -> bool:

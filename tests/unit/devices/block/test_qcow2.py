@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices.block import images, storage
+from entourage.devices.block import images, programs, storage
 from tests.unit.devices.test_harness import MIB, Move, qcow2, raw, run, two_kernels
 
 
@@ -162,5 +162,5 @@ async def test_a_target_without_qemu_img(
 ) -> None:
     move = Move(tmp_path, qcow2(srv / "web1.qcow2"), format="qcow2")
     move.hosts.mkdir(srv)
-    monkeypatch.setattr(images, "has_qemu_img", lambda: False)
+    monkeypatch.setattr(programs, "has_qemu_img", lambda: False)
     assert (await move.refusal()).reason == "qemu-img is not installed"
