@@ -67,6 +67,48 @@ def listening_at_once(host: str, ports: Iterable[int]) -> socket.socket | None:
     return None
 
 
+async def bindable(address: str) -> str:
+    """What to listen at so that the address is reached: itself, or, behind a NAT, everything."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise HypervisorError(
+            f"the data address {address} is none: {error.strerror}",
+            remedy="set data-address to one of this host's",
+        ) from error
+    for family, kind, protocol, _, where in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as trial:
+            trial.bind(where)
+            return str(where[0])
+    return "::" if found[0][0] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - meant
+
+
+def listening_in_range(host: str, ports: tuple[int, int]) -> socket.socket:
+    """A socket that listens at the first free port of those that are allowed.
+
+    Args:
+        host: A numeric address of this host.
+        ports: The first and the last.
+
+    Raises:
+        HypervisorError: Nothing can listen there, or none is free.
+    """
+    first, last = ports
+    try:
+        server = listening_at_once(host, range(first, last + 1))
+    except OSError as error:
+        raise HypervisorError(
+            f"nothing can listen at {bracketed(host)}:{first}: {error.strerror}",
+            remedy="set migration.ports, or data-address, to what this host allows",
+        ) from error
+    if server is None:
+        raise HypervisorError(
+            f"no port from {first} to {last} is free", remedy="set migration.ports to a wider range"
+        )
+    return server
+
+
 class FellSilentError(HypervisorError):
     """The other end took a connection, and then said nothing for too long."""
 

@@ -1,0 +1,151 @@
+"""Disks of a machine that is being built here, exported for the mirrors of the source."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from functools import partial
+
+from entourage.domain import Block
+from entourage.errors import HypervisorError
+from entourage.hosts.process import ProcessHandle
+from entourage.hypervisors.base import DataPlane, Export
+from entourage.hypervisors.qemu import keys
+from entourage.hypervisors.qemu.binary import tls_in_threads
+from entourage.hypervisors.qemu.cmdline import block_node, disk_index, export_name
+from entourage.hypervisors.qemu.launch import Up, host_things
+from entourage.hypervisors.qemu.paths import Places
+from entourage.hypervisors.qemu.qmp import Known, Monitor
+from entourage.hypervisors.qemu.sockets import listening_in_range
+
+EXPORT_THREAD = "copies"
+"""Takes the mirrors' writes: QEMU's main thread is busy with memory for many ms at a time, and a
+guest whose write waits for the target would wait for that."""
+
+
+class Exports:
+    """The NBD server of a machine, which takes the mirrors' writes until memory has landed.
+
+    Args:
+        where: The domain's places.
+    """
+
+    def __init__(self, where: Places) -> None:
+        self._where = where
+        self._machine: tuple[Up, DataPlane] | None = None
+        self._host = ""
+        self._port = 0
+        self._starting = asyncio.Lock()
+        self._core_limit = 0
+        self._writable: list[str] = []
+        self._thread: dict[str, str | bool] = {}
+
+    def stands(self, up: Up, plane: DataPlane, host: str) -> None:
+        """The machine stands: from here on its disks can be exported.
+
+        Args:
+            up: The machine.
+            plane: How disks travel.
+            host: The numeric address to listen at.
+        """
+        self._machine, self._host = (up, plane), host
+
+    async def export(self, disk: Block) -> Export:
+        """Open a disk of the built machine for the mirror's writes."""
+        up, plane = self._built()
+        monitor, domain = up.monitor, up.running.domain
+        async with self._starting:
+            if not self._port:
+                self._port = await self._start_server(monitor, plane)
+                self._core_limit = _limit_core(up.process, 0)
+                if plane.secret is None or tls_in_threads(monitor.version):
+                    await monitor.execute(
+                        "object-add", {"qom-type": "iothread", "id": EXPORT_THREAD}
+                    )
+                    self._thread = {"iothread": EXPORT_THREAD, "fixed-iothread": True}
+        disk = domain.block[disk_index(domain, disk)]  # as it is here
+        export = export_name(domain, disk)
+        # A node of its own, for the guest's must stay out of other threads. That one is not active
+        # and holds no lock before the guest runs: another can write to the file until all is there.
+        things = host_things(domain, self._where)
+        node = block_node(disk, export, things, readonly=False)
+        await monitor.execute("blockdev-add", node, device=disk.label)
+        self._writable.append(export)
+        await monitor.execute(
+            "block-export-add",
+            {
+                "type": "nbd",
+                "id": export,
+                "node-name": export,
+                "name": export,
+                "writable": True,
+                **self._thread,
+            },
+            device=disk.label,
+        )
+        return Export(host=plane.address, port=self._port, name=export)
+
+    async def close(self) -> None:
+        """Close all exports, where there are any: the guest's disks are the machine's alone.
+
+        No export ends before the one before it is gone, or QEMU 11.1 aborts.
+
+        As an export ends, its node leaves the export's thread. QEMU has the lock of its block graph
+        meanwhile; and if the node is qcow2, it waits for a timer of that, and does what else is
+        due: the next export's end, which wants the same lock (``bdrv_graph_wrlock: Assertion
+        '!has_writer' failed``). Seen in 11.1.3; 10.0.13 has no such wait.
+        """
+        if not self._port:
+            return
+        up, _ = self._built()
+        monitor = up.monitor
+        # The server ends the last one. Not where that has no thread: it would wait for itself.
+        alone = self._writable[:-1] if self._thread else self._writable
+        for name in alone:
+            await monitor.execute("block-export-del", {"id": name, "mode": "hard"})
+            await monitor.until(partial(_is_gone, name))
+        # All at once: QEMU does them in this order.
+        await asyncio.gather(
+            monitor.execute("nbd-server-stop"),
+            *(monitor.execute("blockdev-del", {"node-name": name}) for name in self._writable),
+        )
+        self._port = 0
+        self._writable.clear()
+        _limit_core(up.process, self._core_limit)
+
+    async def _start_server(self, monitor: Monitor, plane: DataPlane) -> int:
+        tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}
+        with listening_in_range(self._host, plane.ports) as server:
+            await monitor.give("nbd", server.fileno())
+            address = {"type": "fd", "data": {"str": "nbd"}}
+            await monitor.execute(
+                "nbd-server-start", {"addr": address, "max-connections": 0, **tls}
+            )
+            port: int = server.getsockname()[1]
+            return port
+
+    def _built(self) -> tuple[Up, DataPlane]:
+        if self._machine is None:
+            raise HypervisorError("the machine is not built")
+        return self._machine
+
+
+def _limit_core(process: ProcessHandle, limit: int) -> int:
+    """Set how large a core QEMU may dump, in bytes; returns what it was.
+
+    A source that goes back cuts its mirrors off at once. An export in a thread of its own makes
+    QEMU (7.2.14 and later 7.2) abort then: what is killed in a moment need not fill this host's
+    disk with the guest's memory before.
+    """
+    if process.has_ended:
+        return limit
+    try:
+        before, most = resource.prlimit(process.pid, resource.RLIMIT_CORE)
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, (limit, most))
+    except OSError:  # it has ended, or is somebody else's
+        return limit
+    return before
+
+
+def _is_gone(export: str, known: Known) -> bool | None:
+    return export in known.exports_gone or None
