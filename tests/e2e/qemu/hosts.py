@@ -23,7 +23,7 @@ import pytest
 
 from entourage.domain import Block, Domain, Pci, Tpm, Usb
 from entourage.hosts.resources import MARKER, MemoryLedger
-from entourage.hypervisors.base import DataPlane, Secret, Ticket
+from entourage.hypervisors.base import DataPlane, Plan, Secret, Ticket
 from entourage.hypervisors.qemu import QemuHypervisor
 from entourage.hypervisors.qemu.incoming import QemuIncoming
 from entourage.hypervisors.qemu.machine import QemuMachine
@@ -47,6 +47,7 @@ FIRST_SECTOR, SECTORS = 2048, 1024
 SIZE = 32 << 20
 DATA = 3 << 20
 PORTS = (49300, 49400)
+NO_PLAN = Plan(msgspec.msgpack.encode({}))
 _SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
 _ANY_CHILD = 0x40000000  # __WALL
 LOG = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ class Move:
             if not path.exists():
                 path.touch()
                 os.truncate(path, SIZE)
-        await self.incoming.build(self.there, self.plane)
+        await self.incoming.build(self.there, self.plane, NO_PLAN)
 
     async def mirror(self) -> None:
         async def one(disk: Block) -> None:

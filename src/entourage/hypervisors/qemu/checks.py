@@ -15,7 +15,7 @@ from entourage.errors import HypervisorError, UsageError
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.qemu import binary
 from entourage.hypervisors.qemu.cmdline import is_readonly
-from entourage.hypervisors.qemu.machine import cpu_flags
+from entourage.hypervisors.qemu.looks import cpu_flags
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import entries
 from entourage.settings.model import Settings

@@ -120,7 +120,7 @@ def _cancel(qmp: _Qmp) -> None:
         return
     qmp.migration = ""
     if status == "device":
-        # Cancelled as it sends the last, QEMU may die of the guest's next write: see carrier.py.
+        # Cancelled as it sends the last, QEMU may die of the guest's next write: see rollback.py.
         _yank(qmp, {"type": "migration"})
     else:
         qmp.run("migrate_cancel")

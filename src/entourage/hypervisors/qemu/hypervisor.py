@@ -11,9 +11,10 @@ from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger, MemoryLedger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.qemu import binary, checks
+from entourage.hypervisors.qemu.handle import GoneError, Handle, after_end, end_machine
 from entourage.hypervisors.qemu.incoming import QemuIncoming
 from entourage.hypervisors.qemu.launch import bring_up
-from entourage.hypervisors.qemu.machine import GoneError, QemuMachine, after_end, end_machine
+from entourage.hypervisors.qemu.machine import QemuMachine
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.qmp import Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import (
@@ -54,7 +55,7 @@ class QemuHypervisor:
         if entry.running is None or not entry.alive:
             raise _not_running(name)
         try:
-            return await QemuMachine.open(entry.running, entry.places)
+            return QemuMachine(await Handle.open(entry.running, entry.places))
         except GoneError as error:
             raise _not_running(name) from error
 
@@ -65,9 +66,9 @@ class QemuHypervisor:
         if running is None:
             running = Running(domain=domain, pid=0, began=0, marker="")
         try:
-            return await QemuMachine.open(running, where)
+            return QemuMachine(await Handle.open(running, where))
         except (GoneError, MonitorLostError):
-            return QemuMachine.gone(running, where)
+            return QemuMachine(Handle.of_ended(running, where))
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:
         """A machine to be built here."""

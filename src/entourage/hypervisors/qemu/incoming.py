@@ -19,13 +19,14 @@ from entourage.hypervisors.backlog import bound
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
-from entourage.hypervisors.qemu.carrier import NO_PLAN, migration_capabilities
+from entourage.hypervisors.qemu.announcing import QemuAnnouncing
 from entourage.hypervisors.qemu.checks import IN_THE_CLEAR
 from entourage.hypervisors.qemu.errors import plain
 from entourage.hypervisors.qemu.exports import EXPORT_THREAD, Exports
+from entourage.hypervisors.qemu.handle import open_monitor
 from entourage.hypervisors.qemu.launch import bring_up
-from entourage.hypervisors.qemu.machine import QemuAnnouncing, open_monitor
 from entourage.hypervisors.qemu.mirrors import Mirrors
+from entourage.hypervisors.qemu.outgoing import migration_capabilities
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
@@ -115,7 +116,7 @@ class QemuIncoming(IncomingSeams):
         """None: QEMU knows of bridges only."""
         return {}
 
-    async def build(self, domain: Domain, plane: DataPlane, plan: Plan = NO_PLAN) -> None:  # noqa: ARG002 - all is in the domain
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - all is in the domain
         """Make the machine, paused, from the running configuration; what it opens exists."""
         if self._encrypted and plane.secret is None:
             raise HypervisorError(IN_THE_CLEAR[0], remedy=IN_THE_CLEAR[1])

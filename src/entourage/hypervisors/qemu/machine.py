@@ -1,81 +1,91 @@
-"""A QEMU machine that runs here: the source's half of a migration."""
+"""A QEMU machine that runs here, and its carrier: the source's half of a migration.
+
+The six operations, in QEMU's words:
+
+    arm      keys, capabilities, parameters
+    start    ``migrate``; returns when pre-copy is up
+    stopped  the event STOP, or the state ``pre-switchover``
+    landed   the state ``completed``
+    release  ``quit``
+    abort    ``yank`` or ``migrate_cancel``: the guest runs here again (see ``rollback.py``)
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import secrets
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
-from entourage.domain import Domain, Net
+import msgspec
+
+from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
-from entourage.hosts.process import ProcessHandle, await_marked, last_lines
-from entourage.hypervisors.base import DiskMirroring
-from entourage.hypervisors.files import digest
-from entourage.hypervisors.qemu import tpm as tpms
-from entourage.hypervisors.qemu.binary import loses_state
-from entourage.hypervisors.qemu.carrier import Carrier
-from entourage.hypervisors.qemu.cmdline import device_id
-from entourage.hypervisors.qemu.drift import drift
-from entourage.hypervisors.qemu.errors import device_of, plain
-from entourage.hypervisors.qemu.paths import Places
-from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
-from entourage.hypervisors.qemu.record import Running, disown
-from entourage.hypervisors.qemu.virtio import ORDINARY_QUEUE, largest_queue
+from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
+from entourage.hypervisors.deadman import Deadman
+from entourage.hypervisors.qemu import keys, looks
+from entourage.hypervisors.qemu.announcing import QemuAnnouncing
+from entourage.hypervisors.qemu.arming import arm_deadman
+from entourage.hypervisors.qemu.cmdline import mirror_name
+from entourage.hypervisors.qemu.errors import device_of
+from entourage.hypervisors.qemu.handle import GoneError, Handle, after_end, end_machine
+from entourage.hypervisors.qemu.mirrors import Mirrors
+from entourage.hypervisors.qemu.outgoing import ENDED, Outgoing, migration_capabilities, place_of
+from entourage.hypervisors.qemu.qmp import CommandError, Known, MonitorLostError
+from entourage.hypervisors.qemu.record import disown
+from entourage.hypervisors.qemu.rollback import Rollback
+from entourage.hypervisors.qemu.sockets import answered_within, connected
+from entourage.hypervisors.qemu.tpm import QemuTpm
 from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Refusal
 
-_QUIT_PATIENCE = 5.0
-_MONITOR_PATIENCE = 10.0
-# RARP packets of QEMU's: how many, and when (ms).
-_ANNOUNCEMENT = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
-_CPU_FLAGS = Path("/proc/cpuinfo")
+_NO_PLAN = Plan(msgspec.msgpack.encode({}))
+_UNLIMITED = 1 << 40  # bytes a second
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_GREETED_WITHIN = 10.0  # seconds; the guest runs meanwhile
+_MEMORY = "memory"
+# Auto-converge can only be switched on before a migration begins. Until it is wanted, what it takes
+# from the guest is held at the least that QEMU knows, one percent.
+_HARDLY_THROTTLED = {
+    "cpu-throttle-initial": 1,
+    "cpu-throttle-increment": 20,
+    "max-cpu-throttle": 1,
+    "throttle-trigger-threshold": 100,
+}
+_THROTTLED = {"max-cpu-throttle": 99, "throttle-trigger-threshold": 50}
+_DEFAULTS = {**_THROTTLED, "cpu-throttle-initial": 20, "cpu-throttle-increment": 10}
 
 
-class GoneError(HypervisorError):
-    """The machine has ended."""
+class QemuMachine(MachineSeams):
+    """A domain that runs on this host.
 
-
-class QemuMachine(Carrier, MachineSeams):
-    """A domain that runs on this host. Use ``QemuMachine.open``."""
+    Args:
+        handle: The machine, as its QEMU has it.
+    """
 
     # No ``unplugging``: a machine here lets go of devices, and its target's half has no like of it.
     non_live = True
 
-    @classmethod
-    async def open(cls, running: Running, where: Places) -> QemuMachine:
-        """Take hold of a machine.
-
-        Raises:
-            HypervisorError: It is gone, does not answer, or is not what was written down.
-        """
-        process = ProcessHandle.open(running.pid, running.began)
-        if process is None:
-            raise GoneError(f"{running.domain.name} has ended")
-        monitor = None
-        try:
-            monitor = await open_monitor(where.qmp)
-            await _check(monitor, running.domain)
-            status = (await monitor.execute("query-status"))["status"]
-        except BaseException:
-            if monitor is not None:
-                await monitor.close()
-            process.close()
-            raise
-        return cls(monitor, process, running, where, was_running=status == "running")
-
-    @classmethod
-    def gone(cls, running: Running, where: Places) -> QemuMachine:
-        """What is left of a machine that has ended."""
-        return cls(Monitor.lost(), None, running, where, was_running=True)
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._outgoing = Outgoing(handle)
+        self._mirrors = Mirrors(handle.monitor, handle.domain, self.pre_switchover)
+        self._rollback = Rollback(handle, self._outgoing, self._mirrors)
+        self._deadman: Deadman | None = None
+        self._tidying: asyncio.Task[None] | None = None
 
     @property
     def domain(self) -> Domain:
         """The running configuration: everything that was left open is filled in."""
-        return self._running.domain
+        return self._handle.domain
+
+    @property
+    def was_running(self) -> bool:
+        """False where the user had paused the guest before: it stays paused on the target."""
+        return self._handle.was_running
 
     @property
     def mirroring(self) -> DiskMirroring:
@@ -83,24 +93,25 @@ class QemuMachine(Carrier, MachineSeams):
         return self._mirrors
 
     @property
-    def tpm(self) -> tpms.QemuTpm:
+    def tpm(self) -> QemuTpm:
         """Swtpm's state is in QEMU's stream."""
-        return tpms.QemuTpm(self.domain, self._where)
+        return QemuTpm(self.domain, self._handle.where)
 
     @property
     def announcing(self) -> QemuAnnouncing:
         """QEMU announces NICs when it is told to."""
-        return QemuAnnouncing(lambda: self._monitor)
+        return QemuAnnouncing(lambda: self._handle.monitor)
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
-        self._was_running = was_running
+        self._handle.was_running = was_running
         try:
             status, info = await asyncio.gather(
-                self._monitor.execute("query-status"), self._monitor.execute("query-migrate")
+                self._handle.monitor.execute("query-status"),
+                self._handle.monitor.execute("query-migrate"),
             )
         except MonitorLostError:
-            self._gone = True
+            self._handle.gone = True
             return Guest.DEAD
         held = status["status"] in {"finish-migrate", "postmigrate"}
         if was_running:
@@ -112,185 +123,220 @@ class QemuMachine(Carrier, MachineSeams):
     async def close(self) -> None:
         """Let go of the machine without changing it."""
         await self._tidied()
-        await self._monitor.close()
-        if self._process is not None:
-            self._process.close()
+        await self._handle.close()
         if self._deadman is not None:
             self._deadman.close()
 
     async def facts(self) -> Mapping[str, str]:
         """QEMU's version, digests of the boot files; with KVM the CPU's flags."""
-        found = {"qemu": ".".join(map(str, self._monitor.version))}
-        if (entries := await largest_queue(self._monitor)) > ORDINARY_QUEUE:
-            found["virtio-queues"] = str(entries)
-        for path in self.domain.boot.files:
-            found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
-        if self.domain.accel == "kvm":
-            found["cpu-flags"] = " ".join(sorted(cpu_flags()))
-        return found
+        return await looks.facts(self._handle)
 
     async def blockers(self) -> Sequence[Refusal]:
         """What QEMU itself marks as not migratable, and what is not as it was started."""
-        host = socket.gethostname()
-        info, found = await asyncio.gather(
-            self._monitor.execute("query-migrate"), drift(self._monitor, self.domain, host)
-        )
-        reasons: list[str] = info.get("blocked-reasons", [])
-        found += [
-            Refusal(
-                device=device_of(self.domain, reason) or "domain",
-                host=host,
-                reason=f"QEMU cannot move it: {reason}",
-                remedy="take the device out of the machine, or set an external tool for it",
-                no_way=True,
-            )
-            for reason in reasons
-        ]
-        models = {device: device.model for device in (*self.domain.usb, *self.domain.pci)}
-        lost = await loses_state(model for model in models.values() if model)
-        found += [
-            Refusal(
-                device=device.label,
-                host=host,
-                reason=f"QEMU does not carry the state of a {model}, and does not say so",
-                remedy="take the device out of the machine, or set an external tool for it",
-                no_way=True,
-            )
-            for device, model in models.items()
-            if model in lost
-        ]
-        found += await self._dead_tpms(host)
-        return found
-
-    async def _dead_tpms(self, host: str) -> list[Refusal]:
-        """A TPM whose emulator has ended has lost what it had in memory: nothing can be moved."""
-        emulated = [tpm for tpm in self.domain.tpm if tpm.type == "emulator"]
-        if not emulated or await asyncio.to_thread(tpms.is_alive, self._running.marker):
-            return []
-        remedy = f"stop {self.domain.name} and start it again: the TPM's state on disk is whole"
-        reason = "its emulator (swtpm) has ended"
-        return [Refusal(tpm.label, host, reason, remedy) for tpm in emulated]
+        return await looks.blockers(self._handle)
 
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before."""
-        if self._process is not None:
-            await self._process.ended()
-        if reason := self._monitor.known.shutdown:
-            return f"QEMU has ended ({reason})"
-        said = plain(last_lines(self._where.log, _near_end(self._where.log), 1))
-        return f"QEMU has ended; its last words: {said}"
+        return await self._handle.died()
+
+    # The carrier's six operations
+
+    async def arm(
+        self,
+        plane: DataPlane,
+        *,
+        downtime_limit: float | None = None,
+        throttle: bool = False,
+        lock: int | None = None,
+        offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - QEMU plans alone
+    ) -> None:
+        """Set up keys, capabilities and parameters, and arm the deadman."""
+        domain = self.domain
+        await self._tidied()
+        self._mirrors.tls = plane.secret is not None
+        if plane.secret is not None:
+            await keys.add_key(self._handle.monitor, self._handle.where, plane.secret, server=False)
+        await self._handle.monitor.execute(
+            "migrate-set-capabilities",
+            migration_capabilities(
+                events=True,
+                pause_before_switchover=True,
+                auto_converge=throttle,
+                # With it, the source resumes by itself when the link breaks at the very end.
+                return_path=False,
+            ),
+        )
+        await self._handle.monitor.execute(
+            "migrate-set-parameters",
+            {
+                "tls-creds": "" if plane.secret is None else keys.OBJECT,
+                "tls-hostname": "",
+                "max-bandwidth": plane.bandwidth or _UNLIMITED,
+                **({} if downtime_limit is None else _accepted(downtime_limit)),
+                **(_HARDLY_THROTTLED if throttle else {}),
+            },
+        )
+        self._deadman = await arm_deadman(
+            self._handle.where,
+            name=f"{domain.uuid}.{secrets.token_hex(4)}",
+            run_again=self.was_running,
+            mirrors=[mirror_name(domain, disk) for disk in domain.block],
+            lock=lock,
+        )
+
+    @property
+    def in_the_clear(self) -> str:
+        """Never without being asked for."""
+        return ""
+
+    async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - it travels by itself
+        """All that the target needs is in the domain."""
+        return _NO_PLAN
+
+    async def start(self, ticket: Ticket, *, live: bool) -> None:
+        """Begin pre-copy; returns when the stream is up. ``live=False`` stops the guest first."""
+        known = self._handle.monitor.known
+        known.migration, known.held_at, known.stopped_at = "", 0, 0
+        self._outgoing.sending = False
+        async with connected(*place_of(ticket)) as connection:
+            if not live and self.was_running:
+                await self._handle.monitor.execute("stop")
+            with answered_within(connection, _GREETED_WITHIN):
+                await self._handle.monitor.give(_MEMORY, connection.fileno())
+                try:
+                    await self._handle.monitor.execute("migrate", {"uri": f"fd:{_MEMORY}"})
+                except CommandError as error:
+                    error.device = device_of(self.domain, error.reason)
+                    raise
+                await self._outgoing.reach("active", "pre-switchover", "device", "completed")
+
+    async def progress(self) -> MemoryProgress:
+        """How far pre-copy has come; raises HypervisorError where a mirror has failed meanwhile."""
+        info, _ = await asyncio.gather(
+            self._handle.monitor.execute("query-migrate"), self._mirrors.look()
+        )
+        ram: dict[str, Any] = info.get("ram", {})
+        return MemoryProgress(
+            transferred=ram.get("transferred", 0),
+            remaining=ram.get("remaining", 0),
+            total=ram.get("total", 0),
+            dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
+            rate=ram.get("mbps", 0.0) * 1e6 / 8,
+            iteration=ram.get("dirty-sync-count", 0),
+            expected_downtime=info.get("expected-downtime", 0) / 1000,
+        )
+
+    async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
+        """Change how much blackout is accepted (seconds), and whether the guest is slowed."""
+        await self._handle.monitor.execute(
+            "migrate-set-parameters",
+            {
+                **_accepted(downtime_limit),
+                **(_THROTTLED if throttle else {}),
+            },
+        )
+
+    async def stopped(self) -> int:
+        """Wait until the guest has stopped; ns of the monotonic clock.
+
+        QEMU says so before it has flushed its disks and holds the memory back: devices need not
+        wait for that, and ``Mirrors.complete`` and ``continue_switchover`` do.
+        """
+        over = ENDED - {""}
+
+        def still(known: Known) -> bool | None:
+            return bool(known.stopped_at or known.held_at or known.migration in over) or None
+
+        known = self._handle.monitor.known
+        await self._handle.monitor.until(still)
+        if not known.stopped_at:
+            # A guest that its user had paused has no moment of stopping.
+            await self.pre_switchover()
+        return known.stopped_at or known.held_at
+
+    async def pre_switchover(self) -> str:
+        """Wait until QEMU has flushed its disks, and holds the memory back."""
+        await self._outgoing.reach("pre-switchover")
+        return "QEMU flushes disks"
+
+    async def continue_switchover(self) -> None:
+        """Disks are settled: send the last memory pages and the devices' state."""
+        await self.pre_switchover()
+        self._outgoing.sending = True
+        await self._handle.monitor.execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def landed(self) -> bytes:
+        """Wait until the source says that all has been sent and taken."""
+        await self._outgoing.reach("completed")
+        return b""
+
+    async def disarm_deadman(self) -> None:
+        """GO may be sent next: from when this returns, nothing resumes the guest by itself."""
+        if self._deadman is None:
+            raise HypervisorError("nothing would resume the guest if this process died")
+        await self._deadman.disarm()
 
     # The end
 
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""
-        await self._monitor.execute("stop")
+        await self._handle.monitor.execute("stop")
 
     async def release(self) -> None:
         """The domain runs on the target: end the copy here and free what it held."""
-        await end_machine(self._monitor, self._process, self._running, self._where)
-        await asyncio.to_thread(disown, self._where)
+        handle = self._handle
+        await end_machine(handle.monitor, handle.process, handle.running, handle.where)
+        await asyncio.to_thread(disown, handle.where)
         await self._dismiss()
 
     async def abort(self) -> None:
-        """Give the migration up at whatever point: the guest runs here again, or stays paused."""
+        """Give the migration up at whatever point: the guest runs here again, or stays paused.
+
+        What is left to tidy up then is done beside what the caller does next, the blackout being
+        over; ``close`` waits for it.
+        """
+        handle = self._handle
         try:
-            await super().abort()
+            await self._rollback.abort()
         except MonitorLostError as error:
             # Its processes end with it, and so do its taps; the domain stays this host's.
-            await after_end(self._running, self._where)
+            await after_end(handle.running, handle.where)
             await self._dismiss()
-            if not self._gone:
+            if not handle.gone:
                 raise GoneError(await self.died()) from error
+            return
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._tidy())
+
+    async def _dismiss(self) -> None:
+        if self._deadman is not None:
+            await self._deadman.dismiss()
+            self._deadman = None
+
+    async def _tidied(self) -> None:
+        """Wait until nothing is left to tidy up."""
+        if self._tidying is not None:
+            with contextlib.suppress(MonitorLostError):
+                await self._tidying
+            self._tidying = None
+
+    async def _tidy(self) -> None:
+        """Back to what QEMU is without us, as far as the mirrors that still end allow it."""
+        monitor = self._handle.monitor
+        await self._dismiss()
+        with contextlib.suppress(CommandError):
+            await monitor.execute(
+                "migrate-set-capabilities",
+                migration_capabilities(pause_before_switchover=False, auto_converge=False),
+            )
+            await monitor.execute("migrate-set-parameters", {"tls-creds": "", **_DEFAULTS})
+        for disk in self.domain.block:
+            # A mirror that was settled, or that nobody will end any more.
+            name = mirror_name(self.domain, disk)
+            with contextlib.suppress(CommandError):
+                await monitor.execute("blockdev-del", {"node-name": name})
+        await keys.drop_key(monitor)
 
 
-async def open_monitor(path: Path) -> Monitor:
-    """Connect to a machine's monitor, which takes one at a time.
-
-    Raises:
-        HypervisorError: Another process has it, or QEMU hangs.
-    """
-    try:
-        async with asyncio.timeout(_MONITOR_PATIENCE):
-            return await Monitor.connect(path)
-    except TimeoutError as error:
-        raise HypervisorError(
-            f"QEMU does not answer at {path}",
-            remedy="see whether another process is connected, or QEMU hangs",
-        ) from error
-
-
-class QemuAnnouncing:
-    """Has QEMU announce NICs; those that the guest can announce itself it asks to do so.
-
-    Args:
-        monitor: Returns the machine's, on either host.
-    """
-
-    def __init__(self, monitor: Callable[[], Monitor]) -> None:
-        self._monitor = monitor
-
-    async def announce(self, nets: Sequence[Net]) -> None:
-        """Tell the network where the guest's MACs are."""
-        if nets:
-            names = [device_id(net) for net in nets]
-            await self._monitor().execute("announce-self", {**_ANNOUNCEMENT, "interfaces": names})
-
-
-async def end_machine(
-    monitor: Monitor, process: ProcessHandle | None, running: Running, where: Places
-) -> None:
-    """End QEMU at once and wait for all of its processes; sockets and keys go, disks stay."""
-    if process is not None:
-        try:
-            async with asyncio.timeout(_QUIT_PATIENCE):
-                with contextlib.suppress(MonitorLostError, CommandError):
-                    await monitor.execute("quit")
-                await process.ended()
-        except TimeoutError:
-            process.kill()
-            await process.ended()
-    await monitor.close()
-    await after_end(running, where)
-
-
-async def after_end(running: Running, where: Places) -> None:
-    """QEMU has ended: wait for the processes that end with it, and remove its sockets."""
-    if running.marker:
-        await await_marked(running.marker, _QUIT_PATIENCE)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(where.run)
-
-
-def cpu_flags() -> frozenset[str]:
-    """What this host's CPU can do, in Linux' words."""
-    for line in _CPU_FLAGS.read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in {"flags", "Features"}:
-            return frozenset(value.split())
-    return frozenset()
-
-
-async def _check(monitor: Monitor, domain: Domain) -> None:
-    """See that it is this machine's QEMU; what its user has changed since is ``drift``'s to say."""
-    kind, memory = await asyncio.gather(
-        monitor.execute("qom-get", {"path": "/machine", "property": "type"}),
-        monitor.execute("query-memory-size-summary"),
-    )
-    problems: list[str] = []
-    if kind != f"{domain.machine}-machine":
-        problems.append(f"it is a {kind}, not a {domain.machine}")
-    if abs(memory["base-memory"] - domain.memory) >= 1 << 20:
-        problems.append(f"it has {memory['base-memory']} bytes of memory, not {domain.memory}")
-    if problems:
-        raise HypervisorError(
-            f"{domain.name} is not what was started: {'; '.join(problems)}",
-            remedy="stop it and start it again",
-        )
-
-
-def _near_end(log: Path) -> int:
-    try:
-        return max(0, log.stat().st_size - 4096)
-    except OSError:
-        return 0
+def _accepted(downtime_limit: float) -> dict[str, Any]:
+    return {"downtime-limit": max(1, round(downtime_limit * 1000))}

@@ -10,7 +10,8 @@ import pytest
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import Ticket
-from entourage.hypervisors.qemu.carrier import Carrier
+from entourage.hypervisors.qemu.handle import Handle
+from entourage.hypervisors.qemu.machine import QemuMachine
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.qemu.record import Running
@@ -41,14 +42,6 @@ class Migrating(FakeQmp):
         return [name for name, _ in self.commands if name in {"yank", "migrate_cancel"}]
 
 
-class Carries(Carrier):
-    """With an end, as the machine that is built on it has."""
-
-    async def close(self) -> None:
-        await self._tidied()
-        await self._monitor.close()
-
-
 def running() -> Running:
     domain = Domain(name="web", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 26)
     return Running(domain=domain, pid=0, began=0, marker="")
@@ -74,14 +67,14 @@ async def test_what_sends_its_last_is_cut_off_and_not_cancelled(
     async with qemu.serving():
         monitor = await Monitor.connect(qemu.path)
         where = Places(tmp_path, tmp_path, tmp_path / "log")
-        carrier = Carries(monitor, None, running(), where, was_running=True)
+        machine = QemuMachine(Handle(monitor, None, running(), where, was_running=True))
         if proceeds:
             qemu.say("MIGRATION", status=stands)
-            await carrier.continue_switchover()
-        await carrier.abort()
+            await machine.continue_switchover()
+        await machine.abort()
         assert qemu.ended_by == [ended_by]
         assert ("cont", {}) in qemu.commands
-        await carrier.close()
+        await machine.close()
 
 
 @pytest.mark.parametrize(
@@ -97,8 +90,8 @@ async def test_memory_goes_to_a_tcp_port_and_to_nothing_else(tmp_path: Path, uri
     async with qemu.serving():
         monitor = await Monitor.connect(qemu.path)
         where = Places(tmp_path, tmp_path, tmp_path / "log")
-        carrier = Carries(monitor, None, running(), where, was_running=True)
+        machine = QemuMachine(Handle(monitor, None, running(), where, was_running=True))
         with pytest.raises(HypervisorError, match="no TCP port"):
-            await carrier.start(Ticket(uri=uri), live=True)
-        await carrier.close()
+            await machine.start(Ticket(uri=uri), live=True)
+        await machine.close()
     assert "migrate" not in [name for name, _ in qemu.commands]
