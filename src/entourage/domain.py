@@ -6,10 +6,11 @@ file leaves out is None here until the hypervisor that starts the domain has res
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+import pkgutil
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 # A name goes into file names, process names and a tool's arguments: no slash, no control
 # characters, no leading dot or dash. Spaces, quotes and $ are allowed and passed through unharmed.
@@ -39,14 +40,11 @@ HostUsb: TypeAlias = Annotated[
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
     """One thing attached to a domain; ``id`` is unique in the domain."""
 
+    device_class: ClassVar[str]
+    """``block``, ``net``, ``tpm``, ``usb``, ``pci``, ``external``, or one of ``ADDED``."""
     id: DeviceId
     tool: str | None = None
     """An external migration tool for this one device; None: what the settings say."""
-
-    @property
-    def device_class(self) -> str:
-        """``block``, ``net``, ``tpm``, ``usb``, ``pci`` or ``external``."""
-        return _CLASS_OF[type(self)]
 
     @property
     def label(self) -> str:
@@ -57,6 +55,7 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 class Block(Device, frozen=True):
     """A disk or other medium: a file or a block device."""
 
+    device_class: ClassVar[str] = "block"
     path: PathStr
     format: Literal["raw", "qcow2"] = "raw"
     readonly: bool = False
@@ -76,6 +75,7 @@ class Block(Device, frozen=True):
 class Net(Device, frozen=True):
     """A NIC on a tap device that is a port of a bridge; or what else its hypervisor knows."""
 
+    device_class: ClassVar[str] = "net"
     bridge: Annotated[str, Meta(pattern=r"^[^/\s\x00]{1,15}\Z")]
     """The bridge; of a ``direct`` NIC the host's own interface."""
     attach: Literal["bridge", "network", "direct", "other"] = "bridge"
@@ -92,6 +92,7 @@ class Net(Device, frozen=True):
 class Tpm(Device, frozen=True):
     """A TPM: a swtpm that Entourage runs, one that somebody else runs, or the host's own."""
 
+    device_class: ClassVar[str] = "tpm"
     version: Literal["2.0", "1.2"] = "2.0"
     model: Literal["tpm-crb", "tpm-tis", "other"] = "tpm-crb"
     type: Literal["emulator", "external", "passthrough"] = "emulator"
@@ -104,6 +105,7 @@ class Tpm(Device, frozen=True):
 class Usb(Device, frozen=True):
     """A USB device: emulated by the hypervisor, or one of the host's own."""
 
+    device_class: ClassVar[str] = "usb"
     model: str | None = None
     """An emulated one, as ``usb-tablet`` or ``usb-kbd``."""
     vendor: Annotated[int, Meta(ge=0, le=0xFFFF)] | None = None
@@ -128,6 +130,7 @@ class Usb(Device, frozen=True):
 class Pci(Device, frozen=True):
     """A PCI device: emulated by the hypervisor, or one of the host's own (VFIO)."""
 
+    device_class: ClassVar[str] = "pci"
     model: str | None = None
     """An emulated one, as ``virtio-rng-pci``."""
     host: HostPci | None = None
@@ -154,23 +157,28 @@ def whole_bdf(bdf: str) -> str:
 class External(Device, frozen=True):
     """A thing that the hypervisor has never heard of, and only an external tool moves."""
 
+    device_class: ClassVar[str] = "external"
     type: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,30}\Z")]
     """What the tool is told after ``-type``."""
     subtype: str | None = None
 
 
-_CLASS_OF: dict[type[Device], str] = {
-    Block: "block",
-    Net: "net",
-    Tpm: "tpm",
-    Usb: "usb",
-    Pci: "pci",
-    External: "external",
-}
-DEVICE_CLASSES = tuple(_CLASS_OF.values())
-"""All of them, in the order in which a domain's devices are told."""
+DEVICE_CLASSES = tuple(spec.device_class for spec in (Block, Net, Tpm, Usb, Pci, External))
+"""Those that a domain has a field for, in the order in which its devices are told."""
+ADDED: dict[str, str] = {}
+"""Those that no hypervisor knows: where the controller of each is, as ``module:name``.
+
+They have no field: a domain has them all in ``added``. The controller's ``spec`` is what a device
+of the class is. Both are imported when a domain has one; so one module can hold both, though much
+lies between this module and the controllers.
+"""
 # What the external tool of 2006 is told after -type, by device class.
 TOOL_TYPES = {"block": "vbd", "net": "vif", "tpm": "vtpm", "usb": "vusb", "pci": "pci"}
+
+
+def added_controller(device_class: str) -> Any:
+    """The controller of a device class in ``ADDED``; raises KeyError where it is none."""
+    return pkgutil.resolve_name(ADDED[device_class])
 
 
 class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
@@ -209,6 +217,27 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     usb: tuple[Usb, ...] = ()
     pci: tuple[Pci, ...] = ()
     external: tuple[External, ...] = ()
+    added: dict[str, tuple[dict[str, Any], ...]] | UnsetType = UNSET
+    """Devices of the classes in ``ADDED``, by class; each as the table that it is in a file.
+
+    Not encoded where there are none: an older Entourage knows of no such field.
+    """
+
+    def __post_init__(self) -> None:
+        """See that what is added is what its class says.
+
+        Raises:
+            ValueError: It is not, or there is no such class here.
+        """
+        self._added()
+
+    def _added(self) -> list[Device]:
+        found: list[Device] = []
+        for name, tables in (self.added or {}).items():
+            if name not in ADDED:
+                raise ValueError(f"there is no device class {name!r} here")
+            found += msgspec.convert(tables, list[added_controller(name).spec])
+        return found
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -216,7 +245,7 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         found: list[Device] = []
         for name in DEVICE_CLASSES:
             found += getattr(self, name)
-        return tuple(found)
+        return (*found, *self._added())
 
     def device(self, label: str) -> Device:
         """The device with this label, ``block/disk0``; raises KeyError where there is none."""
@@ -228,6 +257,14 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     def with_device(self, new: Device) -> Domain:
         """The same domain with ``new`` in the place of the device that has its label."""
         key = new.device_class
+        if key not in DEVICE_CLASSES:
+            others = {name: list(tables) for name, tables in (self.added or {}).items()}
+            others[key] = [
+                msgspec.to_builtins(new) if table["id"] == new.id else table
+                for table in others[key]
+            ]
+            added = {name: tuple(tables) for name, tables in others.items()}
+            return msgspec.structs.replace(self, added=added)
         mine: tuple[Device, ...] = getattr(self, key)
         changed = tuple(new if device.id == new.id else device for device in mine)
         return msgspec.structs.replace(self, **{key: changed})

@@ -161,6 +161,8 @@ class Controller(Generic[Spec]):
     """
 
     device_class: ClassVar[str]
+    spec: ClassVar[type[Device]]
+    """What its device is, where its class is one of ``domain.ADDED``."""
     settles: ClassVar[bool] = False
     """True where the last memory pages must wait for TRANSFER (a disk's last writes)."""
     recovers_first: ClassVar[bool] = False

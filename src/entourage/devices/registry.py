@@ -18,7 +18,7 @@ from entourage.devices.host.pci import PciController
 from entourage.devices.host.usb import UsbController
 from entourage.devices.net import NetController
 from entourage.devices.tpm import TpmController
-from entourage.domain import Device, External
+from entourage.domain import ADDED, Device, External, added_controller
 from entourage.errors import UsageError
 
 GROUP = "entourage.devices"
@@ -37,6 +37,8 @@ def controller_class(device: Device) -> type[AnyController] | None:
     name = device.type if isinstance(device, External) else device.device_class
     brought = [entry for entry in _entries() if entry.name == name]
     if not brought:
+        if device.device_class in ADDED:
+            return cast("type[AnyController]", added_controller(device.device_class))
         return BUILT_IN.get(device.device_class)
     if len(brought) > 1:
         packages = " and ".join(sorted(_package(entry) for entry in brought))

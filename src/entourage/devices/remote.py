@@ -23,7 +23,7 @@ from entourage.devices.block.space import Fit, Fitting, cannot_copy
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.net import Ask, Bridge, NetController
 from entourage.devices.refusals import refuse
-from entourage.devices.registry import controller_class
+from entourage.devices.registry import BUILT_IN, controller_class
 from entourage.domain import Domain, Net
 from entourage.errors import DeviceError, UsageError
 from entourage.hypervisors.agentless import VOLUME, Agentless
@@ -60,7 +60,7 @@ def out_of_reach(domain: Domain, host: str) -> list[Refusal]:
 
 
 def _has_a_part(kind: type[AnyController]) -> bool:
-    if kind.__module__.startswith("entourage.devices."):
+    if kind in BUILT_IN.values():
         return False
     return any(getattr(kind, half) is not getattr(Controller, half) for half in _HALVES)
 

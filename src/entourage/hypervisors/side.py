@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from entourage.domain import DEVICE_CLASSES, Device, DeviceId, Domain, External
 from entourage.errors import ConfigError
-from entourage.settings.domainfile import FORMS
+from entourage.settings.domainfile import FORMS, part_added
 from entourage.settings.textfile import decode, parse_toml, read_bytes, shown
 from entourage.settings.typed import Dialect, build
 
@@ -39,6 +39,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
     devices: Mapping[str, Mapping[str, Any]] = {}
     external: Sequence[External] = ()
+    added: dict[str, tuple[dict[str, Any], ...]] | UnsetType = UNSET
 
 
 def with_side(domain: Domain, side: Side) -> Domain:
@@ -58,7 +59,7 @@ def with_side(domain: Domain, side: Side) -> Domain:
                 remedy=f"it has: {has}",
             ) from None
         domain = domain.with_device(msgspec.structs.replace(device, **changes))
-    return msgspec.structs.replace(domain, external=tuple(side.external))
+    return msgspec.structs.replace(domain, external=tuple(side.external), added=side.added)
 
 
 class _Section(
@@ -113,11 +114,13 @@ def read_side(name: str, metadata: str, directory: Path = DIRECTORY) -> Side:
 
 
 def _parse(text: str, path: Path) -> Side:
-    written = build(parse_toml(text, path), _Written, Dialect(shown(path), forms=FORMS))
+    dialect = Dialect(shown(path), forms=FORMS)
+    raw, added = part_added(parse_toml(text, path), dialect)
+    written = build(raw, _Written, dialect)
     devices: dict[str, dict[str, Any]] = {}
     for table in DEVICE_CLASSES[:-1]:  # external ones are whole
         sections: tuple[_Section, ...] = getattr(written, table)
         for section in sections:
             said: dict[str, Any] = msgspec.to_builtins(section)
             devices[f"{table}/{said.pop('id')}"] = said
-    return Side(devices=devices, external=written.external)
+    return Side(devices=devices, external=written.external, added=added)

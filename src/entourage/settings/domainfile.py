@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 import os.path
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from entourage.domain import DEVICE_CLASSES, Block, Device, Domain, Net, Pci, Tpm, Usb
+from entourage.domain import ADDED, Block, Device, Domain, Net, Pci, Tpm, Usb, added_controller
 from entourage.errors import ConfigError
 from entourage.settings.command import split_command
 from entourage.settings.textfile import decode, parse_toml, printable, read_bytes, shown
@@ -64,16 +66,41 @@ def domain_from_toml(text: str, path: Path) -> Domain:
         ConfigError: It describes no domain.
     """
     where = shown(path)
-    domain = build(
-        parse_toml(text, path),
-        Domain,
-        Dialect(where, units={"memory": SIZE}, forms=FORMS, directory=shown(path.parent)),
-    )
+    dialect = Dialect(where, units={"memory": SIZE}, forms=FORMS, directory=shown(path.parent))
+    raw, added = part_added(parse_toml(text, path), dialect)
+    domain = msgspec.structs.replace(build(raw, Domain, dialect), added=added)
     for fault in _faults(domain):
         raise ConfigError(
             printable(fault.message), path=where, key=fault.key, remedy=printable(fault.remedy)
         )
     return domain
+
+
+def part_added(
+    raw: Mapping[str, Any], dialect: Dialect
+) -> tuple[dict[str, Any], dict[str, tuple[dict[str, Any], ...]] | UnsetType]:
+    """Part the tables of the device classes in ``ADDED`` from all others.
+
+    Args:
+        raw: As tomllib returns it.
+        dialect: What is particular to this kind of file.
+
+    Returns:
+        The others, and what a domain has as ``added``.
+
+    Raises:
+        ConfigError: A key, a type or a value of theirs is wrong.
+    """
+    rest = dict(raw)
+    theirs = {name: rest.pop(name) for name in ADDED if name in rest}
+    if not theirs:
+        return rest, UNSET
+    classes = [(name, tuple[added_controller(name).spec, ...]) for name in theirs]
+    built = build(theirs, msgspec.defstruct("Added", classes), dialect)
+    return rest, {
+        name: tuple(msgspec.to_builtins(device) for device in getattr(built, name))
+        for name in theirs
+    }
 
 
 class _Fault(msgspec.Struct, frozen=True):
@@ -190,8 +217,7 @@ def _real(path: str) -> str:
 
 def _keyed(domain: Domain) -> Iterator[tuple[str, Device]]:
     """Every device with its key in a file, ``block[0]``."""
-    for name in DEVICE_CLASSES:
-        devices: tuple[Device, ...] = getattr(domain, name)
+    for name, devices in groupby(domain.devices, lambda device: device.device_class):
         for index, device in enumerate(devices):
             yield f"{name}[{index}]", device
 
@@ -203,6 +229,7 @@ def dump_domain(domain: Domain) -> str:
     is shown whole.
     """
     plain = cast("dict[str, Any]", msgspec.to_builtins(domain))
+    plain |= plain.pop("added", {})
     if domain.memory % MIB == 0:
         plain["memory"] = f"{domain.memory // MIB}M"
     lines = _pairs(plain)

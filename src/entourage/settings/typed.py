@@ -93,10 +93,19 @@ def build(raw: Mapping[str, Any], into: type[Value], dialect: Dialect) -> Value:
 
 
 def fields_of(node: inspect.Type) -> Mapping[str, inspect.Field]:
-    """The fields of a struct by their keys; of any other type none."""
+    """The fields of a struct by their keys; of any other type none.
+
+    Those that may be unset are no file's.
+    """
     if isinstance(node, inspect.StructType):
-        return {field.encode_name: field for field in node.fields}
+        return {field.encode_name: field for field in node.fields if not _may_be_unset(field)}
     return {}
+
+
+def _may_be_unset(field: inspect.Field) -> bool:
+    """Whether it is unset where it is not given: of its default, msgspec says nothing then."""
+    has_default = not (field.default is field.default_factory is msgspec.NODEFAULT)
+    return not (field.required or has_default)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

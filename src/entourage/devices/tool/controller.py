@@ -97,7 +97,7 @@ class _ToolSteps:
         if isinstance(device, External):
             type_, subtype = device.type, device.subtype or subtype
         else:
-            type_ = TOOL_TYPES[device.device_class]
+            type_ = TOOL_TYPES.get(device.device_class, device.device_class)
         return ToolCall(
             command=self.command,
             type=type_,
