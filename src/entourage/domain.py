@@ -71,6 +71,11 @@ class Block(Device, frozen=True):
     """``other`` is one that only its hypervisor knows, as all that is called so here."""
     address: PciAddress | None = None
 
+    @property
+    def is_only_read(self) -> bool:
+        """Whether the guest can only read it."""
+        return self.readonly or self.model == "ide-cd"
+
 
 class Net(Device, frozen=True):
     """A NIC on a tap device that is a port of a bridge; or what else its hypervisor knows."""
@@ -238,6 +243,11 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
                 raise ValueError(f"there is no device class {name!r} here")
             found += msgspec.convert(tables, list[added_controller(name).spec])
         return found
+
+    def __post_init__(self) -> None:
+        """Keep the UUID in small letters: it names locks, files and rows, of which there is one."""
+        if self.uuid is not None and self.uuid != self.uuid.lower():
+            msgspec.structs.force_setattr(self, "uuid", self.uuid.lower())
 
     @property
     def devices(self) -> tuple[Device, ...]:

@@ -12,9 +12,10 @@ goes on speaking the one before.
 from __future__ import annotations
 
 from types import NoneType
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from entourage.domain import Domain
 from entourage.hosts.link import Notice, Question
@@ -29,6 +30,11 @@ def spoken(oldest: int, newest: int) -> str:
     return f"protocol {newest}" if oldest == newest else f"protocols {oldest} to {newest}"
 
 
+MigrationId: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,40}\Z")]
+"""It becomes part of file names on the target."""
+HostName: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,255}\Z")]
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """The call that opens a link: who calls, and for which migration.
 
@@ -40,8 +46,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
     version: str
     protocol: int
-    migration: str
-    source: str
+    migration: MigrationId
+    source: HostName
     hypervisor: str
     newest: int = 0
 

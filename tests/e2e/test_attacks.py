@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -139,9 +140,10 @@ def test_another_guests_image_is_not_opened(a: Host, b: Host, more: dict[str, An
         said = errors(speak(a, b, hello(), opening(domain({"path": other, **more})), ("build", {})))
         assert any("neither made by this migration nor proven" in one for one in said), said
         # Nor by a nonce that it has made for itself, or a link to it.
-        nonce = new_image("/srv/.entourage-mine-1.nonce")
+        nonces = "/srv/.entourage-mine-1.nonce"
+        nonce = new_image(nonces)
         said = errors(
-            speak(a, b, hello(), opening(domain({"path": other})), device("prepare", nonce))
+            speak(a, b, hello(), opening(domain({"path": nonces})), device("prepare", nonce))
         )
         assert any("Entourage's own" in one for one in said), said
     finally:
@@ -265,3 +267,82 @@ def test_a_key_with_a_forced_command_gives_no_more_than_moving_in(a: Host, b: Ho
         assert "--source" in refused["error"]
     finally:
         b.write_files({KEYS: keys})
+
+
+def test_a_boot_file_is_not_even_opened_before_the_rules(a: Host, b: Host) -> None:
+    """By a stranger who leaves TEST out; a FIFO would hold the agent up, were it opened."""
+    b.run(["mkfifo", "/root/fifo"])
+    try:
+        for kernel in ("/root/fifo", "/etc/shadow"):
+            said = errors(speak(a, b, hello(), opening(domain(boot={"kernel": kernel}))))
+            assert any("boot-directories" in one for one in said), said
+            assert not any("there is no" in one for one in said), said
+    finally:
+        b.path("/root/fifo").unlink()
+
+
+def test_a_uuid_is_one_in_any_letters(a: Host, b: Host) -> None:
+    """A machine of b's is known by its UUID also where that is written in capitals."""
+    b.write_files({"/root/victim.toml": 'name = "victim"\nmemory = "64M"\naccel = "tcg"\n'})
+    b.run(["entourage", "start", "/root/victim.toml"], timeout=PATIENCE)
+    try:
+        [victim] = json.loads(b.run(["entourage", "list", "--json"]).stdout)
+        evil = domain(uuid=victim["uuid"].upper())
+        said = errors(speak(a, b, hello(), opening(evil), ("abort", None)))
+        assert any("there is a domain victim here already" in one for one in said), said
+    finally:
+        b.run(["entourage", "stop", "--force", "victim"], timeout=PATIENCE)
+        b.run(["sh", "-c", "rm -r /var/lib/entourage/domains/* /root/victim.toml"])
+
+
+def test_the_handover_needs_a_greeting_of_the_same_migration(a: Host, b: Host) -> None:
+    other = ("handover", {"verb": "ask", "migration": "m-another"})
+    before = b.run(["entourage", "status", "--all", "--json"]).stdout
+    said = speak(a, b, other, hello(), other, ("bye", None))
+    assert said[-1]["reply"]["settled"] is False
+    assert b.run(["entourage", "status", "--all", "--json"]).stdout == before
+
+
+def test_a_disk_is_made_once_and_where_the_domain_has_it(a: Host, b: Host) -> None:
+    what = domain({"path": "/srv/zz.raw"})
+    said = speak(
+        a, b, hello(), opening(what),
+        device("prepare", new_image("/srv/another.raw")),
+        device("prepare", new_image("/srv/zz.raw", format="qcow2")),
+        device("prepare", new_image("/srv/zz.raw")),
+        device("prepare", new_image("/srv/zz.raw")),
+    )  # fmt: skip
+    assert ["reply" in one for one in said[2:]] == [False, False, True, False], said
+    assert not list(Path(b.path("/srv")).glob("*zz*"))
+
+
+def test_what_is_only_read_is_not_copied_onto(a: Host, b: Host) -> None:
+    """A CD whose content the stranger knows is opened for reading; and stays as it is."""
+    content = CONTENT.encode() * 512
+    b.path("/srv/cd.iso").write_bytes(content)
+    known = hashlib.sha256(content).hexdigest()
+    digest = device("test", {"type": "digest", "path": "/srv/cd.iso", "known": known})
+    try:
+        for more in ({}, {"readonly": True}):
+            what = domain({"path": "/srv/cd.iso", **more})
+            test = ("test", {"domain": what, "facts": {}})
+            said = speak(a, b, hello(), test, digest, opening(what),
+                         ("build", {}), device("connect", {"type": "open"}))  # fmt: skip
+            assert said[2] == {"reply": known}
+            assert any("was not made by this migration" in one for one in errors(said)), said
+        assert b.path("/srv/cd.iso").read_bytes() == content
+    finally:
+        b.path("/srv/cd.iso").unlink()
+
+
+def test_no_privileged_port_is_listened_at(a: Host, b: Host) -> None:
+    kind, body = opening(domain())
+    body["plane"]["ports"] = [80, 80]
+    said = errors(speak(a, b, hello(), (kind, body)))
+    assert any("agent.ports" in one for one in said), said
+
+
+def test_a_migrations_id_is_no_path(a: Host, b: Host) -> None:
+    for bad in ("../../etc/x", "a/b", "", "x" * 100):
+        said = errors(speak(a, b, ("hello", {**hello()[1], "migration": bad})))
+        assert said, bad

@@ -190,6 +190,13 @@ class Controller(Generic[Spec]):
         """Step 0: every reason why this device cannot move. Touches nothing."""
         return ()
 
+    async def test_provided(self, here: Here) -> Sequence[Refusal]:
+        """Step 0, where an external tool moves the device alone: what the target has against it.
+
+        What the tool brings there must be something that the target's machine may be built with.
+        """
+        return ()
+
     async def prepare(self, here: Here) -> None:
         """Step 1: what can be done while the guest runs; the target makes its resources.
 

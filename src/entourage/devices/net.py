@@ -116,8 +116,8 @@ class NetController(Controller[Net]):
     async def test_there(self, there: There, request: Any) -> Any:
         """Look at the bridge and what is on it."""
         asked = msgspec.convert(request, Ask)
-        if asked.attach == "bridge":
-            there.allowed.network(asked.bridge)
+        named = asked.network if asked.attach == "network" else asked.bridge
+        there.allowed.network(named or "")
         if asked.attach == "network":
             return await self._network_there(there, asked)
         if asked.attach == "direct":

@@ -19,9 +19,19 @@ from entourage.hosts.beneath import Beneath, NotAllowed
 from entourage.settings.model import AgentSettings
 from entourage.steps import Refusal
 
-# Models that reach for something of the host's own without being told what; those that must be told
-# (usb-redir, virtio-9p) are only libvirt's, which decides about them.
-_HOSTS_OWN = ("usb-host", "u2f-", "vfio", "vhost", "ivshmem")
+# Emulated devices that have nothing of the host's: by patterns of QEMU's names. All others must be
+# named in the settings. The last line is what a libvirt domain's devices are called here: of these
+# libvirt decides.
+_EMULATED = (
+    *("usb-tablet", "usb-mouse", "usb-kbd", "usb-wacom-tablet", "usb-hub", "usb-audio"),
+    *("usb-ccid", "qemu-xhci", "nec-usb-xhci", "usb-ehci", "ich9-usb-*", "piix[34]-usb-uhci"),
+    *("virtio-rng-*", "virtio-balloon-*", "virtio-gpu-pci", "virtio-vga"),
+    *("virtio-keyboard-pci", "virtio-mouse-pci", "virtio-tablet-pci", "virtio-serial-pci"),
+    *("VGA", "secondary-vga", "cirrus-vga", "qxl", "qxl-vga", "bochs-display"),
+    *("AC97", "ES1370", "intel-hda", "ich9-intel-hda", "i6300esb", "pvpanic-pci"),
+    *("ioh3420", "pcie-root-port", "pcie-pci-bridge", "pci-bridge", "pci-testdev", "edu"),
+    *("usb-redir", "virtiofs", "virtio-9p", "*-hostdev"),
+)
 
 
 class Allowed:
@@ -42,6 +52,7 @@ class Allowed:
         self.boot = Beneath(settings.boot_directories, "agent.boot-directories")
         self._made: dict[str, str] = {}
         self._proven: dict[str, str] = {}
+        self._known_content: dict[str, str] = {}
 
     def make(self, path: str, image_format: str) -> None:
         """A file was made by this migration, and is opened in this format only."""
@@ -49,20 +60,43 @@ class Allowed:
         self.prove(path)
 
     def prove(self, path: str) -> None:
-        """Both hosts see this very file, or the source knows its content; without links."""
+        """Both hosts see this very file, whose path has no links."""
         self._proven[path] = _identity(path)
 
-    def is_proven(self, path: str) -> bool:
-        """Whether it is a file that was made or proven, and still the same one."""
-        return bool(self._proven.get(path)) and self._proven[path] == _identity(path)
+    def prove_content(self, path: str) -> None:
+        """The source knows its content: it may be read. Its path has no links."""
+        self._known_content[path] = _identity(path)
+
+    def is_proven(self, path: str, *, written: bool = True) -> bool:
+        """Whether it is a file that was made or proven, and still the same one.
+
+        Args:
+            path: Without links.
+            written: Whether the guest would write to it, and not only read it.
+        """
+        identity = _identity(path)
+        proofs = [self._proven.get(path)]
+        if not written:
+            proofs.append(self._known_content.get(path))
+        return bool(identity) and identity in proofs
 
     def made_as(self, path: str) -> str:
         """The format in which a file was made by this migration; empty where it was not."""
         return self._made.get(path, "")
 
-    def may_open(self, path: str) -> bool:
-        """Whether an image, without links, may be opened as it is."""
-        return self.is_proven(path) or self._settings.believe_shared
+    def may_open(self, path: str, *, written: bool = True) -> bool:
+        """Whether an image may be opened as it is; see ``is_proven``."""
+        return self.is_proven(path, written=written) or self._settings.believe_shared
+
+    def may_appear(self, path: str) -> bool:
+        """Whether what somebody else than this migration makes at a path would be opened."""
+        return self.has_device(path) or self._settings.believe_shared
+
+    def may_overwrite(self, path: str) -> bool:
+        """Whether a disk may be written over by a copy: it was made for that, or is a device."""
+        if _is_block_device(path):
+            return self.has_device(path)
+        return bool(self.made_as(real := self.images.real(path))) and self.is_proven(real)
 
     def has_device(self, path: str) -> bool:
         """Whether a device of this host may be used."""
@@ -85,16 +119,30 @@ class Allowed:
         """Who an image is given to: who owns it on the source, or else root."""
         return name if name in self._settings.owners else "root"
 
-    def network(self, bridge: str) -> None:
-        """Check a bridge.
+    def network(self, name: str) -> None:
+        """Check a bridge, a network of the hypervisor's, or an interface of the host's.
 
         Raises:
             NotAllowed: The settings do not name it.
         """
-        if not _matches(bridge, self._settings.networks):
+        if not _matches(name, self._settings.networks):
             raise NotAllowed(
-                f"the bridge {bridge} is not among the networks that are allowed here",
+                f"{name} is not among the networks that are allowed here",
                 remedy="add it to agent.networks in the settings there",
+            )
+
+    def ports(self, first: int, last: int) -> None:
+        """Check the range of TCP ports that memory and disks are to be taken at.
+
+        Raises:
+            NotAllowed: The settings do not allow all of it.
+        """
+        lowest, highest = self._settings.ports
+        if not lowest <= first <= last <= highest:
+            raise NotAllowed(
+                f"the ports {first} to {last} are not all among those that are allowed here,"
+                f" {lowest} to {highest}",
+                remedy="set agent.ports in the settings there, or migration.ports at the source",
             )
 
     def not_allowed(self, domain: Domain, host: str, *, built: bool) -> list[Refusal]:
@@ -123,8 +171,9 @@ class Allowed:
             match device:
                 case Block() if built:
                     yield device.label, partial(self._disk, device)
-                case Net() if built:
-                    yield device.label, partial(self.network, device.bridge)
+                case Net() if built and device.attach != "other":
+                    name = device.network if device.attach == "network" else device.bridge
+                    yield device.label, partial(self.network, name or "")
                 case Tpm(type="external"):
                     yield device.label, partial(self.device, device.socket or "")
                 case Tpm(type="passthrough"):
@@ -147,7 +196,7 @@ class Allowed:
         made_as = self.made_as(real)
         if made_as and made_as != disk.format:
             raise DeviceError(f"{disk.path} was made as {made_as}, and is opened as nothing else")
-        if not self.may_open(real):
+        if not self.may_open(real, written=not disk.is_only_read):
             raise DeviceError(
                 f"{disk.path} was neither made by this migration nor proven to be shared",
                 remedy="agent.believe-shared in the settings there lets it be opened all the same",
@@ -158,7 +207,7 @@ class Allowed:
         kind = "usb" if isinstance(device, Usb) else "pci"
         if device.plug is not None:
             self.device(f"{kind}:{device.plug if kind == 'usb' else whole_bdf(device.plug)}")
-        if device.model and device.model.startswith(_HOSTS_OWN):
+        if device.model and not _matches(device.model, _EMULATED):
             self.device(device.model)
         if device.plug is not None or device.model:
             return  # what stands for it is plugged in its place, or it is nobody's

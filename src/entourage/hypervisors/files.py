@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 # All others are taken for storage that another host may see: NFS, CephFS, FUSE, GFS2 and the like.
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
 
 
+_LARGEST = 2 << 30
+
+
 def digest(path: str) -> str:
-    """SHA-256 of a file; empty where it cannot be read. Blocks."""
+    """SHA-256 of a file that a machine boots from. Blocks, never for a FIFO or a device.
+
+    Returns:
+        Empty where it is no plain file, cannot be read, or is larger than 2 GiB.
+    """
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - what hashlib takes
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - what hashlib takes
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+                return ""
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path that holds a NUL
         return ""
 
 

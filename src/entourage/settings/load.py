@@ -86,6 +86,7 @@ def settings_from_toml(text: str, path: Path) -> Settings:
     raw = parse_toml(text, path)
     settings = build(raw, Settings, Dialect(where, units={"bandwidth": RATE}, elsewhere=_TABLES))
     _check_migration(settings.migration, where)
+    _check_ports(settings.agent.ports, where, "agent.ports")
     _check_tool(settings.tool, where)
     _check_command(settings.ssh.remote_command, where, "ssh.remote-command")
     for name in PATH_VARIABLES:
@@ -97,22 +98,26 @@ def settings_from_toml(text: str, path: Path) -> Settings:
     return settings
 
 
-def _check_migration(migration: MigrationSettings, where: str) -> None:
-    first, last = migration.ports
-    for index, port in enumerate(migration.ports):
+def _check_ports(ports: tuple[int, int], where: str, key: str) -> None:
+    first, last = ports
+    for index, port in enumerate(ports):
         if not 1 <= port <= _LAST_PORT:
             raise ConfigError(
                 f"expected a port from 1 to {_LAST_PORT}, not {port}",
                 path=where,
-                key=f"migration.ports[{index}]",
+                key=f"{key}[{index}]",
             )
     if first > last:
         raise ConfigError(
             f"the first port, {first}, is after the last, {last}",
             path=where,
-            key="migration.ports",
+            key=key,
             remedy=f"write ports = [{last}, {first}]",
         )
+
+
+def _check_migration(migration: MigrationSettings, where: str) -> None:
+    _check_ports(migration.ports, where, "migration.ports")
     before = -1.0
     for index, stage in enumerate(migration.convergence):
         if stage.after <= before:

@@ -99,7 +99,9 @@ class AgentSettings(_Section, frozen=True):
     devices: tuple[str, ...] = ()
     """This host's own devices that it may use, by patterns: ``/dev/vg1/*``, ``usb:1050:0407``."""
     networks: tuple[str, ...] = ("*",)
-    """Bridges that its NICs may be ports of, by patterns."""
+    """Bridges, networks of libvirt's and interfaces that its NICs may be on, by patterns."""
+    ports: tuple[int, int] = (1024, 65535)
+    """First and last TCP port at which its memory and disks may be taken."""
     allowed_hypervisors: tuple[str, ...] = ("qemu", "xen", "qemu:///system", "qemu:///session")
     sources: tuple[str, ...] = ("*",)
     """What a source may call itself, by patterns; to be trusted only with ``--source``."""

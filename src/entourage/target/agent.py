@@ -156,15 +156,19 @@ class Agent:
             raise UsageError("the migration is open, and was tested before")
         self._facts = test.facts
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
-        refusals: list[Refusal] = []
-        if self._caller.proxy:
-            refusals += out_of_reach(test.domain, self._host)
-        else:
-            refusals += self._allowed.not_allowed(test.domain, self._host, built=False)
-        if not any(refusal.device == "domain" for refusal in refusals):
-            refusals += await hypervisor.test_incoming(test.domain, self._host, test.facts)
+        refusals = await self._refusals(hypervisor, test.domain)
         keeper = socket.gethostname()  # of the record: a proxy agent's host is the source
         return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
+
+    async def _refusals(self, hypervisor: Hypervisor, domain: Domain) -> list[Refusal]:
+        """What speaks against the domain here; the settings first, for the rest reads its files."""
+        if self._caller.proxy:
+            found = out_of_reach(domain, self._host)
+        else:
+            found = self._allowed.not_allowed(domain, self._host, built=False)
+        if not any(refusal.device == "domain" for refusal in found):
+            found += await hypervisor.test_incoming(domain, self._host, self._facts)
+        return found
 
     async def _on_device(self, ask: messages.AskDevice) -> Any:
         controller = self._controllers.get(ask.device)
@@ -192,10 +196,10 @@ class Agent:
         if self._side is not None or hello is None or uuid is None:
             raise UsageError("one agent opens one migration, of a domain with a UUID")
         if not self._caller.proxy:
+            self._allowed.ports(*opening.plane.ports)
             # Not only at TEST, which a stranger leaves out: what has that name or UUID here must
             # never be taken for what this migration makes, and be ended with it.
-            found = await hypervisor.test_incoming(opening.domain, self._host, self._facts)
-            if found:
+            if found := await self._refusals(hypervisor, opening.domain):
                 raise Refused(found)
         run_dir = Path(self._settings.paths.run)
         doing = f"{hello.source} migrates {opening.domain.name} to this host"
@@ -281,6 +285,11 @@ class Agent:
 
     async def _on_handover(self, said: messages.Say) -> None:
         message = Message(MessageKind(said.verb), said.migration)
+        self._known()
+        if self._hello is None or said.migration != self._hello.migration:
+            raise UsageError("one link is about one migration")
+        if decision := self._journal.decision(said.migration, Role.TARGET):
+            self._caller.check_peer(decision.peer_host, self._host)
         async with self._reattaching:  # the next word may come before this one's side is there
             side = self._side or await self._reattach(message.migration)
         await side.take(Heard(message))

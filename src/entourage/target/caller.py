@@ -53,3 +53,20 @@ class Caller:
                 host=host,
                 remedy="add it to agent.allowed-hypervisors in the settings there",
             )
+
+    def check_peer(self, peer: str, host: str) -> None:
+        """See whether a migration that began before is this caller's.
+
+        Args:
+            peer: The source that began it.
+            host: This host's name.
+
+        Raises:
+            UsageError: The caller's key stands for another source.
+        """
+        if self.source and not fnmatchcase(peer, self.source):
+            raise UsageError(
+                f"the migration was begun by {peer!r}, for which this key does not stand",
+                host=host,
+                remedy=f"run `entourage recover` on {peer}",
+            )

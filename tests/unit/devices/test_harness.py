@@ -255,10 +255,18 @@ class TwoHosts:
         return list(await controller.test(self.here(controller.test_there)))
 
     async def prepare(self, controller: AnyController) -> None:
+        self._open(controller)
         await controller.prepare(self.here(controller.prepare_there))
 
+    def _open(self, controller: AnyController) -> None:
+        """Tell the target of the device as it is to be there, with its paths in its tree."""
+        device = controller.target_device
+        if isinstance(device, Block) and not device.path.startswith("/dev/"):
+            device = msgspec.structs.replace(device, path=str(self.on_target(device.path)))
+        self.there.domain = self.there.domain.with_device(device)
+
     async def connect(self, controller: AnyController) -> None:
-        self.there.domain = self.there.domain.with_device(controller.target_device)
+        self._open(controller)
         await controller.connect(self.here(controller.connect_there))
 
 

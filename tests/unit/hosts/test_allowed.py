@@ -8,6 +8,7 @@ import pytest
 
 from entourage.domain import Block, Boot, Device, Domain, Net, Pci, Tpm, Usb
 from entourage.hosts.allowed import Allowed
+from entourage.hosts.beneath import NotAllowed
 from entourage.settings.model import AgentSettings
 
 
@@ -135,3 +136,67 @@ def test_images_are_given_to_owners_that_are_allowed(images: Path) -> None:
     by = allowed(images, owners=("root", "libvirt-qemu"))
     assert by.owner("libvirt-qemu") == "libvirt-qemu"
     assert by.owner("alice") == "root"
+
+
+def test_a_known_content_is_only_read(images: Path) -> None:
+    by = allowed(images)
+    path = f"{images}/mine.raw"
+    by.prove_content(path)
+    assert refused(by, Block(id="cd", path=path, readonly=True)) == []
+    assert refused(by, Block(id="vda", path=path)) == ["block/vda"]
+
+
+def test_a_copy_goes_only_onto_what_was_made_or_named(images: Path) -> None:
+    by = allowed(images, believe_shared=True)
+    path = f"{images}/mine.raw"
+    by.prove(path)
+    assert not by.may_overwrite(path)  # it is shared: the source's own
+    by.make(path, "raw")
+    assert by.may_overwrite(path)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        Usb(id="x", model="usb-mtp"),
+        Usb(id="x", model="usb-host"),
+        Usb(id="x", model="u2f-passthru"),
+        Pci(id="x", model="vfio-pci"),
+        Pci(id="x", model="ivshmem-plain"),
+        Pci(id="x", model="a-device-of-next-year"),
+    ],
+)
+def test_an_emulated_device_is_a_known_one(images: Path, device: Usb | Pci) -> None:
+    assert refused(allowed(images), device) == [device.label]
+    assert refused(allowed(images, devices=(device.model,)), device) == []
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        *(Usb(id="x", model=model) for model in ("usb-tablet", "usb-kbd", "usb-redir")),
+        *(Pci(id="x", model=model) for model in ("virtio-rng-pci", "edu", "mdev-hostdev")),
+    ],
+)
+def test_the_usual_ones_are_known(images: Path, device: Usb | Pci) -> None:
+    assert refused(allowed(images), device) == []
+
+
+@pytest.mark.parametrize(
+    ("nic", "name"),
+    [
+        (Net(id="n", bridge="br0"), "br0"),
+        (Net(id="n", bridge="virbr0", attach="network", network="lan"), "lan"),
+        (Net(id="n", bridge="eth0", attach="direct"), "eth0"),
+    ],
+)
+def test_whatever_a_nic_is_on_must_be_allowed(images: Path, nic: Net, name: str) -> None:
+    assert refused(allowed(images, networks=("other",)), nic) == ["net/n"]
+    assert refused(allowed(images, networks=(name,)), nic) == []
+
+
+@pytest.mark.parametrize("ports", [(22, 22), (1000, 49152), (60000, 59999), (0, 70000)])
+def test_ports_are_within_those_that_are_allowed(images: Path, ports: tuple[int, int]) -> None:
+    with pytest.raises(NotAllowed, match=r"agent\.ports|are allowed here"):
+        allowed(images).ports(*ports)
+    allowed(images).ports(49152, 49215)

@@ -80,3 +80,10 @@ def test_the_settings_name_sources() -> None:
     with pytest.raises(UsageError) as refused:
         Caller().check("c", "qemu", settings, "b")
     assert "agent.sources" in refused.value.remedy
+
+
+def test_a_key_for_one_source_speaks_of_its_migrations_only() -> None:
+    Caller(source="a*").check_peer("a1", "b")
+    Caller().check_peer("c", "b")  # nothing is known of it but its own word
+    with pytest.raises(UsageError, match="begun by 'c'"):
+        Caller(source="a*").check_peer("c", "b")

@@ -126,14 +126,29 @@ class BlockController(Controller[Block]):
             host = error.host or here.source
             return [*found, refuse(disk, host, error.message, error.remedy)]
 
+    async def test_provided(self, here: Here) -> Sequence[Refusal]:
+        """Whether the target would open a disk there that it has not made itself."""
+        disk, path = self.device, self.target_device.path
+        try:
+            [there] = await self._ask(here)([Spot(path=path)])
+        except DeviceError as error:
+            return [refuse(disk, error.host or here.target, error.message, error.remedy)]
+        if there.opens:
+            return []
+        reason = f"{path}, which an external tool provides there, is not allowed to be opened there"
+        remedy = (
+            "a device: add it to agent.devices in the settings there; a file: agent.believe-shared"
+        )
+        return [refuse(disk, here.target, reason, remedy)]
+
     def _clash(self, here: Here, path: str) -> Refusal | None:
         """Two disks of one domain cannot become one on the target."""
         if not path.startswith("/"):
             return refuse(self.device, here.target, f"{path!r} is no absolute path", "begin with /")
-        only_read = _only_read(self.device)
+        only_read = self.device.is_only_read
         for other in here.machine.domain.block:
             same = here.options.disks.get(other.id, other.path) == path
-            if same and other.id != self.device.id and not (_only_read(other) and only_read):
+            if same and other.id != self.device.id and not (other.is_only_read and only_read):
                 reason = f"{path} would be the place of {other.label} too"
                 return refuse(self.device, here.target, reason, self._elsewhere())
         return None
@@ -156,8 +171,8 @@ class BlockController(Controller[Block]):
             remedy = 'mount the storage there at the same path, or shared = "auto"'
             return [refuse(disk, here.target, f"it is not shared: {top.reason}", remedy)]
         believed = disk.shared == "yes" and not top.same
-        stays = top.same or believed or (_only_read(disk) and await self._same(here, top, path))
-        if stays and not (top.there.opens or _only_read(disk)):
+        stays = top.same or believed or (disk.is_only_read and await self._same(here, top, path))
+        if stays and not (top.there.opens or disk.is_only_read):
             reason = (
                 f"{path} there is not proven to be this disk: {top.reason or 'nothing says so'}"
             )
@@ -215,7 +230,7 @@ class BlockController(Controller[Block]):
             reason = f"a {image.format} image cannot be copied under a guest of this hypervisor"
             mend = "put it on shared storage, or qemu-img convert it to raw"
             found.append(no_way(disk, here.source, reason, mend))
-        if _only_read(disk) and need is not DiskCopy.CARRY_RAW:
+        if disk.is_only_read and need is not DiskCopy.CARRY_RAW:
             need = DiskCopy.MIRROR_READONLY
         if need not in knows:
             found.append(space.cannot_copy(disk, here.source, need))
@@ -229,7 +244,7 @@ class BlockController(Controller[Block]):
             self.placement, self._new = Placement.ONTO if onto else Placement.MAKE, new
             if onto:  # QEMU mirrors onto what is as large, and the guest goes on seeing that
                 self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
-            if image.kind == "file" and not _only_read(disk):
+            if image.kind == "file" and not disk.is_only_read:
                 which = file_id(Path(os.path.realpath(image.path)))
                 self._copied = Copied(path=image.path, id=which)
             if image.bitmaps:
@@ -283,7 +298,11 @@ class BlockController(Controller[Block]):
 
     async def prepare_there(self, there: There, request: Any) -> Any:
         """Make an empty image that is like the source's."""
-        new = self._made = msgspec.convert(request, Make).new
+        new, disk = msgspec.convert(request, Make).new, self.device_there(there)
+        if self._made is not None or (new.path, new.format) != (disk.path, disk.format):
+            reason = f"{new.path} is not the disk that the domain has there, or was made already"
+            raise DeviceError(reason, device=disk.label, host=there.host)
+        self._made = new
         return await making.create(new, there.migration, there.ledger, there.allowed)
 
     async def connect(self, here: Here) -> None:
@@ -308,7 +327,11 @@ class BlockController(Controller[Block]):
                 if exports is None:
                     reason = "the hypervisor exports no disk"
                     raise DeviceError(reason, device=self.device.label, host=there.host)
-                return await exports.export(self.device_there(there))
+                disk = self.device_there(there)
+                if not there.allowed.may_overwrite(disk.path):
+                    reason = f"{disk.path} was not made by this migration, and is not copied onto"
+                    raise DeviceError(reason, device=disk.label, host=there.host)
+                return await exports.export(disk)
             case Fill():
                 await self._fill(there)
                 return None
@@ -375,8 +398,3 @@ class BlockController(Controller[Block]):
                 host=here.source,
                 remedy=f"delete it; the disk is on {here.target} now",
             ) from error
-
-
-def _only_read(disk: Block) -> bool:
-    """Whether the guest can only read it."""
-    return disk.readonly or disk.model == "ide-cd"

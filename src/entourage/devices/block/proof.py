@@ -1,8 +1,8 @@
 """What a disk is that another host names: the rules by which the target believes it.
 
 A source is a stranger to the target. A file of the target's is opened, or built upon, only where it
-was made by this migration or is proven to be the source's own: the source's nonce lies beside it,
-or the source knows its content. ``Allowed`` remembers what is proven; here is what proves it, and
+was made by this migration or is proven to be the source's own: the source's nonce lies beside it;
+or the source knows its content, and then it is only read. ``Allowed`` remembers what is proven; here is what proves it, and
 what must be proven.
 
     look         the source's nonce is beside a file: both hosts see it
@@ -63,7 +63,7 @@ def _look(spot: Spot, allowed: Allowed) -> Seen:
         else:
             real = allowed.images.real(spot.path)
     except FileNotFoundError:  # nor is its directory: nothing is there
-        return Seen()
+        return Seen(opens=allowed.may_appear(spot.path))
     except OSError as error:
         return Seen(kind="other", error=error.strerror or str(error))
     if _is_device(real):
@@ -74,6 +74,8 @@ def _look(spot: Spot, allowed: Allowed) -> Seen:
         seen = storage.look_now(msgspec.structs.replace(spot, path=real))
     if seen.nonce and seen.kind == "file":
         allowed.prove(real)
+    if seen.kind == "none":
+        return msgspec.structs.replace(seen, opens=allowed.may_appear(real))
     return msgspec.structs.replace(seen, opens=seen.kind != "file" or allowed.may_open(real))
 
 
@@ -101,7 +103,7 @@ async def digest(path: str, known: str, allowed: Allowed) -> str:
     real = allowed.images.real(path)
     found = await storage.digest(real)
     if found == known:
-        allowed.prove(real)
+        allowed.prove_content(real)
     return found
 
 
@@ -122,8 +124,14 @@ def check_new(new: NewImage, allowed: Allowed) -> None:
         check_below(new.backing, new.backing_format, allowed)
 
 
-def check_below(path: str, image_format: str, allowed: Allowed) -> None:
+def check_below(path: str, image_format: str, allowed: Allowed, *, written: bool = False) -> None:
     """See that an image that another one names may be opened as that.
+
+    Args:
+        path: What is named.
+        image_format: How it would be opened.
+        allowed: What may be.
+        written: Whether the guest would write to it: a data file.
 
     Raises:
         DeviceError: It may not.
@@ -132,7 +140,7 @@ def check_below(path: str, image_format: str, allowed: Allowed) -> None:
         return
     real = allowed.images.real(path)
     made_as = allowed.made_as(real)
-    if not allowed.may_open(real) or (made_as and made_as != image_format):
+    if not allowed.may_open(real, written=written) or (made_as and made_as != image_format):
         raise DeviceError(
             f"{path}, which an image is built on, is not proven to be the source's",
             remedy="agent.believe-shared in the settings there lets it be opened all the same",
@@ -152,7 +160,7 @@ async def check_chain(path: str, allowed: Allowed) -> None:
         info = msgspec.json.decode(text, type=dict[str, Any])
         data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
         if data_file:
-            check_below(str(Path(path).parent / data_file), "raw", allowed)
+            check_below(str(Path(path).parent / data_file), "raw", allowed, written=True)
         backing = info.get("full-backing-filename")
         if not backing:
             return

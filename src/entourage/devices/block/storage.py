@@ -65,7 +65,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         ids: What the thing is certainly known by: a file by kernel, filesystem and inode.
         samples: The digest of each sample.
         error: Why it could not be looked at; empty where it could.
-        opens: Of the target's: whether it would be opened there as it is.
+        opens: Of the target's: whether it would be opened there as it is; or, where nothing is
+            there, as what an external tool brings there.
     """
 
     kind: Literal["none", "file", "device", "other"] = "none"

@@ -181,7 +181,10 @@ class Tooled(Controller[Device]):
         """Step 0: what both say against it, but for what the tool is there for."""
         refusals = await self.inner.test(here)
         self._no_way = any(refusal.no_way for refusal in refusals)
-        return [r for r in refusals if not r.no_way] + await self._steps.test(here)
+        found = [refusal for refusal in refusals if not refusal.no_way]
+        if self._no_way:
+            found += await self.inner.test_provided(here)
+        return found + await self._steps.test(here)
 
     async def prepare(self, here: Here) -> None:
         """What the target's machine is built upon: the built-in one's part, or else the tool's."""

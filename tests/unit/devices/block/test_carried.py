@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from entourage.devices.tool.controller import Tooled
+from entourage.hosts.allowed import Allowed
+from entourage.settings.model import AgentSettings
 from tests.unit.devices.test_harness import CARRIES, CARRIES_RAW, MIB, Move, qcow2, raw, two_kernels
 
 
@@ -36,6 +39,22 @@ async def test_a_carrier_of_raw_disks_takes_no_qcow2(tmp_path: Path, srv: Path) 
     [refusal] = await move.test()
     assert "qcow2 image cannot be copied" in refusal.reason
     assert refusal.no_way  # an external tool may have a way
+
+
+@pytest.mark.parametrize("believes", [True, False])
+async def test_what_a_tool_provides_must_be_allowed_there(
+    tmp_path: Path, srv: Path, *, believes: bool
+) -> None:
+    """Or else PREPARE would find that the target's machine may not be built with it."""
+    move = Move(tmp_path, qcow2(srv / "web1.qcow2"), format="qcow2")
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES_RAW
+    move.hosts.mkdir(srv)
+    move.hosts.there.allowed = Allowed(
+        AgentSettings(image_directories=("/",), believe_shared=believes)
+    )
+    found = await move.hosts.test(Tooled(move.controller, "/bin/true"))
+    assert [refusal.host for refusal in found] == ([] if believes else ["b"])
+    assert all("agent.believe-shared" in refusal.remedy for refusal in found)
 
 
 async def test_a_carrier_of_raw_disks_takes_a_read_only_one_and_the_source_keeps_it(

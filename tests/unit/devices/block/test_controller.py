@@ -30,7 +30,7 @@ async def test_a_local_file_is_made_there_and_mirrored(tmp_path: Path, srv: Path
     assert status.st_blocks == 0  # holes stay holes
     assert stat.S_IMODE(status.st_mode) == 0o640
     assert move.hosts.machine.calls == [
-        ("mirror", f"block/disk0 to {image}"),
+        ("mirror", f"block/disk0 to {made}"),
         ("complete_mirror", "block/disk0"),
     ]
     assert names(made.parent) == ["web1.img"]
@@ -61,7 +61,7 @@ async def test_a_file_may_go_to_another_place(tmp_path: Path, srv: Path) -> None
     await move.through()
     assert made.is_file()
     assert move.controller.target_device.path == str(other / "moved.img")  # type: ignore[attr-defined]
-    assert move.hosts.incoming.calls == [("export", str(other / "moved.img"))]
+    assert move.hosts.incoming.calls == [("export", str(made))]
 
 
 async def test_what_is_there_already_is_never_overwritten(tmp_path: Path, srv: Path) -> None:
