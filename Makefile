@@ -5,7 +5,7 @@ RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
 .PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format clean
-.PHONY: test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
+.PHONY: test-fuzz test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -16,13 +16,21 @@ $(STAMP): scripts/setup pyproject.toml constraints.txt lab/guest_image.py lab/ke
 demo: $(STAMP)
 	@$(RUN)python -m lab.demo
 
-test: lint test-unit test-model test-e2e test-qemu10 test-libvirt
+test: lint test-unit
+	@$(MAKE) -j2 test-model test-fuzz
+	@$(MAKE) test-e2e test-qemu10 test-libvirt
 
 test-unit: $(STAMP)
 	$(PYTEST) tests/unit
 
 test-model: $(STAMP)
 	$(RUN)python -m tests.model.explore
+
+# Mutated inputs for everything that reads what others have written: `make test-fuzz SECONDS=3600 SEED=2`.
+SECONDS := 60
+SEED := 1
+test-fuzz: $(STAMP)
+	$(RUN)python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 
 test-e2e: $(STAMP)
 	$(PYTEST) tests/e2e --ignore tests/e2e/libvirt --ignore tests/e2e/xen

@@ -19,6 +19,7 @@ import msgspec
 
 from entourage import errors
 from entourage.errors import EntourageError, LinkError, LinkLost
+from entourage.settings.textfile import printable
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -211,7 +212,7 @@ class Link:
             if self._last_words:
                 said = await self._last_words()
                 reason = f"{reason}: {said.message}" if said.message else reason
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
             reason = f"what came over it is not ours: {error}"
         except (OSError, LinkLost) as error:
             reason = str(error)
@@ -293,7 +294,7 @@ class Link:
             with contextlib.suppress(LinkLost):
                 self._send(Fault(frame.number, *fault))
         else:  # nobody waits for an answer: on the target, ssh carries it to the source
-            _log.error("%s failed: %s", frame.verb, fault[1])
+            _log.error("%s", printable(f"{frame.verb} failed: {fault[1]}"))
 
     async def _beat(self) -> None:
         while True:

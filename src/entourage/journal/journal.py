@@ -48,6 +48,10 @@ WHERE (:migration IS NULL OR (migration=:migration AND role=:role))
   AND (:domain IS NULL OR domain=:domain)
 ORDER BY domain, generation DESC, began DESC
 """
+_COLUMNS: Final = {  # SQLite keeps a value of any type in any column
+    **dict.fromkeys(("migration", "domain", "name", "peer_host", "peer_journal"), str),
+    **dict.fromkeys(("generation", "began", "changed"), int),
+}
 _LEDGER_ADD: Final = """
 INSERT INTO ledger (migration, role, kind, spec, temporary, added, changed)
 SELECT :migration, :role, :kind, :spec, :temporary, :now, :now FROM decisions
@@ -346,6 +350,7 @@ class Journal:
             row["record"] = Record(row["record"])
             row["clean"] = bool(row["clean"])
             row["details"] = decode(row["role"], row["details"])
+            _check_types(row)
         except TooNewError as error:
             raise too_new(self.path, f"{name}: {error}") from error
         except (msgspec.DecodeError, ValueError, TypeError) as error:
@@ -374,3 +379,10 @@ class Journal:
                     standing,
                     remedy="a journal was restored or replaced: see docs/recovery.md",
                 )
+
+
+def _check_types(row: dict[str, Any]) -> None:
+    """Raise TypeError for a column with a value that no Entourage has written."""
+    for column, kind in _COLUMNS.items():
+        if type(row[column]) is not kind:
+            raise TypeError(f"{column} is {row[column]!r:.80}")

@@ -155,6 +155,23 @@ def test_no_bytes_do_more_than_end_the_link(data: bytes) -> None:
     asyncio.run(hear())
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        msgspec.msgpack.encode(["call", 1, "hello", None]).replace(
+            b"hello", b"he\xffo"[:4] + b"\xff"
+        ),
+        b"\x91" * 100_000,
+    ],
+    ids=["text that is no UTF-8", "a value within a value within …"],
+)
+async def test_a_damaged_frame_ends_the_link_and_says_so(data: bytes) -> None:
+    async with linked(serve_two=False) as pair:
+        pair.raw.setblocking(True)  # noqa: FBT003
+        pair.raw.sendall(len(data).to_bytes(4, "big") + data)
+        assert "is not ours" in str(await asyncio.wait_for(pair.one.lost(), 5))
+
+
 async def test_a_request_for_a_struct_is_converted() -> None:
     class Point(msgspec.Struct):
         x: int

@@ -17,6 +17,7 @@ import msgspec
 from entourage.domain import Block, Boot, Domain, Net, Pci, Tpm, Usb
 from entourage.errors import HypervisorError
 from entourage.hypervisors.side import NAMESPACE
+from entourage.hypervisors.understood import understood
 
 _UNITS: Mapping[str, int] = {
     "b": 1, "bytes": 1,
@@ -59,9 +60,21 @@ def read_domain(text: str, lookups: Lookups = Lookups()) -> Domain:
         HypervisorError: It has something in it that cannot be expressed (its name, say).
     """
     root = parse(text)
+    with understood("the domain's XML", "see it with `virsh dumpxml`"):
+        domain = _domain(root, lookups)
+    try:
+        return msgspec.convert(msgspec.to_builtins(domain), Domain)
+    except msgspec.ValidationError as error:
+        raise HypervisorError(
+            f"the domain {domain.name!r} cannot be read: {error}",
+            remedy="rename it, or move it with `virsh migrate`",
+        ) from error
+
+
+def _domain(root: ET.Element, lookups: Lookups) -> Domain:
     machine = root.find("os/type")
     cpu = root.find("cpu")
-    domain = Domain(
+    return Domain(
         name=root.findtext("name", ""),
         uuid=root.findtext("uuid", ""),
         memory=_size(root.find("memory")),
@@ -81,13 +94,6 @@ def read_domain(text: str, lookups: Lookups = Lookups()) -> Domain:
         usb=tuple(_usbs(root)),
         pci=tuple(_pcis(root)),
     )
-    try:
-        return msgspec.convert(msgspec.to_builtins(domain), Domain)
-    except msgspec.ValidationError as error:
-        raise HypervisorError(
-            f"the domain {domain.name!r} cannot be read: {error}",
-            remedy="rename it, or move it with `virsh migrate`",
-        ) from error
 
 
 def side_text(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from entourage.domain import Block, Domain
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name, port_ids
 from entourage.hypervisors.qemu.qmp import Monitor
+from entourage.hypervisors.understood import understood
 from entourage.steps import Refusal
 
 _LIMITS = ("iops", "bps")
@@ -49,15 +50,17 @@ async def drift(monitor: Monitor, domain: Domain, host: str) -> list[Refusal]:
         monitor.execute("query-cpus-fast"),
         monitor.execute("query-status"),
     )
-    found = [
-        *_state(status["status"]),
-        *_devices(domain, _children(named), _children(unnamed)),
-        *_media(domain, blocks),
-        *_jobs(domain, jobs),
-    ]
-    if len(cpus) != domain.vcpus:
-        reason = f"it has {len(cpus)} processors now, and was started with {domain.vcpus}"
-        found.append(("domain", reason, "unplug what was plugged, or stop it and start it again"))
+    with understood("QEMU's answer about its devices"):
+        found = [
+            *_state(status["status"]),
+            *_devices(domain, _children(named), _children(unnamed)),
+            *_media(domain, blocks),
+            *_jobs(domain, jobs),
+        ]
+        if len(cpus) != domain.vcpus:
+            reason = f"it has {len(cpus)} processors now, and was started with {domain.vcpus}"
+            remedy = "unplug what was plugged, or stop it and start it again"
+            found.append(("domain", reason, remedy))
     return [Refusal(device, host, reason, remedy) for device, reason, remedy in found]
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from entourage.errors import HypervisorError
+from entourage.hypervisors.understood import understood
 
 T = TypeVar("T")
 
@@ -191,8 +192,13 @@ class Monitor:
             await monitor.close()
             raise
         if greeting := monitor._client.greeting:
-            qemu: Any = greeting.QMP.version["qemu"]
-            monitor.version = (int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"]))
+            try:
+                with understood("QEMU's greeting"):
+                    qemu: Any = greeting.QMP.version["qemu"]
+                    monitor.version = (int(qemu["major"]), int(qemu["minor"]), int(qemu["micro"]))
+            except HypervisorError:
+                await monitor.close()
+                raise
         return monitor
 
     @classmethod

@@ -16,6 +16,7 @@ import msgspec
 from entourage.domain import Block, Boot, Domain, Net, Pci, Tpm, Usb
 from entourage.errors import HypervisorError
 from entourage.hosts.usb import called
+from entourage.hypervisors.understood import understood
 from entourage.hypervisors.xen.header import BRIDGE
 
 Config = Mapping[str, Any]
@@ -60,7 +61,7 @@ def entries(text: str) -> list[Entry]:
     try:
         found: list[dict[str, Any]] = json.loads(text or "[]")
         listed = msgspec.convert(found, list[Entry])
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise HypervisorError(f"`xl list -l` is not understood: {error}") from error
     return [entry for entry in listed if entry.domid != 0]
 
@@ -77,9 +78,21 @@ def read_domain(entry: Entry) -> Domain:
     Raises:
         HypervisorError: It has something in it that cannot be expressed (its name, say).
     """
+    with understood(f"what `xl list -l` says of {entry.name!r}"):
+        domain = _domain(entry)
+    try:
+        return msgspec.convert(msgspec.to_builtins(domain), Domain)
+    except msgspec.ValidationError as error:
+        raise HypervisorError(
+            f"the domain {entry.name!r} cannot be read: {error}",
+            remedy="rename it, or move it with `xl migrate`",
+        ) from error
+
+
+def _domain(entry: Entry) -> Domain:
     config = entry.config
     built: Config = config.get("b_info", {})
-    domain = Domain(
+    return Domain(
         name=entry.name,
         uuid=entry.uuid,
         memory=max(entry.memory, 1 << 20),
@@ -99,13 +112,6 @@ def read_domain(entry: Entry) -> Domain:
         usb=tuple(_usbs(config)),
         pci=tuple(_pcis(config)),
     )
-    try:
-        return msgspec.convert(msgspec.to_builtins(domain), Domain)
-    except msgspec.ValidationError as error:
-        raise HypervisorError(
-            f"the domain {entry.name!r} cannot be read: {error}",
-            remedy="rename it, or move it with `xl migrate`",
-        ) from error
 
 
 def unreadable_disks(config: Config) -> list[str]:
