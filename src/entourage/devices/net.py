@@ -123,7 +123,7 @@ class NetController(Controller[Net]):
         if asked.attach == "direct":
             return Bridge(
                 mtu=mtu_of(asked.bridge),
-                bridges=sorted(entry.name for entry in SYS.iterdir()),
+                bridges=sorted(entry.name for entry in SYS.iterdir()),  # noqa: ASYNC240 - /sys
                 port="",
                 tap_taken=False,
                 announces=there.incoming.announcing is not None,

@@ -182,7 +182,7 @@ async def launch(
     # whoever undoes at that moment would not find it. Microseconds, and there is no event for it.
     while start_time(child.pid) is not None and not carries(child.pid, marker):
         os.sched_yield()  # no await: it could be cancelled here
-    if _SYSTEMD_RUNS.is_dir():
+    if _SYSTEMD_RUNS.is_dir():  # noqa: ASYNC240 - /run
         await _give_scope(child.pid, unit, log)
     return child.pid
 

@@ -79,12 +79,9 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
         case "process":
             await end_processes(str(spec["marker"]))
         case "scratch":
-            Path(str(spec["path"])).unlink(missing_ok=True)
+            await asyncio.to_thread(Path(str(spec["path"])).unlink, missing_ok=True)
         case "file":
-            path = Path(str(spec["path"]))
-            with contextlib.suppress(FileNotFoundError):
-                if not path.is_symlink() and file_id(path) == spec["id"]:
-                    path.unlink()
+            await asyncio.to_thread(_remove, Path(str(spec["path"])), str(spec["id"]))
         case "dir":
             with contextlib.suppress(FileNotFoundError):
                 await asyncio.to_thread(shutil.rmtree, str(spec["path"]))
@@ -94,9 +91,16 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
             raise EntourageError(f"no way to undo {kind!r}", remedy="a newer Entourage made it")
 
 
+def _remove(path: Path, which: str) -> None:
+    """Delete a file, if it is still the one that was made."""
+    with contextlib.suppress(FileNotFoundError):
+        if not path.is_symlink() and file_id(path) == which:
+            path.unlink()
+
+
 async def remove_tap(name: str) -> None:
     """Delete a tap device; one that is gone is no error."""
-    if not Path("/sys/class/net", name).exists():
+    if not Path("/sys/class/net", name).exists():  # noqa: ASYNC240 - /sys
         return
     process = await asyncio.create_subprocess_exec(
         "ip", "link", "delete", "dev", name,
@@ -105,7 +109,7 @@ async def remove_tap(name: str) -> None:
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     _, stderr = await process.communicate()
-    if process.returncode and Path("/sys/class/net", name).exists():
+    if process.returncode and Path("/sys/class/net", name).exists():  # noqa: ASYNC240 - /sys
         raise EntourageError(f"tap {name} cannot be deleted: {stderr.decode().strip()}")
 
 

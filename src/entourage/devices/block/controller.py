@@ -15,6 +15,7 @@ ours, and takes its own only while that is free.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
 from collections.abc import Sequence
@@ -235,7 +236,7 @@ class BlockController(Controller[Block]):
         if need not in knows:
             found.append(space.cannot_copy(disk, here.source, need))
         slack = await images.room(image, flat=backing is None)
-        new = images.like(image, path, room=slack, below=backing)
+        new = await asyncio.to_thread(images.like, image, path, room=slack, below=backing)
         if disk.size is not None:
             new = msgspec.structs.replace(new, size=disk.size)
         fitting = await here.peer(Fit(new=new, onto_device=onto, need=need), Fitting)
@@ -245,8 +246,7 @@ class BlockController(Controller[Block]):
             if onto:  # QEMU mirrors onto what is as large, and the guest goes on seeing that
                 self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
             if image.kind == "file" and not disk.is_only_read:
-                which = file_id(Path(os.path.realpath(image.path)))
-                self._copied = Copied(path=image.path, id=which)
+                self._copied = await asyncio.to_thread(_as_it_is, image.path)
             if image.bitmaps:
                 warn(here, disk, here.source, f"bitmaps stay behind: {', '.join(image.bitmaps)}")
             for warning in fitting.warnings:
@@ -281,7 +281,7 @@ class BlockController(Controller[Block]):
                     reason = f"{path} cannot be read: {error.strerror}"
                     raise DeviceError(reason, device=self.device.label, host=there.host) from error
             case Fit():
-                return space.fit(self.device, there, asked)
+                return await asyncio.to_thread(space.fit, self.device, there, asked)
 
     # PREPARE
 
@@ -376,25 +376,44 @@ class BlockController(Controller[Block]):
         copied = self._copied
         if copied is None or here.options.keep_source_disks:
             return
-        path, real = Path(copied.path), Path(os.path.realpath(copied.path))
         try:
-            if file_id(real) != copied.id:
-                raise DeviceError(
-                    f"{path} is not the file that was moved any more, and is left",
-                    device=self.device.label,
-                    host=here.source,
-                )
-            real.unlink()
-            await asyncio.to_thread(making.sync, real.parent)
-            if path.is_symlink():
-                path.unlink()
-                await asyncio.to_thread(making.sync, path.parent)
-        except FileNotFoundError:
-            return
+            is_another = not await asyncio.to_thread(_delete, copied)
         except OSError as error:
             raise DeviceError(
-                f"{path} cannot be deleted: {error.strerror}",
+                f"{copied.path} cannot be deleted: {error.strerror}",
                 device=self.device.label,
                 host=here.source,
                 remedy=f"delete it; the disk is on {here.target} now",
             ) from error
+        if is_another:
+            raise DeviceError(
+                f"{copied.path} is not the file that was moved any more, and is left",
+                device=self.device.label,
+                host=here.source,
+            )
+
+
+def _as_it_is(path: str) -> Copied:
+    """The file that is at a path now."""
+    return Copied(path=path, id=file_id(Path(os.path.realpath(path))))
+
+
+def _delete(copied: Copied) -> bool:
+    """Delete a file that has moved, and the link by which it was named.
+
+    Returns:
+        False where another file is there now, which is left.
+
+    Raises:
+        OSError: It cannot be deleted.
+    """
+    path, real = Path(copied.path), Path(os.path.realpath(copied.path))
+    with contextlib.suppress(FileNotFoundError):
+        if file_id(real) != copied.id:
+            return False
+        real.unlink()
+        making.sync(real.parent)
+        if path.is_symlink():
+            path.unlink()
+            making.sync(path.parent)
+    return True

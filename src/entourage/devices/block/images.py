@@ -6,6 +6,7 @@ the host as its backing file. The format is what the domain says.
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import pwd
@@ -89,17 +90,22 @@ async def inspect(path: str, image_format: str) -> list[Image]:
         DeviceError: It cannot be read, or is not what the domain says.
     """
     if image_format == "raw":
-        return [_image(path, "raw", {})]
+        return [await asyncio.to_thread(_image, path, "raw", {})]
     text = await qemu_img(
         "info", "--output=json", "-U", "--backing-chain", "-f", image_format, "--", path
     )
     try:
-        return [
-            _image(path if at == 0 else local_path(info["filename"], path), info["format"], info)
-            for at, info in enumerate(msgspec.json.decode(text, type=list[dict[str, Any]]))
-        ]
-    except (msgspec.DecodeError, KeyError) as error:
+        return await asyncio.to_thread(_chain, path, text)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DeviceError(f"qemu-img info says what cannot be understood: {error}") from error
+
+
+def _chain(path: str, text: str) -> list[Image]:
+    """The images of what ``qemu-img info --backing-chain`` has printed."""
+    return [
+        _image(path if at == 0 else local_path(info["filename"], path), info["format"], info)
+        for at, info in enumerate(msgspec.json.decode(text, type=list[dict[str, Any]]))
+    ]
 
 
 def local_path(name: str, top: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import grp
 import os
@@ -35,13 +36,15 @@ async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed
         with allowed.images.parent(str(final)) as directory:
             ledger.record("scratch", path=str(final.parent / name))
             scratch = directory / name
-            _make_empty(scratch, new, allowed)
+            await asyncio.to_thread(_make_empty, scratch, new, allowed)
             if new.format == "qcow2":
                 await _create_qcow2(new, scratch)
             done = not new.preallocated or await set_aside(str(scratch))
-            sync(scratch)
+            await asyncio.to_thread(sync, scratch)
             place(scratch, directory / final.name, ledger, known_as=final)
-            sync(directory)  # the name, too, must survive a power cut once the guest runs on it
+            await asyncio.to_thread(
+                sync, directory
+            )  # the name, too, must survive a power cut once the guest runs on it
     except FileExistsError as error:
         raise DeviceError(f"{new.path} has come into being meanwhile") from error
     except OSError as error:

@@ -2,8 +2,8 @@
 
 A source is a stranger to the target. A file of the target's is opened, or built upon, only where it
 was made by this migration or is proven to be the source's own: the source's nonce lies beside it;
-or the source knows its content, and then it is only read. ``Allowed`` remembers what is proven; here is what proves it, and
-what must be proven.
+or the source knows its content, and then it is only read. ``Allowed`` remembers what is proven;
+here is what proves it, and what must be proven.
 
     look         the source's nonce is beside a file: both hosts see it
     digest       the source knows what is in a file

@@ -308,7 +308,7 @@ class LibvirtIncoming(IncomingSeams):
     async def persist_definition(self) -> None:
         """Finish wrote the definition down before the guest could run; now it is on the disk."""
         # libvirt syncs the file, and not its name.
-        if self._on_this_host and _DEFINITIONS.is_dir():
+        if self._on_this_host and _DEFINITIONS.is_dir():  # noqa: ASYNC240 - /etc
             await asyncio.to_thread(sync_directory, _DEFINITIONS)
 
     async def finish_arrival(self) -> None:

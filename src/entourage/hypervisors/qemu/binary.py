@@ -138,11 +138,11 @@ async def kvm_works(settings: Settings) -> bool:
     """
     if not os.access(_KVM, os.R_OK | os.W_OK):
         return False
-    status = _KVM.stat()
-    key = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), status.st_rdev, qemu()]
+    status = _KVM.stat()  # noqa: ASYNC240 - /dev, /proc and /run
+    key = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), status.st_rdev, qemu()]  # noqa: ASYNC240 - /dev, /proc and /run
     cache = Path(settings.paths.run, "kvm.json")
     with contextlib.suppress(OSError, ValueError):
-        known = json.loads(cache.read_text())
+        known = json.loads(cache.read_text())  # noqa: ASYNC240 - /dev, /proc and /run
         if known["key"] == key:
             return bool(known["works"])
     works = await _probe_kvm()

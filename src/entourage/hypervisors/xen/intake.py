@@ -168,7 +168,7 @@ async def receiver_ended(note: Path, patience: float) -> None:
         patience: Seconds that it has before it is killed.
     """
     try:
-        pid, started = map(int, note.read_text().split())
+        pid, started = map(int, note.read_text().split())  # noqa: ASYNC240 - /run
     except (OSError, ValueError):  # it was never started
         return
     handle = ProcessHandle.open(pid, started)

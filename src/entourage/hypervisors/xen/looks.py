@@ -51,8 +51,7 @@ async def blockers(handle: Handle) -> Sequence[Refusal]:
         reason = f"PCI device {bdf} is attached by a name, and `xl list -l` does not have it"
         found.append(("domain", reason, f"`xl pci-detach {handle.domain.name} {bdf}`"))
     for disk in handle.domain.block:
-        path = Path(disk.path)
-        if path.is_file() and path.stat().st_size % _SECTOR:
+        if await asyncio.to_thread(_ends_within_a_sector, Path(disk.path)):
             reason = f"{disk.path} does not end with a whole sector"
             found.append((disk.label, reason, f"truncate -s %{_SECTOR} {disk.path}"))
     return [Refusal(device, host, reason, remedy) for device, reason, remedy in found]
@@ -69,3 +68,7 @@ async def _hidden_pcis(handle: Handle) -> list[str]:
 def _true(config: dict[str, Any], key: str) -> bool:
     """A ``libxl_defbool`` of JSON."""
     return str(config.get(key, "")).lower() in {"true", "1"}
+
+
+def _ends_within_a_sector(path: Path) -> bool:
+    return path.is_file() and bool(path.stat().st_size % _SECTOR)

@@ -39,7 +39,7 @@ class XenStore:
             HypervisorError: xenstored does not run here.
         """
         for path in _SOCKETS:
-            if Path(path).exists():
+            if Path(path).exists():  # noqa: ASYNC240 - /run
                 try:
                     return cls(*await asyncio.open_unix_connection(path))
                 except OSError as error:
