@@ -229,11 +229,15 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """
 
     def __post_init__(self) -> None:
-        """See that what is added is what its class says.
+        """See that what is added is what its class says, and write the UUID in small letters.
+
+        It names locks, files and rows, of which there must be one.
 
         Raises:
-            ValueError: It is not, or there is no such class here.
+            ValueError: What is added is something else, or there is no such class here.
         """
+        if self.uuid is not None and self.uuid != self.uuid.lower():
+            msgspec.structs.force_setattr(self, "uuid", self.uuid.lower())
         self._added()
 
     def _added(self) -> list[Device]:
@@ -243,11 +247,6 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
                 raise ValueError(f"there is no device class {name!r} here")
             found += msgspec.convert(tables, list[added_controller(name).spec])
         return found
-
-    def __post_init__(self) -> None:
-        """Keep the UUID in small letters: it names locks, files and rows, of which there is one."""
-        if self.uuid is not None and self.uuid != self.uuid.lower():
-            msgspec.structs.force_setattr(self, "uuid", self.uuid.lower())
 
     @property
     def devices(self) -> tuple[Device, ...]:

@@ -45,6 +45,7 @@ from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job, Parameters
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
+from entourage.hypervisors.libvirt.process import is_tcp
 from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
 from entourage.hypervisors.libvirt.tpm import SourceTpm
@@ -221,6 +222,10 @@ class LibvirtMachine(MachineSeams):
         job, handle = self._job, self._handle
         feed = job.heard()
         feed.known.migration, feed.known.stopped_at, feed.known.resumed_at = "", 0, 0
+        if not is_tcp(ticket.uri):
+            raise HypervisorError(
+                f"the target has memory go to {ticket.uri!r}, which is no TCP port"
+            )
         parameters = job.parameters | {Parameter.URI: ticket.uri}
         flags = job.flags if live else job.flags & ~Flag.LIVE
         await asyncio.to_thread(job.list_calls, self.domain.name, ticket.uri)

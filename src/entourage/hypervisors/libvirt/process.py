@@ -28,3 +28,8 @@ def way_of(uri: str) -> tuple[str, int | None]:
         parts = urlsplit(uri if "://" in uri else uri.replace(":", "://", 1))
         return parts.hostname or "", parts.port
     return "", None
+
+
+def is_tcp(uri: str) -> bool:
+    """Whether memory would go to a TCP port, and not to a socket or a device of this host's."""
+    return uri.startswith("tcp:") and way_of(uri)[0] != ""

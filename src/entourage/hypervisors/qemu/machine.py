@@ -39,6 +39,7 @@ from entourage.hypervisors.qemu.record import disown
 from entourage.hypervisors.qemu.rollback import Rollback
 from entourage.hypervisors.qemu.sockets import answered_within, connected
 from entourage.hypervisors.qemu.tpm import QemuTpm
+from entourage.hypervisors.reach import check_reach
 from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Refusal
 
@@ -72,6 +73,7 @@ class QemuMachine(MachineSeams):
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._outgoing = Outgoing(handle)
+        self._plane: DataPlane | None = None
         self._mirrors = Mirrors(handle.monitor, handle.domain, self.pre_switchover)
         self._rollback = Rollback(handle, self._outgoing, self._mirrors)
         self._deadman: Deadman | None = None
@@ -153,7 +155,7 @@ class QemuMachine(MachineSeams):
         """Set up keys, capabilities and parameters, and arm the deadman."""
         domain = self.domain
         await self._tidied()
-        self._mirrors.tls = plane.secret is not None
+        self._plane = self._mirrors.plane = plane
         if plane.secret is not None:
             await keys.add_key(self._handle.monitor, self._handle.where, plane.secret, server=False)
         await self._handle.monitor.execute(
@@ -198,7 +200,10 @@ class QemuMachine(MachineSeams):
         known = self._handle.monitor.known
         known.migration, known.held_at, known.stopped_at = "", 0, 0
         self._outgoing.sending = False
-        async with connected(*place_of(ticket)) as connection:
+        place = place_of(ticket)
+        if self._plane is not None:
+            check_reach(self._plane, *place, "memory")
+        async with connected(*place) as connection:
             if not live and self.was_running:
                 await self._handle.monitor.execute("stop")
             with answered_within(connection, _GREETED_WITHIN):

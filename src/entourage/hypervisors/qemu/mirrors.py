@@ -9,12 +9,13 @@ from typing import Any
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.base import DiskCopy, Export
+from entourage.hypervisors.base import DataPlane, DiskCopy, Export
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
 from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.sockets import FellSilentError, answered_within, connected
+from entourage.hypervisors.reach import check_reach
 
 _SHOW_EVERY = 0.25
 # Seconds that the guest may stand still for, at most, while QEMU's main loop greets the target; how
@@ -33,7 +34,7 @@ class Mirrors:
         flushed: Waits until QEMU itself is done with its disks, once the guest has stopped.
 
     Attributes:
-        tls: Whether the mirrors' connections are encrypted, by the key that the carrier has set.
+        plane: How disks travel; None until the machine is armed.
     """
 
     ways = frozenset({DiskCopy.MIRROR, DiskCopy.MIRROR_READONLY})
@@ -41,7 +42,7 @@ class Mirrors:
     def __init__(
         self, monitor: Monitor, domain: Domain, flushed: Callable[[], Awaitable[object]]
     ) -> None:
-        self.tls = False
+        self.plane: DataPlane | None = None
         self._monitor = monitor
         self._domain = domain
         self._flushed = flushed
@@ -58,7 +59,9 @@ class Mirrors:
             "export": export.name,
             "discard": "unmap",
         }
-        if self.tls:
+        if self.plane is not None:
+            check_reach(self.plane, export.host, export.port, disk.path)
+        if self.plane is not None and self.plane.secret is not None:
             node["tls-creds"] = keys.OBJECT
         await self._open(node, disk, export)
         self._monitor.known.jobs.pop(name, None)
