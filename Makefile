@@ -86,6 +86,7 @@ lint: $(STAMP)
 	$(RUN)ruff format --check
 	$(RUN)pyright
 	$(RUN)lint-imports
+	$(RUN)vulture
 
 format: $(STAMP)
 	$(RUN)ruff check --fix

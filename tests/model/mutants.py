@@ -37,7 +37,6 @@ class Mutant(NamedTuple):
 
 StateT = TypeVar("StateT", Source, Target)
 SourceRule = Callable[[Source, AnyInput], Transition[Source]]
-TargetRule = Callable[[Target, AnyInput], Transition[Target]]
 
 
 def _without(

@@ -127,10 +127,8 @@ class TpmFacts(msgspec.Struct, frozen=True, kw_only=True):
 class MemoryProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far pre-copy has come; bytes, bytes a second, seconds."""
 
-    transferred: int
     remaining: int
     total: int
     dirty_rate: float
     rate: float
     iteration: int
-    expected_downtime: float

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
-import msgspec
-
 from entourage.events import AnyEvent, DeviceStepDone, SpanDone
 from entourage.report.view import View
 from entourage.steps import Step
@@ -51,70 +49,6 @@ class Blackout:
     resumed: str
     stretches: tuple[Stretch, ...]
     unnamed: float
-
-
-class DeviceTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds of one device in each step that it began; ``copied`` is bytes."""
-
-    test: float | None = None
-    prepare: float | None = None
-    transfer: float | None = None
-    sync: float | None = None
-    copied: int = 0
-
-
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """A migration in figures; seconds and bytes.
-
-    Attributes:
-        blackout: None where the guest never stopped, or never resumed.
-        longest: The device and step that took longest, ``block/disk0 PREPARE``; empty without any.
-        memory: Bytes of memory copied, as last heard.
-        unnamed: Seconds of the blackout in which nothing that has a name was under way.
-    """
-
-    outcome: str
-    seconds: float
-    blackout: float | None
-    steps: dict[str, float]
-    devices: dict[str, DeviceTimes]
-    longest: str
-    memory: int
-    disks: int
-    unnamed: float
-
-    @classmethod
-    def from_events(cls, events: Iterable[AnyEvent]) -> Summary:
-        """Work the figures out."""
-        events = tuple(events)
-        view = View.of(events)
-        resumed, finished = view.resumed, view.finished
-        last = max((event.at for event in events), default=0.0)
-        dark = blackout(events)
-        copied = {what: copy.done for what, copy in view.copies.items()}
-        memory = copied.pop("memory", 0)
-        cells = [
-            (cell.seconds or 0.0, f"{label} {step.name}")
-            for label, steps in view.devices.items()
-            for step, cell in steps.items()
-        ]
-        return cls(
-            outcome=finished.outcome if finished else "",
-            seconds=finished.seconds if finished else last,
-            blackout=resumed.blackout if resumed else None,
-            steps={step.name.lower(): seconds for step, seconds in view.steps.items()},
-            devices={
-                label: DeviceTimes(
-                    copied=copied.get(label, 0),
-                    **{step.name.lower(): cell.seconds for step, cell in steps.items()},
-                )
-                for label, steps in view.devices.items()
-            },
-            longest=max(cells)[1] if cells else "",
-            memory=memory,
-            disks=sum(copied.values()),
-            unnamed=dark.unnamed if dark else 0.0,
-        )
 
 
 def blackout(events: Iterable[AnyEvent]) -> Blackout | None:

@@ -30,10 +30,6 @@ class Guest:
     async def refusals(self) -> dict[str, Refusal]:
         return {refusal.device: refusal for refusal in await self.machine.blockers()}
 
-    async def human(self, command: str) -> str:
-        arguments = {"command-line": command}
-        return str(await self.user.execute("human-monitor-command", arguments))
-
 
 @pytest.fixture
 async def guest(hosts: Hosts) -> AsyncGenerator[Guest]:

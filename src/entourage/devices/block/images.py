@@ -31,7 +31,6 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         kind: A regular file or a block device.
         format: ``raw`` or ``qcow2``, or what else a backing file is.
         virtual_size: What the guest sees, bytes.
-        file_size: The file's or device's own size.
         allocated: Bytes that the file takes on its filesystem.
         options: What ``qemu-img create`` needs to make one that is like it.
         problems: What a copy would lose or could not read: reason and remedy of each.
@@ -43,7 +42,6 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["file", "device"]
     format: str
     virtual_size: int
-    file_size: int
     allocated: int
     options: dict[str, str] = {}
     problems: tuple[tuple[str, str], ...] = ()
@@ -136,7 +134,6 @@ def _image(path: str, image_format: str, info: dict[str, Any]) -> Image:
         kind="device" if device else "file",
         format=image_format,
         virtual_size=info.get("virtual-size", storage.whole_sectors(size)),
-        file_size=size,
         allocated=size if device else status.st_blocks * 512,
         options=_options(info, details) if image_format == "qcow2" else {},
         problems=tuple(_problems(info, details)),

@@ -166,7 +166,7 @@ class Phases:
         """Target: let the guest run, or, cancelled, end it. For Confirm.
 
         Raises what the last error is also where it was cancelled and went well; the error's code
-        is MIGRATE_FINISH_OK then.
+        is ``VIR_ERR_MIGRATE_FINISH_OK`` then.
         """
         out, length = ctypes.c_void_p(), ctypes.c_int()
         array = marshalled(parameters)

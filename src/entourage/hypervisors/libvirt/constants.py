@@ -59,9 +59,6 @@ class State(enum.IntEnum):
     SUSPENDED = 7
 
 
-PAUSED_BY_MIGRATION: Final = 2
-"""``VIR_DOMAIN_PAUSED_MIGRATION``."""
-
 STATE_NAMES: Final = {
     State.RUNNING: "running",
     State.BLOCKED: "running",
@@ -94,10 +91,4 @@ XML_MIGRATABLE: Final = 8
 NO_DOMAIN: Final = 42
 NO_VOLUME: Final = 50
 VOLUME_EXISTS: Final = 90
-MIGRATE_FINISH_OK: Final = 93
-OPERATION_INVALID: Final = 55
-NO_SUPPORT: Final = 3
-"""``virErrorNumber``; MIGRATE_FINISH_OK is what a Finish that was told to cancel ends with."""
-
-NO_WAITING: Final = 1
-"""A call that libvirt is to answer at once or not at all."""
+"""``virErrorNumber``."""

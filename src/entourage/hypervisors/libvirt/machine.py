@@ -255,7 +255,6 @@ class LibvirtMachine(MachineSeams):
         with contextlib.suppress(RefusedError):
             info = await ask(self._handle.raw.jobStats)
         return MemoryProgress(
-            transferred=info.get("memory_processed", 0),
             remaining=info.get("memory_remaining", 0),
             total=info.get("memory_total", 0),
             dirty_rate=float(
@@ -263,7 +262,6 @@ class LibvirtMachine(MachineSeams):
             ),
             rate=float(info.get("memory_bps", 0)),
             iteration=info.get("memory_iteration", 0),
-            expected_downtime=info.get("downtime", 0) / 1000,
         )
 
     async def tune(self, *, downtime_limit: float, throttle: bool) -> None:  # noqa: ARG002 - see _GENTLY

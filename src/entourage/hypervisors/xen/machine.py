@@ -158,13 +158,11 @@ class XenMachine(MachineSeams):
         passed = self._migrating.passed
         total = max(passed, self.domain.memory)
         return MemoryProgress(
-            transferred=passed,
             remaining=total - passed,
             total=total,
             dirty_rate=0.0,
             rate=0.0,
             iteration=0,
-            expected_downtime=0.0,
         )
 
     async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
