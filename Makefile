@@ -1,10 +1,11 @@
 # What a contributor types. Everything installs what it needs, once.
 
 STAMP := .venv/.setup
+DOCS := .venv/.docs
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format clean
+.PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format docs clean
 .PHONY: test-fuzz test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
@@ -91,6 +92,17 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(RUN)ruff check --fix
 	$(RUN)ruff format
+
+# The documentation as a site, var/site/index.html; `.venv/bin/mkdocs serve` shows it as it is written.
+docs: $(DOCS)
+	@NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --quiet --strict
+	@echo "var/site/index.html"
+
+$(DOCS): $(STAMP)
+	@echo "docs: installing what makes the site into .venv"
+	@$(RUN)python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
+		--constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 # Labs first: their hosts are processes of the environment that goes away here.
 clean:
