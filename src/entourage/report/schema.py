@@ -21,21 +21,31 @@ _HEAD: Final = """\
 
 <!-- Made from src/entourage/events.py: python -m entourage.report.schema > docs/events.md -->
 
-One event a line on standard output, each a JSON object, UTF-8; nothing else is printed there. The
-field `event` names its kind. Fields and kinds are only ever added, never renamed or removed: a
-reader skips what it does not know. The last line is always a `finished`, whatever happened; the
-exit status is in [cli.md](cli.md).
+| You want to know | Read |
+| --- | --- |
+| whether it moved, and where the domain runs now | the last line, [`finished`](#finished): `outcome`, `runs_on` |
+| why it was refused | each [`device-refused`](#device-refused): `reason`, `remedy` |
+| why it was rolled back | [`rollback-started`](#rollback-started): `reason`, `device`, `host` |
+| what is left to clean up | `problems` of [`finished`](#finished) |
+| how long the guest stood still | `blackout` of [`finished`](#finished); what took the time: [`span-done`](#span-done), [`device-step-done`](#device-step-done) |
+| how far it is | [`copy-progress`](#copy-progress), [`step-started`](#step-started) |
+| what an external tool printed | [`tool-said`](#tool-said) |
+
+Each line of standard output is one event, a JSON object in UTF-8; nothing else is printed there.
+The field `event` names its kind. Fields and kinds are only ever added, never renamed or removed: a
+reader must skip what it does not know. The last line is always a `finished`, whatever happened; the
+exit status is in [cli.md](cli.md#exit-status).
 
 * `at` is in every event: seconds since the migration began, on the source's monotonic clock. What
-  happened on the target is put on that clock. Events come in the order in which the source heard of
-  them, so an `at` may be smaller than the one before.
+  happened on the target is converted to that clock. Events are in the order in which the source
+  received them, so an `at` may be smaller than the one before.
 * Times are seconds, sizes bytes, rates bytes a second.
 * A device is named `class/id`, as `block/disk0`.
 * A step is a number: {steps}.
-* While the guest stands still nothing is printed; the events of that time follow at once when it
-  runs again. (Not in a migration that is not live.)
-* A reader that does not keep up loses nothing but some `copy-progress`.
-"""
+* While the guest stands still nothing is printed; the events of that time are printed as soon as it
+  runs again. (In a migration that is not live they are printed at once.)
+* A reader that is too slow misses some `copy-progress`, and nothing else.
+"""  # noqa: E501 - a row of a Markdown table is one line
 
 
 def events_markdown() -> str:

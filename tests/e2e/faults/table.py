@@ -33,19 +33,25 @@ _HEAD: Final = """\
 # What happens when something dies
 
 Made by `make test-faults`, which tries each fault at each point of a real migration between two
-hosts: a guest with a disk, a NIC, a TPM and an external device, writing all the while. After each
-fault `entourage recover` is run on both hosts, in the harder order. Then it is looked at from
-outside who has the guest, that every write it was told is on the disk is there, that its TPM is the
-same, and what is left on either host; and the guest is moved once more, which has to succeed.
+hosts. The guest has a disk, a NIC, a TPM and an external device, and writes all the time. After
+each fault `entourage recover` is run on both hosts, in the more difficult order. Then it is checked
+from outside which host has the guest, that every write that was acknowledged is on the disk, that
+its TPM is the same, and what is left on either host; and the guest is moved once more, which has to
+succeed.
 
-*Expected* was written down before anything was tried (`tests/e2e/faults/matrix.py`): whose the
-guest is to be, and whether it may be dead, which it may only where a part of its own machine was
-killed while it was on it. *Status* is the exit status of `entourage migrate`, `-` where that was
-killed. *Out* is the longest time, in seconds, without an answer to a ping (each 5 ms) from the
-fault to the end of the recovery, restarts of hosts and of `recover` included. *Left* is what was
-found on the host that does not have the guest. The guests run on TCG, on two cores: the times say
-which case is quick and which waits for somebody, not how quick your machine would be.
-"""
+| Column | Meaning |
+| --- | --- |
+| point | where the migration is when the fault happens; the table below names each point |
+| expected | which host has to have the guest afterwards, and whether it may be dead: only if a part of its own machine was killed while it ran there. Written down before anything was tried (`tests/e2e/faults/matrix.py`) |
+| status | the exit status of `entourage migrate` ([cli.md](cli.md#exit-status)); `-` where that was killed |
+| who has it | which host had the guest |
+| out | the longest time, in seconds, without an answer to a ping (each 5 ms), from the fault to the end of the recovery, restarts of hosts and of `recover` included |
+| left | what was found on the host that does not have the guest |
+
+[recovery.md](recovery.md) says what to type after such a fault. The guests run without KVM, on two
+cores: the times show which cases are fast and which have to wait for something, not how fast your
+machine would be.
+"""  # noqa: E501 - a row of a Markdown table is one line
 
 
 @dataclass(frozen=True)

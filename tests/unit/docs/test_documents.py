@@ -27,6 +27,10 @@ from scripts.site_hooks import OUTSIDE, with_links_of_the_site
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / path for path in OUTSIDE)])
+USERS = ["README.md", *(f"docs/{name}.md" for name in (
+    "architecture", "benchmarks", "cli", "devices", "domain-file", "events", "faults", "handover",
+    "libvirt", "recovery", "security", "settings", "tool", "xen",
+))]  # fmt: skip
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^    (\S.*)$", re.MULTILINE)
 
@@ -106,6 +110,15 @@ def test_each_page_is_in_the_navigation() -> None:
     assert listed - pages <= {f"{name}:" for name in ("Use", "Operate", "Understand", "Extend")} | {
         "Contribute:"
     }
+
+
+# Form
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_a_users_document_begins_with_a_table(name: str) -> None:
+    before = prose(ROOT / name).split("\n## ")[0]
+    assert re.search(r"^\|.*\|\n\| --- \|", before, re.MULTILINE), "no table before the first ##"
 
 
 # Commands
