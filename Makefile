@@ -95,8 +95,7 @@ format: $(STAMP)
 
 # The documentation as a site, var/site/index.html; `.venv/bin/mkdocs serve` shows it as it is written.
 docs: $(DOCS)
-	@NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --quiet --strict
-	@echo "var/site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict
 
 $(DOCS): $(STAMP)
 	@echo "docs: installing what makes the site into .venv"

@@ -69,8 +69,8 @@ def _link(found: re.Match[str], source: str, page: str) -> str:
     on_site = OUTSIDE.get(there)
     if on_site is None and there.startswith("docs/") and (ROOT / there).is_file():
         on_site = there.removeprefix("docs/")
-    if on_site is None:
-        return text
+    if on_site is None:  # what is not there at all is left for MkDocs to find
+        return text if (ROOT / there).exists() else found.group()
     relative = posixpath.relpath(on_site, posixpath.dirname(page) or ".")
     return f"{image}[{text}]({relative}{'#' if anchor else ''}{anchor})"
 
