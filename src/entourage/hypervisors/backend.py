@@ -1,6 +1,6 @@
-"""What a hypervisor's backend says of itself, before any of it is imported.
+"""The descriptor of a hypervisor's backend: what must be known before the backend is imported.
 
-Each backend's folder has a ``descriptor.py`` with one ``Backend``. A package brings another with an
+Each backend's folder has a ``descriptor.py`` with one ``Backend``. A package adds another with an
 entry point of the group ``entourage.hypervisors``, whose value is a ``Backend``.
 """
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where to, as a user writes it in the form of a hypervisor's URI.
+    """The target of a migration, when a user has written it as a hypervisor's URI.
 
     Attributes:
-        host: As ssh knows it; empty where the URI names none.
-        port: For ssh; None: the usual one.
+        host: The host's name, as ssh knows it; empty where the URI names none.
+        port: The port for ssh; None for the default.
         there: The name of the hypervisor on its own host.
-        by_ssh: Whether the hypervisor's own way there is ssh.
-        is_local: Whether its way is a socket of that host.
+        by_ssh: Whether the hypervisor itself is reached by ssh.
+        is_local: Whether the hypervisor itself is reached by a socket of that host.
     """
 
     host: str
@@ -39,8 +39,8 @@ class Elsewhere:
     """A hypervisor on a host without Entourage, which is asked over the network.
 
     Attributes:
-        uri: By which it is reached from here.
-        address: Its host's, or its host's name; empty where the URI names none.
+        uri: The URI by which it is reached from this host.
+        address: The address or name of its host; empty where the URI names none.
     """
 
     uri: str
@@ -61,30 +61,33 @@ def _by_us(_name: str, domain: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """One kind of hypervisor. Nothing here imports the backend but ``open``.
+    """One kind of hypervisor. Only ``open`` imports the backend.
 
-    A hypervisor's name stands in journals, and is told to the agent on its host: it must be enough
-    to find the hypervisor again.
+    A hypervisor's name is written into journals and sent to the agent on its host: the name alone
+    must be enough to find the hypervisor again.
 
     Attributes:
-        kind: What it is called, for people.
-        names: The names that it answers to, for people.
-        usual: The name of this host's, where nobody has said another.
-        answers_to: Whether a name is one of its own.
-        is_here: Whether this host has it, and what it takes to speak with it.
-        open: Opens this host's of a name that it answers to.
-        counterpart: The name of the one on the target that takes a domain of this one here; given
-            the name here, and the one there that was asked for, if any.
-        start_command: What a user types on the hypervisor's host to start a domain there; given the
-            hypervisor's name, and the domain's.
-        must_answer: Whether a list of this host's domains without its own would be no list.
+        kind: What this kind of hypervisor is called, in messages.
+        names: The names that it answers to, in messages: ``URIs as qemu:///system``.
+        usual: The name of this host's hypervisor, where the user has given none.
+        answers_to: Whether a name belongs to this backend.
+        is_here: Whether this host has such a hypervisor, and what is needed to use it.
+        open: Returns this host's hypervisor of a name that the backend answers to.
+        counterpart: Returns the name of the hypervisor on the target that takes a domain of this
+            one. It is given the name here, and the one there that the user asked for, if any.
+        start_command: Returns what a user types on the hypervisor's host to start a domain there.
+            It is given the hypervisor's name, and the domain's.
+        must_answer: Whether a list of all domains of this host fails where this one does not
+            answer; else its domains are left out.
         starts_files: Whether it starts a domain from a domain file.
-        destination: Where to, of what a user has written; None where that is none of its URIs.
-        name_elsewhere: The name of the one behind a URI, on a host without Entourage; empty where
-            it cannot be asked over the network.
-        elsewhere: What is behind such a name; None for a name of one on its own host.
-        same_as: The usual name of a hypervisor of this host, of another name for that one; empty
-            where it is none.
+        destination: Parses a target that the user has written; None where it is no URI of this
+            backend.
+        name_elsewhere: Returns the name of the hypervisor behind a URI, on a host without
+            Entourage; empty where it cannot be asked over the network.
+        elsewhere: Returns what such a name stands for; None for the name of a hypervisor on its
+            own host.
+        same_as: Returns the usual name of a hypervisor of this host, for another name of it; empty
+            where the name is not one of this host's.
     """
 
     kind: str
