@@ -11,6 +11,7 @@ Nothing is copied: the directory must be the same on both hosts. A file in it te
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
 
-class VirtiofsController(Controller):
+class VirtiofsController(Controller[External]):
     """A directory that both hosts see: it is compared at TEST, and nothing of it moves."""
 
     device_class = "external"
@@ -51,14 +52,14 @@ class VirtiofsController(Controller):
         Raises:
             DeviceError: The device names none.
         """
-        if not isinstance(self.device, External) or not self.device.subtype:
+        if not self.device.subtype:
             raise DeviceError("it names no directory", remedy='subtype = "/srv/home"')
         return Path(self.device.subtype)
 
     async def test(self, here: Here) -> Sequence[Refusal]:
         """Step 0, on the source: which directory is it? Then the target is asked."""
         try:
-            mine = Path(self.path, ID).read_text(encoding="utf-8")
+            mine = await asyncio.to_thread(Path(self.path, ID).read_text, encoding="utf-8")
         except OSError as error:
             remedy = f"uuidgen > {self.path}/{ID}"
             return [refuse(self.device, here.source, f"{self.path}/{ID}: {error.strerror}", remedy)]
@@ -69,7 +70,7 @@ class VirtiofsController(Controller):
         asked = msgspec.convert(request, Shared)
         try:
             there.allowed.images.real(asked.path)  # raises NotAllowed where the settings say no
-            mine = Path(asked.path, ID).read_text(encoding="utf-8")
+            mine = await asyncio.to_thread(Path(asked.path, ID).read_text, encoding="utf-8")
         except OSError as error:
             reason, remedy = f"{asked.path}/{ID}: {error.strerror}", f"mount {asked.path} there"
             return [refuse(self.device, there.host, reason, remedy)]

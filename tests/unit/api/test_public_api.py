@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from entourage.devices import registry as devices
-from entourage.devices.base import Controller
+from entourage.devices.base import AnyController
 from entourage.domain import Domain, External
 from entourage.errors import DeviceError, UsageError
 from entourage.hosts.allowed import Allowed
@@ -84,7 +84,7 @@ def home(tmp_path: Path) -> Path:
     return made
 
 
-def moved(home: Path, tmp_path: Path) -> tuple[TwoHosts, Controller]:
+def moved(home: Path, tmp_path: Path) -> tuple[TwoHosts, AnyController]:
     device = External(id="home", type="virtiofs", subtype=str(home))
     kind = devices.controller_class(device)
     assert kind is not None

@@ -222,13 +222,11 @@ class QemuMachine(MachineSeams):
         )
         ram: dict[str, Any] = info.get("ram", {})
         return MemoryProgress(
-            transferred=ram.get("transferred", 0),
             remaining=ram.get("remaining", 0),
             total=ram.get("total", 0),
             dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
             rate=ram.get("mbps", 0.0) * 1e6 / 8,
             iteration=ram.get("dirty-sync-count", 0),
-            expected_downtime=info.get("expected-downtime", 0) / 1000,
         )
 
     async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
