@@ -12,7 +12,7 @@ from msgspec import Meta
 from entourage.device_steps import source_controllers
 from entourage.devices.base import Controller
 from entourage.devices.remote import out_of_reach
-from entourage.domain import ADDED, Device, Domain
+from entourage.domain import ADDED, Device, Domain, added_controller
 from entourage.errors import ConfigError
 from entourage.hypervisors.side import read_side, with_side
 from entourage.settings.domainfile import domain_from_toml, dump_domain
@@ -59,6 +59,13 @@ def lamp(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def domain() -> Domain:
     return domain_from_toml(FILE, Path("web1.toml"))
+
+
+def test_every_one_can_be_loaded() -> None:
+    for name in ADDED:
+        controller = added_controller(name)
+        assert issubclass(controller, Controller)
+        assert controller.device_class == controller.spec.device_class == name
 
 
 def test_it_is_read_and_driven(domain: Domain) -> None:
