@@ -6,7 +6,7 @@ file leaves out is None here until the hypervisor that starts the domain has res
 
 from __future__ import annotations
 
-import pkgutil
+import importlib
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -183,7 +183,8 @@ TOOL_TYPES = {"block": "vbd", "net": "vif", "tpm": "vtpm", "usb": "vusb", "pci":
 
 def added_controller(device_class: str) -> Any:
     """The controller of a device class in ``ADDED``; raises KeyError where it is none."""
-    return pkgutil.resolve_name(ADDED[device_class])
+    module, _, name = ADDED[device_class].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
