@@ -93,7 +93,7 @@ def domain_xml(
         if tpm_secret:
             ET.SubElement(backend, "encryption", secret=tpm_secret)
     part = ET.SubElement(parts, "serial", type="file")
-    ET.SubElement(part, "source", path=f"/var/log/{name}.serial")
+    ET.SubElement(part, "source", path=f"/var/log/libvirt/{name}.serial")
     ET.SubElement(parts, "memballoon", model="none")
     if parts.find("controller[@type='usb']") is None:
         ET.SubElement(parts, "controller", type="usb", model="none")

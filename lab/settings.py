@@ -13,10 +13,11 @@ downtime-limit = "300ms"
 after = 60
 downtime-limit = "2s"
 # What tests have elsewhere than in a host's /srv: the guests' kernel, storage that both hosts see,
-# and block devices made of files, of the same name on all hosts or of a host's own.
+# block devices made of files, of the same name on all hosts or of a host's own, and a directory
+# that a libvirt domain shares with its host.
 [agent]
 image-directories = ["/srv", "/var/lib/libvirt/images", "/mnt/shared"]
 boot-directories = ["/usr/share", "{REPOSITORY}/.cache/guest"]
-devices = ["/dev/loop*", "/dev/shm/*"]
+devices = ["/dev/loop*", "/dev/shm/*", "/opt"]
 allow-unencrypted = true
 """

@@ -23,6 +23,7 @@ from entourage.clock import Clock
 from entourage.domain import Domain
 from entourage.errors import PeerVersionError
 from entourage.hosts.link import Answer, Call, Fault, Frame, Link, Question, Tell
+from entourage.hosts.parts import HostPart
 from entourage.hypervisors.base import Plan, Ticket, TpmFacts
 from entourage.hypervisors.seams import IncomingSeams
 from entourage.journal.journal import Journal
@@ -126,6 +127,9 @@ class Hypervisor:
         return self.made
 
     async def test_incoming(self, domain: Domain, host: str, facts: Any) -> list[Refusal]:
+        return []
+
+    async def host_parts(self, facts: Any) -> list[HostPart]:
         return []
 
 

@@ -6,9 +6,10 @@ has shown, say otherwise. Nothing here is asked of a source: its own files are i
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from entourage.domain import Block, Domain, Net, Pci, Tpm, Usb, whole_bdf
 from entourage.errors import DeviceError, EntourageError
 from entourage.hosts.beneath import Beneath, NotAllowed
+from entourage.hosts.parts import HostPart, Kind
 from entourage.settings.model import AgentSettings
 from entourage.steps import Refusal
 
@@ -145,7 +147,34 @@ class Allowed:
                 remedy="set agent.ports in the settings there, or migration.ports at the source",
             )
 
-    def not_allowed(self, domain: Domain, host: str, *, built: bool) -> list[Refusal]:
+    def part(self, part: HostPart) -> None:
+        """Check one thing of this host's that a machine names, at its hypervisor's own place.
+
+        Raises:
+            EntourageError: It is not allowed; the remedy names the setting.
+            OSError: Its directory is not there.
+        """
+        match part.kind:
+            case Kind.IMAGE:
+                self._image(part.name, part.format, written=part.written)
+            case Kind.COPIED:
+                if not self.may_overwrite(part.name):
+                    raise NotAllowed(f"{part.name} was not made by this migration")
+            case Kind.BOOT:
+                self._boot(part.name)
+            case Kind.NETWORK:
+                self.network(part.name)
+            case Kind.PORT:
+                if not part.name.isdecimal():
+                    raise NotAllowed(f"{part.name!r} is no port")
+                self.ports(int(part.name), int(part.name))
+            case Kind.PROGRAM | Kind.OTHER:
+                if not _lies_beneath(part.name, part.beneath):
+                    self.device(part.name)
+
+    def not_allowed(
+        self, domain: Domain, host: str, *, built: bool, parts: Iterable[HostPart] = ()
+    ) -> list[Refusal]:
         """Why the machine may not be built here.
 
         Args:
@@ -153,16 +182,34 @@ class Allowed:
                 NICs are then for their controllers to ask about.
             host: This host's name.
             built: Whether it is about to be built.
+            parts: What its hypervisor's own configuration names; of its disks and NICs only where
+                ``built``, as above.
         """
         found: list[Refusal] = []
         for label, check in self._checks(domain, built=built):
-            try:
-                check()
-            except EntourageError as error:
-                found.append(Refusal(label, host, error.message, error.remedy))
-            except OSError as error:
-                found.append(Refusal(label, host, f"{error.filename}: {error.strerror}"))
+            found += self._refusals(label, host, check)
+        said = {refusal.reason for refusal in found}
+        labels = {device.label for device in domain.devices}
+        for part in parts:
+            label = part.device if part.device in labels else "domain"
+            if not built and label != "domain" and part.kind in {Kind.IMAGE, Kind.NETWORK}:
+                continue
+            for refusal in self._refusals(label, host, partial(self.part, part)):
+                if refusal.reason not in said:
+                    said.add(refusal.reason)
+                    reason = f"{refusal.reason} ({part.place})"
+                    found.append(dataclasses.replace(refusal, reason=reason))
         return found
+
+    @staticmethod
+    def _refusals(label: str, host: str, check: Callable[[], object]) -> list[Refusal]:
+        try:
+            check()
+        except EntourageError as error:
+            return [Refusal(label, host, error.message, error.remedy)]
+        except OSError as error:
+            return [Refusal(label, host, f"{error.filename}: {error.strerror}")]
+        return []
 
     def _checks(self, domain: Domain, *, built: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         for path in domain.boot.files:
@@ -188,17 +235,20 @@ class Allowed:
             self.boot.real(path)
 
     def _disk(self, disk: Block) -> None:
+        self._image(disk.path, disk.format, written=not disk.is_only_read)
+
+    def _image(self, path: str, image_format: str, *, written: bool) -> None:
         """Only what was made here, or is proven to be shared, or can only be read, is opened."""
-        if _is_block_device(disk.path):
-            self.device(disk.path)
+        if _is_block_device(path):
+            self.device(path)
             return
-        real = self.images.real(disk.path)
+        real = self.images.real(path)
         made_as = self.made_as(real)
-        if made_as and made_as != disk.format:
-            raise DeviceError(f"{disk.path} was made as {made_as}, and is opened as nothing else")
-        if not self.may_open(real, written=not disk.is_only_read):
+        if made_as and made_as != image_format:
+            raise DeviceError(f"{path} was made as {made_as}, and is opened as nothing else")
+        if not self.may_open(real, written=written):
             raise DeviceError(
-                f"{disk.path} was neither made by this migration nor proven to be shared",
+                f"{path} was neither made by this migration nor proven to be shared",
                 remedy="agent.believe-shared in the settings there lets it be opened all the same",
             )
 
@@ -224,6 +274,15 @@ def _identity(path: str) -> str:
     except OSError:
         return ""
     return f"{status.st_dev}:{status.st_ino}" if stat.S_ISREG(status.st_mode) else ""
+
+
+def _lies_beneath(path: str, directories: tuple[str, ...]) -> bool:
+    """Whether a path leads into one of these directories, which nobody but root may write to."""
+    plain = Path(path)
+    if not plain.is_absolute() or ".." in plain.parts:
+        return False
+    real = plain.resolve()
+    return any(real.is_relative_to(Path(each).resolve()) for each in directories)
 
 
 def _matches(text: str, patterns: tuple[str, ...]) -> bool:

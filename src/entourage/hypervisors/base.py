@@ -13,6 +13,7 @@ from typing import Protocol
 
 from entourage.domain import Domain
 from entourage.handover.values import Guest
+from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.seams import (
@@ -286,6 +287,18 @@ class Incoming(Protocol):
         """The networks that the hypervisor itself runs here: their bridge, by their name."""
         ...
 
+    async def host_parts(self, plan: Plan) -> Sequence[HostPart]:
+        """What of this host a plan names, beside what the domain does: before ``build``.
+
+        Args:
+            plan: What ``Machine.plan`` of the same backend said on the source; not trusted.
+        """
+        ...
+
+    async def parts_of_cookie(self, cookie: bytes) -> Sequence[HostPart]:
+        """The same of the source's end-of-stream cookie: before ``accept_cookie``."""
+        ...
+
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Make the machine, paused, from the running configuration; what it opens exists.
 
@@ -383,6 +396,14 @@ class Hypervisor(Protocol):
             domain: The running configuration.
             host: What this host is called in refusals.
             facts: What ``Machine.facts`` said on the source.
+        """
+        ...
+
+    async def host_parts(self, facts: Mapping[str, str]) -> Sequence[HostPart]:
+        """What of this host the domain names, beside what it is as a ``Domain``.
+
+        Args:
+            facts: What ``Machine.facts`` said on the source; not trusted.
         """
         ...
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 from entourage.domain import Block, Net, Pci, Tpm, Usb
+from entourage.hosts.parts import HostPart
 from entourage.hypervisors.agentless import Agentless
-from entourage.hypervisors.values import Export, TpmFacts
+from entourage.hypervisors.values import Export, Plan, TpmFacts
 
 HostDevice: TypeAlias = Usb | Pci
 """One of the host's own, which no hypervisor can carry: it is taken out, and another plugged in."""
@@ -222,3 +223,11 @@ class IncomingSeams:
     def agentless(self) -> Agentless | None:
         """Entourage is on the host that it builds on."""
         return None
+
+    async def host_parts(self, plan: Plan) -> Sequence[HostPart]:  # noqa: ARG002 - see base.Incoming
+        """It is built of nothing but the domain."""
+        return ()
+
+    async def parts_of_cookie(self, cookie: bytes) -> Sequence[HostPart]:  # noqa: ARG002 - same
+        """Nothing in it is a name of anything."""
+        return ()

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ from entourage.handover.values import (
 )
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.link import Link, Notice
+from entourage.hosts.parts import HostPart, Kind
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan, Ticket
 from entourage.hypervisors.registry import elsewhere, open_hypervisor, start_command
@@ -165,7 +166,8 @@ class Agent:
         if self._caller.proxy:
             found = out_of_reach(domain, self._host)
         else:
-            found = self._allowed.not_allowed(domain, self._host, built=False)
+            parts = await hypervisor.host_parts(self._facts)
+            found = self._allowed.not_allowed(domain, self._host, built=False, parts=parts)
         if not any(refusal.device == "domain" for refusal in found):
             found += await hypervisor.test_incoming(domain, self._host, self._facts)
         return found
@@ -235,23 +237,26 @@ class Agent:
 
     async def _on_build(self, plan: Plan) -> None:
         there, opening = self._making()
-        if not self._caller.proxy and (
-            found := self._allowed.not_allowed(there.domain, self._host, built=True)
-        ):
-            raise Refused(found)
         if not self._caller.proxy:
-            await self._check_chains(there)
+            await self._check_parts(there, await there.incoming.host_parts(plan))
         # A file or tap that a device's half chose is in there.domain by now.
         await self._arrival_tasks.run(there.incoming.build(there.domain, opening.plane, plan))
         self._making()  # it may have been called off just now
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
 
-    async def _check_chains(self, there: There) -> None:
-        """What a qcow2 image that was not made here names must be allowed as well."""
-        for disk in there.domain.block:
-            if disk.format == "qcow2" and not there.allowed.has_device(disk.path):
-                real = there.allowed.images.real(disk.path)
+    async def _check_parts(self, there: There, parts: Sequence[HostPart]) -> None:
+        """Refuse a machine that is made of what it may not have here.
+
+        What a qcow2 image that was not made here names must be allowed as well.
+        """
+        if found := self._allowed.not_allowed(there.domain, self._host, built=True, parts=parts):
+            raise Refused(found)
+        images = {(disk.path, disk.format) for disk in there.domain.block}
+        images |= {(part.name, part.format) for part in parts if part.kind is Kind.IMAGE}
+        for path, image_format in sorted(images):
+            if image_format == "qcow2" and not there.allowed.has_device(path):
+                real = there.allowed.images.real(path)
                 if not there.allowed.made_as(real):
                     await check_chain(real, there.allowed)
 
@@ -265,6 +270,12 @@ class Agent:
 
     async def _on_switchover_cookie(self, said: messages.SwitchoverCookie) -> None:
         there, _opening = self._making()
+        try:
+            if not self._caller.proxy:
+                await self._check_parts(there, await there.incoming.parts_of_cookie(said.data))
+        except EntourageError as error:
+            self._tell_failure(error)  # not even GO has libvirt keep what that names
+            return
         there.incoming.accept_cookie(said.data)
 
     async def _on_abort(self, _: None) -> list[str]:

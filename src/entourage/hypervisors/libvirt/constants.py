@@ -27,6 +27,19 @@ class Flag(enum.IntFlag):
 NOT_FOR_TARGET: Final = Flag.CHANGE_PROTECTION | Flag.AUTO_CONVERGE
 """What the source alone is told."""
 
+FROM_SOURCE: Final = (
+    NOT_FOR_TARGET
+    | Flag.LIVE
+    | Flag.PERSIST_DEST
+    | Flag.UNDEFINE_SOURCE
+    | Flag.PAUSED
+    | Flag.NON_SHARED_DISK
+    | Flag.NON_SHARED_INC
+    | Flag.UNSAFE
+    | Flag.TLS
+)
+"""All that the source's half sets."""
+
 
 class Parameter(enum.StrEnum):
     """``VIR_MIGRATE_PARAM_*``."""

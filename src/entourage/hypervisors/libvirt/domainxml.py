@@ -229,7 +229,7 @@ def _usbs(root: ET.Element) -> Iterator[Usb]:
 def _pcis(root: ET.Element) -> Iterator[Pci]:
     for number, device in enumerate(_hosts_own(root, "pci")):
         at = device.find("source/address")
-        yield Pci(id=f"pci{number}", host=_pci_address(at))
+        yield Pci(id=f"pci{number}", host=pci_address(at))
     for number, device in enumerate(root.iterfind("devices/hostdev")):
         if device.get("type") not in {"usb", "pci"}:
             yield Pci(id=f"hostdev{number}", model=f"{device.get('type') or 'other'}-hostdev")
@@ -243,7 +243,7 @@ def _hosts_own(root: ET.Element, kind: str) -> list[ET.Element]:
     return [each for each in root.iterfind("devices/hostdev") if each.get("type") == kind]
 
 
-def _pci_address(at: ET.Element | None) -> str:
+def pci_address(at: ET.Element | None) -> str:
     """``0000:3b:00.0``."""
     said: Mapping[str, str] = at.attrib if at is not None else {}
     domain, bus, slot, function = (

@@ -10,9 +10,10 @@ from typing import Any
 
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, HypervisorError, UsageError
+from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
-from entourage.hypervisors.libvirt import checks
+from entourage.hypervisors.libvirt import checks, handed
 from entourage.hypervisors.libvirt.connection import (
     Connection,
     RefusedError,
@@ -21,9 +22,10 @@ from entourage.hypervisors.libvirt.connection import (
     phases,
 )
 from entourage.hypervisors.libvirt.constants import STATE_NAMES, State
-from entourage.hypervisors.libvirt.domainxml import Lookups, read_domain, side_text
+from entourage.hypervisors.libvirt.domainxml import read_domain, side_text
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
+from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.side import read_side, with_side
 from entourage.settings.model import Settings
@@ -129,6 +131,14 @@ class LibvirtHypervisor:
         finally:
             await connection.close()
 
+    async def host_parts(self, facts: Mapping[str, str]) -> Sequence[HostPart]:
+        """What of this host its XML names, as the source has told it."""
+        connection = await Connection.open(self._uri)
+        try:
+            return await handed.told(connection, facts)
+        finally:
+            await connection.close()
+
     async def start(self, domain: Domain) -> None:
         """Start a domain that libvirt has the definition of.
 
@@ -186,7 +196,7 @@ class LibvirtHypervisor:
     async def _read(self, connection: Connection, raw: Any) -> Domain:
         def read() -> tuple[Domain, str]:
             text: str = raw.XMLDesc(0)
-            return read_domain(text, _lookups(connection)), side_text(text)
+            return read_domain(text, lookups_of(connection)), side_text(text)
 
         domain, written = await ask(read)
         return with_side(domain, read_side(domain.name, written))
@@ -214,23 +224,3 @@ def _incoming(raw: Any) -> bool:
     """Whether it is on its way in: paused by libvirt, and with no definition yet."""
     paused_for_migration, paused_starting = 2, 11
     return not raw.isPersistent() and raw.state(0)[1] in {paused_for_migration, paused_starting}
-
-
-def _lookups(connection: Connection) -> Lookups:
-    libvirt = bindings()
-
-    def volume(pool: str, name: str) -> str:
-        try:
-            return str(
-                connection.raw.storagePoolLookupByName(pool).storageVolLookupByName(name).path()
-            )
-        except libvirt.libvirtError:
-            return ""
-
-    def bridge(name: str) -> str:
-        try:
-            return str(connection.raw.networkLookupByName(name).bridgeName())
-        except libvirt.libvirtError:
-            return ""
-
-    return Lookups(volume=volume, bridge=bridge)

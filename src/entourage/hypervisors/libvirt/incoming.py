@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,11 +24,12 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt
 from entourage.handover.values import Guest
+from entourage.hosts.parts import HostPart
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket, TpmArrival
 from entourage.hypervisors.files import sync_directory
-from entourage.hypervisors.libvirt import tls
+from entourage.hypervisors.libvirt import handed, tls
 from entourage.hypervisors.libvirt.announcing import TargetAnnouncing
 from entourage.hypervisors.libvirt.arrival_state import look_at
 from entourage.hypervisors.libvirt.connection import (
@@ -137,16 +138,26 @@ class LibvirtIncoming(IncomingSeams):
                 return seen.guest
             await asyncio.sleep(_LOOK_AGAIN)
 
+    async def host_parts(self, plan: Plan) -> Sequence[HostPart]:
+        """What of this host the XML names that Prepare will be given."""
+        return await handed.planned(await self._connected(), _read_plan(plan))
+
+    async def parts_of_cookie(self, cookie: bytes) -> Sequence[HostPart]:
+        """What of this host the definition names that Finish will write down."""
+        handed.check_cookie(cookie, self._domain)
+        return await handed.defined(await self._connected(), cookie)
+
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Prepare; what the domain opens exists."""
-        self._domain, self._plan = domain, msgspec.msgpack.decode(plan, type=LibvirtPlan)
+        self._domain, self._plan = domain, _read_plan(plan)
+        handed.check_plan(self._plan, domain)
+        handed.check_cookie(self._plan.cookie, domain)
         connection = await self._connected()
         if self._feed is None:
             self._feed = await Feed.open(self._uri, self._uuid, one_clock=self._on_this_host)
         self._parameters = dict(self._plan.parameters)
         if plane.address:  # else libvirt goes by the name that the host has for itself
-            host = f"[{plane.address}]" if ":" in plane.address else plane.address
-            self._parameters[Parameter.URI] = f"tcp://{host}"
+            self._parameters[Parameter.URI] = handed.listening_at(plane.address)
         library = await asyncio.to_thread(phases)
         self._preparing = call(
             library.prepare, connection.raw, self._parameters, self._plan.cookie, self._flags
@@ -367,3 +378,10 @@ class LibvirtIncoming(IncomingSeams):
         if self._feed is None:
             raise HypervisorError("no machine is being built")
         return self._feed
+
+
+def _read_plan(plan: Plan) -> LibvirtPlan:
+    try:
+        return msgspec.msgpack.decode(plan, type=LibvirtPlan)
+    except msgspec.DecodeError as error:
+        raise HypervisorError(f"the source's plan cannot be read: {error}") from error

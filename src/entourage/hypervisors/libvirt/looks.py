@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.libvirt.connection import RefusedError, ask, phases
-from entourage.hypervisors.libvirt.constants import XML_MIGRATABLE, Flag
+from entourage.hypervisors.libvirt.constants import XML_INACTIVE, XML_MIGRATABLE, Flag
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.hypervisors.libvirt.handle import Handle
@@ -18,9 +18,10 @@ from entourage.steps import Refusal
 
 
 async def facts(handle: Handle) -> Mapping[str, str]:
-    """Versions, what the machine is made of, the CPU, digests of the boot files."""
+    """Versions, what the machine is made of, the CPU, the XML, digests of the boot files."""
     raw = handle.connection.raw
-    xml = parse(await ask(handle.raw.XMLDesc, XML_MIGRATABLE))
+    text: str = await ask(handle.raw.XMLDesc, XML_MIGRATABLE)
+    xml = parse(text)
     kind, cpu = xml.find("os/type"), xml.find("cpu")
     found = {
         "libvirt": str(await ask(raw.getLibVersion)),
@@ -29,8 +30,11 @@ async def facts(handle: Handle) -> Mapping[str, str]:
         "arch": kind.get("arch", "") if kind is not None else "",
         "virt": xml.get("type", ""),
         "cpu": _text(cpu),
+        "xml": text,
         "networks": json.dumps([net.network for net in handle.domain.net if net.network]),
     }
+    if not handle.transient:
+        found["definition"] = await ask(handle.raw.XMLDesc, XML_INACTIVE | XML_MIGRATABLE)
     for path in handle.domain.boot.files:
         found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, EntourageError, HypervisorError, UsageError
+from entourage.hosts.parts import HostPart
 from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger, MemoryLedger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
@@ -81,6 +82,10 @@ class QemuHypervisor:
     ) -> Sequence[Refusal]:
         """What speaks against building this domain here."""
         return await checks.test_incoming(domain, host, facts, self._settings)
+
+    async def host_parts(self, facts: Mapping[str, str]) -> Sequence[HostPart]:  # noqa: ARG002 - see base
+        """None: the domain says it all."""
+        return ()
 
     async def start(self, domain: Domain) -> None:
         """Start a domain here from what a user wrote.

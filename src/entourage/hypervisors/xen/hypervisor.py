@@ -8,6 +8,7 @@ from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, UsageError
+from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.side import read_side, with_side
@@ -96,6 +97,10 @@ class XenHypervisor:
     ) -> Sequence[Refusal]:
         """What speaks against building this domain here."""
         return await checks.test_incoming(domain, host, facts)
+
+    async def host_parts(self, facts: Mapping[str, str]) -> Sequence[HostPart]:  # noqa: ARG002 - see base
+        """None that is known: xl reads its configuration by itself."""
+        return ()
 
     async def start(self, domain: Domain) -> None:
         """Not here: only its user has the file that xl starts a domain from.

@@ -1,0 +1,204 @@
+"""What a source hands to this host's libvirtd: is it what Entourage sends, and what does it name?
+
+The source is not believed. Prepare is given only parameters and flags that are known here, and XML
+of the very domain that was opened. What that names is told of (``hostparts.py``), also of the
+definition that comes in the cookie for Finish, which libvirtd writes down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hosts.parts import HostPart, Kind
+from entourage.hypervisors.libvirt.connection import Connection, ask
+from entourage.hypervisors.libvirt.constants import FROM_SOURCE, Flag, Parameter
+from entourage.hypervisors.libvirt.domainxml import Lookups, parse
+from entourage.hypervisors.libvirt.hostparts import host_parts
+from entourage.hypervisors.libvirt.lookups import lookups_of
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
+
+_TYPES: Mapping[str, type] = {
+    Parameter.DEST_XML: str,
+    Parameter.PERSIST_XML: str,
+    Parameter.BANDWIDTH: int,
+    Parameter.DISKS: list,
+    Parameter.TLS_DESTINATION: str,
+    Parameter.CONVERGE_INITIAL: int,
+    Parameter.CONVERGE_INCREMENT: int,
+}
+"""What comes from Entourage on the source."""
+_COPYING = Flag.NON_SHARED_DISK | Flag.NON_SHARED_INC
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_WITH_SCOPE = re.compile(r"[A-Za-z0-9_.:%-]+")
+
+
+def check_plan(plan: LibvirtPlan, domain: Domain) -> None:
+    """See that a plan is one that Entourage makes, and about this domain.
+
+    Raises:
+        HypervisorError: It is not.
+    """
+    for name, value in plan.parameters.items():
+        if not isinstance(value, _TYPES.get(name, ())):
+            raise HypervisorError(f"the source's plan has a parameter that is not known: {name}")
+    if unknown := plan.flags & ~FROM_SOURCE:
+        raise HypervisorError(f"the source's plan has flags that are not known: {unknown:#x}")
+    if plan.flags & _COPYING and not _copied(plan):
+        raise HypervisorError("the source's plan copies disks, and does not say which")
+    if Parameter.DEST_XML not in plan.parameters:
+        raise HypervisorError("the source's plan has no XML")
+    for root in _roots(plan):
+        _check_identity(root, domain)
+
+
+def check_cookie(cookie: bytes, domain: Domain) -> None:
+    """See that a definition in one of libvirt's cookies is this domain's.
+
+    Raises:
+        HypervisorError: It is not, or the cookie is none.
+    """
+    for root in _definitions(cookie):
+        _check_identity(root, domain)
+
+
+def listening_at(address: str) -> str:
+    """The URI that has libvirt take memory at an address of this host's, at a port it chooses.
+
+    Raises:
+        HypervisorError: It is neither an address nor a name.
+    """
+    if _HOST_NAME.fullmatch(address):
+        return f"tcp://{address}"
+    with contextlib.suppress(ValueError):
+        if _WITH_SCOPE.fullmatch(address):
+            return f"tcp://[{ipaddress.IPv6Address(address)}]"
+    raise HypervisorError(f"{address!r} is no address of this host's")
+
+
+async def told(connection: Connection, facts: Mapping[str, str]) -> Sequence[HostPart]:
+    """What the domain names, by what the source says of it before anything is made."""
+
+    def look() -> list[HostPart]:
+        found = list(_of_emulator(facts.get("emulator", "")))
+        for key in ("xml", "definition"):
+            if text := facts.get(key):
+                found += _parts(read(text), Lookups())
+        return found
+
+    return await _without_offered(connection, await ask(look))
+
+
+async def planned(connection: Connection, plan: LibvirtPlan) -> Sequence[HostPart]:
+    """What the XML names that Prepare is to be given."""
+
+    def look() -> list[HostPart]:
+        lookups = lookups_of(connection)
+        found: list[HostPart] = []
+        for root in [*_roots(plan), *_definitions(plan.cookie)]:
+            found += _parts(root, lookups)
+        destination = parse(str(plan.parameters.get(Parameter.DEST_XML, "")))
+        return found + list(_copied_to(plan, _parts(destination, lookups)))
+
+    return await _without_offered(connection, await ask(look))
+
+
+async def defined(connection: Connection, cookie: bytes) -> Sequence[HostPart]:
+    """What the definition names that Finish is to write down."""
+
+    def look() -> list[HostPart]:
+        lookups = lookups_of(connection)
+        return [part for root in _definitions(cookie) for part in _parts(root, lookups)]
+
+    return await _without_offered(connection, await ask(look))
+
+
+def read(text: str) -> ET.Element:
+    """The root of an XML text that every parser reads in the same way.
+
+    Raises:
+        HypervisorError: It is none, or says how it is to be read.
+    """
+    if "<!DOCTYPE" in text or "<?" in text or not text.lstrip(" \t\r\n").startswith("<"):
+        raise HypervisorError("the source's XML is none of libvirt's: it declares something")
+    return parse(text)
+
+
+def _roots(plan: LibvirtPlan) -> Iterator[ET.Element]:
+    for name in (Parameter.DEST_XML, Parameter.PERSIST_XML):
+        if text := plan.parameters.get(name):
+            yield read(str(text))
+
+
+def _definitions(cookie: bytes) -> list[ET.Element]:
+    if not cookie:
+        return []
+    try:
+        text = cookie.decode()
+    except UnicodeDecodeError as error:
+        raise HypervisorError("the source's cookie is none of libvirt's") from error
+    return read(text.removesuffix("\0")).findall("domain")
+
+
+def _parts(root: ET.Element, lookups: Lookups) -> list[HostPart]:
+    try:
+        return list(host_parts(root, lookups))
+    except ValueError as error:
+        raise HypervisorError(f"the source's XML cannot be read: {error}") from error
+
+
+def _check_identity(root: ET.Element, domain: Domain) -> None:
+    try:
+        same = uuid.UUID(root.findtext("uuid", "")) == uuid.UUID(str(domain.uuid))
+    except ValueError:
+        same = False
+    if not same or root.findtext("name") != domain.name or root.tag != "domain":
+        raise HypervisorError(f"the source's XML is not that of {domain.name}")
+
+
+def _copied(plan: LibvirtPlan) -> list[str]:
+    names = plan.parameters.get(Parameter.DISKS)
+    return names if isinstance(names, list) else []
+
+
+def _copied_to(plan: LibvirtPlan, parts: Sequence[HostPart]) -> Iterator[HostPart]:
+    """The images that libvirt exports for writing; named in ``Parameter.DISKS``."""
+    for name in _copied(plan):
+        label = f"block/{name}"
+        images = [part for part in parts if part.device == label and part.kind is Kind.IMAGE]
+        # The first is the disk's own; the guest writes to no other.
+        path = images[0].name if images else name
+        yield HostPart(kind=Kind.COPIED, name=path, place=Parameter.DISKS.value, device=label)
+
+
+def _of_emulator(path: str) -> Iterator[HostPart]:
+    if path:
+        yield HostPart(kind=Kind.PROGRAM, name=path, place="devices/emulator")
+
+
+async def _without_offered(connection: Connection, parts: Sequence[HostPart]) -> Sequence[HostPart]:
+    """Without the emulators that this libvirtd has anyway, by whatever path they are called."""
+    if not any(part.kind is Kind.PROGRAM for part in parts):
+        return parts
+
+    def look() -> list[HostPart]:
+        has = {str(Path(path).resolve()) for path in _emulators(connection.raw.getCapabilities())}
+        return [
+            part
+            for part in parts
+            if part.kind is not Kind.PROGRAM or str(Path(part.name).resolve()) not in has
+        ]
+
+    return await ask(look)
+
+
+def _emulators(capabilities: str) -> Iterator[str]:
+    for emulator in parse(capabilities).iterfind("guest//emulator"):
+        yield emulator.text or ""

@@ -1,0 +1,223 @@
+"""Everything of a host that a domain's XML names.
+
+libvirtd runs as root and does what the XML says. So whatever is not known to be harmless is told
+of: every value with a slash in it, every element that is not known here, and those values that are
+known to stand for something of the host's. Text that means nothing to the host (a title, a serial
+number, the kernel's command line) is passed over, and so are libvirt's own sockets and terminals,
+which it makes anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from xml.etree import ElementTree as ET
+
+from entourage.hosts.parts import HostPart, Kind
+from entourage.hypervisors.libvirt.devicerules import (
+    BACKED,
+    CHARDEVS,
+    IMAGE_KEYS,
+    LOGS,
+    RULES,
+    At,
+    Parts,
+    chardev,
+    image,
+)
+from entourage.hypervisors.libvirt.domainxml import Lookups
+
+_TOP = frozenset(
+    """name uuid genid title description metadata memory currentMemory maxMemory memoryBacking vcpu
+    vcpus iothreads iothreadids defaultiothread cputune numatune blkiotune memtune resource sysinfo
+    os features cpu clock on_poweroff on_reboot on_crash on_lockfailure pm perf devices seclabel
+    keywrap launchSecurity throttlegroups""".split()  # noqa: SIM905 - it would fill a page
+)
+_DEVICES = frozenset(
+    """emulator disk controller filesystem interface smartcard serial parallel console channel input
+    tpm graphics sound audio video hostdev redirdev redirfilter hub watchdog memballoon rng panic
+    shmem memory iommu vsock lease crypto pstore nvram""".split()  # noqa: SIM905 - same
+)
+_FREE_TEXT = frozenset({"name", "title", "description", "metadata"})
+
+# Of these a device has one: which of several libvirt goes by is not known here.
+_ONCE = ("source", "driver", "target", "backend", "format", "model")
+
+# Values that mean nothing to the host, whatever they are; or that a function below looks at.
+_HARMLESS = (
+    *("os/cmdline", "os/initarg", "clock/@timezone", "sysinfo/entry/@name", "sysinfo/entry"),
+    *("sysinfo/*/entry", "launchSecurity/dhCert", "launchSecurity/session"),
+    *("launchSecurity/idBlock", "launchSecurity/idAuth", "launchSecurity/hostData"),
+    *("blkiotune/device/path", "resource/partition"),  # its own share of them, in its own cgroup
+    *("devices/*/alias/@name", "devices/graphics/@passwd", "devices/filesystem/target/@dir"),
+    *("devices/disk/serial", "devices/disk/wwn", "devices/disk/vendor", "devices/disk/product"),
+    *("devices/disk/*cookies/cookie", "devices/*/auth/@username", "devices/*/secret/@usage"),
+    *("devices/disk/source/@query", "devices/disk/*/source/@query"),
+    *("devices/interface/filterref/parameter/@value", "devices/*/source/@channel"),
+)
+_HARMLESS_VALUES: Mapping[str, str] = {
+    "devices/*/@tty": r"/dev/pts/\d+",  # libvirt makes a new one
+    "devices/rng/backend": r"/dev/u?random",
+    "devices/interface/backend/@tap": r"/dev/net/tun",
+    "devices/interface/backend/@vhost": r"/dev/vhost-net",
+}
+_BOOT = (
+    *("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table"),
+    *("os/nvram/@template", "os/varstore/@template", "devices/*/rom/@file"),
+)
+_OWN_VARIABLES = ("os/nvram", "os/nvram/source/@file", "os/varstore/@path")
+_ALWAYS = (  # of the host, also without a slash
+    *("devices/*script/@path", "sysinfo/entry/@file", "devices/filesystem/source/@*"),
+    *(
+        "devices/filesystem/binary/@path",
+        "devices/input/source/@dev",
+        "devices/input/source/@evdev",
+    ),
+)
+_VARIABLES = ("/var/lib/libvirt/qemu/nvram", "/var/lib/libvirt/qemu/varstore")
+_SHORT_NAME = 20  # letters of a domain's name that libvirt has in its directories' names
+
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+
+
+def host_parts(root: ET.Element, lookups: Lookups) -> Parts:
+    """What a domain names of the host that it is to run on.
+
+    Args:
+        root: The domain's element.
+        lookups: Of the libvirtd there.
+
+    Raises:
+        ValueError: A number in it is none.
+    """
+    name = root.findtext("name", "")
+    if root.tag != "domain":
+        yield HostPart(kind=Kind.OTHER, name=f"libvirt:{root.tag}", place=".")
+        return
+    yield from _walk(At(root, "", "", "domain", name, lookups))
+
+
+def _walk(at: At) -> Parts:
+    yield from _of_element(at)
+    for key, value in at.element.attrib.items():
+        yield from _of_value(at, f"@{key}", value)
+    texts = [at.element.text, *(child.tail for child in at.element)]
+    yield from _of_value(at, "", "".join(text for text in texts if text))
+    counts = Counter(child.tag for child in at.element)
+    if at.path.startswith("devices/"):
+        yield from (at.other("libvirt:ambiguous", tag) for tag in _ONCE if counts[tag] > 1)
+    seen: Counter[str] = Counter()
+    for child in at.element:
+        tag = str(child.tag)
+        seen[tag] += 1
+        if tag.startswith("{"):
+            where = f"libvirt:{tag.removeprefix(_QEMU)}"
+            yield at.other(where, tag.rpartition("}")[2])
+            continue
+        if not at.path and tag in _FREE_TEXT:
+            continue
+        numbered = counts[tag] > 1 or at.path == "devices"
+        place = "/".join(filter(None, (at.place, f"{tag}[{seen[tag]}]" if numbered else tag)))
+        path = f"{at.path}/{tag}" if at.path else tag
+        label = _label(at.element, child) if at.path == "devices" else at.label
+        yield from _walk(At(child, path, place, label, at.domain, at.lookups))
+
+
+def _label(devices: ET.Element, device: ET.Element) -> str:
+    """As ``domainxml.read_domain`` calls it; whether the domain has it is for others to see."""
+    tag, kind = device.tag, device.get("type")
+    alike = devices.findall(tag)
+    number = alike.index(device)
+    among = [each for each in alike if each.get("type") == kind].index(device)
+    match tag, kind:
+        case "disk", _:
+            target = device.find("target")
+            return f"block/{target.get('dev', '')}" if target is not None else "domain"
+        case "interface", _:
+            return f"net/net{number}"
+        case "tpm", _:
+            return f"tpm/tpm{number}"
+        case "redirdev", _:
+            return f"usb/redir{number}"
+        case "filesystem", _:
+            return f"pci/fs{number}"
+        case "hostdev", "usb" | "pci":
+            return f"{kind}/{kind}{among}"
+        case "hostdev", _:
+            return f"pci/hostdev{number}"
+        case _:
+            return "domain"
+
+
+def _of_value(at: At, key: str, value: str) -> Parts:
+    """One attribute's value, or an element's own text."""
+    where = f"{at.path}/{key}" if key else at.path
+    if not value.strip() or _any(where, _HARMLESS):
+        return
+    for pattern, text in _HARMLESS_VALUES.items():
+        if fnmatchcase(where, pattern) and re.fullmatch(text, value):
+            return
+    if _any(where, _BOOT):
+        yield at.part(Kind.BOOT, value, key)
+    elif where == "devices/emulator":
+        yield at.part(Kind.PROGRAM, value)
+    elif _any(where, _OWN_VARIABLES):
+        own = PurePosixPath(value).name.startswith((f"{at.domain}_VARS.", f"{at.domain}."))
+        yield at.part(Kind.OTHER, value, key, beneath=_VARIABLES if own else ())
+    elif fnmatchcase(where, "devices/*/log/@file"):
+        yield at.part(Kind.OTHER, value, key, beneath=LOGS)
+    elif _any(where, _ALWAYS) or ("/" in value and not _is_judged_by_itself(at, key, value)):
+        yield at.other(value, key)
+
+
+def _any(where: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(where, pattern) for pattern in patterns)
+
+
+def _is_judged_by_itself(at: At, key: str, value: str) -> bool:
+    """Whether it is a value that ``image`` or ``chardev`` tells of, or a display's own socket."""
+    words = at.path.split("/")
+    if words[0] == "devices" and words[-1] == "source":
+        if words[1] == "disk" and key in IMAGE_KEYS:
+            return words[-2] in {"disk", *BACKED}
+        return words[1:-1] in [[tag] for tag in CHARDEVS] and key == "@path"
+    short = re.escape(at.domain[:_SHORT_NAME])
+    own = rf"/var/lib/libvirt/qemu/domain-\d+-{short}/(vnc|spice|rdp)\.sock"
+    display = words[:2] == ["devices", "graphics"] and key == "@socket"
+    return display and re.fullmatch(own, value) is not None
+
+
+def _of_element(at: At) -> Parts:
+    """What an element names by what it is, and not by one value alone."""
+    path, tag = at.path, str(at.element.tag)
+    parent, _, _ = path.rpartition("/")
+    if path and not parent and tag not in _TOP:
+        yield at.other(f"libvirt:{tag}")
+    if parent == "devices":
+        if tag not in _DEVICES:
+            yield at.other(f"libvirt:{tag}")
+        if tag in CHARDEVS:
+            yield from chardev(at)
+        if rule := RULES.get(tag):
+            yield from rule(at)
+    elif path.startswith("devices/disk/") and tag in BACKED:
+        yield from image(at)
+    elif path == "devices/rng/backend" and at.get("model") == "egd":
+        yield from chardev(at)
+    elif path == "devices/interface/portForward/range":
+        for key in ("start", "end"):
+            if at.get(key):
+                yield at.part(Kind.PORT, at.get(key), f"@{key}")
+    elif path == "os/loader" and at.get("type") == "pflash" and at.get("readonly") != "yes":
+        yield at.other((at.element.text or "").strip())  # the guest would write to it
+    if tag == "seclabel" and not _is_confined(at.element):
+        yield at.other("libvirt:seclabel")
+
+
+def _is_confined(label: ET.Element) -> bool:
+    """Whether libvirt chooses the label by itself, as it always does."""
+    dynamic = label.get("type", "dynamic") == "dynamic" and label.get("relabel") != "no"
+    return dynamic and label.find("baselabel") is None

@@ -1,0 +1,72 @@
+"""A stranger with a key for the agent, and the libvirtd of its host: what XML of his gains."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from lab.hosts import Lab
+from lab.libvirtd import LOCAL, Libvirtd
+from tests.e2e.libvirt.world import QEMU
+from tests.e2e.test_attacks import domain, errors, hello, opening, speak
+
+PLANTED = "/etc/cron.d/planted"
+EVIL = "/root/evil"
+RAN = "/root/ran"
+_SENT = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 9  # as Entourage's source has it
+
+
+def built(what: dict[str, Any], devices: str, emulator: str = QEMU) -> tuple[str, Any]:
+    """What a source says for its domain to be built, with such XML."""
+    xml = f"""<domain type="qemu" xmlns:q="http://libvirt.org/schemas/domain/qemu/1.0">
+    <name>{what["name"]}</name><uuid>{what["uuid"]}</uuid><memory unit="MiB">64</memory>
+    <os><type arch="x86_64" machine="q35">hvm</type></os>
+    <devices><emulator>{emulator}</emulator>{devices}</devices>
+    <q:commandline>{COMMAND if not devices and emulator == QEMU else ""}</q:commandline>
+    </domain>"""
+    if devices or emulator != QEMU:
+        xml = xml.replace("<q:commandline></q:commandline>", "")
+    return "build", {"xml": xml, "flags": _SENT, "parameters": {"destination_xml": xml}}
+
+
+COMMAND = f'<q:arg value="-debugcon"/><q:arg value="file:{PLANTED}"/>'
+
+
+@pytest.mark.parametrize(
+    ("devices", "emulator", "says"),
+    [
+        (f'<serial type="file"><source path="{PLANTED}"/></serial>', QEMU, PLANTED),
+        (
+            '<disk type="file"><source file="/etc/shadow"/><target dev="vdz"/></disk>',
+            QEMU,
+            "agent.image-directories",
+        ),
+        ("", EVIL, EVIL),
+        ("", QEMU, "libvirt:commandline"),
+    ],
+)
+def test_xml_names_nothing_of_the_host(
+    libvirt_lab: Lab, devices: str, emulator: str, says: str
+) -> None:
+    a, b = libvirt_lab["a"], libvirt_lab["b"]
+    b.write_files({EVIL: f"#!/bin/sh\ntouch {RAN}\n"})
+    b.path(EVIL).chmod(0o755)
+    try:
+        what = domain(uuid=str(uuid.uuid4()))
+        facts = {"emulator": emulator, "arch": "x86_64", "virt": "qemu"}
+        said = speak(
+            a, b, hello(LOCAL),
+            ("test", {"domain": what, "facts": facts}),
+            opening(what),
+            built(what, devices, emulator),
+        )  # fmt: skip
+        assert "reply" in said[0], said
+        assert any(says in one for one in [*errors(said), str(said[1])]), said
+        assert "error" in said[-1], said
+        for path in (PLANTED, RAN):
+            assert not b.path(path).exists()
+        assert Libvirtd(b).domains() == {}
+    finally:
+        b.path(EVIL).unlink()
