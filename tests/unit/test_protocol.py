@@ -99,10 +99,16 @@ class Incoming(IncomingSeams):
     async def died(self) -> str:
         return await asyncio.get_running_loop().create_future()
 
+    async def parts_of_cookie(self, cookie: bytes) -> list[HostPart]:
+        for _ in range(10):  # what GO must wait for
+            await asyncio.sleep(0)
+        return []
+
     def accept_cookie(self, cookie: bytes) -> None:
         self.cookie = cookie
 
     async def run(self, *, paused: bool) -> int:
+        assert self.cookie
         return 77
 
     async def finish_arrival(self) -> None:

@@ -86,7 +86,8 @@ class Agent:
         self._controllers: dict[str, AnyController] = {}
         self._side: TargetSide | None = None
         self._held = contextlib.AsyncExitStack()
-        self._reattaching = asyncio.Lock()
+        self._in_order = asyncio.Lock()
+        self._chains: set[tuple[str, str]] = set()
         self._arrival_tasks = ArrivalTasks()
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
@@ -254,11 +255,12 @@ class Agent:
             raise Refused(found)
         images = {(disk.path, disk.format) for disk in there.domain.block}
         images |= {(part.name, part.format) for part in parts if part.kind is Kind.IMAGE}
-        for path, image_format in sorted(images):
+        for path, image_format in sorted(images - self._chains):
             if image_format == "qcow2" and not there.allowed.has_device(path):
                 real = there.allowed.images.real(path)
                 if not there.allowed.made_as(real):
                     await check_chain(real, there.allowed)
+        self._chains |= images
 
     async def _on_listen(self, _: None) -> Ticket:
         there, _opening = self._making()
@@ -270,13 +272,14 @@ class Agent:
 
     async def _on_switchover_cookie(self, said: messages.SwitchoverCookie) -> None:
         there, _opening = self._making()
-        try:
-            if not self._caller.proxy:
-                await self._check_parts(there, await there.incoming.parts_of_cookie(said.data))
-        except EntourageError as error:
-            self._tell_failure(error)  # not even GO has libvirt keep what that names
-            return
-        there.incoming.accept_cookie(said.data)
+        async with self._in_order:  # GO comes right after it, and needs it
+            try:
+                if not self._caller.proxy:
+                    await self._check_parts(there, await there.incoming.parts_of_cookie(said.data))
+            except EntourageError as error:
+                self._tell_failure(error)  # not even GO has libvirt keep what that names
+                return
+            there.incoming.accept_cookie(said.data)
 
     async def _on_abort(self, _: None) -> list[str]:
         """Undo everything, if that is still to be decided here; what could not be undone."""
@@ -287,7 +290,7 @@ class Agent:
 
     async def _on_bye(self, _: None) -> messages.Farewell:
         """Answer once everything that was asked before is done."""
-        async with self._reattaching:
+        async with self._in_order:
             if self._side is None:
                 return messages.Farewell(settled=False)
         await self._side.idle()
@@ -301,7 +304,7 @@ class Agent:
             raise UsageError("one link is about one migration")
         if decision := self._journal.decision(said.migration, Role.TARGET):
             self._caller.check_peer(decision.peer_host, self._host)
-        async with self._reattaching:  # the next word may come before this one's side is there
+        async with self._in_order:  # the next word may come before this one's side is there
             side = self._side or await self._reattach(message.migration)
         await side.take(Heard(message))
 

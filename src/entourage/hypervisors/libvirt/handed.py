@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -93,11 +93,13 @@ async def told(connection: Connection, facts: Mapping[str, str]) -> Sequence[Hos
                 found += _parts(read(text), Lookups())
         return found
 
-    return await _without_offered(connection, await ask(look))
+    return _without(await ask(look), await emulators(connection))
 
 
-async def planned(connection: Connection, plan: LibvirtPlan) -> Sequence[HostPart]:
-    """What the XML names that Prepare is to be given."""
+async def planned(
+    connection: Connection, plan: LibvirtPlan, offered: frozenset[str]
+) -> Sequence[HostPart]:
+    """What the XML names that Prepare is to be given, but for these emulators."""
 
     def look() -> list[HostPart]:
         lookups = lookups_of(connection)
@@ -107,17 +109,29 @@ async def planned(connection: Connection, plan: LibvirtPlan) -> Sequence[HostPar
         destination = parse(str(plan.parameters.get(Parameter.DEST_XML, "")))
         return found + list(_copied_to(plan, _parts(destination, lookups)))
 
-    return await _without_offered(connection, await ask(look))
+    return _without(await ask(look), offered)
 
 
-async def defined(connection: Connection, cookie: bytes) -> Sequence[HostPart]:
-    """What the definition names that Finish is to write down."""
+async def defined(
+    connection: Connection, cookie: bytes, offered: frozenset[str]
+) -> Sequence[HostPart]:
+    """What the definition names that Finish is to write down, but for these emulators."""
 
     def look() -> list[HostPart]:
         lookups = lookups_of(connection)
         return [part for root in _definitions(cookie) for part in _parts(root, lookups)]
 
-    return await _without_offered(connection, await ask(look))
+    return _without(await ask(look), offered)
+
+
+async def emulators(connection: Connection) -> frozenset[str]:
+    """Those that this libvirtd offers by itself, without links. May take it some time."""
+
+    def look() -> frozenset[str]:
+        found = parse(connection.raw.getCapabilities()).iterfind("guest//emulator")
+        return frozenset(str(Path(emulator.text or "/").resolve()) for emulator in found)
+
+    return await ask(look)
 
 
 def read(text: str) -> ET.Element:
@@ -183,22 +197,10 @@ def _of_emulator(path: str) -> Iterator[HostPart]:
         yield HostPart(kind=Kind.PROGRAM, name=path, place="devices/emulator")
 
 
-async def _without_offered(connection: Connection, parts: Sequence[HostPart]) -> Sequence[HostPart]:
-    """Without the emulators that this libvirtd has anyway, by whatever path they are called."""
-    if not any(part.kind is Kind.PROGRAM for part in parts):
-        return parts
-
-    def look() -> list[HostPart]:
-        has = {str(Path(path).resolve()) for path in _emulators(connection.raw.getCapabilities())}
-        return [
-            part
-            for part in parts
-            if part.kind is not Kind.PROGRAM or str(Path(part.name).resolve()) not in has
-        ]
-
-    return await ask(look)
-
-
-def _emulators(capabilities: str) -> Iterator[str]:
-    for emulator in parse(capabilities).iterfind("guest//emulator"):
-        yield emulator.text or ""
+def _without(parts: Iterable[HostPart], offered: frozenset[str]) -> list[HostPart]:
+    """Without the emulators that are here anyway, by whatever path they are called."""
+    return [
+        part
+        for part in parts
+        if part.kind is not Kind.PROGRAM or str(Path(part.name).resolve()) not in offered
+    ]

@@ -86,6 +86,7 @@ class LibvirtIncoming(IncomingSeams):
         self._parameters: Parameters = {}
         self._preparing: asyncio.Future[tuple[str, bytes]] | None = None
         self._cookie = b""
+        self._offered: frozenset[str] = frozenset()
         self._released = False
         self._shortening: asyncio.Task[None] | None = None
 
@@ -140,12 +141,15 @@ class LibvirtIncoming(IncomingSeams):
 
     async def host_parts(self, plan: Plan) -> Sequence[HostPart]:
         """What of this host the XML names that Prepare will be given."""
-        return await handed.planned(await self._connected(), _read_plan(plan))
+        connection = await self._connected()
+        self._offered = await handed.emulators(connection)
+        return await handed.planned(connection, _read_plan(plan), self._offered)
 
     async def parts_of_cookie(self, cookie: bytes) -> Sequence[HostPart]:
         """What of this host the definition names that Finish will write down."""
         handed.check_cookie(cookie, self._domain)
-        return await handed.defined(await self._connected(), cookie)
+        # In the blackout: what may take long was asked for before.
+        return await handed.defined(await self._connected(), cookie, self._offered)
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Prepare; what the domain opens exists."""

@@ -128,11 +128,12 @@ async def test_both_definitions_are_told_of(connection: Connection) -> None:
     for key in ("xml", "definition"):
         assert names(await handed.told(connection, {key: xml(serial)})) == of_serial
     for key in ("destination_xml", "persistent_xml"):
-        found = await handed.planned(connection, plan(parameters={key: xml(serial)}))
+        found = await handed.planned(connection, plan(parameters={key: xml(serial)}), frozenset())
         assert names(found) == of_serial
-    assert names(await handed.planned(connection, plan(cookie=cookie(xml(serial))))) == of_serial
-    assert names(await handed.defined(connection, cookie(xml(serial)))) == of_serial
-    assert not await handed.defined(connection, b"")
+    found = await handed.planned(connection, plan(cookie=cookie(xml(serial))), frozenset())
+    assert names(found) == of_serial
+    assert names(await handed.defined(connection, cookie(xml(serial)), frozenset())) == of_serial
+    assert not await handed.defined(connection, b"", frozenset())
 
 
 async def test_emulators_are_libvirts_own(connection: Connection) -> None:
@@ -148,7 +149,9 @@ async def test_disks_that_are_copied_are_told_of(connection: Connection) -> None
     disk = "<disk type='file'><source file='/srv/a'/><target dev='vda'/></disk>"
     flags = int(FLAGS | Flag.NON_SHARED_DISK)
     sent = {"migrate_disks": ["vda", "vdb"]}
-    found = await handed.planned(connection, plan(xml(disk), flags=flags, parameters=sent))
+    found = await handed.planned(
+        connection, plan(xml(disk), flags=flags, parameters=sent), frozenset()
+    )
     copied = [part for part in found if part.kind is Kind.COPIED]
     assert copied == [
         HostPart(kind=Kind.COPIED, name=name, place="migrate_disks", device=f"block/{disk}")
@@ -159,4 +162,4 @@ async def test_disks_that_are_copied_are_told_of(connection: Connection) -> None
 async def test_what_cannot_be_read_is_refused(connection: Connection) -> None:
     bad = "<hostdev mode='subsystem' type='pci'><source><address bus='x'/></source></hostdev>"
     with pytest.raises(HypervisorError, match="cannot be read"):
-        await handed.planned(connection, plan(xml(bad)))
+        await handed.planned(connection, plan(xml(bad)), frozenset())
