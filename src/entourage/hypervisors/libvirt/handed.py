@@ -8,6 +8,7 @@ definition that comes in the cookie for Finish, which libvirtd writes down.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import ipaddress
 import re
 import uuid
@@ -88,9 +89,10 @@ async def told(connection: Connection, facts: Mapping[str, str]) -> Sequence[Hos
 
     def look() -> list[HostPart]:
         found = list(_of_emulator(facts.get("emulator", "")))
-        for key in ("xml", "definition"):
-            if text := facts.get(key):
-                found += _parts(read(text), Lookups())
+        if text := facts.get("xml"):
+            found += _parts(read(text), Lookups())
+        if text := facts.get("definition"):
+            found += _kept(_parts(read(text), Lookups()))
         return found
 
     return _without(await ask(look), await emulators(connection))
@@ -103,11 +105,12 @@ async def planned(
 
     def look() -> list[HostPart]:
         lookups = lookups_of(connection)
-        found: list[HostPart] = []
-        for root in [*_roots(plan), *_definitions(plan.cookie)]:
-            found += _parts(root, lookups)
-        destination = parse(str(plan.parameters.get(Parameter.DEST_XML, "")))
-        return found + list(_copied_to(plan, _parts(destination, lookups)))
+        destination, *definitions = [*_roots(plan), *_definitions(plan.cookie)]
+        found = _parts(destination, lookups)
+        found += _copied_to(plan, found)
+        for root in definitions:
+            found += _kept(_parts(root, lookups))
+        return found
 
     return _without(await ask(look), offered)
 
@@ -119,7 +122,7 @@ async def defined(
 
     def look() -> list[HostPart]:
         lookups = lookups_of(connection)
-        return [part for root in _definitions(cookie) for part in _parts(root, lookups)]
+        return [part for root in _definitions(cookie) for part in _kept(_parts(root, lookups))]
 
     return _without(await ask(look), offered)
 
@@ -146,9 +149,10 @@ def read(text: str) -> ET.Element:
 
 
 def _roots(plan: LibvirtPlan) -> Iterator[ET.Element]:
-    for name in (Parameter.DEST_XML, Parameter.PERSIST_XML):
-        if text := plan.parameters.get(name):
-            yield read(str(text))
+    """The domain as it is to run, and as it is to be kept, where that is said."""
+    yield read(str(plan.parameters.get(Parameter.DEST_XML, "")))
+    if text := plan.parameters.get(Parameter.PERSIST_XML):
+        yield read(str(text))
 
 
 def _definitions(cookie: bytes) -> list[ET.Element]:
@@ -166,6 +170,12 @@ def _parts(root: ET.Element, lookups: Lookups) -> list[HostPart]:
         return list(host_parts(root, lookups))
     except ValueError as error:
         raise HypervisorError(f"the source's XML cannot be read: {error}") from error
+
+
+def _kept(parts: Iterable[HostPart]) -> Iterator[HostPart]:
+    """The same of a definition, which may name what the running domain does not."""
+    for part in parts:
+        yield dataclasses.replace(part, place=f"{part.place} of its definition")
 
 
 def _check_identity(root: ET.Element, domain: Domain) -> None:

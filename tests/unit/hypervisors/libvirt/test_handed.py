@@ -126,7 +126,9 @@ async def test_both_definitions_are_told_of(connection: Connection) -> None:
     serial = "<serial type='file'><source path='/etc/x'/></serial>"
     of_serial = [(Kind.OTHER, "/etc/x")]
     for key in ("xml", "definition"):
-        assert names(await handed.told(connection, {key: xml(serial)})) == of_serial
+        [part] = await handed.told(connection, {key: xml(serial)})
+        assert names([part]) == of_serial
+        assert part.place.endswith(" of its definition") == (key == "definition")
     for key in ("destination_xml", "persistent_xml"):
         found = await handed.planned(connection, plan(parameters={key: xml(serial)}), frozenset())
         assert names(found) == of_serial
