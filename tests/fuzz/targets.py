@@ -25,7 +25,7 @@ from entourage.domain import Block, Domain, Net
 from entourage.errors import EntourageError, LinkError
 from entourage.handover.values import Record, Role
 from entourage.hosts.link import Answer, Beat, Call, Fault, Link, Notice, Question, Tell
-from entourage.hypervisors.libvirt import domainxml
+from entourage.hypervisors.libvirt import domainxml, handed
 from entourage.hypervisors.qemu.drift import drift
 from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.xen import configuration, header
@@ -83,6 +83,12 @@ async def _libvirt_xml(data: bytes) -> None:
     domain = domainxml.read_domain(text)
     domainxml.side_text(text)
     msgspec.msgpack.decode(msgspec.msgpack.encode(domain), type=Domain)
+
+
+async def _libvirt_parts(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    handed.named(handed.read(text), domainxml.Lookups())
+    handed.check_cookie(data, Domain(name="web1", uuid=UUID, memory=1 << 28))
 
 
 async def _xl_list(data: bytes) -> None:
@@ -310,6 +316,7 @@ def targets() -> list[Target]:
     """All of them."""
     journal = _JournalFile()
     xml = (HERE / "examples" / "libvirt.xml").read_bytes()
+    running = DATA / "hypervisors" / "libvirt" / "data" / "running-migratable.xml"
     listed = (HERE / "examples" / "xl-list.json").read_bytes()
     config = json.dumps(json.loads(listed)[1]["config"]).encode()
     # As hypervisors/xen/header.py has it.
@@ -323,6 +330,7 @@ def targets() -> list[Target]:
         Target("settings", _toml_of("settings.md"), _settings_file),
         Target("xend-config", sxp, _sxp_file),
         Target("libvirt-xml", [xml], _libvirt_xml),
+        Target("libvirt-parts", [xml, running.read_bytes()], _libvirt_parts),
         Target("xl-list", [listed], _xl_list),
         Target("xl-stream", [stream], _xl_stream),
         Target("link", _frames(), _link),

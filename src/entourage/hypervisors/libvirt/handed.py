@@ -90,9 +90,9 @@ async def told(connection: Connection, facts: Mapping[str, str]) -> Sequence[Hos
     def look() -> list[HostPart]:
         found = list(_of_emulator(facts.get("emulator", "")))
         if text := facts.get("xml"):
-            found += _parts(read(text), Lookups())
+            found += named(read(text), Lookups())
         if text := facts.get("definition"):
-            found += _kept(_parts(read(text), Lookups()))
+            found += _kept(named(read(text), Lookups()))
         return found
 
     return _without(await ask(look), await emulators(connection))
@@ -106,10 +106,10 @@ async def planned(
     def look() -> list[HostPart]:
         lookups = lookups_of(connection)
         destination, *definitions = [*_roots(plan), *_definitions(plan.cookie)]
-        found = _parts(destination, lookups)
+        found = named(destination, lookups)
         found += _copied_to(plan, found)
         for root in definitions:
-            found += _kept(_parts(root, lookups))
+            found += _kept(named(root, lookups))
         return found
 
     return _without(await ask(look), offered)
@@ -122,7 +122,7 @@ async def defined(
 
     def look() -> list[HostPart]:
         lookups = lookups_of(connection)
-        return [part for root in _definitions(cookie) for part in _kept(_parts(root, lookups))]
+        return [part for root in _definitions(cookie) for part in _kept(named(root, lookups))]
 
     return _without(await ask(look), offered)
 
@@ -165,10 +165,15 @@ def _definitions(cookie: bytes) -> list[ET.Element]:
     return read(text.removesuffix("\0")).findall("domain")
 
 
-def _parts(root: ET.Element, lookups: Lookups) -> list[HostPart]:
+def named(root: ET.Element, lookups: Lookups) -> list[HostPart]:
+    """What a domain's XML names of the host.
+
+    Raises:
+        HypervisorError: It has a number that is none, or no end of elements in elements.
+    """
     try:
         return list(host_parts(root, lookups))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HypervisorError(f"the source's XML cannot be read: {error}") from error
 
 

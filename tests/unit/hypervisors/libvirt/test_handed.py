@@ -165,3 +165,9 @@ async def test_what_cannot_be_read_is_refused(connection: Connection) -> None:
     bad = "<hostdev mode='subsystem' type='pci'><source><address bus='x'/></source></hostdev>"
     with pytest.raises(HypervisorError, match="cannot be read"):
         await handed.planned(connection, plan(xml(bad)), frozenset())
+
+
+async def test_elements_without_end_are_refused(connection: Connection) -> None:
+    deep = "<a>" * 5000 + "</a>" * 5000
+    with pytest.raises(HypervisorError):
+        await handed.told(connection, {"xml": xml(deep)})
