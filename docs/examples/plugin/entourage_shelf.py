@@ -12,6 +12,7 @@ from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import UsageError
+from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.backend import Backend
 from entourage.hypervisors.base import DomainState, Hypervisor, Incoming, Machine
@@ -75,6 +76,10 @@ class ShelfHypervisor:
     ) -> Sequence[Refusal]:
         """Step 0, on the target: a shelf runs nothing."""
         return [Refusal("domain", host, f"{self.name} takes no running domain", "name another one")]
+
+    async def host_parts(self, facts: Mapping[str, str]) -> Sequence[HostPart]:  # noqa: ARG002
+        """Nothing of this host is named by what runs nowhere."""
+        return ()
 
     async def start(self, domain: Domain) -> None:
         """Nothing is ever started."""

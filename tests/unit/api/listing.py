@@ -22,6 +22,7 @@ PUBLIC: Final[Mapping[str, tuple[str, ...]]] = {
     "entourage.handover.values": ("Guest",),
     "entourage.hosts.allowed": ("Allowed",),
     "entourage.hosts.beneath": ("Beneath", "NotAllowed"),
+    "entourage.hosts.parts": (),
     "entourage.hosts.resources": ("MARKER", "Ledger", "place"),
     "entourage.hypervisors.agentless": (),
     "entourage.hypervisors.backend": (),
