@@ -16,7 +16,7 @@ from entourage.devices.base import AnyController, Here
 from entourage.devices.registry import controller_class
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Domain
-from entourage.errors import DeadlineError, DeviceError, EntourageError
+from entourage.errors import DeadlineError, DeviceError, EntourageError, plain_words
 from entourage.events import (
     DeviceRecovered,
     DeviceStepDone,
@@ -178,7 +178,7 @@ class DeviceSteps:
                 async with asyncio.timeout(self._timeouts.recover_timeout):
                     await controller.let_go(self._here(controller, "let_go"))
             except (EntourageError, OSError, TimeoutError) as error:
-                return f"{controller.device.label} is not cleaned up: {error or 'it took too long'}"
+                return f"{controller.device.label} is not cleaned up: {_why(error)}"
             return ""
 
         problems = await asyncio.gather(*map(one, self.controllers))
@@ -228,7 +228,7 @@ class DeviceSteps:
             except TimeoutError:
                 problem = f"recovery did not end within {patience:g} s"
             except (EntourageError, OSError) as error:
-                problem = str(error)
+                problem = plain_words(error)
             except Exception as error:  # noqa: BLE001 - a plugin's bug must not stop the others
                 problem = f"recovery failed: {error!r}"
             self._emit(
@@ -275,7 +275,7 @@ class DeviceSteps:
             error.device = error.device or label
             raise
         except OSError as error:
-            problem = str(error)
+            problem = plain_words(error)
             raise DeviceError(problem, device=label) from error
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
@@ -289,3 +289,7 @@ class DeviceSteps:
                     at=self._now(), device=label, step=step, seconds=seconds, error=problem
                 )
             )
+
+
+def _why(error: Exception) -> str:
+    return "it took too long" if isinstance(error, TimeoutError) else plain_words(error)

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
     from entourage.steps import Refusal
 
 
+def plain_words(error: BaseException) -> str:
+    """What an error says to a user: of the system's own, the file and the reason without a number.
+
+    ``/run/entourage/x: no space left on device``
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' -> '.join(names)}: {reason}" if names else reason
+
+
 class EntourageError(Exception):
     """What happened; to which device and on which host, where that is known; and what to do.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from entourage.errors import DomainBusy, EntourageError, UsageError
+from entourage.errors import DomainBusy, EntourageError, UsageError, plain_words
 from entourage.handover.values import Finding, Input, Record, Role
 from entourage.hosts.proxy_agent import proxy_settings
 from entourage.hypervisors.registry import all_domains, elsewhere, start_command
@@ -220,7 +220,7 @@ async def _recover_all(
         except DomainBusy as busy:
             done.append(_report(journal, decision, (), (str(busy),)))
         except (EntourageError, OSError) as error:
-            done.append(_report(journal, decision, (), (str(error),)))
+            done.append(_report(journal, decision, (), (plain_words(error),)))
     return done
 
 

@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-from entourage.errors import LinkError, LinkLost
+from entourage.errors import LinkError, LinkLost, plain_words
 from entourage.hosts.link import Link
 
 Explain = Callable[[int | None, Sequence[str]], LinkLost]
@@ -52,7 +52,7 @@ async def linked(
             start_new_session=session,
         )
     except OSError as error:
-        raise LinkError(f"{argv[0]} cannot be run: {error}", remedy=remedy) from error
+        raise LinkError(f"{argv[0]} cannot be run: {plain_words(error)}", remedy=remedy) from error
     assert process.stdin is not None  # noqa: S101 - asked for above
     assert process.stdout is not None  # noqa: S101
     assert process.stderr is not None  # noqa: S101
@@ -66,7 +66,14 @@ async def linked(
                 await process.wait()
         return explain(process.returncode, said)
 
-    link = Link(process.stdout, process.stdin, peer=peer, silence=silence, last_words=last_words)
+    link = Link(
+        process.stdout,
+        process.stdin,
+        peer=peer,
+        silence=silence,
+        last_words=last_words,
+        noisy=True,
+    )
     serving = asyncio.create_task(link.serve())
     try:
         yield link

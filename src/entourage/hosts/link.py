@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, overload
 import msgspec
 
 from entourage import errors
-from entourage.errors import EntourageError, LinkError, LinkLost
+from entourage.errors import EntourageError, LinkError, LinkLost, plain_words
 from entourage.settings.textfile import printable
 
 Request = TypeVar("Request")
@@ -28,6 +28,9 @@ Handler = Callable[[Any], Awaitable[Any]]
 
 _log = logging.getLogger(__name__)
 MAX_FRAME = 4 << 20
+# What a login shell prints before it runs the agent is passed over: no more bytes than this.
+_MOST_NOISE = 64 << 10
+_QUOTED = 120  # characters of it that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Link:
         peer: The other host's name, for messages.
         silence: Seconds without a frame after which the link is lost.
         last_words: Asked when the other end went away: what it said about it, as an error.
+        noisy: A shell may have printed something before the other end began to speak.
     """
 
     def __init__(
@@ -120,10 +124,13 @@ class Link:
         peer: str,
         silence: float,
         last_words: Callable[[], Awaitable[LinkLost]] | None = None,
+        noisy: bool = False,
     ) -> None:
         self.peer = peer
         self.silence = silence
         self._last_words = last_words
+        self._noisy = noisy
+        self._noise = bytearray()
         self._reader = reader
         self._writer = writer
         self._handlers: dict[str, Handler] = {}
@@ -196,8 +203,8 @@ class Link:
         beats = asyncio.create_task(self._beat())
         reason, said = "it was closed", LinkLost("")
         try:
+            header = await self._first_header()
             while True:
-                header = await self._reader.readexactly(4)
                 length = int.from_bytes(header, "big")
                 if length > MAX_FRAME:
                     reason = f"a frame of {length} bytes is not ours"
@@ -205,8 +212,9 @@ class Link:
                 frame = _decoder.decode(await self._reader.readexactly(length))
                 self._heard = time.monotonic()
                 self._take(frame)
+                header = await self._reader.readexactly(4)
         except asyncio.IncompleteReadError as error:
-            reason = "the other end went away"
+            reason = f"the other end went away{self._printed()}"
             if error.partial:
                 reason += " in the middle of a frame"
             if self._last_words:
@@ -215,10 +223,32 @@ class Link:
         except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
             reason = f"what came over it is not ours: {error}"
         except (OSError, LinkLost) as error:
-            reason = str(error)
+            reason = plain_words(error)
         finally:
             beats.cancel()
             self.close(reason, said)
+
+    async def _first_header(self) -> bytes:
+        """The length of the first frame, which begins with a zero, as no text that is printed does.
+
+        Raises:
+            ValueError: What comes before it has no end.
+        """
+        header = await self._reader.readexactly(1)
+        while self._noisy and header != b"\0":
+            self._noise += header
+            if len(self._noise) > _MOST_NOISE:
+                raise ValueError(f"no Entourage speaks there{self._printed()}")
+            header = await self._reader.readexactly(1)
+        return header + await self._reader.readexactly(3)
+
+    def _printed(self) -> str:
+        """What a shell printed instead, for people; empty where it printed nothing."""
+        said = " ".join(self._noise.decode(errors="replace").split())
+        if not said:
+            return ""
+        said = printable(said if len(said) <= _QUOTED else f"{said[:_QUOTED]}…")
+        return f"; the shell there printed {said!r} (see its start-up files, as ~/.bashrc)"
 
     def close(self, reason: str = "it was closed", said: LinkLost | None = None) -> None:
         """End the link; everybody who waits for an answer gets LinkLost.
@@ -242,7 +272,7 @@ class Link:
         try:
             await self._writer.drain()
         except OSError as error:
-            raise LinkLost(f"link lost: {error}", host=self.peer) from error
+            raise LinkLost(f"link lost: {plain_words(error)}", host=self.peer) from error
 
     async def settle(self) -> None:
         """Wait for the calls that are being answered."""
@@ -256,7 +286,7 @@ class Link:
         try:
             self._writer.write(len(data).to_bytes(4, "big") + data)
         except (OSError, RuntimeError) as error:
-            raise LinkLost(f"link lost: {error}", host=self.peer) from error
+            raise LinkLost(f"link lost: {plain_words(error)}", host=self.peer) from error
 
     def _take(self, frame: Frame) -> None:
         match frame:
@@ -281,7 +311,10 @@ class Link:
             answer = await handler(frame.body)
         except EntourageError as error:
             fault = (type(error).__name__, error.message, error.device, error.host, error.remedy)
-        except (msgspec.ValidationError, OSError, ValueError) as error:
+        except OSError as error:
+            remedy = "look at that file and its filesystem there: is there room, may it be written?"
+            fault = ("EntourageError", plain_words(error), "", "", remedy)
+        except ValueError as error:
             fault = ("LinkError", f"{frame.verb}: {error}", "", "", "")
         except Exception as error:  # noqa: BLE001 - a bug here must not leave the peer waiting
             fault = ("LinkError", f"{frame.verb}: internal error {error!r}", "", "", "")

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from entourage.errors import EntourageError
+from entourage.errors import EntourageError, plain_words
 from entourage.hosts.resources import MARKER, carries, marked_processes
 
 _SYSTEMD_RUNS = Path("/run/systemd/system")
@@ -210,7 +210,7 @@ async def _give_scope(pid: int, unit: str, log: Path) -> None:
             stderr=asyncio.subprocess.PIPE,
         )
     except OSError as error:
-        problem = str(error)
+        problem = plain_words(error)
     else:
         try:
             async with asyncio.timeout(_SCOPE_PATIENCE):

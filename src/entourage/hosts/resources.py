@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from entourage.errors import EntourageError
+from entourage.errors import EntourageError, plain_words
 from entourage.hosts.fileid import file_id
 
 # In the environment of every process that is made for good; children inherit it.
@@ -60,7 +60,7 @@ async def undo_rows(rows: Sequence[tuple[str, Mapping[str, str | int]]]) -> list
         try:
             await undo(kind, spec)
         except (OSError, EntourageError, KeyError) as error:
-            problems.append(f"{kind} {dict(spec)} is left: {error}")
+            problems.append(f"{kind} {dict(spec)} is left: {plain_words(error)}")
     return problems
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 
-from entourage.errors import EntourageError, HypervisorError
+from entourage.errors import EntourageError, HypervisorError, plain_words
 from entourage.handover.executor import Executor
 from entourage.handover.rules import Source, decide_source
 from entourage.handover.values import (
@@ -119,7 +119,7 @@ class SourceSide:
             if self._machine:
                 await self._machine.release()
         except (EntourageError, OSError) as error:
-            self._not_tidy([f"the copy that stayed behind does not end: {error}"])
+            self._not_tidy([f"the copy that stayed behind does not end: {plain_words(error)}"])
             return
         self._not_tidy(await self._let_go())
 

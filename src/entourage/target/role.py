@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from entourage.devices.base import AnyController, There
-from entourage.errors import EntourageError, HypervisorError, InDoubt
+from entourage.errors import EntourageError, HypervisorError, InDoubt, plain_words
 from entourage.handover.executor import Executor
 from entourage.handover.rules import Target, decide_target
 from entourage.handover.values import (
@@ -135,8 +135,8 @@ class TargetSide:
         try:
             await there.incoming.persist_definition()
         except (EntourageError, OSError) as error:
-            name = self._decision.name
-            said = f"{name} has been let run, and cannot be written down as this host's: {error}"
+            name, why = self._decision.name, plain_words(error)
+            said = f"{name} has been let run, and cannot be written down as this host's: {why}"
             remedy = f"mend that, then `entourage recover {name}` there"
             self._on_failure(HypervisorError(said, remedy=remedy))
             raise
@@ -188,7 +188,7 @@ class TargetSide:
             except (EntourageError, OSError) as error:
                 failed = True
                 label = controller.device.label
-                self._on_failure(EntourageError(f"on arrival: {error}", device=label))
+                self._on_failure(EntourageError(f"on arrival: {plain_words(error)}", device=label))
         if released:
             self._journal.relax()
         return Input.ABORT if failed and not released else None
@@ -199,7 +199,7 @@ class TargetSide:
             try:
                 await self._there.incoming.kill()
             except (EntourageError, OSError) as error:
-                self.problems.append(f"the half-built machine is left: {error}")
+                self.problems.append(f"the half-built machine is left: {plain_words(error)}")
 
     async def _undo(self) -> None:
         """Undo the ledger's rows, newest first; each is marked only once its resource is gone."""
@@ -223,7 +223,7 @@ class TargetSide:
         try:
             await there.incoming.finish_arrival()
         except (EntourageError, OSError) as error:
-            self._on_failure(EntourageError(f"on arrival: {error}"))
+            self._on_failure(EntourageError(f"on arrival: {plain_words(error)}"))
 
     async def _undone(self, row: LedgerRow) -> list[str]:
         """Undo a row; a volume is the hypervisor's to delete, remotely."""

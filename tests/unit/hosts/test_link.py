@@ -195,3 +195,41 @@ async def test_what_only_its_reader_understands_arrives_as_it_was() -> None:
     async with linked() as pair:
         pair.two.on(kind, length)
         assert await pair.one.call(kind, msgspec.Raw(msgspec.msgpack.encode([1, 2, 3]))) == 3
+
+
+@pytest.mark.parametrize("printed", [b"", b"\n", b"Welcome to b!\n\xff\xe9\n", b"x" * 60_000])
+async def test_what_a_shell_prints_before_is_passed_over(printed: bytes) -> None:
+    ends = socket.socketpair()
+    one = Link(*await asyncio.open_connection(sock=ends[0]), peer="b", silence=5, noisy=True)
+    ends[1].setblocking(True)  # noqa: FBT003
+    sending = asyncio.create_task(asyncio.to_thread(ends[1].sendall, printed))
+    serving = asyncio.create_task(one.serve())
+    await sending
+    two = Link(*await asyncio.open_connection(sock=ends[1]), peer="a", silence=5)
+    two.on(DOUBLE, double)
+    speaking = asyncio.create_task(two.serve())
+    assert await asyncio.wait_for(one.call(DOUBLE, 21), 5) == 42
+    one.close()
+    two.close()
+    await asyncio.gather(serving, speaking, return_exceptions=True)
+
+
+@pytest.mark.parametrize("printed", [b"Your password has expired\n", b"no end " * 20_000])
+async def test_what_it_prints_instead_is_quoted(printed: bytes) -> None:
+    ends = socket.socketpair()
+    one = Link(*await asyncio.open_connection(sock=ends[0]), peer="b", silence=5, noisy=True)
+    serving = asyncio.create_task(one.serve())
+
+    def speak() -> None:
+        ends[1].setblocking(True)  # noqa: FBT003
+        with contextlib.suppress(OSError):
+            ends[1].sendall(printed)
+        with contextlib.suppress(OSError):
+            ends[1].shutdown(socket.SHUT_WR)
+
+    await asyncio.to_thread(speak)
+    said = str(await asyncio.wait_for(one.lost(), 5))
+    assert printed.decode().split()[0] in said
+    assert "~/.bashrc" in said
+    await asyncio.gather(serving, return_exceptions=True)
+    ends[1].close()

@@ -100,7 +100,7 @@ def test_a_domain_that_cannot_be_written_down_is_told_and_not_said_to_have_run(
         await side.take(Heard(Message(MessageKind.ASK, "m-1")))
         assert Message(MessageKind.RAN, "m-1") not in said
         assert isinstance(told[-1], HypervisorError)
-        assert "No space left on device" in told[-1].message
+        assert "no space left on device" in told[-1].message
         assert "entourage recover web1" in told[-1].remedy
 
     with Journal.open(tmp_path / "journal.db") as journal:

@@ -31,6 +31,8 @@ Reason: TypeAlias = tuple[str, str]
 """What is wrong, and what to do about it."""
 
 
+# Far more than a machine's sockets, keys, records and log take in each of them.
+_ROOM = 4 << 20
 IN_THE_CLEAR = (
     "memory and disks are not taken unencrypted here",
     "leave out --no-tls, or set agent.allow-unencrypted there",
@@ -168,6 +170,18 @@ def _unusable(domain: Domain, settings: Settings) -> Iterator[Reason]:
             there = there.parent
         if not os.access(there, os.W_OK | os.X_OK):
             yield f"{path} cannot be written to", "run Entourage there as root (remote-command)"
+        elif (free := _free(there)) < _ROOM:
+            yield (
+                f"no room in {path}: {free >> 10} KiB free",
+                f"free at least {_ROOM >> 20} MiB there",
+            )
+
+
+def _free(directory: Path) -> int:
+    """Bytes free for everyone on the filesystem of a directory; none where no file can be made."""
+    space = os.statvfs(directory)
+    inodes = space.f_favail > 0 or space.f_files == 0  # some filesystems do not count them
+    return space.f_bavail * space.f_frsize if inodes else 0
 
 
 def _memory(domain: Domain) -> Iterator[Reason]:

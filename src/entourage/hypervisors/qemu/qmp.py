@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, plain_words
 from entourage.hypervisors.understood import understood
 
 T = TypeVar("T")
@@ -185,7 +185,9 @@ class Monitor:
         try:
             await monitor._client.connect(str(path))
         except (QMPError, OSError, EOFError) as error:
-            raise MonitorLostError(f"QEMU does not answer at {path}: {error}") from error
+            raise MonitorLostError(
+                f"QEMU does not answer at {path}: {plain_words(error)}"
+            ) from error
         except BaseException:
             # Cancelled (a deadline, say) between connection and greeting: the library leaves the
             # socket to us.

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from entourage.errors import EntourageError, HypervisorError
+from entourage.errors import EntourageError, HypervisorError, plain_words
 from entourage.hypervisors.xen.copying import receive
 from entourage.hypervisors.xen.intake import Intake
 
@@ -79,7 +79,7 @@ class Arrivals:
                 said, ends, _, _ = await asyncio.to_thread(socket.recv_fds, brought, _LONGEST, 2)
                 await self._take(said.decode(errors="replace").strip(), ends)
             except (EntourageError, OSError) as error:
-                self._fail(HypervisorError(f"a stream cannot be taken: {error}"))
+                self._fail(HypervisorError(f"a stream cannot be taken: {plain_words(error)}"))
 
     async def _take(self, what: str, ends: list[int]) -> None:
         if len(ends) != 2:  # noqa: PLR2004 - input and output
@@ -97,7 +97,9 @@ class Arrivals:
                 try:
                     receive(self._disks[name], incoming, outgoing)
                 except (HypervisorError, OSError) as error:
-                    said = HypervisorError(f"it cannot be written: {error}", device=f"block/{name}")
+                    said = HypervisorError(
+                        f"it cannot be written: {plain_words(error)}", device=f"block/{name}"
+                    )
                     with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                         loop.call_soon_threadsafe(self._fail, said)
                 finally:

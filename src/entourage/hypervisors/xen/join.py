@@ -10,6 +10,8 @@ import array
 import socket
 import sys
 
+from entourage.errors import plain_words
+
 
 def join(path: str, what: str) -> int:
     """Hand over standard input and output, and return when the agent has done with them.
@@ -26,6 +28,8 @@ def join(path: str, what: str) -> int:
             agent.sendmsg([what.encode() + b"\n"], ancillary)
             agent.recv(1)
         except OSError as error:
-            sys.stderr.write(f"entourage: the agent does not take the stream: {error}\n")
+            sys.stderr.write(
+                f"entourage: the agent does not take the stream: {plain_words(error)}\n"
+            )
             return 1
     return 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, plain_words
 
 _SUSPEND = 2
 _CRASH = 3
@@ -94,7 +94,7 @@ def _context() -> ctypes.c_void_p:
     try:
         log = ctypes.CDLL("libxentoollog.so.1")
     except OSError as error:
-        raise HypervisorError(f"libxentoollog cannot be loaded: {error}") from error
+        raise HypervisorError(f"libxentoollog cannot be loaded: {plain_words(error)}") from error
     make = log.xtl_createlogger_stdiostream
     make.restype = ctypes.c_void_p
     stderr = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stderr")

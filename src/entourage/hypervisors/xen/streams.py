@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from entourage.domain import Block
-from entourage.errors import EntourageError, HypervisorError
+from entourage.errors import EntourageError, HypervisorError, plain_words
 from entourage.hypervisors.xen.copying import Sending
 from entourage.hypervisors.xen.sender import Word
 
@@ -106,7 +106,7 @@ class DiskCopy:
             await asyncio.wait({working})
             raise
         except (OSError, HypervisorError) as error:
-            said = error.message if isinstance(error, HypervisorError) else str(error)
+            said = error.message if isinstance(error, HypervisorError) else plain_words(error)
             raise HypervisorError(f"it cannot be copied: {said}", device=self.disk.label) from error
 
     async def close(self) -> None:

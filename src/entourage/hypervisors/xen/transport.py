@@ -22,7 +22,7 @@ import sys
 import time
 from typing import Any
 
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, plain_words
 from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen.sender import Do, Effects, Happened, Phase, Sender, Tell, ToXl, Word
 
@@ -87,7 +87,7 @@ class Transport:
         except EOFError:
             self._do(self._sender.happens(Happened.XL_CLOSED))
         except (HypervisorError, OSError) as error:
-            self._do((Tell(Word.BROKEN, str(error)), Do.END))
+            self._do((Tell(Word.BROKEN, plain_words(error)), Do.END))
 
     def _exactly(self, count: int) -> bytes:
         got = b""
@@ -212,7 +212,7 @@ def main(arguments: list[str]) -> int:
         engine.connect(path)
         transport = Transport(engine)
     except (OSError, EOFError) as error:
-        sys.stderr.write(f"entourage: the engine is gone: {error}\n")
+        sys.stderr.write(f"entourage: the engine is gone: {plain_words(error)}\n")
         return 1
     try:
         transport.run()

@@ -11,7 +11,7 @@ import contextlib
 import struct
 from pathlib import Path
 
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, plain_words
 
 _SOCKETS = ("/run/xenstored/socket", "/var/run/xenstored/socket")
 _HEADER = struct.Struct("=IIII")
@@ -43,7 +43,9 @@ class XenStore:
                 try:
                     return cls(*await asyncio.open_unix_connection(path))
                 except OSError as error:
-                    raise HypervisorError(f"xenstored cannot be reached: {error}") from error
+                    raise HypervisorError(
+                        f"xenstored cannot be reached: {plain_words(error)}"
+                    ) from error
         raise HypervisorError("xenstored does not run here", remedy="start Xen's daemons")
 
     async def close(self) -> None:
