@@ -106,7 +106,7 @@ class AskDevice(msgspec.Struct, frozen=True, kw_only=True):
 class Open(msgspec.Struct, frozen=True, kw_only=True):
     """The migration begins: write it down, before the first resource is made."""
 
-    generation: int
+    generation: Annotated[int, Meta(ge=0, le=1 << 52)]
     domain: Domain
     plane: DataPlane
     source_journal: str

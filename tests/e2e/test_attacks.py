@@ -346,3 +346,36 @@ def test_a_migrations_id_is_no_path(a: Host, b: Host) -> None:
     for bad in ("../../etc/x", "a/b", "", "x" * 100):
         said = errors(speak(a, b, ("hello", {**hello()[1], "migration": bad})))
         assert said, bad
+
+
+def test_a_digest_is_told_to_nobody(a: Host, b: Host) -> None:
+    """Or a stranger would know, a moment later, what is in another guest's disk."""
+    b.path("/srv/victim.raw").write_bytes(CONTENT.encode() * 512)
+    try:
+        what = domain({"path": "/srv/x.raw"})
+        test = ("test", {"domain": what, "facts": {}})
+        asked = [
+            device("test", {"type": "digest", "path": "/srv/victim.raw", "known": known})
+            for known in ("", "0" * 64)
+        ]
+        assert [said.get("reply") for said in speak(a, b, hello(), test, *asked)[2:]] == ["", ""]
+    finally:
+        b.path("/srv/victim.raw").unlink()
+
+
+def test_another_migrations_id_ends_nothing_of_it(a: Host, b: Host) -> None:
+    mine = hello()
+    argv = [sys.executable, "-m", "tests.e2e.attacker", b.name, "entourage"]
+    victim = a.popen(argv, stdin=subprocess.PIPE, cwd=str(REPOSITORY))
+    assert victim.stdin
+    assert victim.stdout
+    disk = {"path": "/srv/zz.raw"}
+    for line in (mine, opening(domain(disk)), device("prepare", new_image("/srv/zz.raw"))):
+        victim.stdin.write(json.dumps(line) + "\n")
+        victim.stdin.flush()
+        assert "reply" in json.loads(victim.stdout.readline())
+    said = errors(speak(a, b, mine, opening(domain(name="other")), ("abort", None)))
+    assert any("was opened before" in one for one in said), said
+    assert b.path("/srv/zz.raw").exists()
+    victim.communicate(timeout=PATIENCE)
+    assert not b.path("/srv/zz.raw").exists()

@@ -142,7 +142,16 @@ async def _link(data: bytes) -> None:
 
 
 class _Nowhere:
-    """A writer whose reader takes everything."""
+    """A writer whose reader takes everything; and its transport."""
+
+    @property
+    def transport(self) -> _Nowhere:
+        """Itself."""
+        return self
+
+    def get_write_buffer_size(self) -> int:
+        """Nothing waits."""
+        return 0
 
     def write(self, data: bytes) -> None:
         """Forget it; what is sent must be a whole frame."""

@@ -28,6 +28,9 @@ Handler = Callable[[Any], Awaitable[Any]]
 
 _log = logging.getLogger(__name__)
 MAX_FRAME = 4 << 20
+# Bytes of what is being handled at which no more is read, and of what nobody takes at which the
+# link ends: what a peer sends must not cost this host its memory.
+_MOST_AT_ONCE, _MOST_UNREAD = 8 << 20, 32 << 20
 # What a login shell prints before it runs the agent is passed over: no more bytes than this.
 _MOST_NOISE = 64 << 10
 _QUOTED = 120  # characters of it that are shown
@@ -140,6 +143,8 @@ class Link:
         self._heard_stamp = 0
         self._lost: asyncio.Future[LinkLost] = asyncio.get_running_loop().create_future()
         self._running: set[asyncio.Task[None]] = set()
+        self._at_once = 0
+        self._less = asyncio.Event()
 
     @overload
     def on(
@@ -209,9 +214,12 @@ class Link:
                 if length > MAX_FRAME:
                     reason = f"a frame of {length} bytes is not ours"
                     break
+                while self._at_once and self._at_once + length > _MOST_AT_ONCE:
+                    self._less.clear()
+                    await self._less.wait()
                 frame = _decoder.decode(await self._reader.readexactly(length))
                 self._heard = time.monotonic()
-                self._take(frame)
+                self._take(frame, length)
                 header = await self._reader.readexactly(4)
         except asyncio.IncompleteReadError as error:
             reason = f"the other end went away{self._printed()}"
@@ -283,12 +291,15 @@ class Link:
         if self._lost.done():
             raise self._lost.result()
         data = _encoder.encode(frame)
+        if self._writer.transport.get_write_buffer_size() > _MOST_UNREAD:
+            self.close("the other end reads nothing of what it is told")
+            raise self._lost.result()
         try:
             self._writer.write(len(data).to_bytes(4, "big") + data)
         except (OSError, RuntimeError) as error:
             raise LinkLost(f"link lost: {plain_words(error)}", host=self.peer) from error
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, length: int) -> None:
         match frame:
             case Beat():
                 self._heard_stamp = frame.sent
@@ -303,7 +314,13 @@ class Link:
             case Call() | Tell():
                 task = asyncio.create_task(self._handle(frame))
                 self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                self._at_once += length
+                task.add_done_callback(lambda done: self._done(done, length))
+
+    def _done(self, task: asyncio.Task[None], length: int) -> None:
+        self._running.discard(task)
+        self._at_once -= length
+        self._less.set()
 
     async def _handle(self, frame: Call | Tell) -> None:
         handler = self._handlers.get(frame.verb, _unknown)

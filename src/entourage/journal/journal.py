@@ -244,7 +244,8 @@ class Journal:
 
     def next_generation(self, domain: str) -> int:
         """What the source gives to a new migration."""
-        return max((decision.generation for decision in self.decisions(domain)), default=0) + 1
+        counted = (one.generation for one in self.decisions(domain) if not _never_came(one))
+        return max(counted, default=0) + 1
 
     # ── the ledger ───────────────────────────────────────────────────────────────────────────
 
@@ -373,7 +374,7 @@ class Journal:
                     standing,
                     remedy=f"entourage recover {new.name}",
                 )
-            if standing.generation >= new.generation:
+            if standing.generation >= new.generation and not _never_came(standing):
                 raise DecisionRefusedError(
                     f"this host knows a newer migration of {new.name}: {standing.migration}",
                     standing,
@@ -386,3 +387,8 @@ def _check_types(row: dict[str, Any]) -> None:
     for column, kind in _COLUMNS.items():
         if type(row[column]) is not kind:
             raise TypeError(f"{column} is {row[column]!r:.80}")
+
+
+def _never_came(decision: Decision) -> bool:
+    """Whether nothing ever ran here by it, and its generation is only what some source has said."""
+    return decision.role is Role.TARGET and decision.record is Record.NEVER

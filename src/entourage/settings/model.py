@@ -94,7 +94,7 @@ class AgentSettings(_Section, frozen=True):
 
     image_directories: tuple[str, ...] = ("/var/lib/libvirt/images", "/srv")
     """Beneath these, images of machines that arrive are made, looked at and opened."""
-    boot_directories: tuple[str, ...] = ("/usr/share", "/usr/lib", "/var/lib/libvirt")
+    boot_directories: tuple[str, ...] = ("/usr/share", "/usr/lib", "/var/lib/libvirt/boot")
     """Beneath these lie firmware and kernels that it may name, and its guest then read."""
     devices: tuple[str, ...] = ()
     """This host's own devices that it may use, by patterns: ``/dev/vg1/*``, ``usb:1050:0407``."""

@@ -35,6 +35,7 @@ from entourage.steps import Refusal, Step
 from entourage.version import __version__
 
 Reply = TypeVar("Reply")
+_MOST_TOLD = 100  # failures of a target that are kept
 _WEAKER = (
     "has no Entourage: this host keeps its half of the record, asks its libvirt over the network,"
     " and cannot put its TPM's state on the disk (docs/libvirt.md tells what is weaker)"
@@ -50,7 +51,8 @@ class FailuresThere:
 
     def add(self, error: EntourageError) -> None:
         """The target has told of one."""
-        self.all.append(error)
+        if len(self.all) < _MOST_TOLD:
+            self.all.append(error)
         self._arrived.set()
 
     @property

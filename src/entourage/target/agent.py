@@ -85,6 +85,7 @@ class Agent:
         self._there: There | None = None
         self._controllers: dict[str, AnyController] = {}
         self._side: TargetSide | None = None
+        self._built = False
         self._held = contextlib.AsyncExitStack()
         self._in_order = asyncio.Lock()
         self._chains: set[tuple[str, str]] = set()
@@ -198,6 +199,10 @@ class Agent:
         uuid = opening.domain.uuid
         if self._side is not None or hello is None or uuid is None:
             raise UsageError("one agent opens one migration, of a domain with a UUID")
+        standing = self._journal.decision(hello.migration, Role.TARGET)
+        if standing is not None and standing.record is not Record.NEVER:
+            # It is another's: as one that was overtaken, this one would undo what that has made.
+            raise UsageError("a migration of that id was opened before, by another agent")
         if not self._caller.proxy:
             self._allowed.ports(*opening.plane.ports)
             # Not only at TEST, which a stranger leaves out: what has that name or UUID here must
@@ -238,10 +243,17 @@ class Agent:
 
     async def _on_build(self, plan: Plan) -> None:
         there, opening = self._making()
+        if self._built:
+            raise UsageError("the machine is built, or is being built")
+        self._built = True
+        # A file or tap that a device's half chose is in there.domain by now; what comes later is
+        # not looked at.
+        domain = there.domain
         if not self._caller.proxy:
             await self._check_parts(there, await there.incoming.host_parts(plan))
-        # A file or tap that a device's half chose is in there.domain by now.
-        await self._arrival_tasks.run(there.incoming.build(there.domain, opening.plane, plan))
+        if there.domain is not domain:
+            raise UsageError("a device has changed while the machine was looked at")
+        await self._arrival_tasks.run(there.incoming.build(domain, opening.plane, plan))
         self._making()  # it may have been called off just now
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
@@ -256,10 +268,12 @@ class Agent:
         images = {(disk.path, disk.format) for disk in there.domain.block}
         images |= {(part.name, part.format) for part in parts if part.kind is Kind.IMAGE}
         for path, image_format in sorted(images - self._chains):
-            if image_format == "qcow2" and not there.allowed.has_device(path):
-                real = there.allowed.images.real(path)
-                if not there.allowed.made_as(real):
-                    await check_chain(real, there.allowed)
+            if image_format != "qcow2":
+                continue
+            named = there.allowed.has_device(path)  # what is on it was written by a guest as well
+            real = path if named else there.allowed.images.real(path)
+            if not there.allowed.made_as(real):
+                await check_chain(real, there.allowed)
         self._chains |= images
 
     async def _on_listen(self, _: None) -> Ticket:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entourage.errors import DeviceError, EntourageError, LinkError, LinkLost, Refused
+from entourage.hosts import link as link_module
 from entourage.hosts.link import MAX_FRAME, Link, Notice, Question
 
 
@@ -233,3 +234,36 @@ async def test_what_it_prints_instead_is_quoted(printed: bytes) -> None:
     assert "~/.bashrc" in said
     await asyncio.gather(serving, return_exceptions=True)
     ends[1].close()
+
+
+async def test_no_more_is_read_than_can_be_handled() -> None:
+    """A peer that asks and asks, and is answered late, is not read meanwhile."""
+    begun, may = list[int](), asyncio.Event()
+
+    async def late(body: str) -> int:
+        begun.append(len(body))
+        await may.wait()
+        return 0
+
+    async with linked(serve_two=True) as pair:
+        large = Question("large", str, int)
+        pair.two.on(large, late)
+        asked = [asyncio.create_task(pair.one.call(large, "x" * (1 << 20))) for _ in range(20)]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asyncio.gather(*asked)), 0.5)
+        assert 0 < len(begun) < 9
+        may.set()
+        await asyncio.wait_for(asyncio.gather(*asked), 20)
+        assert len(begun) == 20
+
+
+async def test_a_peer_that_reads_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "_MOST_UNREAD", 1 << 20)
+    async with linked(serve_two=False) as pair:
+
+        def tell() -> None:
+            for _ in range(100):
+                pair.one.tell(Notice("x", str), "x" * (1 << 16))
+
+        with pytest.raises(LinkLost, match="reads nothing"):
+            tell()

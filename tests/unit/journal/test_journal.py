@@ -55,6 +55,17 @@ def settle(journal: Journal, record: Record = Record.NEVER) -> None:
 # ── decisions ────────────────────────────────────────────────────────────────────────────────────
 
 
+def come(journal: Journal) -> None:
+    """The domain has come here, and is this host's."""
+    for old, new in (
+        (Record.OPEN, Record.GO),
+        (Record.GO, Record.RAN),
+        (Record.RAN, Record.OWNS),
+    ):
+        assert advance(journal, old, new)
+    journal.clean("m-1", Role.TARGET)
+
+
 def test_a_decision_is_what_it_was(journal: Journal, path: Path) -> None:
     journal.begin(OPEN)
     with Journal.open(path) as again:
@@ -129,9 +140,17 @@ def test_a_migration_waits_until_the_last_is_clean(journal: Journal) -> None:
 @pytest.mark.parametrize("generation", [0, 1])
 def test_an_old_generation_is_refused(journal: Journal, generation: int) -> None:
     journal.begin(OPEN)
-    settle(journal)
+    come(journal)
     with pytest.raises(DecisionRefusedError, match="newer"):
         journal.begin(replace(OPEN, migration="m-2", generation=generation))
+
+
+def test_what_never_came_is_only_a_claim(journal: Journal) -> None:
+    """A stranger who opens a migration of any generation keeps no domain away, or here."""
+    journal.begin(replace(OPEN, generation=1 << 52))
+    settle(journal)
+    assert journal.next_generation("d-1") == 1
+    journal.begin(replace(OPEN, migration="m-2", generation=1))
 
 
 def test_domains_do_not_wait_for_each_other(journal: Journal) -> None:
@@ -144,7 +163,7 @@ def test_domains_do_not_wait_for_each_other(journal: Journal) -> None:
 def test_the_newest_comes_first(journal: Journal) -> None:
     assert journal.next_generation("d-1") == 1
     journal.begin(OPEN)
-    settle(journal)
+    come(journal)
     assert journal.next_generation("d-1") == 2
     journal.begin(replace(OPEN, migration="m-2", generation=2))
     assert [found.migration for found in journal.decisions("d-1")] == ["m-2", "m-1"]

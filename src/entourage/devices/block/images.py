@@ -11,7 +11,6 @@ import grp
 import os
 import pwd
 import stat
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -138,7 +137,7 @@ def _image(path: str, image_format: str, info: dict[str, Any]) -> Image:
         options=_options(info, details) if image_format == "qcow2" else {},
         problems=tuple(_problems(info, details)),
         bitmaps=tuple(bitmap["name"] for bitmap in details.get("bitmaps", ())),
-        data_file=str(Path(path).parent / data_file) if data_file else None,
+        data_file=local_path(str(data_file), path) if data_file else None,
     )
 
 

@@ -31,6 +31,7 @@ from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import NotAllowed
 
 _LONGEST_CHAIN = 64
+_SHA256 = re.compile("[0-9a-f]{64}")
 # What ``images`` reads of a qcow2, and no more: others name files, or keys.
 _OPTIONS = {
     "cluster_size": "[0-9]{3,8}",
@@ -70,7 +71,8 @@ def _look(spot: Spot, allowed: Allowed) -> Seen:
         allowed.device(real)
         return storage.look_now(msgspec.structs.replace(spot, path=real))
     seen = storage.look_now(msgspec.structs.replace(spot, path=real, samples=()))
-    if spot.samples and storage.has_samples(spot, seen.size):
+    # What is in a file is told only where that could have it opened.
+    if spot.samples and allowed.may_appear(real) and storage.has_samples(spot, seen.size):
         seen = storage.look_now(msgspec.structs.replace(spot, path=real))
     if seen.nonce and seen.kind == "file":
         allowed.prove(real)
@@ -87,24 +89,29 @@ def _is_device(path: str) -> bool:
 
 
 async def digest(path: str, known: str, allowed: Allowed) -> str:
-    """Digest an image, or a device that the source may name; a file is proven if it was known.
+    """Whether an image, or a device that the source may name, holds what the source knows.
+
+    Nothing is said of what it holds otherwise: who is told of it could then say that he knows it.
 
     Args:
         path: The image or device.
-        known: The digest of what the source has; empty where it does not say.
+        known: The SHA-256 of what the source has.
         allowed: What the source may name.
+
+    Returns:
+        ``known`` where that is so; else nothing.
 
     Raises:
         NotAllowed: The source may not name it.
         OSError: It cannot be read.
     """
-    if allowed.has_device(path):
-        return await storage.digest(path)
-    real = allowed.images.real(path)
-    found = await storage.digest(real)
-    if found == known:
+    named = allowed.has_device(path)
+    real = path if named else allowed.images.real(path)
+    if not _SHA256.fullmatch(known) or await storage.digest(real) != known:
+        return ""
+    if not named:
         allowed.prove_content(real)
-    return found
+    return known
 
 
 def check_new(new: NewImage, allowed: Allowed) -> None:
@@ -160,7 +167,8 @@ async def check_chain(path: str, allowed: Allowed) -> None:
         info = msgspec.json.decode(text, type=dict[str, Any])
         data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
         if data_file:
-            check_below(str(Path(path).parent / data_file), "raw", allowed, written=True)
+            # QEMU takes one that is relative from its own directory, not from the image's.
+            check_below(local_path(str(data_file), path), "raw", allowed, written=True)
         backing = info.get("full-backing-filename")
         if not backing:
             return

@@ -122,7 +122,7 @@ async def test_incoming(
         here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
         if not here:
             reasons.append((f"there is no {path}", f"copy it to {host}"))
-        elif there and here != there:
+        elif here != there:
             reason = f"{path} is not the file of that name that the source has"
             reasons.append((reason, f"copy it to {host}"))
     if binary.find_qemu() is None:

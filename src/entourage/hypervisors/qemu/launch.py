@@ -174,6 +174,8 @@ def _taps(domain: Domain) -> Generator[tuple[Domain, dict[str, int]]]:
 
 
 def _open_tap(domain: Domain, net: Net, index: int) -> tuple[str, int]:
+    if net.attach != "bridge":  # what the settings allow was asked of that
+        raise HypervisorError("QEMU's NICs are ports of a bridge", device=net.label)
     wanted = [net.tap] if net.tap else []
     spare = [tap_name(str(domain.uuid), index, attempt) for attempt in range(_TAP_ATTEMPTS)]
     for name in (*wanted, *spare):

@@ -65,8 +65,19 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_running(where: Places) -> Running | None:
-    """What was started here last."""
-    return _read(where.running, Running)
+    """What was started here last.
+
+    Raises:
+        HypervisorError: The directory for sockets is another domain's: its name is a short digest,
+            and who chooses a UUID could choose one that has the same.
+    """
+    running = _read(where.running, Running)
+    if running is not None and (running.domain.uuid or "").lower() != where.state.name:
+        raise HypervisorError(
+            f"{where.run} is the directory of {running.domain.name}",
+            remedy="give this domain another UUID",
+        )
+    return running
 
 
 def write_running(where: Places, running: Running) -> None:

@@ -77,7 +77,9 @@ def _set_up(tap: int, name: str, bridge: str, mtu: int | None) -> None:
         Path("/proc/sys/net/ipv6/conf", name, "disable_ipv6").write_text("1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         try:
-            wanted = mtu or _get_int(control, _SIOCGIFMTU, bridge)
+            # A port with a smaller one would lower the bridge's, and with it the host's own; what
+            # the guest is told is the NIC's.
+            wanted = max(mtu or 0, _get_int(control, _SIOCGIFMTU, bridge))
             _set_int(control, _SIOCSIFMTU, name, wanted)
             _set_int(control, _SIOCBRADDIF, bridge, socket.if_nametoindex(name))
             up = _get_int(control, _SIOCGIFFLAGS, name) & 0xFFFF | _IFF_UP

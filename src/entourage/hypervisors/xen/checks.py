@@ -31,7 +31,7 @@ async def test_incoming(domain: Domain, host: str, facts: Mapping[str, str]) -> 
         if not ours:
             reason = f"there is no {path}, which the guest reboots from"
             found.append((reason, f"copy it to {host}"))
-        elif theirs and ours != theirs:
+        elif ours != theirs:
             reason = f"{path} is not the file of that name that the source has"
             found.append((reason, f"copy it to {host}"))
     return [Refusal("domain", host, reason, remedy) for reason, remedy in found]
