@@ -6,7 +6,8 @@
     ├── Refused                 TEST found what cannot move; nothing was touched   exit 3
     ├── DomainBusy              another command works on this domain               exit 3
     ├── MigrationFailed         rolled back, the domain runs on the source         exit 4
-    │   └── Interrupted         … because the user asked for it
+    │   ├── Interrupted         … because the user asked for it
+    │   └── GuestEnded          … and the guest has ended meanwhile: it is off     exit 7
     ├── InDoubt                 who may run the domain is not known from here      exit 6
     ├── HypervisorError         QEMU, libvirt or Xen said no
     ├── DeviceError             a controller or a tool failed in a step
@@ -132,6 +133,12 @@ class MigrationFailed(EntourageError):  # noqa: N818 - what the user calls it
 
 class Interrupted(MigrationFailed):
     """The user asked to stop before the hand-over."""
+
+
+class GuestEnded(MigrationFailed):
+    """The guest has ended by itself before the hand-over: the domain is off, and the source's."""
+
+    exit_code = 7
 
 
 class InDoubt(EntourageError):  # noqa: N818 - the protocol's own word

@@ -155,7 +155,14 @@ class DeviceRecovered(Event, frozen=True, tag="device-recovered"):
 
 
 Outcome: TypeAlias = Literal[
-    "moved", "can-move", "refused", "rolled-back", "clean-up-incomplete", "in-doubt", "failed"
+    "moved",
+    "can-move",
+    "refused",
+    "rolled-back",
+    "guest-ended",
+    "clean-up-incomplete",
+    "in-doubt",
+    "failed",
 ]
 
 
@@ -163,7 +170,8 @@ class Finished(Event, frozen=True, tag="finished"):
     """The last event. ``outcome`` is what the exit status says.
 
     ``moved`` 0, ``can-move`` (a dry run) 0, ``failed`` 1 to 3, ``refused`` 3,
-    ``rolled-back`` 4, ``clean-up-incomplete`` 5, ``in-doubt`` 6.
+    ``rolled-back`` 4, ``clean-up-incomplete`` 5, ``in-doubt`` 6,
+    ``guest-ended`` 7.
     """
 
     outcome: Outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 
 import pytest
@@ -26,6 +27,7 @@ CASES = [
     ("block", "connect", "target"),
 ]
 FAULTS = [Fault(*case, KINDS[number % len(KINDS)]) for number, case in enumerate(CASES)]
+PREPARE = "source.step-started.1"
 PRE_COPY = "source.policy-changed"  # its first stage: memory is on its way
 BLACKOUT = "source.step-started.2"
 LANDED = "source.memory-landed"
@@ -124,6 +126,23 @@ def test_the_targets_swtpm_is_killed(world: World, point: str) -> None:
         world.kill(world.there, "swtpm")
         run = under.end()
     world.stayed(run)
+
+
+@pytest.mark.parametrize("point", [PREPARE, PRE_COPY])
+def test_the_guest_shuts_down_while_it_moves(world: World, point: str) -> None:
+    """It is off, on the source, and may be started at once: there is nothing to recover."""
+    with world.under(point, options=SLOWLY) as under:
+        under.wait(point)
+        world.guest.poweroff()
+        run = under.end()
+    assert run.status == 7, str(run)
+    assert run.finished["outcome"] == "guest-ended", str(run)
+    assert "was shut down from inside while it moved" in run.finished["message"], str(run)
+    assert not run.finished["problems"], str(run)
+    world.is_clean(world.there)
+    status = json.loads(world.here.run(["entourage", "status", "--json"]).stdout)
+    assert not status, status
+    world.restart()
 
 
 def test_the_target_cannot_start_the_machine(world: World) -> None:

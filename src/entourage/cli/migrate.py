@@ -19,6 +19,7 @@ EXIT_STATUS: Final[dict[Outcome, int]] = {
     "failed": 1,
     "refused": 3,
     "rolled-back": 4,
+    "guest-ended": 7,
     "clean-up-incomplete": 5,
     "in-doubt": 6,
 }

@@ -79,6 +79,8 @@ def _sentence(view: View, finished: Finished) -> Text | None:
             return Text(f"{domain} cannot move to {target}; nothing was touched", style="bold red")
         case "rolled-back":
             return Text(f"{domain} runs on {host or source}, as before{still}", style="bold yellow")
+        case "guest-ended":
+            return Text(f"{domain} is off, on {source}", style="bold yellow")
         case "in-doubt":
             text = Text(f"It is not known from here who runs {domain}", style="bold red")
             return text.append(f": type `entourage recover {domain}`", style="not bold")

@@ -16,6 +16,7 @@ from entourage.device_steps import DeviceSteps, source_controllers
 from entourage.devices.base import Options, check_options
 from entourage.errors import (
     EntourageError,
+    GuestEnded,
     HypervisorError,
     InDoubt,
     Interrupted,
@@ -49,6 +50,7 @@ from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
+_SHUT_DOWN = "guest-shutdown"  # QEMU's word, and ours for libvirt's
 _OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused", InDoubt: "in-doubt"}
 
 
@@ -148,6 +150,9 @@ class Migration:
             interrupted = Interrupted(f"given up: {self._interrupted}; nothing was begun")
             self._finish("rolled-back", str(interrupted))
             raise interrupted from None
+        except GuestEnded as ended:
+            self._finish("guest-ended", str(ended), problems=ended.recovery_errors)
+            raise
         except MigrationFailed as failed:
             runs_on = self._session.source if self._session else ""
             self._finish("rolled-back", str(failed), runs_on, failed.recovery_errors)
@@ -233,8 +238,7 @@ class Migration:
         await side.take(Input.ABORT)
         problems = [*side.problems, *await undone]
         if Finding.CAME_BACK_DEAD in side.findings:
-            start = start_command(session.hypervisor, session.machine.domain.name)
-            problems.append(f"its machine here is gone: start it with `{start}`")
+            raise await self._ended(session, problems) from error
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(
             error.message,
@@ -243,6 +247,22 @@ class Migration:
             remedy=error.remedy,
             recovery_errors=problems,
         ) from error
+
+    @staticmethod
+    async def _ended(session: Session, problems: list[str]) -> GuestEnded:
+        """What is told of a guest that has ended by itself while it moved."""
+        name, why = session.machine.domain.name, "its machine is gone"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_UNDO_WITHIN):
+                why = await session.machine.died()
+        what = "was shut down from inside" if _SHUT_DOWN in why else f"has ended ({why})"
+        left = "" if problems else f", and nothing of it is left on {session.target}"
+        return GuestEnded(
+            f"{name} {what} while it moved; it is off on {session.source}{left}",
+            host=session.source,
+            remedy=f"`{start_command(session.hypervisor, name)}` starts it",
+            recovery_errors=problems,
+        )
 
     async def _abort_there(self, session: Session) -> list[str]:
         """Ask the target to undo what it made. Without an answer, its agent does so by itself."""

@@ -5,6 +5,7 @@ Used by a migration while it goes on, and by ``entourage recover`` after a crash
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -17,6 +18,8 @@ from entourage.handover.values import (
     Effect,
     Finding,
     Flush,
+    Guest,
+    Input,
     Message,
     Overtaken,
     Record,
@@ -27,6 +30,8 @@ from entourage.handover.values import (
 from entourage.hosts.resources import undo_rows
 from entourage.hypervisors.base import Machine
 from entourage.journal.journal import Decision, Journal
+
+_ENDS_WITHIN = 5.0  # seconds for a machine that refuses to go on to be seen to have ended
 
 Problems = Callable[[], Awaitable[list[str]]]
 
@@ -85,13 +90,15 @@ class SourceSide:
                 return None if decided is None else Overtaken(decided)
             case Send(message):
                 self._send(message)
+            case Report(Finding.CAME_BACK) if self.state.guest is Guest.DEAD:
+                self.findings.append(Finding.CAME_BACK_DEAD)  # that was seen as it was let run
             case Report(finding):
                 self.findings.append(finding)
             case Do.DISARM_DEADMAN:
                 if self._machine:
                     await self._machine.disarm_deadman()
             case Do.RESUME_SOURCE:
-                await self._resume()
+                return await self._resume()
             case Do.DESTROY_SOURCE:
                 await self._destroy()
             case Do.UNDO_RESOURCES:
@@ -107,12 +114,31 @@ class SourceSide:
                 raise HypervisorError(f"{effect.value} is not for a source", remedy="report it")
         return None
 
-    async def _resume(self) -> None:
-        """Resume the guest; before it, recover only the devices that it cannot run without."""
+    async def _resume(self) -> AnyInput | None:
+        """Resume the guest; before it, recover only the devices that it cannot run without.
+
+        A guest that has ended by itself cannot be resumed: that is an input, and no error.
+        """
         self.problems += await self._recover_first()
-        if self._machine:
+        if self._machine is None:
+            return None
+        try:
             await self._machine.abort()
-            self._on_resumed(time.monotonic_ns())
+        except HypervisorError:
+            if not await self._has_ended(self._machine):
+                raise
+            return Input.GUEST_DIED
+        self._on_resumed(time.monotonic_ns())
+        return None
+
+    @staticmethod
+    async def _has_ended(machine: Machine) -> bool:
+        try:
+            async with asyncio.timeout(_ENDS_WITHIN):
+                await machine.died()
+        except TimeoutError:
+            return False
+        return True
 
     async def _destroy(self) -> None:
         try:

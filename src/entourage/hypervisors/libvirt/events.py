@@ -19,6 +19,9 @@ Result = TypeVar("Result")
 _SOON = 1_000_000_000
 """An event that seems older than this (ns) was stamped by a clock that jumped."""
 
+# libvirt-domain.h, virDomainEventStoppedDetailType.
+_STOPPED = {0: "guest-shutdown", 1: "it was destroyed", 2: "it crashed", 5: "QEMU failed"}
+
 
 @dataclasses.dataclass(slots=True)
 class Known:
@@ -122,7 +125,9 @@ class Feed:
             case Lifecycle.RESUMED:
                 self._tell("resumed_at", now, keep=True)
             case Lifecycle.STOPPED | Lifecycle.CRASHED:
-                self._tell("ended", f"its machine has ended (libvirt's reason {event}.{detail})")
+                known = _STOPPED.get(detail) if event == Lifecycle.STOPPED else None
+                said = known or f"libvirt's reason {event}.{detail}"
+                self._tell("ended", f"its machine has ended ({said})")
             case _:
                 pass
 

@@ -1,0 +1,86 @@
+"""The source's half: a guest that ends by itself is an event of the hand-over, and no error."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from entourage.errors import HypervisorError
+from entourage.handover.rules import Source
+from entourage.handover.values import Finding, Input, Record, Role
+from entourage.hypervisors.base import Machine
+from entourage.journal.journal import Decision, Journal
+from entourage.source import role
+from entourage.source.role import SourceSide
+
+ARMED = Decision(
+    migration="m-1",
+    role=Role.SOURCE,
+    domain="5b6e6d0e-0000-4000-8000-000000000001",
+    name="web1",
+    generation=1,
+    record=Record.ARMED,
+    peer_host="b",
+    peer_journal="T",
+)
+
+
+class Ending:
+    """A fake machine that cannot go on; whether because it has ended is what matters."""
+
+    def __init__(self, *, ends: bool) -> None:
+        self._ends = ends
+
+    async def abort(self) -> None:
+        raise HypervisorError("QEMU refuses cont: Resetting the Virtual Machine is required")
+
+    async def died(self) -> str:
+        if not self._ends:
+            await asyncio.get_running_loop().create_future()
+        return "QEMU has ended (guest-shutdown)"
+
+
+def side_of(journal: Journal, machine: Any) -> SourceSide:
+    async def nothing() -> list[str]:
+        return []
+
+    return SourceSide(
+        journal=journal,
+        decision=ARMED,
+        state=Source(migration="m-1", peer_journal="T"),
+        machine=cast("Machine", machine),
+        send=lambda _: None,
+        recover_first=nothing,
+        recover=nothing,
+        let_go=nothing,
+        on_resumed=lambda _: pytest.fail("it was not resumed"),
+    )
+
+
+async def test_a_guest_that_ended_comes_back_dead_and_settled(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "journal.db") as journal:
+        side = side_of(journal, Ending(ends=True))
+        await side.take(Input.BEGIN)
+        await side.take(Input.ABORT)
+        assert side.findings == [Finding.CAME_BACK_DEAD]
+        decision = journal.decision("m-1", Role.SOURCE)
+        assert decision is not None
+        assert decision.record is Record.BACK
+        assert decision.settled  # nothing to recover: it may be started at once
+
+
+async def test_one_that_only_refuses_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role, "_ENDS_WITHIN", 0.05)
+    with Journal.open(tmp_path / "journal.db") as journal:
+        side = side_of(journal, Ending(ends=False))
+        await side.take(Input.BEGIN)
+        with pytest.raises(HypervisorError, match="refuses cont"):
+            await side.take(Input.ABORT)
+        decision = journal.decision("m-1", Role.SOURCE)
+        assert decision is not None
+        assert decision.record is Record.ARMED
