@@ -24,6 +24,7 @@ from entourage.hypervisors.libvirt.constants import FROM_SOURCE, Flag, Parameter
 from entourage.hypervisors.libvirt.domainxml import Lookups, parse
 from entourage.hypervisors.libvirt.hostparts import host_parts
 from entourage.hypervisors.libvirt.lookups import lookups_of
+from entourage.hypervisors.libvirt.oneway import check_one_way
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 
 _TYPES: Mapping[str, type] = {
@@ -138,18 +139,22 @@ async def emulators(connection: Connection) -> frozenset[str]:
 
 
 def read(text: str) -> ET.Element:
-    """The root of an XML text that every parser reads in the same way.
+    """The root of an XML text that every parser reads in the same way; see ``oneway.py``.
 
     Raises:
         HypervisorError: It is none, or says how it is to be read.
     """
     if "<!DOCTYPE" in text or "<?" in text or not text.lstrip(" \t\r\n").startswith("<"):
         raise HypervisorError("the source's XML is none of libvirt's: it declares something")
+    check_one_way(text)
     return parse(text)
 
 
 def _roots(plan: LibvirtPlan) -> Iterator[ET.Element]:
-    """The domain as it is to run, and as it is to be kept, where that is said."""
+    """The domain as it is to run, and as it is to be kept, where that is said.
+
+    ``plan.xml`` reaches nobody here: Prepare is given ``Parameter.DEST_XML``.
+    """
     yield read(str(plan.parameters.get(Parameter.DEST_XML, "")))
     if text := plan.parameters.get(Parameter.PERSIST_XML):
         yield read(str(text))
@@ -184,6 +189,9 @@ def _kept(parts: Iterable[HostPart]) -> Iterator[HostPart]:
 
 
 def _check_identity(root: ET.Element, domain: Domain) -> None:
+    for tag in ("name", "uuid"):
+        if [len(found) for found in root.iterfind(tag)] != [0]:  # one, and nothing in it
+            raise HypervisorError(f"the source's XML is not that of {domain.name}")
     try:
         same = uuid.UUID(root.findtext("uuid", "")) == uuid.UUID(str(domain.uuid))
     except ValueError:

@@ -43,8 +43,12 @@ _DEVICES = frozenset(
 )
 _FREE_TEXT = frozenset({"name", "title", "description", "metadata"})
 
-# Of these a device has one: which of several libvirt goes by is not known here.
-_ONCE = ("source", "driver", "target", "backend", "format", "model")
+# Of all others a domain or a device has one: which of several libvirt goes by is not known here.
+_SEVERAL_OF_A_DOMAIN = frozenset({"seclabel", "sysinfo"})
+_SEVERAL_OF_A_DEVICE = frozenset(
+    """certificate channel codec cookie host iothread ip listen parameter portForward property queue
+    range route seclabel slice tag throttlefilter usbdev""".split()  # noqa: SIM905 - as above
+)
 
 # Values that mean nothing to the host, whatever they are; or that a function below looks at.
 _HARMLESS = (
@@ -107,8 +111,10 @@ def _walk(at: At) -> Parts:
     texts = [at.element.text, *(child.tail for child in at.element)]
     yield from _of_value(at, "", "".join(text for text in texts if text))
     counts = Counter(child.tag for child in at.element)
-    if at.path.startswith("devices/"):
-        yield from (at.other("libvirt:ambiguous", tag) for tag in _ONCE if counts[tag] > 1)
+    several = _SEVERAL_OF_A_DEVICE if at.path.startswith("devices/") else _SEVERAL_OF_A_DOMAIN
+    if at.path != "devices" and (not at.path or several is _SEVERAL_OF_A_DEVICE):
+        for tag in sorted(tag for tag in counts if counts[tag] > 1 and tag not in several):
+            yield at.other("libvirt:ambiguous", tag)
     seen: Counter[str] = Counter()
     for child in at.element:
         tag = str(child.tag)

@@ -89,6 +89,48 @@ def test_what_it_does_not_send_is_not(bad: LibvirtPlan, says: str) -> None:
         handed.check_plan(bad, DOMAIN)
 
 
+READ_IN_TWO_WAYS = [
+    (
+        xml("<disk xmlns:x='urn:x' x:type='volume' type='file'><source file='/srv/a'/></disk>"),
+        "namespace",
+    ),
+    (xml("<disk xml:type='volume'/>"), "namespace"),
+    (xml().replace("<domain>", "<domain xmlns:x='urn:x' x:type='kvm'>"), "namespace"),
+    (
+        xml().replace("<devices>", "<metadata xmlns:x='urn:x' x:y='z'/><devices>"),
+        "namespace",
+    ),
+    (xml(name="web<!-- -->1"), "comment"),
+    (xml("<!-- -->"), "comment"),
+    (xml(name="<![CDATA[web1]]>"), "CDATA"),
+    (xml(name="web1<x>y</x>"), "both text and elements"),
+    (xml(uuid=f"{UUID}<x/>"), "both text and elements"),
+    (xml("<emulator>/usr/bin/qemu<x>-evil</x></emulator>"), "both text and elements"),
+    (xml("<x><domain><metadata><y>a<!-- --></y></metadata></domain></x>"), "comment"),
+    (xml("<emulator>/usr/bin/a<?x y?></emulator>"), "declares"),
+    (xml().replace("<devices>", "<name>victim</name><devices>"), "not that of web1"),
+    (xml().replace("<devices>", f"<uuid>{UUID}</uuid><devices>"), "not that of web1"),
+    (xml(name="<x>web1</x>"), "not that of web1"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), READ_IN_TWO_WAYS)
+def test_no_xml_is_read_in_two_ways(text: str, says: str) -> None:
+    """By libvirt in another way than by what checks it here, wherever it comes in."""
+    for bad in (plan(text), plan(parameters={"persistent_xml": text})):
+        with pytest.raises(HypervisorError, match=says):
+            handed.check_plan(bad, DOMAIN)
+    with pytest.raises(HypervisorError, match=says):
+        handed.check_cookie(cookie(text), DOMAIN)
+
+
+def test_what_a_user_wrote_is_his_own_business() -> None:
+    free = "<x:a xmlns:x='urn:x' x:b='c'>d<!-- e --><x:f><![CDATA[g]]></x:f>h</x:a>"
+    text = xml().replace("<devices>", f"<metadata>{free}</metadata><devices>")
+    handed.check_plan(plan(text), DOMAIN)
+    handed.check_cookie(cookie(text), DOMAIN)
+
+
 @pytest.mark.parametrize(
     "bad",
     [

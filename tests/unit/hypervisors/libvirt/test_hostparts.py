@@ -116,6 +116,8 @@ CHANGES = [
     ("<domain type", "<domain xmlns='urn:x' type", "libvirt:{urn:x}domain"),
     ("<readonly/>\n      <alias name='sata0-0-1'/>", "<source file='/etc/x'/>",
      "libvirt:ambiguous"),
+    ("<pm>", "<devices/><pm>", "libvirt:ambiguous"),
+    ("<pm>", "<os/><pm>", "libvirt:ambiguous"),
     ("port='5901'", "port='22'", "22"),
     ("name='org.qemu.guest_agent.0' state", "name='other' state", "org.qemu.guest_agent.0"),
     ("domain-3-web1/org.qemu", "../org.qemu", "../org.qemu.guest_agent.0"),
