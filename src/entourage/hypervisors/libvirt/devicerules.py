@@ -99,13 +99,13 @@ def _images_of(source: ET.Element, kind: str, lookups: Lookups) -> Iterator[tupl
     if pool := source.get("pool"):
         volume = source.get("volume", "")
         yield lookups.volume(pool, volume) or f"volume:{pool}/{volume}", "@volume"
-    if kind == "network" or source.get("protocol"):
-        yield _remote(source), "@name"
+    if kind == "network":
+        yield remote(source), "@name"
     if kind == "nvme":
         yield f"pci:{pci_address(source.find('address'))}", "address"
 
 
-def _remote(source: ET.Element) -> str:
+def remote(source: ET.Element) -> str:
     """``rbd:pool/image``, ``nbd:host:port/export``."""
     protocol, name = source.get("protocol", ""), source.get("name", "")
     if protocol == "rbd":
@@ -197,7 +197,7 @@ def _hardware(source: ET.Element, kind: str) -> Iterator[str]:
         case "mdev":
             yield from (f"mdev:{address.get('uuid', '')}" for address in addresses)
         case "scsi" if source.get("protocol"):
-            yield _remote(source)
+            yield remote(source)
         case "scsi":
             name = adapter.get("name", "") if adapter is not None else ""
             for at in addresses:

@@ -27,6 +27,7 @@ from entourage.hypervisors.libvirt.devicerules import (
     Parts,
     chardev,
     image,
+    remote,
 )
 from entourage.hypervisors.libvirt.domainxml import Lookups
 
@@ -72,6 +73,18 @@ _BOOT = (
     *("os/loader", "os/kernel", "os/initrd", "os/dtb", "os/shim", "os/acpi/table"),
     *("os/nvram/@template", "os/varstore/@template", "devices/*/rom/@file"),
 )
+# All that libvirt has of it, in so far as it is of QEMU's.
+_OS = (
+    *("@firmware", "type", "type/@arch", "type/@machine", "firmware", "firmware/@type"),
+    *("firmware/feature", "firmware/feature/@enabled", "firmware/feature/@name"),
+    *("loader", "loader/@readonly", "loader/@secure", "loader/@type", "loader/@format"),
+    *("loader/@stateless", "nvram", "nvram/@template", "nvram/@templateFormat", "nvram/@format"),
+    *("nvram/@type", "nvram/source", "nvram/source/@file", "nvram/source/@index"),
+    *("varstore", "varstore/@path", "varstore/@template", "kernel", "initrd", "cmdline", "dtb"),
+    *("shim", "acpi", "acpi/table", "acpi/table/@type", "boot", "boot/@dev", "bootmenu"),
+    *("bootmenu/@enable", "bootmenu/@timeout", "bios", "bios/@useserial", "bios/@rebootTimeout"),
+    *("smbios", "smbios/@mode"),
+)
 _OWN_VARIABLES = ("os/nvram", "os/nvram/source/@file", "os/varstore/@path")
 _ALWAYS = (  # of the host, also without a slash
     *("devices/*script/@path", "sysinfo/entry/@file", "devices/filesystem/source/@*"),
@@ -106,6 +119,10 @@ def host_parts(root: ET.Element, lookups: Lookups) -> Parts:
 
 def _walk(at: At) -> Parts:
     yield from _of_element(at)
+    if at.path == "os" or at.path.startswith("os/"):
+        names = [at.path, *(f"{at.path}/@{key}" for key in at.element.attrib)]
+        known = {"os", *(f"os/{name}" for name in _OS)}
+        yield from (at.other(f"libvirt:{name}") for name in names if name not in known)
     for key, value in at.element.attrib.items():
         yield from _of_value(at, f"@{key}", value)
     texts = [at.element.text, *(child.tail for child in at.element)]
@@ -219,6 +236,8 @@ def _of_element(at: At) -> Parts:
                 yield at.part(Kind.PORT, at.get(key), f"@{key}")
     elif path == "os/loader" and at.get("type") == "pflash" and at.get("readonly") != "yes":
         yield at.other((at.element.text or "").strip())  # the guest would write to it
+    if tag == "source" and (at.get("protocol") or at.element.find("host") is not None):
+        yield at.other(remote(at.element))  # whatever it is for
     if tag == "seclabel" and not _is_confined(at.element):
         yield at.other("libvirt:seclabel")
 

@@ -90,6 +90,8 @@ def test_the_hosts_own_must_be_named(xml: str, name: str) -> None:
         assert not [one for one in after if f"{name} is not among" in one.reason]
 
 
+REMOTE = "nbd:10.0.0.1:22/x"
+NBD = "<source protocol='nbd' name='x'><host name='10.0.0.1' port='22'/></source>"
 # What stands in the XML, what an attacker puts there, and what is refused.
 CHANGES = [
     ("<emulator>/usr/bin/qemu-system-x86_64", "<emulator>/root/evil", "/root/evil"),
@@ -116,6 +118,13 @@ CHANGES = [
     ("<domain type", "<domain xmlns='urn:x' type", "libvirt:{urn:x}domain"),
     ("<readonly/>\n      <alias name='sata0-0-1'/>", "<source file='/etc/x'/>",
      "libvirt:ambiguous"),
+    ("<nvram template=", f"<nvram type='network'>{NBD}</nvram><nvram template=", REMOTE),
+    ("<loader ", f"<loader>{NBD}</loader><loader ", REMOTE),
+    ("<loader ", "<loader nbd='y' ", "libvirt:os/loader/@nbd"),
+    ("<boot dev='hd'/>", "<nvram><source pool='default' volume='x'/></nvram>",
+     "libvirt:os/nvram/source/@pool"),
+    ("<boot dev='hd'/>", "<idmap/>", "libvirt:os/idmap"),
+    ("<pm>", f"<launchSecurity>{NBD}</launchSecurity><pm>", REMOTE),
     ("<pm>", "<devices/><pm>", "libvirt:ambiguous"),
     ("<pm>", "<os/><pm>", "libvirt:ambiguous"),
     ("port='5901'", "port='22'", "22"),
@@ -177,6 +186,26 @@ def test_disks_are_those_that_were_made(tmp_path: Path) -> None:
     assert said(text.replace("type='qcow2'", "type='raw'")) == ["web1.qcow2"]
     written = text.replace("device='cdrom'", "device='disk'").replace("<readonly/>", "")
     assert said(written) == ["debian-12.iso"]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        *("<disk type='network'>{}</disk>", "<disk type='file'>{}</disk>"),
+        "<disk><mirror type='network'>{}</mirror></disk>",
+        "<disk><backingStore><backingStore type='network'>{}</backingStore></backingStore></disk>",
+        "<disk type='file'><source file='/srv/a'><dataStore>{}</dataStore></source></disk>",
+        "<disk type='vhostuser'><x>{}</x></disk>",
+        "<hostdev mode='subsystem' type='scsi'>{}</hostdev>",
+        "<hostdev mode='subsystem' type='pci'>{}</hostdev>",
+        *("<filesystem>{}</filesystem>", "<memory>{}</memory>", "<tpm><backend>{}</backend></tpm>"),
+    ],
+)
+@pytest.mark.parametrize("source", [NBD, NBD.replace("protocol='nbd' ", "")])
+def test_another_host_is_named_wherever_it_is(around: str, source: str) -> None:
+    """An element that libvirt connects by, also one where nobody would look for it."""
+    name = REMOTE if "protocol" in source else REMOTE.removeprefix("nbd")
+    assert name in [one.name for one in parts(with_device(around.format(source)))]
 
 
 def test_networks_are_held_to_their_setting() -> None:
