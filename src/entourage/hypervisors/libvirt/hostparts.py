@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
 from xml.etree import ElementTree as ET
 
 from entourage.hosts.parts import HostPart, Kind
@@ -94,7 +93,12 @@ _ALWAYS = (  # of the host, also without a slash
         "devices/input/source/@evdev",
     ),
 )
-_VARIABLES = ("/var/lib/libvirt/qemu/nvram", "/var/lib/libvirt/qemu/varstore")
+_NVRAM, _VARSTORE = _VARIABLES = (
+    "/var/lib/libvirt/qemu/nvram",
+    "/var/lib/libvirt/qemu/varstore",
+)
+# What libvirt calls them by itself. A longer name may be that of another domain's.
+_VARIABLES_OF = (f"{_NVRAM}/{{}}_VARS.fd", f"{_NVRAM}/{{}}_VARS.qcow2", f"{_VARSTORE}/{{}}.json")
 _SHORT_NAME = 20  # letters of a domain's name that libvirt has in its directories' names
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -188,8 +192,8 @@ def _of_value(at: At, key: str, value: str) -> Parts:
     elif where == "devices/emulator":
         yield at.part(Kind.PROGRAM, value)
     elif _any(where, _OWN_VARIABLES):
-        own = PurePosixPath(value).name.startswith((f"{at.domain}_VARS.", f"{at.domain}."))
-        yield at.part(Kind.OTHER, value, key, beneath=_VARIABLES if own else ())
+        own = [form.format(at.domain) for form in _VARIABLES_OF]
+        yield at.part(Kind.OTHER, value, key, beneath=_VARIABLES if value in own else ())
     elif fnmatchcase(where, "devices/*/log/@file"):
         yield at.part(Kind.OTHER, value, key, beneath=LOGS)
     elif _any(where, _ALWAYS) or ("/" in value and not _is_judged_by_itself(at, key, value)):

@@ -97,6 +97,11 @@ CHANGES = [
     ("<emulator>/usr/bin/qemu-system-x86_64", "<emulator>/root/evil", "/root/evil"),
     (" readonly='yes' secure='yes' type='pflash'", " type='pflash'", "OVMF_CODE_4M.ms.fd"),
     ("nvram/web1_VARS.fd", "nvram/victim_VARS.fd", "nvram/victim_VARS.fd"),
+    ("nvram/web1_VARS.fd", "nvram/web1.two_VARS.fd", "nvram/web1.two_VARS.fd"),
+    ("nvram/web1_VARS.fd", "nvram/web1_VARS.x_VARS.fd", "nvram/web1_VARS.x_VARS.fd"),
+    ("nvram/web1_VARS.fd", "varstore/web1.two.json", "varstore/web1.two.json"),
+    ("nvram/web1_VARS.fd", "nvram/x/web1_VARS.fd", "nvram/x/web1_VARS.fd"),
+    ("nvram/web1_VARS.fd", "nvram/web1.json", "nvram/web1.json"),
     ("/var/lib/libvirt/qemu/nvram/web1_VARS.fd", "/etc/web1_VARS.fd", "/etc/web1_VARS.fd"),
     ("/usr/share/OVMF/OVMF_VARS_4M.ms.fd", "/etc/passwd", "/etc/passwd"),
     ("<boot dev='hd'/>", "<acpi><table type='slic'>/etc/passwd</table></acpi>", "/etc/passwd"),
@@ -139,6 +144,11 @@ def test_what_is_elsewhere_in_it(old: str, new: str, name: str) -> None:
     assert text != RUNNING
     found = refused(text)
     assert any(name in one.reason and "agent." in one.remedy for one in found), found
+
+
+@pytest.mark.parametrize("own", ["nvram/web1_VARS.qcow2", "varstore/web1.json"])
+def test_its_own_variables_need_no_settings(own: str) -> None:
+    assert refused(RUNNING.replace("nvram/web1_VARS.fd", own)) == []
 
 
 @pytest.mark.parametrize(
