@@ -55,7 +55,7 @@ _HARMLESS = (
     *("os/cmdline", "os/initarg", "clock/@timezone", "sysinfo/entry/@name", "sysinfo/entry"),
     *("sysinfo/*/entry", "launchSecurity/dhCert", "launchSecurity/session"),
     *("launchSecurity/idBlock", "launchSecurity/idAuth", "launchSecurity/hostData"),
-    *("blkiotune/device/path", "resource/partition"),  # its own share of them, in its own cgroup
+    "blkiotune/device/path",  # its own share of it, in its own cgroup
     *("devices/*/alias/@name", "devices/graphics/@passwd", "devices/filesystem/target/@dir"),
     *("devices/disk/serial", "devices/disk/wwn", "devices/disk/vendor", "devices/disk/product"),
     *("devices/disk/*cookies/cookie", "devices/*/auth/@username", "devices/*/secret/@usage"),
@@ -63,6 +63,7 @@ _HARMLESS = (
     *("devices/interface/filterref/parameter/@value", "devices/*/source/@channel"),
 )
 _HARMLESS_VALUES: Mapping[str, str] = {
+    "resource/partition": r"/machine(/[\w.-]*[\w-][\w.-]*)*",  # what libvirt gives to its machines
     "devices/*/@tty": r"/dev/pts/\d+",  # libvirt makes a new one
     "devices/rng/backend": r"/dev/u?random",
     "devices/interface/backend/@tap": r"/dev/net/tun",
@@ -100,6 +101,10 @@ _NVRAM, _VARSTORE = _VARIABLES = (
 # What libvirt calls them by itself. A longer name may be that of another domain's.
 _VARIABLES_OF = (f"{_NVRAM}/{{}}_VARS.fd", f"{_NVRAM}/{{}}_VARS.qcow2", f"{_VARSTORE}/{{}}.json")
 _SHORT_NAME = 20  # letters of a domain's name that libvirt has in its directories' names
+
+# By which a processor's time is shared; a real-time one leaves nothing to anybody else.
+_SHARES = frozenset({"batch", "idle"})
+_SCHEDULED = frozenset({"vcpusched", "iothreadsched", "emulatorsched"})
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
@@ -238,6 +243,12 @@ def _of_element(at: At) -> Parts:
         for key in ("start", "end"):
             if at.get(key):
                 yield at.part(Kind.PORT, at.get(key), f"@{key}")
+    elif path == "resource/partition" and not (at.element.text or "").startswith("/"):
+        yield at.other("libvirt:partition")
+    elif parent == "cputune" and tag in _SCHEDULED and at.get("scheduler") not in _SHARES:
+        yield at.other("libvirt:scheduler", "@scheduler")
+    elif parent == "cputune" and tag in {"cachetune", "memorytune"}:
+        yield at.other(f"libvirt:{tag}")
     elif path == "os/loader" and at.get("type") == "pflash" and at.get("readonly") != "yes":
         yield at.other((at.element.text or "").strip())  # the guest would write to it
     if tag == "source" and (at.get("protocol") or at.element.find("host") is not None):

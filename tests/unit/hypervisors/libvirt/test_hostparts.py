@@ -130,6 +130,16 @@ CHANGES = [
      "libvirt:os/nvram/source/@pool"),
     ("<boot dev='hd'/>", "<idmap/>", "libvirt:os/idmap"),
     ("<pm>", f"<launchSecurity>{NBD}</launchSecurity><pm>", REMOTE),
+    *(("<pm>", f"<cputune><{tag} scheduler='{scheduler}' priority='1'/></cputune><pm>",
+       "libvirt:scheduler")
+      for tag in ("vcpusched", "iothreadsched", "emulatorsched")
+      for scheduler in ("fifo", "rr", "deadline")),
+    ("<pm>", "<cputune><cachetune vcpus='0'><cache id='0'/></cachetune></cputune><pm>",
+     "libvirt:cachetune"),
+    ("<pm>", "<cputune><memorytune vcpus='0'/></cputune><pm>", "libvirt:memorytune"),
+    *(("<partition>/machine<", f"<partition>{partition}<", partition)
+      for partition in ("/system.slice", "/machinery", "/machine/../system", "/machine/./..", "/")),
+    ("<partition>/machine<", "<partition>system.slice<", "libvirt:partition"),
     ("<pm>", "<devices/><pm>", "libvirt:ambiguous"),
     ("<pm>", "<os/><pm>", "libvirt:ambiguous"),
     ("port='5901'", "port='22'", "22"),
@@ -144,6 +154,12 @@ def test_what_is_elsewhere_in_it(old: str, new: str, name: str) -> None:
     assert text != RUNNING
     found = refused(text)
     assert any(name in one.reason and "agent." in one.remedy for one in found), found
+
+
+def test_its_share_of_a_processor_needs_no_settings() -> None:
+    share = "<cputune><shares>2048</shares><vcpusched scheduler='batch'/></cputune><pm>"
+    text = RUNNING.replace("<pm>", share)
+    assert refused(text.replace("<partition>/machine<", "<partition>/machine/gold-1.a<")) == []
 
 
 @pytest.mark.parametrize("own", ["nvram/web1_VARS.qcow2", "varstore/web1.json"])
