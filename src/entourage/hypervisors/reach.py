@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from entourage.errors import HypervisorError
 from entourage.hypervisors.values import DataPlane
+
+_PRIVILEGED = 1024  # ports below it are those of the system's own services
+_REMEDY = "it is not the Entourage that it says it is, or an older one: look at that host"
 
 
 def check_reach(plane: DataPlane, host: str, port: int, what: str) -> None:
@@ -23,5 +28,30 @@ def check_reach(plane: DataPlane, host: str, port: int, what: str) -> None:
         raise HypervisorError(
             f"the target has {what} go to {host} port {port}, and was asked for"
             f" {plane.address}, ports {first} to {last}",
-            remedy="it is not the Entourage that it says it is, or an older one: look at that host",
+            remedy=_REMEDY,
+        )
+
+
+def check_host(plane: DataPlane, host: str, port: int | None, what: str) -> None:
+    """The same where the target chooses the port by its own configuration.
+
+    Args:
+        plane: What the target was asked to listen at; without an address, it chooses that as well.
+        host: The host that it names, as it stands in a URI.
+        port: The port.
+        what: What is to go there, for people.
+
+    Raises:
+        HypervisorError: It names another host, or the port of a system's service.
+    """
+    asked = plane.address
+    if asked and asked.lower() not in {host.lower(), unquote(host).lower()}:
+        raise HypervisorError(
+            f"the target has {what} go to {host}, and was asked for {asked}", remedy=_REMEDY
+        )
+    if port is None or port < _PRIVILEGED:
+        raise HypervisorError(
+            f"the target has {what} go to {host} port {port}, and only ports from {_PRIVILEGED} on"
+            " can be its libvirt's",
+            remedy=_REMEDY,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.libvirt.process import is_tcp
+from entourage.hypervisors.libvirt.process import is_tcp, way_of
 from entourage.hypervisors.qemu.outgoing import place_of
-from entourage.hypervisors.reach import check_reach
+from entourage.hypervisors.reach import check_host, check_reach
 from entourage.hypervisors.values import DataPlane, Ticket
 
 PLANE = DataPlane(address="10.0.0.2", ports=(49152, 49215), secret=None)
@@ -25,6 +26,37 @@ def test_there_and_at_the_ports_that_were_asked_for() -> None:
 def test_nowhere_else(host: str, port: int) -> None:
     with pytest.raises(HypervisorError, match=r"was asked for 10\.0\.0\.2"):
         check_reach(PLANE, host, port, "memory")
+
+
+@pytest.mark.parametrize(
+    ("address", "uri"),
+    [
+        ("10.0.0.2", "tcp://10.0.0.2:49152"),
+        ("10.0.0.2", "tcp:10.0.0.2:60000"),  # libvirt's own range of ports
+        ("B.example", "tcp://b.example:49152"),
+        ("fd00::2", "tcp:[fd00::2]:49152"),
+        ("fe80::2%eth0", "tcp://[fe80::2%25eth0]:49152"),
+        ("", "tcp://wherever:49152"),  # it was not asked for an address
+    ],
+)
+def test_libvirt_chooses_the_port(address: str, uri: str) -> None:
+    check_host(msgspec.structs.replace(PLANE, address=address), *way_of(uri), "memory")
+
+
+@pytest.mark.parametrize(
+    ("address", "uri"),
+    [
+        ("10.0.0.2", "tcp://10.0.0.3:49152"),
+        ("10.0.0.2", "tcp://127.0.0.1:49152"),
+        ("10.0.0.2", "tcp://10.0.0.2@10.0.0.3:49152"),
+        ("10.0.0.2", "tcp:10.0.0.2:22"),
+        ("10.0.0.2", "tcp://10.0.0.2"),
+        ("", "tcp://wherever:22"),
+    ],
+)
+def test_and_no_other_host(address: str, uri: str) -> None:
+    with pytest.raises(HypervisorError, match="the target has memory go to"):
+        check_host(msgspec.structs.replace(PLANE, address=address), *way_of(uri), "memory")
 
 
 @pytest.mark.parametrize(

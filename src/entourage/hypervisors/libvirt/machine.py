@@ -45,10 +45,11 @@ from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job, Parameters
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
-from entourage.hypervisors.libvirt.process import is_tcp
+from entourage.hypervisors.libvirt.process import is_tcp, way_of
 from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
 from entourage.hypervisors.libvirt.tpm import SourceTpm
+from entourage.hypervisors.reach import check_host
 from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Refusal
 
@@ -78,6 +79,7 @@ class LibvirtMachine(MachineSeams):
         self._job = Job()
         self._rollback = Rollback(handle, self._job)
         self._deadman: Deadman | None = None
+        self._plane: DataPlane | None = None
         self._clear = ""
         self._extra = Flag(0)
         self._tidying: asyncio.Task[None] | None = None
@@ -161,6 +163,7 @@ class LibvirtMachine(MachineSeams):
     ) -> None:
         """Listen, choose how memory travels, and arm the deadman."""
         await self._tidied()
+        self._plane = plane
         self._choose(plane, offers, throttle=throttle)
         uri, uuid = self._handle.connection.uri, str(self.domain.uuid)
         if self._job.feed is None:
@@ -222,10 +225,7 @@ class LibvirtMachine(MachineSeams):
         job, handle = self._job, self._handle
         feed = job.heard()
         feed.known.migration, feed.known.stopped_at, feed.known.resumed_at = "", 0, 0
-        if not is_tcp(ticket.uri):
-            raise HypervisorError(
-                f"the target has memory go to {ticket.uri!r}, which is no TCP port"
-            )
+        self._check_reach(ticket.uri)
         parameters = job.parameters | {Parameter.URI: ticket.uri}
         flags = job.flags if live else job.flags & ~Flag.LIVE
         await asyncio.to_thread(job.list_calls, self.domain.name, ticket.uri)
@@ -248,6 +248,12 @@ class LibvirtMachine(MachineSeams):
             waiting.cancel()
         if performing.done():
             performing.result()
+
+    def _check_reach(self, uri: str) -> None:
+        """See that a target names its own address; disks go there as well."""
+        if self._plane is None or not is_tcp(uri):
+            raise HypervisorError(f"the target has memory go to {uri!r}, which is no TCP port")
+        check_host(self._plane, *way_of(uri), "memory")
 
     async def progress(self) -> MemoryProgress:
         """How far pre-copy has come; zeros where libvirt does not say."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import ctypes
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError, UsageError
-from entourage.hypervisors.base import DataPlane, Secret
-from entourage.hypervisors.libvirt import checks, tls
+from entourage.hypervisors.base import DataPlane, Secret, Ticket
+from entourage.hypervisors.deadman import Deadman
+from entourage.hypervisors.libvirt import checks, machine, tls
 from entourage.hypervisors.libvirt.capi import Phases, TypedParameter, marshalled
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, told
 from entourage.hypervisors.libvirt.constants import Flag, Parameter
 from entourage.hypervisors.libvirt.errors import device_of, plain, qemu_said
-from entourage.hypervisors.libvirt.events import at
+from entourage.hypervisors.libvirt.events import Feed, Known, at
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.libvirt.uri import destination
@@ -190,6 +192,27 @@ def test_what_the_user_wants_becomes_flags_and_parameters() -> None:
     one._choose(plane(secret=False, bandwidth=100 << 20), {}, throttle=True)
     assert one._extra == Flag.AUTO_CONVERGE | Flag.PAUSED
     assert one._job.parameters[Parameter.BANDWIDTH] == 100
+
+
+@pytest.mark.parametrize("uri", ["tcp://10.0.0.3:49152", "tcp:10.0.0.2:22", "unix:///run/x"])
+async def test_memory_goes_to_the_address_that_was_asked_for(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is performed where the target names another place."""
+    performed: list[Any] = []
+
+    async def made(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(known=Known())
+
+    monkeypatch.setattr(Feed, "open", made)
+    monkeypatch.setattr(Deadman, "arm", made)
+    monkeypatch.setattr(machine, "phases", lambda: SimpleNamespace(perform=performed.append))
+    one = carrier()
+    one._handle.connection = SimpleNamespace(uri="qemu:///system")
+    await one.arm(plane())
+    with pytest.raises(HypervisorError, match="the target has memory go to"):
+        await one.start(Ticket(uri=uri), live=True)
+    assert not performed
 
 
 def test_two_ways_to_copy_cannot_be_mixed() -> None:
