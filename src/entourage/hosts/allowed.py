@@ -156,12 +156,16 @@ class Allowed:
         """
         match part.kind:
             case Kind.IMAGE:
+                if not _is_block_device(part.name):
+                    self.images.real_by_path(part.name)
                 self._image(part.name, part.format, written=part.written)
             case Kind.COPIED:
                 if not self.may_overwrite(part.name):
                     raise NotAllowed(f"{part.name} was not made by this migration")
             case Kind.BOOT:
-                self._boot(part.name)
+                if Path(part.name).exists():
+                    # Of these directories only root can change the links: packages have some.
+                    self.boot.real_by_path(part.name, links=True)
             case Kind.NETWORK:
                 self.network(part.name)
             case Kind.PORT:
@@ -277,12 +281,18 @@ def _identity(path: str) -> str:
 
 
 def _lies_beneath(path: str, directories: tuple[str, ...]) -> bool:
-    """Whether a path leads into one of these directories, which nobody but root may write to."""
+    """Whether a path leads into one of these directories, without a link in them.
+
+    Only root, or who runs the hypervisor, may write to them.
+    """
     plain = Path(path)
     if not plain.is_absolute() or ".." in plain.parts:
         return False
     real = plain.resolve()
-    return any(real.is_relative_to(Path(each).resolve()) for each in directories)
+    return any(
+        plain.is_relative_to(each) and Path(each).resolve() / plain.relative_to(each) == real
+        for each in directories
+    )
 
 
 def _matches(text: str, patterns: tuple[str, ...]) -> bool:

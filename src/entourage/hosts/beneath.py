@@ -68,6 +68,36 @@ class Beneath:
         with self._opened(str(real.parent), path):
             return str(real)
 
+    def real_by_path(self, path: str, *, links: bool = False) -> str:
+        """The same of what somebody else will open by the path as it is, and not by what is found.
+
+        The path must lie in an allowed directory by its own words, and so must what it leads to.
+        How the settings call that directory is trusted; a link on the way to elsewhere is not,
+        because whoever may change it could do so after this.
+
+        Args:
+            path: As it will be opened.
+            links: Whether links within the allowed directory are the host's own.
+
+        Raises:
+            NotAllowed: See ``real``; or a link is on the way.
+            OSError: Its directory is not there.
+        """
+        real, plain = Path(self.real(path)), _plain(path)
+        ways = [
+            links or Path(os.path.realpath(top)) / plain.relative_to(top) == real
+            for top in self._directories
+            if plain.is_relative_to(top)
+        ]
+        if plain != real and not any(ways):
+            raise NotAllowed(
+                f"{path} leads to {real} by a symbolic link, which could be another by the time"
+                " that it is opened",
+                remedy=f"name {real} itself, or add the directory by the name that has the link"
+                f" to {self._setting} in the settings there",
+            )
+        return str(real)
+
     @contextlib.contextmanager
     def _opened(self, directory: str, path: str) -> Generator[int]:
         """A descriptor of a directory; ``path`` is what a refusal tells of."""

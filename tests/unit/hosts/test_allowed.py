@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from entourage.domain import Block, Boot, Device, Domain, Net, Pci, Tpm, Usb
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import NotAllowed
+from entourage.hosts.parts import HostPart, Kind
 from entourage.settings.model import AgentSettings
 
 
@@ -200,3 +202,44 @@ def test_ports_are_within_those_that_are_allowed(images: Path, ports: tuple[int,
     with pytest.raises(NotAllowed, match=r"agent\.ports|are allowed here"):
         allowed(images).ports(*ports)
     allowed(images).ports(49152, 49215)
+
+
+def part(kind: Kind, name: Path, **more: Any) -> HostPart:
+    return HostPart(kind=kind, name=str(name), place="x", **more)
+
+
+def test_who_opens_by_a_path_follows_no_link_of_a_stranger(images: Path) -> None:
+    """An image that was proven; what a link of somebody's leads to could change after that."""
+    image = images / "mine.raw"
+    (images / "inside").symlink_to(image)
+    (images.parent / "outside").symlink_to(image)
+    (images.parent / "root").symlink_to(images)
+    by = allowed(images)
+    by.prove(str(image))
+    by.part(part(Kind.IMAGE, image))
+    for link in (images / "inside", images.parent / "outside", images.parent / "root/mine.raw"):
+        with pytest.raises(NotAllowed, match="symbolic link"):
+            by.part(part(Kind.IMAGE, link))
+    by = allowed(images, image_directories=(f"{images.parent}/root",))
+    by.prove(str(image))
+    for path in (image, images.parent / "root/mine.raw"):  # the settings' own link is trusted
+        by.part(part(Kind.IMAGE, path))
+
+
+def test_links_among_firmware_are_the_hosts_own(images: Path) -> None:
+    (images / "link.fd").symlink_to(images / "mine.raw")
+    (images.parent / "evil.fd").symlink_to(images / "mine.raw")
+    by = allowed(images, boot_directories=(str(images),))
+    by.part(part(Kind.BOOT, images / "link.fd"))
+    with pytest.raises(NotAllowed, match="symbolic link"):
+        by.part(part(Kind.BOOT, images.parent / "evil.fd"))
+
+
+def test_what_is_its_own_is_no_link_to_anothers(images: Path) -> None:
+    (images / "link.log").symlink_to(images / "others.raw")
+    (images.parent / "evil.log").symlink_to(images / "mine.raw")
+    by, own = allowed(images), {"beneath": (str(images),)}
+    by.part(part(Kind.OTHER, images / "mine.log", **own))
+    for link in (images / "link.log", images.parent / "evil.log"):
+        with pytest.raises(NotAllowed, match="not among the devices"):
+            by.part(part(Kind.OTHER, link, **own))

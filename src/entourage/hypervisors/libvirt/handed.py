@@ -13,7 +13,6 @@ import ipaddress
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from entourage.domain import Domain
@@ -129,11 +128,11 @@ async def defined(
 
 
 async def emulators(connection: Connection) -> frozenset[str]:
-    """Those that this libvirtd offers by itself, without links. May take it some time."""
+    """Those that this libvirtd offers by itself, by its own paths. May take it some time."""
 
     def look() -> frozenset[str]:
         found = parse(connection.raw.getCapabilities()).iterfind("guest//emulator")
-        return frozenset(str(Path(emulator.text or "/").resolve()) for emulator in found)
+        return frozenset(emulator.text or "/" for emulator in found)
 
     return await ask(look)
 
@@ -221,9 +220,8 @@ def _of_emulator(path: str) -> Iterator[HostPart]:
 
 
 def _without(parts: Iterable[HostPart], offered: frozenset[str]) -> list[HostPart]:
-    """Without the emulators that are here anyway, by whatever path they are called."""
-    return [
-        part
-        for part in parts
-        if part.kind is not Kind.PROGRAM or str(Path(part.name).resolve()) not in offered
-    ]
+    """Without the emulators that are here anyway.
+
+    By the very paths that libvirt has for them: a link to one could be another when it is run.
+    """
+    return [part for part in parts if part.kind is not Kind.PROGRAM or part.name not in offered]

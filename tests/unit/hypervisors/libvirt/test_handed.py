@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -180,9 +181,22 @@ async def test_both_definitions_are_told_of(connection: Connection) -> None:
     assert not await handed.defined(connection, b"", frozenset())
 
 
-async def test_emulators_are_libvirts_own(connection: Connection) -> None:
+async def test_emulators_are_libvirts_own(
+    connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also the one that libvirt would be asked about at TEST, which it then runs."""
-    for path in ("/usr/bin/qemu", "/usr/bin/../bin/kvm"):
+    link, qemu = tmp_path / "link", tmp_path / "qemu"
+    qemu.touch()
+    link.symlink_to(qemu)  # it could lead elsewhere when it is run
+    offered = CAPABILITIES.replace("/usr/bin/qemu", str(qemu))
+    monkeypatch.setattr(connection.raw, "getCapabilities", lambda: offered)
+    emulator = f"<emulator>{link}</emulator>"
+    [found] = await handed.told(connection, {"xml": xml(emulator)})
+    assert found.name == str(link)
+    [found] = await handed.told(
+        connection, {"xml": xml("<emulator>/usr/bin/../bin/kvm</emulator>")}
+    )
+    for path in (str(qemu), "/usr/bin/kvm"):
         emulator = f"<emulator>{path}</emulator>"
         assert not await handed.told(connection, {"xml": xml(emulator), "emulator": path})
     found = await handed.told(connection, {"emulator": "/root/evil"})
