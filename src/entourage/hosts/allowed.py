@@ -35,6 +35,9 @@ _EMULATED = (
     *("usb-redir", "virtiofs", "virtio-9p", "*-hostdev"),
 )
 
+_INTERFACES = Path("/sys/class/net")
+_TOLD_BY_CONTROLLERS = frozenset({Kind.IMAGE, Kind.NETWORK, Kind.TAP})
+
 
 class Allowed:
     """What one source may name here.
@@ -55,6 +58,7 @@ class Allowed:
         self._made: dict[str, str] = {}
         self._proven: dict[str, str] = {}
         self._known_content: dict[str, str] = {}
+        self._taps: set[str] = set()
 
     def make(self, path: str, image_format: str) -> None:
         """A file was made by this migration, and is opened in this format only."""
@@ -168,6 +172,8 @@ class Allowed:
                     self.boot.real_by_path(part.name, links=True)
             case Kind.NETWORK:
                 self.network(part.name)
+            case Kind.TAP:
+                self._tap(part.name)
             case Kind.PORT:
                 if not part.name.isdecimal():
                     raise NotAllowed(f"{part.name!r} is no port")
@@ -187,7 +193,7 @@ class Allowed:
             host: This host's name.
             built: Whether it is about to be built.
             parts: What its hypervisor's own configuration names; of its disks and NICs only where
-                ``built``, as above.
+                ``built``, as above: their names may be others by then.
         """
         found: list[Refusal] = []
         for label, check in self._checks(domain, built=built):
@@ -196,7 +202,7 @@ class Allowed:
         labels = {device.label for device in domain.devices}
         for part in parts:
             label = part.device if part.device in labels else "domain"
-            if not built and label != "domain" and part.kind in {Kind.IMAGE, Kind.NETWORK}:
+            if not built and label != "domain" and part.kind in _TOLD_BY_CONTROLLERS:
                 continue
             for refusal in self._refusals(label, host, partial(self.part, part)):
                 if refusal.reason not in said:
@@ -233,6 +239,15 @@ class Allowed:
                     yield device.label, partial(self._hardware, device)
                 case _:
                     pass
+
+    def _tap(self, name: str) -> None:
+        """One that is not there before this machine is: else the kernel would give that to it."""
+        if name not in self._taps and os.path.lexists(_INTERFACES / name):
+            raise NotAllowed(
+                f"an interface {name} is here already",
+                remedy="take the name out of the configuration, or delete that interface",
+            )
+        self._taps.add(name)  # once it is built, the interface of that name is its own
 
     def _boot(self, path: str) -> None:
         if Path(path).exists():  # that it is not there is told elsewhere

@@ -20,6 +20,8 @@ class Kind(enum.Enum):
     """Firmware or a kernel, which the guest can read."""
     NETWORK = "network"
     """A bridge, a network of the hypervisor's, or an interface."""
+    TAP = "tap"
+    """The name of an interface that is made for it; one that is there must not be taken over."""
     PORT = "port"
     """A TCP port that is listened at."""
     PROGRAM = "program"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from entourage.domain import Block, Boot, Device, Domain, Net, Pci, Tpm, Usb
+from entourage.hosts import allowed as module
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import NotAllowed
 from entourage.hosts.parts import HostPart, Kind
@@ -243,3 +244,18 @@ def test_what_is_its_own_is_no_link_to_anothers(images: Path) -> None:
     for link in (images / "link.log", images.parent / "evil.log"):
         with pytest.raises(NotAllowed, match="not among the devices"):
             by.part(part(Kind.OTHER, link, **own))
+
+
+def test_the_tap_of_a_machine_that_was_built_is_its_own(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its definition, which comes after that, has the same name in it."""
+    monkeypatch.setattr(module, "_INTERFACES", images)
+    by = allowed(images)
+    with pytest.raises(NotAllowed, match="here already"):
+        by.part(part(Kind.TAP, Path("mine.raw")))
+    by.part(part(Kind.TAP, Path("tap0")))
+    (images / "tap0").touch()
+    by.part(part(Kind.TAP, Path("tap0")))
+    with pytest.raises(NotAllowed, match="here already"):
+        allowed(images).part(part(Kind.TAP, Path("tap0")))

@@ -23,6 +23,8 @@ _FORMATS = frozenset({"raw", "qcow2"})
 IMAGE_KEYS = frozenset({"@file", "@dev", "@dir", "@name", "@pool", "@volume"})
 BACKED = ("backingStore", "mirror", "dataStore")
 _QUIET_AUDIO = frozenset({"", "none", "spice", "dbus"})
+_MADE_UP = ("vnet", "macvtap", "macvlan")
+"""With these begin the names of interfaces that libvirt chooses anew."""
 _SOCKETS = re.compile(
     r"(/var/lib/libvirt/qemu|(/var)?/run/libvirt/qemu)/channel/(target/)?(?!\.)[^/]+/"
 )
@@ -163,6 +165,14 @@ def _interface(at: At) -> Parts:
         yield from _pci(at)
     elif kind != "null":
         yield at.other(f"interface:{kind}", "@type")
+    if kind != "ethernet":  # its own is among the networks
+        # libvirt opens a tap by this name, and the kernel gives it one that is there and that
+        # nobody uses (TUNSETIFF). It would be put on the NIC's bridge, and deleted in the end.
+        for found in at.element.findall("target"):
+            name = found.get("dev", "")
+            is_kept = not name.startswith(_MADE_UP) or found.get("managed") == "no"
+            if name and is_kept:
+                yield at.part(Kind.TAP, name, "target/@dev")
 
 
 def _pci(at: At) -> Parts:

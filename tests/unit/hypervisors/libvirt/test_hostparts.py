@@ -242,6 +242,26 @@ def test_networks_are_held_to_their_setting() -> None:
     assert all("agent.networks" in one.remedy for one in found if "eth9" in one.reason)
 
 
+@pytest.mark.parametrize("kind", ["network", "bridge"])
+def test_a_tap_of_the_hosts_is_not_taken_over(kind: str) -> None:
+    """A persistent one that nobody uses would be given to the machine."""
+    tap = f"<interface type='{kind}'><source {kind}='br0'/><target dev='{{}}'/></interface>"
+    found = refused(with_device(tap.format("lo")), built=True)  # the one that is everywhere
+    assert any("an interface lo is here already" in one.reason for one in found), found
+    kept = parts(with_device(tap.format("vnet0' managed='no")))
+    assert "vnet0" in [one.name for one in kept if one.kind is Kind.TAP]
+    for free in ("web1-tap", "vnet0"):
+        found = refused(with_device(tap.format(free)), built=True)
+        assert not [one for one in found if "interface" in one.reason], found
+    # At TEST the NIC's controller says it, and leaves the name out.
+    named = "<interface type='network'><target dev='lo'/></interface>"
+    domain = read_domain(with_device(named), LOOKUPS)
+    said = Allowed(AgentSettings()).not_allowed(
+        domain, "b", built=False, parts=parts(with_device(named))
+    )
+    assert said == []
+
+
 @pytest.mark.parametrize(
     "number", ["<hostdev mode='subsystem' type='pci'><source><address bus='x'/></source></hostdev>"]
 )
