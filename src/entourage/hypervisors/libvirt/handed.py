@@ -39,6 +39,7 @@ _TYPES: Mapping[str, type] = {
 _COPYING = Flag.NON_SHARED_DISK | Flag.NON_SHARED_INC
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _WITH_SCOPE = re.compile(r"[A-Za-z0-9_.:%-]+")
+_PACKAGED = re.compile(r"/usr/(?:s?bin|libexec|lib/qemu)/(?:kvm|qemu-kvm|qemu-system-[a-z0-9_]+)")
 
 
 def check_plan(plan: LibvirtPlan, domain: Domain) -> None:
@@ -222,6 +223,11 @@ def _of_emulator(path: str) -> Iterator[HostPart]:
 def _without(parts: Iterable[HostPart], offered: frozenset[str]) -> list[HostPart]:
     """Without the emulators that are here anyway.
 
-    By the very paths that libvirt has for them: a link to one could be another when it is run.
+    By the very paths that libvirt has for them, or under a usual name in the system's own
+    directories, as the ``kvm`` of older domains: a link elsewhere could be another when it is run.
     """
-    return [part for part in parts if part.kind is not Kind.PROGRAM or part.name not in offered]
+
+    def is_here(part: HostPart) -> bool:
+        return part.name in offered or bool(_PACKAGED.fullmatch(part.name))
+
+    return [part for part in parts if part.kind is not Kind.PROGRAM or not is_here(part)]

@@ -227,3 +227,24 @@ async def test_elements_without_end_are_refused(connection: Connection) -> None:
     deep = "<a>" * 5000 + "</a>" * 5000
     with pytest.raises(HypervisorError):
         await handed.told(connection, {"xml": xml(deep)})
+
+
+@pytest.mark.parametrize(
+    ("path", "here"),
+    [
+        ("/usr/bin/kvm", True),
+        ("/usr/libexec/qemu-kvm", True),
+        ("/usr/bin/qemu-system-aarch64", True),
+        ("/usr/bin/../../srv/kvm", False),
+        ("/usr/bin/bash", False),
+        ("/usr/local/bin/kvm", False),
+        ("/srv/usr/bin/kvm", False),
+        ("/usr/bin/kvm\n", False),
+    ],
+)
+async def test_an_emulator_of_a_package_is_here_anyway(
+    connection: Connection, path: str, *, here: bool
+) -> None:
+    assert names(await handed.told(connection, {"emulator": path})) == (
+        [] if here else [(Kind.PROGRAM, path)]
+    )
