@@ -28,6 +28,8 @@ __all__ = ["Host", "HostError", "Lab"]
 SWITCH = "switch"
 CLIENT = "client"
 PERSISTENT = "persistent"
+QEMU_USER = "entourage-qemu"
+_QEMU_UID = 7850  # an id that no distribution gives away
 DISK_SIZE = 4 << 30
 _MKFS_OPTIONS = "lazy_itable_init=0,lazy_journal_init=1,nodiscard"
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -243,6 +245,7 @@ class Lab:
                 "/etc/hostname": f"{name}\n",
                 "/etc/machine-id": f"{secrets.token_hex(16)}\n",
                 "/etc/profile.d/lab.sh": f"PATH={_search_path()}\n",
+                **_accounts(),
                 "/etc/entourage/entourage.toml": SETTINGS,
             },
             neighbours=network.guest_neighbours() if name == CLIENT else [],
@@ -251,6 +254,21 @@ class Lab:
             outlives_owner=self.persistent,
         )
         return Host(config, directory, self.hosts.get(SWITCH))
+
+
+def _accounts() -> dict[str, str]:
+    """The machine's users and groups and, as Entourage's package makes it, QEMU's user.
+
+    That has one number on all hosts, as it must have where they share storage.
+    """
+    files: dict[str, str] = {}
+    for path, line in (
+        ("/etc/passwd", f"{QEMU_USER}:x:{_QEMU_UID}:{_QEMU_UID}::/nonexistent:/usr/sbin/nologin\n"),
+        ("/etc/group", f"{QEMU_USER}:x:{_QEMU_UID}:\n"),
+    ):
+        lines = Path(path).read_text().splitlines(keepends=True)
+        files[path] = "".join(old for old in lines if not old.startswith(f"{QEMU_USER}:")) + line
+    return files
 
 
 def _search_path() -> str:

@@ -12,10 +12,11 @@ import msgspec
 
 from entourage.admission import known, manual_access
 from entourage.cli.output import columns, put, put_json, put_toml
+from entourage.cli.tell import say
 from entourage.domain import Domain
 from entourage.errors import JournalError, UsageError
 from entourage.handover.values import Record, Role
-from entourage.hypervisors.base import DomainState
+from entourage.hypervisors.base import DomainState, HasNotes
 from entourage.hypervisors.registry import (
     all_domains,
     find_domain,
@@ -23,6 +24,7 @@ from entourage.hypervisors.registry import (
     starter_of_files,
 )
 from entourage.journal.journal import Journal
+from entourage.report.text import clean
 from entourage.settings.domainfile import dump_domain, load_domain
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size
@@ -49,6 +51,8 @@ def start(settings: Settings, file: Path | None, name: str, connect: str | None 
             hypervisor, domain = await known(settings, name, connect)
         with manual_access(settings, domain.name, domain.uuid, "starts it", starts=True):
             await hypervisor.start(domain)
+        if isinstance(hypervisor, HasNotes):
+            say(*(clean(f"entourage: note: {note}") for note in hypervisor.notes()))
         return domain.name
 
     try:

@@ -26,12 +26,17 @@ def file_id(path: Path) -> str:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        inode = os.fstat(descriptor).st_ino
-        try:
-            answer = fcntl.ioctl(descriptor, _GET_VERSION, bytes(_LONG.size))
-        except OSError:
-            return f"{inode}"
-        # The kernel writes an int, whatever the request's number says.
-        return f"{inode}.{_LONG.unpack(answer)[0] & 0xFFFFFFFF}"
+        return id_of(descriptor)
     finally:
         os.close(descriptor)
+
+
+def id_of(descriptor: int) -> str:
+    """The same of an open file."""
+    inode = os.fstat(descriptor).st_ino
+    try:
+        answer = fcntl.ioctl(descriptor, _GET_VERSION, bytes(_LONG.size))
+    except OSError:
+        return f"{inode}"
+    # The kernel writes an int, whatever the request's number says.
+    return f"{inode}.{_LONG.unpack(answer)[0] & 0xFFFFFFFF}"

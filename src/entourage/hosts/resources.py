@@ -19,6 +19,7 @@ from typing import Protocol
 
 from entourage.errors import EntourageError, plain_words
 from entourage.hosts.fileid import file_id
+from entourage.hosts.ownership import give_back
 
 # In the environment of every process that is made for good; children inherit it.
 MARKER = "ENTOURAGE_RESOURCE"
@@ -69,7 +70,8 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
 
     Args:
         kind: ``process`` (marker), ``scratch`` (path: a name that can only be ours), ``file``
-            (path, id), ``dir`` (path: removed with what is in it), ``tap`` (name).
+            (path, id), ``dir`` (path: removed with what is in it), ``tap`` (name), ``owners``
+            (path: the record of files that were given to a user).
         spec: The row's fields.
 
     Raises:
@@ -85,6 +87,8 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
         case "dir":
             with contextlib.suppress(FileNotFoundError):
                 await asyncio.to_thread(shutil.rmtree, str(spec["path"]))
+        case "owners":
+            await asyncio.to_thread(give_back, Path(str(spec["path"])))
         case "tap":
             await remove_tap(str(spec["name"]))
         case _:

@@ -9,7 +9,7 @@ make it. What not every backend can do is a seam, a part of the machine that is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from entourage.domain import Domain
 from entourage.handover.values import Guest
@@ -413,4 +413,13 @@ class Hypervisor(Protocol):
 
     async def stop(self, name: str, *, force: bool, patience: float) -> None:
         """Shut a domain down (ACPI), or end it at once with ``force``."""
+        ...
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """A hypervisor that has something to say to whoever starts a domain."""
+
+    def notes(self) -> Sequence[str]:
+        """What the user should know of how domains run here, a sentence each."""
         ...

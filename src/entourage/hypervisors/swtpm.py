@@ -67,7 +67,7 @@ def sync_state(directory: Path) -> None:
     if not states:
         raise _not_whole(directory)
     for path in states:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             header = os.read(descriptor, _HEADER.size)
             if len(header) < _HEADER.size:

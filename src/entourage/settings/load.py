@@ -89,6 +89,8 @@ def settings_from_toml(text: str, path: Path) -> Settings:
     _check_ports(settings.agent.ports, where, "agent.ports")
     _check_tool(settings.tool, where)
     _check_command(settings.ssh.remote_command, where, "ssh.remote-command")
+    if settings.qemu.user is not None and not settings.qemu.user.strip():
+        raise ConfigError("the user is empty", path=where, key="qemu.user")
     for name in PATH_VARIABLES:
         value: str = getattr(settings.paths, name)
         if not value.startswith("/"):

@@ -113,6 +113,13 @@ class AgentSettings(_Section, frozen=True):
     """Open an image that both hosts are said to see, and nothing proves it (``shared = "yes"``)."""
 
 
+class QemuSettings(_Section, frozen=True):
+    """How Entourage's own machines run on this host."""
+
+    user: str | None = None
+    """Whom QEMU and swtpm run as; None: ``entourage-qemu``, where there is such a user."""
+
+
 class PathSettings(_Section, frozen=True):
     """Where this host keeps things."""
 
@@ -130,4 +137,5 @@ class Settings(_Section, frozen=True):
     tool: ToolSettings = ToolSettings()
     ssh: SshSettings = SshSettings()
     agent: AgentSettings = AgentSettings()
+    qemu: QemuSettings = QemuSettings()
     paths: PathSettings = PathSettings()

@@ -72,7 +72,7 @@ class Host:
 
     def incoming(self, domain: Domain, ledger: MemoryLedger | None = None) -> QemuIncoming:
         where = places(self.settings, str(domain.uuid), domain.name)
-        return QemuIncoming(domain, where, ledger or MemoryLedger())
+        return QemuIncoming(domain, where, ledger or MemoryLedger(), settings=self.settings.qemu)
 
     async def ask(self, domain: Domain, command: str) -> str:
         where = places(self.settings, str(domain.uuid), domain.name)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from entourage.domain import Block, Domain, Net, Tpm
-from entourage.errors import HypervisorError, UsageError
+from entourage.errors import EntourageError, HypervisorError, UsageError
+from entourage.hosts.account import Account
 from entourage.hypervisors.files import digest
-from entourage.hypervisors.qemu import binary
+from entourage.hypervisors.qemu import access, binary
 from entourage.hypervisors.qemu.cmdline import is_readonly
 from entourage.hypervisors.qemu.looks import cpu_flags
-from entourage.hypervisors.qemu.paths import places
+from entourage.hypervisors.qemu.paths import Places, places
 from entourage.hypervisors.qemu.record import entries
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
@@ -61,6 +62,21 @@ def check_start(domain: Domain) -> None:
         raise problems[0]
     if problems:
         raise UsageError("; ".join(map(str, problems)))
+
+
+async def check_access(domain: Domain, where: Places, account: Account | None) -> None:
+    """See that the user that QEMU runs as gets at what the domain names.
+
+    Args:
+        domain: Resolved.
+        where: Its places.
+        account: The user; None: as Entourage.
+
+    Raises:
+        UsageError: There is something that it does not get at, and cannot be given.
+    """
+    for problem in await access.problems(domain, where, account):
+        raise UsageError(problem.reason, device=problem.device, remedy=problem.remedy)
 
 
 def _disk_problems(disk: Block) -> Iterator[UsageError]:
@@ -134,7 +150,23 @@ async def test_incoming(
                 reasons += await _kvm(facts, settings)
         except HypervisorError as error:
             reasons.append((error.message, error.remedy))
-    return [Refusal("domain", host, reason, remedy) for reason, remedy in reasons]
+    return [
+        *(Refusal("domain", host, reason, remedy) for reason, remedy in reasons),
+        *await _access(domain, host, settings),
+    ]
+
+
+async def _access(domain: Domain, host: str, settings: Settings) -> list[Refusal]:
+    """What the user that QEMU runs as does not get at."""
+    try:
+        where = places(settings, str(domain.uuid), domain.name)
+    except UsageError:  # told already
+        return []
+    try:
+        found = await access.problems(domain, where, access.account_of(settings.qemu))
+    except EntourageError as error:
+        return [Refusal("domain", host, error.message, error.remedy)]
+    return [Refusal(problem.device, host, problem.reason, problem.remedy) for problem in found]
 
 
 def _taken(domain: Domain, host: str, settings: Settings) -> Iterator[Reason]:

@@ -32,7 +32,9 @@ class HostThings:
         taps: Open taps by the id of their NIC, as inherited descriptors.
         host_devices: Paths of disks that are block devices.
         buffered: Paths of disks that cannot be opened past the page cache here.
-        vhost: Whether the kernel's vhost-net takes virtio NICs.
+        vhost: Open devices of the kernel's vhost-net by the id of their NIC, as inherited
+            descriptors; without one, QEMU moves the packets.
+        console: The socket of the guest's serial port, as an inherited descriptor.
         incoming: Whether the machine waits for another's memory.
     """
 
@@ -42,7 +44,8 @@ class HostThings:
     taps: Mapping[str, int]
     host_devices: frozenset[str] = frozenset()
     buffered: frozenset[str] = frozenset()
-    vhost: bool = False
+    vhost: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
+    console: int = -1
     incoming: bool = False
 
 
@@ -185,8 +188,7 @@ def _own(host: HostThings) -> Iterator[str]:
         yield f"socket,id=monitor-{name},fd={descriptor},server=on,wait=off"
         yield from ("-mon", f"chardev=monitor-{name},mode=control")
     yield "-chardev"
-    console = escaped(str(host.places.console))
-    yield f"socket,id=console,path={console},server=on,wait=off"
+    yield f"socket,id=console,fd={host.console},server=on,wait=off"
     yield from ("-serial", "chardev:console")
 
 
@@ -235,7 +237,7 @@ def _disk_device(domain: Domain, disk: Block, cds: int) -> dict[str, Any]:
 
 
 def _net(domain: Domain, net: Net, host: HostThings) -> Iterator[str]:
-    vhost = ",vhost=on" if host.vhost and net.model == "virtio-net" else ""
+    vhost = f",vhost=on,vhostfd={host.vhost[net.id]}" if net.id in host.vhost else ""
     yield from ("-netdev", f"tap,id=netdev-{net.id},fd={host.taps[net.id]}{vhost}")
     device: dict[str, Any] = {
         "driver": "virtio-net-pci" if net.model == "virtio-net" else net.model,

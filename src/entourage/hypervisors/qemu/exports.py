@@ -8,9 +8,12 @@ from functools import partial
 
 from entourage.domain import Block
 from entourage.errors import HypervisorError
+from entourage.hosts.account import Account
 from entourage.hosts.process import ProcessHandle
+from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DataPlane, Export
 from entourage.hypervisors.qemu import keys
+from entourage.hypervisors.qemu.access import let_user_write
 from entourage.hypervisors.qemu.binary import tls_in_threads
 from entourage.hypervisors.qemu.cmdline import block_node, disk_index, export_name
 from entourage.hypervisors.qemu.launch import Up, host_things
@@ -28,27 +31,32 @@ class Exports:
 
     Args:
         where: The domain's places.
+        ledger: Takes what QEMU's user is given before it is.
     """
 
-    def __init__(self, where: Places) -> None:
+    def __init__(self, where: Places, ledger: Ledger) -> None:
         self._where = where
+        self._ledger = ledger
+        self._account: Account | None = None
         self._machine: tuple[Up, DataPlane] | None = None
         self._host = ""
         self._port = 0
         self._starting = asyncio.Lock()
+        self._giving = asyncio.Lock()
         self._core_limit = 0
         self._writable: list[str] = []
         self._thread: dict[str, str | bool] = {}
 
-    def stands(self, up: Up, plane: DataPlane, host: str) -> None:
+    def stands(self, up: Up, plane: DataPlane, host: str, account: Account | None) -> None:
         """The machine stands: from here on its disks can be exported.
 
         Args:
             up: The machine.
             plane: How disks travel.
             host: The numeric address to listen at.
+            account: Whom QEMU runs as; None: as Entourage.
         """
-        self._machine, self._host = (up, plane), host
+        self._machine, self._host, self._account = (up, plane), host, account
 
     async def export(self, disk: Block) -> Export:
         """Open a disk of the built machine for the mirror's writes."""
@@ -65,6 +73,8 @@ class Exports:
                     self._thread = {"iothread": EXPORT_THREAD, "fixed-iothread": True}
         disk = domain.block[disk_index(domain, disk)]  # as it is here
         export = export_name(domain, disk)
+        async with self._giving:
+            await let_user_write(disk, self._where, self._ledger, self._account)
         # A node of its own, for the guest's must stay out of other threads. That one is not active
         # and holds no lock before the guest runs: another can write to the file until all is there.
         things = host_things(domain, self._where)

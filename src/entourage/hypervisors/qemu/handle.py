@@ -10,6 +10,7 @@ from pathlib import Path
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
+from entourage.hypervisors.qemu.access import take_back
 from entourage.hypervisors.qemu.errors import plain
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
@@ -119,9 +120,22 @@ async def open_monitor(path: Path) -> Monitor:
 
 
 async def end_machine(
-    monitor: Monitor, process: ProcessHandle | None, running: Running, where: Places
+    monitor: Monitor,
+    process: ProcessHandle | None,
+    running: Running,
+    where: Places,
+    *,
+    moved: bool = False,
 ) -> None:
-    """End QEMU at once and wait for all of its processes; sockets and keys go, disks stay."""
+    """End QEMU at once and wait for all of its processes; sockets and keys go, disks stay.
+
+    Args:
+        monitor: Of the machine.
+        process: QEMU; None where it has ended.
+        running: What was written down of it.
+        where: Its places.
+        moved: Its guest runs on another host.
+    """
     if process is not None:
         try:
             async with asyncio.timeout(_QUIT_PATIENCE):
@@ -132,13 +146,19 @@ async def end_machine(
             process.kill()
             await process.ended()
     await monitor.close()
-    await after_end(running, where)
+    await after_end(running, where, moved=moved)
 
 
-async def after_end(running: Running, where: Places) -> None:
-    """QEMU has ended: wait for the processes that end with it, and remove its sockets."""
+async def after_end(running: Running, where: Places, *, moved: bool = False) -> None:
+    """QEMU has ended: wait for what ends with it, remove its sockets, give its files back."""
     if running.marker:
         await await_marked(running.marker, _QUIT_PATIENCE)
+    try:
+        await asyncio.to_thread(take_back, where, moved=moved)
+    except OSError as error:
+        # No reason to keep a machine that has ended; the next start tries again.
+        with contextlib.suppress(OSError), where.log.open("a") as log:
+            log.write(f"entourage: files are not given back to their owners: {error}\n")
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(where.run)
 

@@ -12,6 +12,7 @@ from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger, MemoryLedger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.qemu import binary, checks
+from entourage.hypervisors.qemu.access import account_of, notes, take_back
 from entourage.hypervisors.qemu.handle import GoneError, Handle, after_end, end_machine
 from entourage.hypervisors.qemu.incoming import QemuIncoming
 from entourage.hypervisors.qemu.launch import bring_up
@@ -75,7 +76,9 @@ class QemuHypervisor:
         """A machine to be built here."""
         where = places(self._settings, str(domain.uuid), domain.name)
         encrypted = not self._settings.agent.allow_unencrypted
-        return QemuIncoming(domain, where, ledger, encrypted=encrypted)
+        return QemuIncoming(
+            domain, where, ledger, encrypted=encrypted, settings=self._settings.qemu
+        )
 
     async def test_incoming(
         self, domain: Domain, host: str, facts: Mapping[str, str]
@@ -98,6 +101,7 @@ class QemuHypervisor:
         known = entry_of(self._settings, domain.name)
         if known is not None and known.alive:
             raise DomainBusy(f"{domain.name} runs here already")
+        account = account_of(self._settings.qemu)
         checks.check_start(domain)
         resolved = resolve(
             domain,
@@ -111,9 +115,10 @@ class QemuHypervisor:
                     f"the domain {entry.domain.name} has the same uuid", remedy="choose another"
                 )
         where = places(self._settings, str(resolved.uuid), resolved.name)
+        await checks.check_access(resolved, where, account)
         ledger = MemoryLedger()
         try:
-            up = await bring_up(resolved, where, ledger, incoming=False)
+            up = await bring_up(resolved, where, ledger, incoming=False, account=account)
             try:
                 await asyncio.to_thread(write_owned, where, up.running.domain)
                 await up.monitor.execute("cont")
@@ -143,6 +148,7 @@ class QemuHypervisor:
         running = entry.running
         process = None if running is None else ProcessHandle.open(running.pid, running.began)
         if running is None or process is None:
+            await asyncio.to_thread(take_back, entry.places, moved=False)
             raise _not_running(name)
         monitor = Monitor.lost()
         try:
@@ -168,6 +174,10 @@ class QemuHypervisor:
         finally:
             await monitor.close()
             process.close()
+
+    def notes(self) -> Sequence[str]:
+        """What whoever starts a domain here should know of how it runs."""
+        return notes(self._settings.qemu)
 
     def _entry(self, name: str) -> Entry:
         entry = entry_of(self._settings, name)

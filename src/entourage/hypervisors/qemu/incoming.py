@@ -19,6 +19,7 @@ from entourage.hypervisors.backlog import bound
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
+from entourage.hypervisors.qemu.access import account_of
 from entourage.hypervisors.qemu.announcing import QemuAnnouncing
 from entourage.hypervisors.qemu.checks import IN_THE_CLEAR
 from entourage.hypervisors.qemu.errors import plain
@@ -32,6 +33,7 @@ from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, Monitor
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
 from entourage.hypervisors.qemu.sockets import bindable, bracketed, listening_in_range
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
+from entourage.settings.model import QemuSettings
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
 _MEMORY = "memory"
@@ -47,11 +49,19 @@ class QemuIncoming(IncomingSeams):
         where: Its places on this host.
         ledger: Takes every resource before it is made.
         encrypted: Refuse memory and disks in the clear.
+        settings: Tell whom it runs as.
     """
 
     def __init__(
-        self, domain: Domain, where: Places, ledger: Ledger, *, encrypted: bool = False
+        self,
+        domain: Domain,
+        where: Places,
+        ledger: Ledger,
+        *,
+        encrypted: bool = False,
+        settings: QemuSettings,
     ) -> None:
+        self._settings = settings
         self._encrypted = encrypted
         self._domain = domain
         self._where = where
@@ -66,7 +76,7 @@ class QemuIncoming(IncomingSeams):
         self._host = ""
         self._log_start = 0
         self._arriving: asyncio.Task[None] | None = None
-        self._exports = Exports(where)
+        self._exports = Exports(where, ledger)
 
     @property
     def takes(self) -> frozenset[DiskCopy]:
@@ -123,12 +133,13 @@ class QemuIncoming(IncomingSeams):
         self._plane = plane
         self._host = await bindable(plane.address)
         self._log_start = self._where.log.stat().st_size if self._where.log.exists() else 0
-        up = await bring_up(domain, self._where, self._ledger, incoming=True)
+        account = account_of(self._settings)
+        up = await bring_up(domain, self._where, self._ledger, incoming=True, account=account)
         self._monitor, self._process, self._running, self._helpers = up
         self._domain = up.running.domain
-        self._exports.stands(up, plane, self._host)
+        self._exports.stands(up, plane, self._host, account)
         if plane.secret is not None:
-            await keys.add_key(up.monitor, self._where, plane.secret, server=True)
+            await keys.add_key(up.monitor, self._where, plane.secret, up.running, server=True)
         await up.monitor.execute(
             "migrate-set-capabilities",
             # Images are taken only when the guest is released: until then the source can go on

@@ -11,6 +11,7 @@ from pathlib import Path
 from entourage.hypervisors.base import Secret
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor
+from entourage.hypervisors.qemu.record import Running
 
 OBJECT = "entourage-tls"
 # The group ffdhe2048 of RFC 7919, appendix A.1. Without it QEMU makes parameters of its own as the
@@ -28,19 +29,29 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 _CHACHA_LAST = ":-CHACHA20-POLY1305:+CHACHA20-POLY1305"
 
 
-async def add_key(monitor: Monitor, where: Places, secret: Secret, *, server: bool) -> None:
+async def add_key(
+    monitor: Monitor, where: Places, secret: Secret, running: Running, *, server: bool
+) -> None:
     """Give QEMU the key.
 
     A server reads the file anew at every handshake: it stays until ``forget_file``. A client reads
     it once.
+
+    Args:
+        monitor: Of the machine.
+        where: Its places.
+        secret: The key.
+        running: Tells whom QEMU runs as: the files are that user's, 0600.
+        server: Whether QEMU is connected to.
     """
     forget_file(where)
     where.psk.mkdir(mode=0o700)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with os.fdopen(os.open(where.psk / "keys.psk", flags, 0o600), "w") as file:
-        file.write(f"{secret.username}:{secret.key.hex()}\n")
+    if running.uid:
+        os.chown(where.psk, -1, running.gid)
+        where.psk.chmod(0o710)  # the user reads in it, and makes nothing in it
+    _write(where.psk / "keys.psk", f"{secret.username}:{secret.key.hex()}\n", running.uid)
     if server:
-        (where.psk / "dh-params.pem").write_text(_DH_PARAMETERS)
+        _write(where.psk / "dh-params.pem", _DH_PARAMETERS, running.uid)
     whose = (
         {"endpoint": "server"}
         if server
@@ -64,6 +75,14 @@ async def add_key(monitor: Monitor, where: Places, secret: Secret, *, server: bo
     finally:
         if not server:
             forget_file(where)
+
+
+def _write(path: Path, text: str, uid: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "w") as file:
+        if uid:
+            os.fchown(file.fileno(), uid, -1)
+        file.write(text)
 
 
 def cipher_order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import secrets
 import shutil
@@ -16,9 +17,11 @@ import msgspec
 
 from entourage.domain import Domain, Net
 from entourage.errors import DomainBusy, HypervisorError
+from entourage.hosts.account import Account
 from entourage.hosts.process import ProcessHandle, launch, start_time
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.qemu import tpm as tpms
+from entourage.hypervisors.qemu.access import let_through, let_user_in
 from entourage.hypervisors.qemu.binary import qemu
 from entourage.hypervisors.qemu.cmdline import HostThings, command_line
 from entourage.hypervisors.qemu.errors import start_failure
@@ -44,7 +47,9 @@ class Up(NamedTuple):
     helpers: tuple[ProcessHandle, ...] = ()
 
 
-async def bring_up(domain: Domain, where: Places, ledger: Ledger, *, incoming: bool) -> Up:
+async def bring_up(
+    domain: Domain, where: Places, ledger: Ledger, *, incoming: bool, account: Account | None
+) -> Up:
     """Start everything that the machine consists of; the guest does not run.
 
     Args:
@@ -53,6 +58,7 @@ async def bring_up(domain: Domain, where: Places, ledger: Ledger, *, incoming: b
         ledger: Takes every resource before it is made. After a failure, undoing it is up to the
             caller.
         incoming: The machine waits for another's memory.
+        account: Whom its processes run as; None: as Entourage.
 
     Raises:
         DomainBusy: It runs here already.
@@ -62,12 +68,17 @@ async def bring_up(domain: Domain, where: Places, ledger: Ledger, *, incoming: b
     if running is not None and running.alive:
         raise DomainBusy(f"{domain.name} runs here already, as process {running.pid}")
     new_tpms = {
-        tpm.id: tpms.make_state(where, tpm, ledger) for tpm in domain.tpm if tpm.type == "emulator"
+        tpm.id: tpms.make_state(where, tpm, ledger, account)
+        for tpm in domain.tpm
+        if tpm.type == "emulator"
     }
     ledger.record("dir", path=str(where.run))
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(where.run)  # sockets of a machine that has ended
     where.run.mkdir(mode=0o700, parents=True)
+    if account is not None:
+        let_through(where.run, account.gid)
+    await let_user_in(domain, where, ledger, account, built=incoming)
     marker = f"{domain.uuid}.{secrets.token_hex(4)}"
     ledger.record("process", marker=marker)
     unit = f"entourage-{marker}"
@@ -81,11 +92,14 @@ async def bring_up(domain: Domain, where: Places, ledger: Ledger, *, incoming: b
                     remedy=f"move {where.tpm_state(tpm.id)} away",
                 )
             if new_tpms[tpm.id] and not incoming:
-                await tpms.manufacture(where, tpm)
-            helper = await tpms.start(where, tpm, marker=marker, unit=f"{unit}-swtpm")
+                await tpms.manufacture(where, tpm, account)
+            helper = await tpms.start(
+                where, tpm, marker=marker, unit=f"{unit}-swtpm", account=account
+            )
             helpers += [helper] if helper is not None else []
-    with _taps(domain) as (placed, taps):
-        up = await _start_qemu(placed, where, taps, marker=marker, unit=unit, incoming=incoming)
+    with _taps(domain) as (placed, taps), _vhost(domain) as vhost:
+        things = host_things(placed, where, taps=taps, vhost=vhost, incoming=incoming)
+        up = await _start_qemu(placed, things, marker=marker, unit=unit, account=account)
     return up._replace(helpers=tuple(helpers))
 
 
@@ -93,45 +107,41 @@ def host_things(
     domain: Domain,
     where: Places,
     *,
-    monitors: dict[str, int] | None = None,
     taps: dict[str, int] | None = None,
+    vhost: dict[str, int] | None = None,
     incoming: bool = False,
 ) -> HostThings:
     """What of a machine is this host's alone, as it is now."""
     return HostThings(
         qemu=qemu(),
         places=where,
-        monitors=monitors or {},
+        monitors={},
         taps=taps or {},
         host_devices=frozenset(d.path for d in domain.block if _is_device(d.path)),
         buffered=frozenset(d.path for d in domain.block if not direct_works(d.path)),
-        vhost=domain.accel == "kvm" and os.access("/dev/vhost-net", os.R_OK | os.W_OK),
+        vhost=vhost or {},
         incoming=incoming,
     )
 
 
 async def _start_qemu(
-    domain: Domain,
-    where: Places,
-    taps: dict[str, int],
-    *,
-    marker: str,
-    unit: str,
-    incoming: bool,
+    domain: Domain, things: HostThings, *, marker: str, unit: str, account: Account | None
 ) -> Up:
+    where = things.places
     with contextlib.ExitStack() as stack:
         monitors = {
             path.stem: stack.enter_context(listening(path)).fileno()
             for path in (where.qmp, where.guard, where.info)
         }
-        things = host_things(domain, where, monitors=monitors, taps=taps, incoming=incoming)
+        console = stack.enter_context(listening(where.console)).fileno()
+        things = dataclasses.replace(things, monitors=monitors, console=console)
         log_start = where.log.stat().st_size if where.log.exists() else 0
         pid = await launch(
-            command_line(domain, things),
+            [*([] if account is None else account.command()), *command_line(domain, things)],
             marker=marker,
             log=where.log,
             unit=unit,
-            pass_fds=(*monitors.values(), *taps.values()),
+            pass_fds=(*monitors.values(), console, *things.taps.values(), *things.vhost.values()),
         )
     # Our copies of the listening sockets are closed: if QEMU dies, who has connected hears of it.
     process = ProcessHandle.open(pid)
@@ -151,7 +161,15 @@ async def _start_qemu(
     if process is None or began is None:
         await monitor.close()
         raise start_failure(domain, where.log, log_start)
-    running = Running(domain=domain, pid=pid, began=began, marker=marker, incoming=incoming)
+    running = Running(
+        domain=domain,
+        pid=pid,
+        began=began,
+        marker=marker,
+        incoming=things.incoming,
+        uid=0 if account is None else account.uid,
+        gid=0 if account is None else account.gid,
+    )
     write_running(where, running)
     return Up(monitor, process, running)
 
@@ -168,6 +186,22 @@ def _taps(domain: Domain) -> Generator[tuple[Domain, dict[str, int]]]:
             name, opened[net.id] = _open_tap(domain, net, index)
             domain = domain.with_device(msgspec.structs.replace(net, tap=name))
         yield domain, opened
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _vhost(domain: Domain) -> Generator[dict[str, int]]:
+    """Open the kernel's vhost-net for each virtio NIC, where there is one: QEMU's user may not."""
+    opened: dict[str, int] = {}
+    try:
+        if domain.accel == "kvm":
+            with contextlib.suppress(OSError):
+                for net in domain.net:
+                    if net.model == "virtio-net":
+                        opened[net.id] = os.open("/dev/vhost-net", os.O_RDWR | os.O_CLOEXEC)
+        yield opened
     finally:
         for descriptor in opened.values():
             os.close(descriptor)

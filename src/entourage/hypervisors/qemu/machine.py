@@ -157,7 +157,10 @@ class QemuMachine(MachineSeams):
         await self._tidied()
         self._plane = self._mirrors.plane = plane
         if plane.secret is not None:
-            await keys.add_key(self._handle.monitor, self._handle.where, plane.secret, server=False)
+            handle = self._handle
+            await keys.add_key(
+                handle.monitor, handle.where, plane.secret, handle.running, server=False
+            )
         await self._handle.monitor.execute(
             "migrate-set-capabilities",
             migration_capabilities(
@@ -288,7 +291,7 @@ class QemuMachine(MachineSeams):
     async def release(self) -> None:
         """The domain runs on the target: end the copy here and free what it held."""
         handle = self._handle
-        await end_machine(handle.monitor, handle.process, handle.running, handle.where)
+        await end_machine(handle.monitor, handle.process, handle.running, handle.where, moved=True)
         await asyncio.to_thread(disown, handle.where)
         await self._dismiss()
 

@@ -71,6 +71,11 @@ class Places(NamedTuple):
         """The configuration with which this host owns the domain."""
         return self.state / "domain.json"
 
+    @property
+    def owners(self) -> Path:
+        """To whom the files belong that the machine was given; there only while it has some."""
+        return self.state / "owners.json"
+
     def tpm_state(self, device: str) -> Path:
         """The directory of a TPM's state."""
         return self.state / f"tpm-{device}"

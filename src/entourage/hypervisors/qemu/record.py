@@ -29,6 +29,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
         began: When that started, in the kernel's ticks.
         marker: By what its processes are found.
         incoming: It was built for a migration, and this host does not own the domain yet.
+        uid, gid: Whom it runs as; 0: as Entourage.
     """
 
     domain: Domain
@@ -36,6 +37,8 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     began: int
     marker: str
     incoming: bool = False
+    uid: int = 0
+    gid: int = 0
 
     @property
     def alive(self) -> bool:

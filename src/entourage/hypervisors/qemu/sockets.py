@@ -22,15 +22,21 @@ _RTT = struct.Struct("=68xI")  # tcpi_rtt, microseconds, in linux/tcp.h's tcp_in
 
 
 @contextlib.contextmanager
-def listening(path: Path) -> Generator[socket.socket]:
+def listening(path: Path, owner: int = -1) -> Generator[socket.socket]:
     """A socket that listens at ``path``, 0600, for as long as the process that inherits it lives.
 
     Here it is closed at the end, so that the death of that process is seen by who has connected.
+
+    Args:
+        path: Where.
+        owner: Who may connect beside root, by number.
     """
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(str(path))
         path.chmod(0o600)
+        if owner >= 0:
+            os.chown(path, owner, -1)
         server.listen(8)
         yield server
 

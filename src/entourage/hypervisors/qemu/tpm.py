@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError
+from entourage.hosts.account import Account
 from entourage.hosts.process import ProcessHandle, launch
 from entourage.hosts.resources import Ledger, marked_processes
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import TpmFacts
 from entourage.hypervisors.files import sync_directory
+from entourage.hypervisors.qemu.access import let_through
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.record import remove_if_empty
 from entourage.hypervisors.qemu.sockets import listening
@@ -24,20 +27,47 @@ _SWTPM = "swtpm"
 _SETUP = "swtpm_setup"
 
 
-def make_state(where: Places, tpm: Tpm, ledger: Ledger) -> bool:
-    """Make the directory of a TPM's state, 0700; False where there is one already."""
+def make_state(where: Places, tpm: Tpm, ledger: Ledger, account: Account | None = None) -> bool:
+    """Make the directory of a TPM's state, 0700; False where there is one already.
+
+    Args:
+        where: The domain's places.
+        tpm: The TPM.
+        ledger: Takes what is made before it is.
+        account: Whose the state is from now on, for its swtpm runs so; None: Entourage's user.
+    """
     directory = where.tpm_state(tpm.id)
     if directory.is_dir():
+        _own(directory, account)
         return False
     for new in (where.state, directory):
         if not new.is_dir():
             ledger.record("dir", path=str(new))
             new.mkdir(mode=0o700, parents=True)
+    _own(directory, account)
     sync_parents(directory)
     return True
 
 
-async def manufacture(where: Places, tpm: Tpm) -> None:
+def _own(directory: Path, account: Account | None) -> None:
+    """Make the state, which another user's swtpm may have written, this one's."""
+    if os.geteuid() != 0:
+        return
+    uid, gid = (account.uid, account.gid) if account is not None else (0, 0)
+    let_through(directory.parent, None if account is None else account.gid)
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for name in os.listdir(handle):  # noqa: PTH208 - of the open directory
+            # Of what that swtpm put there nothing is followed, and no other name of a file is.
+            status = os.stat(name, dir_fd=handle, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                os.chown(name, uid, gid, dir_fd=handle, follow_symlinks=False)
+        os.fchown(handle, uid, gid)
+    finally:
+        os.close(handle)
+
+
+async def manufacture(where: Places, tpm: Tpm, account: Account | None = None) -> None:
     """Give a new TPM an endorsement key, where swtpm_setup is installed.
 
     swtpm makes a TPM out of nothing by itself; only the key is missing then, which a guest can
@@ -47,12 +77,15 @@ async def manufacture(where: Places, tpm: Tpm) -> None:
         return
     directory = where.tpm_state(tpm.id)
     version = ["--tpm2"] if tpm.version == "2.0" else []
-    user = ["--runas", "root"] if os.geteuid() == 0 else []
+    user = _as(account)
+    runas = ["--runas", "root"] if account is None and os.geteuid() == 0 else []
     process = await asyncio.create_subprocess_exec(
-        _SETUP, *version, *user, "--tpm-state", str(directory), "--createek", "--not-overwrite",
+        *user, _SETUP, *version, *runas, "--tpm-state", str(directory), "--createek",
+        "--not-overwrite",
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        cwd="/",
     )  # fmt: skip
     stdout, _ = await process.communicate()
     where.log.parent.mkdir(parents=True, exist_ok=True)
@@ -63,10 +96,13 @@ async def manufacture(where: Places, tpm: Tpm) -> None:
             log.write(stdout)
             log.write(b"entourage: swtpm_setup failed; swtpm makes the TPM by itself\n")
     for made in directory.iterdir():
-        made.chmod(0o600)
+        if made.is_file() and not made.is_symlink():
+            made.chmod(0o600)
 
 
-async def start(where: Places, tpm: Tpm, *, marker: str, unit: str) -> ProcessHandle | None:
+async def start(
+    where: Places, tpm: Tpm, *, marker: str, unit: str, account: Account | None = None
+) -> ProcessHandle | None:
     """Start the swtpm of a TPM, whose state directory exists; QEMU can connect at once.
 
     It ends when QEMU's connection does. Its start is in no ledger of its own: it carries the
@@ -78,10 +114,11 @@ async def start(where: Places, tpm: Tpm, *, marker: str, unit: str) -> ProcessHa
     if shutil.which(_SWTPM) is None:
         raise HypervisorError("swtpm is not installed", device=tpm.label, remedy="install swtpm")
     version = ["--tpm2"] if tpm.version == "2.0" else []
-    with listening(where.swtpm) as server:
+    owner = -1 if account is None else account.uid
+    with listening(where.swtpm, owner) as server:
         pid = await launch(
             [
-                _SWTPM, "socket", *version, "--terminate",
+                *_as(account), _SWTPM, "socket", *version, "--terminate",
                 "--ctrl", f"type=unixio,fd={server.fileno()}",
                 "--tpmstate", f"dir={where.tpm_state(tpm.id)},mode=0600",
             ],
@@ -91,6 +128,10 @@ async def start(where: Places, tpm: Tpm, *, marker: str, unit: str) -> ProcessHa
             pass_fds=(server.fileno(),),
         )  # fmt: skip
     return ProcessHandle.open(pid)
+
+
+def _as(account: Account | None) -> list[str]:
+    return [] if account is None else account.command()
 
 
 def is_alive(marker: str) -> bool:

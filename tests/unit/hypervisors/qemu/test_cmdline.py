@@ -43,6 +43,7 @@ def things(domain: Domain, **fields: Any) -> HostThings:
         qemu="/usr/bin/qemu-system-x86_64",
         places=PLACES,
         monitors={"qmp": 5, "guard": 6},
+        console=7,
         taps={net.id: 10 + index for index, net in enumerate(domain.net)},
         **fields,
     )
@@ -178,9 +179,9 @@ def test_node_names_fit_and_differ() -> None:
 def test_nics() -> None:
     nets = (a_net(mtu=9000), Net(id="net1", bridge="br0", model="e1000e", mtu=9000))
     domain = resolved(net=nets)
-    arguments = argv(domain, vhost=True)
+    arguments = argv(domain, vhost={"net0": 20})
     assert values(arguments, "-netdev") == [
-        "tap,id=netdev-net0,fd=10,vhost=on",
+        "tap,id=netdev-net0,fd=10,vhost=on,vhostfd=20",
         "tap,id=netdev-net1,fd=11",
     ]
     virtio = devices(arguments)["virtio-net-pci"]
