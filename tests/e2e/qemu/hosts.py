@@ -30,7 +30,7 @@ from entourage.hypervisors.qemu.machine import QemuMachine
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.qemu.record import read_running
-from entourage.settings.model import PathSettings, Settings
+from entourage.settings.model import PathSettings, QemuSettings, Settings
 
 # again: inc dword [0x500]; [0x8000] = [0x500]; int 13h (write sector 2048 + [0x500] % 1024);
 #        [0x504] = [0x500]; jmp again
@@ -63,8 +63,10 @@ class Host:
     @classmethod
     def make(cls, root: Path) -> Host:
         root.mkdir()
+        root.parent.chmod(0o755)  # QEMU's user must pass through
         paths = PathSettings(state=f"{root}/state", run=f"{root}/run", log=f"{root}/log")
-        settings = Settings(paths=paths)
+        user = "nobody" if os.geteuid() == 0 else None  # there on every host
+        settings = Settings(paths=paths, qemu=QemuSettings(user=user))
         return cls(root, settings, QemuHypervisor(settings))
 
     def disk(self, name: str = "disk0") -> Path:

@@ -137,7 +137,8 @@ async def let_user_in(
     for device in domain.usb:
         if device.vendor is not None and device.product is not None:
             name = f"{device.vendor:04x}:{device.product:04x}"
-            opened += [_Opened(device.label, Wanted(path, "w")) for path in _usb_nodes(name)]
+            nodes = map(_usb_node, usb.called(name))
+            opened += [_Opened(device.label, Wanted(node, "w")) for node in nodes]
     await _give(opened, where, ledger, account, built=built)
 
 
@@ -294,8 +295,8 @@ def _of_hosts_own(domain: Domain, account: Account) -> Iterator[Problem]:
             yield Problem(pci.label, reason, _ASK_FOR_ROOT)
 
 
-def _usb_nodes(name: str) -> list[str]:
-    return [f"/dev/bus/usb/{one.bus:03}/{one.address:03}" for one in usb.called(name)]
+def _usb_node(device: usb.UsbDevice) -> str:
+    return f"/dev/bus/usb/{device.bus:03}/{device.address:03}"
 
 
 def _problem(one: _Opened, account: Account) -> Problem:
