@@ -243,6 +243,20 @@ def test_show_what_would_break_the_terminal(
     assert msgspec.json.decode(out, type=Domain) == host.known
 
 
+def test_what_the_hypervisor_has_to_say_of_a_start(
+    host: FakeHypervisor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notes() -> list[str]:
+        return ["QEMU runs as \x1b[2Jroot"]
+
+    monkeypatch.setattr(host, "notes", notes, raising=False)
+    assert main(["start", "web1"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "web1 runs\n"
+    assert err == "entourage: note: QEMU runs as \\x1b[2Jroot\n"
+    assert host.calls == [("start", "web1")]
+
+
 def test_start_and_stop(
     host: FakeHypervisor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

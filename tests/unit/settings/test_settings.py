@@ -96,6 +96,8 @@ def test_values_with_units() -> None:
         ("[migration]\nports = [9, 1]", "migration.ports", "write ports = [1, 9]"),
         ("[migration]\nports = ['9', 1]", "migration.ports[0]", "expected a whole number"),
         ("[migration]\ndata-address = ''", "migration.data-address", "empty"),
+        ("[qemu]\nuser = ' '", "qemu.user", "empty"),
+        ("[qemu]\nuser = 107", "qemu.user", "expected a text"),
         ("[migration]\nconvergence = []", "migration.convergence", "at least 1"),
         (
             "[migration.convergence]\nafter = 1",

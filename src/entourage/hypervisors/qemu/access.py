@@ -110,7 +110,7 @@ async def problems(domain: Domain, where: Places, account: Account | None) -> li
 
 
 async def let_user_in(
-    domain: Domain, where: Places, ledger: Ledger, account: Account | None, *, built: bool
+    domain: Domain, where: Places, ledger: Ledger, account: Account | None
 ) -> None:
     """Give the user what the machine opens, before it is started.
 
@@ -119,7 +119,6 @@ async def let_user_in(
         where: Its places; the directory for its sockets is there.
         ledger: Takes what is made or given before it is.
         account: The user; None: what an earlier machine was given goes back, and no more.
-        built: A migration builds it: its images may be in use on another host.
 
     Raises:
         HypervisorError: The user cannot open something, and it cannot be given.
@@ -139,7 +138,7 @@ async def let_user_in(
             name = f"{device.vendor:04x}:{device.product:04x}"
             nodes = map(_usb_node, usb.called(name))
             opened += [_Opened(device.label, Wanted(node, "w")) for node in nodes]
-    await _give(opened, where, ledger, account, built=built)
+    await _give(opened, where, ledger, account)
 
 
 async def let_user_write(
@@ -151,7 +150,7 @@ async def let_user_write(
     """
     if account is not None:
         opened = [_Opened(disk.label, Wanted(disk.path, "w"))]
-        await _give(opened, where, ledger, account, built=True)
+        await _give(opened, where, ledger, account)
 
 
 def take_back(where: Places, *, moved: bool) -> None:
@@ -190,14 +189,7 @@ def let_through(directory: Path, gid: int | None) -> None:
             above.chmod(mode | stat.S_IXOTH)
 
 
-async def _give(
-    opened: Sequence[_Opened],
-    where: Places,
-    ledger: Ledger,
-    account: Account,
-    *,
-    built: bool,
-) -> None:
+async def _give(opened: Sequence[_Opened], where: Places, ledger: Ledger, account: Account) -> None:
     denied = await _denied(account, opened)
     if not denied:
         return
@@ -206,9 +198,7 @@ async def _give(
         ledger.record("dir", path=str(where.state))
         where.state.mkdir(mode=0o700, parents=True)
     ledger.record("owners", path=str(where.owners))
-    giving = asyncio.create_task(
-        asyncio.to_thread(_give_some, where.owners, paths, account.uid, built=built)
-    )
+    giving = asyncio.create_task(asyncio.to_thread(_give_some, where.owners, paths, account.uid))
     try:
         with contextlib.suppress(OSError):  # what could not be given is still denied
             await asyncio.shield(giving)
@@ -220,8 +210,8 @@ async def _give(
         raise HypervisorError(problem.reason, device=problem.device, remedy=problem.remedy)
 
 
-def _give_some(record: Path, paths: Iterable[str], uid: int, *, built: bool) -> None:
-    give(record, [path for path in paths if not built or _may_change(path)], uid)
+def _give_some(record: Path, paths: Iterable[str], uid: int) -> None:
+    give(record, list(filter(_may_change, paths)), uid)
 
 
 async def _denied(account: Account, opened: Sequence[_Opened]) -> list[_Opened]:
@@ -230,7 +220,7 @@ async def _denied(account: Account, opened: Sequence[_Opened]) -> list[_Opened]:
 
 
 def _may_change(path: str) -> bool:
-    """Whether the owner of an image may be changed that another host's machine may be using.
+    """Whether the owner of an image may be changed, which another host's machine may be using.
 
     Root opens what is anybody's: so what was root's can be given away. What is another user's is
     perhaps the other machine's, which a file server would cut off from it.
@@ -252,26 +242,18 @@ def _of_disk(disk: Block) -> Wanted:
 
 
 def _of_disks(domain: Domain) -> list[_Opened]:
-    """The directories of disks, and those disks themselves that cannot be given."""
+    """The directories of disks, and those disks themselves that must not be given.
+
+    Nothing is changed: a stranger may have named them.
+    """
     found: list[_Opened] = []
     for disk in domain.block:
         directory = os.path.dirname(os.path.realpath(disk.path))  # noqa: PTH120 - as the line
         found.append(_Opened(disk.label, Wanted(directory, "x")))
         with contextlib.suppress(OSError):
-            if not _is_this_hosts(disk.path) and not _takes_owner(disk.path):
+            if not _may_change(disk.path):
                 found.append(_Opened(disk.label, _of_disk(disk)))
     return found
-
-
-def _takes_owner(path: str) -> bool:
-    """Whether a file's owner may be changed: tried with the one that it has."""
-    if not _may_change(path):
-        return False
-    try:
-        os.chown(path, os.stat(path).st_uid, -1)  # noqa: PTH116 - follows links
-    except OSError:
-        return False
-    return True
 
 
 def _above(where: Places) -> Iterator[str]:

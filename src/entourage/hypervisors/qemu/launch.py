@@ -78,7 +78,7 @@ async def bring_up(
     where.run.mkdir(mode=0o700, parents=True)
     if account is not None:
         let_through(where.run, account.gid)
-    await let_user_in(domain, where, ledger, account, built=incoming)
+    await let_user_in(domain, where, ledger, account)
     marker = f"{domain.uuid}.{secrets.token_hex(4)}"
     ledger.record("process", marker=marker)
     unit = f"entourage-{marker}"

@@ -100,7 +100,7 @@ def test_who_is_not_root_changes_to_nobody(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_given_until_it_has_ended(folder: Path, where: Places) -> None:
     ledger, image = MemoryLedger(), an_image(folder)
-    await access.let_user_in(with_disk(image), where, ledger, USER, built=False)
+    await access.let_user_in(with_disk(image), where, ledger, USER)
     assert owner(image) == USER.uid
     assert [kind for kind, _ in ledger.rows] == ["dir", "owners"]
     access.take_back(where, moved=False)
@@ -110,7 +110,7 @@ async def test_given_until_it_has_ended(folder: Path, where: Places) -> None:
 
 async def test_undone(folder: Path, where: Places) -> None:
     ledger, image = MemoryLedger(), an_image(folder)
-    await access.let_user_in(with_disk(image), where, ledger, USER, built=True)
+    await access.let_user_in(with_disk(image), where, ledger, USER)
     assert not await ledger.undo()
     assert owner(image) == 0
     assert not where.state.exists()
@@ -122,7 +122,7 @@ async def test_what_the_user_can_open_stays_as_it_is(folder: Path, where: Places
         with_disk(an_image(folder, "open", 0o666)),
         with_disk(an_image(folder, "cd", 0o644), readonly=True),
     ):
-        await access.let_user_in(domain, where, ledger, USER, built=False)
+        await access.let_user_in(domain, where, ledger, USER)
         assert owner(Path(domain.block[0].path)) == 0
     assert not ledger.rows
 
@@ -139,10 +139,10 @@ async def test_a_cd_that_a_mirror_writes_to_is_given(folder: Path, where: Places
 async def test_what_is_left_of_an_earlier_machine_goes_back(folder: Path, where: Places) -> None:
     ledger = MemoryLedger()
     first, second = an_image(folder, "first"), an_image(folder, "second")
-    await access.let_user_in(with_disk(first), where, ledger, USER, built=False)
-    await access.let_user_in(with_disk(second), where, ledger, USER, built=False)
+    await access.let_user_in(with_disk(first), where, ledger, USER)
+    await access.let_user_in(with_disk(second), where, ledger, USER)
     assert (owner(first), owner(second)) == (0, USER.uid)
-    await access.let_user_in(with_disk(second), where, ledger, None, built=False)
+    await access.let_user_in(with_disk(second), where, ledger, None)
     assert owner(second) == 0
 
 
@@ -156,7 +156,7 @@ async def test_an_image_below_is_given_as_well(folder: Path, where: Places) -> N
     )
     assert await made.wait() == 0
     domain = with_disk(top, format="qcow2")
-    await access.let_user_in(domain, where, MemoryLedger(), USER, built=False)
+    await access.let_user_in(domain, where, MemoryLedger(), USER)
     assert (owner(base), owner(top)) == (USER.uid, USER.uid)
 
 
@@ -168,7 +168,7 @@ async def test_on_shared_storage_another_users_image_is_left_alone(
     image = an_image(folder, owner=FOREIGN)
     assert "cannot read and write" in (await reasons(with_disk(image), where))["block/disk0"]
     with pytest.raises(HypervisorError) as caught:
-        await access.let_user_in(with_disk(image), where, MemoryLedger(), USER, built=True)
+        await access.let_user_in(with_disk(image), where, MemoryLedger(), USER)
     assert caught.value.device == "block/disk0"
     assert "setfacl" in caught.value.remedy
     assert owner(image) == FOREIGN
@@ -180,7 +180,7 @@ async def test_on_shared_storage_roots_image_is_given_and_moves_on(
 ) -> None:
     image = an_image(folder)
     assert not await reasons(with_disk(image), where)
-    await access.let_user_in(with_disk(image), where, MemoryLedger(), USER, built=True)
+    await access.let_user_in(with_disk(image), where, MemoryLedger(), USER)
     assert owner(image) == USER.uid
     access.take_back(where, moved=True)
     assert owner(image) == USER.uid  # the guest runs with it, on another host
@@ -188,17 +188,18 @@ async def test_on_shared_storage_roots_image_is_given_and_moves_on(
 
 
 @pytest.mark.usefixtures("elsewhere")
-async def test_storage_that_takes_no_owner_is_refused_at_test(
+async def test_storage_that_takes_no_owner_is_refused(
     folder: Path, where: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("root is squashed")
 
-    image = an_image(folder)
-    monkeypatch.setattr(os, "chown", refuse)
-    assert "cannot read and write" in (await reasons(with_disk(image), where))["block/disk0"]
+    ledger, image = MemoryLedger(), an_image(folder)
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(HypervisorError, match="cannot read and write"):
+        await access.let_user_in(with_disk(image), where, ledger, USER)
     image.chmod(0o666)
-    assert not await reasons(with_disk(image), where)
+    await access.let_user_in(with_disk(image), where, ledger, USER)
 
 
 async def test_what_cannot_be_given_is_refused(folder: Path, where: Places) -> None:
@@ -245,7 +246,7 @@ async def test_a_usb_device_is_given(
         memory=1 << 28,
         usb=(Usb(id="token", vendor=0x1050, product=0x407), Usb(id="tablet", model="usb-tablet")),
     )
-    await access.let_user_in(domain, where, MemoryLedger(), USER, built=False)
+    await access.let_user_in(domain, where, MemoryLedger(), USER)
     assert asked == ["1050:0407"]
     assert owner(node) == USER.uid
 
