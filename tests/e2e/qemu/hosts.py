@@ -63,7 +63,8 @@ class Host:
     @classmethod
     def make(cls, root: Path) -> Host:
         root.mkdir()
-        root.parent.chmod(0o755)  # QEMU's user must pass through
+        root.parent.chmod(0o755)  # QEMU's user must pass through,
+        root.chmod(0o777)  # and makes an overlay there when it is told to
         paths = PathSettings(state=f"{root}/state", run=f"{root}/run", log=f"{root}/log")
         user = "nobody" if os.geteuid() == 0 else None  # there on every host
         settings = Settings(paths=paths, qemu=QemuSettings(user=user))

@@ -24,6 +24,7 @@ from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import read_running
 from tests.e2e.qemu.hosts import (
     LOG,
+    PORTS,
     Hosts,
     Move,
     a_domain,
@@ -94,8 +95,8 @@ async def test_given_up_as_the_last_memory_goes(hosts: Hosts) -> None:
                 pass
 
     domain = await hosts.start(a_domain(hosts.a, tpm=False))
-    async with await asyncio.start_server(take, "127.0.0.1", 0) as target:
-        port = target.sockets[0].getsockname()[1]
+    port = PORTS[1]  # of those that were asked for
+    async with await asyncio.start_server(take, "127.0.0.1", port):
         for attempt in range(60):  # QEMU can be stopped nowhere in it
             move = Move(hosts, domain, tls=False)
             await move.open()

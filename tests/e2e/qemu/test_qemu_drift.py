@@ -161,6 +161,7 @@ async def test_a_snapshot_over_a_shared_base_is_told_with_its_file(guest: Guest)
     """Made beforehand, with names of its user's own."""
     overlay = guest.host.root / "mine.qcow2"
     await run("qemu-img", "create", "-q", "-f", "qcow2", str(overlay), str(SIZE))
+    overlay.chmod(0o666)  # QEMU's user opens it
     file = {"driver": "file", "filename": str(overlay)}
     node = {"driver": "qcow2", "node-name": "top", "file": file, "backing": None}
     await guest.user.execute("blockdev-add", node)

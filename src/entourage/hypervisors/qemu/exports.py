@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from entourage.domain import Block
 from entourage.errors import HypervisorError
@@ -43,7 +46,7 @@ class Exports:
         self._port = 0
         self._starting = asyncio.Lock()
         self._giving = asyncio.Lock()
-        self._core_limit = 0
+        self._allow_core: Callable[[], None] = lambda: None
         self._writable: list[str] = []
         self._thread: dict[str, str | bool] = {}
 
@@ -65,7 +68,7 @@ class Exports:
         async with self._starting:
             if not self._port:
                 self._port = await self._start_server(monitor, plane)
-                self._core_limit = _limit_core(up.process, 0)
+                self._allow_core = _without_core(up.process)
                 if plane.secret is None or tls_in_threads(monitor.version):
                     await monitor.execute(
                         "object-add", {"qom-type": "iothread", "id": EXPORT_THREAD}
@@ -121,7 +124,7 @@ class Exports:
         )
         self._port = 0
         self._writable.clear()
-        _limit_core(up.process, self._core_limit)
+        self._allow_core()
 
     async def _start_server(self, monitor: Monitor, plane: DataPlane) -> int:
         tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}
@@ -140,21 +143,33 @@ class Exports:
         return self._machine
 
 
-def _limit_core(process: ProcessHandle, limit: int) -> int:
-    """Set how large a core QEMU may dump, in bytes; returns what it was.
+def _without_core(process: ProcessHandle) -> Callable[[], None]:
+    """Have QEMU dump no memory into a core; returns what undoes that.
 
     A source that goes back cuts its mirrors off at once. An export in a thread of its own makes
     QEMU (7.2.14 and later 7.2) abort then: what is killed in a moment need not fill this host's
     disk with the guest's memory before.
     """
-    if process.has_ended:
-        return limit
-    try:
-        before, most = resource.prlimit(process.pid, resource.RLIMIT_CORE)
-        resource.prlimit(process.pid, resource.RLIMIT_CORE, (limit, most))
-    except OSError:  # it has ended, or is somebody else's
-        return limit
-    return before
+    with contextlib.suppress(OSError):  # it has ended
+        try:
+            before = resource.prlimit(process.pid, resource.RLIMIT_CORE)
+            resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, before[1]))
+        except PermissionError:
+            # Another user's, and root is without CAP_SYS_RESOURCE here. See core(5).
+            memory = Path(f"/proc/{process.pid}/coredump_filter")
+            dumped = memory.read_text().strip()
+            memory.write_text("0")
+            return partial(_undo, process, lambda: memory.write_text(f"0x{dumped}"))
+        return partial(
+            _undo, process, lambda: resource.prlimit(process.pid, resource.RLIMIT_CORE, before)
+        )
+    return lambda: None
+
+
+def _undo(process: ProcessHandle, undo: Callable[[], object]) -> None:
+    if not process.has_ended:
+        with contextlib.suppress(OSError):  # it has ended now
+            undo()
 
 
 def _is_gone(export: str, known: Known) -> bool | None:
