@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
+
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import EntourageError, HypervisorError, UsageError
 from entourage.hosts.account import Account
+from entourage.hosts.beneath import Beneath
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.qemu import access, binary
 from entourage.hypervisors.qemu.cmdline import is_readonly
@@ -157,7 +160,13 @@ async def test_incoming(
 
 
 async def _access(domain: Domain, host: str, settings: Settings) -> list[Refusal]:
-    """What the user that QEMU runs as does not get at."""
+    """What the user that QEMU runs as does not get at.
+
+    Of disks, only those are looked at that may be opened here: a stranger may have named them.
+    """
+    allowed = Beneath(settings.agent.image_directories, "agent.image-directories")
+    disks = await asyncio.to_thread(lambda: [d for d in domain.block if _is_beneath(allowed, d)])
+    domain = msgspec.structs.replace(domain, block=tuple(disks))
     try:
         where = places(settings, str(domain.uuid), domain.name)
     except UsageError:  # told already
@@ -167,6 +176,14 @@ async def _access(domain: Domain, host: str, settings: Settings) -> list[Refusal
     except EntourageError as error:
         return [Refusal("domain", host, error.message, error.remedy)]
     return [Refusal(problem.device, host, problem.reason, problem.remedy) for problem in found]
+
+
+def _is_beneath(allowed: Beneath, disk: Block) -> bool:
+    try:
+        allowed.real(disk.path)
+    except (OSError, EntourageError):
+        return False
+    return True
 
 
 def _taken(domain: Domain, host: str, settings: Settings) -> Iterator[Reason]:
