@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from entourage.domain import Block, Domain
-from entourage.errors import HypervisorError, UsageError
+from entourage.errors import HypervisorError, UsageError, plain_words
 from entourage.hosts import usb
 from entourage.hosts.account import Account, Wanted
 from entourage.hosts.ownership import give, give_back, given
@@ -127,7 +127,7 @@ async def let_user_in(
         # What an earlier machine had, whose guest has shut down, or whose host has lost its power.
         await asyncio.to_thread(give_back, where.owners)
     except OSError as error:
-        raise HypervisorError(f"files cannot be given back: {error}") from error
+        raise HypervisorError(f"files cannot be given back: {plain_words(error)}") from error
     if account is None:
         return
     opened = [_Opened(disk.label, _of_disk(disk)) for disk in domain.block]

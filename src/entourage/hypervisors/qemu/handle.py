@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, plain_words
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
 from entourage.hypervisors.qemu.access import take_back
 from entourage.hypervisors.qemu.errors import plain
@@ -158,7 +158,9 @@ async def after_end(running: Running, where: Places, *, moved: bool = False) -> 
     except OSError as error:
         # No reason to keep a machine that has ended; the next start tries again.
         with contextlib.suppress(OSError), where.log.open("a") as log:
-            log.write(f"entourage: files are not given back to their owners: {error}\n")
+            log.write(
+                f"entourage: files are not given back to their owners: {plain_words(error)}\n"
+            )
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(where.run)
 
