@@ -106,5 +106,6 @@ $(DOCS): $(STAMP)
 # Labs first: their hosts are processes of the environment that goes away here.
 clean:
 	@if [ -x $(RUN)python ]; then $(RUN)python -m lab clean; fi
+	rm -rf /var/tmp/entourage-guest
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

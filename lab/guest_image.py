@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lab.host import REPOSITORY
 from lab.kernel import Kernel, merge_lib, modules
 
 CACHE = REPOSITORY / ".cache"
+PUBLIC = Path("/var/tmp/entourage-guest")
 BUSYBOX = Path("/usr/bin/busybox")
 _HERE = Path(__file__).parent
 _SCRIPTS = {"init": _HERE / "guest_init.sh", "bin/request": _HERE / "guest_request.sh"}
@@ -50,7 +52,26 @@ def guest_image() -> GuestImage:
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kernel = _kernel(directory)
-        return GuestImage(kernel / "vmlinuz", _initramfs(kernel, directory))
+        initrd = _initramfs(kernel, directory)
+        return GuestImage(
+            _for_everyone(kernel / "vmlinuz", f"vmlinuz-{kernel.name}"),
+            _for_everyone(initrd, initrd.name),
+        )
+
+
+def _for_everyone(path: Path, name: str) -> Path:
+    """A copy that QEMU's user can read: a checkout may lie in /root, which is root's alone."""
+    PUBLIC.mkdir(mode=0o755, exist_ok=True)
+    status = PUBLIC.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise GuestImageError(f"{PUBLIC} is somebody else's: remove it")
+    place = PUBLIC / name
+    if not place.exists():
+        scratch = PUBLIC / f".{name}.{os.getpid()}"
+        shutil.copyfile(path, scratch)
+        scratch.chmod(0o644)
+        scratch.rename(place)
+    return place
 
 
 def _kernel(directory: Path) -> Path:

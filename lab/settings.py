@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.host import REPOSITORY
+from lab.guest_image import PUBLIC
 
 SETTINGS = f"""\
 # Each look at what the guest has written is a chance to lose a page (lab/vcpus.py): few looks.
@@ -17,7 +17,7 @@ downtime-limit = "2s"
 # that a libvirt domain shares with its host.
 [agent]
 image-directories = ["/srv", "/var/lib/libvirt/images", "/mnt/shared"]
-boot-directories = ["/usr/share", "{REPOSITORY}/.cache/guest"]
+boot-directories = ["/usr/share", "{PUBLIC}"]
 devices = ["/dev/loop*", "/dev/shm/*", "/opt"]
 allow-unencrypted = true
 """

@@ -48,6 +48,20 @@ def test_what_xl_says_that_is_none(config: dict[str, Any]) -> None:
         read_xen(entry)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"c_info": "x"},
+        {"b_info": []},
+        {"b_info": {"max_memkb": "y"}},
+        {"b_info": {"max_vcpus": {1: 2}}},
+    ],
+)
+def test_what_xl_lists_that_is_none(config: dict[str, Any]) -> None:
+    with pytest.raises(HypervisorError, match="not understood"):
+        entries(json.dumps([{"domid": 1, "config": config}]))
+
+
 def test_a_column_of_the_journal_of_another_type(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     with Journal.open(path) as journal:

@@ -63,6 +63,9 @@ def entries(text: str) -> list[Entry]:
         listed = msgspec.convert(found, list[Entry])
     except (ValueError, RecursionError) as error:
         raise HypervisorError(f"`xl list -l` is not understood: {error}") from error
+    with understood("`xl list -l`"):
+        for entry in listed:
+            _ = (entry.name, entry.uuid, entry.memory, entry.vcpus)
     return [entry for entry in listed if entry.domid != 0]
 
 
