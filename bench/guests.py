@@ -16,6 +16,7 @@ from typing import Any
 
 from entourage.hypervisors.qemu.keys import cipher_order
 from lab.guest import Disk, domain_toml
+from lab.guest_image import PUBLIC
 from lab.host import REPOSITORY, Host
 from lab.hosts import Lab
 from lab.network import HOST_BRIDGE, guest_address
@@ -23,8 +24,16 @@ from lab.processes import HostProcess
 
 DOWNTIME = 30
 """Milliseconds that QEMU may take for the last memory: what Entourage begins with."""
-OWN: Mapping[str, str] = {"ENTOURAGE_CONFIG": "/dev/null"}
+CONFIG = "/etc/entourage/bench.toml"
+OWN: Mapping[str, str] = {"ENTOURAGE_CONFIG": CONFIG}
 """Entourage's own settings, not the lab's (``lab/vcpus.py``), which cost blackout."""
+SETTINGS = f"""\
+[agent]
+boot-directories = ["{PUBLIC}"]
+allow-unencrypted = true
+[qemu]
+user = "root"  # as the floor's
+"""
 PLUGIN = Path(__file__).with_name("plugin")
 _PATIENCE = 60.0
 _HERE = "/run/bench"
@@ -96,6 +105,8 @@ class Traveller:
         self.around: list[str] = []  # a tracer, that writes its log to …
         self.trace = f"/srv/{self.name}.trace"  # … this file at both ends
         self.disks = [f"/srv/{self.name}.{n}.raw" for n in range(len(shape.disks))]
+        for host in (self.source, self.target):
+            host.write_files({CONFIG: SETTINGS})
 
     def start(self) -> None:
         """Start the guest on a, running."""
@@ -320,7 +331,8 @@ class ByHand(Traveller):
         lines += [
             f"rm -f {self._dir}/info",
             f"setsid {shlex.join(qemu)} </dev/null >{self._dir}/log 2>&1 &",
-            f"until [ -S {self._dir}/info ]; do sleep 0.01; done",
+            f"for n in $(seq 1000); do [ -S {self._dir}/info ] && exit 0; sleep 0.01; done",
+            f"cat {self._dir}/log >&2; exit 1",
         ]
         return "\n".join(lines)
 
@@ -330,8 +342,9 @@ def by_hand(argv: Sequence[str], directory: str, tap: str) -> list[str]:
     done: list[str] = []
     for word in argv:
         changed = re.sub(
-            r"^socket,id=monitor-(\w+),fd=\d+", rf"socket,id=monitor-\1,path={directory}/\1", word
+            r"^socket,id=((?:monitor-)?(\w+)),fd=\d+", rf"socket,id=\1,path={directory}/\2", word
         )
+        changed = re.sub(r",vhostfd=\d+", "", changed)
         changed = re.sub(
             r"^(tap,id=[^,]+),fd=\d+", rf"\1,ifname={tap},script=no,downscript=no", changed
         )
