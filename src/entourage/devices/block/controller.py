@@ -33,7 +33,7 @@ from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.refusals import marked, no_way, refuse, warn
 from entourage.domain import Block
-from entourage.errors import DeviceError
+from entourage.errors import DeviceError, plain_words
 from entourage.hosts.fileid import file_id
 from entourage.hypervisors.base import DiskCopy, Export
 from entourage.steps import Refusal, Step
@@ -278,7 +278,7 @@ class BlockController(Controller[Block]):
                     async with asyncio.timeout(there.settings.migration.test_timeout):
                         return await proof.digest(path, known, there.allowed)
                 except OSError as error:
-                    reason = f"{path} cannot be read: {error.strerror}"
+                    reason = f"{path} cannot be read: {plain_words(error)}"
                     raise DeviceError(reason, device=self.device.label, host=there.host) from error
             case Fit():
                 return await asyncio.to_thread(space.fit, self.device, there, asked)

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import msgspec
 
 from entourage.devices.block import storage
-from entourage.devices.block.programs import qemu_img
 from entourage.errors import DeviceError
+from entourage.hosts.programs import qemu_img, qemu_img_info
 
 _MARGIN = 16 << 20
 
@@ -88,9 +88,7 @@ async def inspect(path: str, image_format: str) -> list[Image]:
     """
     if image_format == "raw":
         return [await asyncio.to_thread(_image, path, "raw", {})]
-    text = await qemu_img(
-        "info", "--output=json", "-U", "--backing-chain", "-f", image_format, "--", path
-    )
+    text = await qemu_img_info(path, image_format, "--backing-chain")
     try:
         return await asyncio.to_thread(_chain, path, text)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -106,10 +104,14 @@ def _chain(path: str, text: str) -> list[Image]:
 
 
 def local_path(name: str, top: str) -> str:
-    """The path of an image of the chain, or a DeviceError where it is no path."""
+    """The path of a file that an image names, or a DeviceError where it is none."""
     path = name.removeprefix("file:")
     if not path.startswith("/"):
-        raise DeviceError(f"the backing file of {top} is not a local path: {name}")
+        raise DeviceError(
+            f"{top} names {name}, which is no absolute path of a file",
+            remedy="name it by one, while the domain is off: qemu-img rebase -u -b, or"
+            " qemu-img amend -o data_file=",
+        )
     return path
 
 

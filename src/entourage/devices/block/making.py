@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from entourage.devices.block.images import NewImage
-from entourage.devices.block.programs import qemu_img, run
 from entourage.devices.block.proof import check_new
 from entourage.errors import DeviceError
 from entourage.hosts.allowed import Allowed
+from entourage.hosts.programs import qemu_img, run
 from entourage.hosts.resources import Ledger, place
 
 

@@ -24,11 +24,11 @@ import msgspec
 
 from entourage.devices.block import storage
 from entourage.devices.block.images import NewImage, local_path
-from entourage.devices.block.programs import qemu_img
 from entourage.devices.block.storage import Seen, Spot, is_nonces_name
 from entourage.errors import DeviceError
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import NotAllowed
+from entourage.hosts.programs import qemu_img_info
 
 _LONGEST_CHAIN = 64
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -145,7 +145,7 @@ def check_below(path: str, image_format: str, allowed: Allowed, *, written: bool
     """
     if allowed.has_device(path):
         return
-    real = allowed.images.real(path)
+    real = allowed.images.real_by_path(path)  # QEMU opens it by the name that the other has for it
     made_as = allowed.made_as(real)
     if not allowed.may_open(real, written=written) or (made_as and made_as != image_format):
         raise DeviceError(
@@ -163,7 +163,7 @@ async def check_chain(path: str, allowed: Allowed) -> None:
         DeviceError: It names something else, or cannot be read.
     """
     for _ in range(_LONGEST_CHAIN):
-        text = await qemu_img("info", "--output=json", "-U", "-f", "qcow2", "--", path)
+        text = await qemu_img_info(path, "qcow2")
         info = msgspec.json.decode(text, type=dict[str, Any])
         data_file = info.get("format-specific", {}).get("data", {}).get("data-file")
         if data_file:

@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 
 from entourage.devices.base import There
-from entourage.devices.block import programs, storage
+from entourage.devices.block import storage
 from entourage.devices.block.images import NewImage
 from entourage.devices.refusals import no_way, refuse
 from entourage.domain import Block
+from entourage.hosts import programs
 from entourage.hosts.beneath import NotAllowed
 from entourage.hypervisors.base import DiskCopy
 from entourage.settings.units import format_size

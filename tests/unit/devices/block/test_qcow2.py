@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from entourage.devices.block import images, programs, storage
+from entourage.devices.block import images, storage
+from entourage.hosts import programs
 from tests.unit.devices.test_harness import MIB, Move, qcow2, raw, run, two_kernels
 
 

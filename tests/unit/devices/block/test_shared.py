@@ -172,7 +172,7 @@ async def test_a_medium_that_cannot_be_read_there(
     monkeypatch.setattr(storage, "digest", failing)
     (refusal,) = await move.test()
     assert refusal.host == "b"
-    assert "cannot be read: Input/output error" in refusal.reason
+    assert "cannot be read: input/output error" in refusal.reason
 
 
 @pytest.mark.usefixtures("two_kernels")

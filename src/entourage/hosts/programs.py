@@ -9,6 +9,8 @@ import shutil
 
 from entourage.errors import DeviceError
 
+_LOOKS_FOR = 30.0  # seconds
+
 
 async def run(*command: str) -> tuple[int, str, str]:
     """Run a program; it is ended where this is cancelled.
@@ -41,6 +43,27 @@ async def run(*command: str) -> tuple[int, str, str]:
         raise
     said = " ".join(err.decode(errors="replace").split())
     return process.returncode or 0, out.decode(errors="replace"), said
+
+
+async def qemu_img_info(path: str, image_format: str, *options: str) -> str:
+    """What ``qemu-img info`` says of an image that may be open, as JSON.
+
+    It opens what the image's header names: a FIFO, or a server that does not answer, must not hold
+    anybody up.
+
+    Raises:
+        DeviceError: It cannot be run, failed, or took longer than 30 seconds.
+    """
+    try:
+        async with asyncio.timeout(_LOOKS_FOR):
+            return await qemu_img(
+                "info", "--output=json", "-U", *options, "-f", image_format, "--", path
+            )
+    except TimeoutError:
+        raise DeviceError(
+            f"qemu-img could not read {path}, or what it is built on, in {_LOOKS_FOR:g} s",
+            remedy="see what it waits for: qemu-img info --backing-chain",
+        ) from None
 
 
 async def qemu_img(*arguments: str) -> str:
