@@ -178,7 +178,7 @@ class DeviceSteps:
                 async with asyncio.timeout(self._timeouts.recover_timeout):
                     await controller.let_go(self._here(controller, "let_go"))
             except (EntourageError, OSError, TimeoutError) as error:
-                return f"{controller.device.label} is not cleaned up: {_why(error)}"
+                return f"{controller.device.label} is not cleaned up: {plain_words(error)}"
             return ""
 
         problems = await asyncio.gather(*map(one, self.controllers))
@@ -289,7 +289,3 @@ class DeviceSteps:
                     at=self._now(), device=label, step=step, seconds=seconds, error=problem
                 )
             )
-
-
-def _why(error: Exception) -> str:
-    return "it took too long" if isinstance(error, TimeoutError) else plain_words(error)

@@ -36,6 +36,8 @@ def plain_words(error: BaseException) -> str:
 
     ``/run/entourage/x: no space left on device``
     """
+    if isinstance(error, TimeoutError) and not str(error):
+        return "it took too long"
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     reason = error.strerror[:1].lower() + error.strerror[1:]

@@ -68,7 +68,7 @@ def test_it_finds_one() -> None:
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "connection reset by"),
         (OSError("said by us"), "said by us"),
         (EntourageError("no room", device="block/d0"), "block/d0: no room"),
-        (TimeoutError(), "TimeoutError"),
+        (TimeoutError(), "it took too long"),
     ],
 )
 def test_the_words(error: Exception, said: str) -> None:

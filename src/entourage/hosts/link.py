@@ -248,7 +248,9 @@ class Link:
             if len(self._noise) > _MOST_NOISE:
                 raise ValueError(f"no Entourage speaks there{self._printed()}")
             header = await self._reader.readexactly(1)
-        return header + await self._reader.readexactly(3)
+        header += await self._reader.readexactly(3)
+        self._noise.clear()  # it was harmless, and is no reason of what may come
+        return header
 
     def _printed(self) -> str:
         """What a shell printed instead, for people; empty where it printed nothing."""
@@ -329,7 +331,8 @@ class Link:
         except EntourageError as error:
             fault = (type(error).__name__, error.message, error.device, error.host, error.remedy)
         except OSError as error:
-            remedy = "look at that file and its filesystem there: is there room, may it be written?"
+            look = "look at that file and its filesystem there: is there room, may it be written?"
+            remedy = look if error.filename is not None else ""
             fault = ("EntourageError", plain_words(error), "", "", remedy)
         except ValueError as error:
             fault = ("LinkError", f"{frame.verb}: {error}", "", "", "")

@@ -210,8 +210,8 @@ async def test_what_a_shell_prints_before_is_passed_over(printed: bytes) -> None
     two.on(DOUBLE, double)
     speaking = asyncio.create_task(two.serve())
     assert await asyncio.wait_for(one.call(DOUBLE, 21), 5) == 42
-    one.close()
     two.close()
+    assert ".bashrc" not in str(await asyncio.wait_for(one.lost(), 5))  # it is not to blame
     await asyncio.gather(serving, speaking, return_exceptions=True)
 
 
