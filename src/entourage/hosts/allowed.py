@@ -104,6 +104,13 @@ class Allowed:
             return self.has_device(path)
         return bool(self.made_as(real := self.images.real(path))) and self.is_proven(real)
 
+    def may_give(self, path: str) -> bool:
+        """Whether a file's owner may be changed for a machine that arrives."""
+        try:
+            return self.has_device(path) or bool(self.images.real(path))
+        except (OSError, EntourageError):
+            return False
+
     def has_device(self, path: str) -> bool:
         """Whether a device of this host may be used."""
         plain = ".." not in Path(path).parts
@@ -159,6 +166,8 @@ class Allowed:
             OSError: Its directory is not there.
         """
         match part.kind:
+            case Kind.IMAGE if not part.name.startswith("/"):
+                self.device(part.name)
             case Kind.IMAGE:
                 if not _is_block_device(part.name):
                     self.images.real_by_path(part.name)

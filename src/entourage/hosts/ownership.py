@@ -17,6 +17,8 @@ import msgspec
 
 from entourage.hosts.fileid import id_of
 
+RECORD = "owners.json"
+"""The name of a record, in a directory that is not removed while it is there."""
 _VERSION = 1
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -94,6 +96,7 @@ def give_back(record: Path, *, except_for: Sequence[str] = ()) -> None:
             with _opened(one.path) as (descriptor, identity):
                 if identity == one.id and os.fstat(descriptor).st_uid == one.given:
                     os.fchown(descriptor, one.before, -1)
+                    os.fsync(descriptor)  # before the record, on another disk perhaps, is gone
         except (FileNotFoundError, NotADirectoryError):
             pass  # nothing is left to give back
         except OSError as error:

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from entourage.errors import EntourageError, plain_words
 from entourage.hosts.fileid import file_id
-from entourage.hosts.ownership import give_back
+from entourage.hosts.ownership import RECORD, give_back
 
 # In the environment of every process that is made for good; children inherit it.
 MARKER = "ENTOURAGE_RESOURCE"
@@ -85,14 +85,23 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
         case "file":
             await asyncio.to_thread(_remove, Path(str(spec["path"])), str(spec["id"]))
         case "dir":
-            with contextlib.suppress(FileNotFoundError):
-                await asyncio.to_thread(shutil.rmtree, str(spec["path"]))
+            await asyncio.to_thread(_remove_directory, Path(str(spec["path"])))
         case "owners":
             await asyncio.to_thread(give_back, Path(str(spec["path"])))
         case "tap":
             await remove_tap(str(spec["name"]))
         case _:
             raise EntourageError(f"no way to undo {kind!r}", remedy="a newer Entourage made it")
+
+
+def _remove_directory(path: Path) -> None:
+    if (path / RECORD).exists():
+        raise EntourageError(
+            f"{path / RECORD} says to whom files are still to be given back",
+            remedy="`entourage recover` tries it again",
+        )
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
 
 
 def _remove(path: Path, which: str) -> None:

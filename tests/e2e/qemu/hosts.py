@@ -30,7 +30,7 @@ from entourage.hypervisors.qemu.machine import QemuMachine
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.qemu.record import read_running
-from entourage.settings.model import PathSettings, QemuSettings, Settings
+from entourage.settings.model import AgentSettings, PathSettings, QemuSettings, Settings
 
 # again: inc dword [0x500]; [0x8000] = [0x500]; int 13h (write sector 2048 + [0x500] % 1024);
 #        [0x504] = [0x500]; jmp again
@@ -67,7 +67,9 @@ class Host:
         root.chmod(0o777)  # and makes an overlay there when it is told to
         paths = PathSettings(state=f"{root}/state", run=f"{root}/run", log=f"{root}/log")
         user = "nobody" if os.geteuid() == 0 else None  # there on every host
-        settings = Settings(paths=paths, qemu=QemuSettings(user=user))
+        # Every file of the test's is an image that may be given, and nothing is encrypted unasked.
+        agent = AgentSettings(image_directories=("/",), allow_unencrypted=True)
+        settings = Settings(paths=paths, qemu=QemuSettings(user=user), agent=agent)
         return cls(root, settings, QemuHypervisor(settings))
 
     def disk(self, name: str = "disk0") -> Path:
@@ -75,7 +77,7 @@ class Host:
 
     def incoming(self, domain: Domain, ledger: MemoryLedger | None = None) -> QemuIncoming:
         where = places(self.settings, str(domain.uuid), domain.name)
-        return QemuIncoming(domain, where, ledger or MemoryLedger(), settings=self.settings.qemu)
+        return QemuIncoming(domain, where, ledger or MemoryLedger(), settings=self.settings)
 
     async def ask(self, domain: Domain, command: str) -> str:
         where = places(self.settings, str(domain.uuid), domain.name)

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from entourage.errors import EntourageError
 from entourage.hosts.ownership import give, give_back, given
-from entourage.hosts.resources import MemoryLedger
+from entourage.hosts.resources import MemoryLedger, undo
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 USER, OTHER = 7850, 7851
@@ -164,3 +165,14 @@ def test_the_records_form(image: Path, record: Path) -> None:
     [file] = said["files"]
     assert said["version"] == 1
     assert sorted(file) == ["before", "given", "id", "path"]
+
+
+async def test_a_directory_with_a_record_is_not_removed(image: Path, record: Path) -> None:
+    """Or nobody would know any more whose the file was."""
+    give(record, [str(image)], 7)
+    with pytest.raises(EntourageError, match="still to be given back"):
+        await undo("dir", {"path": str(record.parent)})
+    assert record.exists()
+    give_back(record)
+    await undo("dir", {"path": str(record.parent)})
+    assert not record.parent.exists()

@@ -10,17 +10,18 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from entourage.domain import Block, Domain
-from entourage.errors import HypervisorError, UsageError, plain_words
+from entourage.errors import DeviceError, HypervisorError, UsageError, plain_words
 from entourage.hosts import usb
 from entourage.hosts.account import Account, Wanted
 from entourage.hosts.ownership import give, give_back, given
+from entourage.hosts.programs import qemu_img_info
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.files import is_on_local_storage
 from entourage.hypervisors.qemu.cmdline import is_readonly
@@ -110,7 +111,11 @@ async def problems(domain: Domain, where: Places, account: Account | None) -> li
 
 
 async def let_user_in(
-    domain: Domain, where: Places, ledger: Ledger, account: Account | None
+    domain: Domain,
+    where: Places,
+    ledger: Ledger,
+    account: Account | None,
+    may_give: Callable[[str], bool] = lambda _path: True,
 ) -> None:
     """Give the user what the machine opens, before it is started.
 
@@ -119,6 +124,7 @@ async def let_user_in(
         where: Its places; the directory for its sockets is there.
         ledger: Takes what is made or given before it is.
         account: The user; None: what an earlier machine was given goes back, and no more.
+        may_give: Whether an image's owner may be changed at all: another host may have named it.
 
     Raises:
         HypervisorError: The user cannot open something, and it cannot be given.
@@ -138,7 +144,7 @@ async def let_user_in(
             name = f"{device.vendor:04x}:{device.product:04x}"
             nodes = map(_usb_node, usb.called(name))
             opened += [_Opened(device.label, Wanted(node, "w")) for node in nodes]
-    await _give(opened, where, ledger, account)
+    await _give(opened, where, ledger, account, may_give)
 
 
 async def let_user_write(
@@ -150,7 +156,7 @@ async def let_user_write(
     """
     if account is not None:
         opened = [_Opened(disk.label, Wanted(disk.path, "w"))]
-        await _give(opened, where, ledger, account)
+        await _give(opened, where, ledger, account, lambda _path: True)
 
 
 def take_back(where: Places, *, moved: bool) -> None:
@@ -189,11 +195,17 @@ def let_through(directory: Path, gid: int | None) -> None:
             above.chmod(mode | stat.S_IXOTH)
 
 
-async def _give(opened: Sequence[_Opened], where: Places, ledger: Ledger, account: Account) -> None:
+async def _give(
+    opened: Sequence[_Opened],
+    where: Places,
+    ledger: Ledger,
+    account: Account,
+    may_give: Callable[[str], bool],
+) -> None:
     denied = await _denied(account, opened)
     if not denied:
         return
-    paths = list(dict.fromkeys(one.wanted.path for one in denied))
+    paths = [path for path in dict.fromkeys(one.wanted.path for one in denied) if may_give(path)]
     if not where.state.is_dir():
         ledger.record("dir", path=str(where.state))
         where.state.mkdir(mode=0o700, parents=True)
@@ -205,9 +217,16 @@ async def _give(opened: Sequence[_Opened], where: Places, ledger: Ledger, accoun
     except asyncio.CancelledError:
         await asyncio.wait({giving})  # what is undone next must not be done after
         raise
-    for one in await _denied(account, denied):
-        problem = _problem(one, account)
+    if left := await _denied(account, denied):
+        # Where a directory is in the way, nothing that is done to the file helps.
+        above = [one._replace(wanted=Wanted(_directory(one.wanted.path), "x")) for one in left]
+        problem = _problem((await _denied(account, above) or left)[0], account)
         raise HypervisorError(problem.reason, device=problem.device, remedy=problem.remedy)
+
+
+def _directory(path: str) -> str:
+    """The directory that a file really lies in."""
+    return os.path.dirname(os.path.realpath(path))  # noqa: PTH120 - as the line
 
 
 def _give_some(record: Path, paths: Iterable[str], uid: int) -> None:
@@ -223,10 +242,13 @@ def _may_change(path: str) -> bool:
     """Whether the owner of an image may be changed, which another host's machine may be using.
 
     Root opens what is anybody's: so what was root's can be given away. What is another user's is
-    perhaps the other machine's, which a file server would cut off from it.
+    perhaps the other machine's, which a file server would cut off from it. A file of several names
+    is perhaps another file's as well.
     """
     try:
-        return _is_this_hosts(path) or os.stat(path).st_uid == 0  # noqa: PTH116 - follows links
+        status = os.stat(path)  # noqa: PTH116 - follows links
+        alone = status.st_nlink == 1 or not stat.S_ISREG(status.st_mode)
+        return alone and (_is_this_hosts(path) or status.st_uid == 0)
     except OSError:
         return False
 
@@ -248,8 +270,7 @@ def _of_disks(domain: Domain) -> list[_Opened]:
     """
     found: list[_Opened] = []
     for disk in domain.block:
-        directory = os.path.dirname(os.path.realpath(disk.path))  # noqa: PTH120 - as the line
-        found.append(_Opened(disk.label, Wanted(directory, "x")))
+        found.append(_Opened(disk.label, Wanted(_directory(disk.path), "x")))
         with contextlib.suppress(OSError):
             if not _may_change(disk.path):
                 found.append(_Opened(disk.label, _of_disk(disk)))
@@ -317,28 +338,16 @@ async def _beside(disk: Block) -> list[_Opened]:
     if disk.format != "qcow2":
         return []
     try:
-        process = await asyncio.create_subprocess_exec(
-            "qemu-img", "info", "--output=json", "-U", "--backing-chain", "-f", "qcow2", "--",
-            disk.path,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-    except FileNotFoundError:
-        return []
-    stdout, _ = await process.communicate()
-    try:
-        chain = msgspec.json.decode(stdout, type=list[_Image])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        text = await qemu_img_info(disk.path, "qcow2", "--backing-chain")
+        chain = msgspec.json.decode(text, type=list[_Image])
+    except (DeviceError, ValueError):
         return []
     found: list[Wanted] = []
     how = _of_disk(disk).how
     for image in chain:
-        path = image.filename.removeprefix("file:")
-        if not path.startswith("/"):
-            continue
-        found.append(Wanted(path, how))
+        found.append(Wanted(image.filename.removeprefix("file:"), how))
         if data := image.format_specific.data.data_file:
-            found.append(Wanted(str(Path(path).parent / data.removeprefix("file:")), how))
+            found.append(Wanted(data.removeprefix("file:"), how))
         how = "r"
-    return [_Opened(disk.label, wanted) for wanted in found]
+    # Another form is no path, and what is relative QEMU takes from a directory of its own.
+    return [_Opened(disk.label, wanted) for wanted in found if wanted.path.startswith("/")]

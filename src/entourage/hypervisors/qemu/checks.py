@@ -16,7 +16,7 @@ from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import EntourageError, HypervisorError, UsageError
 from entourage.hosts.account import Account
 from entourage.hosts.beneath import Beneath
-from entourage.hypervisors.files import digest
+from entourage.hypervisors.files import boot_problems
 from entourage.hypervisors.qemu import access, binary
 from entourage.hypervisors.qemu.cmdline import is_readonly
 from entourage.hypervisors.qemu.looks import cpu_flags
@@ -137,13 +137,7 @@ async def test_incoming(
     reasons = [*_taken(domain, host, settings), *_unusable(domain, settings), *_memory(domain)]
     if facts.get("encrypted") == "no" and not settings.agent.allow_unencrypted:
         reasons.append(IN_THE_CLEAR)
-    for path in domain.boot.files:
-        here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
-        if not here:
-            reasons.append((f"there is no {path}", f"copy it to {host}"))
-        elif here != there:
-            reason = f"{path} is not the file of that name that the source has"
-            reasons.append((reason, f"copy it to {host}"))
+    reasons += await boot_problems(domain, host, facts)
     if binary.find_qemu() is None:
         reasons.append(("QEMU is not installed", f"install qemu-system-x86_64 on {host}"))
     else:
@@ -191,9 +185,10 @@ def _taken(domain: Domain, host: str, settings: Settings) -> Iterator[Reason]:
         if entry.domain.uuid != domain.uuid and entry.domain.name != domain.name:
             continue
         if not entry.alive:
+            stop = f"`entourage stop {entry.domain.name}`"  # which gives its files back
             yield (
                 f"there is a domain {entry.domain.name} here already, shut off",
-                f"if it is of no use any more, delete {entry.places.record} on {host}",
+                f"if it is of no use any more: {stop} on {host}, then delete {entry.places.record}",
             )
         elif entry.running is not None and entry.running.incoming:
             yield (

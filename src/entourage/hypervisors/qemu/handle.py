@@ -15,6 +15,7 @@ from entourage.hypervisors.qemu.errors import plain
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running
+from entourage.hypervisors.understood import understood
 
 _QUIT_PATIENCE = 5.0
 _MONITOR_PATIENCE = 10.0
@@ -174,8 +175,10 @@ async def _check(monitor: Monitor, domain: Domain) -> None:
     problems: list[str] = []
     if kind != f"{domain.machine}-machine":
         problems.append(f"it is a {kind}, not a {domain.machine}")
-    if abs(memory["base-memory"] - domain.memory) >= 1 << 20:
-        problems.append(f"it has {memory['base-memory']} bytes of memory, not {domain.memory}")
+    with understood("QEMU's answer about its memory"):
+        size = int(memory["base-memory"])
+    if abs(size - domain.memory) >= 1 << 20:
+        problems.append(f"it has {size} bytes of memory, not {domain.memory}")
     if problems:
         raise HypervisorError(
             f"{domain.name} is not what was started: {'; '.join(problems)}",

@@ -6,7 +6,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from entourage.domain import Domain
-from entourage.errors import DomainBusy, EntourageError, HypervisorError, UsageError
+from entourage.errors import (
+    DomainBusy,
+    EntourageError,
+    HypervisorError,
+    UsageError,
+    plain_words,
+)
 from entourage.hosts.parts import HostPart
 from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger, MemoryLedger
@@ -75,10 +81,7 @@ class QemuHypervisor:
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:
         """A machine to be built here."""
         where = places(self._settings, str(domain.uuid), domain.name)
-        encrypted = not self._settings.agent.allow_unencrypted
-        return QemuIncoming(
-            domain, where, ledger, encrypted=encrypted, settings=self._settings.qemu
-        )
+        return QemuIncoming(domain, where, ledger, settings=self._settings)
 
     async def test_incoming(
         self, domain: Domain, host: str, facts: Mapping[str, str]
@@ -148,7 +151,13 @@ class QemuHypervisor:
         running = entry.running
         process = None if running is None else ProcessHandle.open(running.pid, running.began)
         if running is None or process is None:
-            await asyncio.to_thread(take_back, entry.places, moved=False)
+            try:
+                await asyncio.to_thread(take_back, entry.places, moved=False)
+            except OSError as error:
+                raise HypervisorError(
+                    f"{name} does not run, and its files are not given back: {plain_words(error)}",
+                    remedy=f"{entry.places.owners} says whose they were",
+                ) from error
             raise _not_running(name)
         monitor = Monitor.lost()
         try:
@@ -217,8 +226,7 @@ async def _ask_state(entry: Entry) -> str:
     try:
         async with asyncio.timeout(_INFO_PATIENCE):
             monitor = await Monitor.connect(entry.places.info)
-            status: str = (await monitor.execute("query-status"))["status"]
-            return status
+            return await monitor.status()
     except TimeoutError:
         return "not answering"
     except EntourageError:

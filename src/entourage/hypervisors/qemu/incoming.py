@@ -13,6 +13,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
+from entourage.hosts.allowed import Allowed
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
 from entourage.hypervisors.backlog import bound
@@ -33,7 +34,7 @@ from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, Monitor
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
 from entourage.hypervisors.qemu.sockets import bindable, bracketed, listening_in_range
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
-from entourage.settings.model import QemuSettings
+from entourage.settings.model import Settings
 
 _DEFAULT_ANNOUNCE_ROUNDS = 5
 _MEMORY = "memory"
@@ -48,8 +49,7 @@ class QemuIncoming(IncomingSeams):
         domain: The domain; of what ``build`` is given only its identity is used here.
         where: Its places on this host.
         ledger: Takes every resource before it is made.
-        encrypted: Refuse memory and disks in the clear.
-        settings: Tell whom it runs as.
+        settings: This host's.
     """
 
     def __init__(
@@ -58,11 +58,9 @@ class QemuIncoming(IncomingSeams):
         where: Places,
         ledger: Ledger,
         *,
-        encrypted: bool = False,
-        settings: QemuSettings,
+        settings: Settings,
     ) -> None:
         self._settings = settings
-        self._encrypted = encrypted
         self._domain = domain
         self._where = where
         self._ledger = ledger
@@ -107,7 +105,7 @@ class QemuIncoming(IncomingSeams):
             return Guest.DEAD
         try:
             monitor = await open_monitor(self._where.qmp)
-            status = (await monitor.execute("query-status"))["status"]
+            status = await monitor.status()
         except MonitorLostError:
             process.close()
             return Guest.DEAD
@@ -128,13 +126,20 @@ class QemuIncoming(IncomingSeams):
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - all is in the domain
         """Make the machine, paused, from the running configuration; what it opens exists."""
-        if self._encrypted and plane.secret is None:
+        if plane.secret is None and not self._settings.agent.allow_unencrypted:
             raise HypervisorError(IN_THE_CLEAR[0], remedy=IN_THE_CLEAR[1])
         self._plane = plane
         self._host = await bindable(plane.address)
         self._log_start = self._where.log.stat().st_size if self._where.log.exists() else 0
-        account = account_of(self._settings)
-        up = await bring_up(domain, self._where, self._ledger, incoming=True, account=account)
+        account = account_of(self._settings.qemu)
+        up = await bring_up(
+            domain,
+            self._where,
+            self._ledger,
+            incoming=True,
+            account=account,
+            may_give=Allowed(self._settings.agent).may_give,
+        )
         self._monitor, self._process, self._running, self._helpers = up
         self._domain = up.running.domain
         self._exports.stands(up, plane, self._host, account)

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,13 @@ class Up(NamedTuple):
 
 
 async def bring_up(
-    domain: Domain, where: Places, ledger: Ledger, *, incoming: bool, account: Account | None
+    domain: Domain,
+    where: Places,
+    ledger: Ledger,
+    *,
+    incoming: bool,
+    account: Account | None,
+    may_give: Callable[[str], bool] = lambda _path: True,
 ) -> Up:
     """Start everything that the machine consists of; the guest does not run.
 
@@ -59,6 +65,7 @@ async def bring_up(
             caller.
         incoming: The machine waits for another's memory.
         account: Whom its processes run as; None: as Entourage.
+        may_give: See ``let_user_in``.
 
     Raises:
         DomainBusy: It runs here already.
@@ -78,7 +85,7 @@ async def bring_up(
     where.run.mkdir(mode=0o700, parents=True)
     if account is not None:
         let_through(where.run, account.gid)
-    await let_user_in(domain, where, ledger, account)
+    await let_user_in(domain, where, ledger, account, may_give)
     marker = f"{domain.uuid}.{secrets.token_hex(4)}"
     ledger.record("process", marker=marker)
     unit = f"entourage-{marker}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from entourage.errors import UsageError
+from entourage.hosts.ownership import RECORD
 from entourage.settings.model import Settings
 
 _SOCKET_PATH_LIMIT = 107
@@ -74,7 +75,7 @@ class Places(NamedTuple):
     @property
     def owners(self) -> Path:
         """To whom the files belong that the machine was given; there only while it has some."""
-        return self.state / "owners.json"
+        return self.state / RECORD
 
     def tpm_state(self, device: str) -> Path:
         """The directory of a TPM's state."""

@@ -243,6 +243,16 @@ class Monitor:
         except (QMPError, OSError, EOFError) as error:
             raise MonitorLostError(self._why_lost(), device=device) from error
 
+    async def status(self) -> str:
+        """The machine's run state in QEMU's words, as ``running`` or ``inmigrate``.
+
+        Raises:
+            HypervisorError: QEMU went away, or says something else.
+        """
+        answer = await self.execute("query-status")
+        with understood("QEMU's answer to query-status"):
+            return str(answer["status"])
+
     async def give(self, name: str, descriptor: int) -> None:
         """Give QEMU a copy of an open descriptor, by a name that other commands know it by.
 
@@ -299,7 +309,12 @@ class Monitor:
     def _hear(self, message: Message) -> None:
         stamp: Any = message.get("timestamp", {})
         data: Any = message.get("data", {})
-        self.known.hear(str(message["event"]), data, _moment(stamp))
+        try:
+            with understood(f"QEMU's event {message['event']!r}"):
+                self.known.hear(str(message["event"]), data, _moment(stamp))
+        except HypervisorError as error:
+            # What it would have said is not known: who waits for it must not wait for ever.
+            self.known.lost = self.known.lost or error.message
         self._tell()
 
     def _lose(self) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from entourage.domain import Domain, Tpm
@@ -57,14 +58,33 @@ def _own(directory: Path, account: Account | None) -> None:
     let_through(directory.parent, None if account is None else account.gid)
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for name in os.listdir(handle):  # noqa: PTH208 - of the open directory
-            # Of what that swtpm put there nothing is followed, and no other name of a file is.
-            status = os.stat(name, dir_fd=handle, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                os.chown(name, uid, gid, dir_fd=handle, follow_symlinks=False)
+        for _name, descriptor in _files(handle):
+            os.fchown(descriptor, uid, gid)
         os.fchown(handle, uid, gid)
     finally:
         os.close(handle)
+
+
+def _files(directory: int) -> Iterator[tuple[str, int]]:
+    """The plain files in an open directory that a swtpm of any user's may have written to.
+
+    Nothing that it put there is followed or waited for: no link, no FIFO, no other name of a file.
+
+    Yields:
+        Name and descriptor of each; the descriptor is closed after.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    for name in os.listdir(directory):
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            continue
+        descriptor = os.open(name, flags, dir_fd=directory)
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                yield name, descriptor
+        finally:
+            os.close(descriptor)
 
 
 async def manufacture(where: Places, tpm: Tpm, account: Account | None = None) -> None:
@@ -91,13 +111,17 @@ async def manufacture(where: Places, tpm: Tpm, account: Account | None = None) -
     where.log.parent.mkdir(parents=True, exist_ok=True)
     if process.returncode:
         for leftover in directory.iterdir():
-            leftover.unlink()
+            if not leftover.is_dir():
+                leftover.unlink()
         with where.log.open("ab") as log:
             log.write(stdout)
             log.write(b"entourage: swtpm_setup failed; swtpm makes the TPM by itself\n")
-    for made in directory.iterdir():
-        if made.is_file() and not made.is_symlink():
-            made.chmod(0o600)
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for _name, descriptor in _files(handle):
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(handle)
 
 
 async def start(
@@ -149,27 +173,19 @@ def erase_state(directory: Path) -> None:
     What is not there (any more) is erased already.
     """
     try:
-        files = list(directory.iterdir())
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    for path in files:
-        with contextlib.suppress(FileNotFoundError):
-            _overwrite(path)
-            path.unlink()
-    sync_directory(directory)
-    directory.rmdir()
+    try:
+        for _name, descriptor in _files(handle):
+            # Put zeros over it: its blocks may stay readable on the disk for long.
+            os.write(descriptor, bytes(os.fstat(descriptor).st_size))
+            os.fsync(descriptor)
+    finally:
+        os.close(handle)
+    shutil.rmtree(directory)
     sync_directory(directory.parent)
     remove_if_empty(directory.parent)
-
-
-def _overwrite(path: Path) -> None:
-    """Put zeros over a file: its blocks may stay readable on the disk for long."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.write(descriptor, bytes(os.fstat(descriptor).st_size))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class QemuTpm:

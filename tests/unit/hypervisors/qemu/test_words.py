@@ -136,9 +136,17 @@ def test_tpm_state_is_made_and_erased(tmp_path: Path) -> None:
     state.write_bytes(bytes.fromhex("0201000a000000000010") + b"secret")
     kept = os.open(state, os.O_RDONLY)
     swtpm.sync_state(directory)
+    # What an swtpm that was taken over could put there, which runs as another user than this.
+    other = tmp_path / "other"
+    other.write_text("another's")
+    os.link(other, directory / "linked")
+    (directory / "link").symlink_to(other)
+    os.mkfifo(directory / "fifo")
+    (directory / "sub").mkdir()
     tpms.erase_state(directory)
     assert os.read(kept, 20) == bytes(16)
     os.close(kept)
+    assert other.read_text() == "another's"
     assert not where.state.exists()
     tpms.erase_state(directory)
 
