@@ -22,10 +22,12 @@ import msgspec
 
 from entourage import messages
 from entourage.domain import Block, Domain, Net
-from entourage.errors import EntourageError, LinkError
+from entourage.errors import EntourageError, HypervisorError, LinkError
 from entourage.handover.values import Record, Role
 from entourage.hosts.link import Answer, Beat, Call, Fault, Link, Notice, Question, Tell
 from entourage.hypervisors.libvirt import domainxml, handed
+from entourage.hypervisors.libvirt.constants import Parameter
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.qemu.drift import drift
 from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.xen import configuration, header
@@ -88,6 +90,12 @@ async def _libvirt_xml(data: bytes) -> None:
 async def _libvirt_parts(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     handed.named(handed.read(text), domainxml.Lookups())
+    plan = LibvirtPlan(parameters={Parameter.DEST_XML: text})
+    with contextlib.suppress(HypervisorError):  # of most it is not the domain
+        handed.check_plan(plan, Domain(name="web1", uuid=UUID, memory=1 << 28))
+
+
+async def _libvirt_cookie(data: bytes) -> None:
     handed.check_cookie(data, Domain(name="web1", uuid=UUID, memory=1 << 28))
 
 
@@ -321,11 +329,22 @@ class _JournalFile:
             journal.next_generation(UUID)
 
 
+def _in_a_cookie(xml: bytes) -> bytes:
+    return b"<qemu-migration>" + xml + b"</qemu-migration>\0"
+
+
+def _many_devices() -> bytes:
+    """As many as fit into an input: what looks at each must not look at all others."""
+    disks = b"<disk type='file'><target dev='a'/></disk>" * 1500
+    return b"<domain><name>web1</name><devices>" + disks + b"</devices></domain>"
+
+
 def targets() -> list[Target]:
     """All of them."""
     journal = _JournalFile()
     xml = (HERE / "examples" / "libvirt.xml").read_bytes()
-    running = DATA / "hypervisors" / "libvirt" / "data" / "running-migratable.xml"
+    running_file = DATA / "hypervisors" / "libvirt" / "data" / "running-migratable.xml"
+    running = running_file.read_bytes()
     listed = (HERE / "examples" / "xl-list.json").read_bytes()
     config = json.dumps(json.loads(listed)[1]["config"]).encode()
     # As hypervisors/xen/header.py has it.
@@ -339,7 +358,8 @@ def targets() -> list[Target]:
         Target("settings", _toml_of("settings.md"), _settings_file),
         Target("xend-config", sxp, _sxp_file),
         Target("libvirt-xml", [xml], _libvirt_xml),
-        Target("libvirt-parts", [xml, running.read_bytes()], _libvirt_parts),
+        Target("libvirt-parts", [xml, running, _many_devices()], _libvirt_parts),
+        Target("libvirt-cookie", [_in_a_cookie(xml)], _libvirt_cookie),
         Target("xl-list", [listed], _xl_list),
         Target("xl-stream", [stream], _xl_stream),
         Target("link", _frames(), _link),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+
+from entourage.domain import Domain
 
 # All others are taken for storage that another host may see: NFS, CephFS, FUSE, GFS2 and the like.
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
@@ -29,6 +33,32 @@ def digest(path: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):  # ValueError: a path that holds a NUL
         return ""
+
+
+async def boot_problems(
+    domain: Domain, host: str, facts: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """What speaks against the files that a domain boots from on its target: reason and remedy.
+
+    A file whose content the source has not told of is not used: it could be anybody's.
+
+    Args:
+        domain: The domain.
+        host: What the target is called.
+        facts: What the source says; the digest of each as ``sha256:PATH``.
+    """
+    found: list[tuple[str, str]] = []
+    for path in domain.boot.files:
+        here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
+        if not here:
+            found.append((f"there is no {path}, which it boots from", f"copy it to {host}"))
+        elif not there:
+            reason = f"the source has no {path} any more, which it boots from, or cannot read it"
+            found.append((reason, f"put it back there, the same as on {host}"))
+        elif here != there:
+            reason = f"{path} is not the file of that name that the source has"
+            found.append((reason, f"copy it to {host}"))
+    return found
 
 
 def is_on_local_storage(path: Path) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 
+import msgspec
+
+from entourage.domain import Domain
 from entourage.errors import HypervisorError
 
 _NOT_AS_EXPECTED = (
@@ -28,3 +31,22 @@ def understood(what: str, remedy: str = "") -> Generator[None]:
     except _NOT_AS_EXPECTED as error:
         said = f"{type(error).__name__}: {error}"
         raise HypervisorError(f"{what} is not understood ({said[:200]})", remedy=remedy) from error
+
+
+def checked(domain: Domain, program: str) -> Domain:
+    """A domain that a backend has read, if all of it can be expressed.
+
+    Args:
+        domain: The domain, which nothing has looked at.
+        program: What moves it otherwise: ``virsh``, ``xl``.
+
+    Raises:
+        HypervisorError: It has something in it that cannot be (its name, say).
+    """
+    try:
+        return msgspec.convert(msgspec.to_builtins(domain), Domain)
+    except msgspec.ValidationError as error:
+        raise HypervisorError(
+            f"the domain {domain.name!r} cannot be read: {error}",
+            remedy=f"rename it, or move it with `{program} migrate`",
+        ) from error

@@ -10,7 +10,7 @@ import pytest
 from lab.hosts import Lab
 from lab.libvirtd import LOCAL, Libvirtd
 from tests.e2e.libvirt.world import QEMU
-from tests.e2e.test_attacks import domain, errors, hello, opening, speak
+from tests.e2e.test_attacks import domain, hello, opening, speak
 
 PLANTED = "/etc/cron.d/planted"
 EVIL = "/root/evil"
@@ -55,7 +55,7 @@ def test_xml_names_nothing_of_the_host(
     b.path(EVIL).chmod(0o755)
     try:
         what = domain(uuid=str(uuid.uuid4()))
-        facts = {"emulator": emulator, "arch": "x86_64", "virt": "qemu"}
+        facts = {"emulator": QEMU, "arch": "x86_64", "virt": "qemu"}
         said = speak(
             a, b, hello(LOCAL),
             ("test", {"domain": what, "facts": facts}),
@@ -63,8 +63,8 @@ def test_xml_names_nothing_of_the_host(
             built(what, devices, emulator),
         )  # fmt: skip
         assert "reply" in said[0], said
-        assert any(says in one for one in [*errors(said), str(said[1])]), said
-        assert "error" in said[-1], said
+        assert ["reply" in one for one in said[1:]] == [True, True, False], said
+        assert says in said[-1]["error"], said
         for path in (PLANTED, RAN):
             assert not b.path(path).exists()
         assert Libvirtd(b).domains() == {}

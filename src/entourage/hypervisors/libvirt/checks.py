@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.files import digest
+from entourage.hypervisors.files import boot_problems
 from entourage.hypervisors.libvirt.capi import OLDEST
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import STATE_NAMES, State
@@ -42,13 +41,8 @@ async def test_incoming(
     raw = connection.raw
     reasons = versions(facts, await ask(raw.getLibVersion), await ask(raw.getVersion), host)
     reasons += await _taken(connection, domain, host)
-    for path in domain.boot.files if files else ():
-        here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
-        if not here:
-            reasons.append((f"there is no {path}", f"copy it to {host}"))
-        elif here != there:
-            reason = f"{path} is not the file of that name that the source has"
-            reasons.append((reason, f"copy it to {host}"))
+    if files:
+        reasons += await boot_problems(domain, host, facts)
     reasons += await _machine(raw, domain, facts, host)
     free = await ask(raw.getFreeMemory)
     available = await _available(raw, free)

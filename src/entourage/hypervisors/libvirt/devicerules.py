@@ -22,6 +22,7 @@ _CHARDEVS_WITH_SOURCE = frozenset({"file", "pipe", "dev", "unix", "tcp", "udp"})
 _FORMATS = frozenset({"raw", "qcow2"})
 IMAGE_KEYS = frozenset({"@file", "@dev", "@dir", "@name", "@pool", "@volume"})
 BACKED = ("backingStore", "mirror", "dataStore")
+_DISPLAYS = frozenset({"vnc", "spice", "egl-headless", "dbus", "rdp"})
 _QUIET_AUDIO = frozenset({"", "none", "spice", "dbus"})
 _MADE_UP = ("vnet", "macvtap", "macvlan")
 """With these begin the names of interfaces that libvirt chooses anew."""
@@ -85,7 +86,8 @@ def image(at: At) -> Parts:
         yield at.other(f"format:{image_format}")
     for source in at.sources():
         for name, key in _images_of(source, kind, at.lookups):
-            if kind == "vhostvdpa" or key == "@dir" or not name.startswith("/"):
+            unlisted = key == "@volume" or name.startswith("/")
+            if kind == "vhostvdpa" or key == "@dir" or not unlisted:
                 yield at.other(name, f"source/{key}")
             else:
                 yield at.part(
@@ -154,25 +156,24 @@ def _is_own(source: ET.Element, kind: str, named: str) -> bool:
 
 def _interface(at: At) -> Parts:
     kind = at.get("type")
-    keys = {"network": "network", "bridge": "bridge", "direct": "dev", "ethernet": "dev"}
+    keys = {"network": "network", "bridge": "bridge", "direct": "dev"}
     if kind in keys:
-        tag = "target" if kind == "ethernet" else "source"
-        for found in at.element.findall(tag):
-            yield at.part(Kind.NETWORK, found.get(keys[kind], ""), f"{tag}/@{keys[kind]}")
+        for found in at.sources():
+            yield at.part(Kind.NETWORK, found.get(keys[kind], ""), f"source/@{keys[kind]}")
             if kind == "direct" and found.get("mode") == "passthrough":
                 yield at.other(f"passthrough:{found.get('dev', '')}", "source/@mode")
     elif kind == "hostdev":
         yield from _pci(at)
-    elif kind != "null":
+    elif kind not in {"null", "ethernet"}:
         yield at.other(f"interface:{kind}", "@type")
-    if kind != "ethernet":  # its own is among the networks
-        # libvirt opens a tap by this name, and the kernel gives it one that is there and that
-        # nobody uses (TUNSETIFF). It would be put on the NIC's bridge, and deleted in the end.
-        for found in at.element.findall("target"):
-            name = found.get("dev", "")
-            is_kept = not name.startswith(_MADE_UP) or found.get("managed") == "no"
-            if name and is_kept:
-                yield at.part(Kind.TAP, name, "target/@dev")
+    # libvirt opens a tap by this name, and the kernel gives it one that is there and that nobody
+    # uses (TUNSETIFF). It would be put on the NIC's bridge, and deleted in the end.
+    for found in at.element.findall("target"):
+        name, is_hosts = found.get("dev", ""), found.get("managed") == "no"
+        if is_hosts:
+            yield at.other(f"tap:{name}", "target/@managed")
+        elif name and not name.startswith(_MADE_UP):
+            yield at.part(Kind.TAP, name, "target/@dev")
 
 
 def _pci(at: At) -> Parts:
@@ -219,6 +220,8 @@ def _hardware(source: ET.Element, kind: str) -> Iterator[str]:
 
 
 def _graphics(at: At) -> Parts:
+    if (kind := at.get("type")) not in _DISPLAYS:  # others are windows on the host's own
+        yield at.other(f"graphics:{kind}", "@type")
     ports = ("websocket",) if at.get("autoport") == "yes" else ("port", "tlsPort", "websocket")
     for key in ports:
         if at.get(key) not in {"", "-1", "0"}:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 from xml.etree import ElementTree as ET
 
-import msgspec
-
 from entourage.domain import Block, Boot, Domain, Net, Pci, Tpm, Usb
 from entourage.errors import HypervisorError
 from entourage.hypervisors.side import NAMESPACE
-from entourage.hypervisors.understood import understood
+from entourage.hypervisors.understood import checked, understood
 
 _UNITS: Mapping[str, int] = {
     "b": 1, "bytes": 1,
@@ -62,13 +60,7 @@ def read_domain(text: str, lookups: Lookups = Lookups()) -> Domain:
     root = parse(text)
     with understood("the domain's XML", "see it with `virsh dumpxml`"):
         domain = _domain(root, lookups)
-    try:
-        return msgspec.convert(msgspec.to_builtins(domain), Domain)
-    except msgspec.ValidationError as error:
-        raise HypervisorError(
-            f"the domain {domain.name!r} cannot be read: {error}",
-            remedy="rename it, or move it with `virsh migrate`",
-        ) from error
+    return checked(domain, "virsh")
 
 
 def _domain(root: ET.Element, lookups: Lookups) -> Domain:

@@ -47,7 +47,7 @@ _FREE_TEXT = frozenset({"name", "title", "description", "metadata"})
 _SEVERAL_OF_A_DOMAIN = frozenset({"seclabel", "sysinfo"})
 _SEVERAL_OF_A_DEVICE = frozenset(
     """certificate channel codec cookie host iothread ip listen parameter portForward property queue
-    range route seclabel slice tag throttlefilter usbdev""".split()  # noqa: SIM905 - as above
+    range route seclabel secret slice tag throttlefilter uid gid usbdev""".split()  # noqa: SIM905 - as above
 )
 
 # Values that mean nothing to the host, whatever they are; or that a function below looks at.
@@ -140,11 +140,15 @@ def _walk(at: At) -> Parts:
     several = _SEVERAL_OF_A_DEVICE if at.path.startswith("devices/") else _SEVERAL_OF_A_DOMAIN
     if at.path != "devices" and (not at.path or several is _SEVERAL_OF_A_DEVICE):
         for tag in sorted(tag for tag in counts if counts[tag] > 1 and tag not in several):
-            yield at.other("libvirt:ambiguous", tag)
+            if tag != "source" or not _is_both_ways(at):
+                yield at.other("libvirt:ambiguous", tag)
     seen: Counter[str] = Counter()
+    of_type: Counter[tuple[str, str | None]] = Counter()
     for child in at.element:
         tag = str(child.tag)
+        number, alike = seen[tag], of_type[tag, child.get("type")]
         seen[tag] += 1
+        of_type[tag, child.get("type")] += 1
         if tag.startswith("{"):
             where = f"libvirt:{tag.removeprefix(_QEMU)}"
             yield at.other(where, tag.rpartition("}")[2])
@@ -154,16 +158,25 @@ def _walk(at: At) -> Parts:
         numbered = counts[tag] > 1 or at.path == "devices"
         place = "/".join(filter(None, (at.place, f"{tag}[{seen[tag]}]" if numbered else tag)))
         path = f"{at.path}/{tag}" if at.path else tag
-        label = _label(at.element, child) if at.path == "devices" else at.label
+        label = _label(child, number, alike) if at.path == "devices" else at.label
         yield from _walk(At(child, path, place, label, at.domain, at.lookups))
 
 
-def _label(devices: ET.Element, device: ET.Element) -> str:
-    """As ``domainxml.read_domain`` calls it; whether the domain has it is for others to see."""
+def _is_both_ways(at: At) -> bool:
+    """Whether it is a UDP line, which has a source to send to and one to listen at."""
+    modes = sorted(source.get("mode", "") for source in at.sources())
+    return at.get("type") == "udp" and modes == ["bind", "connect"]
+
+
+def _label(device: ET.Element, number: int, alike: int) -> str:
+    """As ``domainxml.read_domain`` calls it; whether the domain has it is for others to see.
+
+    Args:
+        device: The device.
+        number: How many of its tag come before it.
+        alike: How many of these are of its type.
+    """
     tag, kind = device.tag, device.get("type")
-    alike = devices.findall(tag)
-    number = alike.index(device)
-    among = [each for each in alike if each.get("type") == kind].index(device)
     match tag, kind:
         case "disk", _:
             target = device.find("target")
@@ -177,7 +190,7 @@ def _label(devices: ET.Element, device: ET.Element) -> str:
         case "filesystem", _:
             return f"pci/fs{number}"
         case "hostdev", "usb" | "pci":
-            return f"{kind}/{kind}{among}"
+            return f"{kind}/{kind}{alike}"
         case "hostdev", _:
             return f"pci/hostdev{number}"
         case _:
@@ -253,11 +266,15 @@ def _of_element(at: At) -> Parts:
         yield at.other((at.element.text or "").strip())  # the guest would write to it
     if tag == "source" and (at.get("protocol") or at.element.find("host") is not None):
         yield at.other(remote(at.element))  # whatever it is for
-    if tag == "seclabel" and not _is_confined(at.element):
+    if tag == "seclabel" and not _is_confined(at):
         yield at.other("libvirt:seclabel")
 
 
-def _is_confined(label: ET.Element) -> bool:
-    """Whether libvirt chooses the label by itself, as it always does."""
-    dynamic = label.get("type", "dynamic") == "dynamic" and label.get("relabel") != "no"
-    return dynamic and label.find("baselabel") is None
+def _is_confined(at: At) -> bool:
+    """Whether libvirt chooses the label by itself, as it always does.
+
+    A label that is dynamic it ignores for the domain, and takes for a device.
+    """
+    dynamic = at.element.get("type", "dynamic") == "dynamic" and at.get("relabel") != "no"
+    own = "baselabel" if at.path == "seclabel" else "label"
+    return dynamic and at.element.find("baselabel") is None and at.element.find(own) is None

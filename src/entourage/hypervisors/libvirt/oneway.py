@@ -24,6 +24,8 @@ def check_one_way(text: str) -> None:
     Raises:
         HypervisorError: It has something else, or is no XML.
     """
+    if not text.lstrip(" \t\r\n").startswith("<"):  # a byte order mark, say
+        raise _difference("it begins with something else")
     look = _Look()
     parser = expat.ParserCreate(namespace_separator=_SEPARATOR)
     parser.StartElementHandler = look.start
@@ -31,6 +33,9 @@ def check_one_way(text: str) -> None:
     parser.CharacterDataHandler = look.text
     parser.CommentHandler = look.comment
     parser.StartCdataSectionHandler = look.cdata
+    parser.ProcessingInstructionHandler = look.instruction
+    parser.XmlDeclHandler = look.declaration
+    parser.StartDoctypeDeclHandler = look.declaration
     try:
         parser.Parse(text, True)  # noqa: FBT003 - expat's
     except (expat.ExpatError, ValueError) as error:
@@ -85,6 +90,16 @@ class _Look:
         if not self._is_free:
             raise _difference("it has a CDATA section")
 
+    def instruction(self, _target: str, _data: str) -> None:
+        if not self._is_free:
+            raise _difference("it has a processing instruction")
+
+    def declaration(self, *_said: object) -> None:
+        raise _difference("it declares something")
+
 
 def _difference(what: str) -> HypervisorError:
-    return HypervisorError(f"the source's XML is none of libvirt's: {what}")
+    return HypervisorError(
+        f"the source's XML is none of libvirt's: {what}",
+        remedy="see it with `virsh dumpxml`, and take that out with `virsh edit`",
+    )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from entourage.domain import Domain
-from entourage.hypervisors.files import digest
+from entourage.hypervisors.files import boot_problems
 from entourage.hypervisors.xen.constants import AWAY, INCOMING
 from entourage.hypervisors.xen.xenstore import XenStore
 from entourage.hypervisors.xen.xl import info
@@ -26,14 +25,7 @@ async def test_incoming(domain: Domain, host: str, facts: Mapping[str, str]) -> 
     """
     here = await info("xen_version", "virt_caps", "free_memory", "xen_commandline")
     found = [*await _taken(domain), *versions(facts, here), *too_full(domain.memory, here)]
-    for path in domain.boot.files:
-        ours, theirs = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
-        if not ours:
-            reason = f"there is no {path}, which the guest reboots from"
-            found.append((reason, f"copy it to {host}"))
-        elif ours != theirs:
-            reason = f"{path} is not the file of that name that the source has"
-            found.append((reason, f"copy it to {host}"))
+    found += await boot_problems(domain, host, facts)
     return [Refusal("domain", host, reason, remedy) for reason, remedy in found]
 
 

@@ -16,7 +16,7 @@ import msgspec
 from entourage.domain import Block, Boot, Domain, Net, Pci, Tpm, Usb
 from entourage.errors import HypervisorError
 from entourage.hosts.usb import called
-from entourage.hypervisors.understood import understood
+from entourage.hypervisors.understood import checked, understood
 from entourage.hypervisors.xen.header import BRIDGE
 
 Config = Mapping[str, Any]
@@ -83,13 +83,7 @@ def read_domain(entry: Entry) -> Domain:
     """
     with understood(f"what `xl list -l` says of {entry.name!r}"):
         domain = _domain(entry)
-    try:
-        return msgspec.convert(msgspec.to_builtins(domain), Domain)
-    except msgspec.ValidationError as error:
-        raise HypervisorError(
-            f"the domain {entry.name!r} cannot be read: {error}",
-            remedy="rename it, or move it with `xl migrate`",
-        ) from error
+    return checked(domain, "xl")
 
 
 def _domain(entry: Entry) -> Domain:

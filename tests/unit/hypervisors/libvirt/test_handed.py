@@ -82,7 +82,7 @@ def test_what_entourage_sends_is_taken() -> None:
         (plan("<x>" + xml() + "</x>"), "not that of web1"),
         (plan("<!DOCTYPE x [<!ENTITY e 'y'>]>" + xml()), "declares"),
         (plan("<?xml version='1.0' encoding='UTF-7'?>" + xml()), "declares"),
-        (plan("\ufeff" + xml()), "declares"),
+        (plan("\ufeff" + xml()), "begins with something else"),
     ],
 )
 def test_what_it_does_not_send_is_not(bad: LibvirtPlan, says: str) -> None:
@@ -108,7 +108,7 @@ READ_IN_TWO_WAYS = [
     (xml(uuid=f"{UUID}<x/>"), "both text and elements"),
     (xml("<emulator>/usr/bin/qemu<x>-evil</x></emulator>"), "both text and elements"),
     (xml("<x><domain><metadata><y>a<!-- --></y></metadata></domain></x>"), "comment"),
-    (xml("<emulator>/usr/bin/a<?x y?></emulator>"), "declares"),
+    (xml("<emulator>/usr/bin/a<?x y?></emulator>"), "processing instruction"),
     (xml().replace("<devices>", "<name>victim</name><devices>"), "not that of web1"),
     (xml().replace("<devices>", f"<uuid>{UUID}</uuid><devices>"), "not that of web1"),
     (xml(name="<x>web1</x>"), "not that of web1"),
@@ -248,3 +248,21 @@ async def test_an_emulator_of_a_package_is_here_anyway(
     assert names(await handed.told(connection, {"emulator": path})) == (
         [] if here else [(Kind.PROGRAM, path)]
     )
+
+
+def test_what_users_write_into_metadata_is_theirs() -> None:
+    """libvirt keeps it as it is, and no parser's reading of it matters."""
+    metadata = (
+        "<metadata><?note x?><!-- mine --><m:a xmlns:m='urn:m' m:b='c'>d<m:e/></m:a></metadata>"
+    )
+    handed.check_plan(plan(xml().replace("<devices>", f"{metadata}<devices>")), DOMAIN)
+
+
+async def test_a_volume_is_no_news_at_test(connection: Connection) -> None:
+    """Where this host's pool has no such volume yet, as before each copy of a disk."""
+    disk = (
+        "<disk type='volume' device='disk'><source pool='default' volume='x.raw'/>"
+        "<target dev='vda'/></disk>"
+    )
+    [part] = await handed.told(connection, {"xml": xml(disk)})
+    assert (part.kind, part.device) == (Kind.IMAGE, "block/vda")

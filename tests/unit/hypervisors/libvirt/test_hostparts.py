@@ -242,14 +242,15 @@ def test_networks_are_held_to_their_setting() -> None:
     assert all("agent.networks" in one.remedy for one in found if "eth9" in one.reason)
 
 
-@pytest.mark.parametrize("kind", ["network", "bridge"])
+@pytest.mark.parametrize("kind", ["network", "bridge", "ethernet"])
 def test_a_tap_of_the_hosts_is_not_taken_over(kind: str) -> None:
     """A persistent one that nobody uses would be given to the machine."""
     tap = f"<interface type='{kind}'><source {kind}='br0'/><target dev='{{}}'/></interface>"
     found = refused(with_device(tap.format("lo")), built=True)  # the one that is everywhere
     assert any("an interface lo is here already" in one.reason for one in found), found
-    kept = parts(with_device(tap.format("vnet0' managed='no")))
-    assert "vnet0" in [one.name for one in kept if one.kind is Kind.TAP]
+    kept = with_device(tap.format("vnet0' managed='no"))
+    assert any("tap:vnet0 is not among" in one.reason for one in refused(kept, built=True))
+    assert not any("vnet0" in one.reason for one in refused(kept, devices=("tap:vnet0",)))
     for free in ("web1-tap", "vnet0"):
         found = refused(with_device(tap.format(free)), built=True)
         assert not [one for one in found if "interface" in one.reason], found
@@ -268,3 +269,26 @@ def test_a_tap_of_the_hosts_is_not_taken_over(kind: str) -> None:
 def test_a_number_that_is_none(number: str) -> None:
     with pytest.raises(ValueError, match="x"):
         parts(with_device(number))
+
+
+def test_a_udp_line_has_two_sources() -> None:
+    line = (
+        "<serial type='udp'><source mode='bind' host='0.0.0.0' service='2445'/>"
+        "<source mode='connect' host='10.0.0.1' service='514'/></serial>"
+    )
+    named = ("udp:0.0.0.0:2445", "udp:10.0.0.1:514")
+    assert refused(with_device(line), devices=named) == []
+    twice = line.replace("'bind'", "'connect'")
+    assert any("libvirt:ambiguous" in str(one) for one in refused(with_device(twice)))
+
+
+def test_many_devices_take_no_longer_each() -> None:
+    """An XML of a link frame's size must not hold the agent up."""
+    devices = "".join(
+        f"<disk type='file'><target dev='d{number}'/></disk>" for number in range(9000)
+    )
+    found = list(host_parts(parse(f"<domain><devices>{devices}</devices></domain>"), LOOKUPS))
+    assert found == []
+    at = "<serial type='file'><source path='/x'/></serial>" * 3
+    places = [one.place for one in parts(f"<domain><devices>{at}</devices></domain>")]
+    assert places == [f"devices/serial[{number}]/source/@path" for number in (1, 2, 3)]
