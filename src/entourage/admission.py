@@ -132,6 +132,7 @@ def arrival_generation(journal: Journal, domain: str, said: int) -> int:
         domain: The domain's UUID.
         said: The source's own.
     """
-    newer = [one for one in journal.decisions(domain) if one.generation >= said]
+    came = [one for one in journal.decisions(domain) if not one.never_came]
+    newer = [one for one in came if one.generation >= said]
     there = [elsewhere(one.of_source.hypervisor_there) for one in newer]
     return journal.next_generation(domain) if newer and all(there) else said

@@ -133,6 +133,7 @@ class Hypervisor:
         return self.made
 
     async def test_incoming(self, domain: Domain, host: str, facts: Any) -> list[Refusal]:
+        await asyncio.sleep(0)  # a real one asks its host, and others are heard meanwhile
         return []
 
     async def host_parts(self, facts: Any) -> list[HostPart]:
@@ -270,6 +271,41 @@ def test_ranges_meet_or_do_not(oldest: int, newest: int, agreed: int | None) -> 
         version="9", protocol=oldest, newest=newest, migration="m", source="a", hypervisor="qemu"
     )
     assert hello.agreed == agreed
+
+
+async def test_two_opens_at_once_open_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is looked at for a while; the second must not undo what the first has begun."""
+
+    def opened(_settings: Settings, _name: str) -> Hypervisor:
+        return Hypervisor()
+
+    def on(_verb: str, _handler: Any) -> None:
+        """Nothing: it is not called by the link."""
+
+    monkeypatch.setattr(agent_module, "open_hypervisor", opened)
+    paths = {name: str(tmp_path / name) for name in ("state", "run", "log")}
+    settings = Settings(paths=PathSettings(**paths))
+    openings = [frame.body for frame in frames("source") if frame.verb == "open"] * 2
+    openings[1] = openings[1] | {
+        "domain": openings[1]["domain"]
+        | {"name": "web2", "uuid": "5b6e6d0e-0000-4000-8000-00000000000f"}
+    }
+    [hello] = {
+        msgspec.msgpack.encode(frame.body) for frame in frames("source") if frame.verb == "hello"
+    }
+    with Journal.open(tmp_path / "journal.db") as journal:
+        link: Any = SimpleNamespace(on=on)
+        agent = cast("Any", Agent(link, settings, journal, Caller()))
+        await agent._on_hello(msgspec.msgpack.decode(hello, type=messages.Hello))
+        done = await asyncio.gather(
+            *(agent._on_open(msgspec.convert(one, messages.Open)) for one in openings),
+            return_exceptions=True,
+        )
+        assert [type(one).__name__ for one in done] == ["Opened", "UsageError"]
+        assert [(one.name, one.record.value) for one in journal.decisions()] == [
+            (openings[0]["domain"]["name"], "open")
+        ]
+        await agent._held.aclose()
 
 
 async def test_ranges_that_do_not_meet_are_refused_by_name(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def departed(settings: Settings) -> list[Departed]:
     # A list of what runs here is worth having even where the journal cannot be read.
     with contextlib.suppress(JournalError), Journal.open(path, read_only=True) as journal:
         for one in journal.decisions():  # the newest generation of each domain comes first
+            if one.never_came:
+                continue
             left = one.role is Role.SOURCE and one.record is Record.GONE
             gone = Departed(name=one.name, uuid=one.domain, host=one.peer_host) if left else None
             newest.setdefault(one.domain, gone)

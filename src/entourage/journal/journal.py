@@ -244,7 +244,7 @@ class Journal:
 
     def next_generation(self, domain: str) -> int:
         """What the source gives to a new migration."""
-        counted = (one.generation for one in self.decisions(domain) if not _never_came(one))
+        counted = (one.generation for one in self.decisions(domain) if not one.never_came)
         return max(counted, default=0) + 1
 
     # ── the ledger ───────────────────────────────────────────────────────────────────────────
@@ -374,7 +374,7 @@ class Journal:
                     standing,
                     remedy=f"entourage recover {new.name}",
                 )
-            if standing.generation >= new.generation and not _never_came(standing):
+            if standing.generation >= new.generation and not standing.never_came:
                 raise DecisionRefusedError(
                     f"this host knows a newer migration of {new.name}: {standing.migration}",
                     standing,
@@ -387,8 +387,3 @@ def _check_types(row: dict[str, Any]) -> None:
     for column, kind in _COLUMNS.items():
         if type(row[column]) is not kind:
             raise TypeError(f"{column} is {row[column]!r:.80}")
-
-
-def _never_came(decision: Decision) -> bool:
-    """Whether nothing ever ran here by it, and its generation is only what some source has said."""
-    return decision.role is Role.TARGET and decision.record is Record.NEVER

@@ -82,6 +82,11 @@ class Decision:
         """Decided, and nothing left to be done here."""
         return self.record in TERMINAL and self.clean
 
+    @property
+    def never_came(self) -> bool:
+        """Whether nothing ever ran here by it: its generation is only what some source has said."""
+        return self.role is Role.TARGET and self.record is Record.NEVER
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:

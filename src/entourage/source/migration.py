@@ -50,6 +50,7 @@ from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
+_TELLS_WITHIN = 5.0  # seconds for a machine that has ended to say why
 _SHUT_DOWN = "guest-shutdown"  # QEMU's word, and ours for libvirt's
 _OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused", InDoubt: "in-doubt"}
 
@@ -125,6 +126,7 @@ class Migration:
         Raises:
             Refused: TEST said no; nothing was touched.
             MigrationFailed: Rolled back: the domain runs on the source.
+            GuestEnded: Rolled back, and the guest has ended by itself: the domain is off.
             InDoubt: Who may run it cannot be known from here.
             EntourageError: Nothing was begun: a wrong name, a busy domain, no way to the target.
         """
@@ -219,6 +221,8 @@ class Migration:
                 note_told(session.journal, self.id)
         if self._broken:
             raise self._broken
+        if Finding.CAME_BACK_DEAD in side.findings:
+            raise await self._ended(session, side.problems)
         if side.state.record is Record.BACK:
             told = session.failures_there.last
             raise MigrationFailed(
@@ -253,7 +257,7 @@ class Migration:
         """What is told of a guest that has ended by itself while it moved."""
         name, why = session.machine.domain.name, "its machine is gone"
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_UNDO_WITHIN):
+            async with asyncio.timeout(_TELLS_WITHIN):
                 why = await session.machine.died()
         what = "was shut down from inside" if _SHUT_DOWN in why else f"has ended ({why})"
         left = "" if problems else f", and nothing of it is left on {session.target}"

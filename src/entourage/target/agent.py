@@ -85,7 +85,7 @@ class Agent:
         self._there: There | None = None
         self._controllers: dict[str, AnyController] = {}
         self._side: TargetSide | None = None
-        self._built = False
+        self._opening = self._built = False
         self._held = contextlib.AsyncExitStack()
         self._in_order = asyncio.Lock()
         self._chains: set[tuple[str, str]] = set()
@@ -155,7 +155,7 @@ class Agent:
 
     async def _on_test(self, test: messages.TestDomain) -> list[Refusal]:
         hypervisor = self._known()
-        if self._side is not None:
+        if self._opening:
             raise UsageError("the migration is open, and was tested before")
         self._facts = test.facts
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
@@ -197,18 +197,19 @@ class Agent:
         hypervisor = self._known()
         hello = self._hello
         uuid = opening.domain.uuid
-        if self._side is not None or hello is None or uuid is None:
+        if self._opening or self._side is not None or hello is None or uuid is None:
             raise UsageError("one agent opens one migration, of a domain with a UUID")
-        standing = self._journal.decision(hello.migration, Role.TARGET)
-        if standing is not None and standing.record is not Record.NEVER:
-            # It is another's: as one that was overtaken, this one would undo what that has made.
-            raise UsageError("a migration of that id was opened before, by another agent")
+        self._opening = True  # the next one may come while this one is looked at
         if not self._caller.proxy:
             self._allowed.ports(*opening.plane.ports)
             # Not only at TEST, which a stranger leaves out: what has that name or UUID here must
             # never be taken for what this migration makes, and be ended with it.
             if found := await self._refusals(hypervisor, opening.domain):
                 raise Refused(found)
+        standing = self._journal.decision(hello.migration, Role.TARGET)
+        if standing is not None and standing.record is not Record.NEVER:
+            # It is another's: as one that was overtaken, this one would undo what that has made.
+            raise UsageError("a migration of that id was opened before, by another agent")
         run_dir = Path(self._settings.paths.run)
         doing = f"{hello.source} migrates {opening.domain.name} to this host"
         self._held.enter_context(domain_lock(run_dir, uuid, doing))
@@ -266,7 +267,8 @@ class Agent:
         if found := self._allowed.not_allowed(there.domain, self._host, built=True, parts=parts):
             raise Refused(found)
         images = {(disk.path, disk.format) for disk in there.domain.block}
-        images |= {(part.name, part.format) for part in parts if part.kind is Kind.IMAGE}
+        files = (part for part in parts if part.kind is Kind.IMAGE and part.name.startswith("/"))
+        images |= {(part.name, part.format) for part in files}
         for path, image_format in sorted(images - self._chains):
             if image_format != "qcow2":
                 continue
@@ -316,14 +318,14 @@ class Agent:
         self._known()
         if self._hello is None or said.migration != self._hello.migration:
             raise UsageError("one link is about one migration")
-        if decision := self._journal.decision(said.migration, Role.TARGET):
-            self._caller.check_peer(decision.peer_host, self._host)
         async with self._in_order:  # the next word may come before this one's side is there
             side = self._side or await self._reattach(message.migration)
         await side.take(Heard(message))
 
     async def _reattach(self, migration: str) -> TargetSide:
         """A new link about a migration that another agent served: it may be dead, or a zombie."""
+        if decision := self._journal.decision(migration, Role.TARGET):
+            self._caller.check_peer(decision.peer_host, self._host)
         self._side = await self._held.enter_async_context(
             reattach_target(
                 self._journal,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from entourage.admission import arrival_generation
 from entourage.domain import Domain
 from entourage.handover.values import Flush, Record, Role
 from entourage.journal.details import TargetDetails
@@ -150,6 +151,7 @@ def test_what_never_came_is_only_a_claim(journal: Journal) -> None:
     journal.begin(replace(OPEN, generation=1 << 52))
     settle(journal)
     assert journal.next_generation("d-1") == 1
+    assert arrival_generation(journal, "d-1", 1) == 1
     journal.begin(replace(OPEN, migration="m-2", generation=1))
 
 
