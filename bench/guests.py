@@ -331,8 +331,8 @@ class ByHand(Traveller):
         lines += [
             f"rm -f {self._dir}/info",
             f"setsid {shlex.join(qemu)} </dev/null >{self._dir}/log 2>&1 &",
-            f"for n in $(seq 1000); do [ -S {self._dir}/info ] && exit 0; sleep 0.01; done",
-            f"cat {self._dir}/log >&2; exit 1",
+            f"for n in $(seq 1000); do [ -S {self._dir}/info ] && break; sleep 0.01; done",
+            f"[ -S {self._dir}/info ] || {{ cat {self._dir}/log >&2; exit 1; }}",
         ]
         return "\n".join(lines)
 
