@@ -31,6 +31,7 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.qemu.drift import drift
 from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.xen import configuration, header
+from entourage.hypervisors.xen.hostparts import host_parts as xen_parts
 from entourage.journal.details import SourceDetails, TargetDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.domainfile import domain_from_toml, dump_domain
@@ -111,6 +112,16 @@ async def _xl_stream(data: bytes) -> None:
     length = header.more(fixed)
     changes = header.Changes(paths={"xvda": "/srv/b.raw"}, nets={"lan": "wan"}, passthrough=True)
     header.rewritten(fixed, data[header.SIZE : header.SIZE + length], changes)
+
+
+async def _xl_parts(data: bytes) -> None:
+    """What comes from another host's xl, and what of it this host's own is given."""
+    config = header.parsed(data.decode("utf-8", "surrogateescape"))
+    xen_parts(config)
+    told = header.header_of(config)
+    assert header.sent_configuration(told[: header.SIZE], told[header.SIZE :]) == config
+    with contextlib.suppress(HypervisorError):  # of most it is not the domain
+        configuration.check_same(config, Domain(name="web1", uuid=UUID, memory=1 << 28))
 
 
 _KINDS: list[Question[Any, Any] | Notice[Any]] = [
@@ -339,6 +350,23 @@ def _many_devices() -> bytes:
     return b"<domain><name>web1</name><devices>" + disks + b"</devices></domain>"
 
 
+def _xl_hvm() -> bytes:
+    """A guest with something of each kind that is looked at."""
+    display = {"vnc": {"enable": "True", "listen": "0.0.0.0:2"}, "sdl": {"enable": "False"}}
+    hvm = {"serial_list": ["pty"], "spice": {"port": 5950}, "usbdevice": "tablet", **display}
+    built = {
+        "type.hvm": hvm, "kernel": "/usr/share/x", "ioports": [{"first": 1, "number": 2}],
+        "iomem": [{"start": 1}], "irqs": [8], "cpuid": {"msr": [{"index": 1, "policy": "x"}]},
+    }  # fmt: skip
+    whole = {
+        "c_info": {"name": "web1", "uuid": UUID}, "b_info": built, "vfbs": [display],
+        "disks": [{"pdev_path": "/srv/a", "vdev": "xvda", "format": "raw", "readwrite": 1}],
+        "channels": [{"name": "x", "connection.socket": {"path": "/run/x"}}],
+        "p9s": [{"path": "/srv"}], "vkbs": [{"backend_type": "qemu"}],
+    }  # fmt: skip
+    return json.dumps(whole).encode()
+
+
 def targets() -> list[Target]:
     """All of them."""
     journal = _JournalFile()
@@ -362,6 +390,7 @@ def targets() -> list[Target]:
         Target("libvirt-cookie", [_in_a_cookie(xml)], _libvirt_cookie),
         Target("xl-list", [listed], _xl_list),
         Target("xl-stream", [stream], _xl_stream),
+        Target("xl-parts", [config, _xl_hvm()], _xl_parts),
         Target("link", _frames(), _link),
         Target("qmp", _qmp_examples(), _qmp),
         Target("journal", journal.examples, journal.take),

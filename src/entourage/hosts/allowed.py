@@ -176,9 +176,11 @@ class Allowed:
                 if not self.may_overwrite(part.name):
                     raise NotAllowed(f"{part.name} was not made by this migration")
             case Kind.BOOT:
+                # Of these directories only root can change the links: packages have some.
                 if Path(part.name).exists():
-                    # Of these directories only root can change the links: packages have some.
                     self.boot.real_by_path(part.name, links=True)
+                else:  # it may be there when the machine is started anew
+                    self.boot.named(part.name)
             case Kind.NETWORK:
                 self.network(part.name)
             case Kind.TAP:
@@ -240,8 +242,8 @@ class Allowed:
                 case Net() if built and device.attach != "other":
                     name = device.network if device.attach == "network" else device.bridge
                     yield device.label, partial(self.network, name or "")
-                case Tpm(type="external"):
-                    yield device.label, partial(self.device, device.socket or "")
+                case Tpm(type="external") if device.socket:
+                    yield device.label, partial(self.device, device.socket)
                 case Tpm(type="passthrough"):
                     yield device.label, partial(self.device, device.path or "/dev/tpm0")
                 case Usb() | Pci():

@@ -98,6 +98,16 @@ class Beneath:
             )
         return str(real)
 
+    def named(self, path: str) -> None:
+        """Check the path of what is not there, by its own words.
+
+        Raises:
+            NotAllowed: It would be beneath no allowed directory.
+        """
+        plain = _plain(path)
+        if not any(plain.is_relative_to(top) for top in self._directories):
+            raise self._outside(path, plain.parent)
+
     @contextlib.contextmanager
     def _opened(self, directory: str, path: str) -> Generator[int]:
         """A descriptor of a directory; ``path`` is what a refusal tells of."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
 
 
 class Kind(enum.Enum):
@@ -51,3 +53,7 @@ class HostPart:
     format: str = "raw"
     written: bool = True
     beneath: tuple[str, ...] = ()
+
+
+PartsCheck: TypeAlias = Callable[[Sequence[HostPart]], Awaitable[None]]
+"""Asks this host's rules; raises an EntourageError where they do not allow all of them."""

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from entourage.domain import Domain
 from entourage.handover.values import Guest
-from entourage.hosts.parts import HostPart
+from entourage.hosts.parts import HostPart, PartsCheck
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.seams import (
@@ -297,6 +297,14 @@ class Incoming(Protocol):
 
     async def parts_of_cookie(self, cookie: bytes) -> Sequence[HostPart]:
         """The same of the source's end-of-stream cookie: before ``accept_cookie``."""
+        ...
+
+    def check_with(self, check: PartsCheck) -> None:
+        """Before ``build``: what to ask of a configuration that comes only with the memory.
+
+        Args:
+            check: To be waited for before anything is made of it.
+        """
         ...
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 from entourage.domain import Block, Net, Pci, Tpm, Usb
-from entourage.hosts.parts import HostPart
+from entourage.hosts.parts import HostPart, PartsCheck
 from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.values import Export, Plan, TpmFacts
 
@@ -231,3 +231,6 @@ class IncomingSeams:
     async def parts_of_cookie(self, cookie: bytes) -> Sequence[HostPart]:  # noqa: ARG002 - same
         """Nothing in it is a name of anything."""
         return ()
+
+    def check_with(self, check: PartsCheck) -> None:
+        """Nothing of its configuration comes later than the plan."""

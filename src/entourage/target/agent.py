@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -252,6 +253,7 @@ class Agent:
         domain = there.domain
         if not self._caller.proxy:
             await self._check_parts(there, await there.incoming.host_parts(plan))
+            there.incoming.check_with(partial(self._check_parts, there))
         if there.domain is not domain:
             raise UsageError("a device has changed while the machine was looked at")
         await self._arrival_tasks.run(there.incoming.build(domain, opening.plane, plan))

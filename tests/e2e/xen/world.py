@@ -32,6 +32,7 @@ link-silence = "30s"
 doubt-timeout = "90s"
 [agent]
 devices = ["/dev/vdb"]
+boot-directories = ["/srv/guest"]
 """
 _DISKS = (
     f"format=raw,vdev=xvda,access=rw,target={DISK}",

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from entourage.errors import EntourageError, HypervisorError, plain_words
+from entourage.errors import EntourageError, HypervisorError, Refused, plain_words
 from entourage.hypervisors.xen.copying import receive
-from entourage.hypervisors.xen.intake import Intake
+from entourage.hypervisors.xen.intake import Intake, Look
 
 _LONGEST = 256
 _SAYS_WITHIN = 10.0  # seconds, for one that has connected to say what it brings
@@ -29,12 +29,15 @@ class Arrivals:
         path: Of the socket.
         intake: Takes the memory.
         disks: Paths of disks that may be written, by id.
+        look: Sees what the memory's domain is to be made of, before anything is.
     """
 
-    def __init__(self, path: Path, intake: Intake, disks: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, intake: Intake, disks: Mapping[str, str], look: Look) -> None:
         self.path = path
         self.intake = intake
         self._disks = disks
+        self._look = look
+        self._taking: asyncio.Task[None] | None = None
         self._listening: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._brought: list[socket.socket] = []
@@ -57,10 +60,12 @@ class Arrivals:
 
     async def close(self) -> None:
         """Let go of everything: the processes that sshd has started end with this."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
-            self._accepting = None
+        self.intake.cut()
+        ours = [task for task in (self._accepting, self._taking) if task is not None]
+        for task in ours:
+            task.cancel()
+        await asyncio.gather(*ours, return_exceptions=True)
+        self._accepting = self._taking = None
         for each in (self._listening, *self._brought):
             if each is not None:
                 each.close()
@@ -79,7 +84,7 @@ class Arrivals:
                 said, ends, _, _ = await asyncio.to_thread(socket.recv_fds, brought, _LONGEST, 2)
                 await self._take(said.decode(errors="replace").strip(), ends)
             except (EntourageError, OSError) as error:
-                self._fail(HypervisorError(f"a stream cannot be taken: {plain_words(error)}"))
+                self._fail(_as_failure(error))
 
     async def _take(self, what: str, ends: list[int]) -> None:
         if len(ends) != 2:  # noqa: PLR2004 - input and output
@@ -89,7 +94,8 @@ class Arrivals:
         kind, _, name = what.partition(" ")
         if kind == "memory":
             os.close(outgoing)
-            await self.intake.start(incoming)
+            taking = asyncio.create_task(self._take_memory(incoming))
+            self._taking = self._taking or taking
         elif kind == "disk" and name in self._disks:
             loop = asyncio.get_running_loop()
 
@@ -111,9 +117,24 @@ class Arrivals:
             _close(ends)
             raise HypervisorError(f"{what!r} is nothing that belongs here")
 
+    async def _take_memory(self, incoming: int) -> None:
+        try:
+            await self.intake.start(incoming, self._look)
+        except (EntourageError, OSError) as error:
+            self._fail(_as_failure(error))
+
     def _fail(self, error: HypervisorError) -> None:
         if self._broken is not None and not self._broken.done():
             self._broken.set_result(error)
+
+
+def _as_failure(error: EntourageError | OSError) -> HypervisorError:
+    if isinstance(error, Refused) and error.refusals:
+        first = error.refusals[0]
+        return HypervisorError(first.reason, device=first.device, remedy=first.remedy)
+    remedy = error.remedy if isinstance(error, EntourageError) else ""
+    message = error.message if isinstance(error, EntourageError) else plain_words(error)
+    return HypervisorError(f"a stream cannot be taken: {message}", remedy=remedy)
 
 
 def _close(ends: list[int]) -> None:

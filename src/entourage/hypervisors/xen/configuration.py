@@ -111,6 +111,35 @@ def _domain(entry: Entry) -> Domain:
     )
 
 
+def check_same(config: Config, domain: Domain) -> None:
+    """See that a configuration is that of a domain, with the very disks that were asked for.
+
+    Args:
+        config: What xl is to be given.
+        domain: As it is to be on this host.
+
+    Raises:
+        HypervisorError: It is another's, or has another disk.
+    """
+    with understood("xl's configuration"):
+        about: Config = config["c_info"]
+        same = (about["name"], str(about["uuid"]).lower()) == (
+            domain.name,
+            str(domain.uuid).lower(),
+        )
+        found, asked = (sorted(map(_which, disks)) for disks in (_disks(config), domain.block))
+    if not same:
+        raise HypervisorError(f"xl's configuration is not that of {domain.name}")
+    for disk, *_ in (one for one in found + asked if (one in found) != (one in asked)):
+        raise HypervisorError("xl's configuration has it otherwise", device=f"block/{disk}")
+    if len(found) != len(asked):
+        raise HypervisorError("xl's configuration has a disk twice")
+
+
+def _which(disk: Block) -> tuple[str, str, str, bool]:
+    return disk.id, disk.path, disk.format, disk.readonly
+
+
 def unreadable_disks(config: Config) -> list[str]:
     """Disks that no controller can speak for: their virtual device, and why."""
     return [

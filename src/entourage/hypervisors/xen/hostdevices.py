@@ -27,6 +27,8 @@ from entourage.hypervisors.xen.xl import info, xl
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 _BDF = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
+_OPTIONS = re.compile(r"(?:msitranslate|power_mgmt|permissive)=[01]|rdm_policy=[a-z]+")
+"""What may be said of a PCI device; other words of xl's name another device, or who has it now."""
 _IN_USE = "end what uses it in the guest, or unload its driver there"
 _CONTROLLER = re.compile(r"([0-9]+)\s")
 _PORT = re.compile(r"\s*Port ([0-9]+): Bus ([0-9a-f]+) Device ([0-9a-f]+)")
@@ -97,6 +99,9 @@ class HostDevices:
         if isinstance(device, Pci):
             there = whole_bdf(device.plug or str(device.host))
             slot = f"vslot={device.address.partition('.')[0]}" if device.address else None
+            for option in filter(None, (device.options or "").split(",")):
+                if _OPTIONS.fullmatch(option) is None:
+                    raise HypervisorError(f"{option} is no option of a device that moves")
             attach = ["pci-attach", ",".join(filter(None, (there, slot, device.options)))]
         else:
             found = _the_one(device.plug or device.place)

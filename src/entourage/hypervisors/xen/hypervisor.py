@@ -16,6 +16,8 @@ from entourage.hypervisors.xen import checks
 from entourage.hypervisors.xen.configuration import Entry, entries, read_domain
 from entourage.hypervisors.xen.constants import INCOMING
 from entourage.hypervisors.xen.handle import Handle
+from entourage.hypervisors.xen.header import parsed
+from entourage.hypervisors.xen.hostparts import host_parts
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import life
 from entourage.hypervisors.xen.machine import XenMachine
@@ -98,9 +100,14 @@ class XenHypervisor:
         """What speaks against building this domain here."""
         return await checks.test_incoming(domain, host, facts)
 
-    async def host_parts(self, facts: Mapping[str, str]) -> Sequence[HostPart]:  # noqa: ARG002 - see base
-        """None that is known: xl reads its configuration by itself."""
-        return ()
+    async def host_parts(self, facts: Mapping[str, str]) -> Sequence[HostPart]:
+        """What its configuration names, as the source has it; what xl is given is asked again."""
+        if (text := facts.get("config")) is None:
+            return ()
+        config = parsed(text)
+        for taken_out in ("pcidevs", "usbdevs"):  # before xl sends it
+            config.pop(taken_out, None)
+        return host_parts(config)
 
     async def start(self, domain: Domain) -> None:
         """Not here: only its user has the file that xl starts a domain from.

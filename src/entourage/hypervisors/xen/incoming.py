@@ -15,22 +15,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
+from entourage.hosts.parts import HostPart, PartsCheck
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.seams import IncomingSeams
 from entourage.hypervisors.xen.arrivals import Arrivals
+from entourage.hypervisors.xen.configuration import check_same
 from entourage.hypervisors.xen.constants import INCOMING
 from entourage.hypervisors.xen.disks import Disks
+from entourage.hypervisors.xen.hostparts import host_parts
 from entourage.hypervisors.xen.intake import Intake, receiver_ended
 from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.machine import XenAnnouncing
@@ -66,6 +71,7 @@ class XenIncoming(IncomingSeams):
         self._intake: Intake | None = None
         self._arrivals: Arrivals | None = None
         self._store: XenStore | None = None
+        self._check: PartsCheck = _nobody
         self._plugging = XenPlugging(self._domid, domain.name)
 
     # No ``tpm``: a vTPM is another domain, and an external tool's to move.
@@ -107,6 +113,15 @@ class XenIncoming(IncomingSeams):
             return Guest.STOPPED if never else Guest.DEAD
         return Guest.STOPPED if _never_ran(now) else Guest.RUNNING
 
+    def check_with(self, check: PartsCheck) -> None:
+        """The configuration that xl is given comes at the beginning of its stream."""
+        self._check = check
+
+    async def _look(self, config: dict[str, Any]) -> None:
+        """See that what xl is to build is the domain that was asked for, and allowed here."""
+        check_same(config, self._domain)
+        await self._check(host_parts(config))
+
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - ssh carries all
         """Wait for streams; xl's receiver makes the machine as it reads its own."""
         self._domain = domain
@@ -119,7 +134,9 @@ class XenIncoming(IncomingSeams):
         self._intake = Intake(self._marker, log, self._note)
         names = msgspec.msgpack.decode(plan, type=XenPlan).parameters.disks
         disks = {disk.id: disk.path for disk in domain.block if disk.id in names}
-        self._arrivals = Arrivals(self._directory / "streams", self._intake, disks)
+        # Whoever else has a key for the agent does not know its name.
+        streams = self._directory / f"streams-{secrets.token_hex(8)}"
+        self._arrivals = Arrivals(streams, self._intake, disks, self._look)
         await self._arrivals.listen()
 
     async def listen(self) -> Ticket:
@@ -254,3 +271,8 @@ class XenIncoming(IncomingSeams):
 def _never_ran(now: Life) -> bool:
     """Whether a domain has been held since it was made."""
     return now.paused and now.cpu_time == 0
+
+
+async def _nobody(parts: Sequence[HostPart]) -> None:
+    if parts:
+        raise HypervisorError("nobody here says what the domain may be made of")

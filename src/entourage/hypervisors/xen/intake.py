@@ -1,4 +1,8 @@
-"""Runs xl's receiver: gives it the stream, reads what it says, and gives it GO."""
+"""Runs xl's receiver: gives it the stream, reads what it says, and gives it GO.
+
+The stream's header, with the domain's configuration, is looked at before xl is even started, and
+xl is given one that was made anew of what was understood: it reads nothing that was not looked at.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,20 @@ import contextlib
 import os
 import select
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines, launch, start_time
+from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen import xl as xl_program
 from entourage.hypervisors.xen.constants import GO
 from entourage.hypervisors.xen.receiver import Receiver, Said
 
 _CHUNK = 1 << 20
+Look: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+"""Looks at a configuration; raises an EntourageError where it is not to be built."""
 
 
 class Intake:
@@ -35,7 +44,7 @@ class Intake:
         self._receiver = Receiver()
         self._changed = asyncio.Condition()
         self._problem = ""
-        self._over = False
+        self._over = self._has_begun = False
         self._go = -1
         """Our end of its input, beside the one that the stream goes through."""
         self._cut = os.eventfd(0, os.EFD_CLOEXEC)
@@ -46,15 +55,39 @@ class Intake:
         """The last thing that it has said."""
         return self._receiver.said
 
-    async def start(self, stream: int) -> None:
-        """Start it, and give it a stream.
+    async def start(self, stream: int, look: Look) -> None:
+        """Look at the configuration that begins a stream, then start xl, and give it all.
 
         Args:
             stream: Where the domain comes from; closed by this.
+            look: Sees the configuration first.
 
         Raises:
-            EntourageError: xl cannot be started.
+            EntourageError: It is not to be built, or xl cannot be started.
         """
+        try:
+            config = await self._configuration(stream)
+            await look(config)
+        except BaseException:
+            os.close(stream)
+            raise
+        await self._start(stream, header.header_of(config))
+
+    async def _configuration(self, stream: int) -> dict[str, Any]:
+        if self._has_begun:
+            raise HypervisorError("there is a stream of its memory already")
+        self._has_begun = True
+        ours = os.dup(stream)  # whoever waits here may be cancelled, and its reader still read
+
+        def read() -> dict[str, Any]:
+            try:
+                return _configuration(ours, self._cut)
+            finally:
+                os.close(ours)
+
+        return await asyncio.to_thread(read)
+
+    async def _start(self, stream: int, begins: bytes) -> None:
         with contextlib.suppress(OSError):
             self._log_from = self.log.stat().st_size
         theirs, self._go = os.pipe2(os.O_CLOEXEC)
@@ -83,7 +116,7 @@ class Intake:
         through, cut = os.dup(self._go), os.dup(self._cut)
 
         def pump() -> None:
-            _splice(stream, through, cut)
+            _pass_on(begins, stream, through, cut)
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._stream_ended)
 
@@ -148,11 +181,15 @@ class Intake:
         Args:
             patience: Seconds that it has before it is killed.
         """
-        os.eventfd_write(self._cut, 1)
+        self.cut()
         self._close_go()
         await receiver_ended(self._note, patience)
         if self._reading is not None:
             await self._reading
+
+    def cut(self) -> None:
+        """Read no more of the stream."""
+        os.eventfd_write(self._cut, 1)
 
     def _close_go(self) -> None:
         if self._go >= 0:
@@ -184,9 +221,30 @@ async def receiver_ended(note: Path, patience: float) -> None:
         handle.close()
 
 
-def _splice(source: int, sink: int, cut: int) -> None:
-    """Move all that comes from one pipe or socket into a pipe, until ``cut``; close all three."""
+def _configuration(stream: int, cut: int) -> dict[str, Any]:
+    """Read the header of a stream; blocks until it has come, or ``cut``."""
+    fixed = _exactly(stream, header.SIZE, cut)
+    return header.sent_configuration(fixed, _exactly(stream, header.more(fixed), cut))
+
+
+def _exactly(stream: int, count: int, cut: int) -> bytes:
+    got = bytearray()
+    waits = select.poll()
+    for each in (stream, cut):
+        waits.register(each, select.POLLIN)
+    while len(got) < count:
+        if cut in dict(waits.poll()) or not (data := os.read(stream, count - len(got))):
+            raise HypervisorError("the stream has ended before the domain's configuration")
+        got += data
+    return bytes(got)
+
+
+def _pass_on(begins: bytes, source: int, sink: int, cut: int) -> None:
+    """Write some bytes to a pipe, and then all that comes, until ``cut``; close all three."""
     try:
+        rest = memoryview(begins)
+        while rest:
+            rest = rest[os.write(sink, rest) :]
         waits = select.poll()
         for each in (source, cut):
             waits.register(each, select.POLLIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ _SECTOR = 512
 
 
 async def facts(handle: Handle) -> Mapping[str, str]:
-    """Xen's version, the kind of machine, and digests of what it boots from."""
+    """Xen's version, what the machine is made of, and digests of what it boots from."""
     found = {
         **await info("xen_version", "xen_caps"),
         "type": domain_type(handle.config),
         "memory": str(handle.domain.memory),
+        "config": json.dumps(handle.config),
     }
     for path in handle.domain.boot.files:
         found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)

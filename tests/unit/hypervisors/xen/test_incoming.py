@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import tempfile
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, Refused
 from entourage.handover.values import Guest
+from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors.base import DataPlane
+from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen import incoming as module
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import Life
+from entourage.hypervisors.xen.plan import XenPlan
 from entourage.settings.model import PathSettings, Settings
+from entourage.steps import Refusal
 
 UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
+DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 27)
 NEVER_RAN = Life(paused=True, suspended=False, ended=False, crashed=False, cpu_time=0)
 RUNS = Life(paused=False, suspended=False, ended=False, crashed=False, cpu_time=5)
 PAUSED_SINCE = Life(paused=True, suspended=False, ended=False, crashed=False, cpu_time=5)
@@ -76,11 +87,18 @@ def xen(monkeypatch: pytest.MonkeyPatch) -> Xen:
 
 
 @pytest.fixture
-def arriving(tmp_path: Path) -> XenIncoming:
-    paths = PathSettings(run=str(tmp_path / "run"), log=str(tmp_path / "log"))
+def short(tmp_path: Path) -> Generator[Path]:
+    """The same directory, by a name that leaves room for a socket's."""
+    with tempfile.TemporaryDirectory(prefix="x.") as made:
+        (Path(made) / "t").symlink_to(tmp_path)
+        yield Path(made) / "t"
+
+
+@pytest.fixture
+def arriving(short: Path) -> XenIncoming:
+    paths = PathSettings(run=str(short / "run"), log=str(short / "log"))
     settings = msgspec.structs.replace(Settings(), paths=paths)
-    domain = Domain(name="web1", uuid=UUID, memory=1 << 27)
-    return XenIncoming(settings, domain, MemoryLedger())
+    return XenIncoming(settings, DOMAIN, MemoryLedger())
 
 
 def directory(tmp_path: Path, *, given: bool) -> None:
@@ -149,3 +167,56 @@ async def test_a_copy_that_never_ran_is_destroyed(xen: Xen, arriving: XenIncomin
     xen.told.clear()
     await arriving.kill()  # twice, as after a crash
     assert xen.told == []
+
+
+async def arrives(arriving: XenIncoming, config: dict[str, Any]) -> None:
+    """It is built, and the stream of its memory has come to xl or was refused."""
+    plan = msgspec.Raw(msgspec.msgpack.encode(XenPlan()))
+    await arriving.build(DOMAIN, DataPlane(address="", ports=(1, 2), secret=None), plan)
+    path = (await arriving.listen()).uri
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(socket.AF_UNIX) as agent:
+        agent.connect(path)
+        ours.sendall(header.header_of(config))
+        socket.send_fds(agent, [b"memory\n"], [theirs.fileno(), theirs.fileno()])
+        await asyncio.wait_for(arriving.landed(), 20)
+
+
+async def test_what_xl_is_to_build_is_asked_of_this_hosts_rules(
+    xen: Xen, arriving: XenIncoming
+) -> None:
+    assert xen.life is None
+    asked: list[HostPart] = []
+
+    async def check(parts: Sequence[HostPart]) -> None:
+        asked.extend(parts)
+        refusal = Refusal("domain", "b", "/root/x is not allowed", "name it")
+        raise Refused([refusal])
+
+    arriving.check_with(check)
+    config = {"c_info": {"name": "web1", "uuid": UUID}, "b_info": {"bootloader": "/root/x"}}
+    with pytest.raises(HypervisorError, match="/root/x is not allowed") as caught:
+        await arrives(arriving, config)
+    assert caught.value.remedy == "name it"
+    assert [part.name for part in asked] == ["/root/x"]
+    await arriving.kill()
+
+
+async def test_where_nobody_is_there_to_ask_nothing_is_allowed(
+    xen: Xen, arriving: XenIncoming
+) -> None:
+    assert xen.life is None
+    config = {"c_info": {"name": "web1", "uuid": UUID}, "b_info": {"bootloader": "/root/x"}}
+    with pytest.raises(HypervisorError, match="nobody here says"):
+        await arrives(arriving, config)
+    await arriving.kill()
+
+
+async def test_another_domain_than_the_one_that_was_asked_for(
+    xen: Xen, arriving: XenIncoming
+) -> None:
+    assert xen.life is None
+    config = {"c_info": {"name": "web2", "uuid": UUID}}
+    with pytest.raises(HypervisorError, match="not that of web1"):
+        await arrives(arriving, config)
+    await arriving.kill()

@@ -8,20 +8,26 @@ import os
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, Refused
+from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen.arrivals import Arrivals
 from entourage.hypervisors.xen.copying import Sending
 from entourage.hypervisors.xen.intake import Intake
 from entourage.hypervisors.xen.receiver import Said
+from entourage.steps import Refusal
 
 SIZE = 3 << 20
+CONFIG: dict[str, Any] = {"c_info": {"name": "web1"}, "disks": []}
+HEADER = header.header_of(CONFIG)
 # As migrate_receive() of xl_migrate.c: what is not all there, or no GO, destroys the copy.
 RECEIVER = f"""#!{sys.executable}
 import sys
@@ -31,6 +37,9 @@ def say(data):
     out.write(data)
     out.flush()
 say(BANNER)
+begins = {HEADER!r}
+if take(len(begins)) != begins:
+    sys.exit("migration target: another header")
 if len(take({SIZE})) < {SIZE}:
     sys.exit("migration target: Domain creation failed")
 say(READY)
@@ -43,7 +52,15 @@ else:
 
 
 @pytest.fixture
-async def arrivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Arrivals]:
+def looked_at() -> list[dict[str, Any]]:
+    """The configurations that were seen."""
+    return []
+
+
+@pytest.fixture
+async def arrivals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked_at: list[dict[str, Any]]
+) -> AsyncGenerator[Arrivals]:
     xl = tmp_path / "bin" / "xl"
     xl.parent.mkdir()
     xl.write_text(RECEIVER)
@@ -51,7 +68,14 @@ async def arrivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGene
     monkeypatch.setenv("PATH", f"{xl.parent}:{os.environ['PATH']}")
     intake = Intake(f"test.{os.getpid()}.{tmp_path.name}", tmp_path / "log", tmp_path / "note")
     (tmp_path / "disk").write_bytes(bytes(SIZE))
-    arrivals = Arrivals(tmp_path / "s", intake, {"xvda": str(tmp_path / "disk")})
+
+    async def look(config: dict[str, Any]) -> None:
+        looked_at.append(config)
+        if config != CONFIG:
+            refusal = Refusal("block/xvda", "b", "it may not", "do something")
+            raise Refused([refusal])
+
+    arrivals = Arrivals(tmp_path / "s", intake, {"xvda": str(tmp_path / "disk")}, look)
     await arrivals.listen()
     yield arrivals
     await intake.end(5)
@@ -79,10 +103,10 @@ def bring(arrivals: Arrivals) -> Generator[Bring]:
         yield start
 
 
-async def memory(bring: Bring, size: int = SIZE) -> subprocess.Popen[bytes]:
+async def memory(bring: Bring, size: int = SIZE, begins: bytes = HEADER) -> subprocess.Popen[bytes]:
     joined = bring("memory")
     assert joined.stdin is not None
-    await asyncio.to_thread(joined.stdin.write, bytes(size))
+    await asyncio.to_thread(joined.stdin.write, begins + bytes(size))
     await asyncio.to_thread(joined.stdin.flush)
     return joined
 
@@ -133,6 +157,70 @@ async def test_a_receiver_that_is_killed_gives_no_report(
     with pytest.raises(EOFError):
         await arrivals.intake.go()
     assert await ended(arrivals, joined) == 0
+
+
+async def test_xl_is_given_what_was_looked_at_and_nothing_else(
+    arrivals: Arrivals, bring: Bring, looked_at: list[dict[str, Any]]
+) -> None:
+    """Its text is made anew: what another parser could read otherwise does not come through."""
+    text = b'{ "c_info" : {"name":"web\\u0031"},\n"disks":[]}\0\0'
+    rest = struct.pack("=I", len(text)) + text + b"and more"
+    begins = struct.pack("=32sIIII", HEADER[:32], 0x01020304, 3, 7, len(rest)) + rest
+    joined = await memory(bring, begins=begins)
+    await arrivals.intake.reaches(Said.READY)
+    assert looked_at == [CONFIG]
+    assert await ended(arrivals, joined) == 0
+
+
+async def broken(arrivals: Arrivals) -> HypervisorError:
+    async with asyncio.timeout(20):
+        return await arrivals.broken()
+
+
+async def test_what_is_refused_reaches_no_xl(
+    arrivals: Arrivals, bring: Bring, tmp_path: Path
+) -> None:
+    joined = await memory(bring, 0, header.header_of({"c_info": {"name": "web2"}}))
+    error = await broken(arrivals)
+    assert (error.message, error.device, error.remedy) == (
+        *("it may not", "block/xvda", "do something"),
+    )
+    assert not (tmp_path / "note").exists()
+    assert await ended(arrivals, joined) == 0
+
+
+@pytest.mark.parametrize("mandatory", [1, 2, 7])
+async def test_no_other_kind_of_stream_reaches_xl(
+    arrivals: Arrivals, bring: Bring, tmp_path: Path, mandatory: int
+) -> None:
+    begins = HEADER[:36] + struct.pack("=I", mandatory) + HEADER[40:]
+    await memory(bring, 0, begins)
+    assert "in a form that is not known" in (await broken(arrivals)).message
+    assert not (tmp_path / "note").exists()
+
+
+async def test_a_stream_without_a_configuration(arrivals: Arrivals, bring: Bring) -> None:
+    joined = await memory(bring, 0, HEADER[:-1])
+    assert joined.stdin is not None
+    joined.stdin.close()
+    assert "ended before the domain's configuration" in (await broken(arrivals)).message
+
+
+async def test_a_stream_that_says_nothing_ends_with_the_arrival(
+    arrivals: Arrivals, bring: Bring
+) -> None:
+    joined = bring("memory")
+    await memory(bring, 0, HEADER[:8])
+    async with asyncio.timeout(20):
+        await arrivals.close()
+        assert await asyncio.to_thread(joined.wait) in {0, 1}
+
+
+async def test_there_is_one_stream_of_memory(arrivals: Arrivals, bring: Bring) -> None:
+    await memory(bring)
+    await arrivals.intake.reaches(Said.READY)
+    await memory(bring, 0)
+    assert "there is a stream of its memory already" in (await broken(arrivals)).message
 
 
 async def test_a_disk_is_written_and_proven(

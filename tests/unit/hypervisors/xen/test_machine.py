@@ -212,7 +212,11 @@ async def scene(place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[
     one = Handle(store, 7, domain, config, place / "log" / "web1.log")
     machine = XenMachine(one, settings)
     intake = Intake(f"test.{os.getpid()}.{place.name}", place / "there.log", place / "n")
-    arrivals = Arrivals(place / "s", intake, {"xvda": str(place / "there")})
+
+    async def look(config: dict[str, Any]) -> None:
+        assert config == {"disks": [], "nics": []}
+
+    arrivals = Arrivals(place / "s", intake, {"xvda": str(place / "there")}, look)
     await arrivals.listen()
     yield Scene(machine, arrivals, xl.parent)
     await machine.close()

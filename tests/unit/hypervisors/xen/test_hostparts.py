@@ -1,0 +1,274 @@
+"""What of this host xl's configuration may name: by the settings; by default nothing of its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hosts.allowed import Allowed
+from entourage.hosts.parts import HostPart, Kind
+from entourage.hypervisors.xen import header
+from entourage.hypervisors.xen.configuration import Entry, check_same, read_domain
+from entourage.hypervisors.xen.hostparts import host_parts
+from entourage.settings.model import AgentSettings
+from entourage.steps import Refusal
+from tests.unit.hypervisors.xen.test_header import CONFIG
+
+DATA = Path(__file__).with_name("data")
+ATTACKS: list[tuple[str, Any, str]] = json.loads((DATA / "attacks.json").read_text())
+# As the lab's guest has it (lab/xen/guest.py), and a usual HVM guest.
+PVH: dict[str, Any] = {
+    "c_info": {
+        "type": "pvh",
+        "name": "web1",
+        "uuid": "3e5948d6-8285-4068-8236-a0e7729aaa7a",
+        "run_hotplug_scripts": "True",
+    },
+    "b_info": {
+        "max_vcpus": 1,
+        "avail_vcpus": [0],
+        "vcpu_hard_affinity": [[0, 1]],
+        "max_memkb": 98304,
+        "target_memkb": 98304,
+        "shadow_memkb": 2048,
+        "sched_params": {"sched": "credit2", "weight": 256},
+        "claim_mode": "True",
+        "cpuid": [{"leaf": 1, "ecx": "xx10x1xxxxxxxxxxxxxxxxxxxxxxxxxx"}],
+        "kernel": "/usr/share/guest/vmlinuz",
+        "ramdisk": "/usr/share/guest/initrd",
+        "cmdline": "console=hvc0 quiet root=/dev/xvda init=/sbin/init; rm -rf /",
+        "tsc_mode": "native",
+        "type.pvh": {},
+        "arch_arm": {},
+        "arch_x86": {},
+    },
+    "disks": [
+        {
+            "pdev_path": "/srv/web1.raw",
+            "vdev": "xvda",
+            "backend": "phy",
+            "format": "raw",
+            "readwrite": 1,
+            "discard_enable": "True",
+            "colo_enable": "False",
+        }
+    ],
+    "nics": [{"devid": 0, "mac": "00:16:3e:00:00:01", "bridge": "xenbr0", "nictype": "vif"}],
+    "on_reboot": "restart",
+}
+HVM: dict[str, Any] = PVH | {
+    "b_info": PVH["b_info"]
+    | {
+        "type.hvm": {
+            "pae": "True",
+            "vga": {"kind": "cirrus"},
+            "vnc": {"enable": "True", "listen": "127.0.0.1", "display": 3, "passwd": "x, y/z"},
+            "sdl": {"enable": "False"},
+            "spice": {"enable": "False"},
+            "boot": "dc",
+            "serial": "pty",
+            "usbdevice_list": ["tablet"],
+            "bios": "seabios",
+            "rdm": {},
+            "of_a_later_xen": {"x": ["", {}]},
+        }
+    },
+    "nics": [
+        {
+            "devid": 0,
+            "bridge": "lan",
+            "model": "e1000",
+            "script": "/etc/xen/scripts/vif-bridge",
+            "ip": "10.0.0.2 fe80::2/64",
+        }
+    ],
+    "vfbs": [{"devid": 0, "vnc": {"enable": "True", "listen": "0.0.0.0:2"}, "keymap": "en-us"}],
+    "vkbs": [{"devid": 0, "backend_type": "qemu"}],
+    "usbctrls": [{"type": "devicemodel", "devid": 0, "version": 2, "ports": 6}],
+    "channels": [{"name": "org.qemu.guest_agent.0", "connection": "pty", "connection.pty": {}}],
+    "pcidevs": [],
+}
+
+
+def refused(config: dict[str, Any], **settings: Any) -> list[Refusal]:
+    """By a host with these settings, just before xl is given it."""
+    allowed = Allowed(AgentSettings(**settings))
+    domain = Domain(name="web1", memory=1 << 28)
+    return allowed.not_allowed(domain, "b", built=True, parts=host_parts(config))
+
+
+def unproven(config: dict[str, Any]) -> list[Refusal]:
+    """What a host refuses at TEST, where its disks are told of by others."""
+    domain = read_domain(Entry(domid=7, config=config))
+    return Allowed(AgentSettings()).not_allowed(domain, "b", built=False, parts=host_parts(config))
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The configuration of a usual guest, but for one thing."""
+    config: dict[str, Any] = copy.deepcopy(HVM)
+    at: Any = config
+    *way, last = path.split("/")
+    for key in way:
+        at = at[int(key)] if key.isdecimal() else at.setdefault(key, [] if last == "+" else {})
+    if last == "+":
+        at.append(value)
+    else:
+        at[last] = value
+    return config
+
+
+@pytest.mark.parametrize("config", [PVH, HVM])
+def test_a_usual_guest_needs_no_settings(config: dict[str, Any]) -> None:
+    assert unproven(config) == []
+
+
+def test_where_it_is_and_whose() -> None:
+    found = host_parts(PVH)
+    assert HostPart(
+        kind=Kind.IMAGE, name="/srv/web1.raw", place="disks[1]/pdev_path", device="block/xvda"
+    ) in found  # fmt: skip
+    assert HostPart(
+        kind=Kind.NETWORK, name="xenbr0", place="nics[1]/bridge", device="net/vif0"
+    ) in found  # fmt: skip
+    assert {part.name for part in found if part.kind is Kind.BOOT} == {
+        "/usr/share/guest/vmlinuz",
+        "/usr/share/guest/initrd",
+    }
+    assert {part.name for part in host_parts(HVM) if part.kind is Kind.PORT} == {"5903", "5902"}
+
+
+@pytest.mark.parametrize(("path", "value", "name"), ATTACKS)
+def test_the_hosts_own_must_be_named(path: str, value: Any, name: str) -> None:
+    config = changed(path, value)
+    networks = ("lan",)
+    if name.startswith("agent."):
+        assert any(name in one.remedy for one in refused(config, networks=networks))
+        return
+    before = {one.reason for one in refused(HVM)}
+    found = [one for one in refused(config) if one.reason not in before]
+    if "ports" in name or name in {"65900", "-5878 + 5900"}:
+        assert any("agent.ports" in one.remedy or "no port" in one.reason for one in found), found
+        return
+    assert any(name in one.reason for one in found), found
+    if name.startswith("an interface") or ".." in name or name == "/etc/shadow":
+        return  # no setting allows that
+    assert any(f"{name}" in one.reason and "agent.devices" in one.remedy for one in found), found
+    after = refused(config, devices=(name, f"{name}:*"))
+    assert not [one for one in after if f"{name} is not among" in one.reason]
+
+
+# What xl would make two words of, or end early, is not to be had by any setting.
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("disks/0/pdev_path", "/srv/a,file=/etc/shadow"),
+        ("disks/0/pdev_path", "/srv/a\0"),
+        ("disks/0/pdev_path", "/srv/$(reboot)"),
+        ("disks/0/vdev", "xvda,x"),
+        ("disks/0/script", "block;reboot"),
+        ("nics/0/model", "e1000,romfile=/etc/shadow"),
+        ("nics/0/bridge", "lan,script=/tmp/x"),
+        ("nics/0/bridge", "lan;reboot"),
+        ("nics/0/ifname", "tap0,script=/tmp/x"),
+        ("nics/0/ip", "1.2.3.4;reboot"),
+        ("nics/0/vlan", "1;reboot"),
+        ("b_info/kernel", "/usr/share/x,y"),
+        ("b_info/type.hvm/boot", "c,splash=/etc/shadow"),
+        ("b_info/type.hvm/keymap", "/etc/shadow"),
+        ("b_info/type.hvm/vnc/listen", "unix:/run/x"),
+        ("b_info/type.hvm/vnc/listen", "127.0.0.1:1,websocket=22"),
+        ("b_info/type.hvm/spice/host", "127.0.0.1,unix"),
+        ("b_info/type.hvm/spice/passwd", "x,plaintext-channel=main"),
+        ("b_info/type.hvm/spice/image_compression", "off,x=y"),
+        ("b_info/type.hvm/vga/kind", "std,romfile=/x"),
+        ("b_info/cmdline", "a\0b"),
+        ("b_info/max_vcpus", 1 << 64),
+        ("b_info/max_vcpus", 1.5),
+        ("p9s/+", {"tag": "x,y"}),
+        ("pcidevs/+", {"bus": "3"}),
+    ],
+)
+def test_what_could_be_two_words_is_refused(path: str, value: Any) -> None:
+    with pytest.raises(HypervisorError, match="xl's configuration"):
+        host_parts(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"b_info": {}, "b_info": {"kernel": "/etc/shadow"}}',
+        '{"b_info": {"kernel\\u0000": ""}}',
+        '{"b_info": {"max_vcpus": 1e3}}',
+        '{"b_info": {"max_vcpus": NaN}}',
+        "[]",
+        "[" * 100_000,
+    ],
+)
+def test_what_two_parsers_could_read_otherwise_is_refused(text: str) -> None:
+    with pytest.raises(HypervisorError, match="xl's configuration is not understood"):
+        header.parsed(text)
+
+
+def test_what_is_in_lists_without_end_is_refused() -> None:
+    inside: list[Any] = []
+    for _ in range(100_000):
+        inside = [inside]
+    with pytest.raises(HypervisorError, match="no end"):
+        host_parts({"b_info": {"cpuid": inside}})
+    with pytest.raises(HypervisorError, match="2000 of disks"):
+        host_parts({"disks": [{}] * 2000})
+
+
+def test_disks_are_those_that_were_made_or_proven(tmp_path: Path) -> None:
+    disk = {"pdev_path": f"{tmp_path}/a.raw", "vdev": "xvda", "format": "raw", "readwrite": 1}
+    config = PVH | {"disks": [disk]}
+    (tmp_path / "a.raw").write_text("x")
+    allowed = Allowed(AgentSettings(image_directories=(str(tmp_path),)))
+    domain = Domain(name="web1", memory=1 << 28)
+
+    def said(config: dict[str, Any]) -> list[str]:
+        found = allowed.not_allowed(domain, "b", built=True, parts=host_parts(config))
+        return [one.reason for one in found]
+
+    assert "neither made by this migration nor proven" in said(config)[0]
+    allowed.make(f"{tmp_path}/a.raw", "raw")
+    assert said(config) == []
+    assert "was made as raw" in said(PVH | {"disks": [disk | {"format": "qcow2"}]})[0]
+    (tmp_path / "link").symlink_to(tmp_path / "a.raw")
+    by_link = PVH | {"disks": [disk | {"pdev_path": f"{tmp_path}/link"}]}
+    assert "symbolic link" in said(by_link)[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "device"),
+    [
+        ("disks/0/pdev_path", "/srv/other.raw", "block/xvda"),
+        ("disks/0/format", "qcow2", "block/xvda"),
+        ("disks/0/readwrite", 0, "block/xvda"),
+        ("disks/+", {"pdev_path": "/srv/b", "vdev": "xvdb", "format": "raw"}, "block/xvdb"),
+        ("disks/+", PVH["disks"][0], ""),
+        ("disks", [], "block/xvda"),
+        ("c_info/name", "other", ""),
+        ("c_info/uuid", "11111111-2222-3333-4444-555555555555", ""),
+        ("c_info", {}, ""),
+    ],
+)
+def test_the_disks_that_xl_is_given_are_those_that_were_asked_for(
+    path: str, value: Any, device: str
+) -> None:
+    domain = read_domain(Entry(domid=7, config=HVM))
+    check_same(HVM, domain)
+    with pytest.raises(HypervisorError) as caught:
+        check_same(changed(path, value), domain)
+    assert caught.value.device == device
+
+
+def test_what_the_tests_of_the_header_send_is_understood() -> None:
+    named = {part.name for part in host_parts(CONFIG) if part.kind is Kind.OTHER}
+    assert named == {"vg/shared", "vtpm:vtpmmgr"}
