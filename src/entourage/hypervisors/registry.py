@@ -13,6 +13,7 @@ from entourage.hypervisors.plugins import plug_ins
 from entourage.hypervisors.qemu.descriptor import BACKEND as QEMU
 from entourage.hypervisors.xen.descriptor import BACKEND as XEN
 from entourage.settings.model import Settings
+from entourage.steps import Refusal
 
 BUILT_IN = (QEMU, XEN, LIBVIRT)
 _PATIENCE = 5.0
@@ -134,6 +135,41 @@ async def all_domains(settings: Settings, connect: str | None = None) -> list[Do
             if named:
                 raise
     return found
+
+
+async def known_to_others(
+    settings: Settings, domain: Domain, name: str, host: str
+) -> list[Refusal]:
+    """Why a domain may not come here: another hypervisor of this host has one of its name or UUID.
+
+    Args:
+        settings: This host's.
+        domain: The domain.
+        name: The hypervisor that is to take it, which knows its own.
+        host: What this host is called in refusals.
+    """
+    own = {name, same_as(name)}
+    others = [other for _, other in _opened(settings, None) if other.name not in own]
+
+    async def ask(other: Hypervisor) -> list[Refusal]:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                known = await other.domains()
+        except (EntourageError, TimeoutError):  # it does not run, and neither do domains of its
+            return []
+        ours = str(domain.uuid or "-").lower()
+        return [
+            Refusal(
+                "domain",
+                host,
+                f"there is a domain {one.name} here already, of {other.name}",
+                "delete that one if it is of no use any more, or give one another name and UUID",
+            )
+            for one in known
+            if one.name == domain.name or one.uuid.lower() == ours
+        ]
+
+    return [refusal for found in await asyncio.gather(*map(ask, others)) for refusal in found]
 
 
 async def find_domain(

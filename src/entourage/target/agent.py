@@ -46,7 +46,12 @@ from entourage.hosts.link import Link, Notice
 from entourage.hosts.parts import HostPart, Kind
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan, Ticket
-from entourage.hypervisors.registry import elsewhere, open_hypervisor, start_command
+from entourage.hypervisors.registry import (
+    elsewhere,
+    known_to_others,
+    open_hypervisor,
+    start_command,
+)
 from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
@@ -171,6 +176,8 @@ class Agent:
         else:
             parts = await hypervisor.host_parts(self._facts)
             found = self._allowed.not_allowed(domain, self._host, built=False, parts=parts)
+            asked = hypervisor.name
+            found += await known_to_others(self._settings, domain, asked, self._host)
         if not any(refusal.device == "domain" for refusal in found):
             found += await hypervisor.test_incoming(domain, self._host, self._facts)
         return found

@@ -70,3 +70,21 @@ def test_xml_names_nothing_of_the_host(
         assert Libvirtd(b).domains() == {}
     finally:
         b.path(EVIL).unlink()
+
+
+def test_a_domain_of_libvirts_is_known_to_the_others(libvirt_lab: Lab) -> None:
+    """Else it could be moved in once more, as a machine of Entourage's own."""
+    a, b = libvirt_lab["a"], libvirt_lab["b"]
+    number = str(uuid.uuid4())
+    xml = f"""<domain type="qemu"><name>victim</name><uuid>{number}</uuid>
+    <memory unit="MiB">64</memory><os><type arch="x86_64" machine="q35">hvm</type></os>
+    </domain>"""
+    b.write_files({"/root/victim.xml": xml})
+    b.run(["virsh", "define", "/root/victim.xml"])
+    try:
+        for what in (domain(uuid=number.upper()), domain(name="victim")):
+            said = speak(a, b, hello(), opening(what))
+            assert "a domain victim here already, of qemu:///system" in said[-1]["error"], said
+    finally:
+        b.run(["virsh", "undefine", "victim"])
+        b.path("/root/victim.xml").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from entourage.hypervisors.registry import (
     destination,
     elsewhere,
     find_domain,
+    known_to_others,
     name_elsewhere,
     open_hypervisor,
     start_command,
@@ -33,6 +35,7 @@ from entourage.hypervisors.registry import (
 from entourage.settings.model import Settings
 
 SETTINGS = Settings()
+UUID = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11"
 
 
 class Fake:
@@ -96,6 +99,55 @@ async def test_a_libvirtd_that_is_off_hides_no_other_domain(two: dict[str, Fake]
         await find_domain(SETTINGS, "db1")
     with pytest.raises(HypervisorError):
         await all_domains(SETTINGS, LIBVIRT_URI)
+
+
+@pytest.mark.parametrize(
+    ("name", "uuid", "taker", "said"),
+    [
+        ("db1", UUID, "qemu", ["there is a domain db1 here already, of qemu:///system"]),
+        ("x", UUID, "qemu", []),
+        ("x", "db1", "qemu", ["there is a domain db1 here already, of qemu:///system"]),
+        ("web1", None, "qemu", []),  # of its own it tells itself
+        ("web1", None, LIBVIRT_URI, ["there is a domain web1 here already, of qemu"]),
+        ("db1", None, LIBVIRT_URI, []),
+        (
+            "db1",
+            None,
+            "qemu+unix:///system?socket=/run/libvirt/libvirt-sock",
+            [],
+        ),  # the same one, by another name
+        (
+            *("both", None, "xen"),
+            [
+                "there is a domain both here already, of qemu",
+                "there is a domain both here already, of qemu:///system",
+            ],
+        ),
+    ],
+)
+async def test_what_another_hypervisor_has_is_known(
+    two: dict[str, Fake], name: str, uuid: str | None, taker: str, said: list[str]
+) -> None:
+    domain = Domain(name=name, uuid=uuid, memory=1 << 20)
+    found = await known_to_others(SETTINGS, domain, taker, "b")
+    assert [one.reason for one in found] == said
+    assert all((one.device, one.host) == ("domain", "b") and one.remedy for one in found)
+
+
+async def test_what_does_not_run_has_no_domains(
+    two: dict[str, Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two[LIBVIRT_URI] = Fake(LIBVIRT_URI, error=HypervisorError("connection refused"))
+    domain = Domain(name="db1", memory=1 << 20)
+    assert await known_to_others(SETTINGS, domain, "qemu", "b") == []
+
+    async def hangs() -> Sequence[DomainState]:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    monkeypatch.setattr(two[LIBVIRT_URI], "domains", hangs)
+    monkeypatch.setattr(registry, "_PATIENCE", 0.01)
+    assert await known_to_others(SETTINGS, domain, "qemu", "b") == []
 
 
 def test_no_hypervisor_of_that_name() -> None:
