@@ -25,7 +25,7 @@ DISK = "/srv/web1.raw"
 # What a host remembers of a domain that left: its journal, empty directories, a lock nobody holds.
 MEMORY = ("/var/lib/entourage", "/var/lib/entourage/*.db*", "/var/lib/entourage/domains",
           "/run/entourage", "/run/entourage/q", "/run/entourage/*.lock",
-          "/run/entourage/kvm.json")  # fmt: skip
+          "/run/entourage/kvm.json", "/run/entourage/links", "/run/entourage/links/*")  # fmt: skip
 # A licence dongle that the hypervisor has never heard of: only its tool knows it.
 TOOL = "/srv/move-dongle"
 TOOL_TEXT = """#!/bin/sh

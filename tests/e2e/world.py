@@ -33,6 +33,8 @@ KEPT = (
     "/run/entourage/q",
     "/run/entourage/*-*-*-*-????????????.lock",
     "/run/entourage/kvm.json",
+    "/run/entourage/links",
+    "/run/entourage/links/*.[0-9]*",
 )
 EMULATED = """
 [[usb]]

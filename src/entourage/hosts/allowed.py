@@ -65,13 +65,13 @@ class Allowed:
         self._made[path] = image_format
         self.prove(path)
 
-    def prove(self, path: str) -> None:
-        """Both hosts see this very file, whose path has no links."""
-        self._proven[path] = _identity(path)
+    def prove(self, path: str, handle: int | None = None) -> None:
+        """Both hosts see this very file, whose path has no links; and which is open here, if so."""
+        self._proven[path] = _identity(path, handle)
 
-    def prove_content(self, path: str) -> None:
-        """The source knows its content: it may be read. Its path has no links."""
-        self._known_content[path] = _identity(path)
+    def prove_content(self, path: str, handle: int | None = None) -> None:
+        """The source knows its content: it may be read. See ``prove``."""
+        self._known_content[path] = _identity(path, handle)
 
     def is_proven(self, path: str, *, written: bool = True) -> bool:
         """Whether it is a file that was made or proven, and still the same one.
@@ -297,10 +297,10 @@ class Allowed:
             self.device(f"usb:{device.vendor or 0:04x}:{device.product or 0:04x}")
 
 
-def _identity(path: str) -> str:
-    """Which file is at a path, without following a link; empty where there is no plain file."""
+def _identity(path: str, handle: int | None = None) -> str:
+    """Which file is at a path, or open; no link is followed; empty where it is no plain file."""
     try:
-        status = os.lstat(path)
+        status = os.lstat(path) if handle is None else os.fstat(handle)
     except OSError:
         return ""
     return f"{status.st_dev}:{status.st_ino}" if stat.S_ISREG(status.st_mode) else ""

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 import struct
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -55,7 +56,28 @@ class Beneath:
         """
         plain = _plain(path)
         with self._opened(str(plain.parent), path) as handle:
-            yield Path(f"/proc/{os.getpid()}/fd/{handle}")
+            yield Path(through(handle))
+
+    @contextlib.contextmanager
+    def opened(self, path: str, flags: int = os.O_RDONLY) -> Generator[int]:
+        """A file, opened for as long as the context lasts; no link on the way can be swapped in.
+
+        Yields:
+            A descriptor, by which other programs of this host's root may open that very file too:
+            see ``through``.
+
+        Raises:
+            NotAllowed: It is not beneath an allowed directory, or leads out of it.
+            OSError: It cannot be opened.
+        """
+        real = Path(self.real(path))
+        more = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with self._opened(str(real.parent), path) as directory:
+            handle = os.open(real.name, flags | more, dir_fd=directory)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
 
     def real(self, path: str) -> str:
         """The path without any symbolic link, of what is there or could be made there.
@@ -119,6 +141,7 @@ class Beneath:
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             opened = os.open(base, flags)
             try:
+                _refuse_anyones(base, real)
                 handle = self._open(opened, str(real.relative_to(base)), flags, path)
             finally:
                 os.close(opened)
@@ -146,6 +169,29 @@ class Beneath:
             f"{path}{leads} is in none of the directories that are allowed here: {allowed}",
             remedy=f"add its directory to {self._setting} in the settings there",
         )
+
+
+def through(handle: int) -> str:
+    """A path by which any process of this host's root opens the file that is open here."""
+    return f"/proc/{os.getpid()}/fd/{handle}"
+
+
+def _refuse_anyones(base: Path, real: Path) -> None:
+    """See that not just anybody can put another file in the place of one.
+
+    With the sticky bit only who owns a file can. Groups are the host's own business.
+    """
+    for directory in (real, *real.parents):
+        if not directory.is_relative_to(base):
+            return
+        try:
+            mode = directory.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise NotAllowed(
+                f"every user may replace what is in {directory}", remedy=f"chmod o-w {directory}"
+            )
 
 
 def _plain(path: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from entourage.hosts.beneath import Beneath, NotAllowed
+from entourage.hosts.beneath import Beneath, NotAllowed, through
 
 
 @pytest.fixture
@@ -82,3 +82,49 @@ def test_a_directory_swapped_for_a_link_meanwhile_gains_nothing(
         (directory / "new.raw").write_text("disk")
     assert (images / "moved/new.raw").exists()
     assert not (tmp_path / "new.raw").exists()
+
+
+def test_a_file_is_opened_as_it_was_found(images: Path, tmp_path: Path) -> None:
+    path = images / "pool/web1.raw"
+    with beneath(images).opened(str(path)) as handle:
+        path.unlink()
+        path.symlink_to(tmp_path / "shadow")
+        assert Path(through(handle)).read_text() == "disk"
+    with pytest.raises(NotAllowed), beneath(images).opened(str(path)):
+        pass
+
+
+def test_a_link_that_is_swapped_in_is_not_followed(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed, path = beneath(images), images / "pool/web1.raw"
+    real = allowed.real(str(path))
+
+    def before_the_swap(_path: str) -> str:
+        return real
+
+    monkeypatch.setattr(allowed, "real", before_the_swap)
+    path.unlink()
+    path.symlink_to(tmp_path / "shadow")
+    with pytest.raises(OSError, match="symbolic links"), allowed.opened(str(path)):
+        pass
+    (images / "pool").rename(images / "old")
+    (images / "pool").symlink_to(tmp_path)
+    (tmp_path / "web1.raw").write_text("another")
+    with pytest.raises(NotAllowed), allowed.opened(str(path)):
+        pass
+
+
+def test_a_directory_of_anyones_is_refused(images: Path) -> None:
+    for mode, refused in ((0o777, True), (0o757, True), (0o1777, False), (0o775, False)):
+        for directory in (images, images / "pool"):
+            directory.chmod(mode)
+            try:
+                if refused:
+                    with pytest.raises(NotAllowed, match=f"what is in {directory} ") as caught:
+                        beneath(images).real(f"{images}/pool/web1.raw")
+                    assert caught.value.remedy == f"chmod o-w {directory}"
+                else:
+                    beneath(images).real(f"{images}/pool/web1.raw")
+            finally:
+                directory.chmod(0o755)

@@ -27,7 +27,7 @@ from entourage.devices.block.images import NewImage, local_path
 from entourage.devices.block.storage import Seen, Spot, is_nonces_name
 from entourage.errors import DeviceError
 from entourage.hosts.allowed import Allowed
-from entourage.hosts.beneath import NotAllowed
+from entourage.hosts.beneath import NotAllowed, through
 from entourage.hosts.programs import qemu_img_info
 
 _LONGEST_CHAIN = 64
@@ -70,14 +70,30 @@ def _look(spot: Spot, allowed: Allowed) -> Seen:
     if _is_device(real):
         allowed.device(real)
         return storage.look_now(msgspec.structs.replace(spot, path=real))
-    seen = storage.look_now(msgspec.structs.replace(spot, path=real, samples=()))
-    # What is in a file is told only where that could have it opened.
-    if spot.samples and allowed.may_appear(real) and storage.has_samples(spot, seen.size):
-        seen = storage.look_now(msgspec.structs.replace(spot, path=real))
-    if seen.nonce and seen.kind == "file":
-        allowed.prove(real)
+    spot = msgspec.structs.replace(spot, path=real)
+    try:
+        if stat.S_ISREG(os.lstat(real).st_mode):  # opening anything else may do something
+            with allowed.images.opened(real) as handle:
+                return _look_at_file(spot, handle, allowed)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return Seen(kind="other", error=error.strerror or str(error))
+    seen = storage.look_now(msgspec.structs.replace(spot, samples=()))
     if seen.kind == "none":
         return msgspec.structs.replace(seen, opens=allowed.may_appear(real))
+    return seen
+
+
+def _look_at_file(spot: Spot, handle: int, allowed: Allowed) -> Seen:
+    """The same of a file that is open: what somebody puts in its place meanwhile gains nothing."""
+    real, opens = spot.path, through(handle)
+    seen = storage.look_now(msgspec.structs.replace(spot, samples=()), opens)
+    # What is in a file is told only where that could have it opened.
+    if spot.samples and allowed.may_appear(real) and storage.has_samples(spot, seen.size):
+        seen = storage.look_now(spot, opens)
+    if seen.nonce and seen.kind == "file":
+        allowed.prove(real, handle)
     return msgspec.structs.replace(seen, opens=seen.kind != "file" or allowed.may_open(real))
 
 
@@ -105,12 +121,15 @@ async def digest(path: str, known: str, allowed: Allowed) -> str:
         NotAllowed: The source may not name it.
         OSError: It cannot be read.
     """
-    named = allowed.has_device(path)
-    real = path if named else allowed.images.real(path)
-    if not _SHA256.fullmatch(known) or await storage.digest(real) != known:
+    if not _SHA256.fullmatch(known):
         return ""
-    if not named:
-        allowed.prove_content(real)
+    if allowed.has_device(path):
+        return known if await storage.digest(path) == known else ""
+    real = allowed.images.real(path)
+    with allowed.images.opened(real) as handle:
+        if await storage.digest(through(handle)) != known:
+            return ""
+        allowed.prove_content(real, handle)
     return known
 
 

@@ -84,9 +84,14 @@ async def look(spot: Spot) -> Seen:
     return await asyncio.to_thread(look_now, spot)
 
 
-def look_now(spot: Spot) -> Seen:
-    """See what is at a path; may block."""
-    path = Path(spot.path)
+def look_now(spot: Spot, opens: str = "") -> Seen:
+    """See what is at a path; may block.
+
+    Args:
+        spot: What to look at.
+        opens: Another path by which the same file is opened.
+    """
+    path = Path(opens or spot.path)
     try:
         if not os.path.lexists(path):
             return Seen(nonce=_nonce_there(spot))

@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from entourage.domain import Domain
-from entourage.errors import HypervisorError
+from entourage.domain import Block, Domain
+from entourage.errors import HypervisorError, plain_words
 from entourage.handover.values import Guest
-from entourage.hosts.parts import HostPart, PartsCheck
+from entourage.hosts.beneath import Beneath, through
+from entourage.hosts.parts import HostPart, Kind, PartsCheck
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.seams import IncomingSeams
@@ -72,6 +74,7 @@ class XenIncoming(IncomingSeams):
         self._arrivals: Arrivals | None = None
         self._store: XenStore | None = None
         self._check: PartsCheck = _nobody
+        self._images = contextlib.ExitStack()
         self._plugging = XenPlugging(self._domid, domain.name)
 
     # No ``tpm``: a vTPM is another domain, and an external tool's to move.
@@ -133,11 +136,53 @@ class XenIncoming(IncomingSeams):
         log = Path(self._settings.paths.log, f"{domain.name}.log")
         self._intake = Intake(self._marker, log, self._note)
         names = msgspec.msgpack.decode(plan, type=XenPlan).parameters.disks
-        disks = {disk.id: disk.path for disk in domain.block if disk.id in names}
+        copied = [disk for disk in domain.block if disk.id in names]
+        disks = await self._copied(copied)
         # Whoever else has a key for the agent does not know its name.
         streams = self._directory / f"streams-{secrets.token_hex(8)}"
         self._arrivals = Arrivals(streams, self._intake, disks, self._look)
         await self._arrivals.listen()
+
+    async def _copied(self, disks: Sequence[Block]) -> Mapping[str, str]:
+        """By what path each disk is written that the source copies.
+
+        Images are opened before they are asked about: they are then these files, and no others.
+
+        Raises:
+            EntourageError: One may not be written.
+        """
+        if not disks:
+            return {}
+        beneath = Beneath(self._settings.agent.image_directories, "agent.image-directories")
+
+        def opened() -> dict[str, str]:
+            found: dict[str, str] = {}
+            for disk in disks:
+                found[disk.id] = disk.path
+                if not Path(disk.path).is_block_device():
+                    handle = self._images.enter_context(beneath.opened(disk.path, os.O_RDWR))
+                    found[disk.id] = through(handle)
+            return found
+
+        def exchanged() -> Iterator[Block]:
+            for disk in disks:
+                if not Path(disk.path).samefile(found[disk.id]):
+                    yield disk
+
+        try:
+            found = await asyncio.to_thread(opened)
+            await self._check(
+                [
+                    HostPart(kind=Kind.COPIED, name=disk.path, place="disks", device=disk.label)
+                    for disk in disks
+                ]
+            )
+            for disk in await asyncio.to_thread(lambda: list(exchanged())):
+                message = f"{disk.path} has become another file meanwhile"
+                raise HypervisorError(message, device=disk.label)
+        except OSError as error:
+            raise HypervisorError(f"a disk cannot be written: {plain_words(error)}") from error
+        return found
 
     async def listen(self) -> Ticket:
         """Where streams go to."""
@@ -222,6 +267,7 @@ class XenIncoming(IncomingSeams):
         await self._plugging.ended()
         if self._arrivals is not None:
             await self._arrivals.close()
+        self._images.close()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def persist_definition(self) -> None:
@@ -245,6 +291,7 @@ class XenIncoming(IncomingSeams):
                 )
         if self._arrivals is not None:
             await self._arrivals.close()
+        self._images.close()
         if self._store is not None:
             store, self._store = self._store, None
             await store.close()

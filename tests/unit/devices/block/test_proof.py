@@ -31,6 +31,22 @@ async def test_a_digest_is_told_to_who_knows_it_and_to_nobody_else(tmp_path: Pat
     assert not by.is_proven(str(image))
 
 
+async def test_what_is_put_in_its_place_meanwhile_is_not_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, other = raw(tmp_path / "a.raw", data=b"known"), raw(tmp_path / "b.raw", data=b"victim")
+    by, right, digest = allowed(tmp_path), await storage.digest(str(image)), storage.digest
+
+    async def swapped_meanwhile(path: str) -> str:
+        found = await digest(path)
+        other.rename(image)
+        return found
+
+    monkeypatch.setattr(storage, "digest", swapped_meanwhile)
+    assert await proof.digest(str(image), right, by) == right
+    assert not by.is_proven(str(image), written=False)
+
+
 async def test_samples_of_a_file_are_told_only_where_they_would_count(tmp_path: Path) -> None:
     image = raw(tmp_path / "victim.raw", data=b"secret" * 1000)
     spot = Spot(path=str(image), samples=(0,))

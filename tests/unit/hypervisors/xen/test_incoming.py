@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from entourage.domain import Domain
+from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError, Refused
 from entourage.handover.values import Guest
+from entourage.hosts.allowed import Allowed
+from entourage.hosts.beneath import NotAllowed
 from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane
@@ -22,8 +24,8 @@ from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen import incoming as module
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import Life
-from entourage.hypervisors.xen.plan import XenPlan
-from entourage.settings.model import PathSettings, Settings
+from entourage.hypervisors.xen.plan import Parameters, XenPlan
+from entourage.settings.model import AgentSettings, PathSettings, Settings
 from entourage.steps import Refusal
 
 UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
@@ -220,3 +222,53 @@ async def test_another_domain_than_the_one_that_was_asked_for(
     with pytest.raises(HypervisorError, match="not that of web1"):
         await arrives(arriving, config)
     await arriving.kill()
+
+
+def copies(arriving: XenIncoming, disk: Block) -> Coroutine[Any, Any, None]:
+    """It is built, with a disk that the source says it will copy."""
+    plan = XenPlan(parameters=Parameters(disks=[disk.id]))
+    domain = msgspec.structs.replace(DOMAIN, block=(disk,))
+    plane = DataPlane(address="", ports=(1, 2), secret=None)
+    return arriving.build(domain, plane, msgspec.Raw(msgspec.msgpack.encode(plan)))
+
+
+async def test_the_source_copies_only_onto_what_was_made_for_that(
+    xen: Xen, tmp_path: Path, short: Path
+) -> None:
+    assert xen.life is None
+    agent = AgentSettings(image_directories=(str(tmp_path),))
+    paths = PathSettings(run=str(short / "run"), log=str(short / "log"))
+    settings = msgspec.structs.replace(Settings(), paths=paths, agent=agent)
+    image, other = tmp_path / "a.raw", tmp_path / "b.raw"
+    image.write_text("a CD that everyone knows")
+    other.write_text("another")
+    disk = Block(id="xvda", path=str(image))
+    allowed = Allowed(agent)
+
+    async def check(parts: Sequence[HostPart]) -> None:
+        if found := allowed.not_allowed(DOMAIN, "b", built=True, parts=parts):
+            raise Refused(found)
+
+    async def swapped(parts: Sequence[HostPart]) -> None:
+        other.rename(image)
+        allowed.make(str(image), "raw")
+        await check(parts)
+
+    allowed.prove_content(str(image))
+    arriving = XenIncoming(settings, DOMAIN, MemoryLedger())
+    with pytest.raises(HypervisorError, match="nobody here says"):
+        await copies(arriving, disk)
+    arriving.check_with(check)
+    with pytest.raises(Refused, match="was not made by this migration"):
+        await copies(arriving, disk)
+    allowed.make(str(image), "raw")
+    await copies(arriving, disk)
+    await arriving.kill()
+    arriving = XenIncoming(settings, DOMAIN, MemoryLedger())
+    arriving.check_with(swapped)
+    with pytest.raises(HypervisorError, match="has become another file meanwhile"):
+        await copies(arriving, disk)
+    await arriving.kill()
+    outside = msgspec.structs.replace(disk, path="/etc/passwd")
+    with pytest.raises(NotAllowed, match="in none of the directories"):
+        await copies(arriving, outside)
