@@ -121,11 +121,12 @@ async def digest(path: str, known: str, allowed: Allowed) -> str:
         NotAllowed: The source may not name it.
         OSError: It cannot be read.
     """
+    named = allowed.has_device(path)
+    real = path if named else allowed.images.real(path)
     if not _SHA256.fullmatch(known):
         return ""
-    if allowed.has_device(path):
-        return known if await storage.digest(path) == known else ""
-    real = allowed.images.real(path)
+    if named:
+        return known if await storage.digest(real) == known else ""
     with allowed.images.opened(real) as handle:
         if await storage.digest(through(handle)) != known:
             return ""

@@ -11,6 +11,7 @@ from entourage.devices.block import proof, storage
 from entourage.devices.block.storage import Spot
 from entourage.errors import DeviceError
 from entourage.hosts.allowed import Allowed
+from entourage.hosts.beneath import NotAllowed
 from entourage.settings.model import AgentSettings
 from tests.unit.devices.test_harness import qcow2, raw, run
 
@@ -29,6 +30,13 @@ async def test_a_digest_is_told_to_who_knows_it_and_to_nobody_else(tmp_path: Pat
     assert await proof.digest(str(image), right, by) == right
     assert by.is_proven(str(image), written=False)
     assert not by.is_proven(str(image))
+
+
+async def test_what_may_not_be_named_is_refused_whatever_is_said_of_it(tmp_path: Path) -> None:
+    by = allowed(tmp_path / "images")
+    for guess in ("", "0" * 64):
+        with pytest.raises(NotAllowed):
+            await proof.digest(str(raw(tmp_path / "victim.raw")), guess, by)
 
 
 async def test_what_is_put_in_its_place_meanwhile_is_not_proven(
