@@ -22,6 +22,7 @@ link-silence = "30s"
 doubt-timeout = "90s"
 [agent]
 devices = ["/dev/vdb"]
+boot-directories = ["/srv/guest"]
 """
 _PATIENCE = 300.0
 _SURVIVES = 60.0

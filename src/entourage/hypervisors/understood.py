@@ -44,8 +44,9 @@ def checked(domain: Domain, program: str) -> Domain:
         HypervisorError: It has something in it that cannot be (its name, say).
     """
     try:
-        return msgspec.convert(msgspec.to_builtins(domain), Domain)
-    except msgspec.ValidationError as error:
+        # As it goes over the link: that has no number of more than 64 bits, and only text.
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(domain), type=Domain)
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
         raise HypervisorError(
             f"the domain {domain.name!r} cannot be read: {error}",
             remedy=f"rename it, or move it with `{program} migrate`",

@@ -8,12 +8,14 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from entourage.domain import Domain
 from entourage.errors import HypervisorError, JournalError
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.libvirt.domainxml import read_domain
-from entourage.hypervisors.understood import understood
+from entourage.hypervisors.understood import checked, understood
 from entourage.hypervisors.xen.configuration import entries
 from entourage.hypervisors.xen.configuration import read_domain as read_xen
 from entourage.journal.journal import Decision, Journal
@@ -81,3 +83,11 @@ def test_the_fuzzers_examples_are_taken_and_its_inputs_repeat(target: Any) -> No
         asyncio.run(target.take(example))
     one, other = (Mutator("7", target.examples) for _ in range(2))
     assert [one.next() for _ in range(50)] == [other.next() for _ in range(50)]
+
+
+@pytest.mark.parametrize("wrong", [{"memory": 1 << 70}, {"machine": "a\ud800"}, {"name": "a/b"}])
+def test_what_cannot_go_over_the_link_is_no_domain(wrong: dict[str, Any]) -> None:
+    domain = msgspec.structs.replace(Domain(name="web1", memory=1 << 28), **wrong)
+    with pytest.raises(HypervisorError, match="cannot be read") as caught:
+        checked(domain, "virsh")
+    assert "virsh migrate" in caught.value.remedy
