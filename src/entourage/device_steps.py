@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from entourage.events import (
     StepStarted,
 )
 from entourage.settings.model import MigrationSettings, Settings
-from entourage.steps import Refusal, Step
+from entourage.steps import Planned, Refusal, Step
 
 
 def source_controllers(
@@ -100,6 +100,14 @@ class DeviceSteps:
             for controller in self.controllers:
                 group.create_task(ask(controller))
         return found
+
+    def planned(self, refused: Collection[str]) -> list[tuple[str, Planned]]:
+        """After ``test``: what will be done with each device that is not refused, by label."""
+        return [
+            (controller.device.label, controller.planned(self._here(controller, "test")))
+            for controller in self.controllers
+            if controller.device.label not in refused
+        ]
 
     async def prepare(self, build: Callable[[], Awaitable[None]]) -> None:
         """Step 1: ``prepare`` of every device, then ``build``, then ``connect`` of every device."""

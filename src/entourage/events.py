@@ -44,6 +44,32 @@ class DeviceRefused(Event, frozen=True, tag="device-refused"):
     remedy: str
 
 
+class PlannedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """What will be done with a device, or with ``memory``; see ``entourage.steps.Planned``."""
+
+    device: str
+    action: Literal["in-place", "copied", "with-memory", "remade", "replugged", "by-tool"]
+    here: str = ""
+    there: str = ""
+    size: int = 0
+    erased: str = ""
+    tool: str = ""
+
+
+class MigrationPlanned(Event, frozen=True, tag="planned"):
+    """TEST is done: what will be done with all that is not refused, the memory last.
+
+    ``address`` and ``ports`` say where memory and disks go by TCP: the target's address, and the
+    first and last port of those that it takes them at. Empty where they go through ssh, or the
+    hypervisor alone knows. ``encrypted`` is what was asked for.
+    """
+
+    devices: tuple[PlannedDevice, ...]
+    address: str
+    ports: tuple[int, ...]
+    encrypted: bool
+
+
 class StepStarted(Event, frozen=True, tag="step-started"):
     """All devices begin a step."""
 
@@ -187,6 +213,7 @@ class Finished(Event, frozen=True, tag="finished"):
 AnyEvent: TypeAlias = (
     MigrationStarted
     | DeviceRefused
+    | MigrationPlanned
     | StepStarted
     | StepDone
     | DeviceStepStarted

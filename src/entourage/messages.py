@@ -7,6 +7,7 @@ goes on speaking the one before.
 
     2   the first that was written down
     3   Hello and Welcome tell a range
+    4   the way of the data is proven at TEST
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from entourage.hosts.link import Notice, Question
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.steps import Refusal
 
-OLDEST, NEWEST = 2, 3
+OLDEST, NEWEST = 2, 4
+PROVES_WAYS = 4
+"""The first protocol whose agents know WAY."""
 
 
 def spoken(oldest: int, newest: int) -> str:
@@ -93,6 +96,35 @@ class TestDomain(msgspec.Struct, frozen=True, kw_only=True):
 
     domain: Domain
     facts: dict[str, str]
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """Listen as memory and disks will be listened for, so that the source can prove the way.
+
+    Attributes:
+        ports: The first and the last of the range.
+        address: The target's, as the source will use it; empty: only the range is wanted.
+        connections: How many ports are needed.
+    """
+
+    ports: tuple[int, int]
+    address: str = ""
+    connections: Annotated[int, Meta(ge=1, le=8)] = 1
+
+
+class WayAwaited(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to Way.
+
+    Attributes:
+        ports: Where the proof is awaited.
+        range: The first and last port of those that will be used, which may be the hypervisor's
+            own; None where nothing travels by TCP ports.
+        token: What is to be said there.
+    """
+
+    ports: tuple[int, ...] = ()
+    range: tuple[int, int] | None = None
+    token: bytes = b""
 
 
 class AskDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +206,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 # Calls, source to agent.
 HELLO = Question("hello", Hello, Welcome)
 TEST = Question("test", TestDomain, list[Refusal])
+WAY = Question("way", Way, WayAwaited)
 DEVICE = Question("device", AskDevice, object)
 """What is answered is decided by what the device's controller asks."""
 OPEN = Question("open", Open, Opened)

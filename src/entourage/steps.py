@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import Literal
 
 
 class Step(enum.IntEnum):
@@ -51,6 +52,29 @@ class Refusal:
         """``block/disk0 on b: no such bridge (--net br0=…)``."""
         remedy = f" ({self.remedy})" if self.remedy else ""
         return f"{self.device} on {self.host}: {self.reason}{remedy}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What a migration will do with a device, as TEST has found out.
+
+    Attributes:
+        action: ``in-place``: both hosts see it, or have the same; ``copied``; ``with-memory``: its
+            state is in the hypervisor's stream; ``remade``: made anew on the target;
+            ``replugged``: unplugged here, another one is plugged in there; ``by-tool``.
+        here, there: What it is on either host: a path, a bridge, a device. Empty where it has no
+            name there.
+        size: Bytes that are copied, at most; 0 where none are, or it is not known.
+        erased: What is deleted on the source afterwards; empty for nothing.
+        tool: The external tool that is called; empty for none.
+    """
+
+    action: Literal["in-place", "copied", "with-memory", "remade", "replugged", "by-tool"]
+    here: str = ""
+    there: str = ""
+    size: int = 0
+    erased: str = ""
+    tool: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

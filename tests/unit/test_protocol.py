@@ -259,11 +259,12 @@ async def test_the_agent_of_protocol_2_is_asked_in_its_words() -> None:
     [
         (2, 0, 2),  # knows of no range
         (2, 3, 3),
+        (2, 4, 4),
         (2, 2, 2),
         (3, 3, 3),
-        (3, 9, 3),
+        (4, 9, 4),
         (1, 0, None),
-        (4, 9, None),
+        (5, 9, None),
     ],
 )
 def test_ranges_meet_or_do_not(oldest: int, newest: int, agreed: int | None) -> None:
@@ -321,7 +322,7 @@ async def test_ranges_that_do_not_meet_are_refused_by_name(tmp_path: Path) -> No
         )
         with pytest.raises(PeerVersionError) as refused:
             await agent._on_hello(hello)
-    assert "speaks protocols 2 to 3, 9.0 on a speaks protocols 7 to 9" in refused.value.message
+    assert "speaks protocols 2 to 4, 9.0 on a speaks protocols 7 to 9" in refused.value.message
     assert refused.value.remedy
 
 

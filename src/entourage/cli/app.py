@@ -84,6 +84,7 @@ def _root(
 app.command(epilog=EXIT_STATUS_HELP, short_help="Move a running domain to another host.")(
     move.migrate
 )
+app.command(epilog=EXIT_STATUS_HELP, short_help="Say what a migration would do.")(move.check)
 app.command()(here.start)
 app.command(name="list")(here.list_)
 app.command()(here.show)

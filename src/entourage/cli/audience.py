@@ -23,20 +23,25 @@ class Audience:
         json: Lines of JSON to standard output, and nothing else there. Otherwise what goes on is
             shown on standard error, and how it ended on standard output.
         verbose: Show more.
+        quiet: Show warnings, errors and how it ended, and nothing else.
+        plan: Show the plan before anything is done.
 
     Attributes:
         stream: The listener for the migration.
     """
 
-    def __init__(self, *, json: bool, verbose: bool) -> None:
+    def __init__(
+        self, *, json: bool, verbose: bool, quiet: bool = False, plan: bool = False
+    ) -> None:
         self._verbose = verbose
+        self._quiet = quiet
         self._out, self._err = Outlet(sys.stdout), Outlet(sys.stderr)
         self._recorder = Recorder()
         self._display: Display | None = None
         if json:
             self.stream = Stream(self._recorder, JsonLines(self._out))
         else:
-            self._display = open_display(self._err, verbose=verbose)
+            self._display = open_display(self._err, verbose=verbose, quiet=quiet, plan=plan)
             self.stream = Stream(self._recorder, self._display)
 
     @property
@@ -102,5 +107,6 @@ class Audience:
             width=console.width,
             glyphs=glyphs_for(self._out),
             verbose=self._verbose,
+            quiet=self._quiet,
         ):
             console.print(part)

@@ -30,6 +30,8 @@ def migrate(
     *,
     json: bool,
     verbose: bool,
+    quiet: bool,
+    dry_run: bool,
 ) -> int:
     """Move a domain; returns the exit status.
 
@@ -37,8 +39,10 @@ def migrate(
         make_request: Makes the request of what was typed; is told where notes on it go.
         json: Write events as lines of JSON, and nothing else, to standard output.
         verbose: Show more.
+        quiet: Show less: neither the plan nor how far it is.
+        dry_run: Only TEST is done: its plan is the result, and is not shown before it.
     """
-    audience = Audience(json=json, verbose=verbose)
+    audience = Audience(json=json, verbose=verbose, quiet=quiet, plan=not (quiet or dry_run))
     try:
         request = make_request(audience.note)
         audience.stream.hold = request.live

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +25,7 @@ def migrate(
     connect: Connect = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Only ask everything whether it can move."),
+        typer.Option("--dry-run", help="Only say what would be done, and what is against it."),
     ] = False,
     max_blackout: Annotated[
         str | None,
@@ -112,6 +113,10 @@ def migrate(
         bool,
         typer.Option("--verbose", "-v", help="Show every step."),
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Show warnings, errors and how it ended."),
+    ] = False,
 ) -> int:
     """Move a running domain to another host, with its disks, NICs, TPM and everything else.
 
@@ -154,4 +159,25 @@ def migrate(
             dry_run=dry_run,
         )
 
-    return run_migration(make_request, json=json, verbose=verbose)
+    return run_migration(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
+
+
+def check(domain: str, host: str, **words: Any) -> int:
+    """Say what `migrate` would do with each device, and what is against it; touch nothing.
+
+    It is the same as `migrate --dry-run`, and takes the same options.
+    """
+    return migrate(domain, host, dry_run=True, **words)
+
+
+def _as_migrate_without(option: str) -> None:
+    """Give ``check`` the options of ``migrate``, but for one: typer reads them off the function."""
+    signature = inspect.signature(migrate, eval_str=True)
+    left = [each for name, each in signature.parameters.items() if name != option]
+    check.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+    check.__annotations__ = {
+        name: kind for name, kind in migrate.__annotations__.items() if name != option
+    }
+
+
+_as_migrate_without("dry_run")

@@ -24,7 +24,7 @@ from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import Incoming, Machine
 from entourage.settings.model import Settings
-from entourage.steps import Refusal, Step
+from entourage.steps import Planned, Refusal, Step
 
 Reply = TypeVar("Reply")
 Spec = TypeVar("Spec", bound=Device)
@@ -196,6 +196,10 @@ class Controller(Generic[Spec]):
         What the tool brings there must be something that the target's machine may be built with.
         """
         return ()
+
+    def planned(self, here: Here) -> Planned:
+        """After ``test``: what will be done with it. Its state is in the stream, if it has any."""
+        return Planned(action="with-memory")
 
     async def prepare(self, here: Here) -> None:
         """Step 1: what can be done while the guest runs; the target makes its resources.

@@ -16,7 +16,7 @@ from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, refuse, warn
 from entourage.domain import Net
 from entourage.errors import DeviceError
-from entourage.steps import Refusal, Step
+from entourage.steps import Planned, Refusal, Step
 
 SYS = Path("/sys/class/net")
 # A forwarding entry as the kernel's struct __fdb_entry has it.
@@ -105,6 +105,13 @@ class NetController(Controller[Net]):
             message = "its hypervisor cannot announce the NIC: the network learns it from the guest"
             warn(here, nic, here.target, message)
         return found
+
+    def planned(self, here: Here) -> Planned:  # noqa: ARG002 - it has been asked
+        """A tap is made for it there."""
+        nic, there = self.device, self.target_device
+        return Planned(
+            action="remade", here=nic.network or nic.bridge, there=there.network or there.bridge
+        )
 
     def _as_mapped(self, here: Here) -> Net:
         """The NIC with the bridge, network or interface that the user named for the target."""

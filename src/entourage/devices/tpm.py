@@ -19,7 +19,7 @@ from entourage.devices.base import Controller, Here, There
 from entourage.devices.refusals import marked, no_way, refuse
 from entourage.domain import Tpm
 from entourage.hypervisors.base import TpmFacts
-from entourage.steps import Refusal
+from entourage.steps import Planned, Refusal
 
 # What the guest may have come to rely on; the rest is about how the emulator is started.
 _GUEST_VISIBLE = "rsa-keysize-"
@@ -57,6 +57,10 @@ class TpmController(Controller[Tpm]):
         if not found and state is not None:
             found += _compare(tpm, here, await state.facts(), answer.facts)
         return found
+
+    def planned(self, here: Here) -> Planned:  # noqa: ARG002 - it is the same for all
+        """Its state is in the stream, and erased here."""
+        return Planned(action="with-memory", erased="its state")
 
     async def test_there(self, there: There, request: Any) -> Any:  # noqa: ARG002 - nothing to ask
         """Say what the emulator of this host can do."""

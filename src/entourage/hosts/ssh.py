@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -11,6 +13,7 @@ from entourage.hosts.child import linked
 from entourage.hosts.link import Link
 from entourage.settings.model import Settings
 
+_CONFIGURED_WITHIN = 5.0  # seconds: a "Match exec" may run whatever it likes
 _NO_COMMAND = 127
 """What a shell ends with where it has found no such command."""
 
@@ -38,6 +41,27 @@ def ssh_command(host: str, settings: Settings, remote: Sequence[str]) -> list[st
         "ssh", "-T", "-e", "none", "-o", "ServerAliveInterval=5", *settings.ssh.options,
         "--", host, shlex.join([*command, *remote]),
     ]  # fmt: skip
+
+
+async def configured_host(host: str, settings: Settings) -> str:
+    """The name or address that ssh's configuration has for a host (``ssh -G``).
+
+    It is the host's own name where ssh cannot be run, or says nothing.
+    """
+    command = ["ssh", "-G", *settings.ssh.options, "--", host]
+    try:
+        async with asyncio.timeout(_CONFIGURED_WITHIN):
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
+            )
+            said, _ = await process.communicate()
+    except (OSError, TimeoutError):
+        said = b""
+    for line in said.decode(errors="replace").splitlines():
+        key, _, value = line.partition(" ")
+        if key == "hostname" and value.strip():
+            return value.strip()
+    return host.rpartition("@")[2]
 
 
 def start_agent(host: str, settings: Settings) -> AbstractAsyncContextManager[Link]:

@@ -283,6 +283,15 @@ class Incoming(Protocol):
         """What this host has that the source must know before it plans; its backend's own words."""
         ...
 
+    async def data_ports(self, address: str, ports: tuple[int, int]) -> tuple[int, int] | None:
+        """The range of TCP ports that memory and disks are taken at; None where they use none.
+
+        Args:
+            address: This host's, as the source will use it.
+            ports: The range that the source wants.
+        """
+        ...
+
     async def networks(self) -> Mapping[str, str]:
         """The networks that the hypervisor itself runs here: their bridge, by their name."""
         ...

@@ -224,6 +224,14 @@ class IncomingSeams:
         """Entourage is on the host that it builds on."""
         return None
 
+    async def data_ports(
+        self,
+        address: str,  # noqa: ARG002 - see base.Incoming
+        ports: tuple[int, int],  # noqa: ARG002 - same
+    ) -> tuple[int, int] | None:
+        """Nothing comes by TCP ports of this host."""
+        return None
+
     async def host_parts(self, plan: Plan) -> Sequence[HostPart]:  # noqa: ARG002 - see base.Incoming
         """It is built of nothing but the domain."""
         return ()

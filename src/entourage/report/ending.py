@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from entourage.events import AnyEvent, Finished
-from entourage.report.table import recovery_table, refusals_table, steps_table
+from entourage.report.plan import plan_table
+from entourage.report.table import recovery_table, steps_table
 from entourage.report.text import UNICODE, Glyphs, clean, duration
 from entourage.report.timeline import timeline
 from entourage.report.view import View
@@ -21,6 +22,7 @@ def ending(
     width: int = 80,
     glyphs: Glyphs = UNICODE,
     verbose: bool = False,
+    quiet: bool = False,
 ) -> list[RenderableType]:
     """How it ended, and everything that a person may want to know about it, to be printed in order.
 
@@ -29,21 +31,30 @@ def ending(
         width: Columns of the terminal.
         glyphs: The signs to draw with.
         verbose: The table of the steps also where nothing was touched.
+        quiet: No tables but of what speaks against it, and of the plan that was asked for.
     """
     events = tuple(events)
     view = View.of(events)
     parts: list[RenderableType | None] = []
-    if view.refusals:
-        parts.append(refusals_table(view.refusals))
+    if view.refusals or (view.finished and view.finished.outcome == "can-move"):
+        parts.append(plan_of(view, glyphs))
     touched = view.step > Step.TEST or view.rollback is not None
-    if verbose or touched:
+    if (verbose or touched) and not quiet:
         parts.append(steps_table(events, glyphs=glyphs))
-    parts.append(timeline(events, width=width, glyphs=glyphs))
-    parts.append(recovery_table(events, glyphs=glyphs))
+    if not quiet:
+        parts.append(timeline(events, width=width, glyphs=glyphs))
+        parts.append(recovery_table(events, glyphs=glyphs))
     if view.finished is not None:
         parts.append(_problems(view.finished.problems))
         parts.append(_sentence(view, view.finished))
     return _spaced([part for part in parts if part is not None])
+
+
+def plan_of(view: View, glyphs: Glyphs = UNICODE) -> RenderableType:
+    """The plan that TEST has made, and what speaks against it."""
+    source = view.started.source if view.started else "this host"
+    target = view.started.target if view.started else "the other host"
+    return plan_table(view.plan, view.refusals, source=source, target=target, glyphs=glyphs)
 
 
 def _spaced(parts: Sequence[RenderableType]) -> list[RenderableType]:

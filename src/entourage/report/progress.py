@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from entourage.events import AnyEvent
+from entourage.events import AnyEvent, MigrationPlanned
+from entourage.report.ending import plan_of
 from entourage.report.frame import Screen, frame
 from entourage.report.lines import Teller, note
 from entourage.report.outlet import Outlet
@@ -58,25 +59,49 @@ def glyphs_for(outlet: Outlet) -> Glyphs:
     return UNICODE if outlet.is_utf8 else ASCII
 
 
-def open_display(outlet: Outlet, *, verbose: bool = False) -> Display:
-    """The display that suits what ``outlet`` leads to."""
+def open_display(
+    outlet: Outlet, *, verbose: bool = False, quiet: bool = False, plan: bool = False
+) -> Display:
+    """The display that suits what ``outlet`` leads to.
+
+    Args:
+        outlet: Where it is shown.
+        verbose: Show more.
+        quiet: Show nothing but what a person should read even then: warnings, and what tools say.
+        plan: Show the plan of a migration that can begin.
+    """
     console = console_for(outlet)
+    if quiet:
+        return PlainDisplay(outlet, tell=note)
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(outlet, console, verbose=verbose)
-    return PlainDisplay(outlet, verbose=verbose)
+        return LiveDisplay(outlet, console, verbose=verbose, plan=plan)
+    return PlainDisplay(outlet, tell=Teller(verbose=verbose).tell, plan=plan)
 
 
 class PlainDisplay:
-    """A line for each event that means something."""
+    """A line for each event that means something.
 
-    def __init__(self, outlet: Outlet, *, verbose: bool = False) -> None:
+    Args:
+        outlet: Where to.
+        tell: Makes an event's line; None for none.
+        plan: Write the plan as well.
+    """
+
+    def __init__(
+        self, outlet: Outlet, *, tell: Callable[[AnyEvent], str | None], plan: bool = False
+    ) -> None:
         self._outlet = outlet
-        self._teller = Teller(verbose=verbose)
+        self._tell = tell
+        self._plan = plan
+        self._view = View()
 
     def __call__(self, event: AnyEvent) -> None:
         """Write its line."""
-        if line := self._teller.tell(event):
+        self._view.apply(event)
+        if line := self._tell(event):
             self._outlet.write(f"{line}\n")
+        if self._plan and isinstance(event, MigrationPlanned) and not self._view.refusals:
+            console_for(self._outlet).print(plan_of(self._view, glyphs_for(self._outlet)))
 
     def tick(self) -> None:
         """Nothing moves here."""
@@ -100,6 +125,7 @@ class LiveDisplay:
         outlet: Leads to a terminal.
         console: Writes to it.
         verbose: Let every event that means something scroll by above, too.
+        plan: Let the plan do so.
         clock: Seconds.
     """
 
@@ -109,6 +135,7 @@ class LiveDisplay:
         console: Console,
         *,
         verbose: bool = False,
+        plan: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outlet = outlet
@@ -116,6 +143,8 @@ class LiveDisplay:
         self._tell = Teller(verbose=True).tell if verbose else note
         self._clock = clock
         self._view = View()
+        self._plan = plan
+        self._above: list[RenderableType] = []
         self._began = clock()
         self._lines: deque[str] = deque(maxlen=_MOST_LINES)
         self._dropped = 0
@@ -127,6 +156,8 @@ class LiveDisplay:
         if self._view.started is None:
             self._began = self._clock() - event.at
         self._view.apply(event)
+        if self._plan and isinstance(event, MigrationPlanned) and not self._view.refusals:
+            self._above.append(plan_of(self._view, glyphs_for(self._outlet)))
         if line := self._tell(event):
             self._dropped += len(self._lines) == _MOST_LINES
             self._lines.append(line)
@@ -148,7 +179,7 @@ class LiveDisplay:
 
     def close(self) -> None:
         """Take the display away; what has scrolled by above it stays."""
-        if self._lines:
+        if self._lines or self._above:
             self._draw()
         if self._live is not None:
             self._live.stop()
@@ -173,6 +204,9 @@ class LiveDisplay:
         self._live.update(frame(self._view, self._clock() - self._began, screen), refresh=True)
 
     def _print_lines(self) -> None:
+        for part in self._above:
+            self._console.print(Text(""), part, Text(""), sep="\n")
+        self._above.clear()
         if not self._lines:
             return
         lines = [Text(line, style="dim" if line[:8] != "warning:" else "yellow")

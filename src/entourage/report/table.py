@@ -1,9 +1,8 @@
-"""Tables: the devices and their steps, what was refused and why, and how everything went back."""
+"""Tables: the devices and their steps, and how everything went back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable
 
 from rich import box
 from rich.table import Table
@@ -15,28 +14,9 @@ from entourage.report.view import STEPS, Cell, View
 from entourage.steps import Step
 
 
-class RefusalLike(Protocol):
-    """A ``Refusal``, or the event that tells of one."""
-
-    @property
-    def device(self) -> str:
-        """``block/disk0``."""
-        ...
-
-    @property
-    def host(self) -> str:
-        """Where the reason lies."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """What is wrong."""
-        ...
-
-    @property
-    def remedy(self) -> str:
-        """What can be done about it."""
-        ...
+def new_table() -> Table:
+    """A table as all are: a head, and no lines but below that."""
+    return Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, show_edge=False)
 
 
 def steps_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> Table | None:
@@ -44,7 +24,7 @@ def steps_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> Tabl
     view = View.of(events)
     if not any(view.devices.values()):
         return None
-    table = _table()
+    table = new_table()
     table.add_column("device", no_wrap=True)
     for step in STEPS:
         table.add_column(step.name, justify="right", no_wrap=True)
@@ -66,30 +46,12 @@ def steps_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> Tabl
     return table
 
 
-def refusals_table(refusals: Sequence[RefusalLike]) -> Table:
-    """Everything that speaks against the migration, all at once."""
-    table = _table()
-    table.add_column("device", no_wrap=True)
-    table.add_column("host", no_wrap=True)
-    table.add_column("reason", ratio=3)
-    table.add_column("remedy", ratio=2)
-    table.expand = True
-    for one in refusals:
-        table.add_row(
-            Text(clean(one.device), style="bold"),
-            Text(clean(one.host)),
-            Text(clean(one.reason)),
-            Text(clean(one.remedy), style="green"),
-        )
-    return table
-
-
 def recovery_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> Table | None:
     """Each device that was put back, and what it was told; None where none had to be."""
     view = View.of(events)
     if not view.recovered:
         return None
-    table = _table()
+    table = new_table()
     table.add_column("device", no_wrap=True)
     table.add_column("last good step", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
@@ -103,10 +65,6 @@ def recovery_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> T
         )
         table.add_row(Text(clean(one.device)), step, duration(one.seconds), result)
     return table
-
-
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, show_edge=False)
 
 
 def _longest(view: View, step: Step) -> str:

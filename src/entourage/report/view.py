@@ -18,6 +18,7 @@ from entourage.events import (
     GuestResumed,
     GuestStopped,
     MemoryLanded,
+    MigrationPlanned,
     MigrationStarted,
     RollbackStarted,
     StepDone,
@@ -47,7 +48,7 @@ class View:
         step: The step under way or last done.
         copies: ``memory`` or a label → how far its copy is.
         stopped, landed, go, resumed: The moments of the switchover, where they have come.
-        refusals, rollback, recovered, finished: What the events of these names said.
+        plan, refusals, rollback, recovered, finished: What the events of these names said.
     """
 
     def __init__(self) -> None:
@@ -60,6 +61,7 @@ class View:
         self.landed: MemoryLanded | None = None
         self.go: GoSent | None = None
         self.resumed: GuestResumed | None = None
+        self.plan: MigrationPlanned | None = None
         self.refusals: list[DeviceRefused] = []
         self.rollback: RollbackStarted | None = None
         self.recovered: list[DeviceRecovered] = []
@@ -99,6 +101,8 @@ class View:
                 self.go = event
             case GuestResumed():
                 self.resumed = event
+            case MigrationPlanned():
+                self.plan = event
             case DeviceRefused():
                 self.refusals.append(event)
             case RollbackStarted():

@@ -13,6 +13,7 @@ from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded
 from entourage.handover.values import Input, Role
 from entourage.source.blackout import Blackout
 from entourage.source.convergence import at_first, press, throttles
+from entourage.source.plan import MovePlan
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
 from entourage.source.tasks import run_alongside
@@ -67,6 +68,8 @@ class Phases:
         about = messages.TestDomain(domain=domain, facts=dict(facts))
         found += await session.link.call(messages.TEST, about)
         found += await devices.test()
+        plan = MovePlan.of(session, devices, found)
+        found += await plan.prove_way()
         for refusal in found:
             self._emit(
                 DeviceRefused(
@@ -77,6 +80,7 @@ class Phases:
                     remedy=refusal.remedy,
                 )
             )
+        self._emit(plan.event(self._clock.now()))
         if found:
             raise Refused(found)
 

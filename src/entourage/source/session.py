@@ -84,6 +84,8 @@ class Session:
         failures_there: What went wrong on the target without having been asked for.
         blockers: What the hypervisor itself marks as not migratable.
         landed: Both sides have said that memory is all there.
+        address: Where memory and disks go, once TEST has found it out; numeric, or empty where the
+            hypervisor knows best.
     """
 
     migration: str
@@ -105,6 +107,7 @@ class Session:
     failures_there: FailuresThere = field(default_factory=FailuresThere)
     blockers: tuple[Refusal, ...] = ()
     landed: bool = False
+    address: str = ""
 
     @property
     def uuid(self) -> str:
@@ -129,11 +132,9 @@ class Session:
     def plane(self) -> DataPlane:
         """How disks and memory will travel, with a fresh key."""
         wanted = self.settings.migration
-        usual = "" if self.is_agentless else self.target.rpartition("@")[2]
-        address = wanted.data_address or self.welcome.address or usual
         secret = Secret("entourage", secrets.token_bytes(32)) if wanted.tls else None
         return DataPlane(
-            address=address,
+            address=self.address,
             ports=wanted.ports,
             secret=secret,
             bandwidth=wanted.bandwidth,

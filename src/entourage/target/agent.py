@@ -62,6 +62,7 @@ from entourage.target.controllers import target_controllers
 from entourage.target.making import ArrivalTasks
 from entourage.target.reattach import reattach_target
 from entourage.target.role import TargetSide
+from entourage.target.way import WayProof
 from entourage.version import __version__
 
 Body = TypeVar("Body")
@@ -92,7 +93,9 @@ class Agent:
         self._controllers: dict[str, AnyController] = {}
         self._side: TargetSide | None = None
         self._opening = self._built = False
+        self._way = WayProof(self._allowed)
         self._held = contextlib.AsyncExitStack()
+        self._held.push_async_callback(self._way.close)
         self._in_order = asyncio.Lock()
         self._chains: set[tuple[str, str]] = set()
         self._arrival_tasks = ArrivalTasks()
@@ -100,6 +103,7 @@ class Agent:
         self._asked_to_end = asyncio.Event()
         link.on(messages.HELLO, self._on_hello)
         link.on(messages.TEST, self._on_test)
+        link.on(messages.WAY, self._on_way)
         link.on(messages.DEVICE, self._on_device)
         link.on(messages.OPEN, self._on_open)
         link.on(messages.BUILD, self._on_build)
@@ -182,6 +186,13 @@ class Agent:
             found += await hypervisor.test_incoming(domain, self._host, self._facts)
         return found
 
+    async def _on_way(self, way: messages.Way) -> messages.WayAwaited:
+        """Let the source prove that its data gets here."""
+        there = self._there
+        if there is None or self._opening:
+            raise UsageError("the way is proven after the domain, before the migration is open")
+        return await self._way.begin(there.incoming, way)
+
     async def _on_device(self, ask: messages.AskDevice) -> Any:
         controller = self._controllers.get(ask.device)
         if controller is None or self._there is None:
@@ -208,6 +219,7 @@ class Agent:
         if self._opening or self._side is not None or hello is None or uuid is None:
             raise UsageError("one agent opens one migration, of a domain with a UUID")
         self._opening = True  # the next one may come while this one is looked at
+        await self._way.close()  # its ports may be the only ones
         if not self._caller.proxy:
             self._allowed.ports(*opening.plane.ports)
             # Not only at TEST, which a stranger leaves out: what has that name or UUID here must

@@ -12,6 +12,7 @@ import pytest
 
 from entourage.events import AnyEvent, CopyProgress, GuestResumed, GuestStopped, SpanDone
 from entourage.report.jsonl import JsonLines
+from entourage.report.lines import Teller
 from entourage.report.outlet import Outlet
 from entourage.report.progress import (
     LiveDisplay,
@@ -209,7 +210,7 @@ def test_a_tool_that_floods_is_cut_short(terminal: tuple[Outlet, list[bytes]]) -
 
 def test_plain_display() -> None:
     file = io.StringIO()
-    display = PlainDisplay(Outlet(file))
+    display = PlainDisplay(Outlet(file), tell=Teller().tell)
     for event in success():
         display(event)
     display.tick()

@@ -2,15 +2,25 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 
-from entourage.events import AnyEvent, Finished, RollbackStarted, Warned
+from entourage.events import (
+    AnyEvent,
+    DeviceRefused,
+    Finished,
+    MigrationPlanned,
+    PlannedDevice,
+    RollbackStarted,
+    Warned,
+)
 from entourage.report.ending import ending
 from entourage.report.frame import Screen, frame
 from entourage.report.lines import Teller
+from entourage.report.plan import plan_table
 from entourage.report.schema import events_markdown
-from entourage.report.table import recovery_table, refusals_table, steps_table
+from entourage.report.table import recovery_table, steps_table
 from entourage.report.text import ASCII, bar, clean, escaped, joined
 from entourage.report.text import UNICODE as SIGNS
 from entourage.report.view import View
@@ -69,10 +79,79 @@ def test_all_refusals_at_once() -> None:
         Refusal("net/net0", "b", "there is no bridge br0", "--net br0=br1"),
         Refusal("pci/gpu0", "a", "0000:3b:00.0 is the host's own device " * 2, "a tool for pci"),
     ]
-    text = text_of(refusals_table(refusals))
-    assert "net/net0   b      there is no bridge br0" in text
-    assert "--net br0=br1" in text
+    text = text_of(plan_table(None, refusals, source="a", target="b"))
+    assert "net/net0   ✗ on b: there is no bridge br0\n             → --net br0=br1\n" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def plan(*devices: PlannedDevice, ports: tuple[int, ...] = (49152, 49215)) -> Any:
+    memory = PlannedDevice(device="memory", action="copied", size=2 << 30)
+    return MigrationPlanned(
+        at=0.1, devices=(*devices, memory), address="10.0.0.2", ports=ports, encrypted=True
+    )
+
+
+def test_what_will_be_done_with_each_device() -> None:
+    disk = "/var/lib/libvirt/images/web1.qcow2"
+    planned = plan(
+        PlannedDevice(
+            device="block/disk0", action="copied", here=disk, there=disk, size=3 << 30, erased=disk
+        ),
+        PlannedDevice(device="block/disk1", action="copied", here=disk, there="/dev/vg/web1"),
+        PlannedDevice(device="block/cd", action="in-place", here="/iso/a.iso", there="/iso/a.iso"),
+        PlannedDevice(device="net/net0", action="remade", here="br0", there="br1"),
+        PlannedDevice(device="tpm/tpm0", action="with-memory", erased="its state"),
+        PlannedDevice(device="usb/usb0", action="replugged", here="1050:0407", there="1-1"),
+        PlannedDevice(device="external/x", action="by-tool", tool="/opt/x"),
+        PlannedDevice(device="pci/rng", action="with-memory", tool="/opt/y"),
+    )
+    refused = [Refusal("net/net1", "b", "there is no bridge br9", "--net br9=br1")]
+    table = plan_table(planned, refused, source="a", target="b")
+    assert (
+        text_of(table)
+        == """device        what will be done
+────────────────────────────────────────────────────────────────────────────────
+block/disk0   /var/lib/libvirt/images/web1.qcow2 is copied, at most 3 GiB; it is
+              deleted on a afterwards
+block/disk1   /var/lib/libvirt/images/web1.qcow2 is copied to /dev/vg/web1
+block/cd      /iso/a.iso stays: both hosts see it, or have the same
+net/net0      attached to br1 there, br0 here
+tpm/tpm0      its state goes with the memory; its state is deleted on a
+              afterwards
+usb/usb0      1050:0407 is unplugged here, 1-1 is plugged in there
+external/x    moved by /opt/x
+pci/rng       its state goes with the memory; /opt/y is called beside it
+memory        copied, 2 GiB, to 10.0.0.2, TCP ports 49152 to 49215
+net/net1      ✗ on b: there is no bridge br9
+                → --net br9=br1"""
+    )
+    for width in (60, 40):
+        lines = text_of(table, width=width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert "--net br9=br1" in "".join(lines)
+
+
+def test_a_way_that_is_closed_is_no_plan_for_the_memory() -> None:
+    refused = [Refusal("memory", "b", "no connection to 10.0.0.2:49152", "open it")]
+    text = text_of(plan_table(plan(), refused, source="a", target="b"))
+    assert "no connection to 10.0.0.2:49152" in text
+    assert "copied" not in text
+    text = text_of(plan_table(plan(ports=()), source="a", target="b"))
+    assert text.endswith("copied, 2 GiB")
+
+
+def test_the_plan_is_shown_with_what_is_against_it_or_alone() -> None:
+    done = Finished(at=1, outcome="can-move", seconds=1, runs_on="a")
+    against = DeviceRefused(at=0.2, device="net/net0", host="b", reason="none", remedy="mend")
+    no = Finished(at=1, outcome="refused", seconds=1, runs_on="a")
+    moved = Finished(at=1, outcome="moved", seconds=1, runs_on="b", blackout=0.1)
+    asked = [started(), plan()]
+    assert "copied, 2 GiB" in text_of(*ending([*asked, done]))
+    assert "copied, 2 GiB" in text_of(*ending([*asked, done], quiet=True))
+    text = text_of(*ending([*asked, against, no]))
+    assert "copied, 2 GiB" in text
+    assert "mend" in text
+    assert "copied, 2 GiB" not in text_of(*ending([*asked, moved]))
 
 
 def test_the_recovery() -> None:
@@ -133,7 +212,10 @@ def test_names_cannot_break_the_terminal() -> None:
     ]
     refusal = Refusal(NASTY, NASTY, NASTY, NASTY)
     text = text_of(
-        *ending(events), refusals_table([refusal]), frame(View.of(events), 3, Screen()), width=200
+        *ending(events),
+        plan_table(plan(), [refusal], source=NASTY, target=NASTY),
+        frame(View.of(events), 3, Screen()),
+        width=200,
     )
     assert "\\x1b[2J[bold]web\\u202e1\\r" in text
     assert all(line.isprintable() for line in text.splitlines())

@@ -36,7 +36,7 @@ from entourage.domain import Block
 from entourage.errors import DeviceError, plain_words
 from entourage.hosts.fileid import file_id
 from entourage.hypervisors.base import DiskCopy, Export
-from entourage.steps import Refusal, Step
+from entourage.steps import Planned, Refusal, Step
 
 _CARRIED = frozenset({DiskCopy.CARRY, DiskCopy.CARRY_RAW})
 
@@ -264,6 +264,16 @@ class BlockController(Controller[Block]):
             return None
         reason = f"{path} is there already, and is not this disk: {top.reason}"
         return refuse(disk, here.target, reason, f"remove it there, or {self._elsewhere()}")
+
+    def planned(self, here: Here) -> Planned:
+        """Whether it is copied; where to, how much, and what is deleted then."""
+        there = self.target_device.path
+        if self.placement is Placement.STAY or self._new is None:
+            return Planned(action="in-place", here=self.device.path, there=there)
+        erased = self._copied.path if self._copied and not here.options.keep_source_disks else ""
+        return Planned(
+            action="copied", here=self.device.path, there=there, size=self._new.room, erased=erased
+        )
 
     # TEST on the target
 

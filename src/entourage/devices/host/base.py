@@ -19,7 +19,7 @@ from entourage.devices.refusals import marked, no_way, refuse
 from entourage.domain import Pci, Usb
 from entourage.errors import DeviceError, HypervisorError
 from entourage.hypervisors.seams import HostDevice
-from entourage.steps import Refusal, Step
+from entourage.steps import Planned, Refusal, Step
 
 Own = TypeVar("Own", Usb, Pci)
 
@@ -73,6 +73,12 @@ class HostDeviceController(Controller[Own]):
         for reason, remedy in await unplugging.test_unplug(device):
             found.append(refuse(device, here.source, reason, remedy))
         return [*found, *await here.peer(self.target_device, list[Refusal])]
+
+    def planned(self, here: Here) -> Planned:
+        """Another one stands for it there; or its state is in the stream."""
+        if self.stands is None:
+            return super().planned(here)
+        return Planned(action="replugged", here=self.device.host_names[-1], there=self.stands)
 
     async def test_there(self, there: There, request: Any) -> Any:
         """Is there such a one here, and does nobody have it?"""

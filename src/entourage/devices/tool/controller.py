@@ -8,6 +8,7 @@ those who write one; here is what drives it through the steps.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from entourage.errors import DeviceError, EntourageError
 from entourage.events import ToolSaid
 from entourage.settings.model import Settings
 from entourage.settings.textfile import printable
-from entourage.steps import Refusal, Step
+from entourage.steps import Planned, Refusal, Step
 
 __all__ = ["ExternalController", "ToolCall", "Tooled", "check", "tool_for"]
 
@@ -204,6 +205,12 @@ class Tooled(Controller[Device]):
 
         await self._both(settle(), self._steps.run(here, Step.TRANSFER))
 
+    def planned(self, here: Here) -> Planned:
+        """The built-in's, with the tool; or the tool's alone."""
+        if self._no_way:
+            return Planned(action="by-tool", tool=self._steps.command)
+        return dataclasses.replace(self.inner.planned(here), tool=self._steps.command)
+
     async def sync(self, here: Here) -> None:
         """Step 3 of both."""
         await self._both(self.inner.sync(here), self._steps.run(here, Step.SYNC))
@@ -301,6 +308,10 @@ class ExternalController(Controller[Device]):
         reason = "only an external migration tool can move it, and none is configured"
         remedy = "name one: [tool] external = … in the settings, tool = … at the device, or --tool"
         return [Refusal(self.device.label, here.source, reason, remedy)]
+
+    def planned(self, here: Here) -> Planned:  # noqa: ARG002 - it is the same for all
+        """All of it is the tool's."""
+        return Planned(action="by-tool", tool=self._steps.command if self._steps else "")
 
     async def prepare(self, here: Here) -> None:
         """Step 1 of the tool."""

@@ -85,6 +85,19 @@ def listening_at(address: str) -> str:
     raise HypervisorError(f"{address!r} is no address of this host's")
 
 
+def check_address(address: str) -> None:
+    """See that libvirt can be told to take memory at an address.
+
+    Raises:
+        HypervisorError: It cannot.
+    """
+    if "%" in address:
+        raise HypervisorError(
+            f"libvirt takes no memory by {address}, which is good on one link only",
+            remedy="--data-address with another address of the target",
+        )
+
+
 async def told(connection: Connection, facts: Mapping[str, str]) -> Sequence[HostPart]:
     """What the domain names, by what the source says of it before anything is made."""
 

@@ -48,6 +48,7 @@ from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.job import Disks, Parameters
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
+from entourage.hypervisors.libvirt.qemuconf import migration_ports
 from entourage.hypervisors.libvirt.tpm import STATES, TargetTpm, state_of
 from entourage.hypervisors.libvirt.undefine import undefine
 from entourage.hypervisors.seams import IncomingSeams
@@ -108,6 +109,17 @@ class LibvirtIncoming(IncomingSeams):
     async def offers(self) -> Mapping[str, str]:
         """By what name its TLS certificate is checked."""
         return {"tls": await asyncio.to_thread(tls.can_take)}
+
+    async def data_ports(
+        self,
+        address: str,
+        ports: tuple[int, int],  # noqa: ARG002 - libvirt has a range of its own
+    ) -> tuple[int, int] | None:
+        """Those of libvirt's own settings."""
+        if not self._on_this_host:
+            return None
+        handed.check_address(address)
+        return await asyncio.to_thread(migration_ports)
 
     async def networks(self) -> Mapping[str, str]:
         """Libvirt's networks that are up here: their bridge, by their name."""

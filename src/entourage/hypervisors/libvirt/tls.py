@@ -6,22 +6,17 @@ looked at are files of this host, so a libvirtd elsewhere is taken to have none.
 
 from __future__ import annotations
 
-import re
 import socket
 from pathlib import Path
 
-CONF = Path("/etc/libvirt/qemu.conf")
+from entourage.hypervisors.libvirt.qemuconf import CONF, read
+
 _USUAL = "/etc/pki/qemu"
-_SETTING = re.compile(r'^\s*(\w+)\s*=\s*"([^"]*)"', re.MULTILINE)
 
 
 def directory(conf: Path = CONF) -> Path:
     """Where this host's certificates for migrations are to be."""
-    try:
-        text = conf.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    said = dict(_SETTING.findall(text))
+    said = read(conf)
     for key in ("migrate_tls_x509_cert_dir", "default_tls_x509_cert_dir"):
         if said.get(key):
             return Path(said[key])

@@ -14,6 +14,7 @@ from entourage.errors import HypervisorError
 from entourage.hosts.account import Account
 from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger
+from entourage.hosts.tcp import listening_in_range
 from entourage.hypervisors.base import DataPlane, Export
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.access import let_user_write
@@ -22,7 +23,6 @@ from entourage.hypervisors.qemu.cmdline import block_node, disk_index, export_na
 from entourage.hypervisors.qemu.launch import Up, host_things
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import Known, Monitor
-from entourage.hypervisors.qemu.sockets import listening_in_range
 
 EXPORT_THREAD = "copies"
 """Takes the mirrors' writes: QEMU's main thread is busy with memory for many ms at a time, and a

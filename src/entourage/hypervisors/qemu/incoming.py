@@ -16,6 +16,7 @@ from entourage.handover.values import Guest
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
+from entourage.hosts.tcp import bindable, bracketed, listening_in_range
 from entourage.hypervisors.backlog import bound
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.qemu import keys
@@ -32,7 +33,6 @@ from entourage.hypervisors.qemu.outgoing import migration_capabilities
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
-from entourage.hypervisors.qemu.sockets import bindable, bracketed, listening_in_range
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
 from entourage.settings.model import Settings
 
@@ -159,6 +159,14 @@ class QemuIncoming(IncomingSeams):
                 "tls-creds": "" if plane.secret is None else keys.OBJECT,
             },
         )
+
+    async def data_ports(
+        self,
+        address: str,  # noqa: ARG002 - it listens anywhere
+        ports: tuple[int, int],
+    ) -> tuple[int, int] | None:
+        """Those that the source wants."""
+        return ports
 
     async def listen(self) -> Ticket:
         """Wait for memory; returns where.

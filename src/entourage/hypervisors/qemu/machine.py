@@ -24,6 +24,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
+from entourage.hosts.tcp import answered_within, connected
 from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.qemu import keys, looks
@@ -37,7 +38,6 @@ from entourage.hypervisors.qemu.outgoing import ENDED, Outgoing, migration_capab
 from entourage.hypervisors.qemu.qmp import CommandError, Known, MonitorLostError
 from entourage.hypervisors.qemu.record import disown
 from entourage.hypervisors.qemu.rollback import Rollback
-from entourage.hypervisors.qemu.sockets import answered_within, connected
 from entourage.hypervisors.qemu.tpm import QemuTpm
 from entourage.hypervisors.reach import check_reach
 from entourage.hypervisors.seams import MachineSeams

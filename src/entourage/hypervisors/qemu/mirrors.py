@@ -9,12 +9,12 @@ from typing import Any
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
+from entourage.hosts.tcp import FellSilentError, answered_within, connected
 from entourage.hypervisors.base import DataPlane, DiskCopy, Export
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
 from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
-from entourage.hypervisors.qemu.sockets import FellSilentError, answered_within, connected
 from entourage.hypervisors.reach import check_reach
 
 _SHOW_EVERY = 0.25

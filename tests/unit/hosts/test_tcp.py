@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.qemu import sockets
-from entourage.hypervisors.qemu.sockets import (
+from entourage.hosts import tcp
+from entourage.hosts.tcp import (
     FellSilentError,
     answered_within,
     connected,
@@ -64,7 +64,7 @@ async def test_a_port_that_nobody_listens_at_is_named() -> None:
 async def test_a_host_that_swallows_packets_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sockets, "_CONNECTED_WITHIN", 0.05)
+    monkeypatch.setattr(tcp, "_CONNECTED_WITHIN", 0.05)
     with socket.socket() as server, socket.socket() as first:
         server.bind((HOST, 0))
         server.listen(0)  # one waits in the queue, and who comes next is not answered

@@ -1,0 +1,121 @@
+"""The table of the plan: what will be done with each device, and what speaks against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from rich.table import Table
+from rich.text import Text
+
+from entourage.events import MigrationPlanned, PlannedDevice
+from entourage.report.table import new_table
+from entourage.report.text import UNICODE, Glyphs, clean, size
+
+
+class RefusalLike(Protocol):
+    """A ``Refusal``, or the event that tells of one."""
+
+    @property
+    def device(self) -> str:
+        """``block/disk0``."""
+        ...
+
+    @property
+    def host(self) -> str:
+        """Where the reason lies."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """What is wrong."""
+        ...
+
+    @property
+    def remedy(self) -> str:
+        """What can be done about it."""
+        ...
+
+
+def plan_table(
+    planned: MigrationPlanned | None,
+    refusals: Sequence[RefusalLike] = (),
+    *,
+    source: str,
+    target: str,
+    glyphs: Glyphs = UNICODE,
+) -> Table:
+    """A row for each device: what will be done with it, or why it cannot move.
+
+    Args:
+        planned: What TEST has found out; None where it did not get so far.
+        refusals: What speaks against the migration.
+        source: This host's name.
+        target: The other's.
+        glyphs: The signs to draw with.
+    """
+    table = new_table()
+    # The names give way to what is to be read or typed.
+    table.add_column("device", no_wrap=True, max_width=24, overflow="ellipsis")
+    table.add_column("what will be done", overflow="fold")
+    for one in planned.devices if planned else ():
+        if one.device == "memory" and any(refusal.device == "memory" for refusal in refusals):
+            continue
+        words = _memory(planned, one) if planned and one.device == "memory" else _device(one)
+        words += _afterwards(one, source)
+        table.add_row(clean(one.device), clean("; ".join(words)))
+    for device, reasons in _by_device(refusals):
+        text = Text()
+        for one in reasons:
+            text.append("\n" if text else "")
+            text.append(f"{glyphs.failed} on {clean(one.host or target)}: ", style="bold red")
+            text.append(clean(one.reason), style="red")
+            if one.remedy:
+                text.append(f"\n  {glyphs.arrow} {clean(one.remedy)}", style="green")
+        table.add_row(Text(clean(device), style="bold"), text)
+    return table
+
+
+def _by_device(refusals: Iterable[RefusalLike]) -> list[tuple[str, list[RefusalLike]]]:
+    found: dict[str, list[RefusalLike]] = {}
+    for refusal in refusals:
+        found.setdefault(refusal.device, []).append(refusal)
+    return list(found.items())
+
+
+def _device(one: PlannedDevice) -> list[str]:
+    moved = one.here if one.here == one.there else f"{one.here}, there {one.there}"
+    match one.action:
+        case "in-place":
+            words = f"{moved} stays: both hosts see it, or have the same"
+        case "copied":
+            amount = f", at most {size(one.size)}" if one.size else ""
+            words = f"{one.here} is copied to {one.there}{amount}"
+            if one.here == one.there:
+                words = f"{one.here} is copied{amount}"
+        case "remade":
+            words = f"attached to {one.there}" + ("" if one.here == one.there else
+                                                  f" there, {one.here} here")  # fmt: skip
+        case "replugged":
+            words = f"{one.here} is unplugged here, {one.there} is plugged in there"
+        case "by-tool":
+            return [f"moved by {one.tool}"]
+        case "with-memory":
+            words = "its state goes with the memory"
+    return [words, f"{one.tool} is called beside it"] if one.tool else [words]
+
+
+def _memory(planned: MigrationPlanned, one: PlannedDevice) -> list[str]:
+    amount = f"copied, {size(one.size)}"
+    if not planned.ports:
+        return [amount]
+    first, last = planned.ports[0], planned.ports[-1]
+    closed = "" if planned.encrypted else ", UNENCRYPTED"
+    return [f"{amount}, to {planned.address}, TCP ports {first} to {last}{closed}"]
+
+
+def _afterwards(one: PlannedDevice, source: str) -> list[str]:
+    if not one.erased:
+        return []
+    what = "it" if one.erased == one.here else one.erased
+    return [f"{what} is deleted on {source} afterwards"]
