@@ -109,6 +109,10 @@ class CopyProgress(Event, frozen=True, tag="copy-progress"):
     rate: float = 0.0
     dirty_rate: float = 0.0
     iteration: int = 0
+    sent: int = 0
+    """Bytes that were sent for it, where that is known: pages of zeros cost next to nothing."""
+    eta: float | None = None
+    """Seconds until it is done, at this rate; null where that cannot be said."""
 
 
 class PolicyChanged(Event, frozen=True, tag="policy-changed"):

@@ -6,6 +6,7 @@ Both go by the journal and by what the hypervisor shows; the rules are those of 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from entourage.handover.values import Finding, Input, Record, Role
 from entourage.hosts.proxy_agent import proxy_settings
 from entourage.hypervisors.registry import all_domains, elsewhere, start_command
 from entourage.journal.journal import Decision, Journal
-from entourage.journal.lock import lock_holder
+from entourage.journal.lock import Holder, lock_holder
 from entourage.settings.model import Settings
 from entourage.source.ask import TargetQuery, declare_fenced, is_untold, note_told, tell
 from entourage.source.reattach import reattach_source
@@ -42,6 +43,10 @@ _SETTLED: dict[Record, str] = {
 }
 
 
+_UNDER_WAY = frozenset({Record.ARMED, Record.OPEN, Record.GO})
+_MIGRATES = " migrates "  # in what either half says that it does
+
+
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """One migration as ``status`` shows it.
 
@@ -51,6 +56,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         doing: What the process that works on it says; empty where none does.
         guest: What the hypervisor shows of this host's copy; empty where there is none.
         meaning: What all that means, in a sentence.
+        began: When the migration began, ISO 8601 with this host's offset.
+        changed: When the record was last set.
         remedy: What to type; empty where there is nothing to do.
     """
 
@@ -65,6 +72,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     guest: str
     meaning: str
     remedy: str
+    began: str = ""
+    changed: str = ""
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +119,8 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
             continue
         holder = lock_holder(Path(keeper.paths.run), decision.domain)
         meaning = (_SETTLED if decision.settled else _MEANS)[decision.record]
+        if holder is not None and (moving := _moving(decision, holder)):
+            meaning = moving
         if proxied := _proxied_host(decision):
             meaning = f"kept here for {proxied}: {meaning}"
         if untold:
@@ -127,9 +138,24 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
                 guest="" if proxied else states.get(decision.domain, ""),
                 meaning=meaning.format(peer=decision.peer_host),
                 remedy=_remedy(decision, busy=holder is not None),
+                began=_moment(decision.began),
+                changed=_moment(decision.changed),
             )
         )
     return standings
+
+
+def _moving(decision: Decision, holder: Holder) -> str:
+    """What is said of a migration that a process works on; empty where it only settles it."""
+    if decision.record not in _UNDER_WAY or _MIGRATES not in f" {holder.doing}":
+        return ""
+    return "it is moving to {peer}" if decision.role is Role.SOURCE else "it arrives from {peer}"
+
+
+def _moment(nanoseconds: int) -> str:
+    """A moment since the epoch, in this host's time; to the second, for people."""
+    moment = dt.datetime.fromtimestamp(nanoseconds // 1_000_000_000, dt.UTC)
+    return moment.astimezone().isoformat(sep=" ")
 
 
 def _kept(settings: Settings) -> list[Decision]:

@@ -73,11 +73,19 @@ def status_lines(standings: Sequence[recovery.Standing]) -> list[str]:
             f"{one.domain}: {one.meaning}",
             f"  migration  {one.migration} {way}, {one.record.upper()}{guest}",
         ]
+        if one.began:
+            ended = f", settled {_plain(one.changed)}" if one.settled else ""
+            lines.append(f"  since      {_plain(one.began)}{ended}")
         if one.doing:
             lines.append(f"  under way  {one.doing}")
         if one.remedy:
             lines.append(f"  remedy     {one.remedy}")
     return lines or ["nothing is under way or in doubt here"]
+
+
+def _plain(moment: str) -> str:
+    """A moment without its offset: this host's own time."""
+    return moment[: len("2026-01-01 00:00:00")]
 
 
 def recovered_lines(done: Sequence[recovery.Recovered], *, dry_run: bool) -> list[str]:

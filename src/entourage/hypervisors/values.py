@@ -132,3 +132,5 @@ class MemoryProgress(msgspec.Struct, frozen=True, kw_only=True):
     dirty_rate: float
     rate: float
     iteration: int
+    sent: int = 0
+    """Bytes that have gone to the target; 0 where that is not known."""

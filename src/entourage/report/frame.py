@@ -140,6 +140,8 @@ def _figures(copy: CopyProgress) -> str:
         words = [f"round {copy.iteration}", f"dirtied {rate(copy.dirty_rate)}"]
     elif copy.rate and copy.done < copy.total:
         words.append(rate(copy.rate))
+        if copy.eta is not None:
+            words.append(f"{duration(copy.eta)} left")
     return "  ".join(words)
 
 

@@ -92,7 +92,12 @@ class Teller:
         self._told_at[event.what] = event.at
         if event.what == "memory" and event.iteration > 1:
             return f"memory: round {event.iteration}, dirtied {rate(event.dirty_rate)}"
-        return f"{event.what}: {size(event.done)} of {size(event.total)}, {rate(event.rate)}"
+        words = [f"{event.what}: {size(event.done)} of {size(event.total)}"]
+        if event.rate:
+            words.append(rate(event.rate))
+        if event.eta:
+            words.append(f"{duration(event.eta)} left")
+        return ", ".join(words)
 
     def _detail(self, event: AnyEvent) -> str | None:
         match event:

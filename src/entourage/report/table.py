@@ -40,7 +40,9 @@ def steps_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> Tabl
             row.append(Text(size(copies[label].done) if label in copies else "", style="dim"))
         table.add_row(*row)
     if memory is not None:
-        table.add_row(Text("memory"), *[""] * len(STEPS), Text(size(memory.done), style="dim"))
+        table.add_row(
+            Text("memory"), *[""] * len(STEPS), Text(size(memory.sent or memory.done), style="dim")
+        )
     if len(view.devices) > 1 and view.steps:
         table.add_row("all", *(_seconds(view.steps.get(step)) for step in STEPS), style="dim")
     return table

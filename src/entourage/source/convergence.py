@@ -28,9 +28,17 @@ async def press(
     machine: Machine,
     stages: Sequence[ConvergenceStage],
     emit: Listener,
+    seen: Callable[[CopyProgress], None],
     now: Callable[[], float],
 ) -> NoReturn:
     """Go through the stages while pre-copy runs; cancelled when the guest has stopped.
+
+    Args:
+        machine: It is being copied.
+        stages: The policy.
+        emit: Takes the event of each stage.
+        seen: Takes how far memory is.
+        now: The events' ``at``.
 
     Raises:
         DeadlineError: A stage says that it is time to give up.
@@ -55,16 +63,17 @@ async def press(
                     throttle=accepted.throttle,
                 )
             )
-        seen = await machine.progress()
-        emit(
+        memory = await machine.progress()
+        seen(
             CopyProgress(
                 at=now(),
                 what="memory",
-                done=max(0, seen.total - seen.remaining),
-                total=seen.total,
-                rate=seen.rate,
-                dirty_rate=seen.dirty_rate,
-                iteration=seen.iteration,
+                done=max(0, memory.total - memory.remaining),
+                total=memory.total,
+                rate=memory.rate,
+                dirty_rate=memory.dirty_rate,
+                iteration=memory.iteration,
+                sent=memory.sent,
             )
         )
         await asyncio.sleep(_LOOK_EVERY)

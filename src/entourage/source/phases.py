@@ -13,6 +13,7 @@ from entourage.events import CopyProgress, DeviceRefused, Listener, MemoryLanded
 from entourage.handover.values import Input, Role
 from entourage.source.blackout import Blackout
 from entourage.source.convergence import at_first, press, throttles
+from entourage.source.copies import Copies
 from entourage.source.plan import MovePlan
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
@@ -51,6 +52,7 @@ class Phases:
         self._clock = session.clock
         self._settings = session.settings
         self._live = live
+        self._copies = Copies(emit, session.note)
 
     async def test(self) -> None:
         """Ask everything at once whether it can move; nothing is touched."""
@@ -117,7 +119,7 @@ class Phases:
     async def prepare(self) -> None:
         """Mirror the disks, and have the target build its machine, paused."""
         session, devices = self._session, self._devices
-        session.note("PREPARE")
+        session.note("preparing the devices")
 
         async def build() -> None:
             plan = await session.machine.plan(devices.as_there(session.machine.domain))
@@ -132,13 +134,15 @@ class Phases:
     async def precopy(self) -> None:
         """Copy memory until the guest stops."""
         session = self._session
-        session.note("pre-copy")
+        session.note("copying memory")
         session.journal.warm()  # one sync here, so that the source has none in the blackout
         ticket = await session.link.call(messages.LISTEN, None)
         async with run_alongside(self._show_copies()):  # of disks that the carrier copies
             await session.machine.start(ticket, live=self._live)
         stages = self._settings.migration.convergence
-        async with run_alongside(press(session.machine, stages, self._emit, self._clock.now)):
+        async with run_alongside(
+            press(session.machine, stages, self._emit, self._copies.seen, self._clock.now)
+        ):
             self._blackout.begin(await session.machine.stopped())
 
     async def transfer(self) -> None:
@@ -172,5 +176,7 @@ class Phases:
         devices = self._devices
         while True:
             for label, done, total in devices.progress():
-                self._emit(CopyProgress(at=self._clock.now(), what=label, done=done, total=total))
+                self._copies.seen(
+                    CopyProgress(at=self._clock.now(), what=label, done=done, total=total)
+                )
             await asyncio.sleep(_LOOK_EVERY)

@@ -24,6 +24,8 @@ STANDING = Standing(
     guest="running",
     meaning="a migration to b was begun",
     remedy="wait",
+    began="2026-11-28 14:02:11+01:00",
+    changed="2026-11-28 14:03:00+01:00",
 )
 RECOVERED = Recovered(
     domain="web1",
@@ -43,8 +45,16 @@ def test_status_lines() -> None:
     assert standing.status_lines([STANDING]) == [
         "web1: a migration to b was begun",
         "  migration  4f0e to b, ARMED; the guest here: running",
+        "  since      2026-11-28 14:02:11",
         "  under way  migrates web1 (process 7)",
         "  remedy     wait",
+    ]
+
+
+def test_what_is_settled_has_the_date_of_that() -> None:
+    settled = msgspec.structs.replace(STANDING, settled=True, doing="", remedy="")
+    assert standing.status_lines([settled])[2:] == [
+        "  since      2026-11-28 14:02:11, settled 2026-11-28 14:03:00"
     ]
 
 

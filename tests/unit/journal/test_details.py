@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from entourage.hypervisors.seams import IncomingSeams, MachineSeams
 from entourage.journal import details as details_module
 from entourage.journal.details import SourceDetails, TargetDetails, decode, encode
 from entourage.journal.journal import Journal
+from entourage.journal.lock import domain_lock
 from entourage.settings.model import PathSettings, Settings, SshSettings
 from entourage.source import ask
 from entourage.source import reattach as source_reattach
@@ -81,6 +83,32 @@ def test_status_shows_them(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     shown = {one.migration: one.record for one in asyncio.run(recovery.status(settings))}
     # The last was fenced, and its target has not been told yet that the domain came back.
     assert shown == {"m-leaves": "armed", "m-comes": "open", "m-unheard": "never", "m-far": "back"}
+
+
+@pytest.mark.parametrize(
+    ("migration", "doing", "meaning"),
+    [
+        ("m-leaves", "migrates web1 to b: copying memory, 41 %", "it is moving to b"),
+        ("m-leaves", "recovers a departure", "a migration to b was begun; whether b was told to"),
+        ("m-comes", "a migrates xen1 to this host", "it arrives from "),
+    ],
+)
+def test_what_is_under_way_is_not_said_to_be_in_doubt(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, migration: str, doing: str, meaning: str
+) -> None:
+    async def nobody(_settings: Settings) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(recovery, "all_domains", nobody)
+    [uuid] = [
+        one.uuid for one in asyncio.run(recovery.status(settings)) if one.migration == migration
+    ]
+    with domain_lock(Path(settings.paths.run), uuid, doing):
+        standings = asyncio.run(recovery.status(settings))
+    [shown] = [one for one in standings if one.migration == migration]
+    assert shown.meaning.startswith(meaning)
+    assert shown.doing.startswith(doing)
+    assert dt.datetime.fromisoformat(shown.began) <= dt.datetime.fromisoformat(shown.changed)
 
 
 class Machine(MachineSeams):

@@ -85,6 +85,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
         target="b",
         blockers=(),
         is_agentless=True,
+        note=lambda _: None,
         welcome=SimpleNamespace(address=""),
         address="",
         landed=False,

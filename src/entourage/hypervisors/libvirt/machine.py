@@ -268,6 +268,7 @@ class LibvirtMachine(MachineSeams):
             ),
             rate=float(info.get("memory_bps", 0)),
             iteration=info.get("memory_iteration", 0),
+            sent=info.get("memory_processed", 0),
         )
 
     async def tune(self, *, downtime_limit: float, throttle: bool) -> None:  # noqa: ARG002 - see _GENTLY

@@ -230,6 +230,7 @@ class QemuMachine(MachineSeams):
             dirty_rate=float(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 4096)),
             rate=ram.get("mbps", 0.0) * 1e6 / 8,
             iteration=ram.get("dirty-sync-count", 0),
+            sent=ram.get("transferred", 0),
         )
 
     async def tune(self, *, downtime_limit: float, throttle: bool) -> None:

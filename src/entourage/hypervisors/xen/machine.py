@@ -163,6 +163,7 @@ class XenMachine(MachineSeams):
             dirty_rate=0.0,
             rate=0.0,
             iteration=0,
+            sent=passed,
         )
 
     async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
