@@ -5,7 +5,7 @@ DOCS := .venv/.docs
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo test test-unit test-model test-e2e test-faults bench bench-quick lint format docs clean
+.PHONY: setup demo demo-record test test-unit test-model test-e2e test-faults bench bench-quick lint format docs clean
 .PHONY: test-fuzz test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
@@ -16,6 +16,10 @@ $(STAMP): scripts/setup pyproject.toml constraints.txt lab/guest_image.py lab/ke
 
 demo: $(STAMP)
 	@$(RUN)python -m lab.demo
+
+# What docs/demo.txt and README show of it.
+demo-record: $(STAMP)
+	@$(RUN)python -m lab.record
 
 test: lint test-unit
 	@$(MAKE) -j2 test-model test-fuzz

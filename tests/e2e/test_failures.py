@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator
 
 import pytest
@@ -11,6 +12,7 @@ from lab.guest import disk_sequences
 from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.failing import KINDS, STEPS, Fault, fail, fails_in_device
+from tests.e2e.run import PATIENCE
 from tests.e2e.world import EMULATED, GADGET, KEPT, World
 
 DEVICES = {
@@ -29,6 +31,7 @@ CASES = [
 FAULTS = [Fault(*case, KINDS[number % len(KINDS)]) for number, case in enumerate(CASES)]
 PREPARE = "source.step-started.1"
 PRE_COPY = "source.policy-changed"  # its first stage: memory is on its way
+MIRRORED = "source.step-done.1"  # the disks are the same: each write goes to both
 BLACKOUT = "source.step-started.2"
 LANDED = "source.memory-landed"
 LET_RUN = "target.before.let-run"
@@ -165,8 +168,8 @@ def test_no_port_is_free_there(world: World) -> None:
         listener.bind(("0.0.0.0", 50999))  # noqa: S104 - all that QEMU could want
         listener.listen()
         run = world.migrate("--ports", "50999-50999")
-    world.stayed(run)
-    assert "50999" in run.finished["message"], str(run)
+    world.stayed(run, status=3)
+    assert "no port from 50999 to 50999 is free" in run.refusals["domain"]
 
 
 def test_the_copy_dies_as_it_is_released(world: World) -> None:
@@ -220,6 +223,33 @@ def test_interrupted_before_go(world: World, signal: str, point: str) -> None:
     world.stayed(run)
     assert not run.of("go-sent")
     assert "given up" in run.finished["message"], str(run)
+
+
+@pytest.mark.parametrize("point", [MIRRORED, PRE_COPY])
+def test_interrupted_while_the_link_is_silent(world: World, point: str) -> None:
+    """Nobody waits for a host that says nothing: the guest has not noticed, and the prompt is back.
+
+    What the target made is undone by its agent, once that has found the link silent.
+    """
+    source, target = world.here.name, world.there.name
+    mark = world.seen.mark()
+    with world.under(point, options=SLOWLY) as under:
+        under.wait(point)
+        world.lab.cut(source, target)
+        under.open()
+        world.lab.wait_dropped(source, target, PATIENCE)
+        began = time.monotonic()
+        under.signal("INT")
+        run = under.end()
+        took = time.monotonic() - began
+    gap = world.seen.longest_gap(mark).seconds
+    world.lab.mend(source, target)
+    assert run.status == 4, str(run)
+    assert "given up" in run.finished["message"], str(run)
+    assert any(f"{target} undoes by itself" in one for one in run.finished["problems"]), str(run)
+    assert gap < 1, f"the guest stood still for {gap} s\n{run}"
+    assert took < 2, f"{took} s until the prompt was back\n{run}"
+    world.is_as_before()
 
 
 @pytest.mark.parametrize("signal", ["INT", "TERM", "HUP"])

@@ -33,6 +33,7 @@ MAX_FRAME = 4 << 20
 _MOST_AT_ONCE, _MOST_UNREAD = 8 << 20, 32 << 20
 # What a login shell prints before it runs the agent is passed over: no more bytes than this.
 _MOST_NOISE = 64 << 10
+_BEAT_EVERY = 0.5  # seconds
 _QUOTED = 120  # characters of it that are shown
 
 
@@ -170,6 +171,11 @@ class Link:
     def alive(self) -> bool:
         """False once the link is lost or closed."""
         return not self._lost.done()
+
+    @property
+    def quiet(self) -> float:
+        """Seconds since something was last heard: heartbeats come twice a second, or more often."""
+        return time.monotonic() - self._heard
 
     async def lost(self) -> LinkLost:
         """Returns when the link is lost, with the reason; never before."""
@@ -353,7 +359,7 @@ class Link:
         while True:
             with contextlib.suppress(LinkLost):
                 self._send(Beat(time.monotonic_ns(), self._heard_stamp))
-            await asyncio.sleep(min(1.0, self.silence / 4))
+            await asyncio.sleep(min(_BEAT_EVERY, self.silence / 4))
             silent = time.monotonic() - self._heard
             if silent > self.silence:
                 self.close(f"nothing was heard for {silent:.1f} s")

@@ -21,7 +21,6 @@ from entourage.errors import (
     InDoubt,
     Interrupted,
     JournalError,
-    LinkError,
     MigrationFailed,
     Refused,
 )
@@ -40,6 +39,7 @@ from entourage.hosts.route import Route
 from entourage.hypervisors.registry import start_command
 from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
+from entourage.source.abort import abort_there, undone_there
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
 from entourage.source.outcome import await_outcome
@@ -49,7 +49,6 @@ from entourage.source.session import Session, open_session
 from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 
-_UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
 _TELLS_WITHIN = 5.0  # seconds for a machine that has ended to say why
 _SHUT_DOWN = "guest-shutdown"  # QEMU's word, and ours for libvirt's
 _OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused", InDoubt: "in-doubt"}
@@ -238,9 +237,9 @@ class Migration:
                 at=self._clock.now(), reason=error.message, device=error.device, host=error.host
             )
         )
-        undone = asyncio.create_task(self._abort_there(session))
+        undone = asyncio.create_task(abort_there(session))
         await side.take(Input.ABORT)
-        problems = [*side.problems, *await undone]
+        problems = [*side.problems, *await undone_there(session, undone)]
         if Finding.CAME_BACK_DEAD in side.findings:
             raise await self._ended(session, problems) from error
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
@@ -267,17 +266,6 @@ class Migration:
             remedy=f"`{start_command(session.hypervisor, name)}` starts it",
             recovery_errors=problems,
         )
-
-    async def _abort_there(self, session: Session) -> list[str]:
-        """Ask the target to undo what it made. Without an answer, its agent does so by itself."""
-        try:
-            async with asyncio.timeout(_UNDO_WITHIN):
-                return await session.link.call(messages.ABORT, None)
-        except (LinkError, TimeoutError) as error:
-            remedy = f"`entourage status` on {session.keeper} shows whether anything is left"
-            return [f"{session.target} undoes by itself what it made ({error}): {remedy}"]
-        except EntourageError as error:
-            return [str(error)]
 
     # What happens beside the story
 
