@@ -23,15 +23,12 @@ An error that is not one of these is a bug, and is shown with a traceback only u
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from entourage.steps import Refusal
-
-_OF_ASYNCIO = "Connect call failed"  # what asyncio puts in the place of the system's words
 
 
 def plain_words(error: BaseException) -> str:
@@ -43,10 +40,7 @@ def plain_words(error: BaseException) -> str:
         return "it took too long"
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
-    reason = error.strerror
-    if error.errno and reason.startswith(_OF_ASYNCIO):
-        reason = os.strerror(error.errno)
-    reason = reason[:1].lower() + reason[1:]
+    reason = error.strerror[:1].lower() + error.strerror[1:]
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{' -> '.join(names)}: {reason}" if names else reason
 

@@ -105,11 +105,13 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
         ports: The first and the last of the range.
         address: The target's, as the source will use it; empty: only the range is wanted.
         connections: How many ports are needed.
+        token: What the source will say there; see ``hosts.dataway``.
     """
 
     ports: tuple[int, int]
-    address: str = ""
+    address: Annotated[str, Meta(max_length=100, pattern=r"^[0-9A-Za-z.:%_-]*\Z")] = ""
     connections: Annotated[int, Meta(ge=1, le=8)] = 1
+    token: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 class WayAwaited(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,12 +121,10 @@ class WayAwaited(msgspec.Struct, frozen=True, kw_only=True):
         ports: Where the proof is awaited.
         range: The first and last port of those that will be used, which may be the hypervisor's
             own; None where nothing travels by TCP ports.
-        token: What is to be said there.
     """
 
-    ports: tuple[int, ...] = ()
+    ports: Annotated[tuple[int, ...], Meta(max_length=8)] = ()
     range: tuple[int, int] | None = None
-    token: bytes = b""
 
 
 class AskDevice(msgspec.Struct, frozen=True, kw_only=True):

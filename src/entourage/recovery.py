@@ -43,7 +43,7 @@ _SETTLED: dict[Record, str] = {
 }
 
 
-_UNDER_WAY = frozenset({Record.ARMED, Record.OPEN, Record.GO})
+_UNDER_WAY = frozenset({Record.ARMED, Record.OPEN})
 _MIGRATES = " migrates "  # in what either half says that it does
 
 

@@ -64,7 +64,7 @@ class Planned:
             ``replugged``: unplugged here, another one is plugged in there; ``by-tool``.
         here, there: What it is on either host: a path, a bridge, a device. Empty where it has no
             name there.
-        size: Bytes that are copied, at most; 0 where none are, or it is not known.
+        size: About how many bytes are copied; 0 where none are, or it is not known.
         erased: What is deleted on the source afterwards; empty for nothing.
         tool: The external tool that is called; empty for none.
     """

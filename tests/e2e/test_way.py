@@ -56,12 +56,17 @@ def test_check_prints_the_plan(world: World) -> None:
     there = world.there
     done = world.here.run(["entourage", "check", world.name, there.name])
     text = " ".join(done.stdout.split())
-    assert f"{DISK} is copied, at most" in text
+    assert f"{DISK} is copied, about" in text
     assert f"it is deleted on {world.here.name} afterwards" in text
     assert "its state goes with the memory" in text
     assert f"to {there.address}, TCP ports 49152 to 49215" in text
     assert "can move" in text
     world.is_as_before()
+
+
+def test_a_range_of_just_what_is_needed(world: World) -> None:
+    """What listened for the proof listens no more when memory and disks are to come."""
+    world.moved(world.migrate("--ports", "49200-49201"))
 
 
 def test_an_alias_of_ssh_behind_sudo(world: World) -> None:

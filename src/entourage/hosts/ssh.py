@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
+import signal
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from entourage.errors import LinkLost, NoAgent, UsageError
@@ -13,7 +15,7 @@ from entourage.hosts.child import linked
 from entourage.hosts.link import Link
 from entourage.settings.model import Settings
 
-_CONFIGURED_WITHIN = 5.0  # seconds: a "Match exec" may run whatever it likes
+_CONFIGURED_WITHIN = 5.0  # seconds
 _NO_COMMAND = 127
 """What a shell ends with where it has found no such command."""
 
@@ -43,25 +45,26 @@ def ssh_command(host: str, settings: Settings, remote: Sequence[str]) -> list[st
     ]  # fmt: skip
 
 
-async def configured_host(host: str, settings: Settings) -> str:
-    """The name or address that ssh's configuration has for a host (``ssh -G``).
-
-    It is the host's own name where ssh cannot be run, or says nothing.
-    """
+async def configuration(host: str, settings: Settings) -> Mapping[str, str]:
+    """What ssh's configuration says of a host, by ``ssh -G``; nothing where it cannot be asked."""
     command = ["ssh", "-G", *settings.ssh.options, "--", host]
     try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+        )
+    except OSError:
+        return {}
+    try:
         async with asyncio.timeout(_CONFIGURED_WITHIN):
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
-            )
             said, _ = await process.communicate()
-    except (OSError, TimeoutError):
-        said = b""
-    for line in said.decode(errors="replace").splitlines():
-        key, _, value = line.partition(" ")
-        if key == "hostname" and value.strip():
-            return value.strip()
-    return host.rpartition("@")[2]
+    except TimeoutError:
+        return {}
+    finally:
+        if process.returncode is None:  # a "Match exec" runs whatever it likes
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    lines = (line.partition(" ") for line in said.decode(errors="replace").splitlines())
+    return {key: value.strip() for key, _, value in lines}
 
 
 def start_agent(host: str, settings: Settings) -> AbstractAsyncContextManager[Link]:

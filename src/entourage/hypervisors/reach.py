@@ -7,8 +7,10 @@ from urllib.parse import unquote
 from entourage.errors import HypervisorError
 from entourage.hypervisors.values import DataPlane
 
-_PRIVILEGED = 1024  # ports below it are those of the system's own services
-_REMEDY = "it is not the Entourage that it says it is, or an older one: look at that host"
+PRIVILEGED = 1024
+"""Ports below it are those of the system's own services."""
+NOT_OURS = "it is not the Entourage that it says it is, or an older one: look at that host"
+"""The remedy, where a target names what it was not asked for."""
 
 
 def check_reach(plane: DataPlane, host: str, port: int, what: str) -> None:
@@ -28,7 +30,7 @@ def check_reach(plane: DataPlane, host: str, port: int, what: str) -> None:
         raise HypervisorError(
             f"the target has {what} go to {host} port {port}, and was asked for"
             f" {plane.address}, ports {first} to {last}",
-            remedy=_REMEDY,
+            remedy=NOT_OURS,
         )
 
 
@@ -47,11 +49,11 @@ def check_host(plane: DataPlane, host: str, port: int | None, what: str) -> None
     asked = plane.address
     if asked and asked.lower() not in {host.lower(), unquote(host).lower()}:
         raise HypervisorError(
-            f"the target has {what} go to {host}, and was asked for {asked}", remedy=_REMEDY
+            f"the target has {what} go to {host}, and was asked for {asked}", remedy=NOT_OURS
         )
-    if port is None or port < _PRIVILEGED:
+    if port is None or port < PRIVILEGED:
         raise HypervisorError(
-            f"the target has {what} go to {host} port {port}, and only ports from {_PRIVILEGED} on"
+            f"the target has {what} go to {host} port {port}, and only ports from {PRIVILEGED} on"
             " can be its libvirt's",
-            remedy=_REMEDY,
+            remedy=NOT_OURS,
         )

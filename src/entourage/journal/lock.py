@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_LENGTH = 2048  # bytes: json writes up to twelve for a character
+_MOST_TOLD = 160
+
+
 @dataclass(frozen=True, slots=True)
 class Holder:
     """Who holds a lock: its process, and what that last said it does."""
@@ -40,10 +44,12 @@ class DomainLock:
         return self._descriptor
 
     def note(self, doing: str) -> None:
-        """Tell ``status`` what is being done: one write to a file in memory, never a sync."""
-        text = json.dumps({"pid": os.getpid(), "doing": doing}).encode()
-        os.pwrite(self._descriptor, text, 0)
-        os.ftruncate(self._descriptor, len(text))
+        """Tell ``status`` what is being done: one write to a file in memory, never a sync.
+
+        It is always as long, so that nobody reads the end of what was there before.
+        """
+        text = json.dumps({"pid": os.getpid(), "doing": doing[:_MOST_TOLD]}).encode()
+        os.pwrite(self._descriptor, text.ljust(_LENGTH), 0)
 
 
 @contextlib.contextmanager

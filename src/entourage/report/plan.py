@@ -89,7 +89,7 @@ def _device(one: PlannedDevice) -> list[str]:
         case "in-place":
             words = f"{moved} stays: both hosts see it, or have the same"
         case "copied":
-            amount = f", at most {size(one.size)}" if one.size else ""
+            amount = f", about {size(one.size)}" if one.size else ""
             words = f"{one.here} is copied to {one.there}{amount}"
             if one.here == one.there:
                 words = f"{one.here} is copied{amount}"

@@ -10,6 +10,7 @@ from entourage.source.session import Session
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
 _SILENT = 1.5  # seconds; of a link that lives something is heard twice a second
+_SILENT_OF_OLD = 3.0  # of an older Entourage, once a second
 _LOOK_AGAIN = 0.1
 
 
@@ -28,17 +29,23 @@ async def abort_there(session: Session) -> list[str]:
         return [str(error)]
 
 
-async def undone_there(session: Session, undone: asyncio.Task[list[str]]) -> list[str]:
-    """Wait for the target to have undone what it made, as long as it says anything at all.
+async def undone_there(
+    session: Session, undone: asyncio.Task[list[str]], *, hurry: bool
+) -> list[str]:
+    """Wait for the target to have undone what it made.
 
     Args:
         session: All that is open.
         undone: ``abort_there``.
+        hurry: Somebody waits for the prompt: only as long as the target says anything at all. Else
+            the link's own patience decides.
 
     Returns:
         What was not undone, each a sentence.
     """
-    while not undone.done() and session.link.quiet < _SILENT:
+    old = session.welcome.protocol < messages.PROVES_WAYS
+    patience = (_SILENT_OF_OLD if old else _SILENT) if hurry else float("inf")
+    while not undone.done() and session.link.quiet < patience:
         await asyncio.wait([undone], timeout=_LOOK_AGAIN)
     if not undone.done():
         undone.cancel()

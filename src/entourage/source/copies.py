@@ -52,7 +52,7 @@ class Copies:
         if "memory" in self._last:  # which comes once the disks are the same
             under_way = [self._last["memory"]]
         if not under_way:
-            return "copying is done"
+            return "the disks are the same"
         done, total = sum(one.done for one in under_way), sum(one.total for one in under_way)
         words = [f"copying {', '.join(one.what for one in under_way)}"]
         words += [f"round {one.iteration}" for one in under_way if one.iteration > 1]

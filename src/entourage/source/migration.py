@@ -215,6 +215,7 @@ class Migration:
         now = self._clock.now()
         self._blackout.name("automatic resume is off", session.source, until=now)
         self._emit(GoSent(at=now))
+        session.note("handed over; waiting for the target's word")
         if await await_outcome(session, side, self._decided, self._settings):
             with contextlib.suppress(JournalError):  # then `recover` tells it once more
                 note_told(session.journal, self.id)
@@ -237,9 +238,13 @@ class Migration:
                 at=self._clock.now(), reason=error.message, device=error.device, host=error.host
             )
         )
+        session.note("going back")
         undone = asyncio.create_task(abort_there(session))
         await side.take(Input.ABORT)
-        problems = [*side.problems, *await undone_there(session, undone)]
+        problems = [
+            *side.problems,
+            *await undone_there(session, undone, hurry=isinstance(error, Interrupted)),
+        ]
         if Finding.CAME_BACK_DEAD in side.findings:
             raise await self._ended(session, problems) from error
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed

@@ -111,7 +111,7 @@ def test_what_will_be_done_with_each_device() -> None:
         text_of(table)
         == """device        what will be done
 ────────────────────────────────────────────────────────────────────────────────
-block/disk0   /var/lib/libvirt/images/web1.qcow2 is copied, at most 3 GiB; it is
+block/disk0   /var/lib/libvirt/images/web1.qcow2 is copied, about 3 GiB; it is
               deleted on a afterwards
 block/disk1   /var/lib/libvirt/images/web1.qcow2 is copied to /dev/vg/web1
 block/cd      /iso/a.iso stays: both hosts see it, or have the same

@@ -32,7 +32,7 @@ def test_a_disk_has_a_rate_and_an_estimate() -> None:
     assert seen.eta == 8
     assert watch.notes[-1] == "copying block/disk0, 20 %, 100 MiB/s, 8 s left"
     assert watch.disk(10, 1000 * MIB).eta == 0
-    assert watch.notes[-1] == "copying is done"
+    assert watch.notes[-1] == "the disks are the same"
 
 
 def test_the_estimate_does_not_jump_for_a_moment_of_nothing() -> None:

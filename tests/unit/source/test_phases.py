@@ -76,6 +76,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
         return {"step": step, "of": len(controllers)}
 
     clock = Clock()
+    noted: list[str] = []
     session = SimpleNamespace(
         machine=machine,
         link=Link(),
@@ -85,7 +86,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
         target="b",
         blockers=(),
         is_agentless=True,
-        note=lambda _: None,
+        note=noted.append,
         welcome=SimpleNamespace(address=""),
         address="",
         landed=False,

@@ -48,7 +48,7 @@ from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.job import Disks, Parameters
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
-from entourage.hypervisors.libvirt.qemuconf import migration_ports
+from entourage.hypervisors.libvirt.qemuconf import conf_of, migration_ports
 from entourage.hypervisors.libvirt.tpm import STATES, TargetTpm, state_of
 from entourage.hypervisors.libvirt.undefine import undefine
 from entourage.hypervisors.seams import IncomingSeams
@@ -119,7 +119,7 @@ class LibvirtIncoming(IncomingSeams):
         if not self._on_this_host:
             return None
         handed.check_address(address)
-        return await asyncio.to_thread(migration_ports)
+        return await asyncio.to_thread(migration_ports, conf_of(self._uri))
 
     async def networks(self) -> Mapping[str, str]:
         """Libvirt's networks that are up here: their bridge, by their name."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CONF = Path("/etc/libvirt/qemu.conf")
+_OF_SESSION = ".config/libvirt/qemu.conf"
 _SETTING = re.compile(r'^[ \t]*(\w+)[ \t]*=[ \t]*(?:"([^"\n]*)"|(\d+))', re.MULTILINE)
 _USUAL_PORTS = (49152, 49215)
 _HIGHEST_PORT = 65535
@@ -19,6 +20,11 @@ def read(conf: Path = CONF) -> Mapping[str, str]:
     except OSError:
         text = ""
     return {key: words or number for key, words, number in _SETTING.findall(text)}
+
+
+def conf_of(uri: str) -> Path:
+    """The file of the libvirtd behind a URI of this host: the system's, or this user's own."""
+    return Path.home() / _OF_SESSION if uri.endswith("/session") else CONF
 
 
 def migration_ports(conf: Path = CONF) -> tuple[int, int]:
