@@ -32,15 +32,16 @@ class Copies:
 
     def seen(self, event: CopyProgress) -> None:
         """Take how far a copy is; its rate and estimate are filled in where they are missing."""
-        rate = event.rate or self._rate(event)
-        event = msgspec.structs.replace(event, rate=rate, eta=_eta(event, rate))
+        gain = self._gain(event)
+        event = msgspec.structs.replace(event, rate=event.rate or gain, eta=_eta(event, gain))
         self._last[event.what] = event
         self._emit(event)
         self._note(self._words())
 
-    def _rate(self, event: CopyProgress) -> float:
+    def _gain(self, event: CopyProgress) -> float:
+        """Bytes a second by which less is left: of memory, without what the guest writes anew."""
         samples = self._samples.setdefault(event.what, deque())
-        samples.append((event.at, event.sent or event.done))
+        samples.append((event.at, event.done))
         while event.at - samples[0][0] > _WINDOW:
             samples.popleft()
         (began, first), (at, last) = samples[0], samples[-1]
@@ -65,12 +66,14 @@ class Copies:
         return ", ".join(words)
 
 
-def _eta(event: CopyProgress, rate: float) -> float | None:
-    """Seconds that are left, at this rate; None where nobody knows, as where it does not converge.
+def _eta(event: CopyProgress, gain: float) -> float | None:
+    """Seconds that are left; None where nobody knows, as where it does not converge.
 
-    Memory that the guest writes to has to be sent again.
+    Args:
+        event: How far it is.
+        gain: Bytes a second by which less is left.
     """
-    left, gain = event.total - event.done, rate - event.dirty_rate
+    left = event.total - event.done
     if left <= 0:
         return 0.0
     if gain <= 0:

@@ -55,11 +55,29 @@ def test_disks_at_once_are_told_together() -> None:
 
 def test_memory_that_the_guest_writes_to_as_fast_has_no_end() -> None:
     watch = Watch()
-    memory = CopyProgress(
-        at=5, what="memory", done=600 * MIB, total=1000 * MIB, sent=900 * MIB,
-        rate=100.0 * MIB, dirty_rate=120.0 * MIB, iteration=3,
-    )  # fmt: skip
     watch.disk(4, 10 * MIB)
-    watch.copies.seen(memory)
-    assert watch.events[-1] == memory
+    for at in (5, 7):
+        memory = CopyProgress(
+            at=at, what="memory", done=600 * MIB, total=1000 * MIB, sent=900 * MIB,
+            rate=100.0 * MIB, dirty_rate=120.0 * MIB, iteration=3,
+        )  # fmt: skip
+        watch.copies.seen(memory)
+        assert watch.events[-1] == memory
     assert watch.notes[-1] == "copying memory, round 3, 60 %, 100 MiB/s"
+
+
+def test_memory_that_gets_less_has_an_end() -> None:
+    watch = Watch()
+    for at, done in ((5, 600), (7, 700)):
+        watch.copies.seen(
+            CopyProgress(
+                at=at,
+                what="memory",
+                done=done * MIB,
+                total=1000 * MIB,
+                rate=100.0 * MIB,
+                dirty_rate=50.0 * MIB,
+                iteration=2,
+            )
+        )
+    assert watch.notes[-1] == "copying memory, round 2, 70 %, 100 MiB/s, 6 s left"
