@@ -93,7 +93,9 @@ def _sentence(view: View, finished: Finished) -> Text | None:
         case "guest-ended":
             return Text(f"{domain} is off, on {source}", style="bold yellow")
         case "in-doubt":
-            text = Text(f"It is not known from here who runs {domain}", style="bold red")
+            runs = f"{domain} runs on {host}; {source} has not recorded it"
+            known = runs if host else f"It is not known from here who runs {domain}"
+            text = Text(known, style="bold red")
             return text.append(f": type `entourage recover {domain}`", style="not bold")
         case "failed":
             return Text(f"{domain} was not moved", style="bold red") if started else None

@@ -36,12 +36,12 @@ from entourage.events import (
 from entourage.handover.rules import Source
 from entourage.handover.values import Finding, Heard, Input, Message, MessageKind, Record, Role
 from entourage.hosts.route import Route
-from entourage.hypervisors.registry import start_command
 from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
 from entourage.source.abort import abort_there, undone_there
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
+from entourage.source.endings import doubt, guest_ended
 from entourage.source.outcome import await_outcome
 from entourage.source.phases import Phases
 from entourage.source.role import SourceSide
@@ -49,9 +49,7 @@ from entourage.source.session import Session, open_session
 from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 
-_TELLS_WITHIN = 5.0  # seconds for a machine that has ended to say why
-_SHUT_DOWN = "guest-shutdown"  # QEMU's word, and ours for libvirt's
-_OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused", InDoubt: "in-doubt"}
+_OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused"}
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +99,8 @@ class Migration:
         self._task: asyncio.Task[None] | None = None
         self._interrupted = ""
         self._decided = asyncio.Event()
-        self._broken: EntourageError | None = None
+        self._broken: Exception | None = None
+        self._runs_there = ""  # the target, once it has said that it runs the guest
 
     async def _story(self, session: Session, devices: DeviceSteps, side: SourceSide) -> None:
         """From TEST to just before GO. Whatever it raises, everything goes back."""
@@ -151,6 +150,9 @@ class Migration:
             interrupted = Interrupted(f"given up: {self._interrupted}; nothing was begun")
             self._finish("rolled-back", str(interrupted))
             raise interrupted from None
+        except InDoubt as doubt:
+            self._finish("in-doubt", str(doubt), self._runs_there)
+            raise
         except GuestEnded as ended:
             self._finish("guest-ended", str(ended), problems=ended.recovery_errors)
             raise
@@ -212,17 +214,24 @@ class Migration:
             await side.take(Input.READY)
         except HypervisorError as error:  # the deadman did not answer: GO was not said
             await self._go_back(session, side, error)
+        except Exception as error:
+            raise doubt(session, error, runs_there=bool(self._runs_there)) from error
         now = self._clock.now()
         self._blackout.name("automatic resume is off", session.source, until=now)
         self._emit(GoSent(at=now))
         session.note("handed over; waiting for the target's word")
-        if await await_outcome(session, side, self._decided, self._settings):
-            with contextlib.suppress(JournalError):  # then `recover` tells it once more
-                note_told(session.journal, self.id)
+        try:
+            if await await_outcome(session, side, self._decided, self._settings):
+                with contextlib.suppress(JournalError):  # then `recover` tells it once more
+                    note_told(session.journal, self.id)
+        except InDoubt:
+            raise
+        except Exception as error:
+            raise doubt(session, error, runs_there=bool(self._runs_there)) from error
         if self._broken:
-            raise self._broken
+            raise doubt(session, self._broken, runs_there=bool(self._runs_there)) from self._broken
         if Finding.CAME_BACK_DEAD in side.findings:
-            raise await self._ended(session, side.problems)
+            raise await guest_ended(session, side.problems)
         if side.state.record is Record.BACK:
             told = session.failures_there.last
             raise MigrationFailed(
@@ -246,7 +255,7 @@ class Migration:
             *await undone_there(session, undone, hurry=isinstance(error, Interrupted)),
         ]
         if Finding.CAME_BACK_DEAD in side.findings:
-            raise await self._ended(session, problems) from error
+            raise await guest_ended(session, problems) from error
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(
             error.message,
@@ -255,22 +264,6 @@ class Migration:
             remedy=error.remedy,
             recovery_errors=problems,
         ) from error
-
-    @staticmethod
-    async def _ended(session: Session, problems: list[str]) -> GuestEnded:
-        """What is told of a guest that has ended by itself while it moved."""
-        name, why = session.machine.domain.name, "its machine is gone"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TELLS_WITHIN):
-                why = await session.machine.died()
-        what = "was shut down from inside" if _SHUT_DOWN in why else f"has ended ({why})"
-        left = "" if problems else f", and nothing of it is left on {session.target}"
-        return GuestEnded(
-            f"{name} {what} while it moved; it is off on {session.source}{left}",
-            host=session.source,
-            remedy=f"`{start_command(session.hypervisor, name)}` starts it",
-            recovery_errors=problems,
-        )
 
     # What happens beside the story
 
@@ -317,9 +310,11 @@ class Migration:
             return
         if message == Message(MessageKind.LANDED, self.id):
             session.has_landed_there.set()
+        if message == Message(MessageKind.RAN, self.id):
+            self._runs_there = session.target
         try:
             await side.take(Heard(message))
-        except EntourageError as error:  # decided, and then the journal or the hypervisor failed
+        except Exception as error:  # noqa: BLE001  # decided, and then the journal or the hypervisor failed
             self._broken = error
             self._decided.set()
         if side.state.record in {Record.BACK, Record.GONE}:

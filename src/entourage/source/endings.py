@@ -1,0 +1,58 @@
+"""What a user is told of a migration that ended in none of the usual ways."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from entourage.errors import EntourageError, GuestEnded, InDoubt, plain_words
+from entourage.hypervisors.registry import start_command
+from entourage.source.session import Session
+
+_TELLS_WITHIN = 5.0  # seconds for a machine that has ended to say why
+_SHUT_DOWN = "guest-shutdown"  # QEMU's word, and ours for libvirt's
+
+
+async def guest_ended(session: Session, problems: Sequence[str]) -> GuestEnded:
+    """What is told of a guest that has ended by itself while it moved.
+
+    Args:
+        session: All that is open.
+        problems: What was not put back.
+    """
+    name, why = session.machine.domain.name, "its machine is gone"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_TELLS_WITHIN):
+            why = await session.machine.died()
+    what = "was shut down from inside" if _SHUT_DOWN in why else f"has ended ({why})"
+    left = "" if problems else f", and nothing of it is left on {session.target}"
+    return GuestEnded(
+        f"{name} {what} while it moved; it is off on {session.source}{left}",
+        host=session.source,
+        remedy=f"`{start_command(session.hypervisor, name)}` starts it",
+        recovery_errors=problems,
+    )
+
+
+def doubt(session: Session, error: Exception, *, runs_there: bool) -> InDoubt:
+    """What is told of a failure on this host once the target may have been told to run the guest.
+
+    Args:
+        session: All that is open.
+        error: What has failed, a bug perhaps.
+        runs_there: The target has said that it runs the guest.
+    """
+    name, target = session.machine.domain.name, session.target
+    said = (
+        f"{name} runs on {target}, and this host could not act on it"
+        if runs_there
+        else f"{target} was told to run {name}, and this host cannot go on"
+    )
+    ours = isinstance(error, EntourageError | OSError)
+    reason = plain_words(error) if ours else f"a bug: {type(error).__name__}: {error}"
+    return InDoubt(
+        f"{said}: {reason}",
+        host=session.source,
+        remedy=f"mend that, then `entourage recover {name}` on {session.source}",
+    )
