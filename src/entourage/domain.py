@@ -67,8 +67,11 @@ class Block(Device, frozen=True):
     size: Annotated[int, Meta(ge=512)] | None = None
     """Bytes that the guest sees of a raw image or device that is larger; None: all of it."""
     serial: str | None = None
-    model: Literal["virtio-blk", "nvme", "ide-cd", "other"] = "virtio-blk"
-    """``other`` is one that only its hypervisor knows, as all that is called so here."""
+    model: Literal["virtio-blk", "nvme", "ide-cd", "pflash", "other"] = "virtio-blk"
+    """``pflash`` is what a UEFI firmware keeps its variables in.
+
+    ``other`` is one that only its hypervisor knows, as all that is called so here.
+    """
     address: PciAddress | None = None
 
     @property
@@ -187,18 +190,38 @@ def added_controller(device_class: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-class Boot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+VARIABLES = "nvram"
+"""The disk that ``boot.nvram`` is."""
+
+
+class Boot(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename="kebab",
+    kw_only=True,
+    # An older Entourage does not know the newest keys.
+    omit_defaults=True,
+):
     """How the guest starts: from its disks, from a firmware of its own, or from a kernel file."""
 
     firmware: PathStr | None = None
+    nvram: PathStr | None = None
+    """Where a UEFI firmware keeps its variables. A domain has a disk instead (``pflash``)."""
+    nvram_template: PathStr | None = None
+    """What that file is made from where there is none; None: found by the firmware's name."""
     kernel: PathStr | None = None
     initrd: PathStr | None = None
     cmdline: str | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that the machine needs to be built, on whichever host it is."""
-        return tuple(path for path in (self.firmware, self.kernel, self.initrd) if path)
+        """The files that the machine needs to be built, on whichever host it is.
+
+        A template is among them: what another host's domain names is never copied unasked.
+        """
+        named = (self.firmware, self.nvram_template, self.kernel, self.initrd)
+        return tuple(path for path in named if path)
 
 
 class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
@@ -230,15 +253,21 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """
 
     def __post_init__(self) -> None:
-        """See that what is added is what its class says, and write the UUID in small letters.
+        """See that what is added is what its class says, and have one form of the rest.
 
-        It names locks, files and rows, of which there must be one.
+        The UUID has small letters: it names locks, files and rows, of which there must be one. The
+        file of a firmware's variables is a disk, and moves as disks do.
 
         Raises:
             ValueError: What is added is something else, or there is no such class here.
         """
         if self.uuid is not None and self.uuid != self.uuid.lower():
             msgspec.structs.force_setattr(self, "uuid", self.uuid.lower())
+        if self.boot.nvram is not None:
+            variables = Block(id=VARIABLES, path=self.boot.nvram, model="pflash")
+            msgspec.structs.force_setattr(self, "block", (*self.block, variables))
+            boot = msgspec.structs.replace(self.boot, nvram=None)
+            msgspec.structs.force_setattr(self, "boot", boot)
         self._added()
 
     def _added(self) -> list[Device]:
@@ -256,6 +285,11 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         for name in DEVICE_CLASSES:
             found += getattr(self, name)
         return (*found, *self._added())
+
+    @property
+    def variables(self) -> Block | None:
+        """The disk that a UEFI firmware keeps its variables in; None where it has none."""
+        return next((disk for disk in self.block if disk.model == "pflash"), None)
 
     def device(self, label: str) -> Device:
         """The device with this label, ``block/disk0``; raises KeyError where there is none."""

@@ -376,7 +376,12 @@ def _rename(host: Host, old: str, new: str) -> None:
 
 def qmp(world: World, *commands: str | tuple[str, dict[str, Any]]) -> Any:
     """Have the guest's QEMU do something, as a user with a monitor would; the last answer."""
-    [path] = world.here.path("/run/entourage/q").glob("*/info.sock")
+    return qmp_on(world.here, *commands)
+
+
+def qmp_on(host: Host, *commands: str | tuple[str, dict[str, Any]]) -> Any:
+    """Have the one QEMU of a host do something; the last answer."""
+    [path] = host.path("/run/entourage/q").glob("*/info.sock")
     answer: dict[str, Any] = {}
     with socket.socket(socket.AF_UNIX) as monitor:
         monitor.settimeout(PATIENCE)

@@ -52,7 +52,7 @@ def start(settings: Settings, file: Path | None, name: str, connect: str | None 
         with manual_access(settings, domain.name, domain.uuid, "starts it", starts=True):
             await hypervisor.start(domain)
         if isinstance(hypervisor, HasNotes):
-            say(*(clean(f"entourage: note: {note}") for note in hypervisor.notes()))
+            say(*(clean(f"entourage: note: {note}") for note in hypervisor.notes(domain)))
         return domain.name
 
     try:

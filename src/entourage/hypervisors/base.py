@@ -437,6 +437,6 @@ class Hypervisor(Protocol):
 class HasNotes(Protocol):
     """A hypervisor that has something to say to whoever starts a domain."""
 
-    def notes(self) -> Sequence[str]:
-        """What the user should know of how domains run here, a sentence each."""
+    def notes(self, domain: Domain) -> Sequence[str]:
+        """What the user should know of how this domain runs here, a sentence each."""
         ...

@@ -33,7 +33,9 @@ FORMS: Mapping[str, str] = {
     "cpu": 'a CPU model with its flags, as "EPYC-v4" or "host,-svm"',
     "path": 'an absolute path, as "/srv/web1.qcow2"',
     "socket": 'an absolute path, as "/run/swtpm/web1.sock"',
-    "firmware": 'an absolute path, as "/usr/share/OVMF/OVMF_CODE.fd"',
+    "firmware": 'an absolute path, as "/usr/share/OVMF/OVMF_CODE_4M.fd"',
+    "nvram": 'an absolute path, as "/srv/web1-vars.fd"',
+    "nvram-template": 'an absolute path, as "/usr/share/OVMF/OVMF_VARS_4M.fd"',
     "kernel": 'an absolute path, as "/boot/vmlinuz"',
     "initrd": 'an absolute path, as "/boot/initrd.img"',
     "bridge": 'the name of a network interface, up to 15 characters, as "br0"',
@@ -69,9 +71,12 @@ def domain_from_toml(text: str, path: Path) -> Domain:
     dialect = Dialect(where, units={"memory": SIZE}, forms=FORMS, directory=shown(path.parent))
     raw, added = part_added(parse_toml(text, path), dialect)
     domain = msgspec.structs.replace(build(raw, Domain, dialect), added=added)
+    # What boot.nvram has become; nothing but a pflash disk comes after the file's own disks.
+    nvram = f"block[{len(raw.get('block', ()))}]."
     for fault in _faults(domain):
+        key = "boot.nvram" if fault.key.startswith(nvram) else fault.key
         raise ConfigError(
-            printable(fault.message), path=where, key=fault.key, remedy=printable(fault.remedy)
+            printable(fault.message), path=where, key=key, remedy=printable(fault.remedy)
         )
     return domain
 
@@ -122,6 +127,7 @@ def _faults(domain: Domain) -> Iterator[_Fault]:
     for key in ("initrd", "cmdline"):
         if getattr(boot, key) is not None and boot.kernel is None:
             yield _Fault(f"boot.{key}", "is only for a kernel, and none is given", "add kernel = …")
+    yield from _flash_faults(domain)
     for key, device in _keyed(domain):
         if device.tool is not None:
             yield from _tool_faults(f"{key}.tool", device.tool)
@@ -156,6 +162,8 @@ def _device_faults(key: str, device: Device) -> Iterator[_Fault]:
         case Net() if device.attach != "bridge" or device.network is not None:
             name = "network" if device.network is not None else "attach"
             yield _Fault(f"{key}.{name}", "is what other hypervisors have; a NIC here has a bridge")
+        case Block(model="pflash"):
+            yield from _pflash_faults(key, device)
         case Block():
             if device.copy == "keep-chain" and device.format != "qcow2":
                 yield _Fault(f"{key}.copy", "only a qcow2 has a chain", 'write format = "qcow2"')
@@ -174,6 +182,25 @@ def _device_faults(key: str, device: Device) -> Iterator[_Fault]:
                 yield _Fault(key, "needs either model or host")
         case _:
             pass
+
+
+def _flash_faults(domain: Domain) -> Iterator[_Fault]:
+    """What is wrong between a UEFI firmware and the file of its variables."""
+    flashes = [f"block[{at}].model" for at, one in enumerate(domain.block) if one.model == "pflash"]
+    if flashes and domain.boot.firmware is None:
+        yield _Fault("boot.firmware", "must be given with nvram", "name the firmware's code")
+    if flashes[1:]:
+        yield _Fault(flashes[1], f"'pflash' is {flashes[0]} already, and there is one at most")
+    if not flashes and domain.boot.nvram_template is not None:
+        yield _Fault("boot.nvram-template", "is only for nvram, and none is given")
+
+
+def _pflash_faults(key: str, disk: Block) -> Iterator[_Fault]:
+    """What the file of a firmware's variables may not have."""
+    plain = Block(id=disk.id, path=disk.path)
+    for name in ("format", "readonly", "copy", "size", "serial", "address"):
+        if getattr(disk, name) != getattr(plain, name):
+            yield _Fault(f"{key}.{name}", "is not for a firmware's variables", "leave it out")
 
 
 def _needs(key: str, type_: str, wanted: str, name: str, given: str | None) -> Iterator[_Fault]:

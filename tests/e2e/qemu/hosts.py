@@ -210,11 +210,11 @@ class Move:
         await self.machine.arm(self.plane, throttle=True)
 
     async def build(self) -> None:
-        for disk in self.there.block:
+        for here, disk in zip(self.domain.block, self.there.block, strict=True):
             path = Path(disk.path)
             if not path.exists():
                 path.touch()
-                os.truncate(path, SIZE)
+                os.truncate(path, Path(here.path).stat().st_size)
         await self.incoming.build(self.there, self.plane, NO_PLAN)
 
     async def mirror(self) -> None:

@@ -247,7 +247,8 @@ def test_show_what_would_break_the_terminal(
 def test_what_the_hypervisor_has_to_say_of_a_start(
     host: FakeHypervisor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def notes() -> list[str]:
+    def notes(domain: Domain) -> list[str]:
+        assert domain.name == "web1"
         return ["QEMU runs as \x1b[2Jroot"]
 
     monkeypatch.setattr(host, "notes", notes, raising=False)

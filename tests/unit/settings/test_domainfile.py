@@ -23,6 +23,7 @@ FILE = Path("/etc/vms/web1.toml")
 DOCS = Path(__file__).parents[3] / "docs" / "domain-file.md"
 HEAD = 'name = "web1"\nmemory = "256M"\n'
 DISK = '[[block]]\nid = "disk0"\npath = "/srv/a"\n'
+BOOT = '[boot]\nfirmware = "/usr/share/OVMF/OVMF_CODE_4M.fd"\nnvram = "/srv/v"\n'
 NIC = '[[net]]\nid = "net0"\nbridge = "br0"\n'
 
 
@@ -163,6 +164,14 @@ def test_a_whole_domain_in_any_order(tmp_path: Path) -> None:
         (HEAD + "[boot]\ninitrd = '/i'", "boot.initrd", "only for a kernel"),
         (HEAD + "[boot]\ncmdline = ''", "boot.cmdline", "only for a kernel"),
         (HEAD + "[boot]\nkernel = 'vmlinuz'", "boot.kernel", "an absolute path"),
+        (HEAD + BOOT.replace("firmware", "kernel"), "boot.firmware", "must be given with nvram"),
+        (HEAD + BOOT.replace("nvram", "nvram-template"), "boot.nvram-template", "only for nvram"),
+        (HEAD + BOOT + DISK.replace("disk0", "nvram"), "boot.nvram", "is block[0]'s already"),
+        (HEAD + BOOT.replace("/srv/v", "/srv/a") + DISK, "boot.nvram", "is block[0]'s already"),
+        (HEAD + BOOT.replace("/srv/v", "v"), "boot.nvram", 'as "/srv/web1-vars.fd"'),
+        (HEAD + BOOT + DISK + "model = 'pflash'", "boot.nvram", "'pflash' is block[0]"),
+        (HEAD + BOOT.partition("nvram")[0] + DISK + "serial = 's'\nmodel = 'pflash'",
+         "block[0].serial", "leave it out"),
         (HEAD + '[boot]\nkernel = "/k"\ncmdline = "a\\u0000"', "boot.cmdline", "NUL"),
     ],
 )  # fmt: skip
@@ -170,6 +179,16 @@ def test_what_is_wrong_is_told_by_its_key(text: str, key: str, said: str) -> Non
     error = fault(text)
     assert error.key == key
     assert said in str(error)
+
+
+def test_a_firmware_s_variables_are_a_disk() -> None:
+    """As `show` prints it: it moves as disks do, and may have what they may have."""
+    domain = read(HEAD + BOOT + DISK)
+    variables = Block(id="nvram", path="/srv/v", model="pflash")
+    assert domain.block == (Block(id="disk0", path="/srv/a"), variables)
+    assert domain.boot == Boot(firmware="/usr/share/OVMF/OVMF_CODE_4M.fd")
+    assert domain.variables == variables
+    assert read(dump_domain(domain)) == domain
 
 
 def test_two_readers_may_share_one_image() -> None:
@@ -316,6 +335,8 @@ def test_every_key_is_documented_with_its_default() -> None:
                 assert tomllib.loads(f"{key} = {default}")[key] == field.default, key
 
 
-def test_the_example_is_a_domain() -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert read(example).devices
+def test_the_examples_are_domains() -> None:
+    whole, uefi, its_disk = re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert read(whole).devices
+    spelt_out = uefi.partition("nvram")[0] + its_disk
+    assert read(HEAD + uefi) == read(HEAD + spelt_out)

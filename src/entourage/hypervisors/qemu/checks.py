@@ -17,7 +17,7 @@ from entourage.errors import EntourageError, HypervisorError, UsageError
 from entourage.hosts.account import Account
 from entourage.hosts.beneath import Beneath
 from entourage.hypervisors.files import boot_problems
-from entourage.hypervisors.qemu import access, binary
+from entourage.hypervisors.qemu import access, binary, nvram
 from entourage.hypervisors.qemu.cmdline import is_readonly
 from entourage.hypervisors.qemu.looks import cpu_flags
 from entourage.hypervisors.qemu.paths import Places, places
@@ -55,8 +55,10 @@ def check_start(domain: Domain) -> None:
         for path in domain.boot.files
         if not os.access(path, os.R_OK)
     ]
+    problems += nvram.firmware_problems(domain)
     for disk in domain.block:
-        problems += _disk_problems(disk)
+        if disk is not domain.variables or Path(disk.path).exists():  # else it is made
+            problems += _disk_problems(disk)
     for net in domain.net:
         problems += _net_problems(net)
     for tpm in domain.tpm:

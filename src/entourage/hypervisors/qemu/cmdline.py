@@ -18,6 +18,7 @@ from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.resolve import USB_ADDRESS, is_q35
 
 _NODE_ID_LENGTH = 24  # a node's name has 31 characters at most
+_FIRMWARE = "firmware"
 _Q35_CDS, _PC_CDS = 6, 4
 
 
@@ -60,6 +61,8 @@ def command_line(domain: Domain, host: HostThings) -> list[str]:
 
 def device_id(device: Device) -> str:
     """What a device is called in QEMU."""
+    if isinstance(device, Block) and device.model == "pflash":
+        return "system.flash1"  # a part of the machine, which names it itself
     return f"{device.device_class}-{device.id}"
 
 
@@ -162,14 +165,20 @@ def _machine(domain: Domain, host: HostThings) -> Iterator[str]:
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=on")
     yield "-sandbox"
     yield "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-    yield from ("-machine", domain.machine)
+    variables = domain.variables
+    if variables is not None and domain.boot.firmware is not None:
+        flash = f",pflash0={_FIRMWARE},pflash1={node_name(domain, variables)}"
+        yield from ("-blockdev", _json(_firmware_node(domain.boot.firmware)))
+    else:
+        flash = ""
+    yield from ("-machine", f"{domain.machine}{flash}")
     yield from ("-accel", "tcg,thread=multi" if domain.accel == "tcg" else domain.accel)
     yield from ("-cpu", str(domain.cpu))
     yield from ("-m", f"size={domain.memory}B")
     yield from ("-smp", f"cpus={domain.vcpus}")
     boot = domain.boot
     for option, value in (
-        ("-bios", boot.firmware),
+        ("-bios", None if flash else boot.firmware),
         ("-kernel", boot.kernel),
         ("-initrd", boot.initrd),
         ("-append", boot.cmdline),
@@ -196,6 +205,8 @@ def _devices(domain: Domain, host: HostThings) -> Iterator[str]:
     cds = 0
     for index, disk in enumerate(domain.block):
         yield from ("-blockdev", _json(block_node(disk, node_name(domain, disk), host)))
+        if disk.model == "pflash":  # see ``_machine``
+            continue
         device = _disk_device(domain, disk, cds)
         cds += disk.model == "ide-cd"
         yield from ("-device", _json({**device, "bootindex": index + 1}))
@@ -232,8 +243,14 @@ def _disk_device(domain: Domain, disk: Block, cds: int) -> dict[str, Any]:
                 else {"bus": f"ide.{cds // 2}", "unit": cds % 2}
             )
             return {"driver": "ide-cd", **device, **bus, **serial}
-        case "other":
+        case "pflash" | "other":
             raise UsageError("another hypervisor's disk cannot be made here", device=disk.label)
+
+
+def _firmware_node(path: str) -> dict[str, Any]:
+    """The block node of a UEFI firmware's code, which the guest can only read."""
+    file = {"driver": "file", "filename": path, "read-only": True}
+    return {"driver": "raw", "node-name": _FIRMWARE, "read-only": True, "file": file}
 
 
 def _net(domain: Domain, net: Net, host: HostThings) -> Iterator[str]:

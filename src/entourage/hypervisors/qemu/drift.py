@@ -88,6 +88,7 @@ def _devices(
     ours = {
         device_id(device): device.label
         for device in (*domain.block, *domain.net, *domain.usb, *domain.pci)
+        if device is not domain.variables  # a part of the machine
     }
     for name, label in ours.items():
         if name not in named:
@@ -150,7 +151,10 @@ def _medium(disk: Block, inserted: Mapping[str, Any] | None) -> Iterator[_Found]
 def frontends(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """What ``query-block`` says of each disk, by its id; QEMU may name a part of the device."""
     return {
-        str(one.get("qdev", "")).removeprefix("/machine/peripheral/").split("/")[0]: one
+        str(one.get("qdev", ""))
+        .removeprefix("/machine/")
+        .removeprefix("peripheral/")
+        .split("/")[0]: one
         for one in blocks
     }
 

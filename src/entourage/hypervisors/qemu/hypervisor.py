@@ -17,7 +17,7 @@ from entourage.hosts.parts import HostPart
 from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger, MemoryLedger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
-from entourage.hypervisors.qemu import binary, checks
+from entourage.hypervisors.qemu import binary, checks, nvram
 from entourage.hypervisors.qemu.access import account_of, notes, take_back
 from entourage.hypervisors.qemu.handle import GoneError, Handle, after_end, end_machine
 from entourage.hypervisors.qemu.incoming import QemuIncoming
@@ -121,6 +121,7 @@ class QemuHypervisor:
         await checks.check_access(resolved, where, account)
         ledger = MemoryLedger()
         try:
+            await asyncio.to_thread(nvram.make_variables, domain, ledger)
             up = await bring_up(resolved, where, ledger, incoming=False, account=account)
             try:
                 await asyncio.to_thread(write_owned, where, up.running.domain)
@@ -184,9 +185,9 @@ class QemuHypervisor:
             await monitor.close()
             process.close()
 
-    def notes(self) -> Sequence[str]:
-        """What whoever starts a domain here should know of how it runs."""
-        return notes(self._settings.qemu)
+    def notes(self, domain: Domain) -> Sequence[str]:
+        """What whoever starts this domain here should know of how it runs."""
+        return [*notes(self._settings.qemu), *nvram.notes(domain)]
 
     def _entry(self, name: str) -> Entry:
         entry = entry_of(self._settings, name)

@@ -74,8 +74,9 @@ class Mirrors:
                 "device": await self._root(disk),
                 "target": name,
                 "sync": "top" if top_only else "full",
-                # The guest's writes wait for the target's: so it converges by construction.
-                "copy-mode": "write-blocking",
+                # The guest's writes wait for the target's: so it converges by construction. A UEFI
+                # writes its few variables byte by byte, with QEMU's main lock held.
+                "copy-mode": "background" if disk.model == "pflash" else "write-blocking",
                 # Never ends by itself while the guest runs; see ``give_up``.
                 "on-source-error": "stop",
                 "on-target-error": "stop",

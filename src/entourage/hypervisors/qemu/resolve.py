@@ -64,6 +64,8 @@ def resolve(
     filled = msgspec.structs.replace(
         domain,
         uuid=mine,
+        # The file is made before the machine; another host must not make it of anything.
+        boot=msgspec.structs.replace(domain.boot, nvram_template=None),
         machine=versioned,
         accel=accel,
         cpu=domain.cpu or ("host,migratable=on" if accel == "kvm" else "max"),
@@ -91,6 +93,9 @@ def direct_works(path: str) -> bool:
 def _with_cache(disk: Block) -> Block:
     if disk.cache != "auto":
         return disk
+    if disk.model == "pflash":
+        # QEMU writes all of it before the guest runs on the target: in the blackout.
+        return msgspec.structs.replace(disk, cache="writeback")
     return msgspec.structs.replace(disk, cache="none" if direct_works(disk.path) else "writeback")
 
 
@@ -125,7 +130,10 @@ def _with_addresses(domain: Domain) -> Domain:
     )
     return msgspec.structs.replace(
         domain,
-        block=tuple(d if d.model == "ide-cd" else _placed(d, free) for d in domain.block),
+        block=tuple(
+            disk if disk.model in {"ide-cd", "pflash"} else _placed(disk, free)
+            for disk in domain.block
+        ),
         net=tuple(_placed(device, free) for device in domain.net),
         pci=tuple(_placed(device, free) for device in domain.pci),
     )

@@ -115,6 +115,23 @@ def test_boot() -> None:
     assert values(argv(resolved(boot=Boot(firmware="/f"))), "-bios") == ["/f"]
 
 
+def test_a_firmware_with_variables() -> None:
+    boot = Boot(firmware="/OVMF, CODE.fd", nvram="/srv/vars.fd", nvram_template="/vars")
+    domain = resolved(boot=boot, block=(Block(id="disk0", path="/srv/a.img"),))
+    assert domain.boot == Boot(firmware="/OVMF, CODE.fd")
+    arguments = argv(domain)
+    assert "-bios" not in arguments
+    [machine] = values(arguments, "-machine")
+    assert machine == "pc-q35-7.2,pflash0=firmware,pflash1=n1-nvram"
+    nodes = {n["node-name"]: n for n in map(json.loads, values(arguments, "-blockdev"))}
+    assert nodes["firmware"]["read-only"] is nodes["firmware"]["file"]["read-only"] is True
+    assert nodes["firmware"]["file"]["filename"] == "/OVMF, CODE.fd"
+    assert nodes["n1-nvram"]["read-only"] is False
+    # All of it is written in the blackout.
+    assert nodes["n1-nvram"]["file"]["cache"]["direct"] is False
+    assert list(devices(arguments)) == ["virtio-blk-pci"]
+
+
 def test_a_disk() -> None:
     disk = Block(id="disk0", path="/srv/a, b.qcow2", format="qcow2", serial="S1", cache="none")
     domain = resolved(block=(disk,))
