@@ -32,7 +32,7 @@ class HostThings:
         monitors: Listening sockets by the name of the monitor, as inherited descriptors.
         taps: Open taps by the id of their NIC, as inherited descriptors.
         host_devices: Paths of disks that are block devices.
-        buffered: Paths of disks that cannot be opened past the page cache here.
+        buffered: Paths of disks that cannot be used past the page cache here.
         vhost: Open devices of the kernel's vhost-net by the id of their NIC, as inherited
             descriptors; without one, QEMU moves the packets.
         console: The socket of the guest's serial port, as an inherited descriptor.

@@ -125,7 +125,7 @@ def host_things(
         monitors={},
         taps=taps or {},
         host_devices=frozenset(d.path for d in domain.block if _is_device(d.path)),
-        buffered=frozenset(d.path for d in domain.block if not direct_works(d.path)),
+        buffered=frozenset(d.path for d in domain.block if not direct_works(d)),
         vhost=vhost or {},
         incoming=incoming,
     )

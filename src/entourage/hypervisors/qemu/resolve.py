@@ -6,8 +6,11 @@ otherwise. What only this host is concerned with (a tap's name) is filled in as 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import stat
+import struct
 import uuid as uuids
 from collections.abc import Iterator
 from typing import Literal, TypeVar
@@ -23,6 +26,8 @@ D = TypeVar("D", Block, Net, Pci)
 # controller's (``USB_ADDRESS``), 1f the q35's ISA bridge.
 _FIRST_SLOT, _LAST_SLOT = 0x03, 0x1D
 USB_ADDRESS = "1e.0"
+_PAGE = 4096
+_BLKSSZGET = 0x1268  # linux/fs.h
 
 
 def is_q35(machine: str) -> bool:
@@ -81,13 +86,32 @@ def tap_name(uuid: str, index: int, attempt: int = 0) -> str:
     return f"en{hashlib.sha256(seed.encode()).hexdigest()[:8]}.{index}"
 
 
-def direct_works(path: str) -> bool:
-    """Whether a file can be read and written past the page cache."""
+def direct_works(disk: Block) -> bool:
+    """Whether QEMU can read and write a disk past the page cache.
+
+    It does not, where a raw image ends within what the filesystem takes as one request: QEMU would
+    have to write beyond its end. How much that is, QEMU cannot tell of a file that begins with a
+    hole, as all copies do, and takes a page.
+    """
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+        handle = os.open(disk.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError:
         return False
-    return True
+    try:
+        if disk.format != "raw":  # a file that grows
+            return True
+        sizes = (disk.size or 0, os.lseek(handle, 0, os.SEEK_END))
+        return not any(size % _request(handle) for size in sizes)
+    finally:
+        os.close(handle)
+
+
+def _request(handle: int) -> int:
+    """Of how many bytes requests past the page cache are multiples, at most."""
+    if not stat.S_ISBLK(os.fstat(handle).st_mode):
+        return _PAGE
+    sector = struct.pack("i", 0)
+    return int(struct.unpack("i", fcntl.ioctl(handle, _BLKSSZGET, sector))[0])
 
 
 def _with_cache(disk: Block) -> Block:
@@ -96,7 +120,7 @@ def _with_cache(disk: Block) -> Block:
     if disk.model == "pflash":
         # QEMU writes all of it before the guest runs on the target: in the blackout.
         return msgspec.structs.replace(disk, cache="writeback")
-    return msgspec.structs.replace(disk, cache="none" if direct_works(disk.path) else "writeback")
+    return msgspec.structs.replace(disk, cache="none" if direct_works(disk) else "writeback")
 
 
 def _with_names(net: Net, uuid: str, index: int) -> Net:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from entourage.domain import Block, Domain, Net, Pci
 from entourage.errors import UsageError
 from entourage.hypervisors.qemu.paths import places
-from entourage.hypervisors.qemu.resolve import resolve, tap_name
+from entourage.hypervisors.qemu.resolve import direct_works, resolve, tap_name
 from entourage.settings.model import PathSettings, Settings
 
 TYPES = {"q35": "pc-q35-7.2", "pc-q35-7.2": "pc-q35-7.2"}
@@ -99,6 +100,34 @@ def test_slots_run_out() -> None:
         fill(a_domain(pci=many))
     fits = fill(a_domain(pci=many[:27]))
     assert len({pci.address for pci in fits.pci}) == 27
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "works"),
+    [
+        (0, {}, True),
+        (2048 * 512, {}, True),
+        (2049 * 512, {}, False),
+        (501 * 2048, {"model": "ide-cd"}, False),
+        (1000, {}, False),
+        (2049 * 512, {"format": "qcow2"}, True),
+        (2048 * 512, {"size": 1023 * 512}, False),
+        (2048 * 512, {"size": 1024 * 512}, True),
+    ],
+)
+def test_what_ends_within_a_request_goes_through_the_page_cache(
+    size: int,
+    fields: dict[str, Any],
+    works: bool,  # noqa: FBT001 - a parameter of pytest's
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    disk = Block(id="d", path=str(tmp_path / "disk"), **fields)
+    assert not direct_works(disk)
+    Path(disk.path).write_bytes(b"")
+    os.truncate(disk.path, size)
+    monkeypatch.setattr(os, "O_DIRECT", 0)  # which not every filesystem of a developer's can
+    assert direct_works(disk) is works
 
 
 def test_cache_by_what_the_file_system_can(tmp_path: Path) -> None:
