@@ -20,6 +20,7 @@ import pytest
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hypervisors.base import Secret, Ticket
+from entourage.hypervisors.qemu import binary
 from entourage.hypervisors.qemu.paths import places
 from entourage.hypervisors.qemu.record import read_running
 from tests.e2e.qemu.hosts import (
@@ -311,3 +312,22 @@ async def test_the_deadman(hosts: Hosts, stage: str) -> None:
     await machine.close()
     await hosts.a.runs(domain, count)
     assert await leftovers_in_qemu(hosts.a, domain) == []
+
+
+async def test_the_log_says_why_a_target_that_was_cut_off_aborts(hosts: Hosts) -> None:
+    """It looks like a crash, and is none: the machine was to be ended."""
+    version = await binary.version()
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    move = Move(hosts, domain)
+    await move.up_to("mirror")
+    await move.abort()
+    if (7, 2, 14) <= version < (7, 3, 0):
+        assert "cut its mirrors off" in await move.incoming.died()
+    await move.undo_target()
+    await move.incoming.kill()  # again, as `recover` may: it is told once
+    lines = (hosts.b.root / "log/web.log").read_text().splitlines()
+    aborted = [line for line in lines if "Assertion" in line]
+    assert len(aborted) == ((7, 2, 14) <= version < (7, 3, 0)), lines
+    if aborted:
+        assert lines[-2:-1] == aborted
+        assert lines[-1].startswith("entourage: its source has given the migration up"), lines

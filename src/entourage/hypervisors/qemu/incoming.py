@@ -39,6 +39,12 @@ from entourage.settings.model import Settings
 _DEFAULT_ANNOUNCE_ROUNDS = 5
 _MEMORY = "memory"
 _NO_TPM = "the TPM emulator of the machine being built has ended"
+# What QEMU 7.2.14 and later 7.2 say as they abort when a mirror's connection ends. 10.0 does not.
+_CUT_OFF = "nbd_blockdev_client_closed: Assertion"
+_NO_CRASH = (
+    "entourage: its source has given the migration up and cut its mirrors off, of which this QEMU "
+    "aborts (7.2.14 and later 7.2); nothing is lost: the machine was to be ended, and never ran"
+)
 _NEVER_RELEASED = frozenset({"inmigrate", "paused", "prelaunch"})
 
 
@@ -290,6 +296,8 @@ class QemuIncoming(IncomingSeams):
         running = self._running or read_running(self._where)
         if running is not None:
             await end_processes(running.marker)
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._explain)
         await self.close()
         keys.forget_file(self._where)
 
@@ -304,6 +312,13 @@ class QemuIncoming(IncomingSeams):
             if process is not None:
                 process.close()
 
+    def _explain(self) -> None:
+        """Say in the machine's log why it looks like a crash, if it does."""
+        said = last_lines(self._where.log, self._log_start, 2)
+        if _CUT_OFF in said and _NO_CRASH not in said:
+            with self._where.log.open("a") as log:
+                log.write(f"{_NO_CRASH}\n")
+
     def _standing(self) -> Monitor:
         if self._monitor is None:
             raise HypervisorError("the machine is not built")
@@ -316,4 +331,6 @@ class QemuIncoming(IncomingSeams):
 
     def _failure(self) -> HypervisorError:
         said = plain(last_lines(self._where.log, self._log_start, 2)) or "it said nothing"
+        if _CUT_OFF in said:
+            said = "the source has cut its mirrors off"
         return HypervisorError(f"the machine being built has failed: {said}")
