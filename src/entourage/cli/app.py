@@ -88,6 +88,7 @@ app.command(epilog=EXIT_STATUS_HELP, short_help="Say what a migration would do."
 app.command()(here.start)
 app.command(name="list")(here.list_)
 app.command()(here.show)
+app.command()(here.console)
 app.command()(here.stop)
 app.command()(here.status)
 app.command(epilog=RECOVER_STATUS_HELP, short_help="Settle what is in doubt.")(here.recover)

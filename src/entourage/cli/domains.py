@@ -93,6 +93,8 @@ def show(settings: Settings, name: str, *, as_json: bool, connect: str | None = 
     if state is not None:
         pid = f", process {state.pid}" if state.pid else ""
         put(f"# {state.name} is {state.state}{pid}")
+        if state.console:
+            put(f"# console: entourage console {state.name}, or {state.console}")
     put_toml(dump_domain(domain))
 
 

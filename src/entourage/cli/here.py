@@ -62,6 +62,13 @@ def show(
     domains.show(_settings(config), domain, as_json=json, connect=connect)
 
 
+def console(domain: DomainName, *, connect: Connect = None, config: Config = None) -> None:
+    """Have the serial console of a guest on this terminal; ^] leaves it."""
+    from entourage.cli import console
+
+    console.console(_settings(config), domain, connect)
+
+
 def stop(
     domain: DomainName,
     *,

@@ -77,6 +77,8 @@ class Backend:
             one. It is given the name here, and the one there that the user asked for, if any.
         start_command: Returns what a user types on the hypervisor's host to start a domain there.
             It is given the hypervisor's name, and the domain's.
+        console_command: Returns what a user types there to have a guest's console, of domains that
+            say of no socket for it (``DomainState.console``); empty for none. Given the same.
         must_answer: Whether a list of all domains of this host fails where this one does not
             answer; else its domains are left out.
         starts_files: Whether it starts a domain from a domain file.
@@ -98,6 +100,7 @@ class Backend:
     open: Callable[[Settings, str], Hypervisor]
     counterpart: Callable[[str, str | None], str] = _same
     start_command: Callable[[str, str], str] = _by_us
+    console_command: Callable[[str, str], str] = lambda _name, _domain: ""
     must_answer: bool = False
     starts_files: bool = False
     destination: Callable[[str], Destination | None] = _nowhere

@@ -69,6 +69,11 @@ def start_command(hypervisor: str, domain: str) -> str:
     return backend_of(hypervisor).start_command(hypervisor, domain)
 
 
+def console_command(hypervisor: str, domain: str) -> str:
+    """What a user types on a hypervisor's host to have a guest's console; empty for none."""
+    return backend_of(hypervisor).console_command(hypervisor, domain)
+
+
 def elsewhere(name: str) -> Elsewhere | None:
     """The hypervisor of that name on a host without Entourage; None for one on its own host.
 

@@ -23,6 +23,8 @@ class DomainState(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     memory: int = 0
     vcpus: int = 0
+    console: str = ""
+    """The socket of the guest's serial console, which takes one at a time; empty for none."""
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):

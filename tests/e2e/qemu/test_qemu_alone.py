@@ -7,13 +7,16 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import termios
 import textwrap
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from entourage.cli.console import taken
 from entourage.domain import Block, Boot, Domain, Pci
 from entourage.errors import DomainBusy, HypervisorError, UsageError
 from entourage.hypervisors.qemu import binary
@@ -201,3 +204,43 @@ async def test_qemu_dies_and_nothing_is_left(hosts: Hosts) -> None:
     while hosts.a.processes():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert await hosts.a.status(domain) == "shut off"
+
+
+async def test_the_console_on_a_terminal(hosts: Hosts, tmp_path: Path) -> None:
+    """The guest's dots are seen; ^] leaves it as it was; it takes one at a time."""
+    domain = await hosts.start(a_domain(hosts.a, tpm=False))
+    paths = hosts.a.settings.paths
+    (tmp_path / "settings.toml").write_text(
+        f'[paths]\nstate = "{paths.state}"\nrun = "{paths.run}"\nlog = "{paths.log}"\n'
+    )
+    await asyncio.to_thread(has_its_console, domain.name, tmp_path / "settings.toml")
+    # Another program has it: QEMU lets who comes next wait.
+    [state] = await hosts.a.hypervisor.domains()
+    reader, writer = await asyncio.open_unix_connection(state.console)
+    assert b"." in await reader.read(100)
+    assert taken(state.console, Path("/proc/net/unix").read_text())
+    writer.close()
+    await writer.wait_closed()
+
+
+def has_its_console(name: str, settings: Path) -> None:
+    """A user has a console on a terminal, and leaves it."""
+    argv = [sys.executable, "-m", "entourage", "console", name, "--config", str(settings)]
+    user, program = os.openpty()
+    before = termios.tcgetattr(program)
+    console = subprocess.Popen(argv, stdin=program, stdout=program)
+    try:
+        while b"." not in os.read(user, 100):
+            pass
+        assert not termios.tcgetattr(program)[3] & termios.ECHO
+        second = subprocess.run(argv, stdin=program, capture_output=True, text=True, check=False)
+        assert second.returncode == 3
+        assert "another process has the console" in second.stderr
+        os.write(user, b"\x1d")
+        assert console.wait(10) == 0
+        assert termios.tcgetattr(program) == before
+    finally:
+        console.kill()
+        console.wait()
+        os.close(user)
+        os.close(program)

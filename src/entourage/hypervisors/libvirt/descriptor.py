@@ -47,6 +47,7 @@ BACKEND = Backend(
     open=_open,
     counterpart=lambda _name, wanted: wanted or USUAL,
     start_command=_start_command,
+    console_command=lambda name, domain: f"virsh -c {name} console {domain}",
     destination=uri.destination,
     name_elsewhere=uri.agentless_name,
     elsewhere=uri.elsewhere,

@@ -218,6 +218,7 @@ async def _state(entry: Entry) -> DomainState:
         pid=pid,
         memory=domain.memory,
         vcpus=domain.vcpus,
+        console=str(entry.places.console) if pid is not None else "",
     )
 
 
