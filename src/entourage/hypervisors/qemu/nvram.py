@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from entourage.domain import Block, Boot, Domain
-from entourage.errors import UsageError, plain_words
+from entourage.errors import HypervisorError, UsageError, plain_words
 from entourage.hosts.resources import Ledger, place
 from entourage.hypervisors.files import sync_directory
 
@@ -43,7 +43,7 @@ def make_variables(domain: Domain, ledger: Ledger) -> None:
         ledger: Takes what is made before it is.
 
     Raises:
-        UsageError: It cannot be made.
+        HypervisorError: It cannot be made.
     """
     variables, boot = domain.variables, domain.boot
     if variables is None or boot.firmware is None or Path(variables.path).exists():
@@ -62,10 +62,10 @@ def make_variables(domain: Domain, ledger: Ledger) -> None:
         scratch.unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
-        raise UsageError(
+        raise HypervisorError(
             f"{path} cannot be made: {plain_words(error)}",
             device=variables.label,
-            remedy="name another file under [boot] (nvram)",
+            remedy="make room there, or name another file under [boot] (nvram)",
         ) from error
 
 

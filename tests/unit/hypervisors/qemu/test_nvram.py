@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from entourage.domain import Block, Boot, Domain
-from entourage.errors import UsageError
+from entourage.errors import HypervisorError, UsageError
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.files import boot_problems
 from entourage.hypervisors.qemu.checks import check_start
@@ -85,6 +87,15 @@ async def test_a_start_that_fails_takes_it_back(code: Path, tmp_path: Path) -> N
     make_variables(uefi(code), ledger)
     assert await ledger.undo() == []
     assert not (tmp_path / "web1-vars.fd").exists()
+
+
+def test_where_it_cannot_be_written_is_told(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(code.parent))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HypervisorError, match=r"web1-vars\.fd cannot be made: .*no space left"):
+        make_variables(uefi(code), MemoryLedger())
 
 
 def test_code_alone_is_no_bios(code: Path, tmp_path: Path) -> None:
