@@ -40,6 +40,7 @@ class Refusal:
         remedy: What the user can do about it.
         no_way: True where the hypervisor has no way to move this device at all, so that an
             external tool configured for its class takes its place and lifts the refusal.
+        only_warns: True where it can move all the same, and the user is only told.
     """
 
     device: str
@@ -47,6 +48,7 @@ class Refusal:
     reason: str
     remedy: str = ""
     no_way: bool = False
+    only_warns: bool = False
 
     def __str__(self) -> str:
         """``block/disk0 on b: no such bridge (--net br0=…)``."""

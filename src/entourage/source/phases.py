@@ -57,7 +57,9 @@ class Phases:
     async def test(self) -> None:
         """Ask everything at once whether it can move; nothing is touched."""
         session, devices = self._session, self._devices
-        session.blockers = tuple(await session.machine.blockers())
+        told = await session.machine.blockers()
+        session.blockers = tuple(each for each in told if not each.only_warns)
+        warnings = [each for each in told if each.only_warns]
         domain, facts = session.machine.domain, dict(await session.machine.facts())
         if not self._settings.migration.tls:
             facts["encrypted"] = "no"
@@ -68,7 +70,10 @@ class Phases:
             found.append(Refusal("domain", session.source, reason, "leave out --non-live"))
         # The domain first: the agent makes the devices' other halves when it hears of it.
         about = messages.TestDomain(domain=domain, facts=dict(facts))
-        found += await session.link.call(messages.TEST, about)
+        for answer in await session.link.call(messages.TEST, about):
+            (warnings if answer.only_warns else found).append(answer)
+        for warning in warnings:
+            self._warn(warning)
         found += await devices.test()
         plan = MovePlan.of(session, devices, found)
         found += await plan.prove_way()
@@ -85,6 +90,12 @@ class Phases:
         self._emit(plan.event(self._clock.now()))
         if found:
             raise Refused(found)
+
+    def _warn(self, about: Refusal) -> None:
+        text = f"{about.reason} ({about.remedy})" if about.remedy else about.reason
+        device = "" if about.device == "domain" else about.device
+        at = self._clock.now()
+        self._emit(Warned(at=at, message=text, device=device, host=about.host))
 
     async def arm(self, side: SourceSide) -> None:
         """Write the migration into both journals: from here ``recover`` knows about it."""

@@ -224,7 +224,8 @@ class Agent:
             self._allowed.ports(*opening.plane.ports)
             # Not only at TEST, which a stranger leaves out: what has that name or UUID here must
             # never be taken for what this migration makes, and be ended with it.
-            if found := await self._refusals(hypervisor, opening.domain):
+            told = await self._refusals(hypervisor, opening.domain)
+            if found := [each for each in told if not each.only_warns]:
                 raise Refused(found)
         standing = self._journal.decision(hello.migration, Role.TARGET)
         if standing is not None and standing.record is not Record.NEVER:

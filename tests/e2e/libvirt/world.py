@@ -49,7 +49,12 @@ OF_STAND_INS = ("/var/lib/entourage/afar*", "/run/entourage/afar*")
 # A program that ssh does not find: as where there is no Entourage.
 NOT_THERE = ("--remote-command", "no-entourage-here")
 # libvirt's own directories, made when the first domain comes, or goes.
-MADE_ONCE = ("/etc/libvirt/qemu", "/run/libvirt/qemu/swtpm", "/var/lib/libvirt/swtpm")
+MADE_ONCE = (
+    "/etc/libvirt/qemu",
+    "/etc/libvirt/qemu/autostart",
+    "/run/libvirt/qemu/swtpm",
+    "/var/lib/libvirt/swtpm",
+)
 
 
 @dataclass

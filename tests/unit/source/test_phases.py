@@ -15,7 +15,7 @@ from entourage.device_steps import DeviceSteps
 from entourage.devices.base import AnyController
 from entourage.domain import Domain
 from entourage.errors import Refused
-from entourage.events import AnyEvent, DeviceRefused, SpanDone
+from entourage.events import AnyEvent, DeviceRefused, SpanDone, Warned
 from entourage.handover.values import Input, Record, Role
 from entourage.hypervisors.base import DataPlane
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
@@ -25,7 +25,7 @@ from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
 from entourage.source.blackout import Blackout
 from entourage.source.phases import Phases
-from entourage.steps import Step
+from entourage.steps import Refusal, Step
 
 
 class Machine:
@@ -35,12 +35,15 @@ class Machine:
     was_running = True
     in_the_clear = ""
 
-    def __init__(self, *, non_live: bool = True, flush: str = "") -> None:
+    def __init__(
+        self, *, non_live: bool = True, flush: str = "", blockers: Sequence[Refusal] = ()
+    ) -> None:
         self.non_live = non_live
+        self._blockers = list(blockers)
         self._flush = flush
 
     async def blockers(self) -> list[Any]:
-        return []
+        return self._blockers
 
     async def facts(self) -> dict[str, str]:
         return {}
@@ -108,6 +111,15 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
 def test_a_guest_may_be_stopped_first_where_its_hypervisor_can(backend: Any) -> None:
     story, events = phases(Machine(non_live=backend.non_live), live=False)
     asyncio.run(story.test())
+    assert not [event for event in events if isinstance(event, DeviceRefused)]
+
+
+def test_what_only_warns_stops_nothing_and_is_told() -> None:
+    about = Refusal("domain", "a", "its definition differs", "virsh dumpxml", only_warns=True)
+    story, events = phases(Machine(blockers=[about]))
+    asyncio.run(story.test())
+    [said] = [event for event in events if isinstance(event, Warned)]
+    assert (said.message, said.host) == ("its definition differs (virsh dumpxml)", "a")
     assert not [event for event in events if isinstance(event, DeviceRefused)]
 
 

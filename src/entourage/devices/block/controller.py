@@ -247,7 +247,7 @@ class BlockController(Controller[Block]):
                 self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
             if image.kind == "file" and not disk.is_only_read:
                 self._copied = await asyncio.to_thread(_as_it_is, image.path)
-            if image.bitmaps:
+            if image.bitmaps and machine.carrying is None:  # libvirt has them travel with the data
                 warn(here, disk, here.source, f"bitmaps stay behind: {', '.join(image.bitmaps)}")
             for warning in fitting.warnings:
                 warn(here, disk, here.target, warning)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from entourage.domain import Domain, Tpm
@@ -59,7 +60,7 @@ class AgentlessHypervisor(LibvirtHypervisor):
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:  # noqa: ARG002 - as its parent's
         """A machine to be built there."""
-        return AgentlessIncoming(self._uri, domain, self._identity)
+        return AgentlessIncoming(self._uri, domain, self._identity, self._notes(domain))
 
     async def test_incoming(
         self, domain: Domain, host: str, facts: Mapping[str, str]
@@ -81,14 +82,15 @@ class AgentlessIncoming(LibvirtIncoming):
         uri: By which it is reached from here.
         domain: See ``LibvirtIncoming``.
         identity: What its host must be known by; empty before it was first asked.
+        notes: See ``LibvirtIncoming``.
     """
 
     _patience = 20.0
     _ask_again = "`entourage recover`"
     _on_this_host = False
 
-    def __init__(self, uri: str, domain: Domain, identity: str) -> None:
-        super().__init__(uri, domain)
+    def __init__(self, uri: str, domain: Domain, identity: str, notes: Path | None = None) -> None:
+        super().__init__(uri, domain, notes)
         self._identity = identity
         self._not_ours: set[str] = set()  # volumes that somebody made before we could
 

@@ -40,7 +40,7 @@ async def test_incoming(
     """
     raw = connection.raw
     reasons = versions(facts, await ask(raw.getLibVersion), await ask(raw.getVersion), host)
-    reasons += await _taken(connection, domain, host)
+    found = await taken(connection, domain, host)
     if files:
         reasons += await boot_problems(domain, host, facts)
     reasons += await _machine(raw, domain, facts, host)
@@ -53,7 +53,7 @@ async def test_incoming(
                 "free some, or shut another domain down",
             )
         )
-    return [Refusal("domain", host, reason, remedy) for reason, remedy in reasons]
+    return [*(Refusal("domain", host, reason, remedy) for reason, remedy in reasons), *found]
 
 
 def versions(facts: Mapping[str, str], libvirt: int, qemu: int, host: str) -> list[Reason]:
@@ -82,21 +82,28 @@ def _parts(version: int) -> tuple[int, int, int]:
     return version // 1_000_000, version // 1000 % 1000, version % 1000
 
 
-async def _taken(connection: Connection, domain: Domain, host: str) -> list[Reason]:
-    """A domain of that name or UUID that is here already."""
-    found = await connection.domain(str(domain.uuid)) or await connection.named(domain.name)
+async def taken(connection: Connection, domain: Domain, host: str) -> list[Refusal]:
+    """A domain of that name or UUID that is here already; its own definition is replaced."""
+    mine = await connection.domain(str(domain.uuid))
+    found = mine or await connection.named(domain.name)
     if found is None:
         return []
 
-    def look() -> tuple[str, int]:
-        return found.name(), found.state(0)[0]
+    def look() -> tuple[str, int, bool]:
+        keeps = found.hasManagedSaveImage(0) or found.snapshotNum(0) or found.listAllCheckpoints(0)
+        return found.name(), found.state(0)[0], bool(keeps)
 
-    name, state = await ask(look)
-    if state in {State.SHUT_OFF, State.CRASHED}:
-        remedy = f"if it is of no use any more, `virsh undefine {name}` on {host}"
-        return [(f"there is a domain {name} here already, shut off", remedy)]
-    said = STATE_NAMES.get(State(state), "unknown")
-    return [(f"there is a domain {name} here already, {said}", f"see `virsh list` on {host}")]
+    name, state, keeps = await ask(look)
+    reason = f"there is a domain {name} here already, {STATE_NAMES.get(State(state), 'unknown')}"
+    if state not in {State.SHUT_OFF, State.CRASHED}:
+        return [Refusal("domain", host, reason, f"see `virsh list` on {host}")]
+    if mine is not None and name == domain.name and not keeps:
+        reason = f"the definition of {name} that is here, {STATE_NAMES[State(state)]}, is replaced"
+        return [Refusal("domain", host, reason, only_warns=True)]
+    if keeps:
+        reason += ", and libvirt keeps a saved state, snapshots or checkpoints of it"
+    remedy = f"if it is of no use any more, `virsh undefine {name}` on {host}"
+    return [Refusal("domain", host, reason, remedy)]
 
 
 async def _machine(raw: Any, domain: Domain, facts: Mapping[str, str], host: str) -> list[Reason]:

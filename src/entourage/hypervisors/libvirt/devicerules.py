@@ -24,6 +24,7 @@ IMAGE_KEYS = frozenset({"@file", "@dev", "@dir", "@name", "@pool", "@volume"})
 BACKED = ("backingStore", "mirror", "dataStore")
 _DISPLAYS = frozenset({"vnc", "spice", "egl-headless", "dbus", "rdp"})
 _QUIET_AUDIO = frozenset({"", "none", "spice", "dbus"})
+_OF_NETWORKS = frozenset({"network", "bridge", "direct", "hostdev"})
 _MADE_UP = ("vnet", "macvtap", "macvlan")
 """With these begin the names of interfaces that libvirt chooses anew."""
 _SOCKETS = re.compile(
@@ -157,7 +158,11 @@ def _is_own(source: ET.Element, kind: str, named: str) -> bool:
 def _interface(at: At) -> Parts:
     kind = at.get("type")
     keys = {"network": "network", "bridge": "bridge", "direct": "dev"}
-    if kind in keys:
+    networks = [found.get("network", "") for found in at.sources() if found.get("network")]
+    if networks and kind in _OF_NETWORKS:  # its type while it runs is what the network made of it
+        for network in networks:
+            yield at.part(Kind.NETWORK, network, "source/@network")
+    elif kind in keys:
         for found in at.sources():
             yield at.part(Kind.NETWORK, found.get(keys[kind], ""), f"source/@{keys[kind]}")
             if kind == "direct" and found.get("mode") == "passthrough":

@@ -159,13 +159,14 @@ def _nics(root: ET.Element, lookups: Lookups) -> Iterator[Net]:
         source, mac, mtu = nic.find("source"), nic.find("mac"), nic.find("mtu")
         said: Mapping[str, str] = source.attrib if source is not None else {}
         model = nic.find("model")
-        network = said.get("network") if kind == "network" else None
+        network = said.get("network")
         attach: Literal["bridge", "network", "direct", "other"]
         match kind:
+            case _ if network:  # while it runs, its type is what the network made of it
+                own = said.get("bridge") or said.get("dev")
+                attach, bridge = "network", own or lookups.bridge(network)
             case "bridge":
                 attach, bridge = "bridge", said.get("bridge", "")
-            case "network":
-                attach, bridge = "network", said.get("bridge") or lookups.bridge(network or "")
             case "direct":
                 attach, bridge = "direct", said.get("dev", "")
             case _:

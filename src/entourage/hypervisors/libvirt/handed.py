@@ -37,6 +37,7 @@ _TYPES: Mapping[str, type] = {
 }
 """What comes from Entourage on the source."""
 _COPYING = Flag.NON_SHARED_DISK | Flag.NON_SHARED_INC
+_OF_CONTROLLERS = frozenset({Kind.IMAGE, Kind.NETWORK, Kind.TAP})
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _WITH_SCOPE = re.compile(r"[A-Za-z0-9_.:%-]+")
 _PACKAGED = re.compile(r"/usr/(?:s?bin|libexec|lib/qemu)/(?:kvm|qemu-kvm|qemu-system-[a-z0-9_]+)")
@@ -103,12 +104,12 @@ async def told(connection: Connection, facts: Mapping[str, str]) -> Sequence[Hos
 
     def look() -> list[HostPart]:
         lookups = lookups_of(connection)
-        found = list(_of_emulator(facts.get("emulator", "")))
+        running = list(_of_emulator(facts.get("emulator", "")))
         if text := facts.get("xml"):
-            found += named(read(text), lookups)
+            running += named(read(text), lookups)
         if text := facts.get("definition"):
-            found += _kept(named(read(text), lookups))
-        return found
+            return running + _pending(running, _kept(named(read(text), lookups)))
+        return running
 
     return _without(await ask(look), await emulators(connection))
 
@@ -198,6 +199,20 @@ def _kept(parts: Iterable[HostPart]) -> Iterator[HostPart]:
     """The same of a definition, which may name what the running domain does not."""
     for part in parts:
         yield dataclasses.replace(part, place=f"{part.place} of its definition")
+
+
+def _pending(running: Sequence[HostPart], kept: Iterable[HostPart]) -> list[HostPart]:
+    """The same, as the domain's own where the running device of that name has another in its place.
+
+    A device's controller asks only of what runs.
+    """
+    has = {(part.device, part.name) for part in running}
+    return [
+        dataclasses.replace(part, device="domain")
+        if part.kind in _OF_CONTROLLERS and (part.device, part.name) not in has
+        else part
+        for part in kept
+    ]
 
 
 def _check_identity(root: ET.Element, domain: Domain) -> None:

@@ -118,7 +118,11 @@ class LibvirtHypervisor:
 
         It makes nothing that a ledger could name: libvirtd itself ends what nobody finishes.
         """
-        return LibvirtIncoming(self._uri, domain)
+        return LibvirtIncoming(self._uri, domain, self._notes(domain))
+
+    def _notes(self, domain: Domain) -> Path:
+        """The file of what is to be done when a domain arrives."""
+        return Path(self._settings.paths.state, f"{domain.uuid}.arrival")
 
     async def test_incoming(
         self, domain: Domain, host: str, facts: Mapping[str, str]

@@ -14,6 +14,7 @@ from entourage.hypervisors.libvirt.constants import XML_INACTIVE, XML_MIGRATABLE
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.survey import survey
 from entourage.steps import Refusal
 
 
@@ -41,8 +42,14 @@ async def facts(handle: Handle) -> Mapping[str, str]:
 
 
 async def blockers(handle: Handle) -> Sequence[Refusal]:
-    """What libvirt itself has against it: it is asked by a Begin that begins nothing."""
+    """What speaks against moving it, or waits for its next start; and what libvirt itself says.
+
+    That is asked by a Begin that begins nothing; not where it would only wait for a job's end.
+    """
     host = socket.gethostname()
+    found = await survey(handle)
+    if found.begun:
+        return [*found.begun, *found.pending]
     try:
         library = await asyncio.to_thread(phases)
         await ask(library.begin, handle.raw, {}, Flag.LIVE | Flag.UNSAFE)
@@ -54,9 +61,10 @@ async def blockers(handle: Handle) -> Sequence[Refusal]:
                 host,
                 f"libvirt cannot move it: {reason}",
                 "take out of the domain what it names, and try again",
-            )
+            ),
+            *found.pending,
         ]
-    return []
+    return found.pending
 
 
 def _text(cpu: ET.Element | None) -> str:

@@ -30,8 +30,9 @@ from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
-from entourage.hypervisors.libvirt import looks, tls
+from entourage.hypervisors.libvirt import looks, tls, volumes
 from entourage.hypervisors.libvirt.announcing import SourceAnnouncing
+from entourage.hypervisors.libvirt.checkpoints import Checkpoint, checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call, phases
 from entourage.hypervisors.libvirt.constants import (
     XML_INACTIVE,
@@ -44,9 +45,10 @@ from entourage.hypervisors.libvirt.constants import (
 from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job, Parameters
+from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import is_tcp, way_of
-from entourage.hypervisors.libvirt.retarget import differs, retarget
+from entourage.hypervisors.libvirt.retarget import as_configured, differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
 from entourage.hypervisors.libvirt.tpm import SourceTpm
 from entourage.hypervisors.reach import check_host
@@ -83,6 +85,7 @@ class LibvirtMachine(MachineSeams):
         self._clear = ""
         self._extra = Flag(0)
         self._tidying: asyncio.Task[None] | None = None
+        self._released = False
 
     @property
     def domain(self) -> Domain:
@@ -123,6 +126,10 @@ class LibvirtMachine(MachineSeams):
         await self._job.close()
         if self._deadman is not None:
             self._deadman.close()
+        if self._released:  # its disks were deleted since
+            with contextlib.suppress(HypervisorError):
+                paths = [disk.path for disk in self.domain.block]
+                await volumes.refresh(self._handle.connection, paths)
         await self._handle.connection.close()
 
     async def facts(self) -> Mapping[str, str]:
@@ -207,16 +214,26 @@ class LibvirtMachine(MachineSeams):
         if disks.names:
             flags |= Flag.NON_SHARED_INC if disks.top_only else Flag.NON_SHARED_DISK
             parameters[Parameter.DISKS] = disks.names
+        kept = ""
+        if not handle.transient:
+            kept = await ask(handle.raw.XMLDesc, XML_SECURE | XML_INACTIVE | XML_MIGRATABLE)
         if differs(self.domain, target):
+            moved, lookups = (self.domain, target), lookups_of(handle.connection)
             running = await ask(handle.raw.XMLDesc, XML_SECURE | XML_MIGRATABLE)
-            parameters[Parameter.DEST_XML] = retarget(running, self.domain, target)
-            if not handle.transient:
-                kept = await ask(handle.raw.XMLDesc, XML_SECURE | XML_INACTIVE | XML_MIGRATABLE)
-                parameters[Parameter.PERSIST_XML] = retarget(kept, self.domain, target)
+            parameters[Parameter.DEST_XML] = await ask(retarget, running, *moved, lookups)
+            if kept:
+                parameters[Parameter.PERSIST_XML] = await ask(retarget, kept, *moved, lookups)
+        autostart, checkpoints = await ask(_beside, handle)
         xml, cookie = await self._job.begin(handle, parameters, flags)
-        parameters[Parameter.DEST_XML] = xml
+        parameters[Parameter.DEST_XML] = as_configured(xml, kept)
         plan = LibvirtPlan(
-            xml=xml, cookie=cookie, flags=flags, parameters=parameters, transient=handle.transient
+            xml=xml,
+            cookie=cookie,
+            flags=flags,
+            parameters=parameters,
+            transient=handle.transient,
+            autostart=autostart,
+            checkpoints=checkpoints,
         )
         return Plan(msgspec.msgpack.encode(plan))
 
@@ -357,6 +374,7 @@ class LibvirtMachine(MachineSeams):
         except LostError:
             await self._handle.find_again()
             await self._handle.destroy()
+        self._released = True
         await self._dismiss()
 
     async def _dismiss(self) -> None:
@@ -368,3 +386,12 @@ class LibvirtMachine(MachineSeams):
         if self._tidying is not None:
             await self._tidying
             self._tidying = None
+
+
+def _beside(handle: Handle) -> tuple[bool, tuple[Checkpoint, ...]]:
+    """What libvirt knows of a domain beside its XML: does it start with its host? its checkpoints.
+
+    Blocks.
+    """
+    autostart = not handle.transient and bool(handle.raw.autostart())
+    return autostart, checkpoints_of(handle.raw)

@@ -7,7 +7,10 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from entourage.domain import Block, Domain, Net
-from entourage.hypervisors.libvirt.domainxml import parse
+from entourage.hypervisors.libvirt.domainxml import Lookups, parse, source_path
+
+# What libvirt shows of a network's own making: its bridge or interface, and the port of that.
+_OF_THE_RUNNING = ("bridge", "dev", "mode", "portid", "macTableManager")
 
 
 def differs(here: Domain, there: Domain) -> bool:
@@ -15,7 +18,7 @@ def differs(here: Domain, there: Domain) -> bool:
     return any(True for _ in _changes(here, there))
 
 
-def retarget(text: str, here: Domain, there: Domain) -> str:
+def retarget(text: str, here: Domain, there: Domain, lookups: Lookups) -> str:
     """The same XML with the target's places in it.
 
     Args:
@@ -23,17 +26,67 @@ def retarget(text: str, here: Domain, there: Domain) -> str:
             that does not have in common with the running one stays as it is.
         here: The domain on the source.
         there: The domain as it is to be.
+        lookups: What the XML leaves to libvirt's other objects; each blocks.
     """
     root = parse(text)
     for old, new in _changes(here, there):
         match old, new:
             case Block(), Block():
-                _move_disk(root, old, new)
+                _move_disk(root, old, new, lookups)
             case Net(), Net():
                 _move_nic(root, old, new)
             case _:
                 pass
     return ET.tostring(root, encoding="unicode")
+
+
+def as_configured(text: str, kept: str) -> str:
+    """The XML of a running domain with its NICs on libvirt's networks as their user attached them.
+
+    While it runs, libvirt shows what the network here has made of them: a bridge, an interface, a
+    device. On the target that is for the network of that name there to say.
+
+    Args:
+        text: Of the running domain.
+        kept: Of its definition; empty where it has none.
+    """
+    root = parse(text)
+    kept_nics = parse(kept).findall("devices/interface") if kept else []
+    wanted = {_mac(nic): nic for nic in kept_nics}
+    changed = False
+    for nic in root.iterfind("devices/interface"):
+        source = nic.find("source")
+        if source is None or not source.get("network") or nic.get("type") == "network":
+            continue
+        changed = True
+        nic.set("type", "network")
+        for key in _OF_THE_RUNNING:
+            source.attrib.pop(key, None)
+        for address in source.findall("address"):
+            source.remove(address)
+        if (own := wanted.get(_mac(nic))) is not None and own.get("type") == "network":
+            _take_over(nic, own)
+    return ET.tostring(root, encoding="unicode") if changed else text
+
+
+def _take_over(nic: ET.Element, own: ET.Element) -> None:
+    """What its user has said of a NIC's port, in place of that with the network's own merged in."""
+    said = own.find("source")
+    if said is None or said.get("network") != _attribute(nic, "source", "network"):
+        return
+    for tag in ("virtualport", "vlan", "bandwidth"):
+        for merged in nic.findall(tag):
+            nic.remove(merged)
+        nic.extend(own.findall(tag))
+
+
+def _mac(nic: ET.Element) -> str:
+    return _attribute(nic, "mac", "address").lower()
+
+
+def _attribute(nic: ET.Element, tag: str, name: str) -> str:
+    found = nic.find(tag)
+    return "" if found is None else found.get(name, "")
 
 
 def _changes(here: Domain, there: Domain) -> Iterator[tuple[Block | Net, Block | Net]]:
@@ -51,11 +104,13 @@ def _place(nic: Net) -> tuple[str, str | None]:
     return ("", nic.network) if nic.attach == "network" else (nic.bridge, nic.tap)
 
 
-def _move_disk(root: ET.Element, old: Block, new: Block) -> None:
+def _move_disk(root: ET.Element, old: Block, new: Block, lookups: Lookups) -> None:
     for disk in root.iterfind("devices/disk"):
         target, source = disk.find("target"), disk.find("source")
         if target is None or source is None or target.get("dev") != old.id:
             continue
+        if source_path(disk, lookups) != old.path:
+            continue  # the definition has another one there for the next start
         block = Path(new.path).is_relative_to("/dev") and not new.path.startswith("/dev/shm/")  # noqa: S108 - a disk's
         for key in ("file", "dev", "pool", "volume", "mode"):
             source.attrib.pop(key, None)
@@ -64,24 +119,18 @@ def _move_disk(root: ET.Element, old: Block, new: Block) -> None:
 
 
 def _move_nic(root: ET.Element, old: Net, new: Net) -> None:
+    key = {"network": "network", "bridge": "bridge", "direct": "dev"}.get(old.attach)
+    was, then = (old.network, new.network) if old.attach == "network" else (old.bridge, new.bridge)
     for nic in root.iterfind("devices/interface"):
-        mac, source = nic.find("mac"), nic.find("source")
-        if (
-            source is None
-            or mac is None
-            or mac.get("address", "").lower() != (old.mac or "").lower()
-        ):
+        source = nic.find("source")
+        if source is None or _mac(nic) != (old.mac or "").lower():
             continue
-        match old.attach:
-            case "network":
-                source.attrib.clear()
-                source.set("network", new.network or "")
-            case "bridge":
-                source.set("bridge", new.bridge)
-            case "direct":
-                source.set("dev", new.bridge)
-            case "other":
-                pass
+        if key is not None and source.get(key) == was:
+            source.set(key, then or "")
+            if old.attach == "network":
+                for made in _OF_THE_RUNNING:
+                    source.attrib.pop(made, None)
+                nic.set("type", "network")
         target = nic.find("target")
         if old.tap and new.tap is None and target is not None:
             target.attrib.pop("dev", None)

@@ -48,6 +48,12 @@ async def undefine(raw: Any, name: str, *, here: bool) -> None:
             ) from error
 
 
+async def set_aside(raw: Any) -> None:
+    """Forget the definition of a domain that is off, and nothing of what belongs to it."""
+    keep = _KEEP_TPM if await ask(_version, raw) >= _KNOWS_TPM else 0
+    await ask(raw.undefineFlags, _KEEP_NVRAM | keep)
+
+
 def flags(version: int, *, tpm_is_alone: bool) -> int:
     """What libvirt is told.
 

@@ -5,12 +5,14 @@ Only pools of files count: those whose volumes lie in one directory under their 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 from xml.etree import ElementTree as ET
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.libvirt.connection import Connection, ask
+from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import NO_VOLUME
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.values import NewVolume, Place
@@ -68,6 +70,17 @@ async def delete(connection: Connection, path: str) -> None:
 
     if not await ask(remove):
         raise HypervisorError(f"its storage pool is not active: {PurePosixPath(path).parent}")
+
+
+async def refresh(connection: Connection, paths: Iterable[str]) -> None:
+    """Have libvirt look anew at the pools that these files are, or were, in.
+
+    Where it has no storage driver, or cannot look at one, it goes by what it has last seen.
+    """
+    one_of_each = {str(PurePosixPath(path).parent): path for path in paths}
+    for path in one_of_each.values():
+        with contextlib.suppress(RefusedError):
+            await ask(_pool_of, connection, path)
 
 
 def volume_xml(volume: NewVolume) -> str:

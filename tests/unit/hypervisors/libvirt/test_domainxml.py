@@ -15,7 +15,7 @@ from entourage.hypervisors.libvirt.domainxml import (
     read_domain,
     side_text,
 )
-from entourage.hypervisors.libvirt.retarget import differs, retarget
+from entourage.hypervisors.libvirt.retarget import as_configured, differs, retarget
 from entourage.hypervisors.side import Side, read_side, with_side
 
 XML = """
@@ -184,7 +184,7 @@ def test_a_disk_elsewhere() -> None:
     here = read_domain(XML, LOOKUPS)
     there = here.with_device(msgspec.structs.replace(here.block[0], path="/dev/vg/new"))
     assert differs(here, there)
-    text = retarget(XML, here, there)
+    text = retarget(XML, here, there, LOOKUPS)
     assert place(text, "devices/disk[1]/source") == {"dev": "/dev/vg/new"}
     assert place(text, "devices/disk[1]")["type"] == "block"
     assert place(text, "devices/disk[2]/source") == {"dev": "/dev/vg/web1"}
@@ -193,7 +193,7 @@ def test_a_disk_elsewhere() -> None:
 def test_a_volume_elsewhere_becomes_a_file() -> None:
     here = read_domain(XML, LOOKUPS)
     there = here.with_device(msgspec.structs.replace(here.block[2], path="/srv/data.img"))
-    text = retarget(XML, here, there)
+    text = retarget(XML, here, there, LOOKUPS)
     assert place(text, "devices/disk[3]/source") == {"file": "/srv/data.img"}
     assert place(text, "devices/disk[3]")["type"] == "file"
 
@@ -203,7 +203,7 @@ def test_another_bridge_network_and_interface() -> None:
     there = here.with_device(msgspec.structs.replace(here.net[0], bridge="br1"))
     there = there.with_device(msgspec.structs.replace(here.net[1], network="lan", tap=None))
     there = there.with_device(msgspec.structs.replace(here.net[2], bridge="eth1"))
-    text = retarget(XML, here, there)
+    text = retarget(XML, here, there, LOOKUPS)
     assert place(text, "devices/interface[1]/source") == {"bridge": "br1"}
     assert place(text, "devices/interface[2]/source") == {"network": "lan"}
     assert place(text, "devices/interface[3]/source") == {"dev": "eth1", "mode": "bridge"}
@@ -213,6 +213,83 @@ def test_a_networks_bridge_is_the_targets_business() -> None:
     here = read_domain(XML, LOOKUPS)
     there = here.with_device(msgspec.structs.replace(here.net[1], bridge="virbr7"))
     assert not differs(here, there)
+
+
+NETWORK_NICS = """
+<domain><name>web1</name><uuid>2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11</uuid>
+  <memory>262144</memory><os><type>hvm</type></os><devices>
+  <interface type='bridge'>
+    <mac address='52:54:00:00:00:01'/>
+    <source network='lan' portgroup='web' portid='p' bridge='bra'/>
+    <virtualport type='openvswitch'><parameters interfaceid='i' profileid='merged'/></virtualport>
+    <model type='virtio'/>
+  </interface>
+  <interface type='direct'>
+    <mac address='52:54:00:00:00:02'/>
+    <source network='pool' dev='eth3' mode='bridge' portid='q'/>
+  </interface>
+  <interface type='hostdev'>
+    <mac address='52:54:00:00:00:03'/>
+    <source network='vfs'><address type='pci' domain='0' bus='1' slot='2' function='0'/></source>
+  </interface>
+  </devices></domain>
+"""
+NETWORK_NICS_KEPT = """
+<domain><devices>
+  <interface type='network'>
+    <mac address='52:54:00:00:00:01'/><source network='lan' portgroup='web'/>
+    <virtualport><parameters interfaceid='i'/></virtualport>
+  </interface>
+</devices></domain>
+"""
+
+
+def test_what_a_network_has_made_of_a_nic_is_still_on_the_network() -> None:
+    nics = read_domain(NETWORK_NICS).net
+    assert [(nic.attach, nic.network, nic.bridge) for nic in nics] == [
+        ("network", "lan", "bra"), ("network", "pool", "eth3"), ("network", "vfs", "none"),
+    ]  # fmt: skip
+
+
+def test_the_networks_of_the_target_make_of_a_nic_what_they_like() -> None:
+    text = as_configured(NETWORK_NICS, NETWORK_NICS_KEPT)
+    assert [nic.get("type") for nic in parse(text).iterfind("devices/interface")] == [
+        "network", "network", "network",
+    ]  # fmt: skip
+    assert place(text, "devices/interface[1]/source") == {"network": "lan", "portgroup": "web"}
+    assert place(text, "devices/interface[1]/virtualport/parameters") == {"interfaceid": "i"}
+    assert place(text, "devices/interface[2]/source") == {"network": "pool"}
+    assert parse(text).find("devices/interface[3]/source/address") is None
+
+
+def test_without_a_definition_its_port_is_as_it_runs() -> None:
+    text = as_configured(NETWORK_NICS, "")
+    assert place(text, "devices/interface[1]/virtualport/parameters")["profileid"] == "merged"
+
+
+def test_a_domain_without_such_nics_stays_as_it_is() -> None:
+    assert as_configured(XML, "") is XML
+
+
+def test_another_network_keeps_portgroup_and_virtualport() -> None:
+    here = read_domain(NETWORK_NICS)
+    there = here.with_device(msgspec.structs.replace(here.net[0], network="wan"))
+    text = retarget(NETWORK_NICS, here, there, LOOKUPS)
+    assert place(text, "devices/interface[1]/source") == {"network": "wan", "portgroup": "web"}
+    assert place(text, "devices/interface[1]/virtualport")["type"] == "openvswitch"
+
+
+# What waits for the next start
+
+
+def test_a_pending_disk_and_nic_stay_as_they_are() -> None:
+    here = read_domain(XML, LOOKUPS)
+    there = here.with_device(msgspec.structs.replace(here.block[0], path="/srv/new.qcow2"))
+    there = there.with_device(msgspec.structs.replace(here.net[0], bridge="br1"))
+    kept = XML.replace("/srv/web1.qcow2", "/srv/pending.qcow2").replace("'br0'", "'br7'")
+    text = retarget(kept, here, there, LOOKUPS)
+    assert place(text, "devices/disk[1]/source") == {"file": "/srv/pending.qcow2"}
+    assert place(text, "devices/interface[1]/source") == {"bridge": "br7"}
 
 
 # What a user adds

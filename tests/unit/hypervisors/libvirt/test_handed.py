@@ -164,6 +164,20 @@ def names(parts: Any) -> list[tuple[Kind, str]]:
     return [(part.kind, part.name) for part in parts]
 
 
+async def test_what_only_the_definition_has_is_nobody_elses_to_ask_about(
+    connection: Connection,
+) -> None:
+    """Else it would be found at BUILD, and TEST has said yes."""
+    disk = "<disk type='file'><source file='/srv/{}.img'/><target dev='vda'/></disk>"
+    facts = {"xml": xml(disk.format("one")), "definition": xml(disk.format("two"))}
+    found = await handed.told(connection, facts)
+    assert [(part.name, part.device) for part in found] == [
+        ("/srv/one.img", "block/vda"), ("/srv/two.img", "domain"),
+    ]  # fmt: skip
+    same = await handed.told(connection, facts | {"definition": facts["xml"]})
+    assert {part.device for part in same} == {"block/vda"}
+
+
 async def test_both_definitions_are_told_of(connection: Connection) -> None:
     """As the source says it, in Prepare's parameters, and in both cookies."""
     serial = "<serial type='file'><source path='/etc/x'/></serial>"

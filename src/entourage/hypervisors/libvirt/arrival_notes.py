@@ -1,0 +1,91 @@
+"""What is still to be done for a libvirt domain once it has arrived, or if it never does.
+
+libvirt carries neither whether a domain starts with its host nor its checkpoints, and a definition
+that was here before must come back where the guest does not come. It stands in a file, so that
+``entourage recover`` knows it too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from entourage.errors import HypervisorError, plain_words
+from entourage.hypervisors.files import sync_directory
+from entourage.hypervisors.libvirt.checkpoints import Checkpoint
+
+
+class Notes(msgspec.Struct, frozen=True, kw_only=True):
+    """For one domain.
+
+    Attributes:
+        transient: It is to have no definition here.
+        autostart: It is to start with its host.
+        checkpoints: Those that are to be known here, each after its parent.
+        replaced: The XML of the definition that was here; empty where there was none.
+        replaced_autostart: Whether that started with the host.
+    """
+
+    transient: bool = False
+    autostart: bool = False
+    checkpoints: tuple[Checkpoint, ...] = ()
+    replaced: str = ""
+    replaced_autostart: bool = False
+
+
+class NotesFile:
+    """The notes about one domain's arrival.
+
+    Args:
+        path: Their file; None: they end with this process.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._notes: Notes | None = None
+
+    def read(self) -> Notes | None:
+        """What was written last, if only by another process; None where nothing was.
+
+        Raises:
+            HypervisorError: It cannot be read.
+        """
+        if self._notes is None and self._path is not None:
+            try:
+                self._notes = msgspec.json.decode(self._path.read_bytes(), type=Notes)
+            except FileNotFoundError:
+                return None
+            except (OSError, msgspec.DecodeError) as error:
+                raise HypervisorError(
+                    f"{self._path} cannot be read: {plain_words(error)}",
+                    remedy="it says what is still to be done for a domain that arrives here",
+                ) from error
+        return self._notes
+
+    def write(self, notes: Notes) -> None:
+        """Write them down; durable when this returns.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        self._notes = notes
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self._path.with_suffix(f".{secrets.token_hex(4)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(scratch, flags, 0o600), "wb") as file:  # noqa: PTH123 - by its descriptor
+            file.write(msgspec.json.encode(notes))
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(self._path)
+        sync_directory(self._path.parent)
+
+    def remove(self) -> None:
+        """All is done."""
+        self._notes = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
