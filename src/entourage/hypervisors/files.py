@@ -47,18 +47,21 @@ async def boot_problems(
         host: What the target is called.
         facts: What the source says; the digest of each as ``sha256:PATH``.
     """
-    found: list[tuple[str, str]] = []
-    for path in domain.boot.files:
-        here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
-        if not here:
-            found.append((f"there is no {path}, which it boots from", f"copy it to {host}"))
-        elif not there:
-            reason = f"the source has no {path} any more, which it boots from, or cannot read it"
-            found.append((reason, f"put it back there, the same as on {host}"))
-        elif here != there:
-            reason = f"{path} is not the file of that name that the source has"
-            found.append((reason, f"copy it to {host}"))
-    return found
+    problems = [await boot_problem(path, host, facts) for path in domain.boot.files]
+    return [problem for problem in problems if problem]
+
+
+async def boot_problem(path: str, host: str, facts: Mapping[str, str]) -> tuple[str, str] | None:
+    """The same of one file; None where it is the source's."""
+    here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
+    if not here:
+        return f"there is no {path}, which it boots from", f"copy it to {host}"
+    if not there:
+        reason = f"the source has no {path} any more, which it boots from, or cannot read it"
+        return reason, f"put it back there, the same as on {host}"
+    if here != there:
+        return f"{path} is not the file of that name that the source has", f"copy it to {host}"
+    return None
 
 
 def is_on_local_storage(path: Path) -> bool:

@@ -7,11 +7,12 @@ from typing import Any, TypeAlias
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.files import boot_problems
+from entourage.hypervisors.libvirt.bootfiles import boot_refusals
 from entourage.hypervisors.libvirt.capi import OLDEST
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import STATE_NAMES, State
 from entourage.hypervisors.libvirt.errors import plain
+from entourage.hypervisors.libvirt.needs import needs
 from entourage.steps import Refusal
 
 Reason: TypeAlias = tuple[str, str]
@@ -42,7 +43,8 @@ async def test_incoming(
     reasons = versions(facts, await ask(raw.getLibVersion), await ask(raw.getVersion), host)
     found = await taken(connection, domain, host)
     if files:
-        reasons += await boot_problems(domain, host, facts)
+        found += await boot_refusals(domain, host, facts)
+    found += await needs(connection, facts, host, files=files)
     reasons += await _machine(raw, domain, facts, host)
     free = await ask(raw.getFreeMemory)
     available = await _available(raw, free)

@@ -69,7 +69,7 @@ def _domain(root: ET.Element, lookups: Lookups) -> Domain:
     return Domain(
         name=root.findtext("name", ""),
         uuid=root.findtext("uuid", ""),
-        memory=_size(root.find("memory")),
+        memory=size_of(root.find("memory")),
         vcpus=_vcpus(root),
         machine=(machine.get("machine", "") if machine is not None else "") or "none",
         cpu=_cpu(cpu),
@@ -94,7 +94,8 @@ def side_text(text: str) -> str:
     return "" if found is None or found.text is None else found.text
 
 
-def _size(element: ET.Element | None) -> int:
+def size_of(element: ET.Element | None) -> int:
+    """Bytes, as libvirt writes an amount of memory; a MiB where it says none."""
     if element is None or element.text is None:
         return 1 << 20
     return int(element.text) * _UNITS.get(element.get("unit", "KiB"), 1 << 10)

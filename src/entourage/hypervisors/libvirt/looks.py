@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree as ET
 
-from entourage.hypervisors.files import digest
+from entourage.hypervisors.libvirt.bootfiles import about
 from entourage.hypervisors.libvirt.connection import RefusedError, ask, phases
 from entourage.hypervisors.libvirt.constants import XML_INACTIVE, XML_MIGRATABLE, Flag
 from entourage.hypervisors.libvirt.domainxml import parse
@@ -36,9 +36,7 @@ async def facts(handle: Handle) -> Mapping[str, str]:
     }
     if not handle.transient:
         found["definition"] = await ask(handle.raw.XMLDesc, XML_INACTIVE | XML_MIGRATABLE)
-    for path in handle.domain.boot.files:
-        found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
-    return found
+    return found | await about(handle.domain)
 
 
 async def blockers(handle: Handle) -> Sequence[Refusal]:
