@@ -16,6 +16,7 @@ from xml.etree import ElementTree as ET
 from entourage.hypervisors.libvirt.connection import ask, bindings
 from entourage.hypervisors.libvirt.constants import XML_INACTIVE
 from entourage.hypervisors.libvirt.domainxml import Lookups, parse, source_path
+from entourage.hypervisors.libvirt.elements import unknown_elements
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.steps import Refusal
@@ -39,7 +40,7 @@ class Survey:
 
     Attributes:
         begun: What libvirt does with it just now, or what it keeps of it here: it cannot move.
-        pending: What waits for its next start: it can move, and the user is told.
+        pending: What waits for its next start, or is not known: it can move, and the user is told.
     """
 
     begun: Sequence[Refusal]
@@ -59,6 +60,7 @@ async def survey(handle: Handle) -> Survey:
             kept = parse(raw.XMLDesc(XML_INACTIVE))
             lookups = lookups_of(handle.connection)
             pending += pending_changes(live, kept, lookups, host)
+        pending += unknown(live, host)
         known = {device.label for device in domain.devices}
         return Survey([_of_device(each, known) for each in begun], pending)
 
@@ -114,6 +116,18 @@ def _snapshots(raw: Any, host: str) -> Iterator[Refusal]:
         f"have libvirt forget them, which leaves the images as they are, for each of them:"
         f" virsh snapshot-delete {name} {names[0]} --metadata",
     )
+
+
+def unknown(live: ET.Element, host: str) -> Iterator[Refusal]:
+    """What a running domain has that Entourage has never heard of."""
+    if names := list(dict.fromkeys(unknown_elements(live))):
+        yield Refusal(
+            "domain",
+            host,
+            f"its XML has what Entourage does not know: {', '.join(names)}",
+            "libvirt moves it as it is; see that the target has what it names",
+            only_warns=True,
+        )
 
 
 def pending_changes(

@@ -119,6 +119,9 @@ async def test_a_filter_and_a_network() -> None:
     assert "virsh nwfilter-define" in found[0].remedy
 
 
+CONNECTS = "<channel type='unix'><source mode='connect' path='{}/x'/></channel>"
+
+
 @pytest.mark.parametrize(
     ("xml", "what"),
     [
@@ -129,10 +132,7 @@ async def test_a_filter_and_a_network() -> None:
         ("<devices><rng><backend model='random'>{}/x</backend></rng></devices>", "random"),
         ("<devices><input><source evdev='{}/x'/></input></devices>", "input"),
         ("<devices><memory><source><path>{}/x</path></source></memory></devices>", "memory"),
-        (
-            "<devices><channel type='unix'><source mode='connect' path='{}/x'/></channel></devices>",
-            "connects",
-        ),
+        (f"<devices>{CONNECTS}</devices>", "connects"),
         ("<devices><parallel type='dev'><source path='{}/x'/></parallel></devices>", "parallel"),
     ],
 )
