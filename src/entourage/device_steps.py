@@ -212,7 +212,10 @@ class DeviceSteps:
     def as_there(self, domain: Domain) -> Domain:
         """The domain's configuration for the target, with each controller's changes."""
         for controller in self.controllers:
-            domain = domain.with_device(controller.target_device)
+            if controller.left_out:
+                domain = domain.without_device(controller.device.label)
+            else:
+                domain = domain.with_device(controller.target_device)
         return domain
 
     def unfinished(self) -> list[str]:

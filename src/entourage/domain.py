@@ -298,6 +298,12 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
                 return device
         raise KeyError(label)
 
+    def without_device(self, label: str) -> Domain:
+        """The same domain without the device of that label, which is of no class in ``ADDED``."""
+        key = label.partition("/")[0]
+        kept = tuple(device for device in getattr(self, key) if device.label != label)
+        return msgspec.structs.replace(self, **{key: kept})
+
     def with_device(self, new: Device) -> Domain:
         """The same domain with ``new`` in the place of the device that has its label."""
         key = new.device_class

@@ -153,6 +153,10 @@ class HypervisorError(EntourageError):
     """QEMU, libvirt or Xen said no."""
 
 
+class CannotExpress(HypervisorError):  # noqa: N818 - what it says of the domain
+    """A hypervisor has the domain, and it has something that Entourage cannot."""
+
+
 class DeviceError(EntourageError):
     """A controller or an external tool failed in a step."""
 

@@ -162,7 +162,8 @@ def destination(text: str) -> Where:
     found = registry.destination(text)
     if found is None:
         return Where(route=Route(host=host_name(text)))
-    options = () if found.port is None else (f"Port={found.port}",)
+    port = () if found.port is None else (f"Port={found.port}",)
+    options = (*port, *found.ssh_options)
     if not found.host:
         route = Route(host=text, there=found.there, agentless=text, by_ssh="no")
     elif found.by_ssh:

@@ -158,6 +158,7 @@ class Controller(Generic[Spec]):
     Attributes:
         device: The device on the source.
         target_device: The device as the target is to have it; ``test`` may replace it.
+        left_out: Whether the target is to have none of it at all; ``test`` may say so.
     """
 
     device_class: ClassVar[str]
@@ -173,6 +174,7 @@ class Controller(Generic[Spec]):
     def __init__(self, device: Spec) -> None:
         self.device = device
         self.target_device = device
+        self.left_out = False
 
     def memo(self) -> dict[str, Any]:
         """What ``let_go`` and ``recover`` must know after a crash, as JSON.

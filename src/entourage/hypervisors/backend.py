@@ -25,6 +25,7 @@ class Destination:
         there: The name of the hypervisor on its own host.
         by_ssh: Whether the hypervisor itself is reached by ssh.
         is_local: Whether the hypervisor itself is reached by a socket of that host.
+        ssh_options: What it says of how ssh reaches the host, as after ssh's ``-o``.
     """
 
     host: str
@@ -32,6 +33,7 @@ class Destination:
     there: str
     by_ssh: bool
     is_local: bool
+    ssh_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

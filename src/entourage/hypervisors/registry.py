@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 
 from entourage.domain import Domain
-from entourage.errors import ConfigError, EntourageError, UsageError
+from entourage.errors import CannotExpress, ConfigError, EntourageError, UsageError
 from entourage.hypervisors.backend import Backend, Destination, Elsewhere
 from entourage.hypervisors.base import DomainState, Hypervisor
 from entourage.hypervisors.libvirt.descriptor import BACKEND as LIBVIRT
+from entourage.hypervisors.libvirt.descriptor import SESSION
 from entourage.hypervisors.plugins import plug_ins
 from entourage.hypervisors.qemu.descriptor import BACKEND as QEMU
 from entourage.hypervisors.xen.descriptor import BACKEND as XEN
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
-BUILT_IN = (QEMU, XEN, LIBVIRT)
+BUILT_IN = (QEMU, XEN, SESSION, LIBVIRT)
 _PATIENCE = 5.0
 """Seconds for a hypervisor that nobody has named to say what domains it has."""
 
@@ -193,7 +194,7 @@ async def find_domain(
         try:
             async with asyncio.timeout(None if len(asked) == 1 else _PATIENCE):
                 found.append((hypervisor, await hypervisor.find(name)))
-        except ConfigError:  # it is there, and what was written about it is wrong
+        except (ConfigError, CannotExpress):  # it is there, and cannot be taken as it is
             raise
         except UsageError as error:
             problem = problem or error

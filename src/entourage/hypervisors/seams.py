@@ -74,6 +74,14 @@ class DiskCarrying(Protocol):
         """``CARRY`` or ``CARRY_RAW``."""
         ...
 
+    def objections(self, disk: Block) -> Sequence[Objection]:
+        """In TEST: what speaks against ``carry`` of this disk, which would be copied."""
+        ...
+
+    def may_leave_out(self, disk: Block) -> bool:
+        """In TEST: whether its user lets it go where the target has no such medium."""
+        ...
+
     def carry(self, disk: Block, *, top_only: bool) -> None:
         """In PREPARE, before ``Machine.plan``: ``start`` is to copy this disk.
 

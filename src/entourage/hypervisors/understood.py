@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Generator
 
 import msgspec
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError
+from entourage.errors import CannotExpress, HypervisorError
+from entourage.settings.domainfile import FORMS
+
+_WHERE = re.compile(r" - at `\$\.(\w+)(?:\[(\d+)\])?(?:\.(\w+))?")
+"""Where msgspec says that something is wrong: ``$.block[0].path``."""
 
 _NOT_AS_EXPECTED = (
     *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError),
@@ -41,13 +46,42 @@ def checked(domain: Domain, program: str) -> Domain:
         program: What moves it otherwise: ``virsh``, ``xl``.
 
     Raises:
-        HypervisorError: It has something in it that cannot be (its name, say).
+        CannotExpress: It has something in it that cannot be (its name, say).
     """
     try:
         # As it goes over the link: that has no number of more than 64 bits, and only text.
         return msgspec.msgpack.decode(msgspec.msgpack.encode(domain), type=Domain)
     except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
-        raise HypervisorError(
-            f"the domain {domain.name!r} cannot be read: {error}",
-            remedy=f"rename it, or move it with `{program} migrate`",
-        ) from error
+        message, remedy = _explained(domain, str(error), program)
+        raise CannotExpress(message, remedy=remedy) from error
+
+
+def _explained(domain: Domain, said: str, program: str) -> tuple[str, str]:
+    """What of a domain cannot be expressed, and what to do about it."""
+    found = _WHERE.search(said)
+    field, index, key = found.groups() if found else ("", None, None)
+    cannot = f"the domain {domain.name!r} cannot be read"
+    if not found:
+        return f"{cannot}: {said}", f"move it with `{program} migrate`"
+    if field == "name":
+        return (
+            f"{cannot}: its name must have {FORMS['name']}",
+            f"rename it while it is off, or move it with `{program} migrate`",
+        )
+    whose, value = "its", getattr(domain, field, None)
+    if index is not None and value:
+        device = value[int(index)]
+        whose, value = f"{device.label} has a", getattr(device, key or "", None)
+    elif field == "tpm" and value:
+        return (
+            f"{cannot}: it has {len(value)} TPMs, and Entourage moves no more than one",
+            f"move it with `{program} migrate`",
+        )
+    elif key:
+        value = getattr(value, key, None)
+    name = key or field
+    wanted = FORMS.get(name) or said.partition(" - at ")[0]
+    return (
+        f"{cannot}: {whose} {name} {value!r}, where Entourage knows {wanted}",
+        f"change that, or move the domain with `{program} migrate`",
+    )

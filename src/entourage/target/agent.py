@@ -83,6 +83,7 @@ class Agent:
         self._caller = caller
         self._allowed = Allowed(settings.agent)
         self._facts: dict[str, str] = {}
+        self._tested: Domain | None = None
         self._settings = settings
         self._journal = journal
         self._host = socket.gethostname()
@@ -167,7 +168,7 @@ class Agent:
         hypervisor = self._known()
         if self._opening:
             raise UsageError("the migration is open, and was tested before")
-        self._facts = test.facts
+        self._facts, self._tested = test.facts, test.domain
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         refusals = await self._refusals(hypervisor, test.domain)
         keeper = socket.gethostname()  # of the record: a proxy agent's host is the source
@@ -179,6 +180,10 @@ class Agent:
             found = out_of_reach(domain, self._host)
         else:
             parts = await hypervisor.host_parts(self._facts)
+            # What TEST has found that the target does without; BUILD looks at all there is then.
+            tested = {device.label for device in (self._tested or domain).devices}
+            left_out = tested - {device.label for device in domain.devices}
+            parts = [part for part in parts if part.device not in left_out]
             found = self._allowed.not_allowed(domain, self._host, built=False, parts=parts)
             asked = hypervisor.name
             found += await known_to_others(self._settings, domain, asked, self._host)

@@ -44,11 +44,15 @@ class FakeMachine(MachineSeams):
     Attributes:
         copies: How it copies disks.
         lacks: The names of the other seams that it has not.
+        objects_to: The disks that its carrier cannot copy.
+        leaves_out: The media that it does without.
     """
 
     domain: Domain
     copies: frozenset[DiskCopy] = MIRRORS
     lacks: frozenset[str] = frozenset()
+    objects_to: frozenset[str] = frozenset()
+    leaves_out: frozenset[str] = frozenset()
     swtpm: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
     fails: str = ""
@@ -112,6 +116,12 @@ class FakeCarrying:
 
     machine: FakeMachine
     way: DiskCopy
+
+    def objections(self, disk: Block) -> list[tuple[str, str]]:
+        return [("the fake cannot", "ask another")] if disk.id in self.machine.objects_to else []
+
+    def may_leave_out(self, disk: Block) -> bool:
+        return disk.id in self.machine.leaves_out
 
     def carry(self, disk: Block, *, top_only: bool) -> None:
         self.machine.note("carry-top" if top_only else "carry", disk.label)

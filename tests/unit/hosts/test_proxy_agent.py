@@ -73,6 +73,11 @@ def test_a_route(text: str, route: Route) -> None:
     assert ("BatchMode=yes" in where.ssh_options) == (route.by_ssh == "if-it-answers")
 
 
+def test_what_a_uri_says_of_ssh_reaches_it() -> None:
+    where = destination("qemu+ssh://b:2222/system?keyfile=/root/k")
+    assert where.ssh_options == ("Port=2222", 'IdentityFile="/root/k"')
+
+
 def test_the_name_of_a_hypervisor_afar() -> None:
     name = agentless_name("qemu+tls://b/system", "some-uuid/b")
     assert elsewhere(name) == Elsewhere(uri="qemu+tls://b/system", address="b")

@@ -14,7 +14,7 @@ import pytest
 
 import entourage
 from entourage.domain import Domain
-from entourage.errors import EntourageError, HypervisorError, UsageError
+from entourage.errors import CannotExpress, EntourageError, HypervisorError, UsageError
 from entourage.hypervisors import plugins, registry
 from entourage.hypervisors.backend import Backend
 from entourage.hypervisors.base import DomainState
@@ -148,6 +148,14 @@ async def test_what_does_not_run_has_no_domains(
     monkeypatch.setattr(two[LIBVIRT_URI], "domains", hangs)
     monkeypatch.setattr(registry, "_PATIENCE", 0.01)
     assert await known_to_others(SETTINGS, domain, "qemu", "b") == []
+
+
+async def test_a_domain_that_is_there_and_cannot_be_expressed_is_told_as_that(
+    two: dict[str, Fake],
+) -> None:
+    two[LIBVIRT_URI] = Fake(LIBVIRT_URI, error=CannotExpress("its name is too long"))
+    with pytest.raises(CannotExpress, match="too long"):
+        await find_domain(SETTINGS, "x" * 70)
 
 
 def test_no_hypervisor_of_that_name() -> None:
@@ -318,3 +326,28 @@ def test_no_switch_on_a_hypervisors_name_above_the_backends() -> None:
     ]  # fmt: skip
     assert len(above) > 50
     assert [one for path in above for one in switches(path)] == []
+
+
+def test_the_session_of_whoever_runs_entourage_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    assert not registry.SESSION.is_here()
+    (tmp_path / "libvirt").mkdir()
+    (tmp_path / "libvirt" / "virtqemud-sock").touch()
+    assert registry.SESSION.is_here()
+    assert usual("qemu:///session") == "qemu:///session"
+    assert counterpart("qemu:///session") == "qemu:///session"
+    assert usual("qemu+ssh://b/session") == LIBVIRT_URI
+
+
+@pytest.mark.parametrize("socket", ["libvirt-sock", "virtqemud-sock"])
+def test_a_libvirtd_and_a_modular_one_are_found(
+    socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entourage.hypervisors.libvirt.descriptor._RUN", tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    assert not registry.LIBVIRT.is_here()
+    (tmp_path / socket).touch()
+    assert registry.LIBVIRT.is_here()

@@ -117,6 +117,7 @@ class BlockController(Controller[Block]):
         path = here.options.disks.get(disk.id, disk.path)
         self.target_device = msgspec.structs.replace(disk, path=path)
         self.placement, self._copied, self._new = Placement.STAY, None, None
+        self.left_out = False
         found = marked(here, disk)
         try:
             if clash := self._clash(here, path):
@@ -193,6 +194,13 @@ class BlockController(Controller[Block]):
             ]
             if stays or lacking:
                 return [self._lacks(here, match, remedy) for match in lacking]
+        if disk.is_only_read and (carrying := here.machine.carrying):
+            if top.there.kind == "none" and carrying.may_leave_out(disk):
+                self.left_out = True
+                warn(here, disk, here.target, f"there is no {path} there: the drive is empty there")
+                return []
+            if problems := carrying.objections(disk):
+                return [refuse(disk, here.target, *problem) for problem in problems]
         if refusal := self._in_the_way(here, top, path):
             return [refusal]
         onto = top.there.kind == "device"
@@ -218,12 +226,14 @@ class BlockController(Controller[Block]):
         self, here: Here, image: Image, path: str, backing: Image | None, *, onto: bool
     ) -> list[Refusal]:
         """Go the way of a copy, or say why there is none."""
-        disk = self.device
+        disk, machine, need = self.device, here.machine, DiskCopy.MIRROR
+        carrying = machine.carrying
+        if carrying and (problems := carrying.objections(disk)):
+            return [refuse(disk, here.source, *problem) for problem in problems]
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
-        machine, need = here.machine, DiskCopy.MIRROR
         knows: frozenset[DiskCopy] = frozenset()
-        if machine.carrying is not None:
-            need = machine.carrying.way
+        if carrying is not None:
+            need = carrying.way
             knows = frozenset({need})
         elif machine.mirroring is not None:
             knows = machine.mirroring.ways
@@ -235,6 +245,8 @@ class BlockController(Controller[Block]):
             need = DiskCopy.MIRROR_READONLY
         if need not in knows:
             found.append(space.cannot_copy(disk, here.source, need))
+        if need is DiskCopy.MIRROR_READONLY and found:
+            return found
         slack = await images.room(image, flat=backing is None)
         new = await asyncio.to_thread(images.like, image, path, room=slack, below=backing)
         if disk.size is not None:
@@ -247,7 +259,7 @@ class BlockController(Controller[Block]):
                 self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
             if image.kind == "file" and not disk.is_only_read:
                 self._copied = await asyncio.to_thread(_as_it_is, image.path)
-            if image.bitmaps and machine.carrying is None:  # libvirt has them travel with the data
+            if image.bitmaps and carrying is None:  # libvirt has them travel with the data
                 warn(here, disk, here.source, f"bitmaps stay behind: {', '.join(image.bitmaps)}")
             for warning in fitting.warnings:
                 warn(here, disk, here.target, warning)

@@ -168,6 +168,15 @@ class Tooled(Controller[Device]):
     def target_device(self, device: Device) -> None:
         self.inner.target_device = device
 
+    @property
+    def left_out(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The built-in controller's."""
+        return self.inner.left_out
+
+    @left_out.setter
+    def left_out(self, left_out: bool) -> None:
+        self.inner.left_out = left_out
+
     def memo(self) -> dict[str, Any]:
         """What the built-in one must know, that the tool was called, and who is in charge."""
         return {"inner": self.inner.memo(), "called": self._steps.called, "no-way": self._no_way}

@@ -121,14 +121,15 @@ class AgentlessIncoming(LibvirtIncoming):
 
     async def offers(self) -> Mapping[str, str]:
         """A name to check its TLS certificate by; whether it has one, Prepare will say."""
+        connection = await self._connected()
+        qemu = str(await ask(connection.raw.getVersion))
         host = urlsplit(self._uri).hostname or ""
         try:
             ipaddress.ip_address(host)
         except ValueError:
             if host:
-                return {"tls": host}
-        connection = await self._connected()
-        return {"tls": str(await ask(connection.raw.getHostname))}
+                return {"tls": host, "qemu": qemu}
+        return {"tls": str(await ask(connection.raw.getHostname)), "qemu": qemu}
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Prepare; a libvirtd that has no certificates says so here."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +16,39 @@ if TYPE_CHECKING:
     from entourage.settings.model import Settings
 
 USUAL = "qemu:///system"
-_SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
+_SESSION = "qemu:///session"
+_RUN = Path("/run/libvirt")
+_SOCKETS = ("libvirt-sock", "virtqemud-sock")
+"""Of libvirtd, and of the daemon for QEMU where each driver has one of its own."""
 
 
 def _is_here() -> bool:
     """Whether this host has a libvirtd, and libvirt's Python module."""
-    there = any(Path(path).exists() for path in _SOCKETS)
+    return _listens_in(_RUN)
+
+
+def _session_is_here() -> bool:
+    """The same of the libvirtd that whoever runs Entourage has for itself alone."""
+    run = os.environ.get("XDG_RUNTIME_DIR", "")
+    return _listens_in(Path(run) if run else Path.home() / ".cache")
+
+
+def _listens_in(directory: Path) -> bool:
+    own = directory if directory == _RUN else directory / "libvirt"
+    there = any((own / name).exists() for name in _SOCKETS)
     return there and importlib.util.find_spec("libvirt") is not None
+
+
+def _is_session(name: str) -> bool:
+    return name == _SESSION
+
+
+def _session_there(_name: str, wanted: str | None) -> str:
+    return wanted or _SESSION
+
+
+def _no_uri(_text: str) -> None:
+    """Targets are the other backend's."""
 
 
 def _open(settings: Settings, name: str) -> Hypervisor:
@@ -52,4 +80,14 @@ BACKEND = Backend(
     name_elsewhere=uri.agentless_name,
     elsewhere=uri.elsewhere,
     same_as=uri.same_as,
+)
+SESSION = dataclasses.replace(
+    BACKEND,
+    kind="libvirt session",
+    names=_SESSION,
+    usual=_SESSION,
+    answers_to=_is_session,
+    is_here=_session_is_here,
+    counterpart=_session_there,
+    destination=_no_uri,
 )

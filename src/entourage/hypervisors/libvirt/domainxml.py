@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 from xml.etree import ElementTree as ET
 
@@ -28,6 +29,8 @@ _NIC_MODELS: Mapping[str, Literal["virtio-net", "e1000e"]] = {
     "virtio": "virtio-net", "virtio-net-pci": "virtio-net", "e1000e": "e1000e",
 }  # fmt: skip
 _MAX_INTERFACE = 15
+_FIRMWARE = tuple(Path("/usr/share", name) for name in ("qemu", "seabios", "qemu-kvm", "OVMF"))
+"""Where QEMU looks for a loader without a directory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def _domain(root: ET.Element, lookups: Lookups) -> Domain:
         cpu=_cpu(cpu),
         accel="kvm" if root.get("type") == "kvm" else "tcg",
         boot=Boot(
-            firmware=root.findtext("os/loader"),
+            firmware=_firmware(root.findtext("os/loader")),
             kernel=root.findtext("os/kernel"),
             initrd=root.findtext("os/initrd"),
             cmdline=root.findtext("os/cmdline"),
@@ -86,6 +89,14 @@ def _domain(root: ET.Element, lookups: Lookups) -> Domain:
         usb=tuple(_usbs(root)),
         pci=tuple(_pcis(root)),
     )
+
+
+def _firmware(loader: str | None) -> str | None:
+    """The file of a loader; None where it is one of QEMU's own, and not to be found here."""
+    if not loader or loader.startswith("/"):
+        return loader
+    found = (directory / loader for directory in _FIRMWARE if (directory / loader).is_file())
+    return next((str(path) for path in found), None)
 
 
 def side_text(text: str) -> str:
@@ -136,7 +147,8 @@ def _disks(root: ET.Element, lookups: Lookups) -> Iterator[Block]:
     for disk in root.iterfind("devices/disk"):
         path = source_path(disk, lookups)
         target, driver = disk.find("target"), disk.find("driver")
-        if not path or target is None:
+        in_pool = disk.get("type") == "volume" and not path.startswith("/")  # of rbd, say
+        if not path or in_pool or target is None:
             continue
         read_only = disk.find("readonly") is not None or disk.get("device") == "cdrom"
         kind = driver.get("type", "raw") if driver is not None else "raw"

@@ -119,8 +119,10 @@ class LibvirtIncoming(IncomingSeams):
         return TargetAnnouncing()
 
     async def offers(self) -> Mapping[str, str]:
-        """By what name its TLS certificate is checked."""
-        return {"tls": await asyncio.to_thread(tls.can_take)}
+        """By what name its TLS certificate is checked, and which QEMU builds the machine."""
+        connection = await self._connected()
+        qemu = str(await ask(connection.raw.getVersion))
+        return {"tls": await asyncio.to_thread(tls.can_take), "qemu": qemu}
 
     async def data_ports(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from entourage.domain import Block
 from entourage.errors import HypervisorError
@@ -12,9 +12,11 @@ from entourage.hosts.hangup import Calls
 from entourage.hypervisors.base import DiskCopy
 from entourage.hypervisors.libvirt.connection import ask, call, phases
 from entourage.hypervisors.libvirt.constants import Flag
+from entourage.hypervisors.libvirt.copying import Traits, objections
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
+from entourage.hypervisors.seams import Objection
 
 Parameters = dict[str, str | int | list[str]]
 
@@ -27,6 +29,17 @@ class Disks:
     def __init__(self) -> None:
         self._top_only: dict[str, bool] = {}
         self._copied: dict[str, tuple[int, int]] = {}
+        self._traits: Mapping[str, Traits] = {}
+        self._domain = ""
+
+    def know(self, domain: str, traits: Mapping[str, Traits]) -> None:
+        """What ``objections`` goes by."""
+        self._domain, self._traits = domain, traits
+
+    def objections(self, disk: Block) -> Sequence[Objection]:
+        """What speaks against copying this disk: asked at TEST."""
+        traits = self._traits.get(disk.id, Traits())
+        return objections(self._domain, disk.id, disk.path, traits, read=disk.is_only_read)
 
     @property
     def names(self) -> list[str]:
@@ -37,6 +50,10 @@ class Disks:
     def top_only(self) -> bool:
         """Whether only the top images of their backing chains are copied."""
         return any(self._top_only.values())
+
+    def may_leave_out(self, disk: Block) -> bool:
+        """Whether its ``startupPolicy`` says so."""
+        return self._traits.get(disk.id, Traits()).optional
 
     def carry(self, disk: Block, *, top_only: bool) -> None:
         """``start`` is to copy this disk.

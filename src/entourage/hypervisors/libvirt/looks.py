@@ -14,7 +14,7 @@ from entourage.hypervisors.libvirt.constants import XML_INACTIVE, XML_MIGRATABLE
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.hypervisors.libvirt.handle import Handle
-from entourage.hypervisors.libvirt.survey import survey
+from entourage.hypervisors.libvirt.survey import Survey
 from entourage.steps import Refusal
 
 
@@ -39,13 +39,12 @@ async def facts(handle: Handle) -> Mapping[str, str]:
     return found | await about(handle.domain)
 
 
-async def blockers(handle: Handle) -> Sequence[Refusal]:
+async def blockers(handle: Handle, found: Survey) -> Sequence[Refusal]:
     """What speaks against moving it, or waits for its next start; and what libvirt itself says.
 
     That is asked by a Begin that begins nothing; not where it would only wait for a job's end.
     """
     host = socket.gethostname()
-    found = await survey(handle)
     if found.begun:
         return [*found.begun, *found.pending]
     try:

@@ -42,6 +42,7 @@ from entourage.hypervisors.libvirt.constants import (
     Parameter,
     State,
 )
+from entourage.hypervisors.libvirt.copying import unthreaded
 from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job, Parameters
@@ -50,6 +51,7 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import is_tcp, way_of
 from entourage.hypervisors.libvirt.retarget import as_configured, differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
+from entourage.hypervisors.libvirt.survey import survey
 from entourage.hypervisors.libvirt.tpm import SourceTpm
 from entourage.hypervisors.reach import check_host
 from entourage.hypervisors.seams import MachineSeams
@@ -86,6 +88,7 @@ class LibvirtMachine(MachineSeams):
         self._extra = Flag(0)
         self._tidying: asyncio.Task[None] | None = None
         self._released = False
+        self._qemu_there = 0
 
     @property
     def domain(self) -> Domain:
@@ -138,7 +141,9 @@ class LibvirtMachine(MachineSeams):
 
     async def blockers(self) -> Sequence[Refusal]:
         """What libvirt itself has against it: it is asked by a Begin that begins nothing."""
-        return await looks.blockers(self._handle)
+        found = await survey(self._handle)
+        self._job.disks.know(self.domain.name, found.traits)
+        return await looks.blockers(self._handle, found)
 
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before.
@@ -170,7 +175,7 @@ class LibvirtMachine(MachineSeams):
     ) -> None:
         """Listen, choose how memory travels, and arm the deadman."""
         await self._tidied()
-        self._plane = plane
+        self._plane, self._qemu_there = plane, int(offers.get("qemu", "0") or 0)
         self._choose(plane, offers, throttle=throttle)
         uri, uuid = self._handle.connection.uri, str(self.domain.uuid)
         if self._job.feed is None:
@@ -225,7 +230,8 @@ class LibvirtMachine(MachineSeams):
                 parameters[Parameter.PERSIST_XML] = await ask(retarget, kept, *moved, lookups)
         autostart, checkpoints = await ask(_beside, handle)
         xml, cookie = await self._job.begin(handle, parameters, flags)
-        parameters[Parameter.DEST_XML] = as_configured(xml, kept)
+        text = unthreaded(as_configured(xml, kept), disks.names, self._qemu_there)
+        parameters[Parameter.DEST_XML] = text
         plan = LibvirtPlan(
             xml=xml,
             cookie=cookie,

@@ -33,6 +33,8 @@ def retarget(text: str, here: Domain, there: Domain, lookups: Lookups) -> str:
         match old, new:
             case Block(), Block():
                 _move_disk(root, old, new, lookups)
+            case Block(), None:
+                _eject(root, old, lookups)
             case Net(), Net():
                 _move_nic(root, old, new)
             case _:
@@ -89,10 +91,12 @@ def _attribute(nic: ET.Element, tag: str, name: str) -> str:
     return "" if found is None else found.get(name, "")
 
 
-def _changes(here: Domain, there: Domain) -> Iterator[tuple[Block | Net, Block | Net]]:
+def _changes(here: Domain, there: Domain) -> Iterator[tuple[Block | Net, Block | Net | None]]:
+    """Each device that is another there, and as which; None for a drive that is empty there."""
+    places = {disk.id: disk for disk in there.block}
     for disk in here.block:
-        new = there.device(disk.label)
-        if isinstance(new, Block) and new.path != disk.path:
+        new = places.get(disk.id)
+        if new is None or new.path != disk.path:
             yield disk, new
     for nic in here.net:
         other = there.device(nic.label)
@@ -116,6 +120,16 @@ def _move_disk(root: ET.Element, old: Block, new: Block, lookups: Lookups) -> No
             source.attrib.pop(key, None)
         disk.set("type", "block" if block else "file")
         source.set("dev" if block else "file", new.path)
+
+
+def _eject(root: ET.Element, old: Block, lookups: Lookups) -> None:
+    for disk in root.iterfind("devices/disk"):
+        target = disk.find("target")
+        if target is None or (target.get("dev"), source_path(disk, lookups)) != (old.id, old.path):
+            continue
+        for tag in ("source", "backingStore"):
+            for gone in disk.findall(tag):
+                disk.remove(gone)
 
 
 def _move_nic(root: ET.Element, old: Net, new: Net) -> None:

@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 
 from entourage.hypervisors.libvirt.connection import ask, bindings
 from entourage.hypervisors.libvirt.constants import XML_INACTIVE
+from entourage.hypervisors.libvirt.copying import Traits, traits_of
 from entourage.hypervisors.libvirt.domainxml import Lookups, parse, source_path
 from entourage.hypervisors.libvirt.elements import unknown_elements
 from entourage.hypervisors.libvirt.handle import Handle
@@ -40,11 +41,13 @@ class Survey:
 
     Attributes:
         begun: What libvirt does with it just now, or what it keeps of it here: it cannot move.
+        traits: What of each of its disks matters for a copy.
         pending: What waits for its next start, or is not known: it can move, and the user is told.
     """
 
     begun: Sequence[Refusal]
     pending: Sequence[Refusal]
+    traits: Mapping[str, Traits]
 
 
 async def survey(handle: Handle) -> Survey:
@@ -62,7 +65,7 @@ async def survey(handle: Handle) -> Survey:
             pending += pending_changes(live, kept, lookups, host)
         pending += unknown(live, host)
         known = {device.label for device in domain.devices}
-        return Survey([_of_device(each, known) for each in begun], pending)
+        return Survey([_of_device(each, known) for each in begun], pending, traits_of(live))
 
     return await ask(look)
 

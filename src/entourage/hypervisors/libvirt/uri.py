@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from entourage.errors import UsageError
@@ -15,6 +16,25 @@ _BY_SSH = frozenset({"ssh", "libssh", "libssh2"})
 
 _PATHS = frozenset({"/system", "/session"})
 _SOCKETS = ("/run/libvirt/", "/var/run/libvirt/")
+_KNOWN: Mapping[str, frozenset[str]] = {
+    "": frozenset({"socket", "mode"}),
+    "unix": frozenset({"socket", "mode"}),
+    "tcp": frozenset({"mode"}),
+    "tls": frozenset({"mode", "pkipath", "no_verify", "no_sanity", "tls_priority"}),
+    "ssh": frozenset({"socket", "mode", "netcat", "proxy", "keyfile", "no_verify", "no_tty"}),
+    "libssh": frozenset(
+        {"socket", "mode", "netcat", "proxy", "keyfile", "known_hosts", "known_hosts_verify"}
+    ),
+    "libssh2": frozenset(
+        {"socket", "mode", "netcat", "proxy", "keyfile", "known_hosts", "known_hosts_verify"}
+    ),
+}
+"""What of a URI's options is obeyed, by its transport.
+
+``netcat``, ``proxy`` and ``mode`` say how libvirt gets from its ssh to its daemon, and those of TLS
+what it believes there: where Entourage is on the host, nothing goes that way.
+"""
+_VERIFIES: Mapping[str, str] = {"normal": "yes", "auto": "accept-new", "ignore": "no"}
 _PREFIX = "afar "
 """Before a URI, in the name of a hypervisor on a host without Entourage; journals have it."""
 
@@ -85,19 +105,57 @@ def destination(text: str) -> Destination | None:
     path = parts.path or "/system"
     if path not in _PATHS:
         raise UsageError(f"{text}: there is no {path}", remedy="/system or /session")
+    options = _options(text, parts, transport)
     host = parts.hostname or ""
     if parts.username:
         host = f"{parts.username}@{host}"
     return Destination(
         host=host,
         port=port if transport in _BY_SSH else None,
-        there=_there(parts, path),
+        there=_there(options, path),
         by_ssh=transport in _BY_SSH,
         is_local=transport == "unix",
+        ssh_options=_ssh_options(text, options) if transport in _BY_SSH else (),
     )
 
 
-def _there(parts: SplitResult, path: str) -> str:
+def _options(text: str, parts: SplitResult, transport: str) -> Mapping[str, str]:
+    """What stands after the question mark; raises UsageError where that is not obeyed."""
+    query = parse_qs(parts.query, keep_blank_values=True)
+    known = _KNOWN[transport]
+    for key, values in query.items():
+        if key not in known or len(values) > 1:
+            why = "is not obeyed here" if key not in known else "stands there twice"
+            raise UsageError(
+                f"{text}: {key} {why}",
+                remedy=f"leave it out; there are {', '.join(sorted(known))}. What else ssh needs"
+                " goes into ~/.ssh/config, or ssh.options in the settings",
+            )
+    return {key: values[0] for key, values in query.items()}
+
+
+def _ssh_options(text: str, options: Mapping[str, str]) -> tuple[str, ...]:
+    """The same in the words of ssh, by which the host's Entourage is reached."""
+    found: list[str] = []
+    for key, name in (("keyfile", "IdentityFile"), ("known_hosts", "UserKnownHostsFile")):
+        if path := options.get(key):
+            if '"' in path:
+                raise UsageError(f"{text}: {key} has a quotation mark", remedy="rename that file")
+            found.append(f'{name}="{path.replace("%", "%%")}"')
+    if options.get("no_verify", "0") not in {"", "0"}:
+        found.append("StrictHostKeyChecking=no")
+    if verify := options.get("known_hosts_verify"):
+        if verify not in _VERIFIES:
+            raise UsageError(
+                f"{text}: known_hosts_verify={verify}", remedy="normal, auto or ignore"
+            )
+        found.append(f"StrictHostKeyChecking={_VERIFIES[verify]}")
+    if options.get("no_tty", "0") not in {"", "0"}:
+        found.append("BatchMode=yes")
+    return tuple(found)
+
+
+def _there(options: Mapping[str, str], path: str) -> str:
     """The same libvirtd, as its own host calls it."""
-    socket = parse_qs(parts.query).get("socket")
-    return f"qemu+unix://{path}?socket={socket[0]}" if socket else f"qemu://{path}"
+    socket = options.get("socket")
+    return f"qemu+unix://{path}?socket={socket}" if socket else f"qemu://{path}"

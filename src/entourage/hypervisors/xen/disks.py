@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from entourage.domain import Block, Domain
 from entourage.hypervisors.base import DiskCopy
+from entourage.hypervisors.seams import Objection
 from entourage.hypervisors.xen.streams import DiskCopy as Copy
 
 
@@ -19,6 +20,14 @@ class Disks:
         self.names: list[str] = []
         self._copies: dict[str, Copy] = {}
         self._last: asyncio.Task[None] | None = None
+
+    def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see DiskCarrying
+        """Nothing, beside its format, which is looked at by its controller."""
+        return ()
+
+    def may_leave_out(self, disk: Block) -> bool:  # noqa: ARG002 - see DiskCarrying
+        """Never: nobody can say so."""
+        return False
 
     def carry(self, disk: Block, *, top_only: bool) -> None:  # noqa: ARG002 - raw disks have no chain
         """``start`` is to copy this disk."""

@@ -91,6 +91,41 @@ async def test_no_carrier_of_all_disks_copies_a_read_only_medium(tmp_path: Path,
     move = Move(tmp_path, image, readonly=True)
     move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES
     move.hosts.mkdir(srv)
-    refusals = await move.test()
-    assert all("cannot copy a read-only medium" in refusal.reason for refusal in refusals)
-    assert refusals
+    [refusal] = await move.test()
+    assert "cannot copy a read-only medium" in refusal.reason
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+async def test_what_a_carrier_has_against_a_disk_is_all_that_is_said(
+    tmp_path: Path, srv: Path, *, readonly: bool
+) -> None:
+    move = Move(tmp_path, raw(srv / "x.img", size=MIB), readonly=readonly)
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES
+    move.hosts.machine.objects_to = frozenset({"disk0"})
+    move.hosts.mkdir(srv)
+    [refusal] = await move.test()
+    assert (refusal.reason, refusal.remedy) == ("the fake cannot", "ask another")
+
+
+async def test_a_carrier_has_nothing_to_say_of_a_disk_that_stays(tmp_path: Path, srv: Path) -> None:
+    move = Move(tmp_path, raw(srv / "x.img", size=MIB))
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES
+    move.hosts.machine.objects_to = frozenset({"disk0"})
+    move.hosts.share(srv)
+    assert await move.test() == []
+
+
+async def test_a_medium_that_may_be_left_out_is(
+    tmp_path: Path, srv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_kernels(monkeypatch)
+    move = Move(tmp_path, raw(srv / "cd.iso", size=MIB), readonly=True)
+    move.hosts.machine.copies = move.hosts.incoming.copies = CARRIES
+    move.hosts.machine.leaves_out = frozenset({"disk0"})
+    there = move.hosts.mkdir(srv) / "cd.iso"
+    assert await move.test() == []
+    assert move.controller.left_out
+    assert "the drive is empty there" in str(move.hosts.events)
+    raw(there, size=MIB)
+    assert await move.test() == []
+    assert not move.controller.left_out

@@ -322,3 +322,54 @@ def test_a_uri(text: str, expected: tuple[str, int | None, str, bool, bool]) -> 
 def test_what_cannot_be_meant(text: str) -> None:
     with pytest.raises(UsageError):
         destination(text)
+
+
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        (
+            "keyfile=/root/k%20y&no_verify=1",
+            ('IdentityFile="/root/k y"', "StrictHostKeyChecking=no"),
+        ),
+        ("no_verify=0&no_tty=1", ("BatchMode=yes",)),
+        ("keyfile=/root/100%25", ('IdentityFile="/root/100%%"',)),
+        ("netcat=/bin/nc&proxy=netcat&mode=legacy", ()),
+    ],
+)
+def test_what_a_uri_says_of_ssh_is_obeyed(query: str, options: tuple[str, ...]) -> None:
+    found = destination(f"qemu+ssh://b/system?{query}")
+    assert found is not None
+    assert found.ssh_options == options
+
+
+def test_libssh_has_words_of_its_own() -> None:
+    query = "known_hosts=/root/known&known_hosts_verify=auto"
+    found = destination(f"qemu+libssh://b/system?{query}")
+    assert found is not None
+    assert found.ssh_options == (
+        'UserKnownHostsFile="/root/known"', "StrictHostKeyChecking=accept-new",
+    )  # fmt: skip
+
+
+def test_what_tls_believes_is_not_sshs_business() -> None:
+    found = destination("qemu+tls://b/system?no_verify=1&pkipath=/root/pki")
+    assert found is not None
+    assert found.ssh_options == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("qemu+ssh://b/system?command=/tmp/prog", "command is not obeyed"),
+        ("qemu+ssh://b/system?name=qemu:///session", "name is not obeyed"),
+        ("qemu+ssh://b/system?keyfil=/x", "keyfil is not obeyed"),
+        ("qemu+ssh://b/system?keyfile=/x&keyfile=/y", "keyfile stands there twice"),
+        ("qemu+tls://b/system?keyfile=/x", "keyfile is not obeyed"),
+        ("qemu+libssh://b/system?known_hosts_verify=perhaps", "known_hosts_verify=perhaps"),
+        ('qemu+ssh://b/system?keyfile=/a"b', "quotation mark"),
+    ],
+)
+def test_what_a_uri_says_that_is_not_obeyed_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as failure:
+        destination(text)
+    assert failure.value.remedy

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from entourage.domain import Block, External, Net, Pci, Usb
-from entourage.errors import ConfigError, HypervisorError
+from entourage.errors import CannotExpress, ConfigError, HypervisorError
+from entourage.hypervisors.libvirt import domainxml
 from entourage.hypervisors.libvirt.domainxml import (
     Lookups,
     parse,
@@ -331,3 +332,55 @@ def test_types() -> None:
     domain = read_domain(XML, LOOKUPS)
     assert isinstance(domain.device("block/vda"), Block)
     assert isinstance(domain.device("net/net0"), Net)
+
+
+# What cannot be expressed, by name
+
+
+def said_of(name: str = "web1", os: str = "", devices: str = "") -> str:
+    uuid = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11"
+    text = (
+        f"<domain><name>{name}</name><uuid>{uuid}</uuid><memory>262144</memory>"
+        f"<os><type>hvm</type>{os}</os><devices>{devices}</devices></domain>"
+    )
+    with pytest.raises(CannotExpress) as failure:
+        read_domain(text, LOOKUPS)
+    assert failure.value.remedy.endswith("`virsh migrate`")
+    return failure.value.message
+
+
+def test_a_long_name_is_named() -> None:
+    said = said_of("x" * 70)
+    assert said.startswith(f"the domain '{'x' * 70}' cannot be read: its name must have 1 to 63")
+
+
+def test_two_tpms_are_counted() -> None:
+    tpm = "<tpm model='{}'><backend type='emulator'/></tpm>"
+    devices = tpm.format("tpm-spapr") + tpm.format("tpm-spapr-proxy")
+    assert "it has 2 TPMs" in said_of(devices=devices)
+
+
+def test_a_value_is_told_with_its_device_and_what_it_must_be() -> None:
+    disk = "<disk type='file'><source file='x.img'/><target dev='vda'/></disk>"
+    message = said_of(devices=disk)
+    assert "block/vda" in message
+    assert "'x.img'" in message
+    assert "an absolute path" in message
+    mtu = "<interface type='bridge'><source bridge='b'/><mtu size='100'/></interface>"
+    assert "net/net0" in said_of(devices=mtu)
+    assert "kernel" in said_of(os="<kernel>vmlinuz</kernel>")
+
+
+def test_a_loader_without_a_directory_is_qemus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domainxml, "_FIRMWARE", (tmp_path / "none", tmp_path))
+    text = XML.replace("<kernel>", "<loader>bios.bin</loader><kernel>")
+    assert read_domain(text, LOOKUPS).boot.firmware is None
+    (tmp_path / "bios.bin").touch()
+    assert read_domain(text, LOOKUPS).boot.firmware == f"{tmp_path}/bios.bin"
+
+
+def test_a_volume_that_is_no_file_is_libvirts_network_storage() -> None:
+    lookups = Lookups(volume=lambda pool, name: f"{pool}/{name}")
+    assert "block/vdb" not in {device.label for device in read_domain(XML, lookups).devices}

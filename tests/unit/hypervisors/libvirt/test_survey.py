@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from entourage.domain import Block, Domain
+from entourage.hypervisors.libvirt.copying import Traits
 from entourage.hypervisors.libvirt.survey import Survey, survey
 from tests.unit.hypervisors.libvirt.fakes import FakeDomain, handle_of, use_fakes
 
@@ -30,7 +31,14 @@ async def look(raw: FakeDomain) -> Survey:
 
 
 async def test_an_ordinary_domain_has_nothing_to_tell() -> None:
-    assert await look(FakeDomain(xml(VDA), xml(VDA))) == Survey([], [])
+    assert await look(FakeDomain(xml(VDA), xml(VDA))) == Survey([], [], {"vda": Traits()})
+
+
+async def test_an_element_that_is_not_known_is_told_of() -> None:
+    more = xml(VDA, "<watchdog><new/></watchdog>")
+    [found] = (await look(FakeDomain(more, more))).pending
+    assert found.only_warns
+    assert found.reason.endswith("does not know: devices/watchdog/new")
 
 
 @pytest.mark.parametrize(
