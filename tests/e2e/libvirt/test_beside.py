@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from xml.etree import ElementTree as ET
 
@@ -48,7 +49,9 @@ def test_it_starts_with_its_host_there_too(world: LibvirtWorld) -> None:
 
 
 def test_the_pools_of_both_hosts_know_where_the_disk_is(world: LibvirtWorld) -> None:
-    world.moved(world.migrate())
+    run = world.migrate()
+    assert "definition" not in str(run.of("warned"))  # nothing waits for its next start
+    world.moved(run)
     [disk] = world.disks
     volumes = [Libvirtd(host).virsh("vol-list", "default").stdout for host in
                (world.here, world.there)]  # fmt: skip
@@ -72,6 +75,34 @@ def test_an_incremental_backup_goes_on_there(world: LibvirtWorld) -> None:
     for left in ("/root/backup.xml", "/root/increment.qcow2"):
         world.here.path(left).unlink()
     world.running = world.here.snapshot()
+
+
+PULL = """
+<domainbackup mode="pull">
+  <server transport="unix" socket="/run/backup.sock"/>
+  <disks>
+    <disk name="vda" type="file"><scratch file="/root/scratch.qcow2"/></disk>
+  </disks>
+</domainbackup>
+"""
+
+
+def test_a_backup_under_way_is_refused_at_once(world: LibvirtWorld) -> None:
+    """And not after libvirt has waited half a minute for it."""
+    daemon = Libvirtd(world.here)
+    world.here.path("/root/pull.xml").write_text(PULL)
+    daemon.virsh("backup-begin", world.name, "/root/pull.xml")
+    world.here.path("/root/pull.xml").unlink()
+    try:
+        begun = time.monotonic()
+        run = world.migrate("--dry-run")
+        took = time.monotonic() - begun
+    finally:
+        daemon.virsh("domjobabort", world.name)
+        world.here.path("/root/scratch.qcow2").unlink(missing_ok=True)
+    assert "a backup is under way" in run.refusals["domain"], str(run)
+    assert took < 20
+    world.stayed(run, status=3)
 
 
 def test_what_waits_for_the_next_start_is_told_and_stays(world: LibvirtWorld) -> None:

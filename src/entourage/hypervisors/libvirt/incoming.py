@@ -64,6 +64,7 @@ from entourage.hypervisors.seams import IncomingSeams
 
 _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its mind
 _LOOK_AGAIN = 0.05
+_ENDS_AFTER = 0.5  # seconds from a swtpm's end to word of that of its QEMU
 _HEARD_WITHIN = 0.05  # seconds from Finish's return to the event that says when the guest ran
 _ACTIVE_NETWORKS = 2
 _ARRIVES = frozenset({"active", "completed", "failed"})
@@ -282,7 +283,10 @@ class LibvirtIncoming(IncomingSeams):
         try:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             if not self._released and not machine.done():
-                return _NO_TPM
+                # A swtpm ends with its QEMU, too, and that is heard of a little later.
+                await asyncio.wait({machine}, timeout=_ENDS_AFTER)
+                if not machine.done():
+                    return _NO_TPM
             return await machine
         finally:
             for part in parts:

@@ -19,6 +19,7 @@ from xml.etree import ElementTree as ET
 from entourage.hypervisors.libvirt.connection import Connection, ask, bindings
 from entourage.hypervisors.libvirt.domainxml import parse, size_of
 from entourage.hypervisors.libvirt.oneway import check_one_way
+from entourage.hypervisors.understood import understood
 from entourage.steps import Refusal
 
 Need: TypeAlias = tuple[str, str]
@@ -73,7 +74,8 @@ async def needs(
                 found += [*check(root, host)]
         return list(dict.fromkeys(found))
 
-    return [Refusal("domain", host, reason, remedy) for reason, remedy in await ask(look)]
+    with understood("the domain's XML", "see it with `virsh dumpxml`"):
+        return [Refusal("domain", host, reason, remedy) for reason, remedy in await ask(look)]
 
 
 # What libvirt keeps

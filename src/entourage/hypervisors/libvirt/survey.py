@@ -212,10 +212,17 @@ def _nics(root: ET.Element) -> dict[str, str]:
 
 
 def _others(live: ET.Element, kept: ET.Element) -> Iterator[str]:
-    for path, what in (("memory", "memory"), ("vcpu", "vcpus"), ("os/kernel", "kernel"),
-                       ("os/initrd", "initrd"), ("os/cmdline", "kernel command line"),
-                       ("os/loader", "firmware")):  # fmt: skip
-        if (kept.findtext(path) or "").strip() != (live.findtext(path) or "").strip():
+    for path, what in (
+        ("memory", "memory"),
+        ("vcpu", "vcpus"),
+        ("os/kernel", "kernel"),
+        ("os/initrd", "initrd"),
+        ("os/cmdline", "kernel command line"),
+        ("os/loader", "firmware"),
+    ):
+        wanted, now = ((root.findtext(path) or "").strip() for root in (kept, live))
+        chosen = path == "os/loader" and not wanted  # by libvirt, as it started
+        if wanted != now and not chosen:
             yield what
     counts = [
         Counter((str(one.tag), one.get("type", ""), one.get("model", "")) for one in devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,3 +139,32 @@ async def test_another_host_at_that_address_is_not_believed(
     with pytest.raises(LostError, match="another host answers"):
         await known.attach()
     assert await AgentlessIncoming("qemu+tls://b/system", DOMAIN, "uuid-of-c/c").attach()
+
+
+class Ended:
+    """A fake of the watch over swtpm: one has ended."""
+
+    one_has_ended = True
+
+    async def ended(self) -> None:
+        """At once."""
+
+
+@pytest.mark.parametrize(("lasts", "reason"), [(0.01, "Assertion failed"), (60, "TPM emulator")])
+async def test_a_swtpm_that_ends_with_its_qemu_is_not_the_reason(
+    lasts: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is its end that swtpm has noticed: what QEMU said last is the reason."""
+    monkeypatch.setattr(module, "_ENDS_AFTER", 0.1)
+
+    class Dying(Local):
+        async def _machine_ended(self) -> str:
+            await asyncio.sleep(lasts)
+            return "Assertion failed"
+
+        def watch(self) -> None:
+            self._emulators: Any = Ended()
+
+    dying = Dying(None)
+    dying.watch()
+    assert reason in await dying.died()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from entourage.domain import Boot, Domain
+from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt import needs as module
 from entourage.hypervisors.libvirt.bootfiles import about, boot_refusals
 from entourage.hypervisors.libvirt.needs import needs
@@ -214,6 +215,11 @@ async def test_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "2048 KiB: 256 MiB needed, 254 MiB free" in found.reason
     free.write_text("128\n")
     assert not await ask(xml)
+
+
+async def test_an_amount_that_is_none_is_told() -> None:
+    with pytest.raises(HypervisorError, match="virsh dumpxml"):
+        await ask("<memory>much</memory><memoryBacking><hugepages/></memoryBacking>")
 
 
 async def test_pinned_where_there_is_no_such_cpu_or_node(

@@ -120,6 +120,15 @@ async def test_what_else_differs_is_named() -> None:
     assert "differs from the running domain in a watchdog, memory, vcpus" in found.reason
 
 
+async def test_firmware_that_libvirt_has_chosen_is_no_change() -> None:
+    running = xml(more="<os firmware='efi'><loader>/usr/share/OVMF/OVMF_CODE.fd</loader></os>")
+    kept = xml(more="<os firmware='efi'/>")
+    assert not (await look(FakeDomain(running, kept))).pending
+    other = xml(more="<os><loader>/usr/share/OVMF/other.fd</loader></os>")
+    [found] = (await look(FakeDomain(running, other))).pending
+    assert "in firmware" in found.reason
+
+
 async def test_a_transient_domain_waits_for_nothing() -> None:
     found = await survey(handle_of(FakeDomain(xml(VDA)), DOMAIN, transient=True))
     assert not found.pending
