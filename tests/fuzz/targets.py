@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -25,7 +26,8 @@ from entourage.domain import Block, Domain, Net
 from entourage.errors import EntourageError, HypervisorError, LinkError
 from entourage.handover.values import Record, Role
 from entourage.hosts.link import Answer, Beat, Call, Fault, Link, Notice, Question, Tell
-from entourage.hypervisors.libvirt import domainxml, handed
+from entourage.hypervisors.libvirt import domainxml, handed, needs
+from entourage.hypervisors.libvirt.connection import bindings
 from entourage.hypervisors.libvirt.constants import Parameter
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.qemu.drift import drift
@@ -94,6 +96,22 @@ async def _libvirt_parts(data: bytes) -> None:
     plan = LibvirtPlan(parameters={Parameter.DEST_XML: text})
     with contextlib.suppress(HypervisorError):  # of most it is not the domain
         handed.check_plan(plan, Domain(name="web1", uuid=UUID, memory=1 << 28))
+
+
+class _NoLibvirt:
+    """A libvirtd that has nothing of what it is asked for."""
+
+    def _none(self, *_: object) -> object:
+        raise bindings().libvirtError("there is none")
+
+    secretLookupByUUIDString = secretLookupByUsage = _none  # noqa: N815 - libvirt's
+    nwfilterLookupByName = networkLookupByName = _none  # noqa: N815 - libvirt's
+
+
+async def _libvirt_needs(data: bytes) -> None:
+    connection: Any = SimpleNamespace(raw=_NoLibvirt())
+    facts = {"xml": data.decode("utf-8", "replace")}
+    await needs.needs(connection, facts, "b", files=True)
 
 
 async def _libvirt_cookie(data: bytes) -> None:
@@ -367,6 +385,13 @@ def _xl_hvm() -> bytes:
     return json.dumps(whole).encode()
 
 
+def _constructs() -> bytes:
+    """All that a domain may have, in one."""
+    lines = (DATA / "hypervisors" / "libvirt" / "data" / "constructs.txt").read_text().splitlines()
+    pieces = [line.rpartition(" | ")[2] for line in lines]
+    return f"<domain><name>web1</name>{''.join(pieces)}</domain>".encode()
+
+
 def targets() -> list[Target]:
     """All of them."""
     journal = _JournalFile()
@@ -387,6 +412,7 @@ def targets() -> list[Target]:
         Target("xend-config", sxp, _sxp_file),
         Target("libvirt-xml", [xml], _libvirt_xml),
         Target("libvirt-parts", [xml, running, _many_devices()], _libvirt_parts),
+        Target("libvirt-needs", [xml, running, _constructs()], _libvirt_needs),
         Target("libvirt-cookie", [_in_a_cookie(xml)], _libvirt_cookie),
         Target("xl-list", [listed], _xl_list),
         Target("xl-stream", [stream], _xl_stream),

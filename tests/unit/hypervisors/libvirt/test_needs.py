@@ -213,6 +213,7 @@ async def test_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     )
     [found] = await ask(xml)
     assert "2048 KiB: 256 MiB needed, 254 MiB free" in found.reason
+    assert not await ask(xml.replace("unit='M'", "unit='M' nodeset='1'"))
     free.write_text("128\n")
     assert not await ask(xml)
 
