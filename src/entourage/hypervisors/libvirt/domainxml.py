@@ -29,6 +29,7 @@ _NIC_MODELS: Mapping[str, Literal["virtio-net", "e1000e"]] = {
     "virtio": "virtio-net", "virtio-net-pci": "virtio-net", "e1000e": "e1000e",
 }  # fmt: skip
 _MAX_INTERFACE = 15
+_MOST = 1 << 60  # bytes of memory
 _FIRMWARE = tuple(Path("/usr/share", name) for name in ("qemu", "seabios", "qemu-kvm", "OVMF"))
 """Where QEMU looks for a loader without a directory."""
 
@@ -106,10 +107,17 @@ def side_text(text: str) -> str:
 
 
 def size_of(element: ET.Element | None) -> int:
-    """Bytes, as libvirt writes an amount of memory; a MiB where it says none."""
+    """Bytes, as libvirt writes an amount of memory; a MiB where it says none.
+
+    Raises:
+        ValueError: It is no number, or more than any machine has.
+    """
     if element is None or element.text is None:
         return 1 << 20
-    return int(element.text) * _UNITS.get(element.get("unit", "KiB"), 1 << 10)
+    size = int(element.text) * _UNITS.get(element.get("unit", "KiB"), 1 << 10)
+    if size > _MOST:
+        raise ValueError(f"{element.text} is more memory than any machine has")
+    return size
 
 
 def _vcpus(root: ET.Element) -> int:

@@ -153,15 +153,23 @@ def _networks(root: ET.Element, raw: Any, host: str) -> Iterator[Need]:
 # What lies on the host
 
 
+def _exists(path: str | Path) -> bool:
+    """Whether there is something; not where no file can have such a name."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _files(root: ET.Element, host: str) -> Iterator[Need]:
     for where, what in _FILES.items():
         for path in _values(root, where):
-            if path.startswith("/") and not Path(path).exists():
+            if path.startswith("/") and not _exists(path):
                 yield f"there is no {path}, {what}", f"copy it to {host}, or make it there"
     nvram = root.find("os/nvram")
     if nvram is not None and (template := nvram.get("template", "")):
         own = (nvram.text or "").strip() or _attribute(nvram, "source", "file")
-        if not Path(template).exists() and not (own and Path(own).exists()):
+        if not _exists(template) and not (own and _exists(own)):
             yield (
                 f"there is no {template}, from which libvirt makes the NVRAM before it is copied",
                 f"install on {host} the firmware's package of the source, or copy it there",
@@ -198,7 +206,7 @@ def _line(source: ET.Element, kind: str, what: str, host: str) -> Iterator[Need]
         case "file":
             yield from _directory(path, f"the file of {what}", host)
         case "unix" if mode == "connect":
-            if path and not Path(path).exists():
+            if path and not _exists(path):
                 yield (
                     f"there is no socket {path}, to which {what} connects",
                     f"start on {host} what listens there",
@@ -206,7 +214,7 @@ def _line(source: ET.Element, kind: str, what: str, host: str) -> Iterator[Need]
         case "unix":
             yield from _directory(path, f"the socket of {what}", host)
         case "dev" | "pipe":
-            if path and not Path(path).exists() and not Path(f"{path}.in").exists():
+            if path and not _exists(path) and not _exists(f"{path}.in"):
                 yield f"there is no {path}, {what}", f"make it on {host}"
         case "tcp" | "udp" if mode == "bind":
             yield from _listens(source.get("host", ""), source.get("service", ""), what, host)
@@ -218,7 +226,7 @@ def _directory(path: str, what: str, host: str) -> Iterator[Need]:
     if not path.startswith("/") or _LIBVIRTS_OWN.match(path):
         return
     directory = Path(path).parent
-    if not directory.is_dir():
+    if not _exists(directory):
         yield (
             f"there is no directory {directory} for {what}",
             f"mkdir -p {directory} on {host}, with the owner that it has here",

@@ -218,9 +218,15 @@ async def test_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not await ask(xml)
 
 
-async def test_an_amount_that_is_none_is_told() -> None:
+@pytest.mark.parametrize("amount", ["much", "9" * 30])
+async def test_an_amount_that_is_none_is_told(amount: str) -> None:
     with pytest.raises(HypervisorError, match="virsh dumpxml"):
-        await ask("<memory>much</memory><memoryBacking><hugepages/></memoryBacking>")
+        await ask(f"<memory>{amount}</memory><memoryBacking><hugepages/></memoryBacking>")
+
+
+async def test_a_path_that_no_file_can_have_is_not_there() -> None:
+    [found] = await ask(device(f"<serial type='dev'><source path='/{'x' * 5000}'/></serial>"))
+    assert "there is no /xxx" in found.reason
 
 
 async def test_pinned_where_there_is_no_such_cpu_or_node(
