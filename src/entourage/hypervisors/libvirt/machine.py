@@ -49,7 +49,7 @@ from entourage.hypervisors.libvirt.job import Job, Parameters
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import is_tcp, way_of
-from entourage.hypervisors.libvirt.retarget import as_configured, differs, retarget
+from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
 from entourage.hypervisors.libvirt.survey import survey
 from entourage.hypervisors.libvirt.tpm import SourceTpm
@@ -224,19 +224,16 @@ class LibvirtMachine(MachineSeams):
         if disks.names:
             flags |= Flag.NON_SHARED_INC if disks.top_only else Flag.NON_SHARED_DISK
             parameters[Parameter.DISKS] = disks.names
-        kept = ""
-        if not handle.transient:
-            kept = await ask(handle.raw.XMLDesc, XML_SECURE | XML_INACTIVE | XML_MIGRATABLE)
         if differs(self.domain, target):
             moved, lookups = (self.domain, target), lookups_of(handle.connection)
             running = await ask(handle.raw.XMLDesc, XML_SECURE | XML_MIGRATABLE)
             parameters[Parameter.DEST_XML] = await ask(retarget, running, *moved, lookups)
-            if kept:
+            if not handle.transient:
+                kept = await ask(handle.raw.XMLDesc, XML_SECURE | XML_INACTIVE | XML_MIGRATABLE)
                 parameters[Parameter.PERSIST_XML] = await ask(retarget, kept, *moved, lookups)
         autostart, checkpoints = await ask(_beside, handle)
         xml, cookie = await self._job.begin(handle, parameters, flags)
-        text = unthreaded(as_configured(xml, kept), disks.names, self._qemu_there)
-        parameters[Parameter.DEST_XML] = text
+        parameters[Parameter.DEST_XML] = unthreaded(xml, disks.names, self._qemu_there)
         plan = LibvirtPlan(
             xml=xml,
             cookie=cookie,

@@ -9,8 +9,8 @@ from xml.etree import ElementTree as ET
 from entourage.domain import Block, Domain, Net
 from entourage.hypervisors.libvirt.domainxml import Lookups, parse, source_path
 
-# What libvirt shows of a network's own making: its bridge or interface, and the port of that.
-_OF_THE_RUNNING = ("bridge", "dev", "mode", "portid", "macTableManager")
+# Where a network has put a NIC: the target's puts it elsewhere.
+_OF_THE_NETWORK = ("bridge", "dev", "mode", "portid")
 
 
 def differs(here: Domain, there: Domain) -> bool:
@@ -22,8 +22,8 @@ def retarget(text: str, here: Domain, there: Domain, lookups: Lookups) -> str:
     """The same XML with the target's places in it.
 
     Args:
-        text: Of the running domain, or of the definition it will be started from next time; what
-            that does not have in common with the running one stays as it is.
+        text: Of the running domain, as libvirt migrates it, or of the definition it will be started
+            from next time; what that does not have in common with the running one stays as it is.
         here: The domain on the source.
         there: The domain as it is to be.
         lookups: What the XML leaves to libvirt's other objects; each blocks.
@@ -40,46 +40,6 @@ def retarget(text: str, here: Domain, there: Domain, lookups: Lookups) -> str:
             case _:
                 pass
     return ET.tostring(root, encoding="unicode")
-
-
-def as_configured(text: str, kept: str) -> str:
-    """The XML of a running domain with its NICs on libvirt's networks as their user attached them.
-
-    While it runs, libvirt shows what the network here has made of them: a bridge, an interface, a
-    device. On the target that is for the network of that name there to say.
-
-    Args:
-        text: Of the running domain.
-        kept: Of its definition; empty where it has none.
-    """
-    root = parse(text)
-    kept_nics = parse(kept).findall("devices/interface") if kept else []
-    wanted = {_mac(nic): nic for nic in kept_nics}
-    changed = False
-    for nic in root.iterfind("devices/interface"):
-        source = nic.find("source")
-        if source is None or not source.get("network") or nic.get("type") == "network":
-            continue
-        changed = True
-        nic.set("type", "network")
-        for key in _OF_THE_RUNNING:
-            source.attrib.pop(key, None)
-        for address in source.findall("address"):
-            source.remove(address)
-        if (own := wanted.get(_mac(nic))) is not None and own.get("type") == "network":
-            _take_over(nic, own)
-    return ET.tostring(root, encoding="unicode") if changed else text
-
-
-def _take_over(nic: ET.Element, own: ET.Element) -> None:
-    """What its user has said of a NIC's port, in place of that with the network's own merged in."""
-    said = own.find("source")
-    if said is None or said.get("network") != _attribute(nic, "source", "network"):
-        return
-    for tag in ("virtualport", "vlan", "bandwidth"):
-        for merged in nic.findall(tag):
-            nic.remove(merged)
-        nic.extend(own.findall(tag))
 
 
 def _mac(nic: ET.Element) -> str:
@@ -141,10 +101,8 @@ def _move_nic(root: ET.Element, old: Net, new: Net) -> None:
             continue
         if key is not None and source.get(key) == was:
             source.set(key, then or "")
-            if old.attach == "network":
-                for made in _OF_THE_RUNNING:
-                    source.attrib.pop(made, None)
-                nic.set("type", "network")
+            for own in _OF_THE_NETWORK if old.attach == "network" else ():
+                source.attrib.pop(own, None)
         target = nic.find("target")
         if old.tap and new.tap is None and target is not None:
             target.attrib.pop("dev", None)

@@ -16,7 +16,7 @@ from entourage.hypervisors.libvirt.domainxml import (
     read_domain,
     side_text,
 )
-from entourage.hypervisors.libvirt.retarget import as_configured, differs, retarget
+from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.side import Side, read_side, with_side
 
 XML = """
@@ -235,14 +235,6 @@ NETWORK_NICS = """
   </interface>
   </devices></domain>
 """
-NETWORK_NICS_KEPT = """
-<domain><devices>
-  <interface type='network'>
-    <mac address='52:54:00:00:00:01'/><source network='lan' portgroup='web'/>
-    <virtualport><parameters interfaceid='i'/></virtualport>
-  </interface>
-</devices></domain>
-"""
 
 
 def test_what_a_network_has_made_of_a_nic_is_still_on_the_network() -> None:
@@ -252,30 +244,14 @@ def test_what_a_network_has_made_of_a_nic_is_still_on_the_network() -> None:
     ]  # fmt: skip
 
 
-def test_the_networks_of_the_target_make_of_a_nic_what_they_like() -> None:
-    text = as_configured(NETWORK_NICS, NETWORK_NICS_KEPT)
-    assert [nic.get("type") for nic in parse(text).iterfind("devices/interface")] == [
-        "network", "network", "network",
-    ]  # fmt: skip
-    assert place(text, "devices/interface[1]/source") == {"network": "lan", "portgroup": "web"}
-    assert place(text, "devices/interface[1]/virtualport/parameters") == {"interfaceid": "i"}
-    assert place(text, "devices/interface[2]/source") == {"network": "pool"}
-    assert parse(text).find("devices/interface[3]/source/address") is None
-
-
-def test_without_a_definition_its_port_is_as_it_runs() -> None:
-    text = as_configured(NETWORK_NICS, "")
-    assert place(text, "devices/interface[1]/virtualport/parameters")["profileid"] == "merged"
-
-
-def test_a_domain_without_such_nics_stays_as_it_is() -> None:
-    assert as_configured(XML, "") is XML
-
-
 def test_another_network_keeps_portgroup_and_virtualport() -> None:
+    """As libvirt migrates it, a NIC is what its user has attached."""
     here = read_domain(NETWORK_NICS)
     there = here.with_device(msgspec.structs.replace(here.net[0], network="wan"))
-    text = retarget(NETWORK_NICS, here, there, LOOKUPS)
+    migrated = NETWORK_NICS.replace(" portid='p' bridge='bra'", "").replace(
+        "='bridge'", "='network'"
+    )
+    text = retarget(migrated, here, there, LOOKUPS)
     assert place(text, "devices/interface[1]/source") == {"network": "wan", "portgroup": "web"}
     assert place(text, "devices/interface[1]/virtualport")["type"] == "openvswitch"
 
