@@ -13,6 +13,7 @@ from entourage.settings.units import format_duration, format_rate
 
 _WINDOW: Final = 10.0  # seconds that a rate is the mean of: an estimate that jumps is of no use
 _LEAST: Final = 1.0  # seconds before there is one
+_LONGEST: Final = 86400.0  # seconds; what is slower stands still
 _SOON: Final = 10.0  # seconds; longer estimates are told in whole seconds
 
 
@@ -79,4 +80,6 @@ def _eta(event: CopyProgress, gain: float) -> float | None:
     if gain <= 0:
         return None
     seconds = left / gain
+    if seconds > _LONGEST:
+        return None
     return float(round(seconds)) if seconds >= _SOON else round(seconds, 1)

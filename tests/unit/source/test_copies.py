@@ -45,6 +45,12 @@ def test_the_estimate_does_not_jump_for_a_moment_of_nothing() -> None:
     assert after == pytest.approx(before, rel=0.15)
 
 
+def test_what_hardly_moves_has_no_estimate() -> None:
+    watch = Watch()
+    watch.disk(0, 0)
+    assert watch.disk(2, 2048).eta is None
+
+
 def test_disks_at_once_are_told_together() -> None:
     watch = Watch()
     for at in (0, 2):
