@@ -64,7 +64,7 @@ class Host:
     def make(cls, root: Path) -> Host:
         root.mkdir()
         root.parent.chmod(0o755)  # QEMU's user must pass through,
-        root.chmod(0o777)  # and makes an overlay there when it is told to
+        root.chmod(0o1777)  # and makes an overlay there when it is told to
         paths = PathSettings(state=f"{root}/state", run=f"{root}/run", log=f"{root}/log")
         user = "nobody" if os.geteuid() == 0 else None  # there on every host
         # Every file of the test's is an image that may be given, and nothing is encrypted unasked.
