@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.seams import Objection
 
-_EXPORTS_FROM_THREADS = 8_000_000
+EXPORTS_FROM_THREADS = 8_000_000
 """QEMU before it (seen with 7.2) aborts on the target as the export of such a disk ends."""
 
 
@@ -78,7 +78,7 @@ def unthreaded(text: str, copied: Sequence[str], version: int) -> str:
         copied: The disks that are copied.
         version: Of the target's QEMU; 0 where that is not known.
     """
-    if version >= _EXPORTS_FROM_THREADS:
+    if version >= EXPORTS_FROM_THREADS:
         return text
     root = parse(text)
     drivers = list(threaded(root, copied))

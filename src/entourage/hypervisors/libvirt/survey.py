@@ -15,7 +15,12 @@ from xml.etree import ElementTree as ET
 
 from entourage.hypervisors.libvirt.connection import ask, bindings
 from entourage.hypervisors.libvirt.constants import XML_INACTIVE
-from entourage.hypervisors.libvirt.copying import Traits, traits_of
+from entourage.hypervisors.libvirt.copying import (
+    EXPORTS_FROM_THREADS,
+    Traits,
+    threaded,
+    traits_of,
+)
 from entourage.hypervisors.libvirt.domainxml import Lookups, parse, source_path
 from entourage.hypervisors.libvirt.elements import unknown_elements
 from entourage.hypervisors.libvirt.handle import Handle
@@ -64,6 +69,8 @@ async def survey(handle: Handle) -> Survey:
             lookups = lookups_of(handle.connection)
             pending += pending_changes(live, kept, lookups, host)
         pending += unknown(live, host)
+        if handle.connection.raw.getVersion() < EXPORTS_FROM_THREADS:
+            pending += _without_threads(live, host)
         known = {device.label for device in domain.devices}
         return Survey([_of_device(each, known) for each in begun], pending, traits_of(live))
 
@@ -119,6 +126,19 @@ def _snapshots(raw: Any, host: str) -> Iterator[Refusal]:
         f"have libvirt forget them, which leaves the images as they are, for each of them:"
         f" virsh snapshot-delete {name} {names[0]} --metadata",
     )
+
+
+def _without_threads(live: ET.Element, host: str) -> Iterator[Refusal]:
+    """What ``unthreaded`` will do, if the target's QEMU is no newer than this one."""
+    for name in traits_of(live):
+        if list(threaded(live, [name])):
+            yield Refusal(
+                f"block/{name}",
+                host,
+                "where it is copied to a QEMU before 8.0, it has no I/O thread there until the next"
+                " start: that QEMU would die of it",
+                only_warns=True,
+            )
 
 
 def unknown(live: ET.Element, host: str) -> Iterator[Refusal]:

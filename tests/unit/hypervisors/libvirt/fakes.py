@@ -118,8 +118,7 @@ class FakeDomain:
         self.told.append("undefine")
 
 
-def handle_of(raw: Any, domain: Domain, *, transient: bool = False) -> Any:
-    """A handle of such a domain."""
-    return SimpleNamespace(
-        raw=raw, domain=domain, transient=transient, connection=SimpleNamespace(raw=None)
-    )
+def handle_of(raw: Any, domain: Domain, *, transient: bool = False, qemu: int = 7_002_000) -> Any:
+    """A handle of such a domain, in this version of QEMU."""
+    connection = SimpleNamespace(raw=SimpleNamespace(getVersion=lambda: qemu))
+    return SimpleNamespace(raw=raw, domain=domain, transient=transient, connection=connection)

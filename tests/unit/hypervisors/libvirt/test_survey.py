@@ -26,12 +26,23 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     use_fakes(monkeypatch, "survey", "lookups")
 
 
-async def look(raw: FakeDomain) -> Survey:
-    return await survey(handle_of(raw, DOMAIN))
+async def look(raw: FakeDomain, qemu: int = 7_002_000) -> Survey:
+    return await survey(handle_of(raw, DOMAIN, qemu=qemu))
 
 
 async def test_an_ordinary_domain_has_nothing_to_tell() -> None:
     assert await look(FakeDomain(xml(VDA), xml(VDA))) == Survey([], [], {"vda": Traits()})
+
+
+async def test_an_io_thread_that_is_lost_until_the_next_start_is_told_of() -> None:
+    disk = (
+        "<disk type='file'><source file='/x'/><target dev='sda' bus='scsi'/>"
+        "<address type='drive' controller='0'/></disk>"
+        "<controller type='scsi' index='0'><driver iothread='1'/></controller>"
+    )
+    [found] = (await look(FakeDomain(xml(disk), xml(disk)))).pending
+    assert (found.device, found.only_warns) == ("block/sda", True)
+    assert not (await look(FakeDomain(xml(disk), xml(disk)), qemu=10_000_000)).pending
 
 
 async def test_an_element_that_is_not_known_is_told_of() -> None:
