@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from entourage.errors import LinkError, LinkLost, plain_words
-from entourage.hosts.link import Link
+from entourage.hosts.link import SILENT, Link
 
 Explain = Callable[[int | None, Sequence[str]], LinkLost]
 """From a process's exit status (None: it has none yet) and its last lines: what they mean."""
 
 _LINES = 20
+_ENDS_WITHIN, _OF_SILENT = 2.0, 0.1  # seconds
 
 
 @contextlib.asynccontextmanager
@@ -79,7 +80,7 @@ async def linked(
         yield link
     finally:
         link.close()
-        await _end(process)
+        await _end(process, _ENDS_WITHIN if link.quiet < SILENT else _OF_SILENT)
         for task in (serving, stderr):
             task.cancel()
         await asyncio.gather(serving, stderr, return_exceptions=True)
@@ -96,10 +97,15 @@ async def _keep(stream: asyncio.StreamReader, said: deque[str]) -> None:
         said.append(line.decode(errors="replace").strip())
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """The agent ends by itself when its input ends; a network that is gone keeps ssh waiting."""
+async def _end(process: asyncio.subprocess.Process, patience: float) -> None:
+    """The agent ends by itself when its input ends; a network that is gone keeps ssh waiting.
+
+    Args:
+        process: ssh, or a proxy agent.
+        patience: Seconds until it is killed.
+    """
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(patience):
             await process.wait()
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):

@@ -34,6 +34,8 @@ _MOST_AT_ONCE, _MOST_UNREAD = 8 << 20, 32 << 20
 # What a login shell prints before it runs the agent is passed over: no more bytes than this.
 _MOST_NOISE = 64 << 10
 _BEAT_EVERY = 0.5  # seconds
+SILENT = 1.2
+"""Seconds without a word after which nobody at a prompt waits for the other end any more."""
 _QUOTED = 120  # characters of it that are shown
 
 

@@ -6,11 +6,11 @@ import asyncio
 
 from entourage import messages
 from entourage.errors import EntourageError, LinkError, plain_words
+from entourage.hosts.link import SILENT
 from entourage.source.session import Session
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
-_SILENT = 1.5  # seconds; of a link that lives something is heard twice a second
-_SILENT_OF_OLD = 3.0  # of an older Entourage, once a second
+_SILENT_OF_OLD = 3.0  # seconds: of an older Entourage something is heard once a second only
 _LOOK_AGAIN = 0.1
 
 
@@ -44,7 +44,7 @@ async def undone_there(
         What was not undone, each a sentence.
     """
     old = session.welcome.protocol < messages.PROVES_WAYS
-    patience = (_SILENT_OF_OLD if old else _SILENT) if hurry else float("inf")
+    patience = (_SILENT_OF_OLD if old else SILENT) if hurry else float("inf")
     while not undone.done() and session.link.quiet < patience:
         await asyncio.wait([undone], timeout=_LOOK_AGAIN)
     if not undone.done():
