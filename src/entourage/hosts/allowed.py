@@ -189,6 +189,8 @@ class Allowed:
                 if not part.name.isdecimal():
                     raise NotAllowed(f"{part.name!r} is no port")
                 self.ports(int(part.name), int(part.name))
+            case Kind.MALFORMED:
+                raise NotAllowed(part.name, remedy="name it otherwise on the source")
             case Kind.PROGRAM | Kind.OTHER:
                 if not _lies_beneath(part.name, part.beneath):
                     self.device(part.name)

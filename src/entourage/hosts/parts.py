@@ -28,6 +28,8 @@ class Kind(enum.Enum):
     """A TCP port that is listened at."""
     PROGRAM = "program"
     """The hypervisor's own program, where that is not one that it has here anyway."""
+    MALFORMED = "malformed"
+    """What is never allowed, because it could be read as something else; its name says why."""
     OTHER = "other"
     """Anything else: it must be named in the settings."""
 

@@ -16,11 +16,21 @@ Parts: TypeAlias = Iterator[HostPart]
 
 _SCRIPTS = "/etc/xen/scripts"
 _VNC = 5900
+_SHOWN = 100
 # Parts of longer words: of QEMU's options, of what scripts read in xenstore.
 _PATH = r"[\w./:+@=%~-]*"
 _INTERFACE = r"[\w.:@-]*"
 _HOST = r"[0-9.]*|\[[0-9A-Fa-f:.]+\]|localhost"
 _ADDRESS = rf"{_HOST}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*"
+_NAME = r"[\w.:+@-]*"
+WORD = r"[\w.:+!|-]*"
+"""Text that is none of the following."""
+# What QEMU's `-serial` takes, without options that open another file (logfile=).
+_SERIAL = (
+    rf"pty|null|none|vc|stdio|/dev/{_PATH}|(file|pipe):{_PATH}"
+    rf"|(unix:{_PATH}|(tcp|telnet|udp):[\w.:@\[\]-]*)"
+    r"(,(server|nowait|wait|nodelay|delay)(=on|=off)?)*"
+)
 
 _FORMATS = frozenset({"raw", "qcow2"})
 _NIC_MODELS = frozenset(
@@ -79,7 +89,10 @@ class At:
 
 
 def shaped(at: At, shape: str, key: str = "") -> str:
-    """The text here, or at a key, which xl makes part of a longer word.
+    """The text here, or at a key, which xl may make part of a longer word.
+
+    Every rule asks for it, also where the settings must name the text: a pattern there is not
+    meant to allow a second word.
 
     Raises:
         HypervisorError: It could be more than one word there.
@@ -88,8 +101,8 @@ def shaped(at: At, shape: str, key: str = "") -> str:
     if re.fullmatch(shape, text) is None:
         place = "/".join(filter(None, (at.place, key)))
         raise HypervisorError(
-            f"{place} in xl's configuration has characters that are not taken there: {text!r}",
-            remedy="name it otherwise on the source",
+            f"{place} in xl's configuration has characters that are not taken there:"
+            f" {text[:_SHOWN]!r}"
         )
     return text
 
@@ -98,7 +111,7 @@ def shaped(at: At, shape: str, key: str = "") -> str:
 
 
 def _other(at: At) -> Parts:
-    yield at.other(at.value)
+    yield at.other(shaped(at, _PATH))
 
 
 def _key(at: At) -> Parts:
@@ -115,7 +128,7 @@ def _switched_off(at: At) -> Parts:
 
 def _label(at: At) -> Parts:
     """Of Xen's security module (XSM): one that is not a guest's own could be dom0's."""
-    if at.value != 0:
+    if shaped(at, WORD) != "0":
         yield at.other("xen:seclabel")
 
 
@@ -135,7 +148,7 @@ def _program(at: At) -> Parts:
 
 def _among(*harmless: str) -> Callable[[At], Parts]:
     def rule(at: At) -> Parts:
-        if at.value not in harmless:
+        if shaped(at, WORD) not in harmless:
             yield at.other(f"xen:{at.path}={at.value}")
 
     return rule
@@ -150,12 +163,12 @@ def _word(shape: str) -> Callable[[At], Parts]:
 
 
 def _serial(at: At) -> Parts:
-    if at.value not in {"pty", "null", "none"}:
+    if shaped(at, _SERIAL) not in {"pty", "null", "none"}:
         yield at.other(f"serial:{at.value}")
 
 
 def _usb_device(at: At) -> Parts:
-    kind, _, which = str(at.value).partition(":")
+    kind, _, which = shaped(at, _PATH).partition(":")
     if kind == "host":
         yield at.other(f"usb:{which}")
     elif at.value not in {"tablet", "mouse", "keyboard"}:
@@ -168,7 +181,7 @@ def _scheduler(at: At) -> Parts:
 
 
 def _backend(at: At) -> Parts:
-    if str(at.value) not in _DOM0:
+    if shaped(at, _NAME) not in _DOM0:
         yield at.other(f"backend:{at.value}")
 
 
@@ -194,18 +207,19 @@ def _model(at: At) -> Parts:
 
 
 def _audio(at: At) -> Parts:
-    yield at.other(f"audio:{at.value}")
+    yield at.other(f"audio:{shaped(at, WORD)}")
 
 
 def _irq(at: At) -> Parts:
-    yield at.other(f"irq:{at.value}")
+    yield at.other(f"irq:{shaped(at, WORD)}")
 
 
 def _device_tree(at: At) -> Parts:
-    yield at.other(f"dtdev:{at.value}")
+    yield at.other(f"dtdev:{shaped(at, _PATH)}")
 
 
 VALUES: Mapping[str, Callable[[At], Parts]] = {
+    "c_info/name": _word(_NAME),  # of QEMU's -name, and of the names of its logs
     "c_info/ssidref": _label,
     "c_info/ssid_label": _label,
     "c_info/driver_domain": _key,
@@ -276,8 +290,8 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
 
 
 def _disk(at: At) -> Parts:
-    path, script = at.get("pdev_path"), at.get("script")
-    image_format = at.get("format") or "unknown"
+    path, script = shaped(at, _PATH, "pdev_path"), shaped(at, _PATH, "script")
+    image_format = shaped(at, WORD, "format") or "unknown"
     if not path:
         return
     if script and script not in {"block", f"{_SCRIPTS}/block"}:
@@ -298,7 +312,7 @@ def _nic(at: At) -> Parts:
 
 
 def _pci(at: At) -> Parts:
-    if name := at.get("name"):
+    if name := shaped(at, _NAME, "name"):
         yield at.other(f"pci:{name}", "name")
     place = [at.number(key) for key in ("domain", "bus", "dev", "func")]
     if any(place) or not name:
@@ -318,7 +332,8 @@ def _io_memory(at: At) -> Parts:
 
 
 def _vtpm(at: At) -> Parts:
-    yield at.other(f"vtpm:{at.get('backend_domname') or at.number('backend_domid')}")
+    name = shaped(at, _NAME, "backend_domname")
+    yield at.other(f"vtpm:{name or at.number('backend_domid')}")
 
 
 def _vnc(at: At) -> Parts:

@@ -10,12 +10,12 @@ has a shape, so that it is not two words there. ``libxl_types.idl`` of Xen 4.14 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
 from entourage.errors import HypervisorError
-from entourage.hosts.parts import HostPart
-from entourage.hypervisors.xen.devicerules import RULES, VALUES, At, Config, shaped
+from entourage.hosts.parts import HostPart, Kind
+from entourage.hypervisors.xen.devicerules import RULES, VALUES, WORD, At, Config, shaped
 
 Parts: TypeAlias = Iterator[HostPart]
 
@@ -98,13 +98,12 @@ _KNOWN = frozenset(
 # Text that means nothing to the host, whatever it is: an argument of its own, or the guest's.
 _FREE_TEXT = frozenset(
     {
-        *("c_info/name", "b_info/cmdline", "b_info/type.pv/cmdline", "b_info/stubdomain_cmdline"),
+        *("b_info/cmdline", "b_info/type.pv/cmdline", "b_info/stubdomain_cmdline"),
         *("b_info/type.pvh/pvshim_cmdline", "b_info/type.pvh/pvshim_extra"),
         *("b_info/type.hvm/smbios/value", "b_info/type.hvm/vnc/passwd", "vfbs/vnc/passwd"),
     }
 )
 _NOT_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # a NUL would end it for libxl
-_WORD = r"[\w.:+!|-]*|<default>"
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1
 _MOST_DEVICES = 1024
 
@@ -122,7 +121,7 @@ def host_parts(config: Config) -> list[HostPart]:
     """What a configuration names of the host that the domain is to run on.
 
     Raises:
-        HypervisorError: It has something that libxl never writes.
+        HypervisorError: It is larger, or deeper, than libxl's.
     """
     try:
         return list(_walk(At(config, "", "", "domain")))
@@ -136,18 +135,20 @@ def _walk(at: At) -> Parts:
             yield from _of_object(at)
         case list():
             yield from _of_list(at)
-        case bool() | None:
-            yield from _of_value(at)
-        case int():
-            if not _LEAST <= at.value <= _MOST:
-                raise HypervisorError(f"{at.place} in xl's configuration is no number of libxl's")
-            yield from _of_value(at)
-        case str():
-            if _NOT_TEXT.search(at.value):
-                raise HypervisorError(f"{at.place} in xl's configuration has control characters")
-            yield from _of_value(at)
+        case bool() | int() | str() | None:
+            yield from _ruled(_of_value, at)
         case _:
-            raise HypervisorError(f"{at.place} in xl's configuration is of no kind of libxl's")
+            yield at.part(
+                Kind.MALFORMED, f"{at.place} in xl's configuration is of no kind of libxl's"
+            )
+
+
+def _ruled(rule: Callable[[At], Parts], at: At) -> Parts:
+    """By a rule; what that does not understand is a part as well, of its device."""
+    try:
+        yield from rule(at)
+    except HypervisorError as error:
+        yield at.part(Kind.MALFORMED, error.message)
 
 
 def _of_list(at: At) -> Parts:
@@ -171,15 +172,19 @@ def _of_object(at: At) -> Parts:
         elif not _is_empty(value):
             yield At(value, path, place, at.label).other(f"xen:{path}")
     if rule := RULES.get(at.path):
-        yield from rule(at)
+        yield from _ruled(rule, at)
 
 
 def _of_value(at: At) -> Parts:
+    if isinstance(at.value, int) and not _LEAST <= at.value <= _MOST:
+        raise HypervisorError(f"{at.place} in xl's configuration is no number of libxl's")
+    if isinstance(at.value, str) and _NOT_TEXT.search(at.value):
+        raise HypervisorError(f"{at.place} in xl's configuration has control characters")
     if rule := VALUES.get(at.path):
         if not _is_empty(at.value):
             yield from rule(at)
     elif at.path not in _FREE_TEXT and isinstance(at.value, str):
-        shaped(at, _WORD)
+        shaped(at, WORD if at.value != "<default>" else at.value)
 
 
 def _is_empty(value: Any) -> bool:

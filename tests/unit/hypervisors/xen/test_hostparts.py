@@ -187,6 +187,20 @@ def test_the_hosts_own_must_be_named(path: str, value: Any, name: str) -> None:
         ("b_info/type.hvm/spice/passwd", "x,plaintext-channel=main"),
         ("b_info/type.hvm/spice/image_compression", "off,x=y"),
         ("b_info/type.hvm/vga/kind", "std,romfile=/x"),
+        ("channels/+", {"connection.socket": {"path": "/run/ch/x,logfile=/etc/cron.d/x"}}),
+        ("p9s/+", {"tag": "x", "path": "/srv/x,y"}),
+        ("b_info/type.hvm/serial", "unix:/run/x,logfile=/etc/cron.d/x"),
+        ("b_info/type.hvm/serial", "mon:unix:/run/x"),
+        ("b_info/type.hvm/serial_list", ["pty", "unix:/run/x,server,path=/etc/x"]),
+        ("b_info/type.hvm/usbdevice", "host:1.4,x=y"),
+        ("b_info/type.hvm/usbdevice_list", ["tablet,x=y"]),
+        ("b_info/type.hvm/soundhw", "hda,audiodev=x"),
+        ("c_info/name", "web1,process=x"),
+        ("c_info/name", "../web1"),
+        ("pcidevs/+", {"name": "a,b"}),
+        ("vtpms/+", {"backend_domname": "a/b"}),
+        ("nics/0/backend_domname", "a,b"),
+        ("disks/0/backend", "tap,x"),
         ("b_info/cmdline", "a\0b"),
         ("b_info/max_vcpus", 1 << 64),
         ("b_info/max_vcpus", 1.5),
@@ -194,9 +208,32 @@ def test_the_hosts_own_must_be_named(path: str, value: Any, name: str) -> None:
         ("pcidevs/+", {"bus": "3"}),
     ],
 )
-def test_what_could_be_two_words_is_refused(path: str, value: Any) -> None:
-    with pytest.raises(HypervisorError, match="xl's configuration"):
-        host_parts(changed(path, value))
+@pytest.mark.parametrize("devices", [(), ("*",), ("/*", "*:*", "serial:*", "audio:*")])
+def test_what_could_be_two_words_is_refused(
+    path: str, value: Any, devices: tuple[str, ...]
+) -> None:
+    found = refused(changed(path, value), devices=devices)
+    assert any("xl's configuration" in one.reason for one in found), found
+
+
+@pytest.mark.parametrize(
+    "line", ["unix:/run/x1", "unix:/run/x1,server=on,wait=off", "tcp:[::1]:4444,server,nowait"]
+)
+def test_a_serial_line_keeps_the_options_that_open_nothing(line: str) -> None:
+    config = changed("b_info/type.hvm/serial", line)
+    assert [one.reason for one in refused(config) if "serial:" in one.reason]
+    after = refused(config, devices=("serial:unix:/run/x*", "serial:tcp:*"))
+    assert not [one for one in after if "serial" in one.reason]
+
+
+def test_a_name_that_is_not_taken_is_refused_for_its_device_beside_all_others() -> None:
+    config = changed("disks/0/pdev_path", "/srv/vm (1).img")
+    config["b_info"]["type.hvm"]["soundhw"] = "hda"
+    said = unproven(config)
+    assert {(one.device, one.host) for one in said} == {("block/xvda", "b"), ("domain", "b")}
+    [disk] = [one for one in said if one.device == "block/xvda"]
+    assert "'/srv/vm (1).img' (disks[1]/pdev_path)" in disk.reason
+    assert disk.remedy == "name it otherwise on the source"
 
 
 @pytest.mark.parametrize(
