@@ -186,9 +186,10 @@ class Allowed:
             case Kind.TAP:
                 self._tap(part.name)
             case Kind.PORT:
-                if not part.name.isdecimal():
+                first, _, last = part.name.partition("-")
+                if not (first.isdecimal() and (last or first).isdecimal()):
                     raise NotAllowed(f"{part.name!r} is no port")
-                self.ports(int(part.name), int(part.name))
+                self.ports(int(first), int(last or first))
             case Kind.MALFORMED:
                 raise NotAllowed(part.name, remedy="name it otherwise on the source")
             case Kind.PROGRAM | Kind.OTHER:

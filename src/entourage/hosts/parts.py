@@ -25,7 +25,7 @@ class Kind(enum.Enum):
     TAP = "tap"
     """The name of an interface that is made for it; one that is there must not be taken over."""
     PORT = "port"
-    """A TCP port that is listened at."""
+    """A TCP port that is listened at, or a range of them: ``5900-5999``."""
     PROGRAM = "program"
     """The hypervisor's own program, where that is not one that it has here anyway."""
     MALFORMED = "malformed"

@@ -15,7 +15,7 @@ Config: TypeAlias = Mapping[str, Any]
 Parts: TypeAlias = Iterator[HostPart]
 
 _SCRIPTS = "/etc/xen/scripts"
-_VNC = 5900
+_VNC, _LAST_VNC = 5900, 5999
 _SHOWN = 100
 # Parts of longer words: of QEMU's options, of what scripts read in xenstore.
 _PATH = r"[\w./:+@=%~-]*"
@@ -78,14 +78,14 @@ class At:
             HypervisorError: It is none.
         """
         value = self.value.get(key, 0)
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise HypervisorError(f"{self.place}/{key} in xl's configuration is no number")
         return int(value)
 
     def is_on(self, key: str, *, default: bool = False) -> bool:
-        """A switch of libxl's (``libxl_defbool``)."""
-        said = self.get(key).lower()
-        return default if said in {"", "<default>"} else said != "false"
+        """A switch of libxl's (``libxl_defbool``); what is not understood counts as on."""
+        said = self.value.get(key)
+        return default if said in (None, "", "<default>") else said not in ("False", False)
 
 
 def shaped(at: At, shape: str, key: str = "") -> str:
@@ -116,13 +116,13 @@ def _other(at: At) -> Parts:
 
 def _key(at: At) -> Parts:
     """Known, and not harmless; what it is would say nothing to whoever reads the settings."""
-    if str(at.value).lower() not in {"false", "0"}:
-        yield at.other(f"xen:{at.path}")
+    shaped(at, WORD)
+    yield at.other(f"xen:{at.path}")
 
 
-def _switched_off(at: At) -> Parts:
-    """A switch that protects the host while it is on."""
-    if str(at.value).lower() in {"false", "0"}:
+def _switch(at: At) -> Parts:
+    """One that is not harmless while it is on."""
+    if at.value not in {"False", False}:
         yield at.other(f"xen:{at.path}")
 
 
@@ -222,7 +222,7 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "c_info/name": _word(_NAME),  # of QEMU's -name, and of the names of its logs
     "c_info/ssidref": _label,
     "c_info/ssid_label": _label,
-    "c_info/driver_domain": _key,
+    "c_info/driver_domain": _switch,
     "b_info/exec_ssidref": _label,
     "b_info/exec_ssid_label": _label,
     "b_info/device_model_ssidref": _label,
@@ -232,12 +232,11 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "b_info/device_model": _program,
     "b_info/bootloader": _program,
     "b_info/bootloader_user": _key,
-    "b_info/bootloader_restrict": _switched_off,
     "b_info/type.pv/bootloader": _program,
     "b_info/irqs": _irq,
     "b_info/tee": _among("none"),
     "b_info/arch_arm/arm_sci/type": _among("none"),
-    "b_info/arch_x86/msr_relaxed": _key,
+    "b_info/arch_x86/msr_relaxed": _switch,
     "b_info/sched_params/sched": _scheduler,
     "b_info/type.hvm/firmware": _firmware,
     "b_info/type.hvm/serial": _serial,
@@ -245,7 +244,7 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "b_info/type.hvm/usbdevice": _usb_device,
     "b_info/type.hvm/usbdevice_list": _usb_device,
     "b_info/type.hvm/soundhw": _audio,
-    "b_info/type.hvm/gfx_passthru": _key,
+    "b_info/type.hvm/gfx_passthru": _switch,
     "b_info/type.hvm/boot": _word(r"[a-z]*"),
     **dict.fromkeys(
         (
@@ -269,8 +268,8 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "disks/backend": _among("unknown", "phy", "qdisk"),
     "disks/specification": _among("unknown", "xen"),
     "disks/script": _script_of("block"),
-    "disks/colo_enable": _key,
-    "disks/colo_restore_enable": _key,
+    "disks/colo_enable": _switch,
+    "disks/colo_restore_enable": _switch,
     "nics/bridge": _bridge,
     "nics/gatewaydev": _bridge,
     "nics/ifname": _tap,
@@ -336,12 +335,42 @@ def _vtpm(at: At) -> Parts:
     yield at.other(f"vtpm:{name or at.number('backend_domid')}")
 
 
+def _build(at: At) -> Parts:
+    """A boot loader reads the guest's disk: by libxl's default as root, and as one that may."""
+    loaders = [each.get("bootloader") for each in (at.value, *_objects(at, "type.pv"))]
+    if any(loaders) and at.value.get("bootloader_restrict") != "True":
+        yield at.other("xen:b_info/bootloader_restrict", "bootloader_restrict")
+
+
 def _vnc(at: At) -> Parts:
-    """A port is listened at: 5900, and the number of the display."""
+    """Ports are listened at: 5900 and the display's number, and those above if that is taken."""
     _, _, listen = shaped(at, rf"({_HOST})(:[0-9]{{1,5}})?", "listen").rpartition("]")
-    display = int(listen.partition(":")[2] or 0) or at.number("display")
-    if at.is_on("enable", default=True):
-        yield at.part(Kind.PORT, _VNC + display, "display")
+    _, named, display = listen.partition(":")
+    if not at.is_on("enable", default=True):
+        return
+    first = _VNC + (int(display) if named else at.number("display"))
+    if at.is_on("findunused", default=True) and first < _LAST_VNC:
+        yield at.part(Kind.PORT, f"{first}-{_LAST_VNC}", "display")
+    else:
+        yield at.part(Kind.PORT, first, "display")
+
+
+def _has_vnc(at: At) -> Parts:
+    """One that says nothing of VNC has it as libxl does it by default."""
+    if not isinstance(at.value.get("vnc"), dict):
+        yield from _vnc(dataclasses.replace(at, value={}, place=f"{at.place}/vnc"))
+
+
+def _domain(at: At) -> Parts:
+    """An HVM domain has a display also where nothing is said of its devices."""
+    sections = _objects(at, "c_info", "b_info")
+    is_hvm = any(each.get("type") == "hvm" or "type.hvm" in each for each in sections)
+    if is_hvm and not any(isinstance(each.get("type.hvm"), dict) for each in sections):
+        yield from _has_vnc(At({}, "b_info/type.hvm", "b_info/type.hvm", at.label))
+
+
+def _objects(at: At, *keys: str) -> list[dict[str, Any]]:
+    return [at.value[key] for key in keys if isinstance(at.value.get(key), dict)]
 
 
 def _spice(at: At) -> Parts:
@@ -360,6 +389,10 @@ def _sdl(at: At) -> Parts:
 
 
 RULES: Mapping[str, Callable[[At], Parts]] = {
+    "": _domain,
+    "b_info": _build,
+    "b_info/type.hvm": _has_vnc,
+    "vfbs": _has_vnc,
     "disks": _disk,
     "nics": _nic,
     "pcidevs": _pci,

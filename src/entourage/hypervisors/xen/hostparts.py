@@ -19,6 +19,13 @@ from entourage.hypervisors.xen.devicerules import RULES, VALUES, WORD, At, Confi
 
 Parts: TypeAlias = Iterator[HostPart]
 
+
+def _paths(by_section: Mapping[str, str]) -> frozenset[str]:
+    """Whole paths of keys that are listed by the object that they are in."""
+    found = ((section, word) for section, words in by_section.items() for word in words.split())
+    return frozenset("/".join(filter(None, path)) for path in found)
+
+
 _KNOWN_BY_SECTION: Mapping[str, str] = {
     "": """c_info b_info disks nics pcidevs rdms dtdevs vfbs vkbs vtpms p9s channels usbctrls
         usbdevs on_poweroff on_reboot on_watchdog on_crash on_soft_reset""",
@@ -89,11 +96,31 @@ _KNOWN_BY_SECTION: Mapping[str, str] = {
     "b_info/type.hvm/spice": """enable port tls_port host disable_ticketing passwd agent_mouse
         vdagent clipboard_sharing usbredirection image_compression streaming_video""",
 }
-_KNOWN = frozenset(
-    f"{section}/{word}".lstrip("/")
-    for section, words in _KNOWN_BY_SECTION.items()
-    for word in words.split()
-)
+_KNOWN = _paths(_KNOWN_BY_SECTION)
+
+# What libxl reads as a libxl_defbool, by how the text begins: so only whole texts are taken.
+_SWITCHED = "True|False|<default>"
+_SWITCHES_BY_SECTION: Mapping[str, str] = {
+    "c_info": "hap oos run_hotplug_scripts driver_domain xend_suspend_evtchn_compat",
+    "b_info": """numa_placement localtime disable_migrate device_model_stubdomain claim_mode acpi
+        nested_hvm apic dm_restrict bootloader_restrict vpmu trap_unmapped_accesses""",
+    "b_info/arch_x86": "msr_relaxed",
+    "b_info/type.hvm": """pae apic acpi acpi_s3 acpi_s4 acpi_laptop_slate nx viridian hpet vpt_align
+        nested_hvm altp2m nographic gfx_passthru usb vkb_device xen_platform_pci
+        xen_platform_pci_bar_uc pirq""",
+    "b_info/type.hvm/spice": """enable disable_ticketing agent_mouse vdagent clipboard_sharing
+        usbredirection""",
+    "b_info/type.pv": "e820_host",
+    "b_info/type.pvh": "pvshim",
+    "disks": "discard_enable colo_enable colo_restore_enable trusted grant_usage",
+    "nics": "trusted",
+    **{
+        f"{section}/{display}": words
+        for section in ("b_info/type.hvm", "vfbs")
+        for display, words in {"vnc": "enable findunused", "sdl": "enable opengl"}.items()
+    },
+}
+_SWITCHES = _paths(_SWITCHES_BY_SECTION)
 
 # Text that means nothing to the host, whatever it is: an argument of its own, or the guest's.
 _FREE_TEXT = frozenset(
@@ -180,11 +207,16 @@ def _of_value(at: At) -> Parts:
         raise HypervisorError(f"{at.place} in xl's configuration is no number of libxl's")
     if isinstance(at.value, str) and _NOT_TEXT.search(at.value):
         raise HypervisorError(f"{at.place} in xl's configuration has control characters")
+    if _is_empty(at.value):
+        return
+    if at.path in _SWITCHES:
+        shaped(at, _SWITCHED)
+        if at.value == "<default>":
+            return
     if rule := VALUES.get(at.path):
-        if not _is_empty(at.value):
-            yield from rule(at)
-    elif at.path not in _FREE_TEXT and isinstance(at.value, str):
-        shaped(at, WORD if at.value != "<default>" else at.value)
+        yield from rule(at)
+    elif at.path not in _FREE_TEXT | _SWITCHES and isinstance(at.value, str):
+        shaped(at, WORD)
 
 
 def _is_empty(value: Any) -> bool:
@@ -193,7 +225,7 @@ def _is_empty(value: Any) -> bool:
         return all(map(_is_empty, cast("Config", value).values()))
     if isinstance(value, list):
         return all(map(_is_empty, cast("list[Any]", value)))
-    return value is None or value in ("", "<default>")
+    return value is None or value == ""
 
 
 def _label(section: str, number: int, device: Config) -> str:

@@ -119,7 +119,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     if last == "+":
         at.append(value)
     else:
-        at[last] = value
+        at[int(last) if last.isdecimal() else last] = value
     return config
 
 
@@ -140,7 +140,10 @@ def test_where_it_is_and_whose() -> None:
         "/usr/share/guest/vmlinuz",
         "/usr/share/guest/initrd",
     }
-    assert {part.name for part in host_parts(HVM) if part.kind is Kind.PORT} == {"5903", "5902"}
+    assert {part.name for part in host_parts(HVM) if part.kind is Kind.PORT} == {
+        "5903-5999",
+        "5902-5999",
+    }
 
 
 @pytest.mark.parametrize(("path", "value", "name"), ATTACKS)
@@ -152,7 +155,7 @@ def test_the_hosts_own_must_be_named(path: str, value: Any, name: str) -> None:
         return
     before = {one.reason for one in refused(HVM)}
     found = [one for one in refused(config) if one.reason not in before]
-    if "ports" in name or name in {"65900", "-5878 + 5900"}:
+    if "ports" in name or name == "65900":
         assert any("agent.ports" in one.remedy or "no port" in one.reason for one in found), found
         return
     assert any(name in one.reason for one in found), found
@@ -204,6 +207,15 @@ def test_the_hosts_own_must_be_named(path: str, value: Any, name: str) -> None:
         ("b_info/cmdline", "a\0b"),
         ("b_info/max_vcpus", 1 << 64),
         ("b_info/max_vcpus", 1.5),
+        *(("b_info/bootloader_restrict", said) for said in ("Falsex", "true", "Truex", 1)),
+        ("b_info/type.hvm/gfx_passthru", "false"),
+        ("b_info/type.hvm/vnc/enable", 1),
+        ("c_info/type", "hvm pv"),
+        ("b_info/type.hvm/vnc/enable", "Falsely"),
+        ("b_info/type.hvm/vnc/findunused", 0),
+        ("b_info/type.hvm/vnc/display", True),
+        ("vfbs/0/vnc/enable", "<default>x"),
+        ("vfbs/0/keymap", "<default>"),
         ("p9s/+", {"tag": "x,y"}),
         ("pcidevs/+", {"bus": "3"}),
     ],
@@ -214,6 +226,81 @@ def test_what_could_be_two_words_is_refused(
 ) -> None:
     found = refused(changed(path, value), devices=devices)
     assert any("xl's configuration" in one.reason for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "ports"),
+    [
+        ("b_info/type.hvm", {}, "5900-5999"),
+        ("b_info/type.hvm", {"vnc": []}, "5900-5999"),
+        ("b_info/type.hvm", {"vnc": {}}, "5900-5999"),
+        ("b_info/type.hvm/vnc", {"enable": [], "findunused": ["x"]}, "5900-5999"),
+        ("b_info/type.hvm", None, "5900-5999"),
+        ("b_info", {"type": "hvm"}, "5900-5999"),
+        ("c_info", {"type": "hvm"}, "5903-5999"),
+        ("b_info/type.hvm/vnc", {"enable": "<default>", "findunused": "<default>"}, "5900-5999"),
+        ("b_info/type.hvm/vnc", {"listen": ":0", "display": 3}, "5900-5999"),
+        ("b_info/type.hvm/vnc", {"listen": "[::1]:7", "display": 3}, "5907-5999"),
+        ("b_info/type.hvm/vnc", {"listen": "[::1]", "display": 3}, "5903-5999"),
+        ("b_info/type.hvm/vnc", {"display": 3, "findunused": "False"}, "5903"),
+        ("b_info/type.hvm/vnc", {"display": 99}, "5999"),
+        ("b_info/type.hvm/vnc", {"display": 120}, "6020"),
+        ("b_info/type.hvm/vnc", {"enable": "False"}, None),
+        ("vfbs/0", {"devid": 0}, "5900-5999"),
+        ("vfbs/0", {"vnc": None, "sdl": {"enable": "False"}}, "5900-5999"),
+        ("vfbs/0", {"vnc": {"enable": "False"}}, None),
+    ],
+)
+def test_a_display_listens_at_all_that_libxl_may_take(
+    path: str, value: Any, ports: str | None
+) -> None:
+    config = changed(path, value)
+    section = "vfbs" if path.startswith("vfbs") else "b_info"
+    found = [one for one in host_parts(config) if one.kind is Kind.PORT]
+    named = [one.name for one in found if one.place.startswith(section)]
+    assert named == ([ports] if ports else [])
+    beside = refused(config, ports=(1024, 5902))
+    assert bool(ports) == any("agent.ports" in one.remedy for one in beside if section in str(one))
+
+
+def test_a_pv_guest_without_a_display_listens_at_nothing() -> None:
+    assert not [part for part in host_parts(PVH) if part.kind is Kind.PORT]
+
+
+@pytest.mark.parametrize("said", ["False", "<default>", None, True, ""])
+@pytest.mark.parametrize("loader", [{"bootloader": "x"}, {"type.pv": {"bootloader": "x"}}])
+def test_a_boot_loader_that_is_not_held_must_be_named(loader: dict[str, Any], said: Any) -> None:
+    def named(**b_info: Any) -> bool:
+        found = host_parts({"b_info": loader | b_info})
+        return "xen:b_info/bootloader_restrict" in {part.name for part in found}
+
+    assert named(bootloader_restrict=said)
+    assert named()
+    assert not named(bootloader_restrict="True")
+    assert not named(bootloader_restrict=said, bootloader="", **{"type.pv": {}})
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("b_info/device_model_user", "xen's configuration"),
+        ("b_info/bootloader", "characters that are not taken"),
+        ("disks/0/script", "characters that are not taken"),
+        ("of_a_later_xen", "xen:of_a_later_xen"),
+        ("b_info/of_a_later_xen", "xen:b_info/of_a_later_xen"),
+    ],
+)
+def test_default_means_nothing_only_where_libxl_has_switches(path: str, name: str) -> None:
+    said = [one.reason for one in refused(changed(path, "<default>"))]
+    assert any(name.replace("xen's", "xl's") in one for one in said), said
+    switch = changed("b_info/type.hvm/gfx_passthru", "<default>")
+    assert not [one for one in refused(switch) if "gfx" in one.reason]
+
+
+@pytest.mark.parametrize("user", ["0", "False", "root"])
+def test_no_user_is_taken_for_none(user: str) -> None:
+    found = host_parts(changed("b_info/device_model_user", user))
+    assert "xen:b_info/device_model_user" in {part.name for part in found}
 
 
 @pytest.mark.parametrize(
