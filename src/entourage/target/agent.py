@@ -184,7 +184,8 @@ class Agent:
             tested = {device.label for device in (self._tested or domain).devices}
             left_out = tested - {device.label for device in domain.devices}
             parts = [part for part in parts if part.device not in left_out]
-            found = self._allowed.not_allowed(domain, self._host, built=False, parts=parts)
+            asking = partial(self._allowed.not_allowed, built=False, parts=parts)
+            found = await asyncio.to_thread(asking, domain, self._host)
             asked = hypervisor.name
             found += await known_to_others(self._settings, domain, asked, self._host)
         if not any(refusal.device == "domain" for refusal in found):
@@ -291,7 +292,8 @@ class Agent:
 
         What a qcow2 image that was not made here names must be allowed as well.
         """
-        if found := self._allowed.not_allowed(there.domain, self._host, built=True, parts=parts):
+        asking = partial(self._allowed.not_allowed, built=True, parts=parts)
+        if found := await asyncio.to_thread(asking, there.domain, self._host):
             raise Refused(found)
         images = {(disk.path, disk.format) for disk in there.domain.block}
         files = (part for part in parts if part.kind is Kind.IMAGE and part.name.startswith("/"))

@@ -130,7 +130,7 @@ def check_same(config: Config, domain: Domain) -> None:
         found, asked = (sorted(map(_which, disks)) for disks in (_disks(config), domain.block))
     if not same:
         raise HypervisorError(f"xl's configuration is not that of {domain.name}")
-    for disk, *_ in (one for one in found + asked if (one in found) != (one in asked)):
+    for disk, *_ in sorted(set(found) ^ set(asked)):
         raise HypervisorError("xl's configuration has it otherwise", device=f"block/{disk}")
     if len(found) != len(asked):
         raise HypervisorError("xl's configuration has a disk twice")

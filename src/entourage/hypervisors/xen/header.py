@@ -22,7 +22,7 @@ _LENGTH = struct.Struct("=I")
 _BYTE_ORDER: Final = 0x01020304
 _JSON: Final = 1
 _STREAM_V2: Final = 2
-_MOST: Final = 16 << 20
+_MOST: Final = 512 << 10
 SIZE: Final = _FIXED.size
 _KEY = re.compile(r"[A-Za-z0-9_./:-]+")
 BRIDGE: Final = "xenbr0"
@@ -38,8 +38,10 @@ def more(fixed: bytes) -> int:
     magic, order, mandatory, _, length = _FIXED.unpack(fixed)
     if magic != _MAGIC or order != _BYTE_ORDER:
         raise HypervisorError("xl sends something that does not begin as its streams do")
-    if not mandatory & _JSON or not _LENGTH.size <= length <= _MOST:
+    if not mandatory & _JSON or length < _LENGTH.size:
         raise HypervisorError("xl sends a configuration in a form that is not known")
+    if length > _MOST:
+        raise HypervisorError(f"xl sends a configuration of {length} bytes, more than {_MOST}")
     return int(length)
 
 
@@ -113,6 +115,8 @@ def parsed(text: bytes | str) -> dict[str, Any]:
     Raises:
         HypervisorError: It is none of libxl's.
     """
+    if len(text) > _MOST:
+        raise HypervisorError(f"xl's configuration has more than {_MOST} bytes")
     try:
         config = json.loads(
             text, object_pairs_hook=_once, parse_float=_no_number, parse_constant=_no_number

@@ -132,7 +132,9 @@ _FREE_TEXT = frozenset(
 )
 _NOT_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # a NUL would end it for libxl
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1
-_MOST_DEVICES = 1024
+_MOST_DEVICES = 1024  # or of anything else in one list
+_MOST_VALUES = 1 << 15  # a map of 180 processors for each of them
+_MOST_PARTS = 4096
 
 _LABELS: Mapping[str, str] = {
     "disks": "block/{vdev}",
@@ -150,10 +152,28 @@ def host_parts(config: Config) -> list[HostPart]:
     Raises:
         HypervisorError: It is larger, or deeper, than libxl's.
     """
+    found: list[HostPart] = []
     try:
-        return list(_walk(At(config, "", "", "domain")))
+        if _size(config) > _MOST_VALUES:
+            raise HypervisorError(f"xl's configuration has more than {_MOST_VALUES} values")
+        for part in _walk(At(config, "", "", "domain")):
+            found.append(part)
+            if len(found) > _MOST_PARTS:
+                raise HypervisorError(
+                    f"xl's configuration names more than {_MOST_PARTS} things of the host"
+                )
     except RecursionError as error:
         raise HypervisorError("xl's configuration has no end of lists in lists") from error
+    return found
+
+
+def _size(value: Any) -> int:
+    """How many values there are in one, itself among them."""
+    if isinstance(value, dict):
+        return 1 + sum(map(_size, cast("Config", value).values()))
+    if isinstance(value, list):
+        return 1 + sum(map(_size, cast("list[Any]", value)))
+    return 1
 
 
 def _walk(at: At) -> Parts:

@@ -104,10 +104,14 @@ class XenHypervisor:
         """What its configuration names, as the source has it; what xl is given is asked again."""
         if (text := facts.get("config")) is None:
             return ()
-        config = parsed(text)
-        for taken_out in ("pcidevs", "usbdevs"):  # before xl sends it
-            config.pop(taken_out, None)
-        return host_parts(config)
+
+        def found() -> list[HostPart]:
+            config = parsed(text)
+            for taken_out in ("pcidevs", "usbdevs"):  # before xl sends it
+                config.pop(taken_out, None)
+            return host_parts(config)
+
+        return await asyncio.to_thread(found)
 
     async def start(self, domain: Domain) -> None:
         """Not here: only its user has the file that xl starts a domain from.

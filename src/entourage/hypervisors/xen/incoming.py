@@ -122,8 +122,8 @@ class XenIncoming(IncomingSeams):
 
     async def _look(self, config: dict[str, Any]) -> None:
         """See that what xl is to build is the domain that was asked for, and allowed here."""
-        check_same(config, self._domain)
-        await self._check(host_parts(config))
+        await asyncio.to_thread(check_same, config, self._domain)
+        await self._check(await asyncio.to_thread(host_parts, config))
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - ssh carries all
         """Wait for streams; xl's receiver makes the machine as it reads its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,54 @@ def test_what_is_in_lists_without_end_is_refused() -> None:
         host_parts({"b_info": {"cpuid": inside}})
     with pytest.raises(HypervisorError, match="2000 of disks"):
         host_parts({"disks": [{}] * 2000})
+
+
+def _hostile() -> list[dict[str, Any]]:
+    """Configurations that are as much work as they can be."""
+    long = "x" * (500 << 10)
+    numbers: list[list[int]] = [[0] * 1000] * 160
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    return [
+        {"b_info": {"type.hvm": {"soundhw": long}}},
+        {"b_info": {long: 1}},
+        {"b_info": {"kernel": f"/usr/share/{'a/' * (250 << 10)}"}},
+        {"b_info": {"kernel": [f"/usr/share/{number}" for number in range(1000)]}},
+        {"b_info": {"irqs": [number * 1000 for number in range(1000)]}},
+        {"b_info": {"vcpu_hard_affinity": numbers}},
+        {"b_info": {"cpuid": [deep] * 100}},
+        {f"b_info{number}": 1 for number in range(20_000)},
+        {"nics": [{"bridge": f"b{number}", "ifname": f"t{number}"} for number in range(1000)]},
+        {"disks": [{"pdev_path": f"/s/{number}", "vdev": f"v{number}"} for number in range(1000)]},
+        {"p9s": [{"path": f"/etc/{number}"} for number in range(1000)]},
+    ]
+
+
+@pytest.mark.parametrize("config", _hostile(), ids=lambda config: next(iter(config)))
+def test_as_much_as_can_be_sent_is_refused_in_time(config: dict[str, Any]) -> None:
+    told = header.header_of(config | {"of_a_later_xen": 1})
+    began = time.monotonic()
+    try:
+        assert header.more(told[: header.SIZE]) <= 512 << 10
+        sent = header.sent_configuration(told[: header.SIZE], told[header.SIZE :])
+        found = refused(sent, devices=("/dev/*", "usb:*"), networks=())
+    except HypervisorError as error:
+        assert "xl's configuration" in error.message  # noqa: PT017 - either is a refusal
+    else:
+        assert 0 < len(found) <= 101
+    assert time.monotonic() - began < 2
+
+
+def test_a_configuration_is_not_larger_than_libxls() -> None:
+    told = header.header_of({"b_info": {"cmdline": "x" * (512 << 10)}})
+    with pytest.raises(HypervisorError, match="more than 524288"):
+        header.more(told[: header.SIZE])
+    with pytest.raises(HypervisorError, match="more than 524288"):
+        header.parsed(told[header.SIZE + 4 : -1])
+    many = [{"key": "a", "bridge": "b"} for _ in range(1000)]
+    with pytest.raises(HypervisorError, match="more than 4096"):
+        host_parts(dict.fromkeys(("disks", "nics", "p9s", "channels", "vfbs"), many))
 
 
 def test_disks_are_those_that_were_made_or_proven(tmp_path: Path) -> None:
