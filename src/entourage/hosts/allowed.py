@@ -114,7 +114,7 @@ class Allowed:
 
     def has_device(self, path: str) -> bool:
         """Whether a device of this host may be used."""
-        plain = ".." not in Path(path).parts
+        plain = ".." not in path.replace(":", "/").split("/")  # also after a prefix: script:../x
         return plain and _matches(path, self._settings.devices)
 
     def device(self, path: str) -> None:

@@ -110,8 +110,13 @@ def shaped(at: At, shape: str, key: str = "") -> str:
 # Single values
 
 
-def _other(at: At) -> Parts:
-    yield at.other(shaped(at, _PATH))
+def _path_of(kind: str) -> Callable[[At], Parts]:
+    """What is no device, and has a path: `/dev/*` in the settings is not meant to allow it."""
+
+    def rule(at: At) -> Parts:
+        yield at.other(f"{kind}:{shaped(at, _PATH)}")
+
+    return rule
 
 
 def _key(at: At) -> Parts:
@@ -140,10 +145,6 @@ def _boot(at: At) -> Parts:
 def _firmware(at: At) -> Parts:
     if at.value != "hvmloader":  # its own, which xl finds by this name
         yield from _boot(at)
-
-
-def _program(at: At) -> Parts:
-    yield at.part(Kind.PROGRAM, shaped(at, _PATH))
 
 
 def _among(*harmless: str) -> Callable[[At], Parts]:
@@ -196,7 +197,7 @@ def _tap(at: At) -> Parts:
 def _script_of(name: str) -> Callable[[At], Parts]:
     def rule(at: At) -> Parts:
         if at.value not in {name, f"{_SCRIPTS}/{name}"}:
-            yield at.other(shaped(at, _PATH))
+            yield from _path_of("script")(at)
 
     return rule
 
@@ -229,10 +230,10 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "b_info/device_model_ssid_label": _label,
     "b_info/device_model_user": _key,
     "b_info/device_model_version": _among("qemu_xen", "unknown"),
-    "b_info/device_model": _program,
-    "b_info/bootloader": _program,
+    "b_info/device_model": _path_of("program"),
+    "b_info/bootloader": _path_of("program"),
     "b_info/bootloader_user": _key,
-    "b_info/type.pv/bootloader": _program,
+    "b_info/type.pv/bootloader": _path_of("program"),
     "b_info/irqs": _irq,
     "b_info/tee": _among("none"),
     "b_info/arch_arm/arm_sci/type": _among("none"),
@@ -279,8 +280,8 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "nics/vlan": _word(r"[0-9pu/-]*"),
     "vkbs/backend_type": _among("unknown", "qemu"),
     "dtdevs/path": _device_tree,
-    "p9s/path": _other,
-    "channels/connection.socket/path": _other,
+    "p9s/path": _path_of("p9"),
+    "channels/connection.socket/path": _path_of("channel"),
 }
 """By its path, what a value names that says more than nothing."""
 

@@ -161,10 +161,33 @@ def test_the_hosts_own_must_be_named(path: str, value: Any, name: str) -> None:
         return
     assert any(name in one.reason for one in found), found
     if name.startswith("an interface") or ".." in name or name == "/etc/shadow":
-        return  # no setting allows that
+        whole = refused(config, devices=("*",))  # no setting allows that
+        assert [one for one in whole if name in one.reason]
+        return
     assert any(f"{name}" in one.reason and "agent.devices" in one.remedy for one in found), found
     after = refused(config, devices=(name, f"{name}:*"))
     assert not [one for one in after if f"{name} is not among" in one.reason]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "name"),
+    [
+        ("p9s/+", {"tag": "x", "path": "/dev/vg1/x"}, "p9:/dev/vg1/x"),
+        ("channels/+", {"connection.socket": {"path": "/dev/vg1/x"}}, "channel:/dev/vg1/x"),
+        ("disks/0/script", "/dev/vg1/x", "script:/dev/vg1/x"),
+        ("nics/0/script", "/dev/vg1/x", "script:/dev/vg1/x"),
+        ("b_info/device_model", "/dev/vg1/x", "program:/dev/vg1/x"),
+        ("b_info/bootloader", "/dev/vg1/x", "program:/dev/vg1/x"),
+        ("b_info/type.pv", {"bootloader": "/dev/vg1/x"}, "program:/dev/vg1/x"),
+    ],
+)
+def test_what_is_no_device_is_not_allowed_as_one(path: str, value: Any, name: str) -> None:
+    def said(*devices: str) -> list[str]:
+        found = refused(changed(path, value), devices=devices)
+        return [one.reason for one in found if f"{name} is not among" in one.reason]
+
+    assert said("/dev/vg1/*", "/dev/*", "/*")
+    assert not said(name)
 
 
 # What xl would make two words of, or end early, is not to be had by any setting.

@@ -200,7 +200,7 @@ async def test_what_xl_is_to_build_is_asked_of_this_hosts_rules(
     with pytest.raises(HypervisorError, match="/root/x is not allowed") as caught:
         await arrives(arriving, config)
     assert caught.value.remedy == "name it"
-    assert [part.name for part in asked] == ["/root/x", "xen:b_info/bootloader_restrict"]
+    assert [part.name for part in asked] == ["program:/root/x", "xen:b_info/bootloader_restrict"]
     await arriving.kill()
 
 
