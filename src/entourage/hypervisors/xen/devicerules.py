@@ -139,7 +139,7 @@ def _label(at: At) -> Parts:
 
 def _boot(at: At) -> Parts:
     path = shaped(at, _PATH)
-    yield at.part(Kind.BOOT, path) if path.startswith("/") else at.other(path)
+    yield at.part(Kind.BOOT, path) if path.startswith("/") else at.other(f"boot:{path}")
 
 
 def _firmware(at: At) -> Parts:

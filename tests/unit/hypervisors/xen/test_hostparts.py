@@ -176,6 +176,7 @@ def test_the_hosts_own_must_be_named(path: str, value: Any, name: str) -> None:
         ("channels/+", {"connection.socket": {"path": "/dev/vg1/x"}}, "channel:/dev/vg1/x"),
         ("disks/0/script", "/dev/vg1/x", "script:/dev/vg1/x"),
         ("nics/0/script", "/dev/vg1/x", "script:/dev/vg1/x"),
+        ("b_info/kernel", "dev/vg1/x", "boot:dev/vg1/x"),
         ("b_info/device_model", "/dev/vg1/x", "program:/dev/vg1/x"),
         ("b_info/bootloader", "/dev/vg1/x", "program:/dev/vg1/x"),
         ("b_info/type.pv", {"bootloader": "/dev/vg1/x"}, "program:/dev/vg1/x"),
@@ -186,7 +187,7 @@ def test_what_is_no_device_is_not_allowed_as_one(path: str, value: Any, name: st
         found = refused(changed(path, value), devices=devices)
         return [one.reason for one in found if f"{name} is not among" in one.reason]
 
-    assert said("/dev/vg1/*", "/dev/*", "/*")
+    assert said("/dev/vg1/*", "/dev/*", "/*", "dev/*")
     assert not said(name)
 
 
