@@ -144,6 +144,7 @@ class Link:
         self._number = 0
         self._heard = time.monotonic()
         self._heard_stamp = 0
+        self._asked = self._heard
         self._lost: asyncio.Future[LinkLost] = asyncio.get_running_loop().create_future()
         self._running: set[asyncio.Task[None]] = set()
         self._at_once = 0
@@ -178,6 +179,11 @@ class Link:
     def quiet(self) -> float:
         """Seconds since something was last heard: heartbeats come twice a second, or more often."""
         return time.monotonic() - self._heard
+
+    @property
+    def unasked(self) -> float:
+        """Seconds since the other end last asked for anything; 0 while it waits for an answer."""
+        return 0.0 if self._running else time.monotonic() - self._asked
 
     async def lost(self) -> LinkLost:
         """Returns when the link is lost, with the reason; never before."""
@@ -329,6 +335,7 @@ class Link:
 
     def _done(self, task: asyncio.Task[None], length: int) -> None:
         self._running.discard(task)
+        self._asked = time.monotonic()
         self._at_once -= length
         self._less.set()
 

@@ -107,8 +107,8 @@ class AgentSettings(_Section, frozen=True):
     """What a source may call itself, by patterns; to be trusted only with ``--source``."""
     owners: tuple[str, ...] = ("root", "libvirt-qemu", "qemu")
     """Users and groups that an image may be given to; others' become root's."""
-    links: Annotated[int, Meta(ge=1, le=4096)] = 64
-    """How many links one source may have here at once; a migration has one."""
+    links: Annotated[int, Meta(ge=1, le=4096)] = 256
+    """How many migrations of one source may be open here at once; each has one link."""
     allow_unencrypted: bool = False
     """Take memory and disks of Entourage's own machines in the clear where that is asked for."""
     believe_shared: bool = False

@@ -29,6 +29,7 @@ from entourage.errors import (
     PeerVersionError,
     Refused,
     UsageError,
+    plain_words,
 )
 from entourage.handover.rules import Target
 from entourage.handover.values import (
@@ -45,6 +46,7 @@ from entourage.hosts.allowed import Allowed
 from entourage.hosts.link import Link, Notice
 from entourage.hosts.parts import HostPart, Kind
 from entourage.hosts.resources import MemoryLedger
+from entourage.hosts.slots import slot
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan, Ticket
 from entourage.hypervisors.registry import (
     elsewhere,
@@ -66,6 +68,8 @@ from entourage.target.way import WayProof
 from entourage.version import __version__
 
 Body = TypeVar("Body")
+_IDLES_FOR = 300.0
+"""Seconds that a link may last on which nothing is asked, and no migration is."""
 
 
 class Agent:
@@ -119,18 +123,28 @@ class Agent:
         serving = asyncio.create_task(self._link.serve())
         lost = asyncio.create_task(self._link.lost())
         asked = asyncio.create_task(self._asked_to_end.wait())
+        idle = asyncio.create_task(self._idle())
         try:
-            await asyncio.wait({lost, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({lost, asked, idle}, return_when=asyncio.FIRST_COMPLETED)
             if self._side:
                 await self._side.take(Input.ABORT)
             await self._link.settle()
         finally:
             self._link.close()
-            tasks = (serving, lost, asked, *self._watch)
+            tasks = (serving, lost, asked, idle, *self._watch)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._held.aclose()
+
+    async def _idle(self) -> None:
+        """Returns when nothing was opened or reattached to, and nothing is asked any more.
+
+        A source may take its time between two questions at TEST: to read a CD, say.
+        """
+        patience = max(_IDLES_FOR, self._settings.migration.test_timeout)
+        while (left := patience - self._link.unasked) > 0 or self._side:  # noqa: ASYNC110 - time passes
+            await asyncio.sleep(left if left > 0 else patience)
 
     def end(self) -> None:
         """Asked to end by a signal: the same as a lost link."""
@@ -238,6 +252,8 @@ class Agent:
             # It is another's: as one that was overtaken, this one would undo what that has made.
             raise UsageError("a migration of that id was opened before, by another agent")
         run_dir = Path(self._settings.paths.run)
+        if not self._caller.proxy:  # one that this host itself has started is no stranger's
+            self._take_slot(run_dir)
         doing = f"{hello.source} migrates {opening.domain.name} to this host"
         self._held.enter_context(domain_lock(run_dir, uuid, doing))
         ledger = MigrationLedger(self._journal, hello.migration, Role.TARGET)
@@ -420,6 +436,21 @@ class Agent:
         if self._side is None or self._side.record is not Record.OPEN:
             raise UsageError("the migration was called off")
         return self._there, self._open
+
+    def _take_slot(self, run_dir: Path) -> None:
+        """One of those that the source has for migrations; a link that opens none needs none."""
+        most = self._settings.agent.links
+        try:
+            slots = slot(run_dir / "links", self._caller.slots, most)
+            has_one = self._held.enter_context(slots)
+        except OSError as error:
+            raise UsageError(plain_words(error), host=self._host) from error
+        if not has_one:
+            raise UsageError(
+                f"there are {most} migrations of the source here already",
+                host=self._host,
+                remedy="wait for some to end, or raise agent.links in the settings there",
+            )
 
     def _step_into(self, domain: Domain, incoming: Incoming) -> None:
         """Set the domain to work with, and make new controllers for it."""

@@ -23,6 +23,11 @@ class Caller:
     proxy: bool = False
     source: str = ""
 
+    @property
+    def slots(self) -> str:
+        """Whose slots its migrations take; no ``--source`` is that of the keys without one."""
+        return f"source={self.source}" if self.source else "unsourced"
+
     def check(self, said: str, hypervisor: str, settings: AgentSettings, host: str) -> None:
         """See whether it may ask for anything here at all.
 

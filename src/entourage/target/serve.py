@@ -11,9 +11,8 @@ import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from entourage.errors import UsageError, plain_words
+from entourage.errors import UsageError
 from entourage.hosts.link import Link
-from entourage.hosts.slots import slot
 from entourage.journal.journal import Journal
 from entourage.settings.model import Settings
 from entourage.target.agent import Agent
@@ -59,24 +58,8 @@ async def serve(settings: Settings, caller: Caller) -> None:
 
     Raises:
         JournalError: The journal cannot be used; ssh shows it to the user on the source.
-        UsageError: The source has as many links here as it may.
+        UsageError: Standard input and output are none of ssh's.
     """
-    links, most = Path(settings.paths.run, "links"), settings.agent.links
-    with contextlib.ExitStack() as held:
-        try:
-            has_one = held.enter_context(slot(links, caller.source or "any", most))
-        except OSError as error:
-            raise UsageError(plain_words(error)) from error
-        # One that this host itself has started is no stranger's.
-        if not has_one and not caller.proxy:
-            raise UsageError(
-                f"there are {most} links of the source here already",
-                remedy="wait for its migrations to end, or raise agent.links in the settings there",
-            )
-        await _serve(settings, caller)
-
-
-async def _serve(settings: Settings, caller: Caller) -> None:
     loop = asyncio.get_running_loop()
     with Journal.open(Path(settings.paths.state, "journal.db")) as journal:
         async with _stdio(settings) as link:

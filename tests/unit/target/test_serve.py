@@ -1,51 +1,174 @@
-"""How many agents one source may have at once."""
+"""How many migrations one source may have open at once, and how long a link may do nothing."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from entourage.errors import UsageError
+from entourage import messages
+from entourage.domain import Domain
+from entourage.errors import Refused, UsageError
+from entourage.hosts.link import Link
 from entourage.hosts.slots import slot
-from entourage.settings.model import AgentSettings, PathSettings, Settings
-from entourage.target import serve as module
+from entourage.journal.journal import Journal
+from entourage.settings.model import AgentSettings, MigrationSettings, PathSettings, Settings
+from entourage.steps import Refusal
+from entourage.target import agent as module
+from entourage.target.agent import Agent
 from entourage.target.caller import Caller
+from tests.unit.test_protocol import Hypervisor, frames
+
+SAID = {frame.verb: frame.body for frame in frames("source")}
+HELLO = msgspec.convert(SAID["hello"], messages.Hello)
+OPEN = msgspec.convert(SAID["open"], messages.Open)
+Make = Callable[[Caller], Any]
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    paths = PathSettings(run=str(tmp_path / "run"))
-    return msgspec.structs.replace(Settings(), paths=paths, agent=AgentSettings(links=1))
+    paths = {name: str(tmp_path / name) for name in ("state", "run", "log")}
+    return Settings(
+        paths=PathSettings(**paths),
+        agent=AgentSettings(links=1),
+        migration=MigrationSettings(test_timeout=0.01),
+    )
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
-    callers: list[Caller] = []
+def hypervisor(monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
+    made = Hypervisor()
 
-    async def serve(_settings: Settings, caller: Caller) -> None:
-        callers.append(caller)
+    def opened(_settings: Settings, _name: str) -> Hypervisor:
+        return made
 
-    monkeypatch.setattr(module, "_serve", serve)
-    return callers
+    monkeypatch.setattr(module, "open_hypervisor", opened)
+    return made
 
 
-async def test_a_source_has_no_more_links_than_it_may(
-    settings: Settings, served: list[Caller]
+@pytest.fixture
+def journal(tmp_path: Path) -> Generator[Journal]:
+    with Journal.open(tmp_path / "journal.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def make(settings: Settings, hypervisor: Hypervisor, journal: Journal) -> Make:
+    """An agent whose handlers are called by hand."""
+
+    def on(_verb: Any, _handler: Any) -> None:
+        """Nothing: there is no link."""
+
+    def agent(caller: Caller) -> Any:
+        return Agent(cast("Any", SimpleNamespace(on=on)), settings, journal, caller)
+
+    return agent
+
+
+@pytest.mark.parametrize("source", ["a", ""])
+async def test_a_source_has_no_more_open_than_it_may(
+    settings: Settings, make: Make, source: str
 ) -> None:
-    with slot(Path(settings.paths.run, "links"), "a", 1):
-        with pytest.raises(UsageError, match="there are 1 links of the source") as caught:
-            await module.serve(settings, Caller(source="a"))
+    caller = Caller(source=source)
+    with slot(Path(settings.paths.run, "links"), caller.slots, 1):
+        one = make(caller)
+        await one._on_hello(HELLO)
+        with pytest.raises(UsageError, match="there are 1 migrations of the source") as caught:
+            await one._on_open(OPEN)
         assert "agent.links" in caught.value.remedy
-        for other in (Caller(source="c"), Caller(), Caller(source="a", proxy=True)):
-            await module.serve(settings, other)
-    await module.serve(settings, Caller(source="a"))
-    assert len(served) == 4
+        await one._held.aclose()
+    again = make(caller)
+    await again._on_hello(HELLO)
+    await again._on_open(OPEN)
+    await again._held.aclose()
 
 
-async def test_where_there_is_no_room_for_a_lock(settings: Settings, served: list[Caller]) -> None:
-    Path(settings.paths.run).write_text("a file")
-    with pytest.raises(UsageError, match="run: file exists"):
-        await module.serve(settings, Caller())
-    assert served == []
+@pytest.mark.parametrize("other", ["any", "unsourced", "source=a", "b"])
+async def test_the_slots_of_others_are_not_its_own(
+    settings: Settings, make: Make, other: str
+) -> None:
+    """Neither of a key without a source, nor of one whose source is called like the others."""
+    callers = [Caller(), Caller(source=other), Caller(source="a")]
+    assert len({caller.slots for caller in callers}) == 3
+    with slot(Path(settings.paths.run, "links"), Caller(source=other).slots, 1):
+        agent = make(Caller())
+        await agent._on_hello(HELLO)
+        await agent._on_open(OPEN)
+        await agent._held.aclose()
+
+
+async def test_whoever_only_reattaches_needs_no_slot(
+    settings: Settings, make: Make, journal: Journal
+) -> None:
+    """All of them taken: what has become of a migration can be asked all the same."""
+    with slot(Path(settings.paths.run, "links"), Caller().slots, 1):
+        agent = make(Caller())
+        said: list[Any] = []
+        agent._send = said.append
+        await agent._on_hello(HELLO)
+        await agent._on_handover(messages.Say("ask", HELLO.migration))
+        await agent._side.idle()
+        assert said
+        await agent._held.aclose()
+
+
+async def test_where_there_is_no_room_for_a_lock(settings: Settings, make: Make) -> None:
+    Path(settings.paths.run).mkdir()
+    Path(settings.paths.run, "links").write_text("a file")
+    agent = make(Caller())
+    await agent._on_hello(HELLO)
+    with pytest.raises(UsageError, match="links: file exists"):
+        await agent._on_open(OPEN)
+    await agent._held.aclose()
+
+
+@pytest.mark.parametrize("opens", [False, True])
+async def test_a_link_on_which_nothing_is_asked_ends_unless_a_migration_is_open(
+    settings: Settings,
+    hypervisor: Hypervisor,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    opens: bool,
+) -> None:
+    monkeypatch.setattr(module, "_IDLES_FOR", 0.01)
+    ours, theirs = socket.socketpair()
+    link = Link(*await asyncio.open_connection(sock=ours), peer="a", silence=60)
+    agent: Any = Agent(link, settings, journal, Caller())
+    await agent._on_hello(HELLO)
+    if opens:
+        await agent._on_open(OPEN)
+    running = asyncio.create_task(agent.run())
+    with theirs:
+        if opens:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(running), 0.1)
+            assert not running.done()
+            agent.end()
+        await asyncio.wait_for(running, 20)
+
+
+# What is asked before anything is made
+
+
+async def test_what_another_hypervisor_knows_is_not_opened(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only at TEST, which a stranger leaves out."""
+
+    async def known(_settings: Settings, domain: Domain, _name: str, host: str) -> list[Refusal]:
+        return [Refusal("domain", host, f"there is a domain {domain.name} here", "delete it")]
+
+    monkeypatch.setattr(module, "known_to_others", known)
+    agent = make(Caller())
+    await agent._on_hello(HELLO)
+    with pytest.raises(Refused, match="there is a domain"):
+        await agent._on_open(OPEN)
+    await agent._held.aclose()
