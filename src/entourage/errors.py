@@ -10,6 +10,7 @@
     │   └── GuestEnded          … and the guest has ended meanwhile: it is off     exit 7
     ├── InDoubt                 who may run the domain is not known from here      exit 6
     ├── HypervisorError         QEMU, libvirt or Xen said no
+    │   └── HypervisorOff       … because nothing listens at its socket
     ├── DeviceError             a controller or a tool failed in a step
     ├── DeadlineError           something took longer than it was given
     ├── LinkError               the link to the other host
@@ -155,6 +156,10 @@ class HypervisorError(EntourageError):
 
 class CannotExpress(HypervisorError):  # noqa: N818 - what it says of the domain
     """A hypervisor has the domain, and it has something that Entourage cannot."""
+
+
+class HypervisorOff(HypervisorError):  # noqa: N818 - a state, as in ECONNREFUSED
+    """Nothing listens where the hypervisor's daemon does: it is not installed, or does not run."""
 
 
 class DeviceError(EntourageError):

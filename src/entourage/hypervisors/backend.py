@@ -61,6 +61,10 @@ def _by_us(_name: str, domain: str) -> str:
     return f"entourage start {domain}"
 
 
+def _unknown(name: str, _domain: str) -> str:
+    return f"see the documentation of {name}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """One kind of hypervisor. Only ``open`` imports the backend.
@@ -81,6 +85,8 @@ class Backend:
             It is given the hypervisor's name, and the domain's.
         console_command: Returns what a user types there to have a guest's console, of domains that
             say of no socket for it (``DomainState.console``); empty for none. Given the same.
+        delete_hint: Returns what a user does there, in words, to be rid of a domain that is of no
+            use any more. Given the same.
         must_answer: Whether a list of all domains of this host fails where this one does not
             answer; else its domains are left out.
         starts_files: Whether it starts a domain from a domain file.
@@ -103,6 +109,7 @@ class Backend:
     counterpart: Callable[[str, str | None], str] = _same
     start_command: Callable[[str, str], str] = _by_us
     console_command: Callable[[str, str], str] = lambda _name, _domain: ""
+    delete_hint: Callable[[str, str], str] = _unknown
     must_answer: bool = False
     starts_files: bool = False
     destination: Callable[[str], Destination | None] = _nowhere

@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from entourage.domain import Domain
-from entourage.errors import CannotExpress, ConfigError, EntourageError, UsageError
+from entourage.errors import (
+    CannotExpress,
+    ConfigError,
+    EntourageError,
+    HypervisorOff,
+    UsageError,
+    plain_words,
+)
 from entourage.hypervisors.backend import Backend, Destination, Elsewhere
 from entourage.hypervisors.base import DomainState, Hypervisor
 from entourage.hypervisors.libvirt.descriptor import BACKEND as LIBVIRT
@@ -148,6 +155,9 @@ async def known_to_others(
 ) -> list[Refusal]:
     """Why a domain may not come here: another hypervisor of this host has one of its name or UUID.
 
+    One that does not answer may have: a libvirtd that hangs leaves its machines running. Only where
+    nothing listens is there none.
+
     Args:
         settings: This host's.
         domain: The domain.
@@ -155,27 +165,45 @@ async def known_to_others(
         host: What this host is called in refusals.
     """
     own = {name, same_as(name)}
-    others = [other for _, other in _opened(settings, None) if other.name not in own]
+    others = [each for each in _opened(settings, None) if each[1].name not in own]
+    ours = str(domain.uuid or "-").lower()
 
-    async def ask(other: Hypervisor) -> list[Refusal]:
+    async def ask(backend: Backend, other: Hypervisor) -> list[Refusal]:
         try:
             async with asyncio.timeout(_PATIENCE):
                 known = await other.domains()
-        except (EntourageError, TimeoutError):  # it does not run, and neither do domains of its
+        except HypervisorOff:
             return []
-        ours = str(domain.uuid or "-").lower()
+        except Exception as error:  # noqa: BLE001 - also a plug-in's: its domains are not known
+            return [_not_known(other.name, host, error)]
         return [
             Refusal(
                 "domain",
                 host,
                 f"there is a domain {one.name} here already, of {other.name}",
-                "delete that one if it is of no use any more, or give one another name and UUID",
+                "give one another name and UUID; or be rid of that one, if it is of no use any"
+                f" more: {backend.delete_hint(other.name, one.name)}",
             )
             for one in known
             if one.name == domain.name or one.uuid.lower() == ours
         ]
 
-    return [refusal for found in await asyncio.gather(*map(ask, others)) for refusal in found]
+    answers = await asyncio.gather(*(ask(*each) for each in others))
+    return [refusal for found in answers for refusal in found]
+
+
+def _not_known(name: str, host: str, error: Exception) -> Refusal:
+    """A hypervisor whose domains nobody tells: they may run, and have this one's name or UUID."""
+    said = f"it does not answer within {_PATIENCE:g} s"
+    if not isinstance(error, TimeoutError):
+        said = error.message if isinstance(error, EntourageError) else plain_words(error)
+    remedy = error.remedy if isinstance(error, EntourageError) else ""
+    return Refusal(
+        "domain",
+        host,
+        f"whether {name} here has a domain of that name or UUID is not known: {said}",
+        remedy or f"see there why `entourage list --connect {name}` fails",
+    )
 
 
 async def find_domain(

@@ -14,7 +14,13 @@ import pytest
 
 import entourage
 from entourage.domain import Domain
-from entourage.errors import CannotExpress, EntourageError, HypervisorError, UsageError
+from entourage.errors import (
+    CannotExpress,
+    EntourageError,
+    HypervisorError,
+    HypervisorOff,
+    UsageError,
+)
 from entourage.hypervisors import plugins, registry
 from entourage.hypervisors.backend import Backend
 from entourage.hypervisors.base import DomainState
@@ -32,7 +38,7 @@ from entourage.hypervisors.registry import (
     starter_of_files,
     usual,
 )
-from entourage.settings.model import Settings
+from entourage.settings.model import PathSettings, Settings
 
 SETTINGS = Settings()
 UUID = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11"
@@ -134,20 +140,67 @@ async def test_what_another_hypervisor_has_is_known(
     assert all((one.device, one.host) == ("domain", "b") and one.remedy for one in found)
 
 
-async def test_what_does_not_run_has_no_domains(
-    two: dict[str, Fake], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    two[LIBVIRT_URI] = Fake(LIBVIRT_URI, error=HypervisorError("connection refused"))
+async def test_each_kind_says_how_to_be_rid_of_a_domain(two: dict[str, Fake]) -> None:
+    domain = Domain(name="both", memory=1 << 20)
+    remedies = [one.remedy for one in await known_to_others(SETTINGS, domain, "xen", "b")]
+    assert "`entourage stop both`" in remedies[0]
+    assert "`virsh -c qemu:///system undefine both`" in remedies[1]
+    assert "`xl destroy both`" in registry.XEN.delete_hint("xen", "both")
+
+
+async def test_what_is_off_has_no_domains(two: dict[str, Fake]) -> None:
+    two[LIBVIRT_URI] = Fake(LIBVIRT_URI, error=HypervisorOff("connection refused"))
     domain = Domain(name="db1", memory=1 << 20)
     assert await known_to_others(SETTINGS, domain, "qemu", "b") == []
 
-    async def hangs() -> Sequence[DomainState]:
+
+@pytest.mark.parametrize(
+    ("error", "says", "do"),
+    [
+        (HypervisorError("no such method", remedy="try virsh"), "known: no such method", "try vi"),
+        (PermissionError(13, "Permission denied", "/run/x"), "/run/x: permission denied", "list"),
+        (KeyError("a plug-in's own"), "a plug-in's own", "list --connect qemu:///system"),
+        (None, "known: it does not answer within 0.01 s", "list --connect qemu:///system"),
+    ],
+)
+async def test_what_cannot_be_asked_may_have_any(
+    two: dict[str, Fake],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception | None,
+    says: str,
+    do: str,
+) -> None:
+    """A libvirtd that hangs leaves its machines running."""
+
+    async def domains() -> Sequence[DomainState]:
+        if error is not None:
+            raise error
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
-    monkeypatch.setattr(two[LIBVIRT_URI], "domains", hangs)
+    monkeypatch.setattr(two[LIBVIRT_URI], "domains", domains)
     monkeypatch.setattr(registry, "_PATIENCE", 0.01)
-    assert await known_to_others(SETTINGS, domain, "qemu", "b") == []
+    domain = Domain(name="db1", memory=1 << 20)
+    [told] = await known_to_others(SETTINGS, domain, "qemu", "b")
+    assert (told.device, told.host, told.only_warns) == ("domain", "b", False)
+    assert told.reason.startswith("whether qemu:///system here has")
+    assert says in told.reason
+    assert do in told.remedy
+
+
+async def test_one_record_that_cannot_be_read_hides_no_machine_of_qemus(tmp_path: Path) -> None:
+    record = tmp_path / "q" / "some" / "running.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    settings = Settings(paths=PathSettings(run=str(tmp_path), state=str(tmp_path / "state")))
+    domain = Domain(name="db1", memory=1 << 20)
+    told = [
+        one for one in await known_to_others(settings, domain, LIBVIRT_URI, "b")
+        if one.reason.startswith("whether qemu here has")
+    ]  # fmt: skip
+    assert [str(record) in one.reason and one.remedy for one in told] == [
+        "move it away if it is of no use"
+    ]
 
 
 async def test_a_domain_that_is_there_and_cannot_be_expressed_is_told_as_that(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import importlib
 import importlib.util
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from entourage.errors import HypervisorError, UsageError
+from entourage.errors import HypervisorError, HypervisorOff, UsageError
 from entourage.hypervisors.libvirt.capi import Phases
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN
 
@@ -29,6 +30,10 @@ _TRY_AGAIN = 0.1
 
 class LostError(HypervisorError):
     """There is no way to libvirtd (any more); what became of a call is not known."""
+
+
+class OffError(LostError, HypervisorOff):
+    """Nothing listens at libvirtd's socket, or there is none."""
 
 
 class RefusedError(HypervisorError):
@@ -141,6 +146,12 @@ async def tell_qemu(raw: Any, command: str, **arguments: Any) -> Any:
 
 # VIR_FROM_RPC: the client's half of a connection speaks. VIR_ERR_INVALID_CONN: it is closed.
 _FROM_RPC, _INVALID_CONN = 7, 6
+_SYSTEM_ERROR = 38  # VIR_ERR_SYSTEM_ERROR: with the system's number as int1
+_NOBODY_LISTENS = frozenset({errno.ECONNREFUSED, errno.ENOENT})
+
+
+def _errno_of(error: Exception) -> int:
+    return int(getattr(error, "get_int1", int)() or 0)
 
 
 def told(error: Exception) -> Exception:
@@ -152,6 +163,8 @@ def told(error: Exception) -> Exception:
     domain: int = getattr(error, "get_error_domain")() or 0  # noqa: B009 - it has no type
     said = str(getattr(error, "get_error_message")() or error)  # noqa: B009
     message = " ".join(said.split())
+    if (domain, number) == (_FROM_RPC, _SYSTEM_ERROR) and _errno_of(error) in _NOBODY_LISTENS:
+        return OffError(f"libvirt: {message}", remedy="see whether libvirtd runs")
     if domain == _FROM_RPC or number == _INVALID_CONN:
         return LostError(f"libvirt: {message}", remedy="see whether libvirtd runs")
     return RefusedError(f"libvirt: {message}", number)

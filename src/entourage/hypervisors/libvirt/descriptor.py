@@ -76,6 +76,7 @@ BACKEND = Backend(
     counterpart=lambda _name, wanted: wanted or USUAL,
     start_command=_start_command,
     console_command=lambda name, domain: f"virsh -c {name} console {domain}",
+    delete_hint=lambda name, domain: f"`virsh -c {name} undefine {domain}`, once it is shut off",
     destination=uri.destination,
     name_elsewhere=uri.agentless_name,
     elsewhere=uri.elsewhere,

@@ -19,6 +19,11 @@ def _open(settings: Settings, _name: str) -> Hypervisor:
     return QemuHypervisor(settings)
 
 
+def _delete_hint(_name: str, domain: str) -> str:
+    """Its files go back to whom they belonged first."""
+    return f"`entourage stop {domain}`, then delete its domain.json beneath paths.state"
+
+
 BACKEND = Backend(
     kind="QEMU",
     names=_NAME,
@@ -26,6 +31,7 @@ BACKEND = Backend(
     answers_to=lambda name: name == _NAME,
     is_here=lambda: True,  # what is missing is said when a domain is to be started
     open=_open,
+    delete_hint=_delete_hint,
     must_answer=True,
     starts_files=True,
 )

@@ -40,4 +40,5 @@ BACKEND = Backend(
     # xl keeps no definition of a domain that is off: its user has the file.
     start_command=lambda _name, _domain: "xl create FILE",
     console_command=lambda _name, domain: f"xl console {domain}",
+    delete_hint=lambda _name, domain: f"`xl destroy {domain}`",
 )

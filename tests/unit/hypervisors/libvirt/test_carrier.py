@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from entourage.domain import Block, Domain
-from entourage.errors import HypervisorError, UsageError
+from entourage.errors import HypervisorError, HypervisorOff, UsageError
 from entourage.hypervisors.base import DataPlane, Secret, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.libvirt import checks, machine, tls
@@ -28,9 +29,13 @@ from entourage.hypervisors.libvirt.uri import destination
 class Raised(Exception):  # noqa: N818 - it stands for one of libvirt's
     """Stands for libvirt.libvirtError."""
 
-    def __init__(self, message: str, code: int = 1, domain: int = 10) -> None:
+    def __init__(self, message: str, code: int = 1, domain: int = 10, int1: int = 0) -> None:
         super().__init__(message)
         self._facts = message, code, domain
+        self._int1 = int1
+
+    def get_int1(self) -> int:
+        return self._int1
 
     def get_error_message(self) -> str:
         return self._facts[0]
@@ -137,6 +142,18 @@ def test_a_libvirt_without_its_phases_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_an_error_of_the_connection_leaves_the_outcome_open() -> None:
     assert isinstance(told(Raised("End of file", 38, domain=7)), LostError)
     assert isinstance(told(Raised("closed", 6, domain=0)), LostError)
+
+
+@pytest.mark.parametrize(
+    ("number", "is_off"),
+    [(errno.ECONNREFUSED, True), (errno.ENOENT, True), (errno.EACCES, False), (0, False)],
+)
+def test_where_nothing_listens_libvirtd_is_off(number: int, *, is_off: bool) -> None:
+    error = told(Raised("Failed to connect socket", 38, domain=7, int1=number))
+    assert isinstance(error, LostError)
+    assert isinstance(error, HypervisorOff) is is_off
+    # The same number of a call that libvirtd has made is an answer of its.
+    assert isinstance(told(Raised("no such file", 38, int1=number)), RefusedError)
 
 
 def test_what_libvirtd_itself_says_is_an_answer() -> None:
