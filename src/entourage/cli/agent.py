@@ -81,7 +81,7 @@ def _join(words: _Words, path: str, what: str) -> int:
         from entourage.settings.load import load_settings  # noqa: PLC0415 - what fails is told
 
         run = re.escape(str(Path(load_settings(_config(words)).paths.run)))
-        ours = re.fullmatch(rf"{run}/xen-[0-9A-Za-z-]+\.incoming/streams-[0-9a-f]+", path)
+        ours = re.fullmatch(rf"{run}/xen-[0-9A-Za-z-]+\.incoming/streams", path)
         if not ours or not re.fullmatch(r"memory|disk [A-Za-z][A-Za-z0-9_.-]{0,30}", what):
             raise UsageError(f"{path} is no socket of an agent's streams here")
     return join(path, what)

@@ -120,6 +120,8 @@ def test_what_the_agent_is_started_with(
         ("entourage agent --source b", 2),
         ("entourage agent --join /run/docker.sock memory", 2),
         ("entourage agent --join /run/entourage/../docker.sock memory", 2),
+        ("entourage agent --join /run/entourage/xen-0a.incoming/streams-00 memory", 2),
+        ("entourage agent --join /run/entourage/xen-0a.incoming/streams memory", 1),
         ("entourage stop web1", 2),
         ("sh -c 'id; entourage agent'", 2),
         ("bash", 2),

@@ -1,13 +1,16 @@
 """Takes the streams that arrive over ssh: memory for xl's receiver, disks for their files.
 
 Each is brought by a process that sshd has started (``join.py``): it connects to a socket that only
-root can reach, says what it brings, and gives its standard input and output along.
+root can reach, says what it brings, and gives its standard input and output along. Whoever has a
+key for the agent can have one started: so nothing is done for a stream, or said of it, before it
+has begun with the secret that the source was told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import os
 import socket
 import threading
@@ -17,9 +20,10 @@ from pathlib import Path
 from entourage.errors import EntourageError, HypervisorError, Refused, plain_words
 from entourage.hypervisors.xen.copying import receive
 from entourage.hypervisors.xen.intake import Intake, Look
+from entourage.hypervisors.xen.join import REFUSED
 
 _LONGEST = 256
-_SAYS_WITHIN = 10.0  # seconds, for one that has connected to say what it brings
+_SAYS_WITHIN = 10.0  # seconds, for one that has connected to say what it brings, and the secret
 
 
 class Arrivals:
@@ -27,19 +31,24 @@ class Arrivals:
 
     Args:
         path: Of the socket.
+        secret: What each stream begins with.
         intake: Takes the memory.
         disks: Paths of disks that may be written, by id.
         look: Sees what the memory's domain is to be made of, before anything is.
     """
 
-    def __init__(self, path: Path, intake: Intake, disks: Mapping[str, str], look: Look) -> None:
+    def __init__(
+        self, path: Path, secret: bytes, intake: Intake, disks: Mapping[str, str], look: Look
+    ) -> None:
         self.path = path
+        self._secret = secret
         self.intake = intake
         self._disks = disks
         self._look = look
         self._taking: asyncio.Task[None] | None = None
         self._listening: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
+        self._hearing: set[asyncio.Task[None]] = set()
         self._brought: list[socket.socket] = []
         self._broken: asyncio.Future[HypervisorError] | None = None
 
@@ -62,6 +71,7 @@ class Arrivals:
         """Let go of everything: the processes that sshd has started end with this."""
         self.intake.cut()
         ours = [task for task in (self._accepting, self._taking) if task is not None]
+        ours += self._hearing
         for task in ours:
             task.cancel()
         await asyncio.gather(*ours, return_exceptions=True)
@@ -77,19 +87,49 @@ class Arrivals:
         loop = asyncio.get_running_loop()
         while True:
             brought, _ = await loop.sock_accept(listening)
-            brought.settimeout(_SAYS_WITHIN)
+            brought.setblocking(False)  # noqa: FBT003 - the standard library's signature
             self._brought.append(brought)
-            try:
-                # One short message, which was sent right after it connected.
-                said, ends, _, _ = await asyncio.to_thread(socket.recv_fds, brought, _LONGEST, 2)
-                await self._take(said.decode(errors="replace").strip(), ends)
-            except (EntourageError, OSError) as error:
-                self._fail(_as_failure(error))
+            hearing = asyncio.create_task(self._hear(brought))
+            self._hearing.add(hearing)
+            hearing.add_done_callback(self._hearing.discard)
 
-    async def _take(self, what: str, ends: list[int]) -> None:
-        if len(ends) != 2:  # noqa: PLR2004 - input and output
+    async def _hear(self, brought: socket.socket) -> None:
+        """Take a stream that has the secret; any other is only told that it is not taken."""
+        ends: list[int] = []
+        try:
+            async with asyncio.timeout(_SAYS_WITHIN):
+                await _readable(brought.fileno())
+                # One short message, which was sent at once.
+                said, ends, _, _ = socket.recv_fds(brought, _LONGEST, 2)
+                known = len(ends) == 2 and await self._is_known(ends[0])  # noqa: PLR2004 - both
+        except (OSError, TimeoutError):
+            known, said = False, b""
+        except asyncio.CancelledError:
             _close(ends)
-            raise HypervisorError(f"{what!r} was not given along")
+            raise
+        if not known:
+            _close(ends)
+            self._brought.remove(brought)
+            with contextlib.suppress(OSError):
+                brought.send(REFUSED)
+            brought.close()
+            return
+        try:
+            self._take(said.decode(errors="replace").strip(), ends)
+        except (EntourageError, OSError) as error:
+            self._fail(_as_failure(error))
+
+    async def _is_known(self, incoming: int) -> bool:
+        got = b""
+        while len(got) < len(self._secret):
+            await _readable(incoming)
+            data = os.read(incoming, len(self._secret) - len(got))
+            if not data:
+                return False
+            got += data
+        return hmac.compare_digest(got, self._secret)
+
+    def _take(self, what: str, ends: list[int]) -> None:
         incoming, outgoing = ends
         kind, _, name = what.partition(" ")
         if kind == "memory":
@@ -135,6 +175,17 @@ def _as_failure(error: EntourageError | OSError) -> HypervisorError:
     remedy = error.remedy if isinstance(error, EntourageError) else ""
     message = error.message if isinstance(error, EntourageError) else plain_words(error)
     return HypervisorError(f"a stream cannot be taken: {message}", remedy=remedy)
+
+
+async def _readable(descriptor: int) -> None:
+    """Wait until something can be read of it, or its end."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def _close(ends: list[int]) -> None:

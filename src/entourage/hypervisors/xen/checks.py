@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from entourage.domain import Domain
 from entourage.hypervisors.files import boot_problems
-from entourage.hypervisors.xen.constants import AWAY, INCOMING
+from entourage.hypervisors.xen.constants import AWAY, INCOMING, STREAMS, arrives_in
 from entourage.hypervisors.xen.xenstore import XenStore
 from entourage.hypervisors.xen.xl import info
 from entourage.steps import Refusal
 
 _MIB = 1 << 20
+_SOCKET_PATH_LIMIT = 107  # unix(7): sun_path has 108, with the NUL
 _HVM = frozenset({"pvh", "hvm"})
 
 
-async def test_incoming(domain: Domain, host: str, facts: Mapping[str, str]) -> Sequence[Refusal]:
+async def test_incoming(
+    domain: Domain, host: str, facts: Mapping[str, str], run: str
+) -> Sequence[Refusal]:
     """What speaks against building this domain here.
 
     Args:
         domain: The running configuration.
         host: What this host is called in refusals.
         facts: What ``XenMachine.facts`` said.
+        run: The settings' directory for sockets.
     """
     here = await info("xen_version", "virt_caps", "free_memory", "xen_commandline")
     found = [*await _taken(domain), *versions(facts, here), *too_full(domain.memory, here)]
+    found += too_long(run, str(domain.uuid))
     found += await boot_problems(domain, host, facts)
     return [Refusal("domain", host, reason, remedy) for reason, remedy in found]
+
+
+def too_long(run: str, uuid: str) -> list[tuple[str, str]]:
+    """Whether the socket for the streams would have a longer path than a socket may."""
+    if len(os.fsencode(arrives_in(run, uuid) / STREAMS)) <= _SOCKET_PATH_LIMIT:
+        return []
+    return [(f"{run} is too long a path for sockets to be in", "set paths.run to a shorter one")]
 
 
 def too_full(needed: int, here: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ All but BANNER end with a NUL. The reads of a pipe may cut them anywhere.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from entourage.errors import HypervisorError
@@ -33,6 +34,13 @@ AWAY: Final = "--migratedaway"
 """What the sender's copy is called from GO on."""
 INCOMING: Final = "--incoming"
 """What the receiver's copy is called before it."""
+STREAMS: Final = "streams"
+"""The name of the socket at which the agent takes streams, in ``arrives_in``."""
+
+
+def arrives_in(run: str, uuid: str) -> Path:
+    """The directory of what only the arrival of a domain needs; ``run`` is the settings' own."""
+    return Path(run, f"xen-{uuid}.incoming")
 
 
 class Expect:

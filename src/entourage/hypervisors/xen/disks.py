@@ -39,7 +39,7 @@ class Disks:
         return copy.progress if copy else (0, 0)
 
     async def copy_first(
-        self, here: Domain, there: Domain, ssh: Callable[[str], Sequence[str]]
+        self, here: Domain, there: Domain, ssh: Callable[[str], Sequence[str]], secret: bytes
     ) -> None:
         """Copy all of each, while the guest runs.
 
@@ -47,11 +47,12 @@ class Disks:
             here: The domain as it runs.
             there: The same as it is to be.
             ssh: The command at whose end the agent takes the stream of that name.
+            secret: What each stream begins with.
         """
         for name in self.names:
             disk, place = _disk(here, name), _disk(there, name)
             blank = not place.path.startswith("/dev/")
-            self._copies[name] = Copy(disk, list(ssh(f"disk {name}")), blank=blank)
+            self._copies[name] = Copy(disk, ssh(f"disk {name}"), secret, blank=blank)
         async with asyncio.TaskGroup() as group:
             for copy in self._copies.values():
                 group.create_task(copy.first())

@@ -98,7 +98,7 @@ class XenHypervisor:
         self, domain: Domain, host: str, facts: Mapping[str, str]
     ) -> Sequence[Refusal]:
         """What speaks against building this domain here."""
-        return await checks.test_incoming(domain, host, facts)
+        return await checks.test_incoming(domain, host, facts, self._settings.paths.run)
 
     async def host_parts(self, facts: Mapping[str, str]) -> Sequence[HostPart]:
         """What its configuration names, as the source has it; what xl is given is asked again."""

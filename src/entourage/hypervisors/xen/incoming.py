@@ -18,6 +18,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.seams import IncomingSeams
 from entourage.hypervisors.xen.arrivals import Arrivals
 from entourage.hypervisors.xen.configuration import check_same
-from entourage.hypervisors.xen.constants import INCOMING
+from entourage.hypervisors.xen.constants import INCOMING, STREAMS, arrives_in
 from entourage.hypervisors.xen.disks import Disks
 from entourage.hypervisors.xen.hostparts import host_parts
 from entourage.hypervisors.xen.intake import Intake, receiver_ended
@@ -66,10 +67,12 @@ class XenIncoming(IncomingSeams):
         self._domain = domain
         self._uuid = str(domain.uuid)
         self._ledger = ledger
-        self._directory = Path(settings.paths.run, f"xen-{self._uuid}.incoming")
+        self._directory = arrives_in(settings.paths.run, self._uuid)
         self._given = self._directory / "given"
         self._note = self._directory / "receiver"
         self._marker = f"{self._uuid}.xl-receive"
+        self._secret = b""
+        """What each stream begins with: whoever else has a key for the agent does not know it."""
         self._intake: Intake | None = None
         self._arrivals: Arrivals | None = None
         self._store: XenStore | None = None
@@ -138,15 +141,16 @@ class XenIncoming(IncomingSeams):
         names = msgspec.msgpack.decode(plan, type=XenPlan).parameters.disks
         copied = [disk for disk in domain.block if disk.id in names]
         disks = await self._copied(copied)
-        # Whoever else has a key for the agent does not know its name.
-        streams = self._directory / f"streams-{secrets.token_hex(8)}"
-        self._arrivals = Arrivals(streams, self._intake, disks, self._look)
+        streams = self._directory / STREAMS
+        self._secret = secrets.token_bytes(32)
+        self._arrivals = Arrivals(streams, self._secret, self._intake, disks, self._look)
         await self._arrivals.listen()
 
     async def _copied(self, disks: Sequence[Block]) -> Mapping[str, str]:
         """By what path each disk is written that the source copies.
 
-        Images are opened before they are asked about: they are then these files, and no others.
+        They are opened before they are asked about: they are then these files and devices, and no
+        others.
 
         Raises:
             EntourageError: One may not be written.
@@ -154,26 +158,31 @@ class XenIncoming(IncomingSeams):
         if not disks:
             return {}
         beneath = Beneath(self._settings.agent.image_directories, "agent.image-directories")
+        by_path = [disk for disk in disks if await asyncio.to_thread(_is_device, disk.path)]
+        if by_path:  # what the settings do not name is not even opened
+            await self._check([_device_part(disk) for disk in by_path])
 
-        def opened() -> dict[str, str]:
-            found: dict[str, str] = {}
+        def opened() -> dict[str, int]:
+            found: dict[str, int] = {}
             for disk in disks:
-                found[disk.id] = disk.path
-                if not Path(disk.path).is_block_device():
+                if disk in by_path:
+                    handle = os.open(disk.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+                    self._images.callback(os.close, handle)
+                else:
                     handle = self._images.enter_context(beneath.opened(disk.path, os.O_RDWR))
-                    found[disk.id] = through(handle)
+                found[disk.id] = handle
             return found
 
         def exchanged() -> Iterator[Block]:
             for disk in disks:
-                if not Path(disk.path).samefile(found[disk.id]):
+                if not Path(disk.path).samefile(through(found[disk.id])):
                     yield disk
 
         try:
             found = await asyncio.to_thread(opened)
             await self._check(
                 [
-                    HostPart(kind=Kind.COPIED, name=disk.path, place="disks", device=disk.label)
+                    _device_part(disk) if _is_device(found[disk.id]) else _copied_part(disk)
                     for disk in disks
                 ]
             )
@@ -182,11 +191,11 @@ class XenIncoming(IncomingSeams):
                 raise HypervisorError(message, device=disk.label)
         except OSError as error:
             raise HypervisorError(f"a disk cannot be written: {plain_words(error)}") from error
-        return found
+        return {name: through(handle) for name, handle in found.items()}
 
     async def listen(self) -> Ticket:
         """Where streams go to."""
-        return Ticket(uri=str(self._built().path))
+        return Ticket(uri=str(self._built().path), cookie=self._secret)
 
     async def landed(self) -> None:
         """Wait until the receiver says that all of the domain is here.
@@ -313,6 +322,23 @@ class XenIncoming(IncomingSeams):
         if self._arrivals is None:
             raise HypervisorError("the machine is not built")
         return self._arrivals
+
+
+def _is_device(disk: str | int) -> bool:
+    """Whether a disk is a block device, by its path or as it is open."""
+    try:
+        return stat.S_ISBLK(os.stat(disk).st_mode)  # noqa: PTH116 - also of what is open
+    except OSError:
+        return False
+
+
+def _copied_part(disk: Block) -> HostPart:
+    return HostPart(kind=Kind.COPIED, name=disk.path, place="disks", device=disk.label)
+
+
+def _device_part(disk: Block) -> HostPart:
+    """One that the settings must name, whatever is at its path by then."""
+    return HostPart(kind=Kind.OTHER, name=disk.path, place="disks", device=disk.label)
 
 
 def _never_ran(now: Life) -> bool:

@@ -2,6 +2,7 @@
 
 ``entourage agent --join SOCKET WHAT`` is run by ssh on the target. Standard input and output go to
 the agent over its unix socket; this process only stays, because sshd closes them when it ends.
+Standard input begins with the secret of the migration, which the agent reads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import socket
 import sys
 
 from entourage.errors import plain_words
+
+REFUSED = b"-"
+"""The agent's answer to a stream that does not begin with the secret."""
 
 
 def join(path: str, what: str) -> int:
@@ -26,7 +30,9 @@ def join(path: str, what: str) -> int:
             ends = array.array("i", (0, 1))
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)]
             agent.sendmsg([what.encode() + b"\n"], ancillary)
-            agent.recv(1)
+            if agent.recv(1) == REFUSED:
+                sys.stderr.write("entourage: the agent takes no such stream from here\n")
+                return 1
         except OSError as error:
             sys.stderr.write(
                 f"entourage: the agent does not take the stream: {plain_words(error)}\n"

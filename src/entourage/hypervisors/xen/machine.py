@@ -148,9 +148,10 @@ class XenMachine(MachineSeams):
             """The command at whose end the agent takes a stream."""
             return ssh_command(host, self._settings, ["agent", "--join", ticket.uri, what])
 
-        await self._disks.copy_first(self.domain, target, ssh)
+        await self._disks.copy_first(self.domain, target, ssh, ticket.cookie)
         differs = asdict(changes(self.domain, target))
-        order = {"ssh": ssh("memory"), "changes": differs}
+        secret = ticket.cookie.hex()
+        order = {"ssh": ssh("memory"), "secret": secret, "changes": differs}
         await self._migrating.begin(order, self._lock)
 
     async def progress(self) -> MemoryProgress:

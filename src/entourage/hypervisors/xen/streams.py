@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -29,12 +30,14 @@ class DiskCopy:
     Args:
         disk: The disk.
         ssh: The command that ends in the agent's hands.
+        secret: What the stream begins with; not in the command, which every user can see.
         blank: What it is copied to holds zeros only.
     """
 
-    def __init__(self, disk: Block, ssh: Sequence[str], *, blank: bool) -> None:
+    def __init__(self, disk: Block, ssh: Sequence[str], secret: bytes, *, blank: bool) -> None:
         self.disk = disk
         self._ssh = list(ssh)
+        self._secret = secret
         self._blank = blank
         self._process: subprocess.Popen[bytes] | None = None
         self._sending: Sending | None = None
@@ -87,6 +90,7 @@ class DiskCopy:
         assert self._process.stdin is not None  # noqa: S101 - asked for above
         assert self._process.stdout is not None  # noqa: S101
         out, back = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.write(out, self._secret)  # a pipe takes so few bytes at once
         self._sending = Sending(self.disk.path, out, back, blank=self._blank)
 
     def _opened(self) -> Sending:
@@ -152,7 +156,8 @@ class TransportEnd:
         """Wait for it.
 
         Args:
-            order: What it is told first: ``ssh``, and the ``changes`` of the header.
+            order: What it is told first: ``ssh``, the ``secret`` that the stream begins with, in
+                hexadecimal, and the ``changes`` of the header.
         """
         self._order = order
         self.path.unlink(missing_ok=True)

@@ -59,6 +59,8 @@ class Transport:
             self._ssh = subprocess.Popen(
                 order["ssh"], stdin=theirs.fileno(), stdout=subprocess.PIPE, start_new_session=True
             )
+        with contextlib.suppress(OSError):  # what follows tells that ssh is gone
+            self._stream.sendall(bytes.fromhex(order["secret"]))
         assert self._ssh.stdout is not None  # noqa: S101 - asked for above
         self._ended = self._ssh.stdout.fileno()
         with contextlib.suppress(OSError):

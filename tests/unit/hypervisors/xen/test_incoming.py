@@ -22,6 +22,7 @@ from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane
 from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen import incoming as module
+from entourage.hypervisors.xen.checks import too_long
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.plan import Parameters, XenPlan
@@ -175,11 +176,11 @@ async def arrives(arriving: XenIncoming, config: dict[str, Any]) -> None:
     """It is built, and the stream of its memory has come to xl or was refused."""
     plan = msgspec.Raw(msgspec.msgpack.encode(XenPlan()))
     await arriving.build(DOMAIN, DataPlane(address="", ports=(1, 2), secret=None), plan)
-    path = (await arriving.listen()).uri
+    ticket = await arriving.listen()
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket(socket.AF_UNIX) as agent:
-        agent.connect(path)
-        ours.sendall(header.header_of(config))
+        agent.connect(ticket.uri)
+        ours.sendall(ticket.cookie + header.header_of(config))
         socket.send_fds(agent, [b"memory\n"], [theirs.fileno(), theirs.fileno()])
         await asyncio.wait_for(arriving.landed(), 20)
 
@@ -272,3 +273,109 @@ async def test_the_source_copies_only_onto_what_was_made_for_that(
     outside = msgspec.structs.replace(disk, path="/etc/passwd")
     with pytest.raises(NotAllowed, match="in none of the directories"):
         await copies(arriving, outside)
+
+
+@pytest.mark.parametrize("names", [True, False])
+async def test_what_is_open_as_a_device_must_be_named_whatever_its_path_was_before(
+    xen: Xen,
+    tmp_path: Path,
+    short: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    names: bool,
+) -> None:
+    """A plain file stands for the device: what is asked of the path, and what of the handle."""
+    assert xen.life is None
+    image = tmp_path / "a.raw"
+    image.write_bytes(bytes(512))
+    named = (str(image),) if names else ()
+    agent = AgentSettings(image_directories=(str(tmp_path),), devices=named)
+    paths = PathSettings(run=str(short / "run"), log=str(short / "log"))
+    settings = msgspec.structs.replace(Settings(), paths=paths, agent=agent)
+    allowed = Allowed(agent)
+    allowed.make(str(image), "raw")  # the path is that of a file which was made here
+
+    def is_device(disk: str | int) -> bool:
+        return isinstance(disk, int)
+
+    async def check(parts: Sequence[HostPart]) -> None:
+        if found := allowed.not_allowed(DOMAIN, "b", built=True, parts=parts):
+            raise Refused(found)
+
+    monkeypatch.setattr(module, "_is_device", is_device)
+    arriving = XenIncoming(settings, DOMAIN, MemoryLedger())
+    arriving.check_with(check)
+    copying = copies(arriving, Block(id="xvda", path=str(image)))
+    if names:
+        await copying
+    else:
+        with pytest.raises(Refused, match="not among the devices"):
+            await copying
+    await arriving.kill()
+
+
+async def test_a_device_is_written_by_the_handle_that_was_asked_about(
+    xen: Xen, tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert xen.life is None
+    device, other = tmp_path / "vg-web1", tmp_path / "other"
+    device.write_bytes(b"device")
+    other.write_bytes(b"other")
+    asked: list[Sequence[HostPart]] = []
+    agent = AgentSettings(image_directories=(), devices=(str(device),))
+    paths = PathSettings(run=str(short / "run"), log=str(short / "log"))
+    settings = msgspec.structs.replace(Settings(), paths=paths, agent=agent)
+    allowed = Allowed(agent)
+
+    def is_device(_disk: str | int) -> bool:
+        return True
+
+    async def check(parts: Sequence[HostPart]) -> None:
+        asked.append(parts)
+        if found := allowed.not_allowed(DOMAIN, "b", built=True, parts=parts):
+            raise Refused(found)
+
+    monkeypatch.setattr(module, "_is_device", is_device)
+    arriving = XenIncoming(settings, DOMAIN, MemoryLedger())
+    arriving.check_with(check)
+    elsewhere = Block(id="xvda", path=str(other))
+    with pytest.raises(Refused, match="not among the devices"):
+        await copies(arriving, elsewhere)
+    assert len(asked) == 1  # it was refused before it was opened
+    await copies(arriving, Block(id="xvda", path=str(device)))
+    path = arriving._arrivals._disks["xvda"]  # pyright: ignore[reportPrivateUsage, reportOptionalMemberAccess]
+    other.rename(device)
+    assert Path(path).read_bytes() == b"device"
+    await arriving.kill()
+
+
+async def test_no_two_arrivals_have_the_same_secret(xen: Xen, arriving: XenIncoming) -> None:
+    assert xen.life is None
+    cookies: set[bytes] = set()
+    for _ in range(2):
+        plan = msgspec.Raw(msgspec.msgpack.encode(XenPlan()))
+        await arriving.build(DOMAIN, DataPlane(address="", ports=(1, 2), secret=None), plan)
+        ticket = await arriving.listen()
+        assert ticket.cookie.hex() not in ticket.uri
+        cookies.add(ticket.cookie)
+        await arriving.kill()
+    assert [len(cookie) for cookie in cookies] == [32, 32]
+
+
+async def test_the_socket_for_streams_has_room_in_the_longest_path_that_test_lets_pass(
+    xen: Xen,
+) -> None:
+    assert xen.life is None
+    with tempfile.TemporaryDirectory(prefix="x.") as made:
+        longest = Path(made, "r" * (49 - len(made) - 1))
+        assert too_long(str(longest), UUID) == []
+        [(reason, remedy)] = too_long(f"{longest}r", UUID)
+        assert f"{longest}r is too long a path for sockets" in reason
+        assert "paths.run" in remedy
+        paths = PathSettings(run=str(longest), log=made)
+        settings = msgspec.structs.replace(Settings(), paths=paths)
+        arriving = XenIncoming(settings, DOMAIN, MemoryLedger())
+        plan = msgspec.Raw(msgspec.msgpack.encode(XenPlan()))
+        await arriving.build(DOMAIN, DataPlane(address="", ports=(1, 2), secret=None), plan)
+        assert len((await arriving.listen()).uri) == 107
+        await arriving.kill()

@@ -11,9 +11,9 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -22,10 +22,12 @@ from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen.arrivals import Arrivals
 from entourage.hypervisors.xen.copying import Sending
 from entourage.hypervisors.xen.intake import Intake
+from entourage.hypervisors.xen.join import REFUSED
 from entourage.hypervisors.xen.receiver import Said
 from entourage.steps import Refusal
 
 SIZE = 3 << 20
+SECRET = bytes(range(32))
 CONFIG: dict[str, Any] = {"c_info": {"name": "web1"}, "disks": []}
 HEADER = header.header_of(CONFIG)
 # As migrate_receive() of xl_migrate.c: what is not all there, or no GO, destroys the copy.
@@ -75,14 +77,17 @@ async def arrivals(
             refusal = Refusal("block/xvda", "b", "it may not", "do something")
             raise Refused([refusal])
 
-    arrivals = Arrivals(tmp_path / "s", intake, {"xvda": str(tmp_path / "disk")}, look)
+    arrivals = Arrivals(tmp_path / "s", SECRET, intake, {"xvda": str(tmp_path / "disk")}, look)
     await arrivals.listen()
     yield arrivals
     await intake.end(5)
     await arrivals.close()
 
 
-Bring = Callable[[str], subprocess.Popen[bytes]]
+class Bring(Protocol):
+    """Starts what brings a stream, with what that begins with."""
+
+    def __call__(self, what: str, secret: bytes = SECRET) -> subprocess.Popen[bytes]: ...
 
 
 @pytest.fixture
@@ -90,13 +95,16 @@ def bring(arrivals: Arrivals) -> Generator[Bring]:
     """What sshd starts on the target."""
     with contextlib.ExitStack() as stack:
 
-        def start(what: str) -> subprocess.Popen[bytes]:
+        def start(what: str, secret: bytes = SECRET) -> subprocess.Popen[bytes]:
             joined = subprocess.Popen(
                 [sys.executable, "-m", "entourage", "agent", "--join", arrivals.path, what],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
             stack.enter_context(joined)
+            assert joined.stdin is not None
+            os.write(joined.stdin.fileno(), secret)
             stack.callback(joined.kill)
             return joined
 
@@ -260,11 +268,34 @@ def test_a_join_without_an_agent_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-async def test_who_connects_and_says_nothing_does_not_hold_up_the_others(
-    arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("secret", [bytes(32), SECRET[:-1] + b"x", SECRET[:8], b""])
+async def test_a_stream_without_the_secret_is_not_taken_and_ends_nothing(
+    arrivals: Arrivals, bring: Bring, secret: bytes
 ) -> None:
+    """Of whoever else has a key for the agent."""
+    for what in ("memory", "disk xvda", "disk ../../etc/passwd"):
+        joined = bring(what, secret)
+        assert joined.stdin is not None
+        joined.stdin.close()  # else it is waited for
+        assert await asyncio.to_thread(joined.wait, 20) == 1
+        assert joined.stderr is not None
+        assert b"takes no such stream" in joined.stderr.read()
+    await memory(bring)
+    async with asyncio.timeout(20):
+        await arrivals.intake.reaches(Said.READY)
+    assert not arrivals._broken.done()  # pyright: ignore[reportPrivateUsage, reportOptionalMemberAccess]
+
+
+async def test_who_connects_and_says_nothing_is_let_go_and_holds_up_nobody(
+    arrivals: Arrivals, bring: Bring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(arrivals.path))
+        await memory(bring)
+        async with asyncio.timeout(20):
+            await arrivals.intake.reaches(Said.READY)
     monkeypatch.setattr("entourage.hypervisors.xen.arrivals._SAYS_WITHIN", 0.01)
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect(str(arrivals.path))
-        error = await asyncio.wait_for(arrivals.broken(), 5)
-    assert "a stream cannot be taken" in error.message
+        silent.settimeout(20)
+        assert await asyncio.to_thread(silent.recv, 1) == REFUSED

@@ -155,7 +155,7 @@ class Scene:
         assert msgspec.msgpack.decode(plan) == {
             "parameters": {"disks": ["xvda"]}
         }  # the target takes no other
-        await machine.start(Ticket(uri=str(self.arrivals.path)), live=True)
+        await machine.start(Ticket(uri=str(self.arrivals.path), cookie=b"some secret"), live=True)
         assert await machine.stopped() > 0
         assert await machine.landed() == b""
         await self.arrivals.intake.reaches(Said.READY)
@@ -216,7 +216,7 @@ async def scene(place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[
     async def look(config: dict[str, Any]) -> None:
         assert config == {"disks": [], "nics": []}
 
-    arrivals = Arrivals(place / "s", intake, {"xvda": str(place / "there")}, look)
+    arrivals = Arrivals(place / "s", b"some secret", intake, {"xvda": str(place / "there")}, look)
     await arrivals.listen()
     yield Scene(machine, arrivals, xl.parent)
     await machine.close()
@@ -265,7 +265,7 @@ async def test_a_disk_that_is_only_read_is_copied_once(scene: Scene, place: Path
         await machine.arm(DataPlane(address="", ports=(1, 2), secret=None, host="b"))
         machine.carrying.carry(disk, top_only=False)
         await machine.plan(machine.domain)
-        await machine.start(Ticket(uri=str(scene.arrivals.path)), live=True)
+        await machine.start(Ticket(uri=str(scene.arrivals.path), cookie=b"some secret"), live=True)
         # It is there, proven, before memory follows; nobody looks at it again in the blackout.
         assert (place / "there").read_bytes() == before
         (place / "here").write_bytes(bytes(MIB))

@@ -62,6 +62,9 @@ class Scene:
         return rest
 
 
+SECRET = b"some secret"
+
+
 def header(config: dict[str, Any]) -> bytes:
     text = json.dumps(config).encode() + b"\0"
     rest = struct.pack("=I", len(text)) + text
@@ -86,7 +89,7 @@ def scene(tmp_path: Path) -> Generator[Scene]:
     engine.settimeout(PATIENCE)
     # What stands for ssh keeps what arrives, and ends when its input does.
     ssh = [sys.executable, "-c", KEEP, str(out)]
-    order = {"ssh": ssh, "changes": {"paths": {"xvda": "/there"}}}
+    order = {"ssh": ssh, "secret": SECRET.hex(), "changes": {"paths": {"xvda": "/there"}}}
     engine.sendall(json.dumps(order).encode() + b"\n")
     scene = Scene(process, engine, out)
     assert scene.hear(len(BANNER)) == BANNER
@@ -98,7 +101,7 @@ def scene(tmp_path: Path) -> Generator[Scene]:
 
 
 SENT = header({"disks": [{"vdev": "xvda", "pdev_path": "/here"}]}) + BODY
-ARRIVES = header({"disks": [{"vdev": "xvda", "pdev_path": "/there"}]}) + BODY
+ARRIVES = SECRET + header({"disks": [{"vdev": "xvda", "pdev_path": "/there"}]}) + BODY
 
 
 def test_a_domain_passes_and_is_released(scene: Scene) -> None:
