@@ -53,9 +53,9 @@ class Allowed:
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
-        directories = settings.image_directories
-        self.images = Beneath(directories, "agent.image-directories")
-        self.boot = Beneath(settings.boot_directories, "agent.boot-directories")
+        anyones = settings.anyones_directories
+        self.images = images_of(settings)
+        self.boot = Beneath(settings.boot_directories, "agent.boot-directories", anyones)
         self._made: dict[str, str] = {}
         self._proven: dict[str, str] = {}
         self._known_content: dict[str, str] = {}
@@ -302,6 +302,12 @@ class Allowed:
             self.device(f"pci:{whole_bdf(device.host or '')}")
         else:
             self.device(f"usb:{device.vendor or 0:04x}:{device.product or 0:04x}")
+
+
+def images_of(settings: AgentSettings) -> Beneath:
+    """Where images of machines that arrive may lie."""
+    directories, anyones = settings.image_directories, settings.anyones_directories
+    return Beneath(directories, "agent.image-directories", anyones)
 
 
 def _identity(path: str, handle: int | None = None) -> str:

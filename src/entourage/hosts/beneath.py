@@ -35,11 +35,16 @@ class Beneath:
     Args:
         directories: Absolute paths, trusted: a symbolic link among their parts is followed.
         setting: The key that they come from, for the remedy.
+        anyones: Directories in which, and beneath which, every user may replace files, and that is
+            accepted.
     """
 
-    def __init__(self, directories: Sequence[str], setting: str) -> None:
+    def __init__(
+        self, directories: Sequence[str], setting: str, anyones: Sequence[str] = ()
+    ) -> None:
         self._directories = tuple(Path(directory) for directory in directories)
         self._setting = setting
+        self._anyones = tuple(anyones)
 
     @contextlib.contextmanager
     def parent(self, path: str) -> Generator[Path]:
@@ -141,7 +146,7 @@ class Beneath:
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             opened = os.open(base, flags)
             try:
-                _refuse_anyones(base, real)
+                self._refuse_anyones(base, real)
                 handle = self._open(opened, str(real.relative_to(base)), flags, path)
             finally:
                 os.close(opened)
@@ -162,6 +167,29 @@ class Beneath:
             raise NotAllowed(f"{path} has become another file meanwhile")
         raise OSError(number, os.strerror(number), path)
 
+    def _refuse_anyones(self, base: Path, real: Path) -> None:
+        """See that not just anybody can put another file in the place of one.
+
+        With the sticky bit only who owns a file can. Groups are the host's own business.
+        """
+        accepted = [Path(os.path.realpath(directory)) for directory in self._anyones]
+        for directory in (real, *real.parents):
+            if not directory.is_relative_to(base):
+                return
+            try:
+                mode = directory.lstat().st_mode
+            except FileNotFoundError:
+                continue
+            if not mode & stat.S_IWOTH or mode & stat.S_ISVTX:
+                continue
+            if not any(directory.is_relative_to(each) for each in accepted):
+                raise NotAllowed(
+                    f"every user may replace what is in {directory}",
+                    remedy=f"chmod o-w {directory}; or, where its filesystem has no modes or no"
+                    " untrusted user can get there, add it to agent.anyones-directories in the"
+                    " settings there",
+                )
+
     def _outside(self, path: str, directory: Path) -> NotAllowed:
         allowed = ", ".join(map(str, self._directories)) or "none"
         leads = "" if str(Path(path).parent) == str(directory) else f", which leads to {directory},"
@@ -174,24 +202,6 @@ class Beneath:
 def through(handle: int) -> str:
     """A path by which any process of this host's root opens the file that is open here."""
     return f"/proc/{os.getpid()}/fd/{handle}"
-
-
-def _refuse_anyones(base: Path, real: Path) -> None:
-    """See that not just anybody can put another file in the place of one.
-
-    With the sticky bit only who owns a file can. Groups are the host's own business.
-    """
-    for directory in (real, *real.parents):
-        if not directory.is_relative_to(base):
-            return
-        try:
-            mode = directory.lstat().st_mode
-        except FileNotFoundError:
-            continue
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise NotAllowed(
-                f"every user may replace what is in {directory}", remedy=f"chmod o-w {directory}"
-            )
 
 
 def _plain(path: str) -> Path:

@@ -96,6 +96,8 @@ class AgentSettings(_Section, frozen=True):
     """Beneath these, images of machines that arrive are made, looked at and opened."""
     boot_directories: tuple[str, ...] = ("/usr/share", "/usr/lib", "/var/lib/libvirt/boot")
     """Beneath these lie firmware and kernels that it may name, and its guest then read."""
+    anyones_directories: tuple[str, ...] = ()
+    """In these, and beneath them, every user may replace files, and that is accepted."""
     devices: tuple[str, ...] = ()
     """This host's own devices that it may use, by patterns: ``/dev/vg1/*``, ``usb:1050:0407``."""
     networks: tuple[str, ...] = ("*",)

@@ -123,8 +123,29 @@ def test_a_directory_of_anyones_is_refused(images: Path) -> None:
                 if refused:
                     with pytest.raises(NotAllowed, match=f"what is in {directory} ") as caught:
                         beneath(images).real(f"{images}/pool/web1.raw")
-                    assert caught.value.remedy == f"chmod o-w {directory}"
+                    assert caught.value.remedy.startswith(f"chmod o-w {directory}; or")
+                    assert "agent.anyones-directories" in caught.value.remedy
                 else:
                     beneath(images).real(f"{images}/pool/web1.raw")
             finally:
                 directory.chmod(0o755)
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+def test_a_directory_of_anyones_that_is_accepted_is_not(
+    images: Path, tmp_path: Path, *, by_link: bool
+) -> None:
+    """Also what is beneath it, and none beside it."""
+    accepted, path = images / "nas", images / "nas" / "pool"
+    path.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(accepted)
+    named = tmp_path / "link" if by_link else accepted
+    allowed = Beneath([str(images)], "agent.image-directories", [str(named)])
+    for directory in (accepted, path, images / "pool"):
+        directory.chmod(0o777)
+    assert allowed.real(f"{path}/web1.raw") == f"{path}/web1.raw"
+    with pytest.raises(NotAllowed, match="every user may replace"):
+        allowed.real(f"{images}/pool/web1.raw")
+    images.chmod(0o777)
+    with pytest.raises(NotAllowed, match=f"what is in {images} "):
+        allowed.real(f"{path}/web1.raw")

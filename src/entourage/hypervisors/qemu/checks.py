@@ -15,6 +15,7 @@ import msgspec
 from entourage.domain import Block, Domain, Net, Tpm
 from entourage.errors import EntourageError, HypervisorError, UsageError
 from entourage.hosts.account import Account
+from entourage.hosts.allowed import images_of
 from entourage.hosts.beneath import Beneath
 from entourage.hypervisors.files import boot_problems
 from entourage.hypervisors.qemu import access, binary, nvram
@@ -160,7 +161,7 @@ async def _access(domain: Domain, host: str, settings: Settings) -> list[Refusal
 
     Of disks, only those are looked at that may be opened here: a stranger may have named them.
     """
-    allowed = Beneath(settings.agent.image_directories, "agent.image-directories")
+    allowed = images_of(settings.agent)
     disks = await asyncio.to_thread(lambda: [d for d in domain.block if _is_beneath(allowed, d)])
     domain = msgspec.structs.replace(domain, block=tuple(disks))
     try:

@@ -29,7 +29,8 @@ import msgspec
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError, plain_words
 from entourage.handover.values import Guest
-from entourage.hosts.beneath import Beneath, through
+from entourage.hosts.allowed import images_of
+from entourage.hosts.beneath import through
 from entourage.hosts.parts import HostPart, Kind, PartsCheck
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
@@ -157,7 +158,7 @@ class XenIncoming(IncomingSeams):
         """
         if not disks:
             return {}
-        beneath = Beneath(self._settings.agent.image_directories, "agent.image-directories")
+        beneath = images_of(self._settings.agent)
         by_path = [disk for disk in disks if await asyncio.to_thread(_is_device, disk.path)]
         if by_path:  # what the settings do not name is not even opened
             await self._check([_device_part(disk) for disk in by_path])
