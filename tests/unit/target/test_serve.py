@@ -17,7 +17,9 @@ from entourage import messages
 from entourage.domain import Domain
 from entourage.errors import Refused, UsageError
 from entourage.hosts.link import Link
+from entourage.hosts.parts import HostPart, Kind, PartsCheck
 from entourage.hosts.slots import slot
+from entourage.hypervisors.base import Plan
 from entourage.journal.journal import Journal
 from entourage.settings.model import AgentSettings, MigrationSettings, PathSettings, Settings
 from entourage.steps import Refusal
@@ -158,17 +160,45 @@ async def test_a_link_on_which_nothing_is_asked_ends_unless_a_migration_is_open(
 # What is asked before anything is made
 
 
-async def test_what_another_hypervisor_knows_is_not_opened(
+async def test_what_another_hypervisor_knows_is_refused_and_not_opened(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only at TEST, which a stranger leaves out."""
 
-    async def known(_settings: Settings, domain: Domain, _name: str, host: str) -> list[Refusal]:
-        return [Refusal("domain", host, f"there is a domain {domain.name} here", "delete it")]
+    async def known(_settings: Settings, domain: Domain, name: str, host: str) -> list[Refusal]:
+        return [Refusal("domain", host, f"{domain.name} is here, not of {name}", "delete it")]
 
     monkeypatch.setattr(module, "known_to_others", known)
     agent = make(Caller())
     await agent._on_hello(HELLO)
-    with pytest.raises(Refused, match="there is a domain"):
+    [told] = await agent._on_test(msgspec.convert(SAID["test"], messages.TestDomain))
+    said = f"{OPEN.domain.name} is here, not of qemu:///system"
+    assert told.reason == said
+    with pytest.raises(Refused, match=said):
         await agent._on_open(OPEN)
+    assert agent._side is None
+    await agent._held.aclose()
+
+
+async def test_a_configuration_that_comes_with_the_memory_is_asked_of_these_settings(
+    make: Make, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is built, what will be asked of is given to whoever builds."""
+    given: list[PartsCheck] = []
+    built: list[int] = []
+
+    async def build(_domain: Domain, _plane: Any, _plan: Any) -> None:
+        built.append(len(given))
+
+    monkeypatch.setattr(hypervisor.made, "check_with", given.append)
+    monkeypatch.setattr(hypervisor.made, "build", build)
+    agent = make(Caller())
+    await agent._on_hello(HELLO)
+    await agent._on_open(OPEN)
+    await agent._on_build(Plan(msgspec.msgpack.encode(SAID["build"])))
+    assert built == [1]
+    with pytest.raises(Refused, match="pygrub is not among the devices"):
+        await given[0]([HostPart(kind=Kind.PROGRAM, name="pygrub", place="b_info")])
+    for task in agent._watch:
+        task.cancel()
     await agent._held.aclose()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from entourage.devices.block import proof, storage
-from entourage.devices.block.storage import Spot
+from entourage.devices.block.storage import Seen, Spot
 from entourage.errors import DeviceError
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import NotAllowed
@@ -86,3 +90,51 @@ async def test_what_lies_below_is_proven_to_be_only_read(tmp_path: Path) -> None
         await proof.check_chain(str(top), by)
     by.prove_content(str(base))
     await proof.check_chain(str(top), by)
+
+
+async def test_a_file_is_opened_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filesystem that hangs keeps nobody else from being answered."""
+    image = raw(tmp_path / "a.raw", data=b"known")
+    by, right = allowed(tmp_path), await storage.digest(str(image))
+    opened, real, threads = by.images.opened, by.images.real, set[threading.Thread]()
+
+    @contextlib.contextmanager
+    def seen(path: str, flags: int = os.O_RDONLY) -> Generator[int]:
+        threads.add(threading.current_thread())
+        with opened(path, flags) as handle:
+            yield handle
+
+    def resolved(path: str) -> str:
+        threads.add(threading.current_thread())
+        return real(path)
+
+    monkeypatch.setattr(by.images, "opened", seen)
+    monkeypatch.setattr(by.images, "real", resolved)
+    assert await proof.digest(str(image), right, by) == right
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_what_is_put_in_its_place_while_it_is_looked_at_is_not_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nonce beside it says that both hosts see the file that was open then."""
+    image, other = raw(tmp_path / "a.raw", data=b"mine"), raw(tmp_path / "b.raw", data=b"victim")
+    by, look_now = allowed(tmp_path), storage.look_now
+    swaps = False
+
+    def swapped_meanwhile(spot: Spot, opens: str = "") -> Seen:
+        found = look_now(spot, opens)
+        if swaps:
+            other.rename(image)
+        return found
+
+    monkeypatch.setattr(storage, "look_now", swapped_meanwhile)
+    with storage.nonce_beside(str(image), "m1") as spot:
+        assert (await proof.look(spot, by)).nonce
+        assert by.is_proven(str(image))
+        by, swaps = allowed(tmp_path), True
+        assert (await proof.look(spot, by)).nonce
+        assert not by.is_proven(str(image))

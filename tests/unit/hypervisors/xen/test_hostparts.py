@@ -17,7 +17,8 @@ from entourage.hosts.parts import HostPart, Kind
 from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen.configuration import Entry, check_same, read_domain
 from entourage.hypervisors.xen.hostparts import host_parts
-from entourage.settings.model import AgentSettings
+from entourage.hypervisors.xen.hypervisor import XenHypervisor
+from entourage.settings.model import AgentSettings, Settings
 from entourage.steps import Refusal
 from tests.unit.hypervisors.xen.test_header import CONFIG
 
@@ -469,3 +470,19 @@ def test_the_disks_that_xl_is_given_are_those_that_were_asked_for(
 def test_what_the_tests_of_the_header_send_is_understood() -> None:
     named = {part.name for part in host_parts(CONFIG) if part.kind is Kind.OTHER}
     assert named == {"vg/shared", "vtpm:vtpmmgr"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pcidevs", [{"bus": 59, "dev": 0, "func": 0}]),
+        ("usbdevs", [{"u": {"hostdev": {"hostbus": 1, "hostaddr": 4}}}]),
+    ],
+)
+async def test_what_is_taken_out_before_xl_sends_it_is_not_asked_about_at_test(
+    key: str, value: Any
+) -> None:
+    """Its controllers say what becomes of it; the configuration that xl sends has none of it."""
+    told = {"config": json.dumps(CONFIG | {key: value})}
+    assert host_parts(CONFIG | {key: value}) != host_parts(CONFIG)
+    assert await XenHypervisor(Settings()).host_parts(told) == host_parts(CONFIG)
