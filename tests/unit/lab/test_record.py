@@ -10,6 +10,7 @@ def test_readme_shows_what_was_recorded() -> None:
     shown = excerpt(lines)
     readme = README.read_text(encoding="utf-8")
     assert in_readme(readme, shown) == readme, "make demo-record"
+    assert any("what will be done" in line for line in shown)
 
 
 def test_the_excerpt_is_the_plan_the_steps_and_the_end() -> None:
