@@ -5,7 +5,7 @@ DOCS := .venv/.docs
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo demo-record test test-unit test-model test-e2e test-faults bench bench-quick lint format docs clean
+.PHONY: setup demo demo-record test test-unit test-model test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
 .PHONY: test-fuzz test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
@@ -38,6 +38,10 @@ test-fuzz: $(STAMP)
 	$(RUN)python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 
 test-e2e: $(STAMP)
+	$(PYTEST) tests/e2e --ignore tests/e2e/libvirt --ignore tests/e2e/xen -m "not matrix"
+
+# Those that are much like others as well.
+test-e2e-all: $(STAMP)
 	$(PYTEST) tests/e2e --ignore tests/e2e/libvirt --ignore tests/e2e/xen
 
 # Entourage's own machines with QEMU of Debian's backports, on both hosts; then only on the target.

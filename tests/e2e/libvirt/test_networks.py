@@ -14,6 +14,7 @@ from lab.libvirtd import Libvirtd
 from lab.observer import Observer
 from tests.e2e.libvirt.world import LibvirtWorld
 
+pytestmark = pytest.mark.matrix
 MAC = "52:54:00:0b:0b:0b"
 NETWORK = """
 <network>

@@ -20,7 +20,10 @@ pytestmark = [
 SECTORS = 2049 * 512
 
 
-@pytest.mark.parametrize("cache", ["auto", "none", "writeback"])
+@pytest.mark.parametrize(
+    "cache",
+    ["auto", *(pytest.param(one, marks=pytest.mark.matrix) for one in ("none", "writeback"))],
+)
 @pytest.mark.parametrize("kind", ["sparse", "full", "cd", "half-a-sector", "qcow2"])
 async def test_a_size_that_is_no_multiple_of_a_page(
     hosts: Hosts, kind: str, cache: Literal["auto", "none", "writeback"]
