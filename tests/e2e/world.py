@@ -64,11 +64,13 @@ class World:
         sockets: Where sockets of a running guest may be.
         kept: What may stay on a host when the guest has gone.
         ports: Where a running guest is listened for.
+        nics: How many it has.
     """
 
     sockets: ClassVar[tuple[str, ...]] = ("/run/entourage/q/",)
     kept: ClassVar[tuple[str, ...]] = KEPT
     ports: ClassVar[tuple[str, ...]] = ()
+    nics: ClassVar[int] = 1
     lab: Lab
     seen: Observer
     here: Host
@@ -273,7 +275,7 @@ class World:
         came = self.here.leftovers(self.clean[self.here.name], ignore=self.kept)
         programs = sorted(Path(text.split()[1]).name for text in came.processes)
         assert programs == ["qemu-system-x86_64"] + ["swtpm"] * self.tpm, str(came)
-        assert len(came.interfaces) == 1, str(came)
+        assert len(came.interfaces) == self.nics, str(came)
         assert came.ports == self.ports, str(came)
         assert all(path.startswith(self.sockets) for path in came.sockets), str(came)
         assert not any("psk" in path for path in came.files), str(came)

@@ -34,6 +34,10 @@ ON_LAN = f"""
 class NetworkWorld(LibvirtWorld):
     """The domain has a NIC more, on a network that each host has on another bridge."""
 
+    nics = 2
+    # libvirt keeps a directory for the ports of a network that has once had one.
+    kept = (*LibvirtWorld.kept, "/run/libvirt/network/*", "/run/libvirt/network/*/ports")
+
     def _write(self, extra: str) -> str:
         """After the other one, by which the guest is heard."""
         file = super()._write(extra)
