@@ -108,8 +108,7 @@ _SWITCHES_BY_SECTION: Mapping[str, str] = {
     "b_info/type.hvm": """pae apic acpi acpi_s3 acpi_s4 acpi_laptop_slate nx viridian hpet vpt_align
         nested_hvm altp2m nographic gfx_passthru usb vkb_device xen_platform_pci
         xen_platform_pci_bar_uc pirq""",
-    "b_info/type.hvm/spice": """enable disable_ticketing agent_mouse vdagent clipboard_sharing
-        usbredirection""",
+    "b_info/type.hvm/spice": "enable disable_ticketing agent_mouse vdagent clipboard_sharing",
     "b_info/type.pv": "e820_host",
     "b_info/type.pvh": "pvshim",
     "disks": "discard_enable colo_enable colo_restore_enable trusted grant_usage",

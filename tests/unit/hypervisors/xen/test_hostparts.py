@@ -72,7 +72,7 @@ HVM: dict[str, Any] = PVH | {
             "vga": {"kind": "cirrus"},
             "vnc": {"enable": "True", "listen": "127.0.0.1", "display": 3, "passwd": "x, y/z"},
             "sdl": {"enable": "False"},
-            "spice": {"enable": "False"},
+            "spice": {"enable": "False", "agent_mouse": "True", "usbredirection": 4},
             "boot": "dc",
             "serial": "pty",
             "usbdevice_list": ["tablet"],
