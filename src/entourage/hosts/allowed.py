@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from entourage.domain import Block, Domain, Net, Pci, Tpm, Usb, whole_bdf
 from entourage.errors import DeviceError, EntourageError
-from entourage.hosts.beneath import Beneath, NotAllowed
+from entourage.hosts.beneath import Beneath, NotAllowed, through
 from entourage.hosts.parts import HostPart, Kind
 from entourage.settings.model import AgentSettings
 from entourage.steps import Refusal
@@ -61,10 +62,20 @@ class Allowed:
         self._known_content: dict[str, str] = {}
         self._taps: set[str] = set()
 
-    def make(self, path: str, image_format: str) -> None:
-        """A file was made by this migration, and is opened in this format only."""
+    def make(self, path: str, image_format: str, handle: int) -> None:
+        """A file was made by this migration, and is opened in this format only.
+
+        It is held on to, so that no other file can get its inode when it is deleted.
+
+        Args:
+            path: Without links.
+            image_format: Its format.
+            handle: The descriptor by which it was made: somebody may have put another at its path.
+        """
+        held = os.open(through(handle), os.O_PATH | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, held)
         self._made[path] = image_format
-        self.prove(path)
+        self.prove(path, handle)
 
     def prove(self, path: str, handle: int | None = None) -> None:
         """Both hosts see this very file, whose path has no links; and which is open here, if so."""
@@ -74,14 +85,15 @@ class Allowed:
         """The source knows its content: it may be read. See ``prove``."""
         self._known_content[path] = _identity(path, handle)
 
-    def is_proven(self, path: str, *, written: bool = True) -> bool:
+    def is_proven(self, path: str, *, written: bool = True, handle: int | None = None) -> bool:
         """Whether it is a file that was made or proven, and still the same one.
 
         Args:
             path: Without links.
             written: Whether the guest would write to it, and not only read it.
+            handle: The descriptor by which it is used, where it is not used by its path.
         """
-        identity = _identity(path)
+        identity = _identity(path, handle)
         proofs = [self._proven.get(path)]
         if not written:
             proofs.append(self._known_content.get(path))
@@ -99,11 +111,17 @@ class Allowed:
         """Whether what somebody else than this migration makes at a path would be opened."""
         return self.has_device(path) or self._settings.believe_shared
 
-    def may_overwrite(self, path: str) -> bool:
-        """Whether a disk may be written over by a copy: it was made for that, or is a device."""
-        if _is_block_device(path):
+    def may_overwrite(self, path: str, handle: int | None = None) -> bool:
+        """Whether a disk may be written over by a copy: it was made for that, or is a device.
+
+        Args:
+            path: Of the disk.
+            handle: The descriptor that is written to; None: it is opened by its path.
+        """
+        if _is_block_device(path if handle is None else handle):
             return self.has_device(path)
-        return bool(self.made_as(real := self.images.real(path))) and self.is_proven(real)
+        real = self.images.real(path)
+        return bool(self.made_as(real)) and self.is_proven(real, handle=handle)
 
     def may_give(self, path: str) -> bool:
         """Whether a file's owner may be changed for a machine that arrives."""
@@ -174,7 +192,7 @@ class Allowed:
                     self.images.real_by_path(part.name)
                 self._image(part.name, part.format, written=part.written)
             case Kind.COPIED:
-                if not self.may_overwrite(part.name):
+                if not self.may_overwrite(part.name, part.handle):
                     raise NotAllowed(f"{part.name} was not made by this migration")
             case Kind.BOOT:
                 # Of these directories only root can change the links: packages have some.
@@ -338,8 +356,9 @@ def _matches(text: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(text, pattern) for pattern in patterns)
 
 
-def _is_block_device(path: str) -> bool:
+def _is_block_device(file: str | int) -> bool:
+    """By its path, or as it is open."""
     try:
-        return stat.S_ISBLK(os.stat(path).st_mode)  # noqa: PTH116 - follows links, as who opens it
+        return stat.S_ISBLK(os.stat(file).st_mode)  # noqa: PTH116 - follows links, as who opens it
     except OSError:
         return False

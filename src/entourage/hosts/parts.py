@@ -46,6 +46,7 @@ class HostPart:
         format: Of an image.
         written: Whether an image is written to, and not only read.
         beneath: Directories beneath which it is the machine's own, and needs no naming.
+        handle: The descriptor by which it is open, where it is used by that and not by its path.
     """
 
     kind: Kind
@@ -55,6 +56,7 @@ class HostPart:
     format: str = "raw"
     written: bool = True
     beneath: tuple[str, ...] = ()
+    handle: int | None = None
 
 
 PartsCheck: TypeAlias = Callable[[Sequence[HostPart]], Awaitable[None]]

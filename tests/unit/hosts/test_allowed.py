@@ -13,6 +13,7 @@ from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import NotAllowed
 from entourage.hosts.parts import HostPart, Kind
 from entourage.settings.model import AgentSettings
+from tests.unit.hosts.making import make
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_a_disk_must_have_been_made_or_proven_shared(images: Path) -> None:
 def test_what_was_made_is_opened_as_what_it_was_made(images: Path) -> None:
     """A guest could have written the other format's header into it."""
     by = allowed(images)
-    by.make(f"{images}/mine.raw", "raw")
+    make(by, f"{images}/mine.raw")
     assert refused(by, Block(id="vda", path=f"{images}/mine.raw")) == []
     assert refused(by, Block(id="vda", path=f"{images}/mine.raw", format="qcow2")) == ["block/vda"]
 
@@ -154,8 +155,28 @@ def test_a_copy_goes_only_onto_what_was_made_or_named(images: Path) -> None:
     path = f"{images}/mine.raw"
     by.prove(path)
     assert not by.may_overwrite(path)  # it is shared: the source's own
-    by.make(path, "raw")
+    make(by, path)
     assert by.may_overwrite(path)
+
+
+def test_what_was_made_is_known_by_its_descriptor(images: Path) -> None:
+    by, path = allowed(images), f"{images}/mine.raw"
+    with Path(path).open("rb") as mine, Path(f"{images}/others.raw").open("rb") as others:
+        Path(path).rename(images / "aside.raw")
+        Path(path).write_bytes(b"put in its place")
+        by.make(path, "raw", mine.fileno())
+        assert not by.may_overwrite(path)
+        assert by.may_overwrite(path, mine.fileno())
+        assert not by.may_overwrite(path, others.fileno())
+
+
+def test_no_other_file_gets_the_inode_of_what_was_made(images: Path) -> None:
+    by, path = allowed(images), images / "mine.raw"
+    make(by, str(path))
+    for _ in range(64):  # the filesystem's free inodes are used again
+        path.unlink()
+        path.write_bytes(b"another")
+        assert not by.may_overwrite(str(path))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Making an image on the target: under a name that can only be ours, then under its own."""
+"""Making an image on the target: under a name that can only be ours, then under its own.
+
+It is made by its descriptor, and known by that: somebody may put another file at its name.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import contextlib
 import grp
 import os
 import pwd
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from entourage.devices.block.images import NewImage
 from entourage.devices.block.proof import check_new
 from entourage.errors import DeviceError
 from entourage.hosts.allowed import Allowed
+from entourage.hosts.beneath import through
 from entourage.hosts.programs import qemu_img, run
 from entourage.hosts.resources import Ledger, place
 
@@ -33,28 +38,27 @@ async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed
     try:
         final = Path(allowed.images.real(new.path))
         name = f".entourage-{migration}-{os.urandom(6).hex()}.part"
-        with allowed.images.parent(str(final)) as directory:
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(allowed.images.parent(str(final)))
             ledger.record("scratch", path=str(final.parent / name))
             scratch = directory / name
-            await asyncio.to_thread(_make_empty, scratch, new, allowed)
-            if new.format == "qcow2":
-                await _create_qcow2(new, scratch)
-            done = not new.preallocated or await set_aside(str(scratch))
-            await asyncio.to_thread(sync, scratch)
+            emptied = _emptied(scratch, new, allowed)
+            handle = await asyncio.to_thread(stack.enter_context, emptied)
+            done = await _fill_in(new, handle)
             place(scratch, directory / final.name, ledger, known_as=final)
-            await asyncio.to_thread(
-                sync, directory
-            )  # the name, too, must survive a power cut once the guest runs on it
+            # The name, too, must survive a power cut once the guest runs on it.
+            await asyncio.to_thread(sync, directory)
+            allowed.make(str(final), new.format, handle)
     except FileExistsError as error:
         raise DeviceError(f"{new.path} has come into being meanwhile") from error
     except OSError as error:
         raise DeviceError(f"{new.path} cannot be made: {error.strerror}") from error
-    allowed.make(str(final), new.format)
     return done
 
 
-def _make_empty(scratch: Path, new: NewImage, allowed: Allowed) -> None:
-    """Make the file; never readable for others, not even for a moment."""
+@contextlib.contextmanager
+def _emptied(scratch: Path, new: NewImage, allowed: Allowed) -> Generator[int]:
+    """Make the file, and keep it open; never readable for others, not even for a moment."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(scratch, flags, 0o600)
     try:
@@ -67,8 +71,23 @@ def _make_empty(scratch: Path, new: NewImage, allowed: Allowed) -> None:
         os.fchmod(handle, new.mode & 0o664 | 0o600)  # others may read what they may read there
         if new.format == "raw":
             os.ftruncate(handle, new.size)
+        yield handle
     finally:
         os.close(handle)
+
+
+async def _fill_in(new: NewImage, handle: int) -> bool:
+    """Make an image of the empty file, by its descriptor alone; see ``create``."""
+    path = through(handle)
+    try:
+        if new.format == "qcow2":
+            await _create_qcow2(new, path)
+        done = not new.preallocated or await set_aside(path)
+    except DeviceError as error:
+        error.message = error.message.replace(path, new.path)
+        raise
+    await asyncio.to_thread(os.fsync, handle)
+    return done
 
 
 def sync(path: Path) -> None:
@@ -80,14 +99,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-async def _create_qcow2(new: NewImage, scratch: Path) -> None:
+async def _create_qcow2(new: NewImage, path: str) -> None:
     options = new.options | ({"preallocation": "falloc"} if new.preallocated else {})
     arguments = ["create", "-q", "-f", "qcow2"]
     if options:
         arguments += ["-o", ",".join(f"{key}={value}" for key, value in options.items())]
     if new.backing:
         arguments += ["-b", new.backing, "-F", new.backing_format or "raw"]
-    await qemu_img(*arguments, "--", str(scratch), str(new.size))
+    await qemu_img(*arguments, "--", path, str(new.size))
 
 
 def owner_number(lookup: Any, name: str) -> int:

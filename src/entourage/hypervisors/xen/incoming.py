@@ -183,8 +183,9 @@ class XenIncoming(IncomingSeams):
             found = await asyncio.to_thread(opened)
             await self._check(
                 [
-                    _device_part(disk) if _is_device(found[disk.id]) else _copied_part(disk)
+                    _device_part(disk) if _is_device(handle) else _copied_part(disk, handle)
                     for disk in disks
+                    for handle in [found[disk.id]]
                 ]
             )
             for disk in await asyncio.to_thread(lambda: list(exchanged())):
@@ -333,8 +334,10 @@ def _is_device(disk: str | int) -> bool:
         return False
 
 
-def _copied_part(disk: Block) -> HostPart:
-    return HostPart(kind=Kind.COPIED, name=disk.path, place="disks", device=disk.label)
+def _copied_part(disk: Block, handle: int) -> HostPart:
+    return HostPart(
+        kind=Kind.COPIED, name=disk.path, place="disks", device=disk.label, handle=handle
+    )
 
 
 def _device_part(disk: Block) -> HostPart:

@@ -19,6 +19,7 @@ from entourage.steps import Refusal
 from lab import domain_xml as lab_xml
 from lab.guest import Disk
 from tests.e2e.libvirt.world import QEMU
+from tests.unit.hosts.making import make
 
 DATA = Path(__file__).with_name("data")
 RUNNING = (DATA / "running-migratable.xml").read_text()
@@ -204,8 +205,8 @@ def test_disks_are_those_that_were_made(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_text(name)
     assert said(text) == list(names)
-    allowed.make(f"{tmp_path}/web1.qcow2", "qcow2")
-    allowed.make(f"{tmp_path}/data.img", "raw")
+    make(allowed, f"{tmp_path}/web1.qcow2", "qcow2")
+    make(allowed, f"{tmp_path}/data.img")
     allowed.prove(f"{tmp_path}/base.raw")
     allowed.prove_content(f"{tmp_path}/debian-12.iso")
     assert said(text) == []

@@ -20,6 +20,7 @@ from entourage.hypervisors.xen.hostparts import host_parts
 from entourage.hypervisors.xen.hypervisor import XenHypervisor
 from entourage.settings.model import AgentSettings, Settings
 from entourage.steps import Refusal
+from tests.unit.hosts.making import make
 from tests.unit.hypervisors.xen.test_header import CONFIG
 
 DATA = Path(__file__).with_name("data")
@@ -435,7 +436,7 @@ def test_disks_are_those_that_were_made_or_proven(tmp_path: Path) -> None:
         return [one.reason for one in found]
 
     assert "neither made by this migration nor proven" in said(config)[0]
-    allowed.make(f"{tmp_path}/a.raw", "raw")
+    make(allowed, f"{tmp_path}/a.raw")
     assert said(config) == []
     assert "was made as raw" in said(PVH | {"disks": [disk | {"format": "qcow2"}]})[0]
     (tmp_path / "link").symlink_to(tmp_path / "a.raw")

@@ -28,6 +28,7 @@ from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.plan import Parameters, XenPlan
 from entourage.settings.model import AgentSettings, PathSettings, Settings
 from entourage.steps import Refusal
+from tests.unit.hosts.making import make
 
 UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
 DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 27)
@@ -240,7 +241,7 @@ async def test_the_source_copies_only_onto_what_was_made_for_that(
     agent = AgentSettings(image_directories=(str(tmp_path),))
     paths = PathSettings(run=str(short / "run"), log=str(short / "log"))
     settings = msgspec.structs.replace(Settings(), paths=paths, agent=agent)
-    image, other = tmp_path / "a.raw", tmp_path / "b.raw"
+    image, other, aside = tmp_path / "a.raw", tmp_path / "b.raw", tmp_path / "c.raw"
     image.write_text("a CD that everyone knows")
     other.write_text("another")
     disk = Block(id="xvda", path=str(image))
@@ -251,9 +252,18 @@ async def test_the_source_copies_only_onto_what_was_made_for_that(
             raise Refused(found)
 
     async def swapped(parts: Sequence[HostPart]) -> None:
-        other.rename(image)
-        allowed.make(str(image), "raw")
         await check(parts)
+        other.rename(image)
+
+    async def swapped_back(parts: Sequence[HostPart]) -> None:
+        """What was made is at its path only while that is asked about."""
+        image.rename(other)
+        aside.rename(image)
+        try:
+            await check(parts)
+        finally:
+            image.rename(aside)
+            other.rename(image)
 
     allowed.prove_content(str(image))
     arriving = XenIncoming(settings, DOMAIN, MemoryLedger())
@@ -262,10 +272,17 @@ async def test_the_source_copies_only_onto_what_was_made_for_that(
     arriving.check_with(check)
     with pytest.raises(Refused, match="was not made by this migration"):
         await copies(arriving, disk)
-    allowed.make(str(image), "raw")
+    make(allowed, str(image))
     await copies(arriving, disk)
     await arriving.kill()
+    image.rename(aside)
+    other.rename(image)
     arriving = XenIncoming(settings, DOMAIN, MemoryLedger())
+    arriving.check_with(swapped_back)
+    with pytest.raises(Refused, match="was not made by this migration"):
+        await copies(arriving, disk)
+    image.rename(other)
+    aside.rename(image)
     arriving.check_with(swapped)
     with pytest.raises(HypervisorError, match="has become another file meanwhile"):
         await copies(arriving, disk)
@@ -293,7 +310,7 @@ async def test_what_is_open_as_a_device_must_be_named_whatever_its_path_was_befo
     paths = PathSettings(run=str(short / "run"), log=str(short / "log"))
     settings = msgspec.structs.replace(Settings(), paths=paths, agent=agent)
     allowed = Allowed(agent)
-    allowed.make(str(image), "raw")  # the path is that of a file which was made here
+    make(allowed, str(image))  # the path is that of a file which was made here
 
     def is_device(disk: str | int) -> bool:
         return isinstance(disk, int)
