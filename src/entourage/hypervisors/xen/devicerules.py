@@ -110,11 +110,11 @@ def shaped(at: At, shape: str, key: str = "") -> str:
 # Single values
 
 
-def _path_of(kind: str) -> Callable[[At], Parts]:
-    """What is no device, and has a path: `/dev/*` in the settings is not meant to allow it."""
+def _named(kind: str, shape: str = _PATH) -> Callable[[At], Parts]:
+    """What is no device, or has no path: `/dev/*` in the settings is not meant to allow it."""
 
     def rule(at: At) -> Parts:
-        yield at.other(f"{kind}:{shaped(at, _PATH)}")
+        yield at.other(f"{kind}:{shaped(at, shape)}")
 
     return rule
 
@@ -197,7 +197,7 @@ def _tap(at: At) -> Parts:
 def _script_of(name: str) -> Callable[[At], Parts]:
     def rule(at: At) -> Parts:
         if at.value not in {name, f"{_SCRIPTS}/{name}"}:
-            yield from _path_of("script")(at)
+            yield from _named("script")(at)
 
     return rule
 
@@ -205,18 +205,6 @@ def _script_of(name: str) -> Callable[[At], Parts]:
 def _model(at: At) -> Parts:
     if shaped(at, r"[\w-]*") not in _NIC_MODELS:
         yield at.other(f"nic:{at.value}")
-
-
-def _audio(at: At) -> Parts:
-    yield at.other(f"audio:{shaped(at, WORD)}")
-
-
-def _irq(at: At) -> Parts:
-    yield at.other(f"irq:{shaped(at, WORD)}")
-
-
-def _device_tree(at: At) -> Parts:
-    yield at.other(f"dtdev:{shaped(at, _PATH)}")
 
 
 VALUES: Mapping[str, Callable[[At], Parts]] = {
@@ -230,11 +218,11 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "b_info/device_model_ssid_label": _label,
     "b_info/device_model_user": _key,
     "b_info/device_model_version": _among("qemu_xen", "unknown"),
-    "b_info/device_model": _path_of("program"),
-    "b_info/bootloader": _path_of("program"),
+    "b_info/device_model": _named("program"),
+    "b_info/bootloader": _named("program"),
     "b_info/bootloader_user": _key,
-    "b_info/type.pv/bootloader": _path_of("program"),
-    "b_info/irqs": _irq,
+    "b_info/type.pv/bootloader": _named("program"),
+    "b_info/irqs": _named("irq", WORD),
     "b_info/tee": _among("none"),
     "b_info/arch_arm/arm_sci/type": _among("none"),
     "b_info/arch_x86/msr_relaxed": _switch,
@@ -244,7 +232,7 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "b_info/type.hvm/serial_list": _serial,
     "b_info/type.hvm/usbdevice": _usb_device,
     "b_info/type.hvm/usbdevice_list": _usb_device,
-    "b_info/type.hvm/soundhw": _audio,
+    "b_info/type.hvm/soundhw": _named("audio", WORD),
     "b_info/type.hvm/gfx_passthru": _switch,
     "b_info/type.hvm/boot": _word(r"[a-z]*"),
     **dict.fromkeys(
@@ -279,9 +267,9 @@ VALUES: Mapping[str, Callable[[At], Parts]] = {
     "nics/ip": _word(r"[0-9A-Fa-f.:/ ]*"),
     "nics/vlan": _word(r"[0-9pu/-]*"),
     "vkbs/backend_type": _among("unknown", "qemu"),
-    "dtdevs/path": _device_tree,
-    "p9s/path": _path_of("p9"),
-    "channels/connection.socket/path": _path_of("channel"),
+    "dtdevs/path": _named("dtdev"),
+    "p9s/path": _named("p9"),
+    "channels/connection.socket/path": _named("channel"),
 }
 """By its path, what a value names that says more than nothing."""
 
@@ -323,12 +311,11 @@ def _usb(at: At) -> Parts:
     yield at.other(f"usb:{at.number('hostbus')}.{at.number('hostaddr')}")
 
 
-def _io_ports(at: At) -> Parts:
-    yield at.other(f"ioport:{at.number('first'):x}+{at.number('number'):x}")
+def _range(kind: str, first: str) -> Callable[[At], Parts]:
+    def rule(at: At) -> Parts:
+        yield at.other(f"{kind}:{at.number(first):x}+{at.number('number'):x}")
 
-
-def _io_memory(at: At) -> Parts:
-    yield at.other(f"iomem:{at.number('start'):x}+{at.number('number'):x}")
+    return rule
 
 
 def _vtpm(at: At) -> Parts:
@@ -398,8 +385,8 @@ RULES: Mapping[str, Callable[[At], Parts]] = {
     "nics": _nic,
     "pcidevs": _pci,
     "usbdevs/type.hostdev": _usb,
-    "b_info/ioports": _io_ports,
-    "b_info/iomem": _io_memory,
+    "b_info/ioports": _range("ioport", "first"),
+    "b_info/iomem": _range("iomem", "start"),
     "vtpms": _vtpm,
     "b_info/type.hvm/vnc": _vnc,
     "vfbs/vnc": _vnc,
