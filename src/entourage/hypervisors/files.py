@@ -13,8 +13,6 @@ from entourage.domain import Domain
 
 # All others are taken for storage that another host may see: NFS, CephFS, FUSE, GFS2 and the like.
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
-
-
 _LARGEST = 2 << 30
 
 

@@ -9,6 +9,7 @@ from entourage.errors import (
     CannotExpress,
     ConfigError,
     EntourageError,
+    HypervisorError,
     HypervisorOff,
     UsageError,
     plain_words,
@@ -194,16 +195,27 @@ async def known_to_others(
 
 def _not_known(name: str, host: str, error: Exception) -> Refusal:
     """A hypervisor whose domains nobody tells: they may run, and have this one's name or UUID."""
-    said = f"it does not answer within {_PATIENCE:g} s"
-    if not isinstance(error, TimeoutError):
-        said = error.message if isinstance(error, EntourageError) else plain_words(error)
-    remedy = error.remedy if isinstance(error, EntourageError) else ""
+    silent = _silence(name, error)
     return Refusal(
         "domain",
         host,
-        f"whether {name} here has a domain of that name or UUID is not known: {said}",
-        remedy or f"see there why `entourage list --connect {name}` fails",
+        f"whether {name} here has a domain of that name or UUID is not known: {silent.message}",
+        silent.remedy or _ask_it(name),
     )
+
+
+def _silence(name: str, error: Exception) -> EntourageError:
+    """Why a hypervisor does not say what it has."""
+    if isinstance(error, EntourageError):
+        return error
+    said = plain_words(error)
+    if isinstance(error, TimeoutError):
+        said = f"{name} does not answer within {_PATIENCE:g} s"
+    return HypervisorError(said, remedy=_ask_it(name))
+
+
+def _ask_it(name: str) -> str:
+    return f"see on that host why `entourage list --connect {name}` fails"
 
 
 async def find_domain(
@@ -213,6 +225,7 @@ async def find_domain(
 
     Raises:
         UsageError: There is none of that name, or two hypervisors have one.
+        EntourageError: One that must answer does not.
     """
     asked = _opened(settings, connect)
     found: list[tuple[Hypervisor, Domain]] = []
@@ -227,9 +240,10 @@ async def find_domain(
         except UsageError as error:
             problem = problem or error
         except (EntourageError, TimeoutError) as error:
+            silent = _silence(hypervisor.name, error)
             if len(asked) == 1 or backend.must_answer:
-                raise
-            unasked = f"; and {hypervisor.name} does not answer: {error or 'it hangs'}"
+                raise silent from None
+            unasked += f"; {hypervisor.name} may have it, and fails: {silent.message}"
     if len(found) > 1:
         owners = " and ".join(f"one of {hypervisor.name}" for hypervisor, _ in found)
         raise UsageError(
@@ -237,7 +251,7 @@ async def find_domain(
             remedy="--connect with one of these names says which is meant",
         )
     if not found:
-        if unasked and problem:
-            problem.message += unasked
-        raise problem or UsageError(f"there is no domain {name!r} on this host")
+        problem = problem or UsageError(f"there is no domain {name!r} on this host")
+        problem.message += unasked
+        raise problem
     return found[0]

@@ -101,10 +101,29 @@ async def test_a_libvirtd_that_is_off_hides_no_other_domain(two: dict[str, Fake]
     two[LIBVIRT_URI] = Fake(LIBVIRT_URI, error=HypervisorError("connection refused"))
     assert [one.name for one in await all_domains(SETTINGS)] == ["web1", "both"]
     assert (await find_domain(SETTINGS, "web1"))[0].name == "qemu"
-    with pytest.raises(UsageError, match="there is no db1; and qemu:///system does not answer"):
+    with pytest.raises(UsageError, match="no db1; qemu:///system may have it, and fails: conn"):
         await find_domain(SETTINGS, "db1")
     with pytest.raises(HypervisorError):
         await all_domains(SETTINGS, LIBVIRT_URI)
+
+
+@pytest.mark.parametrize(
+    ("hangs", "said"),
+    [
+        (LIBVIRT_URI, "no db1; qemu:///system may have it, and fails: qemu:///system does not ans"),
+        ("qemu", "^qemu does not answer within 0.01 s"),
+    ],
+)
+async def test_one_that_hangs_is_named(
+    two: dict[str, Fake], monkeypatch: pytest.MonkeyPatch, hangs: str, said: str
+) -> None:
+    async def find(_name: str) -> Domain:
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(two[hangs], "find", find)
+    monkeypatch.setattr(registry, "_PATIENCE", 0.01)
+    with pytest.raises(EntourageError, match=said):
+        await find_domain(SETTINGS, "db1")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +179,11 @@ async def test_what_is_off_has_no_domains(two: dict[str, Fake]) -> None:
         (HypervisorError("no such method", remedy="try virsh"), "known: no such method", "try vi"),
         (PermissionError(13, "Permission denied", "/run/x"), "/run/x: permission denied", "list"),
         (KeyError("a plug-in's own"), "a plug-in's own", "list --connect qemu:///system"),
-        (None, "known: it does not answer within 0.01 s", "list --connect qemu:///system"),
+        (
+            None,
+            "known: qemu:///system does not answer within 0.01 s",
+            "list --connect qemu:///system",
+        ),
     ],
 )
 async def test_what_cannot_be_asked_may_have_any(
