@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -68,6 +69,7 @@ from entourage.target.way import WayProof
 from entourage.version import __version__
 
 Body = TypeVar("Body")
+_log = logging.getLogger(__name__)
 _IDLES_FOR = 300.0
 """Seconds that a link may last on which nothing is asked, and no migration is."""
 
@@ -145,6 +147,11 @@ class Agent:
         patience = max(_IDLES_FOR, self._settings.migration.test_timeout)
         while (left := patience - self._link.unasked) > 0 or self._side:  # noqa: ASYNC110 - time passes
             await asyncio.sleep(left if left > 0 else patience)
+        _log.error(  # ssh carries it to the source, which shows why the link has ended
+            "nothing was asked for %g s, and no migration is open, so the agent ends: where the"
+            " source needs longer to look at its disks, set migration.test-timeout here as well",
+            patience,
+        )
 
     def end(self) -> None:
         """Asked to end by a signal: the same as a lost link."""

@@ -137,6 +137,7 @@ async def test_a_link_on_which_nothing_is_asked_ends_unless_a_migration_is_open(
     hypervisor: Hypervisor,
     journal: Journal,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     *,
     opens: bool,
 ) -> None:
@@ -155,6 +156,7 @@ async def test_a_link_on_which_nothing_is_asked_ends_unless_a_migration_is_open(
             assert not running.done()
             agent.end()
         await asyncio.wait_for(running, 20)
+    assert ("nothing was asked" in caplog.text) is not opens
 
 
 # What is asked before anything is made
