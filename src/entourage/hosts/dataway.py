@@ -24,6 +24,7 @@ TOKEN = 32
 """Bytes of the token."""
 _PADDING = bytes(32 << 10)
 _WITHIN = 3.0  # seconds for one exchange: the kernel asks twice in that time
+_ANSWERED_WITHIN = 2 * _WITHIN  # on the target: the source gives up first, and says why
 _KEPT = 30.0  # seconds that the target waits for the source
 _MOST = 16  # connections at once, of whoever has found the port
 
@@ -103,7 +104,7 @@ class Awaited:
         """Answer who knows the token; hang up on anybody else."""
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-                async with asyncio.timeout(_WITHIN), self._places:
+                async with asyncio.timeout(_ANSWERED_WITHIN), self._places:
                     said = await reader.readexactly(TOKEN)
                     if not hmac.compare_digest(said, self._token):
                         return
