@@ -77,7 +77,12 @@ class MovePlan:
             session.address = session.address or session.target.rpartition("@")[2]
             return True
         way = messages.Way(ports=session.settings.migration.ports)
-        return (await session.link.call(messages.WAY, way)).range is None
+        try:
+            return (await session.link.call(messages.WAY, way)).range is None
+        except LinkError:
+            raise
+        except EntourageError:  # as where these ports are not allowed there
+            return False
 
     async def _first_proven(self, addresses: Sequence[str]) -> list[Refusal]:
         """Use the first of these addresses by which all ports can be reached."""

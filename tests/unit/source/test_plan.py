@@ -9,7 +9,7 @@ import pytest
 
 from entourage import messages
 from entourage.domain import Domain
-from entourage.errors import LinkLost
+from entourage.errors import EntourageError, LinkLost
 from entourage.hosts.dataway import Awaited
 from entourage.settings.model import MigrationSettings, Settings, SshSettings
 from entourage.source.plan import MovePlan
@@ -111,6 +111,16 @@ async def test_an_older_target_is_not_asked() -> None:
     assert await made.prove_way() == []
     assert made.session.address == "b"
     assert link.asked == []
+
+
+@pytest.mark.parametrize("address", [HERE, "no-such-name.invalid"])
+async def test_ports_that_the_target_does_not_allow_are_a_refusal(address: str) -> None:
+    """One beside all others, and no error that hides them."""
+    no = EntourageError("the ports are not allowed here", host="b", remedy="set agent.ports there")
+    [refusal] = await plan(Link(no), address=address).prove_way()
+    assert refusal.host == "b"
+    if address == HERE:
+        assert (refusal.reason, refusal.remedy) == (no.message, no.remedy)
 
 
 async def test_a_lost_link_is_no_refusal() -> None:
