@@ -57,7 +57,7 @@ def test_check_prints_the_plan(world: World) -> None:
     done = world.here.run(["entourage", "check", world.name, there.name])
     text = " ".join(done.stdout.split())
     assert f"{DISK} is copied, about" in text
-    assert f"it is deleted on {world.here.name} afterwards" in text
+    assert f"afterwards it is deleted on {world.here.name}" in text
     assert "its state goes with the memory" in text
     assert f"to {there.address}, TCP ports 49152 to 49215" in text
     assert "can move" in text

@@ -62,8 +62,7 @@ def plan_table(
         if one.device == "memory" and any(refusal.device == "memory" for refusal in refusals):
             continue
         words = _memory(planned, one) if planned and one.device == "memory" else _device(one)
-        words += _afterwards(one, source)
-        table.add_row(clean(one.device), clean("; ".join(words)))
+        table.add_row(clean(one.device), clean("; ".join([*words, *_afterwards(one, source)])))
     for device, reasons in _by_device(refusals):
         text = Text()
         for one in reasons:
@@ -117,5 +116,6 @@ def _memory(planned: MigrationPlanned, one: PlannedDevice) -> list[str]:
 def _afterwards(one: PlannedDevice, source: str) -> list[str]:
     if not one.erased:
         return []
-    what = "it" if one.erased == one.here else one.erased
-    return [f"{what} is deleted on {source} afterwards"]
+    clear = one.action == "with-memory" or one.erased == one.here == one.there
+    what = "it" if clear and not one.tool else one.erased
+    return [f"afterwards {what} is deleted on {source}"]

@@ -97,7 +97,9 @@ def test_what_will_be_done_with_each_device() -> None:
         PlannedDevice(
             device="block/disk0", action="copied", here=disk, there=disk, size=3 << 30, erased=disk
         ),
-        PlannedDevice(device="block/disk1", action="copied", here=disk, there="/dev/vg/web1"),
+        PlannedDevice(
+            device="block/disk1", action="copied", here="/a", there="/dev/vg/web1", erased="/a"
+        ),
         PlannedDevice(device="block/cd", action="in-place", here="/iso/a.iso", there="/iso/a.iso"),
         PlannedDevice(device="net/net0", action="remade", here="br0", there="br1"),
         PlannedDevice(device="tpm/tpm0", action="with-memory", erased="its state"),
@@ -111,13 +113,12 @@ def test_what_will_be_done_with_each_device() -> None:
         text_of(table)
         == """device        what will be done
 ────────────────────────────────────────────────────────────────────────────────
-block/disk0   /var/lib/libvirt/images/web1.qcow2 is copied, about 3 GiB; it is
-              deleted on a afterwards
-block/disk1   /var/lib/libvirt/images/web1.qcow2 is copied to /dev/vg/web1
+block/disk0   /var/lib/libvirt/images/web1.qcow2 is copied, about 3 GiB;
+              afterwards it is deleted on a
+block/disk1   /a is copied to /dev/vg/web1; afterwards /a is deleted on a
 block/cd      /iso/a.iso stays: both hosts see it, or have the same
 net/net0      attached to br1 there, br0 here
-tpm/tpm0      its state goes with the memory; its state is deleted on a
-              afterwards
+tpm/tpm0      its state goes with the memory; afterwards it is deleted on a
 usb/usb0      1050:0407 is unplugged here, 1-1 is plugged in there
 external/x    moved by /opt/x
 pci/rng       its state goes with the memory; /opt/y is called beside it
