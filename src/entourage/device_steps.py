@@ -16,7 +16,7 @@ from entourage.devices.base import AnyController, Here
 from entourage.devices.registry import controller_class
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Domain
-from entourage.errors import DeadlineError, DeviceError, EntourageError, plain_words
+from entourage.errors import DeadlineError, DeviceError, EntourageError, InternalError, plain_words
 from entourage.events import (
     DeviceRecovered,
     DeviceStepDone,
@@ -288,11 +288,10 @@ class DeviceSteps:
         except OSError as error:
             problem = plain_words(error)
             raise DeviceError(problem, device=label) from error
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise DeviceError(
-                f"its controller has a bug: {problem}", device=label, remedy="report it"
-            ) from error
+        except Exception as error:  # noqa: BLE001 - raised again, as a bug
+            bug = InternalError(error)
+            problem = f"its controller has {bug.message}"
+            raise DeviceError(problem, device=label, remedy=bug.remedy) from bug
         finally:
             seconds = time.monotonic() - start
             self._emit(

@@ -12,6 +12,7 @@
     ├── HypervisorError         QEMU, libvirt or Xen said no
     │   └── HypervisorOff       … because nothing listens at its socket
     ├── DeviceError             a controller or a tool failed in a step
+    ├── InternalError           a bug that was met on the way; rolled back or in doubt all the same
     ├── DeadlineError           something took longer than it was given
     ├── LinkError               the link to the other host
     │   ├── LinkLost            … went away or fell silent
@@ -19,7 +20,8 @@
     │   └── PeerVersionError    … leads to a different Entourage
     └── JournalError            the journal cannot be trusted to keep a promise
 
-An error that is not one of these is a bug, and is shown with a traceback only under ``--verbose``.
+An error that is not one of these is a bug, as is the cause of an InternalError. Its traceback is
+shown only under ``--verbose``.
 """
 
 from __future__ import annotations
@@ -164,6 +166,21 @@ class HypervisorOff(HypervisorError):  # noqa: N818 - a state, as in ECONNREFUSE
 
 class DeviceError(EntourageError):
     """A controller or an external tool failed in a step."""
+
+
+class InternalError(EntourageError):
+    """A bug was met where there is something to be done about it first; ``__cause__`` is what.
+
+    Args:
+        bug: What was raised.
+    """
+
+    def __init__(self, bug: BaseException) -> None:
+        super().__init__(
+            f"a bug: {type(bug).__name__}: {bug}",
+            remedy="please report it; with --verbose it shows where it happened",
+        )
+        self.__cause__ = bug
 
 
 class DeadlineError(EntourageError):

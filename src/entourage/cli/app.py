@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _told(error: Exception, *, verbose: bool) -> int:
     if isinstance(error, EntourageError):
-        return tell(error)
+        return tell(error, verbose=verbose)
     if hasattr(error, "format_message"):
         return _tell_usage(error)
     return tell_bug(error, verbose=verbose)

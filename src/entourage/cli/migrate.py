@@ -49,7 +49,7 @@ def migrate(
         finished = asyncio.run(_run(Migration(request, audience.stream), audience))
     except EntourageError as error:
         audience.end(error)
-        return tell(error)
+        return tell(error, verbose=verbose)
     except Exception as error:  # noqa: BLE001 - where the domain runs is said even after a bug
         audience.end(error)
         told = tell_bug(error, verbose=verbose)

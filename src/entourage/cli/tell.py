@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from entourage.errors import EntourageError, Refused
+from entourage.errors import EntourageError, InternalError, Refused
 from entourage.report.text import clean, joined
 
 INTERRUPTED = 130
@@ -29,10 +29,23 @@ def lines_for(error: EntourageError) -> list[str]:
     return lines
 
 
-def tell(error: EntourageError) -> int:
-    """Say what went wrong, and return the exit status."""
+def tell(error: EntourageError, *, verbose: bool = False) -> int:
+    """Say what went wrong, and return the exit status.
+
+    Args:
+        error: What was raised; ``verbose`` shows the traceback of the bug that led to it, if any.
+        verbose: Show more.
+    """
+    if verbose and (bug := _bug_behind(error)) is not None:
+        say(*clean_lines("".join(traceback.format_exception(bug))))
     say(*lines_for(error))
     return error.exit_code
+
+
+def _bug_behind(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, InternalError):
+        error = error.__cause__
+    return None if error is None else error.__cause__
 
 
 def tell_bug(error: Exception, *, verbose: bool) -> int:
@@ -44,8 +57,8 @@ def tell_bug(error: Exception, *, verbose: bool) -> int:
         what = f"{error.filename}: {what}" if error.filename else what
         remedy = "run it as root" if isinstance(error, PermissionError) else ""
     else:
-        what = f"a bug: {type(error).__name__}: {error}"
-        remedy = "" if verbose else "please report it; with --verbose it shows where it happened"
+        internal = InternalError(error)
+        what, remedy = internal.message, "" if verbose else internal.remedy
     say(*lines_for(EntourageError(what, remedy=remedy)))
     return 1
 

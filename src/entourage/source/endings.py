@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import NoReturn
 
-from entourage.errors import EntourageError, GuestEnded, InDoubt, plain_words
+from entourage.errors import EntourageError, GuestEnded, InDoubt, InternalError, plain_words
 from entourage.hypervisors.registry import start_command
 from entourage.source.session import Session
 
@@ -35,13 +36,16 @@ async def guest_ended(session: Session, problems: Sequence[str]) -> GuestEnded:
     )
 
 
-def doubt(session: Session, error: Exception, *, runs_there: bool) -> InDoubt:
-    """What is told of a failure on this host once the target may have been told to run the guest.
+def raise_doubt(session: Session, error: Exception, *, runs_there: bool) -> NoReturn:
+    """Tell of a failure on this host once the target may have been told to run the guest.
 
     Args:
         session: All that is open.
         error: What has failed, a bug perhaps.
         runs_there: The target has said that it runs the guest.
+
+    Raises:
+        InDoubt: Always.
     """
     name, target = session.machine.domain.name, session.target
     said = (
@@ -49,10 +53,9 @@ def doubt(session: Session, error: Exception, *, runs_there: bool) -> InDoubt:
         if runs_there
         else f"{target} was told to run {name}, and this host cannot go on"
     )
-    ours = isinstance(error, EntourageError | OSError)
-    reason = plain_words(error) if ours else f"a bug: {type(error).__name__}: {error}"
-    return InDoubt(
-        f"{said}: {reason}",
+    cause = error if isinstance(error, EntourageError | OSError) else InternalError(error)
+    raise InDoubt(
+        f"{said}: {plain_words(cause)}",
         host=session.source,
         remedy=f"mend that, then `entourage recover {name}` on {session.source}",
-    )
+    ) from cause

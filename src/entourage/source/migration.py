@@ -19,10 +19,12 @@ from entourage.errors import (
     GuestEnded,
     HypervisorError,
     InDoubt,
+    InternalError,
     Interrupted,
     JournalError,
     MigrationFailed,
     Refused,
+    plain_words,
 )
 from entourage.events import (
     Finished,
@@ -41,7 +43,7 @@ from entourage.settings.model import Settings
 from entourage.source.abort import abort_there, undone_there
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
-from entourage.source.endings import doubt, guest_ended
+from entourage.source.endings import guest_ended, raise_doubt
 from entourage.source.outcome import await_outcome
 from entourage.source.phases import Phases
 from entourage.source.role import SourceSide
@@ -214,8 +216,8 @@ class Migration:
             await side.take(Input.READY)
         except HypervisorError as error:  # the deadman did not answer: GO was not said
             await self._go_back(session, side, error)
-        except Exception as error:
-            raise doubt(session, error, runs_there=bool(self._runs_there)) from error
+        except Exception as error:  # noqa: BLE001 - raised again, as a doubt
+            raise_doubt(session, error, runs_there=bool(self._runs_there))
         now = self._clock.now()
         self._blackout.name("automatic resume is off", session.source, until=now)
         self._emit(GoSent(at=now))
@@ -226,10 +228,10 @@ class Migration:
                     note_told(session.journal, self.id)
         except InDoubt:
             raise
-        except Exception as error:
-            raise doubt(session, error, runs_there=bool(self._runs_there)) from error
+        except Exception as error:  # noqa: BLE001 - same
+            raise_doubt(session, error, runs_there=bool(self._runs_there))
         if self._broken:
-            raise doubt(session, self._broken, runs_there=bool(self._runs_there)) from self._broken
+            raise_doubt(session, self._broken, runs_there=bool(self._runs_there))
         if Finding.CAME_BACK_DEAD in side.findings:
             raise await guest_ended(session, side.problems)
         if side.state.record is Record.BACK:
@@ -297,7 +299,9 @@ class Migration:
             cause = first_cause(error)
             if isinstance(cause, EntourageError):
                 raise cause from error
-            raise EntourageError(f"{type(cause).__name__}: {cause}", remedy="report it") from error
+            if isinstance(cause, OSError):
+                raise EntourageError(plain_words(cause)) from error
+            raise InternalError(cause) from cause
         if self._interrupted:  # also where it came after the last phase: GO was not said
             raise Interrupted(f"given up: {self._interrupted}")
 

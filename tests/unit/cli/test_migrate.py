@@ -15,6 +15,7 @@ from entourage.errors import (
     DomainBusy,
     EntourageError,
     InDoubt,
+    InternalError,
     Interrupted,
     MigrationFailed,
     Refused,
@@ -253,6 +254,18 @@ def test_outcomes(
     assert lines[-1]["event"] == "finished"
     assert [line["event"] for line in lines].count("finished") == 1
     assert said in err
+
+
+def test_the_traceback_of_a_bug_is_shown_where_it_was_rolled_back(
+    engine: type[FakeMigration], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = MigrationFailed("its controller has a bug", device="tpm/tpm0")
+    failed.__cause__ = InternalError(ZeroDivisionError("the seventh"))
+    engine.play = playing(rolled_back(), failed)
+    assert main(["migrate", "web1", "b", "--verbose"]) == 4
+    assert "ZeroDivisionError: the seventh" in capsys.readouterr().err
+    assert main(["migrate", "web1", "b"]) == 4
+    assert "ZeroDivisionError" not in capsys.readouterr().err
 
 
 def test_json_tells_also_what_went_wrong_before_there_was_a_migration(
