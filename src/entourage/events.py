@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from entourage.steps import Step
+from entourage.steps import Planned, Step
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=False):
@@ -44,16 +44,10 @@ class DeviceRefused(Event, frozen=True, tag="device-refused"):
     remedy: str
 
 
-class PlannedDevice(msgspec.Struct, frozen=True, kw_only=True):
+class PlannedDevice(Planned, frozen=True, kw_only=True):
     """What will be done with a device, or with ``memory``; see ``entourage.steps.Planned``."""
 
     device: str
-    action: Literal["in-place", "copied", "with-memory", "remade", "replugged", "by-tool"]
-    here: str = ""
-    there: str = ""
-    size: int = 0
-    erased: str = ""
-    tool: str = ""
 
 
 class MigrationPlanned(Event, frozen=True, tag="planned"):

@@ -10,6 +10,8 @@ import dataclasses
 import enum
 from typing import Literal
 
+import msgspec
+
 
 class Step(enum.IntEnum):
     """One of the four steps that every device goes through.
@@ -56,8 +58,7 @@ class Refusal:
         return f"{self.device} on {self.host}: {self.reason}{remedy}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """What a migration will do with a device, as TEST has found out.
 
     Attributes:

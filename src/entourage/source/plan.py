@@ -6,6 +6,8 @@ import dataclasses
 import secrets
 from collections.abc import Sequence
 
+import msgspec
+
 from entourage import messages
 from entourage.device_steps import DeviceSteps
 from entourage.errors import EntourageError, HypervisorError, LinkError
@@ -137,7 +139,7 @@ class MovePlan:
         return MigrationPlanned(
             at=at,
             devices=tuple(
-                PlannedDevice(device=label, **dataclasses.asdict(planned))
+                PlannedDevice(device=label, **msgspec.structs.asdict(planned))
                 for label, planned in (*self.devices, ("memory", memory))
             ),
             address=self.session.address if self.ports else "",
