@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from entourage.domain import Domain
-from entourage.hosts.link import Notice, Question
+from entourage.hosts.frames import Notice, Question
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.steps import Refusal
 

@@ -22,7 +22,8 @@ from entourage import messages
 from entourage.clock import Clock
 from entourage.domain import Domain
 from entourage.errors import PeerVersionError
-from entourage.hosts.link import Answer, Call, Fault, Frame, Link, Question, Tell
+from entourage.hosts.frames import Answer, Call, Fault, Frame, Question, Tell
+from entourage.hosts.link import Link
 from entourage.hosts.parts import HostPart
 from entourage.hypervisors.base import Plan, Ticket, TpmFacts
 from entourage.hypervisors.seams import IncomingSeams

@@ -1,8 +1,8 @@
 """The link between two hosts: frames, calls, one-way messages and heartbeats over two byte streams.
 
-A frame is four bytes of length, big-endian, and a msgpack value. Both ends may call; answers may
-come in any order. A frame that is too long, malformed or of an unknown kind ends the link, since
-nothing after it can be trusted. Neither memory, disks nor TPM state ever travel here.
+Both ends may call; answers may come in any order. A frame that is too long, malformed or of an
+unknown kind ends the link, since nothing after it can be trusted. Neither memory, disks nor TPM
+state ever travel here.
 """
 
 from __future__ import annotations
@@ -12,22 +12,33 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, overload
 
 import msgspec
 
-from entourage import errors
 from entourage.errors import EntourageError, LinkError, LinkLost, plain_words
+from entourage.hosts.frames import (
+    MAX_FRAME,
+    Answer,
+    Beat,
+    Call,
+    Fault,
+    Frame,
+    Notice,
+    Question,
+    Reply,
+    Request,
+    Tell,
+    decoder,
+    encoder,
+    revived,
+    taken,
+)
 from entourage.settings.textfile import printable
 
-Request = TypeVar("Request")
-Reply = TypeVar("Reply")
-Other = TypeVar("Other")
 Handler = Callable[[Any], Awaitable[Any]]
 
 _log = logging.getLogger(__name__)
-MAX_FRAME = 4 << 20
 # Bytes of what is being handled at which no more is read, and of what nobody takes at which the
 # link ends: what a peer sends must not cost this host its memory.
 _MOST_AT_ONCE, _MOST_UNREAD = 8 << 20, 32 << 20
@@ -37,77 +48,6 @@ _BEAT_EVERY = 0.5  # seconds
 SILENT = 1.2
 """Seconds without a word after which nobody at a prompt waits for the other end any more."""
 _QUOTED = 120  # characters of it that are shown
-
-
-@dataclass(frozen=True, slots=True)
-class Question(Generic[Request, Reply]):
-    """A kind of call: its name, and the types of what is asked and answered.
-
-    Attributes:
-        name: As it stands in the frame.
-        request, reply: What is asked, and what is answered. What arrives is checked against them.
-    """
-
-    name: str
-    request: type[Request]
-    reply: type[Reply]
-
-    def replying(self, reply: type[Other]) -> Question[Request, Other]:
-        """The same, where what was asked decides what is answered."""
-        return Question(self.name, self.request, reply)
-
-
-@dataclass(frozen=True, slots=True)
-class Notice(Generic[Request]):
-    """A kind of one-way message: its name, and the type of what it says."""
-
-    name: str
-    request: type[Request]
-
-
-class Call(msgspec.Struct, frozen=True, tag="call", array_like=True):
-    """A question that wants an answer."""
-
-    number: int
-    verb: str
-    body: Any
-
-
-class Answer(msgspec.Struct, frozen=True, tag="answer", array_like=True):
-    """What a call returned."""
-
-    number: int
-    body: Any
-
-
-class Fault(msgspec.Struct, frozen=True, tag="fault", array_like=True):
-    """The error that a call raised, with the fields that every one of our errors has."""
-
-    number: int
-    kind: str
-    message: str
-    device: str
-    host: str
-    remedy: str
-
-
-class Tell(msgspec.Struct, frozen=True, tag="tell", array_like=True):
-    """A message that wants no answer."""
-
-    verb: str
-    body: Any
-
-
-class Beat(msgspec.Struct, frozen=True, tag="beat", array_like=True):
-    """A heartbeat. ``sent`` is the sender's clock, ``echo`` the newest that it received."""
-
-    sent: int
-    echo: int
-
-
-Frame = Call | Answer | Fault | Tell | Beat
-_decoder = msgspec.msgpack.Decoder(Frame)
-_encoder = msgspec.msgpack.Encoder()
 
 
 class Link:
@@ -162,7 +102,7 @@ class Link:
         """Answer such calls, or take such one-way messages, with ``handler``."""
 
         async def take(body: Any) -> Any:
-            return await handler(_taken(body, kind.request))
+            return await handler(taken(body, kind.request))
 
         self._handlers[kind.name] = take
 
@@ -231,7 +171,7 @@ class Link:
                 while self._at_once and self._at_once + length > _MOST_AT_ONCE:
                     self._less.clear()
                     await self._less.wait()
-                frame = _decoder.decode(await self._reader.readexactly(length))
+                frame = decoder.decode(await self._reader.readexactly(length))
                 self._heard = time.monotonic()
                 self._take(frame, length)
                 header = await self._reader.readexactly(4)
@@ -306,7 +246,7 @@ class Link:
     def _send(self, frame: Frame) -> None:
         if self._lost.done():
             raise self._lost.result()
-        data = _encoder.encode(frame)
+        data = encoder.encode(frame)
         if self._writer.transport.get_write_buffer_size() > _MOST_UNREAD:
             self.close("the other end reads nothing of what it is told")
             raise self._lost.result()
@@ -326,7 +266,7 @@ class Link:
             case Fault():
                 future = self._waiting.get(frame.number)
                 if future and not future.done():
-                    future.set_exception(_revive(frame, self.peer))
+                    future.set_exception(revived(frame, self.peer))
             case Call() | Tell():
                 task = asyncio.create_task(self._handle(frame))
                 self._running.add(task)
@@ -374,30 +314,5 @@ class Link:
                 self.close(f"nothing was heard for {silent:.1f} s")
 
 
-def _taken(body: Any, kind: type[Any]) -> Any:
-    """What has arrived, checked: the other end of the link is not trusted."""
-    if kind is msgspec.Raw:  # only its reader understands it
-        return msgspec.Raw(_encoder.encode(body))
-    return msgspec.convert(body, kind)
-
-
 async def _unknown(_: Any) -> Any:
     raise LinkError("this is not something that this host is asked", remedy="the same version?")
-
-
-def _revive(fault: Fault, peer: str) -> EntourageError:
-    """The error as the other end raised it; its host is filled in where it named none."""
-    kind: Any = getattr(errors, fault.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, EntourageError)):
-        kind = EntourageError
-    if kind in {errors.ConfigError, errors.Refused}:  # they have fields of their own
-        kind = EntourageError
-    error: EntourageError = kind.__new__(kind)
-    EntourageError.__init__(
-        error,
-        fault.message,
-        device=fault.device,
-        host=fault.host or peer,
-        remedy=fault.remedy,
-    )
-    return error

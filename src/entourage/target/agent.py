@@ -44,7 +44,8 @@ from entourage.handover.values import (
     Role,
 )
 from entourage.hosts.allowed import Allowed
-from entourage.hosts.link import Link, Notice
+from entourage.hosts.frames import Notice
+from entourage.hosts.link import Link
 from entourage.hosts.parts import HostPart, Kind
 from entourage.hosts.resources import MemoryLedger
 from entourage.hosts.slots import slot

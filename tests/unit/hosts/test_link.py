@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from entourage.errors import DeviceError, EntourageError, LinkError, LinkLost, Refused
 from entourage.hosts import link as link_module
-from entourage.hosts.link import MAX_FRAME, Link, Notice, Question
+from entourage.hosts.frames import MAX_FRAME, Notice, Question
+from entourage.hosts.link import Link
 
 
 class Pair:

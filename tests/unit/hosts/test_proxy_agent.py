@@ -18,7 +18,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, LinkLost, NoAgent
 from entourage.handover.values import Message, MessageKind, Record, Role
 from entourage.hosts.child import linked
-from entourage.hosts.link import Question
+from entourage.hosts.frames import Question
 from entourage.hosts.proxy_agent import proxy_settings
 from entourage.hosts.route import Route
 from entourage.hypervisors.agents import agent_link
