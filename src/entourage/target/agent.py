@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +19,6 @@ from typing import Any, TypeVar
 from entourage import messages
 from entourage.admission import arrival_generation, unsettled
 from entourage.devices.base import AnyController, There
-from entourage.devices.block.proof import check_chain
-from entourage.devices.remote import out_of_reach
 from entourage.domain import Domain
 from entourage.errors import (
     EntourageError,
@@ -30,7 +27,6 @@ from entourage.errors import (
     PeerVersionError,
     Refused,
     UsageError,
-    plain_words,
 )
 from entourage.handover.rules import Target
 from entourage.handover.values import (
@@ -43,25 +39,18 @@ from entourage.handover.values import (
     Record,
     Role,
 )
-from entourage.hosts.allowed import Allowed
 from entourage.hosts.frames import Notice
 from entourage.hosts.link import Link
-from entourage.hosts.parts import HostPart, Kind
 from entourage.hosts.resources import MemoryLedger
-from entourage.hosts.slots import slot
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan, Ticket
-from entourage.hypervisors.registry import (
-    elsewhere,
-    known_to_others,
-    open_hypervisor,
-    start_command,
-)
+from entourage.hypervisors.registry import elsewhere, open_hypervisor, start_command
 from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
-from entourage.target.caller import Caller
+from entourage.target.caller import Caller, arrived_at, own_slot
+from entourage.target.checks import Checks
 from entourage.target.controllers import target_controllers
 from entourage.target.making import ArrivalTasks
 from entourage.target.reattach import reattach_target
@@ -88,9 +77,7 @@ class Agent:
     def __init__(self, link: Link, settings: Settings, journal: Journal, caller: Caller) -> None:
         self._link = link
         self._caller = caller
-        self._allowed = Allowed(settings.agent)
-        self._facts: dict[str, str] = {}
-        self._tested: Domain | None = None
+        self._checks = Checks(settings, proxy=caller.proxy)
         self._settings = settings
         self._journal = journal
         self._host = socket.gethostname()
@@ -101,11 +88,10 @@ class Agent:
         self._controllers: dict[str, AnyController] = {}
         self._side: TargetSide | None = None
         self._opening = self._built = False
-        self._way = WayProof(self._allowed)
+        self._way = WayProof(self._checks.allowed)
         self._held = contextlib.AsyncExitStack()
         self._held.push_async_callback(self._way.close)
         self._in_order = asyncio.Lock()
-        self._chains: set[tuple[str, str]] = set()
         self._arrival_tasks = ArrivalTasks()
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
@@ -182,7 +168,7 @@ class Agent:
             protocol=protocol,
             host=self._host,
             journal=self._journal.uuid,
-            address=there.address if there else _arrived_at(),
+            address=there.address if there else arrived_at(),
             clock=time.monotonic_ns(),
         )
 
@@ -190,29 +176,11 @@ class Agent:
         hypervisor = self._known()
         if self._opening:
             raise UsageError("the migration is open, and was tested before")
-        self._facts, self._tested = test.facts, test.domain
+        self._checks.begin(test.domain, test.facts)
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
-        refusals = await self._refusals(hypervisor, test.domain)
+        refusals = await self._checks.refusals(hypervisor, test.domain, self._host)
         keeper = socket.gethostname()  # of the record: a proxy agent's host is the source
         return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
-
-    async def _refusals(self, hypervisor: Hypervisor, domain: Domain) -> list[Refusal]:
-        """What speaks against the domain here; the settings first, for the rest reads its files."""
-        if self._caller.proxy:
-            found = out_of_reach(domain, self._host)
-        else:
-            parts = await hypervisor.host_parts(self._facts)
-            # What TEST has found that the target does without; BUILD looks at all there is then.
-            tested = {device.label for device in (self._tested or domain).devices}
-            left_out = tested - {device.label for device in domain.devices}
-            parts = [part for part in parts if part.device not in left_out]
-            asking = partial(self._allowed.not_allowed, built=False, parts=parts)
-            found = await asyncio.to_thread(asking, domain, self._host)
-            asked = hypervisor.name
-            found += await known_to_others(self._settings, domain, asked, self._host)
-        if not any(refusal.device == "domain" for refusal in found):
-            found += await hypervisor.test_incoming(domain, self._host, self._facts)
-        return found
 
     async def _on_way(self, way: messages.Way) -> messages.WayAwaited:
         """Let the source prove that its data gets here."""
@@ -249,10 +217,10 @@ class Agent:
         self._opening = True  # the next one may come while this one is looked at
         await self._way.close()  # its ports may be the only ones
         if not self._caller.proxy:
-            self._allowed.ports(*opening.plane.ports)
+            self._checks.allowed.ports(*opening.plane.ports)
             # Not only at TEST, which a stranger leaves out: what has that name or UUID here must
             # never be taken for what this migration makes, and be ended with it.
-            told = await self._refusals(hypervisor, opening.domain)
+            told = await self._checks.refusals(hypervisor, opening.domain, self._host)
             if found := [each for each in told if not each.only_warns]:
                 raise Refused(found)
         standing = self._journal.decision(hello.migration, Role.TARGET)
@@ -261,7 +229,7 @@ class Agent:
             raise UsageError("a migration of that id was opened before, by another agent")
         run_dir = Path(self._settings.paths.run)
         if not self._caller.proxy:  # one that this host itself has started is no stranger's
-            self._take_slot(run_dir)
+            self._held.enter_context(own_slot(self._caller, self._settings, self._host))
         doing = f"{hello.source} migrates {opening.domain.name} to this host"
         self._held.enter_context(domain_lock(run_dir, uuid, doing))
         ledger = MigrationLedger(self._journal, hello.migration, Role.TARGET)
@@ -302,34 +270,14 @@ class Agent:
         # not looked at.
         domain = there.domain
         if not self._caller.proxy:
-            await self._check_parts(there, await there.incoming.host_parts(plan))
-            there.incoming.check_with(partial(self._check_parts, there))
+            await self._checks.parts(there, await there.incoming.host_parts(plan))
+            there.incoming.check_with(partial(self._checks.parts, there))
         if there.domain is not domain:
             raise UsageError("a device has changed while the machine was looked at")
         await self._arrival_tasks.run(there.incoming.build(domain, opening.plane, plan))
         self._making()  # it may have been called off just now
         self._journal.detail(there.migration, Role.TARGET, self._details(there.domain, opening))
         self._watch.add(asyncio.create_task(self._watch_machine(there.incoming)))
-
-    async def _check_parts(self, there: There, parts: Sequence[HostPart]) -> None:
-        """Refuse a machine that is made of what it may not have here.
-
-        What a qcow2 image that was not made here names must be allowed as well.
-        """
-        asking = partial(self._allowed.not_allowed, built=True, parts=parts)
-        if found := await asyncio.to_thread(asking, there.domain, self._host):
-            raise Refused(found)
-        images = {(disk.path, disk.format) for disk in there.domain.block}
-        files = (part for part in parts if part.kind is Kind.IMAGE and part.name.startswith("/"))
-        images |= {(part.name, part.format) for part in files}
-        for path, image_format in sorted(images - self._chains):
-            if image_format != "qcow2":
-                continue
-            named = there.allowed.has_device(path)  # what is on it was written by a guest as well
-            real = path if named else there.allowed.images.real(path)
-            if not there.allowed.made_as(real):
-                await check_chain(real, there.allowed)
-        self._chains |= images
 
     async def _on_listen(self, _: None) -> Ticket:
         there, _opening = self._making()
@@ -344,7 +292,7 @@ class Agent:
         async with self._in_order:  # GO comes right after it, and needs it
             try:
                 if not self._caller.proxy:
-                    await self._check_parts(there, await there.incoming.parts_of_cookie(said.data))
+                    await self._checks.parts(there, await there.incoming.parts_of_cookie(said.data))
             except EntourageError as error:
                 self._tell_failure(error)  # not even GO has libvirt keep what that names
                 return
@@ -445,21 +393,6 @@ class Agent:
             raise UsageError("the migration was called off")
         return self._there, self._open
 
-    def _take_slot(self, run_dir: Path) -> None:
-        """One of those that the source has for migrations; a link that opens none needs none."""
-        most = self._settings.agent.links
-        try:
-            slots = slot(run_dir / "links", self._caller.slots, most)
-            has_one = self._held.enter_context(slots)
-        except OSError as error:
-            raise UsageError(plain_words(error), host=self._host) from error
-        if not has_one:
-            raise UsageError(
-                f"there are {most} migrations of the source here already",
-                host=self._host,
-                remedy="wait for some to end, or raise agent.links in the settings there",
-            )
-
     def _step_into(self, domain: Domain, incoming: Incoming) -> None:
         """Set the domain to work with, and make new controllers for it."""
         migration = self._hello.migration if self._hello else ""
@@ -474,11 +407,5 @@ class Agent:
             settings=self._settings,
             run_dir=self._settings.paths.run,
             state_dir=self._settings.paths.state,
-            allowed=self._allowed,
+            allowed=self._checks.allowed,
         )
-
-
-def _arrived_at() -> str:
-    """The address of this host that ssh arrived at; empty where it did not."""
-    connection = os.environ.get("SSH_CONNECTION", "").split()
-    return connection[2] if len(connection) == 4 else ""  # noqa: PLR2004 - ssh(1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Generator
 from fnmatch import fnmatchcase
+from pathlib import Path
 
-from entourage.errors import UsageError
+from entourage.errors import UsageError, plain_words
+from entourage.hosts.slots import slot
 from entourage.hypervisors.registry import elsewhere, same_as
-from entourage.settings.model import AgentSettings
+from entourage.settings.model import AgentSettings, Settings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,3 +80,37 @@ class Caller:
                 host=host,
                 remedy=f"run `entourage recover` on {peer}",
             )
+
+
+@contextlib.contextmanager
+def own_slot(caller: Caller, settings: Settings, host: str) -> Generator[None]:
+    """Hold one of those that a source has for migrations; a link that opens none needs none.
+
+    Args:
+        caller: The source's side of the link.
+        settings: This host's.
+        host: This host's name.
+
+    Raises:
+        UsageError: None is free, or they cannot be made.
+    """
+    most = settings.agent.links
+    with contextlib.ExitStack() as held:
+        try:
+            slots = slot(Path(settings.paths.run, "links"), caller.slots, most)
+            has_one = held.enter_context(slots)
+        except OSError as error:
+            raise UsageError(plain_words(error), host=host) from error
+        if not has_one:
+            raise UsageError(
+                f"there are {most} migrations of the source here already",
+                host=host,
+                remedy="wait for some to end, or raise agent.links in the settings there",
+            )
+        yield
+
+
+def arrived_at() -> str:
+    """The address of this host that ssh arrived at; empty where it did not."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return connection[2] if len(connection) == 4 else ""  # noqa: PLR2004 - ssh(1)
