@@ -56,6 +56,13 @@ class MigrationPlanned(Event, frozen=True, tag="planned"):
     ``address`` and ``ports`` say where memory and disks go by TCP: the target's address, and the
     first and last port of those that it takes them at. Empty where they go through ssh, or the
     hypervisor alone knows. ``encrypted`` is what was asked for.
+
+    Each of ``devices`` has a ``device`` and an ``action``: ``in-place`` (both hosts see it, or have
+    the same), ``copied``, ``with-memory`` (its state is in the hypervisor's stream), ``remade``
+    (made anew on the target), ``replugged`` (unplugged here, another one is plugged in there) or
+    ``by-tool``. ``here`` and ``there`` are what it is on either host, ``size`` is about how many
+    bytes are copied, ``erased`` what is deleted on the source afterwards, and ``tool`` the external
+    tool that is called; each is empty, or 0, where there is nothing to say.
     """
 
     devices: tuple[PlannedDevice, ...]

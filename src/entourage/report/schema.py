@@ -104,6 +104,8 @@ def _type(schema: dict[str, Any]) -> str:
             return f"array of {_type(items)}s"
         case {"$ref": "#/$defs/Step"}:
             return "step"
+        case {"$ref": _}:
+            return "object"
         case _:
             return str(schema.get("type", "any"))
 

@@ -24,6 +24,7 @@ from entourage.journal.journal import Journal
 from entourage.settings.model import AgentSettings, MigrationSettings, PathSettings, Settings
 from entourage.steps import Refusal
 from entourage.target import agent as module
+from entourage.target import checks
 from entourage.target.agent import Agent
 from entourage.target.caller import Caller
 from tests.unit.test_protocol import Hypervisor, frames
@@ -170,7 +171,7 @@ async def test_what_another_hypervisor_knows_is_refused_and_not_opened(
     async def known(_settings: Settings, domain: Domain, name: str, host: str) -> list[Refusal]:
         return [Refusal("domain", host, f"{domain.name} is here, not of {name}", "delete it")]
 
-    monkeypatch.setattr(module, "known_to_others", known)
+    monkeypatch.setattr(checks, "known_to_others", known)
     agent = make(Caller())
     await agent._on_hello(HELLO)
     [told] = await agent._on_test(msgspec.convert(SAID["test"], messages.TestDomain))
