@@ -89,10 +89,15 @@ def _connected(path: str, stack: contextlib.ExitStack) -> socket.socket | None:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two that look at the same moment
     except BlockingIOError:
         return None
-    if taken(path, _SOCKETS.read_text()):
+    # Anybody's socket is among them, by any name.
+    if taken(path, _SOCKETS.read_text(errors="surrogateescape")):
         return None
     connection = stack.enter_context(socket.socket(socket.AF_UNIX))
-    connection.connect(path)
+    connection.settimeout(0)
+    try:
+        connection.connect(path)
+    except BlockingIOError:  # more wait for it than QEMU's queue holds
+        return None
     return connection
 
 

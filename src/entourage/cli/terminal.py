@@ -40,7 +40,7 @@ def attach(connection: socket.socket, typed: int, shown: int) -> Ended:
         Why it is over. What ends this process otherwise leaves the terminal as it was as well.
     """
     connection.settimeout(0)
-    with _raw(typed), _signals_end():
+    with _signals_end(), _raw(typed):  # no signal may end this process while it is raw
         return _pass_on(connection, typed, shown)
 
 
@@ -67,8 +67,8 @@ def _pass_on(connection: socket.socket, typed: int, shown: int) -> Ended:
         if connection in writable:
             try:
                 to_guest = to_guest[connection.send(to_guest) :]
-            except OSError:
-                to_guest, closed = b"", True
+            except OSError:  # reading tells that it is closed, after the guest's last words
+                to_guest = b""
         if shown in writable:
             try:
                 to_user = to_user[os.write(shown, to_user[:_AT_ONCE]) :]

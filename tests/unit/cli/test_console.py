@@ -137,6 +137,22 @@ def test_the_terminal_goes_away() -> None:
     os.close(terminal.program)
 
 
+@pytest.mark.usefixtures("_no_handlers")
+def test_the_guest_ends_while_the_user_types(terminal: Pair) -> None:
+    """Its last words are shown, though it takes no more keys."""
+    console = Console(terminal)
+    console.guest.sendall(b"$ ")
+    terminal.shows(b"$ ")
+    console.guest.shutdown(socket.SHUT_RD)
+    terminal.types(b"x")
+    last = b"reboot: Power down" * 1000
+    sending = threading.Thread(target=lambda: (console.guest.sendall(last), console.guest.close()))
+    sending.start()
+    terminal.shows(last)
+    sending.join(PATIENCE)
+    assert console.over() is Ended.CLOSED
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 def test_a_signal_leaves_the_terminal_as_it_was(terminal: Pair, number: signal.Signals) -> None:
     before = termios.tcgetattr(terminal.program)
@@ -238,6 +254,51 @@ def test_it_is_had_and_left(
         first.join(PATIENCE)
     assert statuses == [0]
     stream.close()
+
+
+def test_a_signal_at_once_leaves_the_terminal_as_it_was(terminal: Pair) -> None:
+    before = termios.tcgetattr(terminal.program)
+    program = textwrap.dedent(
+        """
+        import os, signal, socket, tty
+        from entourage.cli.terminal import attach
+        setraw = tty.setraw
+        def raw(terminal):
+            setraw(terminal)
+            os.kill(os.getpid(), signal.SIGTERM)
+        tty.setraw = raw
+        attach(socket.socketpair()[0], 0, 1)
+        """
+    )
+    argv = [sys.executable, "-c", program]
+    ended = subprocess.run(
+        argv, stdin=terminal.program, stdout=terminal.program, timeout=PATIENCE, check=False
+    )
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert termios.tcgetattr(terminal.program) == before
+
+
+@pytest.mark.usefixtures("at_terminal")
+def test_others_wait_for_it(hypervisor: FakeHypervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other:
+        server.bind(hypervisor.state.console)
+        server.listen(0)
+        other.connect(hypervisor.state.console)
+        assert main(["console", "web1"]) == 3
+    assert "another process has the console of web1" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("hypervisor", "at_terminal")
+def test_other_sockets_may_have_any_name(
+    listens: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket(socket.AF_UNIX) as strange, socket.socket(socket.AF_UNIX) as other:
+        strange.bind(b"\0entourage-test-\xff" + str(os.getpid()).encode())
+        other.connect(listens.getsockname())
+        accepted, _ = listens.accept()
+        with accepted:
+            assert main(["console", "web1"]) == 3
+    assert "another process has the console of web1" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("hypervisor", "at_terminal")
