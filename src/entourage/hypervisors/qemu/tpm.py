@@ -26,6 +26,7 @@ from entourage.hypervisors.swtpm import sync_parents
 
 _SWTPM = "swtpm"
 _SETUP = "swtpm_setup"
+_STATE_AT_MOST = 16 << 20  # of a file; a swtpm that was taken over can claim any size
 
 
 def make_state(where: Places, tpm: Tpm, ledger: Ledger, account: Account | None = None) -> bool:
@@ -179,7 +180,7 @@ def erase_state(directory: Path) -> None:
     try:
         for _name, descriptor in _files(handle):
             # Put zeros over it: its blocks may stay readable on the disk for long.
-            os.write(descriptor, bytes(os.fstat(descriptor).st_size))
+            os.write(descriptor, bytes(min(os.fstat(descriptor).st_size, _STATE_AT_MOST)))
             os.fsync(descriptor)
     finally:
         os.close(handle)

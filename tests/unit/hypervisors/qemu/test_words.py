@@ -143,6 +143,8 @@ def test_tpm_state_is_made_and_erased(tmp_path: Path) -> None:
     (directory / "link").symlink_to(other)
     os.mkfifo(directory / "fifo")
     (directory / "sub").mkdir()
+    (directory / "endless").touch()
+    os.truncate(directory / "endless", 1 << 42)  # more than there is memory
     tpms.erase_state(directory)
     assert os.read(kept, 20) == bytes(16)
     os.close(kept)
