@@ -190,7 +190,10 @@ def _flash_faults(domain: Domain) -> Iterator[_Fault]:
     if flashes and domain.boot.firmware is None:
         yield _Fault("boot.firmware", "must be given with nvram", "name the firmware's code")
     if flashes[1:]:
-        yield _Fault(flashes[1], f"'pflash' is {flashes[0]} already, and there is one at most")
+        first = flashes[0].removesuffix(".model")
+        yield _Fault(
+            flashes[1], f"a domain has one pflash disk at most, and {first} is one", "leave one out"
+        )
     if not flashes and domain.boot.nvram_template is not None:
         yield _Fault("boot.nvram-template", "is only for nvram, and none is given")
 

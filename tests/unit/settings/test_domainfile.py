@@ -169,7 +169,7 @@ def test_a_whole_domain_in_any_order(tmp_path: Path) -> None:
         (HEAD + BOOT + DISK.replace("disk0", "nvram"), "boot.nvram", "is block[0]'s already"),
         (HEAD + BOOT.replace("/srv/v", "/srv/a") + DISK, "boot.nvram", "is block[0]'s already"),
         (HEAD + BOOT.replace("/srv/v", "v"), "boot.nvram", 'as "/srv/web1-vars.fd"'),
-        (HEAD + BOOT + DISK + "model = 'pflash'", "boot.nvram", "'pflash' is block[0]"),
+        (HEAD + BOOT + DISK + "model = 'pflash'", "boot.nvram", "at most, and block[0] is one"),
         (HEAD + BOOT.partition("nvram")[0] + DISK + "serial = 's'\nmodel = 'pflash'",
          "block[0].serial", "leave it out"),
         (HEAD + '[boot]\nkernel = "/k"\ncmdline = "a\\u0000"', "boot.cmdline", "NUL"),
