@@ -23,10 +23,10 @@ from entourage.hypervisors.qemu.cmdline import is_readonly
 from entourage.hypervisors.qemu.looks import cpu_flags
 from entourage.hypervisors.qemu.paths import Places, places
 from entourage.hypervisors.qemu.record import entries
+from entourage.hypervisors.qemu.resolve import begins_like_qcow2
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
-_QCOW2_MAGIC = b"QFI\xfb"
 # What QEMU itself takes beside the guest's memory: translation buffers, devices, page tables.
 _OVERHEAD = 64 << 20
 _QUEUES_ARE_CHECKED = (11, 1, 0)  # seen in 11.1.3, and not in 10.0.13; see ``virtio``
@@ -95,8 +95,7 @@ def _disk_problems(disk: Block) -> Iterator[UsageError]:
     elif not os.access(path, wanted):
         yield UsageError(f"{path} cannot be read and written", device=disk.label)
     else:
-        with path.open("rb") as file:
-            really = file.read(4) == _QCOW2_MAGIC
+        really = begins_like_qcow2(path)
         # As raw, a guest could write a header that makes QEMU open any file of the host next time.
         if really and disk.format == "raw":
             yield UsageError(

@@ -12,8 +12,10 @@ from entourage.domain import Block, Boot, Domain
 from entourage.errors import HypervisorError, UsageError, plain_words
 from entourage.hosts.resources import Ledger, place
 from entourage.hypervisors.files import sync_directory
+from entourage.hypervisors.qemu.resolve import begins_like_qcow2
 
 _BIOS_BLOCK = 64 << 10
+_FLASH_BLOCK = 4 << 10
 # Of the 8 MiB below 4 GiB that QEMU puts both files into.
 _MOST = 8 << 20
 
@@ -31,8 +33,20 @@ def firmware_problems(domain: Domain) -> Iterator[UsageError]:
             device=variables.label,
             remedy="add firmware = … under [boot]",
         )
-    elif not Path(variables.path).exists():
+        return
+    if not Path(variables.path).exists():
         yield from _template_problems(boot, variables)
+    elif problem := _flash_problem(Path(variables.path)):
+        yield UsageError(
+            f"{variables.path} does not hold variables of a UEFI: {problem}",
+            device=variables.label,
+            remedy="name another file under [boot] (nvram), or move it away, to have it made anew",
+        )
+    if problem := _flash_problem(Path(boot.firmware)):
+        yield UsageError(
+            f"{boot.firmware} is not the code of a UEFI firmware: {problem}",
+            remedy="name the firmware's code under [boot] (firmware)",
+        )
 
 
 def make_variables(domain: Domain, ledger: Ledger) -> None:
@@ -104,6 +118,12 @@ def _template_problems(boot: Boot, variables: Block) -> Iterator[UsageError]:
             device=variables.label,
             remedy="make it, or name another file under [boot] (nvram)",
         )
+    elif path.is_symlink():
+        yield UsageError(
+            f"{path} is a link to a file that is not there",
+            device=variables.label,
+            remedy="put that file back, or remove the link",
+        )
     elif not template.is_file():
         yield UsageError(
             f"there is no {path}, and no template {template} that it could be made from",
@@ -112,12 +132,24 @@ def _template_problems(boot: Boot, variables: Block) -> Iterator[UsageError]:
         )
     elif not os.access(template, os.R_OK):
         yield UsageError(f"the template {template} cannot be read", device=variables.label)
-    elif not 0 < template.stat().st_size < _MOST:
+    elif problem := _flash_problem(template):
         yield UsageError(
-            f"{template} is no template of variables ({template.stat().st_size} bytes)",
+            f"{template} is no template of variables: {problem}",
             device=variables.label,
             remedy="name the one that belongs to the firmware (nvram-template under [boot])",
         )
+
+
+def _flash_problem(path: Path) -> str:
+    """Why QEMU does not take a file as a flash; empty where it does, or cannot be looked at."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return ""
+    if begins_like_qcow2(path):
+        return "it is a qcow2 image, and must be raw"
+    size = path.stat().st_size
+    if 0 < size < _MOST and size % _FLASH_BLOCK == 0:
+        return ""
+    return f"it has {size} bytes, not a multiple of {_FLASH_BLOCK} below {_MOST}"
 
 
 def _template(boot: Boot, firmware: str) -> Path:

@@ -13,6 +13,7 @@ import stat
 import struct
 import uuid as uuids
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
@@ -26,6 +27,7 @@ D = TypeVar("D", Block, Net, Pci)
 # controller's (``USB_ADDRESS``), 1f the q35's ISA bridge.
 _FIRST_SLOT, _LAST_SLOT = 0x03, 0x1D
 USB_ADDRESS = "1e.0"
+_QCOW2_MAGIC = b"QFI\xfb"
 _PAGE = 4096
 _BLKSSZGET = 0x1268  # linux/fs.h
 
@@ -84,6 +86,12 @@ def tap_name(uuid: str, index: int, attempt: int = 0) -> str:
     """A name for a tap, at most 15 characters, that no other domain's tap has."""
     seed = f"{uuid}/{attempt}" if attempt else uuid
     return f"en{hashlib.sha256(seed.encode()).hexdigest()[:8]}.{index}"
+
+
+def begins_like_qcow2(path: Path) -> bool:
+    """Whether a file or device begins with what qcow2 images begin with; it can be read."""
+    with path.open("rb") as file:
+        return file.read(len(_QCOW2_MAGIC)) == _QCOW2_MAGIC
 
 
 def direct_works(disk: Block) -> bool:

@@ -16,12 +16,13 @@ from entourage.hypervisors.qemu.checks import check_start
 from entourage.hypervisors.qemu.nvram import firmware_problems, make_variables, notes
 
 CODE_SIZE = 3653632
+VARIABLES = b"variables".ljust(132 << 12)
 
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
     """A firmware as packages have it, with its template beside it."""
-    (tmp_path / "VARS_4M.fd").write_bytes(b"variables")
+    (tmp_path / "VARS_4M.fd").write_bytes(VARIABLES)
     code = tmp_path / "CODE_4M.fd"
     code.write_bytes(bytes(CODE_SIZE))
     return code
@@ -54,14 +55,14 @@ def problem(domain: Domain) -> UsageError:
 def test_it_is_made_from_the_template_of_that_name(
     tmp_path: Path, firmware: str, template: str
 ) -> None:
-    (tmp_path / firmware).write_bytes(b"code")
-    (tmp_path / template).write_bytes(b"variables")
+    (tmp_path / firmware).write_bytes(bytes(CODE_SIZE))
+    (tmp_path / template).write_bytes(VARIABLES)
     domain = uefi(tmp_path / firmware)
     assert domain.variables is not None
     check_start(domain)
     make_variables(domain, MemoryLedger())
     made = Path(domain.variables.path)
-    assert made.read_bytes() == b"variables"
+    assert made.read_bytes() == VARIABLES
     assert made.stat().st_mode & 0o777 == 0o600
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -74,11 +75,12 @@ def test_it_is_made_from_the_template_that_is_named(code: Path, tmp_path: Path) 
 
 
 def test_what_is_there_is_kept(code: Path, tmp_path: Path) -> None:
-    (tmp_path / "web1-vars.fd").write_bytes(b"kept")
+    kept = b"kept".ljust(132 << 12)
+    (tmp_path / "web1-vars.fd").write_bytes(kept)
     ledger = MemoryLedger()
     check_start(uefi(code))
     make_variables(uefi(code), ledger)
-    assert (tmp_path / "web1-vars.fd").read_bytes() == b"kept"
+    assert (tmp_path / "web1-vars.fd").read_bytes() == kept
     assert not ledger.rows
 
 
@@ -117,7 +119,7 @@ def test_code_alone_is_no_bios(code: Path, tmp_path: Path) -> None:
 
 def test_what_it_cannot_be_made_from_is_told(code: Path, tmp_path: Path) -> None:
     (tmp_path / "VARS_4M.fd").write_bytes(b"")
-    assert "is no template of variables (0 bytes)" in problem(uefi(code)).message
+    assert "is no template of variables: it has 0 bytes" in problem(uefi(code)).message
     (tmp_path / "VARS_4M.fd").unlink()
     error = problem(uefi(code))
     assert f"no template {tmp_path}/VARS_4M.fd" in error.message
@@ -128,6 +130,30 @@ def test_what_it_cannot_be_made_from_is_told(code: Path, tmp_path: Path) -> None
     variables = Block(id="nvram", path=str(tmp_path / "v"), model="pflash")
     error = problem(Domain(name="web1", memory=1 << 28, block=(variables,)))
     assert "none is given" in error.message
+
+
+@pytest.mark.parametrize("name", ["web1-vars.fd", "VARS_4M.fd", "CODE_4M.fd"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (bytes(4095), "it has 4095 bytes, not a multiple of 4096"),
+        (bytes(8 << 20), "it has 8388608 bytes"),
+        (b"", "it has 0 bytes"),
+        (b"QFI\xfb".ljust(64 << 10), "it is a qcow2 image, and must be raw"),
+    ],
+)
+def test_what_qemu_does_not_take_as_a_flash_is_told(
+    code: Path, name: str, content: bytes, said: str
+) -> None:
+    (code.parent / name).write_bytes(content)
+    error = problem(uefi(code))
+    assert f"{code.parent / name} is no" in error.message.replace("does not hold", "is no")
+    assert said in error.message
+
+
+def test_a_link_to_nothing_is_told(code: Path, tmp_path: Path) -> None:
+    (tmp_path / "web1-vars.fd").symlink_to(tmp_path / "gone")
+    assert "is a link to a file that is not there" in problem(uefi(code)).message
 
 
 async def test_another_host_s_template_is_no_secret_of_this_one() -> None:
