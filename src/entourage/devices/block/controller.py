@@ -15,9 +15,7 @@ ours, and takes its own only while that is free.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
@@ -27,55 +25,19 @@ import msgspec
 
 from entourage.devices.base import Controller, Here, There
 from entourage.devices.block import images, making, proof, sameness, space
+from entourage.devices.block.deletion import Copied, as_it_is, delete
 from entourage.devices.block.images import Image, NewImage
+from entourage.devices.block.requests import Digest, Fill, Look, Make, Open
 from entourage.devices.block.sameness import Match
 from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.refusals import marked, no_way, refuse, warn
 from entourage.domain import Block
 from entourage.errors import DeviceError, plain_words
-from entourage.hosts.fileid import file_id
 from entourage.hypervisors.base import DiskCopy, Export
 from entourage.steps import Planned, Refusal, Step
 
 _CARRIED = frozenset({DiskCopy.CARRY, DiskCopy.CARRY_RAW})
-
-
-class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look"):
-    """TEST: what is there at these paths? Answer: a Seen for each."""
-
-    spots: tuple[Spot, ...]
-
-
-class Digest(msgspec.Struct, frozen=True, kw_only=True, tag="digest"):
-    """TEST: the SHA-256 of what is at this path; ``known`` is what the source has."""
-
-    path: str
-    known: str = ""
-
-
-class Make(msgspec.Struct, frozen=True, kw_only=True, tag="make"):
-    """PREPARE: make this. Answer: whether it could be preallocated, where that is asked."""
-
-    new: NewImage
-
-
-class Open(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
-    """PREPARE, once the machine stands: open the disk for the mirror. Answer: Export."""
-
-
-class Fill(msgspec.Struct, frozen=True, kw_only=True, tag="fill"):
-    """PREPARE, once all is copied: set all of the file that was made aside again."""
-
-    path: str
-
-
-class Copied(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of the source that has been copied, and goes once the guest runs on the target."""
-
-    path: str
-    id: str
-    """See ``file_id``."""
 
 
 class Placement(enum.Enum):
@@ -258,7 +220,7 @@ class BlockController(Controller[Block]):
             if onto:  # QEMU mirrors onto what is as large, and the guest goes on seeing that
                 self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
             if image.kind == "file" and not disk.is_only_read:
-                self._copied = await asyncio.to_thread(_as_it_is, image.path)
+                self._copied = await asyncio.to_thread(as_it_is, image.path)
             if image.bitmaps and carrying is None:  # libvirt has them travel with the data
                 warn(here, disk, here.source, f"bitmaps stay behind: {', '.join(image.bitmaps)}")
             for warning in fitting.warnings:
@@ -399,7 +361,7 @@ class BlockController(Controller[Block]):
         if copied is None or here.options.keep_source_disks:
             return
         try:
-            is_another = not await asyncio.to_thread(_delete, copied)
+            is_another = not await asyncio.to_thread(delete, copied)
         except OSError as error:
             raise DeviceError(
                 f"{copied.path} cannot be deleted: {error.strerror}",
@@ -413,29 +375,3 @@ class BlockController(Controller[Block]):
                 device=self.device.label,
                 host=here.source,
             )
-
-
-def _as_it_is(path: str) -> Copied:
-    """The file that is at a path now."""
-    return Copied(path=path, id=file_id(Path(os.path.realpath(path))))
-
-
-def _delete(copied: Copied) -> bool:
-    """Delete a file that has moved, and the link by which it was named.
-
-    Returns:
-        False where another file is there now, which is left.
-
-    Raises:
-        OSError: It cannot be deleted.
-    """
-    path, real = Path(copied.path), Path(os.path.realpath(copied.path))
-    with contextlib.suppress(FileNotFoundError):
-        if file_id(real) != copied.id:
-            return False
-        real.unlink()
-        making.sync(real.parent)
-        if path.is_symlink():
-            path.unlink()
-            making.sync(path.parent)
-    return True
