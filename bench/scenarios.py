@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
+from bench.byhand import ByHand
 from bench.figures import Move, Round
-from bench.guests import OWN, PLUGIN, ByHand, Entourage, Shape, Told, Traveller
+from bench.guests import OWN, PLUGIN, Entourage, Shape, Told, Traveller
 from bench.stage import Stage
 from bench.virsh import OnLibvirt, Virsh
 from bench.xen import turns

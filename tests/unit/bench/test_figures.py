@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.byhand import by_hand
 from bench.chart import chart
 from bench.figures import (
     Move,
@@ -20,7 +21,7 @@ from bench.figures import (
     to_json,
     whole,
 )
-from bench.guests import by_hand, read_events
+from bench.guests import read_events
 from bench.scenarios import SYNC
 
 ROUNDS = [
