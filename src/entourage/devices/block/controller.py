@@ -374,4 +374,5 @@ class BlockController(Controller[Block]):
                 f"{copied.path} is not the file that was moved any more, and is left",
                 device=self.device.label,
                 host=here.source,
+                remedy=f"see what put it there; the disk is on {here.target} now",
             )

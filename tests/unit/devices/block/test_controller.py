@@ -258,8 +258,9 @@ async def test_a_file_that_took_its_place_is_not_deleted(tmp_path: Path, srv: Pa
     move.hosts.mkdir(srv)
     await move.through()
     raw(srv / "new").rename(image)
-    with pytest.raises(DeviceError, match="is left"):
+    with pytest.raises(DeviceError, match="is left") as caught:
         await move.let_go()
+    assert caught.value.remedy.startswith("see what put it there; the disk is on ")
     assert image.exists()
 
 
