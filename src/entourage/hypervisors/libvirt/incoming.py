@@ -18,7 +18,6 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -29,12 +28,17 @@ from entourage.hosts.parts import HostPart
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket, TpmArrival
-from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt import handed, tls, volumes
 from entourage.hypervisors.libvirt.announcing import TargetAnnouncing
-from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
+from entourage.hypervisors.libvirt.arrival import (
+    finish,
+    forget,
+    make_way,
+    put_back,
+    sync_definitions,
+)
+from entourage.hypervisors.libvirt.arrival_notes import NotesFile
 from entourage.hypervisors.libvirt.arrival_state import look_at
-from entourage.hypervisors.libvirt.checkpoints import redefine
 from entourage.hypervisors.libvirt.connection import (
     Connection,
     LostError,
@@ -44,13 +48,7 @@ from entourage.hypervisors.libvirt.connection import (
     call,
     phases,
 )
-from entourage.hypervisors.libvirt.constants import (
-    NOT_FOR_TARGET,
-    XML_INACTIVE,
-    XML_SECURE,
-    Parameter,
-    State,
-)
+from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, Parameter
 from entourage.hypervisors.libvirt.emulators import Emulators
 from entourage.hypervisors.libvirt.errors import qemu_said
 from entourage.hypervisors.libvirt.events import Feed, Known
@@ -59,7 +57,6 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import qemu_of, way_of
 from entourage.hypervisors.libvirt.qemuconf import conf_of, migration_ports
 from entourage.hypervisors.libvirt.tpm import STATES, TargetTpm, state_of
-from entourage.hypervisors.libvirt.undefine import set_aside, undefine
 from entourage.hypervisors.seams import IncomingSeams
 
 _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that came back to make up its mind
@@ -68,8 +65,6 @@ _ENDS_AFTER = 0.5  # seconds from a swtpm's end to word of that of its QEMU
 _HEARD_WITHIN = 0.05  # seconds from Finish's return to the event that says when the guest ran
 _ACTIVE_NETWORKS = 2
 _ARRIVES = frozenset({"active", "completed", "failed"})
-_DEFINITIONS = Path("/etc/libvirt/qemu")
-_AUTOSTARTED = _DEFINITIONS / "autostart"
 _LOGS = Path("/var/log/libvirt/qemu")
 _NO_TPM = "its TPM emulator (swtpm) has ended"
 
@@ -189,36 +184,13 @@ class LibvirtIncoming(IncomingSeams):
         self._parameters = dict(self._plan.parameters)
         if plane.address:  # else libvirt goes by the name that the host has for itself
             self._parameters[Parameter.URI] = handed.listening_at(plane.address)
-        await self._make_way(connection)
+        await make_way(await connection.domain(self._uuid), self._plan, self._notes)
         library = await asyncio.to_thread(phases)
         self._preparing = call(
             library.prepare, connection.raw, self._parameters, self._plan.cookie, self._flags
         )
         await asyncio.shield(self._preparing)
         await self._watch_emulators()
-
-    async def _make_way(self, connection: Connection) -> None:
-        """Write down what is to be done on arrival; set a definition aside that is here already.
-
-        While it is here, nobody could tell one that Finish has written from it: that there is none
-        is the proof that the guest never ran.
-        """
-        plan, raw = self._plan, await connection.domain(self._uuid)
-
-        def look() -> tuple[str, bool]:
-            return raw.XMLDesc(XML_SECURE | XML_INACTIVE), bool(raw.autostart())
-
-        replaced, autostart = ("", False) if raw is None else await ask(look)
-        notes = Notes(
-            transient=plan.transient,
-            autostart=plan.autostart,
-            checkpoints=plan.checkpoints,
-            replaced=replaced,
-            replaced_autostart=autostart,
-        )
-        await asyncio.to_thread(self._notes.write, notes)
-        if raw is not None:
-            await set_aside(raw)
 
     async def _watch_emulators(self) -> None:
         """Know of each swtpm that was started here; what it has of directories is on the disk."""
@@ -376,9 +348,8 @@ class LibvirtIncoming(IncomingSeams):
 
     async def persist_definition(self) -> None:
         """Finish wrote the definition down before the guest could run; now it is on the disk."""
-        # libvirt syncs the file, and not its name.
-        if self._on_this_host and _DEFINITIONS.is_dir():  # noqa: ASYNC240 - /etc
-            await asyncio.to_thread(sync_directory, _DEFINITIONS)
+        if self._on_this_host:
+            await asyncio.to_thread(sync_definitions)
 
     async def finish_arrival(self) -> None:
         """After the guest runs: what libvirt does not carry is made so here.
@@ -386,14 +357,9 @@ class LibvirtIncoming(IncomingSeams):
         Raises:
             HypervisorError: Not all of it could be.
         """
-        notes = await asyncio.to_thread(self._notes.read)
         connection = await self._connected()
         raw = await connection.domain(self._uuid)
-        problems: list[str] = []
-        if notes is not None and raw is not None:
-            problems = await ask(_finish, raw, notes)
-            if notes.autostart and self._on_this_host and _AUTOSTARTED.is_dir():
-                await asyncio.to_thread(sync_directory, _AUTOSTARTED)
+        problems = await finish(raw, self._notes, here=self._on_this_host)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         await asyncio.to_thread(self._notes.remove)
         if problems:
@@ -419,27 +385,11 @@ class LibvirtIncoming(IncomingSeams):
         if not await connection.alive():
             self._connection = connection = await self._open(_SETTLES_WITHIN)
         notes = await asyncio.to_thread(self._notes.read)
-        await self._forget(connection, made=preparing is not None or notes is not None)
+        made = preparing is not None or notes is not None
+        await forget(connection, self._domain, made=made, here=self._on_this_host)
         if notes is not None and notes.replaced:
-            await ask(_put_back, connection.raw, notes)
+            await ask(put_back, connection.raw, notes)
         await asyncio.to_thread(self._notes.remove)
-
-    async def _forget(self, connection: Connection, *, made: bool) -> None:
-        """End what there is of the domain, and its definition.
-
-        Args:
-            connection: To its libvirtd.
-            made: Whether this migration has begun to make it: else what is off was here before.
-        """
-        raw = await connection.domain(self._uuid)
-        if raw is None or (not made and (await ask(raw.state, 0))[0] == State.SHUT_OFF):
-            return
-        with contextlib.suppress(RefusedError):
-            await ask(raw.destroy)
-        await undefine(raw, self._domain.name, here=self._on_this_host)
-        if await connection.domain(self._uuid) is not None:
-            name = self._domain.name
-            raise HypervisorError(f"libvirt does not end {name}", remedy=f"virsh destroy {name}")
 
     async def _connected(self) -> Connection:
         if self._connection is None:
@@ -467,25 +417,3 @@ def _read_plan(plan: Plan) -> LibvirtPlan:
         return msgspec.msgpack.decode(plan, type=LibvirtPlan)
     except msgspec.DecodeError as error:
         raise HypervisorError(f"the source's plan cannot be read: {error}") from error
-
-
-def _finish(raw: Any, notes: Notes) -> list[str]:
-    """What libvirt does not carry; what could not be done. Blocks."""
-    problems = redefine(raw, notes.checkpoints)
-    error = bindings().libvirtError
-    if notes.transient:
-        with contextlib.suppress(error):
-            raw.undefine()
-    elif notes.autostart:
-        try:
-            raw.setAutostart(1)
-        except error as failure:
-            name = raw.name()
-            problems.append(f"{name} does not start with this host: {failure} (virsh autostart)")
-    return problems
-
-
-def _put_back(raw: Any, notes: Notes) -> None:
-    """The definition that was here before. Blocks."""
-    defined = raw.defineXML(notes.replaced)
-    defined.setAutostart(int(notes.replaced_autostart))

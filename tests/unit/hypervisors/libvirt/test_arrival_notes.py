@@ -12,8 +12,8 @@ import pytest
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
+from entourage.hypervisors.libvirt import arrival as module
 from entourage.hypervisors.libvirt import checks
-from entourage.hypervisors.libvirt import incoming as module
 from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
 from entourage.hypervisors.libvirt.checkpoints import (
     Checkpoint,
@@ -24,6 +24,7 @@ from entourage.hypervisors.libvirt.checkpoints import (
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from tests.unit.hypervisors.libvirt.fakes import FakeDomain, use_fakes
 
 DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
@@ -40,7 +41,7 @@ TEXT = """
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_fakes(monkeypatch, "checkpoints", "incoming")
+    use_fakes(monkeypatch, "checkpoints", "arrival")
 
 
 def test_notes_outlive_their_process(tmp_path: Path) -> None:
@@ -95,9 +96,6 @@ class Connected(LibvirtIncoming):
 
     async def _connected(self) -> Any:
         return self._fake
-
-    async def make_way(self) -> None:
-        await self._make_way(self._fake)
 
 
 class FakeConnection:
@@ -171,8 +169,7 @@ async def test_it_is_set_aside_before_anything_is_made(
 
     monkeypatch.setattr(module, "set_aside", set_aside)
     monkeypatch.setattr(raw, "autostart", lambda: 1, raising=False)
-    connection: Any = FakeConnection(raw)
-    await Connected(path, connection).make_way()
+    await module.make_way(raw, LibvirtPlan(), NotesFile(path))
     assert [(notes.replaced, notes.replaced_autostart) for notes in seen if notes] == [
         ("<domain>old</domain>", True)
     ]
