@@ -11,13 +11,21 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
 from entourage.hypervisors.libvirt.checkpoints import redefine
-from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask, bindings
-from entourage.hypervisors.libvirt.constants import XML_INACTIVE, XML_SECURE, State
+from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
+from entourage.hypervisors.libvirt.constants import (
+    OFF,
+    STATE_NAMES,
+    XML_INACTIVE,
+    XML_SECURE,
+    State,
+)
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.undefine import set_aside, undefine
 
@@ -36,11 +44,20 @@ async def make_way(raw: Any, plan: LibvirtPlan, file: NotesFile) -> None:
         plan: The source's.
         file: Takes the notes.
     """
+    before = await asyncio.to_thread(file.read)
 
     def look() -> tuple[str, bool]:
-        return raw.XMLDesc(XML_SECURE | XML_INACTIVE), bool(raw.autostart())
+        if raw is None:
+            # What an arrival before this one has set aside, and could not put back.
+            return (before.replaced, before.replaced_autostart) if before else ("", False)
+        if (state := raw.state(0)[0]) not in OFF:
+            raise HypervisorError(
+                f"there is a domain {raw.name()} here by now, {STATE_NAMES[State(state)]}",
+                remedy="see `virsh list` there",
+            )
+        return _kept(raw), bool(raw.autostart())
 
-    replaced, autostart = ("", False) if raw is None else await ask(look)
+    replaced, autostart = await ask(look)
     notes = Notes(
         transient=plan.transient,
         autostart=plan.autostart,
@@ -65,40 +82,54 @@ async def finish(raw: Any, file: NotesFile, *, here: bool) -> list[str]:
         What could not be done, each a sentence.
     """
     notes = await asyncio.to_thread(file.read)
+    if notes is not None and notes.replaced:  # never to be put back by a later arrival
+        notes = msgspec.structs.replace(notes, replaced="")
+        await asyncio.to_thread(file.write, notes)
     if notes is None or raw is None:
         return []
-    problems = await ask(_finish, raw, notes)
-    if notes.autostart and here and _AUTOSTARTED.is_dir():
-        await asyncio.to_thread(sync_directory, _AUTOSTARTED)
+    problems = await ask(redefine, raw, notes.checkpoints)
+    try:
+        if notes.transient:
+            if await ask(raw.isPersistent):
+                await set_aside(raw)
+        elif notes.autostart:
+            await ask(raw.setAutostart, 1)
+            if here:
+                await asyncio.to_thread(sync_definitions)
+    except RefusedError as error:
+        name = await ask(raw.name)
+        problems.append(
+            f"{name} keeps a definition here: {error.message} (virsh undefine --keep-nvram {name})"
+            if notes.transient
+            else f"{name} does not start with this host: {error.message} (virsh autostart {name})"
+        )
     return problems
 
 
-def _finish(raw: Any, notes: Notes) -> list[str]:
-    problems = redefine(raw, notes.checkpoints)
-    error = bindings().libvirtError
-    if notes.transient:
-        with contextlib.suppress(error):
-            raw.undefine()
-    elif notes.autostart:
-        try:
-            raw.setAutostart(1)
-        except error as failure:
-            name = raw.name()
-            problems.append(f"{name} does not start with this host: {failure} (virsh autostart)")
-    return problems
-
-
-async def forget(connection: Connection, domain: Domain, *, made: bool, here: bool) -> None:
+async def forget(
+    connection: Connection, domain: Domain, notes: Notes | None, *, made: bool, here: bool
+) -> None:
     """End what there is of a domain that never ran, and its definition.
+
+    What was here before is left: a definition that is not set aside yet, or is put back already.
 
     Args:
         connection: To its libvirtd.
         domain: The domain.
+        notes: Those of its arrival, if it has begun.
         made: Whether this migration has begun to make it: else what is off was here before.
         here: Whether that libvirtd is this host's.
     """
     raw = await connection.domain(str(domain.uuid))
-    if raw is None or (not made and (await ask(raw.state, 0))[0] == State.SHUT_OFF):
+    if raw is None:
+        return
+
+    def was_here() -> bool:
+        if raw.state(0)[0] not in OFF:
+            return False
+        return not made or bool(notes and _kept(raw) == notes.replaced)
+
+    if await ask(was_here):
         return
     with contextlib.suppress(RefusedError):
         await ask(raw.destroy)
@@ -108,13 +139,50 @@ async def forget(connection: Connection, domain: Domain, *, made: bool, here: bo
         raise HypervisorError(f"libvirt does not end {name}", remedy=f"virsh destroy {name}")
 
 
-def put_back(raw: Any, notes: Notes) -> None:
-    """The definition that was here before. Blocks."""
-    defined = raw.defineXML(notes.replaced)
-    defined.setAutostart(int(notes.replaced_autostart))
+async def put_back(connection: Connection, domain: Domain, file: NotesFile, *, here: bool) -> None:
+    """Define again what was set aside, and forget the notes only once that is on the disk.
+
+    A domain that somebody has defined here meanwhile stays as it is.
+
+    Args:
+        connection: To its libvirtd.
+        domain: The domain.
+        file: Of the notes.
+        here: Whether that libvirtd is this host's.
+
+    Raises:
+        HypervisorError: libvirt does not take it; the notes still have it.
+    """
+    notes = await asyncio.to_thread(file.read)
+    if notes is not None and notes.replaced:
+        raw = await connection.domain(str(domain.uuid))
+
+        def define() -> None:
+            if raw is None or _kept(raw) == notes.replaced:
+                defined = connection.raw.defineXML(notes.replaced)
+                defined.setAutostart(int(notes.replaced_autostart))
+
+        try:
+            await ask(define)
+        except RefusedError as error:
+            raise HypervisorError(
+                f"libvirt does not take back the definition of {domain.name} that was set aside:"
+                f" {error.message}",
+                remedy=f"mend that, then `entourage recover {domain.name}`;"
+                f" the XML is in {file.name}",
+            ) from error
+        if here:
+            await asyncio.to_thread(sync_definitions)
+    await asyncio.to_thread(file.remove)
+
+
+def _kept(raw: Any) -> str:
+    """A domain's definition. Blocks."""
+    return str(raw.XMLDesc(XML_SECURE | XML_INACTIVE))
 
 
 def sync_definitions() -> None:
     """Wait until the names of definitions are on the disk: libvirt syncs their files alone."""
-    if _DEFINITIONS.is_dir():
-        sync_directory(_DEFINITIONS)
+    for directory in (_DEFINITIONS, _AUTOSTARTED):
+        if directory.is_dir():
+            sync_directory(directory)

@@ -47,6 +47,11 @@ class NotesFile:
         self._path = path
         self._notes: Notes | None = None
 
+    @property
+    def name(self) -> str:
+        """The file's path; empty where there is none."""
+        return str(self._path or "")
+
     def read(self) -> Notes | None:
         """What was written last, if only by another process; None where nothing was.
 
@@ -61,7 +66,8 @@ class NotesFile:
             except (OSError, msgspec.DecodeError) as error:
                 raise HypervisorError(
                     f"{self._path} cannot be read: {plain_words(error)}",
-                    remedy="it says what is still to be done for a domain that arrives here",
+                    remedy="it says what is to be done for a domain that arrives here, and may hold"
+                    " a definition that was here before: read it, then move it away",
                 ) from error
         return self._notes
 
@@ -69,23 +75,37 @@ class NotesFile:
         """Write them down; durable when this returns.
 
         Raises:
-            OSError: They cannot be written.
+            HypervisorError: They cannot be written.
         """
+        if self._path is not None:
+            try:
+                _replace(self._path, msgspec.json.encode(notes))
+            except OSError as error:
+                raise HypervisorError(
+                    f"{self._path} cannot be written: {plain_words(error)}",
+                    remedy="make room there, or mend what is wrong with that directory",
+                ) from error
         self._notes = notes
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._path.with_suffix(f".{secrets.token_hex(4)}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(scratch, flags, 0o600), "wb") as file:  # noqa: PTH123 - by its descriptor
-            file.write(msgspec.json.encode(notes))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(self._path)
-        sync_directory(self._path.parent)
 
     def remove(self) -> None:
         """All is done."""
         self._notes = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file anew: after a crash it is the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{secrets.token_hex(4)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(scratch, flags, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from entourage.hypervisors.libvirt.connection import bindings
+from entourage.hypervisors.libvirt.constants import NO_SUPPORT
 from entourage.hypervisors.libvirt.domainxml import parse
 
 _TOPOLOGICAL = 1 << 1
@@ -55,7 +56,9 @@ def checkpoints_of(raw: Any) -> tuple[Checkpoint, ...]:
     try:
         found = raw.listAllCheckpoints(_TOPOLOGICAL)
         return tuple(read_checkpoint(each.getXMLDesc(_NO_DOMAIN)) for each in found)
-    except bindings().libvirtError:
+    except bindings().libvirtError as error:
+        if error.get_error_code() != NO_SUPPORT:
+            raise
         return ()
 
 
@@ -109,8 +112,11 @@ def redefine(raw: Any, checkpoints: Sequence[Checkpoint]) -> list[str]:
     problems: list[str] = []
     if not checkpoints:
         return problems
-    domain = raw.XMLDesc(0)
-    known = {each.getName() for each in raw.listAllCheckpoints(0)}
+    try:
+        domain = raw.XMLDesc(0)
+        known = {each.getName() for each in raw.listAllCheckpoints(0)}
+    except bindings().libvirtError as error:
+        return [f"its checkpoints are not known here: {error}"]
     for checkpoint in checkpoints:
         if checkpoint.name in known:
             continue

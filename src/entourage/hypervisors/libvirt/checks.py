@@ -10,7 +10,7 @@ from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt.bootfiles import boot_refusals
 from entourage.hypervisors.libvirt.capi import OLDEST
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
-from entourage.hypervisors.libvirt.constants import STATE_NAMES, State
+from entourage.hypervisors.libvirt.constants import OFF, STATE_NAMES, State
 from entourage.hypervisors.libvirt.errors import plain
 from entourage.hypervisors.libvirt.needs import needs
 from entourage.steps import Refusal
@@ -97,7 +97,7 @@ async def taken(connection: Connection, domain: Domain, host: str) -> list[Refus
 
     name, state, keeps = await ask(look)
     reason = f"there is a domain {name} here already, {STATE_NAMES.get(State(state), 'unknown')}"
-    if state not in {State.SHUT_OFF, State.CRASHED}:
+    if state not in OFF:
         return [Refusal("domain", host, reason, f"see `virsh list` on {host}")]
     if mine is not None and name == domain.name and not keeps:
         reason = f"the definition of {name} that is here, {STATE_NAMES[State(state)]}, is replaced"

@@ -72,6 +72,8 @@ class State(enum.IntEnum):
     SUSPENDED = 7
 
 
+OFF: Final = frozenset({State.SHUT_OFF, State.CRASHED})
+
 STATE_NAMES: Final = {
     State.RUNNING: "running",
     State.BLOCKED: "running",
@@ -101,6 +103,7 @@ XML_SECURE: Final = 1
 XML_INACTIVE: Final = 2
 XML_MIGRATABLE: Final = 8
 
+NO_SUPPORT: Final = 3
 NO_DOMAIN: Final = 42
 NO_VOLUME: Final = 50
 VOLUME_EXISTS: Final = 90

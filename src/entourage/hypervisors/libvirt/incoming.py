@@ -93,6 +93,7 @@ class LibvirtIncoming(IncomingSeams):
         self._feed: Feed | None = None
         self._plan = LibvirtPlan()
         self._parameters: Parameters = {}
+        self._begun = False
         self._preparing: asyncio.Future[tuple[str, bytes]] | None = None
         self._cookie = b""
         self._offered: frozenset[str] = frozenset()
@@ -175,6 +176,7 @@ class LibvirtIncoming(IncomingSeams):
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Prepare; what the domain opens exists."""
+        self._begun = True
         self._domain, self._plan = domain, _read_plan(plan)
         handed.check_plan(self._plan, domain)
         handed.check_cookie(self._plan.cookie, domain)
@@ -336,9 +338,18 @@ class LibvirtIncoming(IncomingSeams):
                 if seen.guest is Guest.RUNNING:  # somebody has paused it since
                     return True
                 # Unfinished, and nobody works on it any more: it never ran, and never will.
-                await self.kill()
+                await self._forget_unfinished()
                 return False
             await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _forget_unfinished(self) -> None:
+        """End a machine that Finish has not let run.
+
+        What was set aside is put back only by ``kill``, once NEVER is on record: a definition that
+        is here before that would be taken for Finish's.
+        """
+        connection = await self._connected()
+        await forget(connection, self._domain, None, made=True, here=self._on_this_host)
 
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""
@@ -360,8 +371,8 @@ class LibvirtIncoming(IncomingSeams):
         connection = await self._connected()
         raw = await connection.domain(self._uuid)
         problems = await finish(raw, self._notes, here=self._on_this_host)
-        await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         await asyncio.to_thread(self._notes.remove)
+        await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         if problems:
             raise HypervisorError("; ".join(problems))
 
@@ -384,12 +395,11 @@ class LibvirtIncoming(IncomingSeams):
         connection = await self._connected()
         if not await connection.alive():
             self._connection = connection = await self._open(_SETTLES_WITHIN)
-        notes = await asyncio.to_thread(self._notes.read)
-        made = preparing is not None or notes is not None
-        await forget(connection, self._domain, made=made, here=self._on_this_host)
-        if notes is not None and notes.replaced:
-            await ask(put_back, connection.raw, notes)
-        await asyncio.to_thread(self._notes.remove)
+        notes, here = await asyncio.to_thread(self._notes.read), self._on_this_host
+        if preparing is not None or not self._begun:  # else there is nothing of this migration's
+            made = preparing is not None or notes is not None
+            await forget(connection, self._domain, notes, made=made, here=here)
+        await put_back(connection, self._domain, self._notes, here=here)
 
     async def _connected(self) -> Connection:
         if self._connection is None:

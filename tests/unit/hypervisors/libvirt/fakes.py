@@ -58,6 +58,7 @@ class FakeDomain:
         block_jobs: What ``blockJobInfo`` does, by the disk.
         snapshots, checkpoints: The names of the first; the XML of the second.
         state: Its state.
+        refuses: Whether libvirt refuses to undefine it.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class FakeDomain:
         snapshots: Sequence[str] = (),
         checkpoints: Sequence[str] = (),
         state: State = State.RUNNING,
+        refuses: bool = False,
     ) -> None:
         self._live, self._kept = live, kept
         self._job, self._block_jobs = job or {}, block_jobs or {}
         self._snapshots, self._checkpoints = snapshots, checkpoints
-        self._state = state
+        self._state, self._refuses = state, refuses
         self.told: list[Any] = []
 
     def XMLDesc(self, flags: int) -> str:  # noqa: N802 - libvirt's
@@ -114,8 +116,25 @@ class FakeDomain:
     def setAutostart(self, on: int) -> None:  # noqa: N802 - libvirt's
         self.told.append(("autostart", on))
 
-    def undefine(self) -> None:
-        self.told.append("undefine")
+    def undefineFlags(self, flags: int) -> None:  # noqa: N802 - libvirt's
+        self.told.append(("undefine", flags))
+        if self._refuses:
+            raise Failed
+
+    def destroy(self) -> None:
+        """Nothing: it does not end."""
+
+    def isPersistent(self) -> bool:  # noqa: N802 - libvirt's
+        return True
+
+    def autostart(self) -> int:
+        return 1
+
+    def connect(self) -> FakeDomain:
+        return self
+
+    def getLibVersion(self) -> int:  # noqa: N802 - libvirt's
+        return 11_003_000
 
 
 def handle_of(raw: Any, domain: Domain, *, transient: bool = False, qemu: int = 7_002_000) -> Any:

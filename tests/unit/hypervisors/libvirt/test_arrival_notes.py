@@ -12,22 +12,27 @@ import pytest
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
+from entourage.hypervisors.base import DataPlane, Plan
 from entourage.hypervisors.libvirt import arrival as module
 from entourage.hypervisors.libvirt import checks
 from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
 from entourage.hypervisors.libvirt.checkpoints import (
     Checkpoint,
     checkpoint_xml,
+    checkpoints_of,
     read_checkpoint,
     redefine,
 )
-from entourage.hypervisors.libvirt.constants import State
+from entourage.hypervisors.libvirt.connection import LostError
+from entourage.hypervisors.libvirt.constants import NO_SUPPORT, Parameter, State
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
-from tests.unit.hypervisors.libvirt.fakes import FakeDomain, use_fakes
+from tests.unit.hypervisors.libvirt.fakes import Failed, FakeDomain, use_fakes
 
 DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
+XML = f"<domain><name>{DOMAIN.name}</name><uuid>{DOMAIN.uuid}</uuid></domain>"
+PLAN = Plan(msgspec.msgpack.encode(LibvirtPlan(parameters={Parameter.DEST_XML: XML})))
 TEXT = """
 <domaincheckpoint>
   <name>second</name>
@@ -41,7 +46,7 @@ TEXT = """
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_fakes(monkeypatch, "checkpoints", "arrival")
+    use_fakes(monkeypatch, "checkpoints")
 
 
 def test_notes_outlive_their_process(tmp_path: Path) -> None:
@@ -92,6 +97,7 @@ class Connected(LibvirtIncoming):
 
     def __init__(self, notes: Path, connection: Any) -> None:
         super().__init__("qemu:///system", DOMAIN, notes)
+        self._feed: Any = SimpleNamespace()  # nothing is heard
         self._fake = connection
 
     async def _connected(self) -> Any:
@@ -112,6 +118,8 @@ class FakeConnection:
         return []
 
     def _define(self, text: str) -> FakeDomain:
+        if "refused" in text:
+            raise Failed
         self.defined.append(text)
         return self.back
 
@@ -138,7 +146,7 @@ async def test_a_transient_one_has_no_definition_there_after_a_crash_either(tmp_
     path, raw = tmp_path / "x.arrival", FakeDomain()
     NotesFile(path).write(Notes(transient=True))
     await Connected(path, FakeConnection(raw)).finish_arrival()
-    assert raw.told == ["undefine"]
+    assert raw.told == [("undefine", 1 << 3 | 1 << 6)]  # NVRAM and the TPM's state stay
 
 
 async def test_a_definition_that_was_there_comes_back(tmp_path: Path) -> None:
@@ -157,22 +165,142 @@ async def test_one_that_was_never_set_aside_is_left(tmp_path: Path) -> None:
     assert raw.told == []
 
 
-async def test_it_is_set_aside_before_anything_is_made(
+OLD = "<domain>old</domain>"
+
+
+def off(**given: Any) -> FakeDomain:
+    """A definition that is here already."""
+    return FakeDomain(kept=OLD, state=State.SHUT_OFF, **given)
+
+
+async def test_it_is_written_down_before_it_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "x.arrival"
-    raw = FakeDomain(kept="<domain>old</domain>", state=State.SHUT_OFF)
-    seen: list[Notes | None] = []
+    path, seen = tmp_path / "x.arrival", list[Notes | None]()
 
     async def set_aside(_raw: Any) -> None:
         seen.append(NotesFile(path).read())
 
     monkeypatch.setattr(module, "set_aside", set_aside)
-    monkeypatch.setattr(raw, "autostart", lambda: 1, raising=False)
-    await module.make_way(raw, LibvirtPlan(), NotesFile(path))
-    assert [(notes.replaced, notes.replaced_autostart) for notes in seen if notes] == [
-        ("<domain>old</domain>", True)
-    ]
+    await module.make_way(off(), LibvirtPlan(), NotesFile(path))
+    assert [(notes.replaced, notes.replaced_autostart) for notes in seen if notes] == [(OLD, True)]
+
+
+async def test_one_that_was_started_since_test_is_neither_set_aside_nor_ended(
+    tmp_path: Path,
+) -> None:
+    raw = FakeDomain(kept=OLD, state=State.RUNNING)
+    path = tmp_path / "x.arrival"
+    incoming = Connected(path, FakeConnection(raw))
+    with pytest.raises(HypervisorError, match="web1 here by now, running"):
+        await incoming.build(DOMAIN, DataPlane(address="", ports=(1, 2), secret=None), PLAN)
+    await incoming.kill()
+    assert raw.told == []
+    assert not path.exists()
+
+
+async def test_one_that_libvirt_does_not_set_aside_is_left_with_all_that_it_has(
+    tmp_path: Path,
+) -> None:
+    """It has a snapshot since TEST, say: what ends a machine would forget that."""
+    raw = off(refuses=True)
+    connection = FakeConnection(raw)
+    incoming = Connected(tmp_path / "x.arrival", connection)
+    with pytest.raises(HypervisorError):
+        await incoming.build(DOMAIN, DataPlane(address="", ports=(1, 2), secret=None), PLAN)
+    raw.told.clear()
+    await incoming.kill()
+    assert raw.told == []
+
+
+async def test_after_a_crash_one_that_is_here_still_is_left(tmp_path: Path) -> None:
+    """Killed right before it was set aside, or right after it was put back."""
+    path, raw = tmp_path / "x.arrival", off()
+    NotesFile(path).write(Notes(replaced=OLD))
+    await Connected(path, FakeConnection(raw)).kill()
+    assert raw.told == []
+    assert not path.exists()
+
+
+async def test_what_finish_has_left_is_not_taken_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrival"
+    raw = FakeDomain(kept="<domain>new</domain>", state=State.SHUT_OFF)
+    NotesFile(path).write(Notes(replaced=OLD))
+    with pytest.raises(HypervisorError, match="does not end web1"):  # the fake does not
+        await Connected(path, FakeConnection(raw)).kill()
+    assert [what for what, _ in raw.told] == ["undefine"]
+    assert NotesFile(path).read() == Notes(replaced=OLD)
+
+
+async def test_the_next_arrival_does_not_lose_what_could_not_be_put_back(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrival"
+    NotesFile(path).write(Notes(replaced=OLD, replaced_autostart=True))
+    await module.make_way(None, LibvirtPlan(autostart=True), NotesFile(path))
+    assert NotesFile(path).read() == Notes(autostart=True, replaced=OLD, replaced_autostart=True)
+
+
+async def test_what_libvirt_does_not_take_back_is_kept_and_told(tmp_path: Path) -> None:
+    path, connection = tmp_path / "x.arrival", FakeConnection(None)
+    NotesFile(path).write(Notes(replaced="<domain>refused</domain>"))
+    with pytest.raises(HypervisorError, match="take back the definition of web1") as caught:
+        await Connected(path, connection).kill()
+    assert str(path) in caught.value.remedy
+    assert path.exists()
+
+
+async def test_its_definition_is_on_the_disk_before_the_notes_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "x.arrival", list[bool]()
+    NotesFile(path).write(Notes(replaced=OLD))
+    monkeypatch.setattr(module, "sync_definitions", lambda: seen.append(path.exists()))
+    await Connected(path, FakeConnection(None)).kill()
+    assert seen == [True]
+
+
+async def test_what_was_replaced_is_never_put_back_by_a_later_arrival(tmp_path: Path) -> None:
+    """Also where libvirtd goes away right after the guest was let run."""
+    path, raw = tmp_path / "x.arrival", FakeDomain()
+    raw.setAutostart = fails(6)  # the connection is closed
+    NotesFile(path).write(Notes(autostart=True, replaced=OLD))
+    with pytest.raises(LostError):
+        await Connected(path, FakeConnection(raw)).finish_arrival()
+    assert NotesFile(path).read() == Notes(autostart=True)
+
+
+async def test_a_transient_one_that_keeps_its_definition_is_told(tmp_path: Path) -> None:
+    path, raw = tmp_path / "x.arrival", FakeDomain(refuses=True)
+    NotesFile(path).write(Notes(transient=True))
+    with pytest.raises(HypervisorError, match="web1 keeps a definition here"):
+        await Connected(path, FakeConnection(raw)).finish_arrival()
+
+
+def test_notes_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrival"
+    path.mkdir()
+    with pytest.raises(HypervisorError, match=r"x\.arrival cannot be written"):
+        NotesFile(path).write(Notes())
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_only_a_libvirt_that_knows_no_checkpoints_has_none() -> None:
+    raw = FakeDomain()
+    raw.listAllCheckpoints = fails(NO_SUPPORT)
+    assert checkpoints_of(raw) == ()
+    raw.listAllCheckpoints = fails(1)
+    with pytest.raises(Failed):
+        checkpoints_of(raw)
+    [problem] = redefine(raw, [read_checkpoint(TEXT)])
+    assert "not known here" in problem
+
+
+def fails(code: int) -> Any:
+    """Stand for a call that libvirt refuses so."""
+
+    def call(_flags: int) -> Any:
+        raise Failed("no", code)
+
+    return call
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt
 from entourage.hypervisors.libvirt import incoming as module
 from entourage.hypervisors.libvirt.agentless import AgentlessIncoming
+from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
 from entourage.hypervisors.libvirt.connection import Connection, LostError
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
@@ -70,8 +72,8 @@ class Fake:
 class Local(LibvirtIncoming):
     """With such a connection, or none at all."""
 
-    def __init__(self, connection: Fake | None) -> None:
-        super().__init__("qemu:///system", DOMAIN)
+    def __init__(self, connection: Fake | None, notes: Path | None = None) -> None:
+        super().__init__("qemu:///system", DOMAIN, notes)
         self.connection: Any = connection
 
     async def _open(self, patience: float = 0) -> Connection:
@@ -117,6 +119,18 @@ async def test_what_does_not_end_is_not_said_to_have(monkeypatch: pytest.MonkeyP
         await stays.kill()
     with pytest.raises(InDoubt, match="does not end web1"):
         await stays.has_run()
+
+
+async def test_a_definition_is_put_back_only_once_it_is_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this process died in between, the next would take it for one that Finish has written."""
+    monkeypatch.setattr(module, "_SETTLES_WITHIN", 0.0)
+    path = tmp_path / "x.arrival"
+    NotesFile(path).write(Notes(replaced="<domain/>"))
+    unfinished = Machine(State.PAUSED, defined=False)
+    assert not await Local(Fake(unfinished, unfinished, None), path).has_run()
+    assert path.exists()
 
 
 async def test_another_host_at_that_address_is_not_believed(
