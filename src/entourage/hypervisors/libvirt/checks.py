@@ -12,6 +12,7 @@ from entourage.hypervisors.libvirt.capi import OLDEST
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import OFF, STATE_NAMES, State
 from entourage.hypervisors.libvirt.errors import plain
+from entourage.hypervisors.libvirt.looks import version_in
 from entourage.hypervisors.libvirt.needs import needs
 from entourage.steps import Refusal
 
@@ -64,7 +65,7 @@ def versions(facts: Mapping[str, str], libvirt: int, qemu: int, host: str) -> li
     if _parts(libvirt) < OLDEST:
         remedy = f"install libvirt 6.0.0 or newer on {host}"
         reasons.append((f"libvirtd {dotted(libvirt)} is too old to be driven", remedy))
-    theirs = int(facts.get("qemu", "0") or 0)
+    theirs = version_in(facts.get("qemu", ""))
     if theirs and qemu < theirs:
         reasons.append(
             (

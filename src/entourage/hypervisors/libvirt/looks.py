@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree as ET
@@ -16,6 +17,8 @@ from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.survey import Survey
 from entourage.steps import Refusal
+
+_VERSION = re.compile("[0-9]{1,12}")
 
 
 async def facts(handle: Handle) -> Mapping[str, str]:
@@ -37,6 +40,11 @@ async def facts(handle: Handle) -> Mapping[str, str]:
     if not handle.transient:
         found["definition"] = await ask(handle.raw.XMLDesc, XML_INACTIVE | XML_MIGRATABLE)
     return found | await about(handle.domain)
+
+
+def version_in(said: str) -> int:
+    """A version as libvirt has it (9000000), from what the other host says; 0 where it is none."""
+    return int(said) if _VERSION.fullmatch(said) else 0
 
 
 async def blockers(handle: Handle, found: Survey) -> Sequence[Refusal]:

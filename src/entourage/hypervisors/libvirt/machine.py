@@ -61,7 +61,6 @@ _DEADMAN = Path(__file__).with_name("deadman.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _SHOW_EVERY = 0.25
 _PAGE = 4096
-_DIGITS = 12  # more than any version has
 # Auto-converge cannot be switched on later: where it may be wanted, it begins gently.
 _GENTLY = {Parameter.CONVERGE_INITIAL: 5, Parameter.CONVERGE_INCREMENT: 10}
 _BASE = Flag.LIVE | Flag.PERSIST_DEST | Flag.UNDEFINE_SOURCE | Flag.UNSAFE
@@ -176,11 +175,7 @@ class LibvirtMachine(MachineSeams):
     ) -> None:
         """Listen, choose how memory travels, and arm the deadman."""
         await self._tidied()
-        said = offers.get("qemu", "")
-        self._plane, self._qemu_there = (
-            plane,
-            int(said) if said.isdecimal() and len(said) < _DIGITS else 0,
-        )
+        self._plane, self._qemu_there = plane, looks.version_in(offers.get("qemu", ""))
         self._choose(plane, offers, throttle=throttle)
         uri, uuid = self._handle.connection.uri, str(self.domain.uuid)
         if self._job.feed is None:

@@ -217,7 +217,8 @@ def _line(source: ET.Element, kind: str, what: str, host: str) -> Iterator[Need]
             if path and not _exists(path) and not _exists(f"{path}.in"):
                 yield f"there is no {path}, {what}", f"make it on {host}"
         case "tcp" | "udp" if mode == "bind":
-            yield from _listens(source.get("host", ""), source.get("service", ""), what, host)
+            port = source.get("service", "")
+            yield from _listens(source.get("host", ""), port, what, host, udp=kind == "udp")
         case _:
             pass
 
@@ -246,7 +247,7 @@ def _displays(root: ET.Element, host: str) -> Iterator[Need]:
             yield from _listens(address, fixed, kind, host)
 
 
-def _listens(address: str, port: str, what: str, host: str) -> Iterator[Need]:
+def _listens(address: str, port: str, what: str, host: str, *, udp: bool = False) -> Iterator[Need]:
     """Whether it can listen there: tried, and given up again at once."""
     try:
         ip = ipaddress.ip_address(address or "0.0.0.0")  # noqa: S104 - where it says none
@@ -255,10 +256,12 @@ def _listens(address: str, port: str, what: str, host: str) -> Iterator[Need]:
     number = int(port) if port.isdecimal() and int(port) < 1 << 16 else 0
     family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET  # noqa: PLR2004 - IPv6
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as trial:
+            if not udp:  # two that allow it could have one port of UDP
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((str(ip), number))
-            trial.listen()
+            if not udp:
+                trial.listen()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             yield f"the port {port}, at which {what} listens, is in use there", f"free it on {host}"

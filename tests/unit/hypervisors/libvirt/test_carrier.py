@@ -266,6 +266,12 @@ def test_an_older_qemu_is_refused() -> None:
     assert checks.versions({"qemu": "7002000"}, 9_000_000, 10_000_000, "b") == []
 
 
+@pytest.mark.parametrize("said", ["", "seven", "-1", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_a_version_that_is_none_is_no_reason(said: str) -> None:
+    """The source can say what it likes."""
+    assert checks.versions({"qemu": said}, 9_000_000, 7_001_000, "b") == []
+
+
 def test_an_old_libvirtd_is_refused() -> None:
     [(reason, _)] = checks.versions({}, 5_000_000, 7_002_000, "b")
     assert reason == "libvirtd 5.0.0 is too old to be driven"

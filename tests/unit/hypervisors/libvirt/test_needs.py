@@ -186,6 +186,18 @@ async def test_an_address_of_the_sources_own(listen: str) -> None:
         assert not await ask(xml.format(fits))
 
 
+async def test_a_port_of_udp_is_another_than_that_of_tcp() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as other, socket.socket() as stream:
+        other.bind(("127.0.0.1", 0))
+        stream.bind(("127.0.0.1", 0))
+        stream.listen()
+        used, free = other.getsockname()[1], stream.getsockname()[1]
+        line = "<serial type='udp'><source mode='bind' host='127.0.0.1' service='{}'/></serial>"
+        [found] = await ask(device(line.format(used)))
+        assert found.reason == f"the port {used}, at which a serial listens, is in use there"
+        assert not await ask(device(line.format(free)))
+
+
 async def test_a_port_in_use() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
