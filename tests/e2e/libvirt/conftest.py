@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.libvirtd import start_all
+from lab.observer import Observer
+from tests.e2e.libvirt.world import LibvirtWorld
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from lab.hosts import Lab
-    from tests.e2e.libvirt.world import LibvirtWorld
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,15 @@ def libvirt_lab(lab: Lab) -> Lab:
     """Hosts a and b, each with its libvirtd. A test that kills one starts it again."""
     start_all([lab["a"], lab["b"]])
     return lab
+
+
+@pytest.fixture(scope="module")
+def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
+    """Return the usual guest and hosts; a module that wants others has its own."""
+    with Observer.start(libvirt_lab) as seen:
+        world = LibvirtWorld.begin(libvirt_lab, seen)
+        yield world
+        world.end()
 
 
 @pytest.fixture

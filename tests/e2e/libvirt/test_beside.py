@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
 from xml.etree import ElementTree as ET
 
-import pytest
-
-from lab.hosts import Lab
 from lab.libvirtd import IMAGES, Libvirtd
-from lab.observer import Observer
 from tests.e2e.libvirt.world import LibvirtWorld
 
 CHECKPOINT = """
@@ -28,14 +23,6 @@ BACKUP = """
 </domainbackup>
 """
 PENDING = f"{IMAGES}/pending.qcow2"
-
-
-@pytest.fixture(scope="module")
-def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
-    with Observer.start(libvirt_lab) as seen:
-        world = LibvirtWorld.begin(libvirt_lab, seen)
-        yield world
-        world.end()
 
 
 def test_it_starts_with_its_host_there_too(world: LibvirtWorld) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
 
 import pytest
 
-from lab.hosts import Lab
 from lab.libvirtd import LOCAL, Libvirtd
-from lab.observer import Observer
 from tests.e2e.dying import (
     GO_SAID,
     GO_STANDS,
@@ -26,14 +23,6 @@ from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.run import PATIENCE
 
 SLOWLY = ("--bandwidth", "20MiB/s")  # disks come first, at the same pace
-
-
-@pytest.fixture(scope="module")
-def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
-    with Observer.start(libvirt_lab) as seen:
-        world = LibvirtWorld.begin(libvirt_lab, seen)
-        yield world
-        world.end()
 
 
 @pytest.mark.matrix  # virsh waits half a minute for libvirt's job before it gives up

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from lab.hosts import Lab
 from lab.libvirtd import LOCAL, Libvirtd, ssh_uri
-from lab.observer import Observer
 from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.run import PATIENCE
-
-
-@pytest.fixture(scope="module")
-def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
-    with Observer.start(libvirt_lab) as seen:
-        world = LibvirtWorld.begin(libvirt_lab, seen)
-        yield world
-        world.end()
 
 
 def test_two_daemons_of_two_hosts(libvirt_lab: Lab) -> None:

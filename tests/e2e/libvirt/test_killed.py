@@ -6,13 +6,9 @@ killed is started again at once, as systemd does, if its name does not end in ``
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import pytest
 
-from lab.hosts import Lab
 from lab.libvirtd import Libvirtd
-from lab.observer import Observer
 from tests.e2e.dying import (
     ARMED,
     GO_SAID,
@@ -88,14 +84,6 @@ CASES = [
     *(pytest.param(case, id=str(case), marks=pytest.mark.matrix) for case in MATRIX),
 ]
 SLOWLY = ("--bandwidth", "20MiB/s")  # disks come first, at the same pace
-
-
-@pytest.fixture(scope="module")
-def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
-    with Observer.start(libvirt_lab) as seen:
-        world = LibvirtWorld.begin(libvirt_lab, seen)
-        yield world
-        world.end()
 
 
 def kill(world: World, name: str, under: Under) -> None:

@@ -12,21 +12,11 @@ from pathlib import Path
 import pytest
 
 from lab.certificates import PKI, Authority
-from lab.hosts import Lab
 from lab.libvirtd import Libvirtd
-from lab.observer import Observer
 from tests.e2e.libvirt.world import NOT_THERE, LibvirtWorld
 from tests.e2e.run import PATIENCE
 
 WIRETAP = str(Path(__file__).with_name("wiretap.py"))
-
-
-@pytest.fixture(scope="module")
-def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
-    with Observer.start(libvirt_lab) as seen:
-        world = LibvirtWorld.begin(libvirt_lab, seen)
-        yield world
-        world.end()
 
 
 @contextmanager
