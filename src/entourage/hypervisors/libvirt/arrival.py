@@ -129,9 +129,9 @@ async def forget(
             return False
         return not made or bool(notes and _kept(raw) == notes.replaced)
 
-    if await ask(was_here):
-        return
-    with contextlib.suppress(RefusedError):
+    with contextlib.suppress(RefusedError):  # libvirtd has ended it by itself meanwhile
+        if await ask(was_here):
+            return
         await ask(raw.destroy)
     name = domain.name
     await undefine(raw, name, here=here)

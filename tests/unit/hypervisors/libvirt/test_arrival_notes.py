@@ -24,7 +24,7 @@ from entourage.hypervisors.libvirt.checkpoints import (
     redefine,
 )
 from entourage.hypervisors.libvirt.connection import LostError
-from entourage.hypervisors.libvirt.constants import NO_SUPPORT, Parameter, State
+from entourage.hypervisors.libvirt.constants import NO_DOMAIN, NO_SUPPORT, Parameter, State
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
@@ -222,6 +222,22 @@ async def test_after_a_crash_one_that_is_here_still_is_left(tmp_path: Path) -> N
     assert not path.exists()
 
 
+async def test_one_that_libvirtd_ends_meanwhile_is_gone(tmp_path: Path) -> None:
+    raw = FakeDomain(refuses=True)
+    raw.state = raw.isPersistent = fails(NO_DOMAIN)
+    connection = FakeConnection(raw)
+    shown = iter([raw])
+
+    async def domain(_uuid: str) -> FakeDomain | None:
+        return next(shown, None)
+
+    connection.domain = domain
+    path = tmp_path / "x.arrival"
+    NotesFile(path).write(Notes())
+    await Connected(path, connection).kill()
+    assert not path.exists()
+
+
 async def test_what_finish_has_left_is_not_taken_for_it(tmp_path: Path) -> None:
     path = tmp_path / "x.arrival"
     raw = FakeDomain(kept="<domain>new</domain>", state=State.SHUT_OFF)
@@ -297,7 +313,7 @@ def test_only_a_libvirt_that_knows_no_checkpoints_has_none() -> None:
 def fails(code: int) -> Any:
     """Stand for a call that libvirt refuses so."""
 
-    def call(_flags: int) -> Any:
+    def call(*_flags: int) -> Any:
         raise Failed("no", code)
 
     return call
