@@ -18,13 +18,16 @@ _AGAIN = 0.05
 _SOON = 0.01
 _ENDS_WITHIN = 10.0
 _FAILS_WITHIN = 1.0
+_COPIES_END_WITHIN = 1.0
 _WAKE_UP = b'{"execute": "migrate-continue", "arguments": {"state": "cancelling"}}'
 _COPIES = b'{"execute": "query-block-jobs"}'
+_WHERE = b'{"execute": "query-migrate"}'
 _CUT_OFF = b'{"execute": "yank", "arguments": {"instances": [{"type": "migration"}]}}'
+_HELD = frozenset({"pre-switchover", "device"})
 _RUNNING, _PAUSED = 1, 3
 
 
-class _Libvirt:
+class LibvirtDomain:
     """One domain, by libvirt's C library."""
 
     def __init__(self, uri: str, uuid: str) -> None:
@@ -60,13 +63,7 @@ class _Libvirt:
 
     def end_job(self) -> None:
         """End the migration, if one is under way; returns when it has, or does not."""
-        # Cancelled while it sends the last, QEMU may die of the guest's next write; cut off
-        # instead, it fails by itself, and libvirt's job ends with it (see rollback.py).
-        if (
-            self._busy()
-            and self._tell_qemu(_COPIES) == []
-            and self._tell_qemu(_CUT_OFF) is not None
-        ):
+        if self._busy() and self._cut_off():
             failed = time.monotonic() + _FAILS_WITHIN
             while self._busy() and time.monotonic() < failed:
                 time.sleep(_SOON)
@@ -77,6 +74,23 @@ class _Libvirt:
             if self._busy() and self.state() == _PAUSED:
                 # A QEMU that was cancelled just as it stopped may sleep for ever.
                 self._tell_qemu(_WAKE_UP)
+
+    def _cut_off(self) -> bool:
+        """Cut memory off, where no disk is copied any more; whether it was on its way.
+
+        Cancelled while it sends the last, QEMU may die of the guest's next write; cut off instead,
+        it fails by itself, and libvirt's job ends with it. While libvirt ends the copies of a
+        stopped guest, it is about to let QEMU send the last: that is waited for (see rollback.py).
+        """
+        deadline = time.monotonic() + _COPIES_END_WITHIN
+        while self._tell_qemu(_COPIES) != []:
+            told = self._tell_qemu(_WHERE)
+            at = told.get("status") if told else None
+            ending = at in _HELD or (at == "active" and self.state() == _PAUSED)
+            if not ending or time.monotonic() > deadline:
+                return False
+            time.sleep(_SOON)
+        return self._tell_qemu(_CUT_OFF) is not None
 
     def _busy(self) -> bool:
         """Whether a job is under way (the first field of ``virDomainJobInfo``)."""
@@ -98,7 +112,7 @@ class _Libvirt:
         self._library.virDomainResume(self._domain)
 
 
-def resume(domain: _Libvirt, *, run_again: bool) -> str:
+def resume(domain: LibvirtDomain, *, run_again: bool) -> str:
     """Give the migration up and let the guest run; returns what became of it."""
     deadline = time.monotonic() + _DEADLINE
     while time.monotonic() < deadline:
@@ -126,7 +140,7 @@ def open_guest(arguments: list[str]) -> Callable[..., str]:
         arguments: The connection's URI, and the domain's UUID.
     """
     uri, uuid = arguments
-    domain = _Libvirt(uri, uuid)
+    domain = LibvirtDomain(uri, uuid)
     if not domain.connect():
         sys.exit(f"entourage: deadman: {uri} does not answer, or has no such domain")
     return partial(resume, domain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from entourage.errors import HypervisorError
@@ -22,6 +22,7 @@ _SUSPEND_AFTER = 20  # attempts
 _STUCK_AFTER = 1.0  # seconds for QEMU to answer
 _FAILS_WITHIN = 1.0  # seconds for QEMU and libvirt to find that memory was cut off
 _FLUSHES_WITHIN = 3.0  # seconds for QEMU to flush its disks
+_COPIES_END_WITHIN = 1.0  # seconds for the copies of the disks to end, once the guest is stopped
 _ENDS_WITHIN = 60.0  # seconds for libvirt to end a job, where it takes some tenths
 _HELD = frozenset({"pre-switchover", "device"})
 _MEMORY = {"type": "migration"}
@@ -89,6 +90,7 @@ class Rollback:
             if cut:
                 await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
             await self._past_the_stop(performing)
+            await self._past_the_copies(performing)
             if not cut and not performing.done() and await self._cut_off_late():
                 await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
             rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
@@ -110,21 +112,50 @@ class Rollback:
         QEMU (7.2) may go to sleep for ever then, with the guest stopped, and libvirt (9.0) may wait
         for ever for a stop that has been. It is tens of milliseconds, in which disks are flushed.
         """
-        if performing.done():
-            return
-        feed = self._job.heard()
 
         def past(known: Known) -> bool | None:
             stopping = known.stopped_at > known.resumed_at and known.migration == "active"
             return None if stopping else True
 
-        waiting = asyncio.ensure_future(feed.until(past))
+        await self._until(past, performing, _FLUSHES_WITHIN)
+
+    async def _past_the_copies(self, performing: asyncio.Future[bytes]) -> None:
+        """Do not end the job while libvirt ends the copies of the disks of a stopped guest.
+
+        It tells QEMU to go on the moment they have ended, and a ``migrate_cancel`` that comes after
+        that is the one that QEMU may die of (see ``_cut_off``). Copies end in milliseconds, well
+        or, with the target's QEMU, not. Those to a target that is gone without a word are cut off:
+        libvirt, which has cancelled them by then, gives up by itself.
+        """
+
+        def past(known: Known) -> bool | None:
+            return None if known.migration == "pre-switchover" else True
+
+        job = self._job
+        if not job.disks.names or await self._until(past, performing, _COPIES_END_WITHIN):
+            return
+        if job.calls is None or not job.calls.hang_up():
+            await self._in_time(self._yank(*self._copies(), _MEMORY))
+        await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
+
+    async def _until(
+        self,
+        past: Callable[[Known], bool | None],
+        performing: asyncio.Future[bytes],
+        seconds: float,
+    ) -> bool:
+        """Wait for what is past, or Perform's end, so many seconds at most; whether it came."""
+        if performing.done():
+            return True
+        waiting = asyncio.ensure_future(self._job.heard().until(past))
         try:
-            await asyncio.wait(
-                {waiting, performing}, timeout=_FLUSHES_WITHIN, return_when=asyncio.FIRST_COMPLETED
+            ended, _ = await asyncio.wait(
+                {waiting, performing}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             waiting.cancel()
+            _read_late(waiting)
+        return bool(ended)
 
     async def _pressed(
         self, pressing: Coroutine[Any, Any, None], performing: asyncio.Future[bytes]
@@ -157,15 +188,18 @@ class Rollback:
             await ask(self._handle.raw.abortJob)
         if attempt == 0 or attempt % _YANK_EVERY:
             return
-        nodes = [f"migration-{disk.id}-storage" for disk in self._handle.domain.block]
-        ends = [{"type": "block-node", "node-name": node} for node in nodes]
-        await self._yank(_MEMORY, *ends)
+        await self._yank(_MEMORY, *self._copies())
         state = await self._handle.state()
         with contextlib.suppress(RefusedError):
             if state != State.RUNNING:
                 await self._handle.tell_qemu("migrate-continue", state="cancelling")
             elif attempt >= _SUSPEND_AFTER:
                 await self._handle.suspend()
+
+    def _copies(self) -> list[dict[str, str]]:
+        """QEMU's names for its connections of the disks' copies."""
+        nodes = [f"migration-{disk.id}-storage" for disk in self._handle.domain.block]
+        return [{"type": "block-node", "node-name": node} for node in nodes]
 
     async def _yank(self, *ends: dict[str, str]) -> bool:
         """Shut connections of the migration, memory's or that of a disk's copy; whether any was."""
@@ -180,7 +214,8 @@ class Rollback:
         nobody: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
-            if await self._handle.busy() and await self._in_time(self._yank_alone()):
+            wait = _COPIES_END_WITHIN + _STUCK_AFTER
+            if await self._handle.busy() and await self._in_time(self._yank_alone(), wait):
                 failed = time.monotonic() + _FAILS_WITHIN
                 # libvirt tells nobody that a job has ended.
                 while await self._handle.busy() and time.monotonic() < failed:  # noqa: ASYNC110
@@ -192,16 +227,27 @@ class Rollback:
                 rounds += 1
 
     async def _yank_alone(self) -> bool:
-        """What ``_cut_off`` does, by QEMU itself; whether memory was on its way, and no disk."""
+        """What ``_cut_off`` and ``_past_the_copies`` do, by QEMU; whether anything was cut off."""
+        ends = time.monotonic() + _COPIES_END_WITHIN
         with contextlib.suppress(RefusedError):
-            if await self._handle.tell_qemu("query-block-jobs") == []:
-                return await self._yank(_MEMORY)
+            while await self._handle.tell_qemu("query-block-jobs") != []:
+                told = await self._handle.tell_qemu("query-migrate")
+                at = told.get("status") if told else None
+                paused = await self._handle.state() == State.PAUSED
+                if at not in _HELD and not (at == "active" and paused):
+                    return False
+                if time.monotonic() > ends:
+                    return await self._yank(*self._copies(), _MEMORY)
+                await asyncio.sleep(_SOON)
+            return await self._yank(_MEMORY)
         return False
 
-    async def _in_time(self, asking: Coroutine[Any, Any, bool]) -> bool:
+    async def _in_time(
+        self, asking: Coroutine[Any, Any, bool], seconds: float | None = None
+    ) -> bool:
         """What QEMU answers; False where it does not: it may wait for a target that is gone."""
         asked = asyncio.ensure_future(asking)
-        await asyncio.wait({asked}, timeout=_STUCK_AFTER)
+        await asyncio.wait({asked}, timeout=_STUCK_AFTER if seconds is None else seconds)
         if asked.done():
             return asked.result()
         _read_late(asked)

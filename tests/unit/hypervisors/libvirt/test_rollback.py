@@ -49,10 +49,25 @@ class Quiet:
     """A fake of a feed: the guest has not stopped."""
 
     def __init__(self) -> None:
-        self.known = Known()
+        self._known = Known()
+        self._changed = asyncio.Event()
+        self.asked = asyncio.Event()
+
+    @property
+    def known(self) -> Known:
+        return self._known
+
+    @known.setter
+    def known(self, known: Known) -> None:
+        self._known = known
+        self._changed.set()
 
     async def until(self, check: Any) -> Any:
-        return check(self.known)
+        while (found := check(self.known)) is None:
+            self.asked.set()
+            self._changed.clear()
+            await self._changed.wait()
+        return found
 
 
 class GivingUp:
@@ -145,14 +160,15 @@ class Memory:
         self._giving_up = giving_up
         self._may_touch = may_touch
 
-    def hang_up(self, port: int) -> int:
+    def hang_up(self, port: int | None = None) -> int:
         if self._may_touch:
-            self.fails(f"kernel {port}")
+            self.fails(f"kernel {port or 'all'}")
         return int(self._may_touch)
 
     async def tell_qemu(self, _raw: Any, command: str, **arguments: Any) -> dict[str, Any]:
-        assert arguments == {"instances": [{"type": "migration"}]}
-        self.fails(command)
+        [end] = arguments["instances"]
+        if not self._giving_up.performing.done():
+            self.fails(f"{command} {end.get('node-name', end['type'])}")
         return {}
 
     def fails(self, by: str) -> None:
@@ -175,7 +191,7 @@ async def test_memory_that_is_sent_is_cut_off_and_not_cancelled(
     monkeypatch.setattr(handle, "tell_qemu", memory.tell_qemu)
     giving_up.sends(memory, 49152, carried)
     await asyncio.wait_for(giving_up.abort(), 5)
-    assert memory.cut == ["kernel 49152" if may_touch else "yank"]
+    assert memory.cut == ["kernel 49152" if may_touch else "yank migration"]
     assert not raw.asked
 
 
@@ -183,7 +199,7 @@ async def test_copies_are_cancelled_and_not_cut_off() -> None:
     """Cut off with memory, the target's QEMU ends, and a copy may stay behind here."""
     raw = Late()
     giving_up = GivingUp(raw, performing=True)
-    giving_up.feed.known = Known(migration="pre-switchover", stopped_at=1)
+    giving_up.feed.known = Known(migration="active")
     loop, performing = asyncio.get_running_loop(), giving_up.performing
     failed = HypervisorError("cancelled")
     raw.end = lambda: loop.call_soon_threadsafe(performing.set_exception, failed)
@@ -192,6 +208,91 @@ async def test_copies_are_cancelled_and_not_cut_off() -> None:
     await asyncio.wait_for(giving_up.abort(), 5)
     assert not memory.cut
     assert raw.did == ["told", "looked at"]
+
+
+async def test_nothing_is_cancelled_while_libvirt_ends_the_copies_of_a_stopped_guest() -> None:
+    """It lets QEMU go on with memory the moment they have ended: then memory is cut off."""
+    raw = Stubborn()
+    giving_up = GivingUp(raw, performing=True)
+    giving_up.feed.known = Known(migration="pre-switchover", stopped_at=1)
+    memory = Memory(giving_up)
+    giving_up.sends(memory, 49152, {"vda": False})
+    aborting = asyncio.ensure_future(giving_up.abort())
+    await asyncio.wait_for(giving_up.feed.asked.wait(), 5)
+    assert not memory.cut
+    giving_up.feed.known = Known(migration="device", stopped_at=1)
+    await asyncio.wait_for(aborting, 5)
+    assert memory.cut == ["kernel 49152"]
+    assert not raw.asked
+
+
+@pytest.mark.parametrize("may_touch", [True, False], ids=["kernel", "monitor"])
+async def test_copies_that_do_not_end_are_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+    may_touch: bool,  # noqa: FBT001 - a case
+) -> None:
+    """The target is gone without a word: libvirt finds that they fail, and gives up by itself."""
+    monkeypatch.setattr(rollback, "_COPIES_END_WITHIN", 0.01)
+    raw = Stubborn()
+    giving_up = GivingUp(raw, performing=True)
+    giving_up.feed.known = Known(migration="pre-switchover", stopped_at=1)
+    memory = Memory(giving_up, may_touch=may_touch)
+    monkeypatch.setattr(handle, "tell_qemu", memory.tell_qemu)
+    giving_up.sends(memory, 49152, {"vda": False})
+    await asyncio.wait_for(giving_up.abort(), 5)
+    assert memory.cut == ["kernel all" if may_touch else "yank migration-vda-storage"]
+    assert not raw.asked
+
+
+class Left:
+    """A fake of a QEMU whose migration was begun by a process that is gone."""
+
+    def __init__(self, at: str, *, looks: int) -> None:
+        self.told: list[str] = []
+        self._at = at
+        self._looks = looks  # at its copies, until they have ended
+
+    async def tell_qemu(self, _raw: Any, command: str, **arguments: Any) -> Any:
+        if command == "query-block-jobs":
+            self._looks -= 1
+            return [{"device": "vda"}] if self._looks >= 0 else []
+        if command == "query-migrate":
+            return {"status": self._at}
+        ends = [end.get("node-name", end["type"]) for end in arguments.get("instances", ())]
+        self.told.append(" ".join([command, *ends]))
+        return {}
+
+
+class Ended(Stubborn):
+    """Its job is gone once its QEMU was told something."""
+
+    def __init__(self, left: Left) -> None:
+        super().__init__()
+        self._left = left
+
+    def jobInfo(self) -> list[int]:  # noqa: N802 - libvirt's
+        return [0 if self._left.told or self.asked else 1]
+
+
+@pytest.mark.parametrize(
+    ("at", "looks", "told", "asked"),
+    [
+        ("active", 1000, [], 1),
+        ("active", 0, ["yank migration"], 0),
+        ("pre-switchover", 3, ["yank migration"], 0),
+        ("pre-switchover", 1000, ["yank migration-vda-storage", "yank migration"], 0),
+    ],
+)
+async def test_the_same_of_a_process_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, at: str, looks: int, told: list[str], asked: int
+) -> None:
+    monkeypatch.setattr(rollback, "_COPIES_END_WITHIN", 0.1)
+    left = Left(at, looks=looks)
+    monkeypatch.setattr(handle, "tell_qemu", left.tell_qemu)
+    raw = Ended(left)
+    await asyncio.wait_for(GivingUp(raw, performing=False).abort(), 5)
+    assert left.told == told
+    assert raw.asked == asked
 
 
 @pytest.mark.parametrize("performing", [True, False])
@@ -208,6 +309,7 @@ async def test_a_qemu_that_does_not_answer_keeps_nobody_from_ending_the_job(
         await silent
 
     monkeypatch.setattr(rollback, "_STUCK_AFTER", 0.01)
+    monkeypatch.setattr(rollback, "_COPIES_END_WITHIN", 0.01)
     monkeypatch.setattr(rollback, "_ENDS_WITHIN", 0.3)
     monkeypatch.setattr(rollback, "_AGAIN", 0.001)
     monkeypatch.setattr(handle, "tell_qemu", tell_qemu)

@@ -1,0 +1,68 @@
+"""The deadman of a libvirt domain: how it ends the job, told by what it says to QEMU."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from entourage.hypervisors.libvirt import deadman
+
+RUNNING, PAUSED = 1, 3
+
+
+class Answering(deadman.LibvirtDomain):
+    """A domain whose libvirt and QEMU are made up.
+
+    Args:
+        at: Where QEMU says that its migration is.
+        looks: At its copies, until they have ended.
+        state: Of the domain.
+    """
+
+    def __init__(self, at: str, *, looks: int, state: int) -> None:
+        self._at, self._looks, self._state = at, looks, state
+        self.told: list[str] = []
+        self._library: Any = self
+        self._domain: Any = None
+
+    def state(self) -> int:
+        return self._state
+
+    def _busy(self) -> bool:
+        return not self.told
+
+    def _tell_qemu(self, words: bytes) -> Any:
+        match json.loads(words)["execute"]:
+            case "query-block-jobs":
+                self._looks -= 1
+                return [{"device": "vda"}] if self._looks >= 0 else []
+            case "query-migrate":
+                return {"status": self._at}
+            case command:
+                self.told.append(command)
+                return {}
+
+    def virDomainAbortJob(self, _domain: Any) -> None:  # noqa: N802 - libvirt's
+        self.told.append("abort")
+
+
+@pytest.mark.parametrize(
+    ("at", "state", "looks", "told"),
+    [
+        ("active", RUNNING, 1000, "abort"),
+        ("active", RUNNING, 0, "yank"),
+        ("active", PAUSED, 3, "yank"),
+        ("pre-switchover", PAUSED, 3, "yank"),
+        ("pre-switchover", PAUSED, 1000, "abort"),
+    ],
+)
+def test_memory_is_cut_off_once_the_copies_of_a_stopped_guest_have_ended(
+    monkeypatch: pytest.MonkeyPatch, at: str, state: int, looks: int, told: str
+) -> None:
+    """A cancel that comes as QEMU is told to send the last is one that it may die of."""
+    monkeypatch.setattr(deadman, "_COPIES_END_WITHIN", 0.1)
+    domain = Answering(at, looks=looks, state=state)
+    domain.end_job()
+    assert domain.told == [told]
