@@ -38,6 +38,13 @@ CREATE TABLE ledger (
 CREATE INDEX ledger_of_migration ON ledger (migration, role, state);
 """
 
+_COLUMNS: Final = {
+    "meta": "name, value",
+    "decisions": "migration, role, domain, name, generation, record, clean, peer_host,"
+    " peer_journal, details, began, changed",
+    "ledger": "id, migration, role, kind, spec, temporary, state, added, changed",
+}
+
 
 class JournalTornError(JournalError):
     """The file was cut short or overwritten: what it knew is not known."""
@@ -229,3 +236,5 @@ def _look_inside(path: Path, connection: sqlite3.Connection) -> None:
     problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
         raise JournalTornError(f"the journal {path} is torn: {problem}", remedy=_RESTORE)
+    for table, columns in _COLUMNS.items():
+        connection.execute(f"SELECT {columns} FROM {table} LIMIT 0").fetchall()  # noqa: S608 - ours

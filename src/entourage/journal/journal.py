@@ -3,7 +3,8 @@
 One SQLite file a host, in WAL mode with ``synchronous=FULL``. Every method that writes is one
 transaction, and what it wrote is on the disk when it returns. Opening a journal makes durable what
 a killed process may have written and not synced, so whatever is read here survives a power cut.
-Decisions are never deleted. Calls are synchronous and take about a millisecond.
+Decisions are never deleted; what settled migrations made here is forgotten in time. Calls are
+synchronous and take about a millisecond.
 
 Between `Journal.warm` and `Journal.relax` each `Journal.advance` costs exactly one sync, and writes
 over blocks that the file has already: the first commit after a checkpoint would cost two syncs, the
@@ -26,6 +27,7 @@ from entourage.handover.values import MAY_FOLLOW, Flush, Record, Role
 from entourage.journal.details import Details, TooNewError, decode, encode
 from entourage.journal.file import not_understood, open_database, told, too_new
 from entourage.journal.rows import Decision, DecisionRefusedError, LedgerRow, MigrationOverError
+from entourage.settings.model import JournalSettings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Mapping
@@ -43,7 +45,9 @@ UPDATE decisions SET record=?, clean=0, changed=?
 WHERE migration=? AND role=? AND record IN (SELECT value FROM json_each(?))
 """
 _SELECT: Final = """
-SELECT * FROM decisions
+SELECT migration, role, domain, name, generation, record, clean, peer_host, peer_journal, details,
+    began, changed
+FROM decisions
 WHERE (:migration IS NULL OR (migration=:migration AND role=:role))
   AND (:domain IS NULL OR domain=:domain)
 ORDER BY domain, generation DESC, began DESC
@@ -61,6 +65,16 @@ _LEDGER_ROWS: Final = """
 SELECT id, kind, spec, temporary FROM ledger
 WHERE migration=? AND role=? AND state='made' AND temporary>=? ORDER BY id DESC
 """
+
+_PRUNE: Final = """
+DELETE FROM ledger WHERE state!='made' AND EXISTS (
+    SELECT 1 FROM decisions AS d
+    WHERE d.migration=ledger.migration AND d.role=ledger.role AND d.clean=1
+      AND (d.changed<:before
+           OR d.began<=(SELECT began FROM decisions ORDER BY began DESC LIMIT 1 OFFSET :keep)))
+"""
+_DAY: Final = 86_400_000_000_000  # ns
+_KEEP: Final = JournalSettings()
 
 
 class MigrationLedger:
@@ -88,9 +102,10 @@ class Journal:
             must not be taken for this one: it needs a new UUID.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, keep: JournalSettings) -> None:
         """Use `open`."""
         self.path = path
+        self._keep = keep
         self._db = connection
         self._db.row_factory = sqlite3.Row
         row = connection.execute("SELECT value FROM meta WHERE name='uuid'").fetchone()
@@ -99,13 +114,21 @@ class Journal:
         self.uuid = str(row[0])
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool = False, busy_timeout: float = 2.0) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        read_only: bool = False,
+        busy_timeout: float = 2.0,
+        keep: JournalSettings = _KEEP,
+    ) -> Self:
         """Open the journal, and make it (0600, in a directory of 0700) where there is none.
 
         Args:
             path: The file.
             read_only: For ``status``: nothing is made or written, nothing made durable.
             busy_timeout: Seconds to wait for another process's commit.
+            keep: What is kept of settled migrations, each time that another begins.
 
         Raises:
             JournalError: One of those in `entourage.journal.file`. Nothing may be begun.
@@ -113,7 +136,7 @@ class Journal:
         connection = open_database(path, read_only=read_only, busy_timeout=busy_timeout)
         try:
             with told(path):
-                journal = cls(path, connection)
+                journal = cls(path, connection, keep)
                 if not read_only:
                     # A commit syncs the whole WAL: nothing that can be read from here on is only in
                     # the kernel's cache. It also shows whether the journal can be written.
@@ -165,6 +188,8 @@ class Journal:
             row = asdict(replace(new, details=None, began=now, changed=now))
             row["details"] = encode(new.details)
             self._db.execute(_INSERT, row)
+            before = now - self._keep.keep_days * _DAY
+            self._db.execute(_PRUNE, {"keep": self._keep.keep, "before": before})
 
     def advance(
         self, migration: str, role: Role, *, expected: Collection[Record], new: Record

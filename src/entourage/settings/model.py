@@ -124,6 +124,15 @@ class QemuSettings(_Section, frozen=True):
     """Whom QEMU and swtpm run as; None: ``entourage-qemu``, where there is such a user."""
 
 
+class JournalSettings(_Section, frozen=True):
+    """How long this host keeps what settled migrations made here; decisions it keeps for ever."""
+
+    keep: Annotated[int, Meta(ge=0)] = 1000
+    """Of so many migrations, the newest."""
+    keep_days: Annotated[int, Meta(ge=0, le=36500)] = 90
+    """And of none that was settled earlier than so many days ago."""
+
+
 class PathSettings(_Section, frozen=True):
     """Where this host keeps things."""
 
@@ -142,4 +151,5 @@ class Settings(_Section, frozen=True):
     ssh: SshSettings = SshSettings()
     agent: AgentSettings = AgentSettings()
     qemu: QemuSettings = QemuSettings()
+    journal: JournalSettings = JournalSettings()
     paths: PathSettings = PathSettings()

@@ -264,7 +264,9 @@ async def open_session(
     there = counterpart(hypervisor.name, route.there)
     source, target = socket.gethostname(), route.host
     async with contextlib.AsyncExitStack() as stack:
-        journal = stack.enter_context(Journal.open(Path(settings.paths.state, "journal.db")))
+        journal = stack.enter_context(
+            Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal)
+        )
         uuid = found.uuid or ""
         lock = stack.enter_context(
             domain_lock(Path(settings.paths.run), uuid, f"migrates {name} to {target}")

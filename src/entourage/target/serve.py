@@ -61,7 +61,7 @@ async def serve(settings: Settings, caller: Caller) -> None:
         UsageError: Standard input and output are none of ssh's.
     """
     loop = asyncio.get_running_loop()
-    with Journal.open(Path(settings.paths.state, "journal.db")) as journal:
+    with Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal) as journal:
         async with _stdio(settings) as link:
             agent = Agent(link, settings, journal, caller)
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

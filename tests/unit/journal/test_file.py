@@ -241,21 +241,34 @@ def test_a_row_of_the_ledger_that_is_not_understood_is_named(path: Path) -> None
         opened.ledger_rows("m-1", Role.TARGET)
 
 
-def read_all(path: Path) -> None:
-    with Journal.open(path) as opened:
-        opened.decisions()
-        opened.ledger_rows("m-1", Role.TARGET)
-
-
-@pytest.mark.parametrize("table", ["decisions", "ledger", "meta"])
-def test_a_table_that_is_missing(path: Path, table: str) -> None:
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DROP TABLE decisions", "no such table: decisions"),
+        ("DROP TABLE ledger", "no such table: ledger"),
+        ("DROP TABLE meta", "no such table: meta"),
+        ("ALTER TABLE decisions DROP COLUMN clean", "no such column: clean"),
+        ("ALTER TABLE ledger DROP COLUMN added", "no such column: added"),
+    ],
+)
+def test_a_table_or_column_that_is_missing_is_found_at_once(
+    path: Path, statement: str, said: str
+) -> None:
     with Journal.open(path) as opened:
         opened.begin(OPEN)
-    damage(path, f"DROP TABLE {table}")
+    damage(path, statement)
     with pytest.raises(JournalTornError) as raised:
-        read_all(path)
+        Journal.open(path)
     assert str(path) in raised.value.message
-    assert f"no such table: {table}" in raised.value.message
+    assert said in raised.value.message
+
+
+def test_a_column_of_somebody_elses_is_no_matter(path: Path) -> None:
+    with Journal.open(path) as opened:
+        opened.begin(OPEN)
+    damage(path, "ALTER TABLE decisions ADD COLUMN remark")
+    with Journal.open(path) as opened:
+        assert opened.decision("m-1", Role.TARGET) is not None
 
 
 def test_a_journal_without_its_uuid(path: Path) -> None:

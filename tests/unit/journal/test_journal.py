@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -19,6 +21,7 @@ from entourage.handover.values import Flush, Record, Role
 from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Journal, MigrationLedger
 from entourage.journal.rows import Decision, DecisionRefusedError, MigrationOverError
+from entourage.settings.model import JournalSettings
 
 OPEN = Decision(
     migration="m-1",
@@ -202,6 +205,36 @@ def test_what_is_clean_is_there_to_stay(journal: Journal) -> None:
     journal.ledger_add("m-1", Role.TARGET, "process", {"marker": "x"})
     settle(journal, Record.NEVER)
     assert journal.ledger_rows("m-1", Role.TARGET) == []
+
+
+def kept(path: Path) -> list[str]:
+    """The migrations of which the ledger still tells what they made."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT DISTINCT migration FROM ledger ORDER BY migration")
+        return [name for (name,) in rows]
+
+
+@pytest.mark.parametrize(
+    ("keep", "days", "left"),
+    [(1000, 90, ["1", "2", "3", "4", "5"]), (2, 90, ["1", "5"]), (1000, 0, ["1"])],
+)
+def test_what_settled_migrations_made_is_forgotten_by_number_and_by_age(
+    path: Path, keep: int, days: int, left: list[str]
+) -> None:
+    """What may still have to be undone never is, and no decision either."""
+    settings = JournalSettings(keep=keep, keep_days=days)
+    with Journal.open(path, keep=settings) as journal:
+        for number in "12345":
+            begun = replace(OPEN, migration=number, domain=f"d-{number}")
+            journal.begin(begun)
+            row = journal.ledger_add(number, Role.TARGET, "dir", {"path": f"/{number}"})
+            assert advance(journal, Record.OPEN, Record.NEVER, number)
+            if number != "1":
+                journal.ledger_undone(row)
+                journal.clean(number, Role.TARGET)
+        journal.begin(replace(OPEN, migration="6", domain="d-6"))
+        assert kept(path) == left
+        assert len(journal.decisions()) == 6
 
 
 def test_nothing_is_made_for_a_migration_that_was_called_off(journal: Journal) -> None:
