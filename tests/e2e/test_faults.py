@@ -37,6 +37,7 @@ type = "fpga"
 """
 FILES = ("/srv/disk0.raw", "/srv/filler", "/etc/clock")
 SLOWLY = ("--bandwidth", "4MiB/s")
+BUDGET = 2  # seconds
 
 
 class Ground:
@@ -98,6 +99,7 @@ def test_fault(ground: Ground, seen: list[table.Row], case: Case) -> None:
     point = POINTS[case.point]
     on_source, on_target = ([point], []) if point.startswith("source.") else ([], [point])
     options = SLOWLY if case.point == "pre-copy" else ()
+    options += ("--max-blackout", f"{BUDGET}s") if case.frozen else ()
     source, target = world.here, world.there
     fault = Fault(world, case.fault, case.point)
     run: Run | None = None
@@ -108,7 +110,7 @@ def test_fault(ground: Ground, seen: list[table.Row], case: Case) -> None:
         began = world.seen.mark()
         fault.inflict(under)
         under.open()
-        fault.passed_on()
+        fault.passed_on(under)
         with contextlib.suppress(ValueError):  # it was killed in the middle of a line
             run = under.end()
     fault.over()
@@ -129,6 +131,7 @@ def test_fault(ground: Ground, seen: list[table.Row], case: Case) -> None:
     left = world.there.wait_clean(world.clean[world.there.name], ignore=KEPT)
     status = run.status if run and run.status >= 0 else None
     seen.append(table.Row(case, status, owner, lives, out, str(left)))
+    assert not case.in_budget or out < BUDGET + 1, f"{out} s without the guest\n{run}"
     assert not left, f"left over on {world.there.name}:\n{left}\n{run}"
     world.moved(world.migrate())
     ground.sound = True

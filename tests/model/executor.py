@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from entourage.handover.rules import (
@@ -78,6 +79,10 @@ class Rules(NamedTuple):
     compares: bool = True
     """A flush compares before it sets."""
     hand_holds_lock: bool = True
+    hand_is_held: bool = True
+    """A deadman that was disarmed does nothing when the guest stands still for too long."""
+    hand_is_missed: bool = True
+    """Disarming a deadman that has acted is an error, and GO is not said."""
     needs_completed: bool = True
     """READY needs the source's own word too, not only the target's."""
 
@@ -231,6 +236,12 @@ def execute(world: World, place: int, slot: str, rules: Rules) -> Iterator[Move]
             yield from _flush(world, place, slot, effect, rules)
         case Do.LET_RUN:
             yield from _let_run(world, place, slot, rules)
+        case Do.DISARM_DEADMAN if host.hand == NO_HAND and rules.hand_is_missed:
+            # The executor is where it was before READY, and its caller goes back.
+            assert isinstance(one.state, Source)
+            before = process(one.kind, one.migration, replace(one.state, live=True))
+            after = place_process(world, place, slot, decided(rules, before, Input.ABORT))
+            yield Move(f"{who} finds that its deadman has acted, and calls it off", after)
         case _:
             changed = _change(world, place, one, effect)
             done = place_process(changed, place, slot, popped(one))

@@ -371,6 +371,11 @@ def _faults(world: World, place: int, rules: Rules) -> Iterator[tuple[str, World
     if host.answer is not None:
         after = world.host(place, answer=None)
         yield f"{called(host.answer, place)} is killed", after
+    # Not the source's own deed: it is frozen, which for others is as if it were slow.
+    held_too_long = host.hand == ARMED or (host.hand == HELD and not rules.hand_is_held)
+    if host.guest in STOPPED and held_too_long:
+        after = resume(world, place).host(place, hand=NO_HAND)
+        yield f"the deadman on {where} resumes the guest, which was held for too long", after
     if host.hand == ACTING:
         after = world.host(place, hand=NO_HAND)
         yield f"the deadman on {where} is killed", after

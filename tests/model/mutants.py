@@ -146,6 +146,8 @@ MUTANTS = (
         "the deadman is not told of GO", Rules(source=_without(decide_source, Do.DISARM_DEADMAN))
     ),
     Mutant("the deadman does not hold the lock", Rules(hand_holds_lock=False), 2, 1),
+    Mutant("the deadman ends a blackout that is too long after GO", Rules(hand_is_held=False)),
+    Mutant("GO is said although the deadman has acted", Rules(hand_is_missed=False)),
     Mutant("a killed process's unsynced record is believed", Rules(synced_reads=False), faults=2),
     Mutant(
         "the TPM is not synced before GO",

@@ -370,7 +370,10 @@ def _say(state: Source | Target, kind: MessageKind) -> Send:
 
 
 def deadman(*, disarmed: bool) -> tuple[Effect, ...]:
-    """What the deadman does once its parent is dead: nothing after DISARM_DEADMAN."""
+    """What the deadman does once its parent is dead, or frozen: nothing after DISARM_DEADMAN.
+
+    A parent that goes on after that cannot disarm it any more, and calls the migration off.
+    """
     return () if disarmed else (Do.RESUME_SOURCE,)
 
 

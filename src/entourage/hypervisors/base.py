@@ -138,6 +138,7 @@ class Machine(Protocol):
         downtime_limit: float | None = None,
         throttle: bool = False,
         lock: int | None = None,
+        budget: float | None = None,
         offers: Mapping[str, str] = ...,
     ) -> None:
         """Everything that can be set up before pre-copy: keys, capabilities, the moment of stop.
@@ -153,6 +154,8 @@ class Machine(Protocol):
             throttle: Whether ``tune(throttle=True)`` may come later.
             lock: A descriptor (the domain's lock) that the deadman keeps open as long as it may
                 still act, so that nobody begins anew before it has spoken.
+            budget: Seconds that the guest may stand still before ``disarm_deadman``: after them the
+                deadman acts also where this process lives, and is frozen. None: without limit.
             offers: What the target's half said in ``offers``.
         """
         ...

@@ -3,12 +3,13 @@
 The deadman itself is a program of its own, ``deadman_program.py``; what it does to the guest is its
 backend's (``qemu/deadman.py``, ``libvirt/deadman.py``). It is told by one letter each, and answers
 with the capital: ``g`` GO may be sent, never resume; ``d`` all is over, end. The end of file means
-that the process that it watches is dead.
+that the process that it watches is dead; that it is frozen shows in that it says no ``h`` any more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from entourage.hosts.process import launch
 _PROGRAM = Path(__file__).with_name("deadman_program.py")
 _START_PATIENCE = 10.0
 _ANSWER_PATIENCE = 0.5
+_LIVES_EVERY = 0.2  # seconds
 _IT = "the process that would resume the guest if this one died"
 
 
@@ -28,6 +30,7 @@ class Deadman:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._living: asyncio.Task[None] | None = None
 
     @classmethod
     async def arm(
@@ -36,6 +39,7 @@ class Deadman:
         arguments: Sequence[str],
         *,
         run_again: bool,
+        budget: float | None,
         name: str,
         log: Path,
         lock: int | None,
@@ -46,6 +50,8 @@ class Deadman:
             backend: The backend's file, which defines ``open_guest``; see ``deadman_program.py``.
             arguments: What ``open_guest`` is given.
             run_again: Whether the guest is to run; one that its user has paused is not.
+            budget: Seconds that the guest may stand still before GO: after them, a process that is
+                frozen does not hold it any longer. None: there is no limit.
             name: Tells its process and its scope from others.
             log: Takes what it says.
             lock: A descriptor that it keeps open until it has spoken.
@@ -57,12 +63,13 @@ class Deadman:
         ours.setblocking(False)  # noqa: FBT003 - the standard library's signature
         deadman = cls(ours)
         python = [sys.executable, "-I", "-S"]
-        program = [str(_PROGRAM), str(theirs.fileno()), "1" if run_again else "0", str(backend)]
+        limit = f"{budget:g}" if budget is not None and run_again else ""
+        told = [str(theirs.fileno()), "1" if run_again else "0", limit, str(backend)]
         try:
             with theirs:
                 descriptors = (theirs.fileno(),) if lock is None else (theirs.fileno(), lock)
                 await launch(
-                    [*python, *program, *arguments],
+                    [*python, str(_PROGRAM), *told, *arguments],
                     marker=f"{name}.deadman",
                     log=log,
                     unit=f"entourage-{name}-deadman",
@@ -72,14 +79,30 @@ class Deadman:
         except BaseException:
             ours.close()
             raise
+        if limit:
+            deadman._living = asyncio.create_task(deadman._live())
         return deadman
+
+    async def _live(self) -> None:
+        """Show again and again that this process is not frozen."""
+        while True:
+            with contextlib.suppress(OSError):  # it is frozen itself, or gone: ``disarm`` tells
+                self._end.send(b"h")
+            await asyncio.sleep(_LIVES_EVERY)
+
+    def fall_silent(self) -> None:
+        """Show no more that this process lives: GO is about to be said, or all is over."""
+        if self._living is not None:
+            self._living.cancel()
+            self._living = None
 
     async def disarm(self) -> None:
         """It never resumes the guest from when this returns.
 
         Raises:
-            HypervisorError: It did not say so: it has died, or acts already.
+            HypervisorError: It did not say so: it has died, or acts already, or has acted.
         """
+        self.fall_silent()
         try:
             self._end.send(b"g")
         except OSError as error:
@@ -88,6 +111,7 @@ class Deadman:
 
     async def dismiss(self) -> None:
         """All is over, the guest runs or is gone: it ends and gives up the lock."""
+        self.fall_silent()
         try:
             self._end.send(b"d")
             await self._hear(b"D", _ANSWER_PATIENCE)
@@ -99,6 +123,7 @@ class Deadman:
 
     def close(self) -> None:
         """Let go of it as if this process had died: unless disarmed, it acts."""
+        self.fall_silent()
         self._end.close()
 
     async def _hear(self, wanted: bytes, patience: float) -> None:

@@ -121,6 +121,8 @@ class Phases:
             downtime_limit=at_first(stages),
             throttle=throttles(stages),
             lock=session.lock.fileno(),
+            # Without a live pre-copy all of memory is copied in the blackout: no budget fits that.
+            budget=self._settings.migration.max_blackout if self._live else None,
             offers=opened.offers,
         )
         if why := session.machine.in_the_clear:

@@ -17,6 +17,7 @@ from tests.e2e.world import World
 _QEMU = "qemu-system-x86_64"
 _FILLER = "/srv/filler"
 _BLOCK = 4096
+_FROZEN_FOR = 4.0  # seconds, more than links may be silent in these tests
 _CLOCK = "/etc/clock"
 _FAKER = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 _TOOL_STEPS: Final = {"test": "0", "prepare": "1", "stopped": "2", "sync": "3"}
@@ -40,7 +41,7 @@ class Fault:
 
     def __init__(self, world: World, name: str, point: str) -> None:
         self._world = world
-        self._name = name
+        self._name, self._point = name, point
         self._source, self._target = world.here, world.there
         self._tool = Tool((self._source, self._target))
         self._tool.write(
@@ -50,6 +51,7 @@ class Fault:
         )
         if name == "clock":
             self._set_clocks("+0d", "+0d")
+        self._frozen: frozenset[str] = frozenset()
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -66,6 +68,11 @@ class Fault:
                 under.process.wait()
             case "agent":
                 self._kill(target, _is_agent)
+            case "entourage-frozen":
+                under.signal("STOP")
+            case "agent-frozen":
+                # Before the point is passed: it may be the very one that is held there.
+                self._frozen = kill(self._world, target, _is_agent, "STOP")
             case "stand-in":  # an agent of the source's, for a target that has none
                 self._kill(source, _is_agent)
             case "ssh":
@@ -104,8 +111,13 @@ class Fault:
             case _:
                 raise AssertionError(self._name)
 
-    def passed_on(self) -> None:
+    def passed_on(self, under: Under) -> None:
         """The migration goes on from the point."""
+        if self._name == "entourage-frozen":
+            time.sleep(_FROZEN_FOR)  # that long it is frozen: the others have found the link silent
+            if self._point != "held":  # there its way back is closed, and GO is not said
+                self._world.seen.wait_answer(PATIENCE)
+            under.signal("CONT")
         if self._name == "link-mended":
             lab = self._world.lab
             lab.wait_dropped(self._source.name, self._target.name, PATIENCE)
@@ -114,6 +126,9 @@ class Fault:
     def over(self) -> None:
         """The command has ended: the network is mended, there is power and room again."""
         lab = self._world.lab
+        if self._frozen:
+            self._target.run(["kill", "-CONT", *self._frozen], check=False)
+            self._wait_ended(self._target, self._frozen)
         lab.mend(self._source.name, self._target.name)
         for host in (self._source, self._target):
             if not host.is_on:
@@ -132,6 +147,9 @@ class Fault:
         """Kill some of the migration's and the guest's own processes, and wait until they died."""
         pids = kill(self._world, host, which, "KILL")
         assert pids, host.leftovers(self._world.clean[host.name])
+        self._wait_ended(host, pids)
+
+    def _wait_ended(self, host: Host, pids: frozenset[str]) -> None:
         deadline = time.monotonic() + PATIENCE
         # By its number: a process that is about to end has lost its command line.
         while not pids.isdisjoint(_found(self._world, host, lambda _words: True)):

@@ -41,6 +41,8 @@ _EXPECTED: Final = {
     # | go-said go-heard go-stands | released ran letting-go
     "entourage": "SSSSSS SSSS TTT TTT",
     "agent": "SSSSSS SSSS EST TTT",
+    "entourage-frozen": "SSSSSS SSSS TTT TTT",
+    "agent-frozen": "SSSSSS SSSE EET TTT",
     "ssh": "SSSSSS SSSS ETT TTT",
     "source-qemu": "ssssss seTT TTT TTT",
     "target-qemu": "....SS SSSS eSS ttt",
@@ -61,6 +63,8 @@ _EXPECTED: Final = {
 _CORE: Final = """
 entourage: stopped landed held go-said letting-go
 agent: opened go-heard go-stands ran
+entourage-frozen: stopped go-said
+agent-frozen: sync
 ssh: landed
 source-qemu: held
 target-qemu: go-stands
@@ -98,6 +102,19 @@ class Case:
         """Whose the guest may be afterwards: ``source``, ``target``."""
         one = {"s": ("source",), "t": ("target",)}
         return one.get(self.expected.lower(), ("source", "target"))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing dies: a process stands still for a while, and then goes on."""
+        return self.fault.endswith("-frozen")
+
+    @property
+    def in_budget(self) -> bool:
+        """Whether the guest must not stand still for longer than ``--max-blackout`` and a second.
+
+        Once the deadman is disarmed, nobody but the target knows who may run the guest.
+        """
+        return self.frozen and list(POINTS).index(self.point) < list(POINTS).index("held")
 
     @property
     def survives(self) -> bool:

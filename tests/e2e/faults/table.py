@@ -13,6 +13,8 @@ from tests.e2e.faults.matrix import POINTS, Case
 FAULTS: Final = {
     "entourage": "`kill -9` of `entourage migrate`",
     "agent": "`kill -9` of the agent on the target",
+    "entourage-frozen": "`kill -STOP` of `entourage migrate --max-blackout 2s` for 4 s",
+    "agent-frozen": "`kill -STOP` of the agent on the target until `entourage` has ended",
     "ssh": "`kill -9` of ssh on the source",
     "source-qemu": "`kill -9` of QEMU on the source",
     "target-qemu": "`kill -9` of QEMU on the target",

@@ -9,8 +9,6 @@ import ctypes
 import json
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 _DEADLINE = 60.0
@@ -111,6 +109,14 @@ class LibvirtDomain:
         """Let it run; libvirtd waits itself until what is under way has ended."""
         self._library.virDomainResume(self._domain)
 
+    def stands_still(self) -> bool:
+        """By what libvirtd says; see ``deadman_program.Guest``."""
+        return self.state() == _PAUSED
+
+    def give_up(self, *, run_again: bool) -> str:
+        """See ``resume``."""
+        return resume(self, run_again=run_again)
+
 
 def resume(domain: LibvirtDomain, *, run_again: bool) -> str:
     """Give the migration up and let the guest run; returns what became of it."""
@@ -133,8 +139,8 @@ def resume(domain: LibvirtDomain, *, run_again: bool) -> str:
     return "it could not be reached in time; `virsh resume` lets the guest run"
 
 
-def open_guest(arguments: list[str]) -> Callable[..., str]:
-    """Connect to libvirtd and find the domain; returns ``resume`` of it.
+def open_guest(arguments: list[str]) -> LibvirtDomain:
+    """Connect to libvirtd and find the domain.
 
     Args:
         arguments: The connection's URI, and the domain's UUID.
@@ -143,4 +149,4 @@ def open_guest(arguments: list[str]) -> Callable[..., str]:
     domain = LibvirtDomain(uri, uuid)
     if not domain.connect():
         sys.exit(f"entourage: deadman: {uri} does not answer, or has no such domain")
-    return partial(resume, domain)
+    return domain

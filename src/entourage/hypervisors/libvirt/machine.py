@@ -171,6 +171,7 @@ class LibvirtMachine(MachineSeams):
         downtime_limit: float | None = None,  # noqa: ARG002 - libvirt can be told only later
         throttle: bool = False,
         lock: int | None = None,
+        budget: float | None = None,
         offers: Mapping[str, str] = _NOTHING,
     ) -> None:
         """Listen, choose how memory travels, and arm the deadman."""
@@ -184,6 +185,7 @@ class LibvirtMachine(MachineSeams):
             _DEADMAN,
             [uri, uuid],
             run_again=self.was_running,
+            budget=budget,
             name=f"{uuid}.{secrets.token_hex(4)}",
             log=self._log,
             lock=lock,

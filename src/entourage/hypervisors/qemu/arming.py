@@ -16,6 +16,7 @@ async def arm_deadman(
     *,
     name: str,
     run_again: bool,
+    budget: float | None,
     mirrors: Sequence[str],
     lock: int | None,
 ) -> deadman.Deadman:
@@ -25,6 +26,7 @@ async def arm_deadman(
         where: The domain's places.
         name: Tells its process and its scope from others.
         run_again: Whether the guest is to run; one that its user has paused is not.
+        budget: Seconds that the guest may stand still; None: without limit.
         mirrors: The nodes (and jobs) of the domain's mirrors, to be cut off first.
         lock: A descriptor that it keeps open until it has spoken.
 
@@ -35,6 +37,7 @@ async def arm_deadman(
         _BACKEND,
         [str(where.guard), *mirrors],
         run_again=run_again,
+        budget=budget,
         name=name,
         log=where.log,
         lock=lock,

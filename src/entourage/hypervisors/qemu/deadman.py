@@ -8,8 +8,6 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 _DEADLINE = 30.0
@@ -31,6 +29,7 @@ class _Qmp:
         self._rest = b""
         self._count = 0
         self.migration = ""
+        self.stopped = False
         greeted = False
         while not greeted:
             # What QEMU could not say to who was connected before comes first, perhaps torn.
@@ -47,8 +46,13 @@ class _Qmp:
             self._rest += got
         line, self._rest = self._rest.split(b"\n", 1)
         message: dict[str, Any] = json.loads(line)
-        if message.get("event") == "MIGRATION":
-            self.migration = message["data"]["status"]
+        match message.get("event"):
+            case "MIGRATION":
+                self.migration = message["data"]["status"]
+            case "STOP" | "RESUME" as event:
+                self.stopped = event == "STOP"
+            case _:
+                pass
         return message
 
     def run(self, command: str, *, urgent: bool = False, **arguments: object) -> Any:
@@ -74,6 +78,17 @@ class _Qmp:
         finally:
             self._socket.settimeout(None)
 
+    def hear(self) -> None:
+        """Take the events that have come, without waiting for more."""
+        self._socket.settimeout(0)
+        try:
+            while True:
+                self._read()
+        except BlockingIOError:
+            return
+        finally:
+            self._socket.settimeout(None)
+
     def wait(self, patience: float) -> None:
         """Wait for the next event, at most for so long."""
         self._socket.settimeout(patience)
@@ -82,6 +97,29 @@ class _Qmp:
                 self._read()
         finally:
             self._socket.settimeout(None)
+
+
+class _Guest:
+    """The machine's guest; see ``deadman_program.Guest``.
+
+    Args:
+        qmp: The monitor.
+        mirrors: The nodes, and jobs, of its disks' mirrors.
+    """
+
+    def __init__(self, qmp: _Qmp, mirrors: list[str]) -> None:
+        self._qmp = qmp
+        self._mirrors = mirrors
+
+    def stands_still(self) -> bool:
+        """By QEMU's events."""
+        with contextlib.suppress(EOFError, OSError):  # it has ended: nobody to be let run
+            self._qmp.hear()
+        return self._qmp.stopped
+
+    def give_up(self, *, run_again: bool) -> str:
+        """See ``resume``."""
+        return resume(self._qmp, self._mirrors, run_again=run_again)
 
 
 def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
@@ -158,11 +196,11 @@ def _yank(qmp: _Qmp, instance: dict[str, str]) -> None:
         qmp.run("yank", urgent=True, instances=[instance])
 
 
-def open_guest(arguments: list[str]) -> Callable[..., str]:
-    """Connect to QEMU; returns ``resume`` of this machine.
+def open_guest(arguments: list[str]) -> _Guest:
+    """Connect to QEMU.
 
     Args:
         arguments: The monitor's socket, and the nodes (and jobs) of the mirrors.
     """
     monitor, *mirrors = arguments
-    return partial(resume, _Qmp(monitor), mirrors)
+    return _Guest(_Qmp(monitor), mirrors)

@@ -150,6 +150,7 @@ class QemuMachine(MachineSeams):
         downtime_limit: float | None = None,
         throttle: bool = False,
         lock: int | None = None,
+        budget: float | None = None,
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - QEMU plans alone
     ) -> None:
         """Set up keys, capabilities and parameters, and arm the deadman."""
@@ -185,6 +186,7 @@ class QemuMachine(MachineSeams):
             self._handle.where,
             name=f"{domain.uuid}.{secrets.token_hex(4)}",
             run_again=self.was_running,
+            budget=budget,
             mirrors=[mirror_name(domain, disk) for disk in domain.block],
             lock=lock,
         )

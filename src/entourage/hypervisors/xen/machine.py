@@ -123,6 +123,7 @@ class XenMachine(MachineSeams):
         downtime_limit: float | None = None,  # noqa: ARG002 - see ``tune``
         throttle: bool = False,  # noqa: ARG002 - xl has no way to slow a guest
         lock: int | None = None,
+        budget: float | None = None,  # noqa: ARG002 - nothing watches an engine that is frozen
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - nothing to choose from
     ) -> None:
         """Watch for the moment of stop; the deadman comes with ``start``."""

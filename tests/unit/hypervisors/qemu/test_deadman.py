@@ -68,10 +68,26 @@ async def guest(tmp_path: Path) -> AsyncGenerator[Guest]:
         yield fake
 
 
-async def arm(guest: Guest, *, run_again: bool = True, lock: int | None = None) -> Deadman:
+def freeze(hand: Deadman) -> None:
+    """Its process says nothing any more."""
+    hand.fall_silent()
+
+
+async def arm(
+    guest: Guest,
+    *,
+    run_again: bool = True,
+    lock: int | None = None,
+    budget: float | None = None,
+) -> Deadman:
     where = Places(guest.path.parent, guest.path.parent, guest.path.parent.parent / "log")
     return await arm_deadman(
-        where, name="test", run_again=run_again, mirrors=["m0-disk0"], lock=lock
+        where,
+        name="test",
+        run_again=run_again,
+        budget=budget,
+        mirrors=["m0-disk0"],
+        lock=lock,
     )
 
 
@@ -178,10 +194,42 @@ async def test_a_deadman_that_is_dead_is_noticed(guest: Guest) -> None:
     hand.close()
 
 
+async def test_a_parent_that_lives_may_hold_the_guest_and_a_frozen_one_may_not(
+    guest: Guest, tmp_path: Path
+) -> None:
+    """Only once its budget has run out; and GO cannot be said after that."""
+    hand = await arm(guest, budget=0.1)
+    guest.say("STOP")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(guest.runs.wait(), 1.2)  # time enough for one that heard nothing
+    freeze(hand)
+    await asyncio.wait_for(guest.runs.wait(), 5)
+    with pytest.raises(HypervisorError, match="would resume the guest"):
+        await hand.disarm()
+    hand.close()
+    while not (tmp_path / "log").read_text():  # noqa: ASYNC110 - a file tells nobody
+        await asyncio.sleep(0.01)
+    assert "held for too long by a process that is frozen" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("stands_still", [True, False])
+async def test_a_frozen_parent_has_its_budget(guest: Guest, *, stands_still: bool) -> None:
+    """It is counted from the guest's stop, and no longer once it runs again."""
+    hand = await arm(guest, budget=60 if stands_still else 0.1)
+    freeze(hand)
+    guest.say("STOP")
+    if not stands_still:
+        guest.say("RESUME")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(guest.runs.wait(), 1.2)
+    await hand.disarm()
+    hand.close()
+
+
 async def test_no_guest_no_deadman(tmp_path: Path) -> None:
     where = Places(tmp_path, tmp_path, tmp_path / "log")
     with pytest.raises(HypervisorError, match="would resume the guest"):
-        await arm_deadman(where, name="t", run_again=True, mirrors=[], lock=None)
+        await arm_deadman(where, name="t", run_again=True, budget=None, mirrors=[], lock=None)
     assert "FileNotFoundError" in (tmp_path / "log").read_text()
 
 
