@@ -284,6 +284,12 @@ async def _settle(
         return _report(journal, decision, departure.findings, departure.problems)
 
 
+def findings_told(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Each once; and not that GO stood when it was asked, where more has been heard since."""
+    seen = list(dict.fromkeys(findings))
+    return tuple(one.value for one in seen if one is not Finding.GO_STANDS or len(seen) == 1)
+
+
 def _report(
     journal: Journal, before: Decision, findings: Sequence[Finding], problems: Sequence[str]
 ) -> Recovered:
@@ -297,6 +303,6 @@ def _report(
         after=after.record.value,
         settled=after.settled,
         start=_start(before),
-        findings=tuple(finding.value for finding in findings),
+        findings=findings_told(findings),
         problems=tuple(problems),
     )

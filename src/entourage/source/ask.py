@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -37,6 +38,8 @@ from entourage.source.session import greet
 from entourage.version import __version__
 
 _ANSWER_WITHIN: Final = 20.0  # seconds for the other host to answer one question
+_ACTS_WITHIN: Final = 10.0  # seconds for another agent there to do what it is at
+_AGAIN: Final = 0.5  # seconds between two questions to a host that is still at it
 
 
 class TargetQuery:
@@ -62,7 +65,7 @@ class TargetQuery:
             Whether both sides have decided, and know it.
         """
         try:
-            last = await self.talk(side.take)
+            last = await self.settle(side.take)
         except (LinkError, TimeoutError) as error:
             await side.take(Input.UNREACHABLE)
             side.problems.append(f"{self._decision.peer_host} does not answer: {error}")
@@ -71,6 +74,18 @@ class TargetQuery:
             return False
         side.problems += last.problems
         return last.settled and side.state.record in TERMINAL
+
+    async def settle(self, take: Callable[[AnyInput], Awaitable[None]]) -> messages.Farewell | None:
+        """As ``talk``; again for a while where another agent there has not done all that it is at.
+
+        Each time over a new link: an agent knows only what it has read or done itself.
+        """
+        patience = time.monotonic() + _ACTS_WITHIN
+        while True:
+            last = await self.talk(take)
+            if last is None or last.settled or time.monotonic() > patience:
+                return last
+            await asyncio.sleep(_AGAIN)
 
     async def talk(self, take: Callable[[AnyInput], Awaitable[None]]) -> messages.Farewell | None:
         """Reach the target, bring its answer to a role, and return once the target has acted.
@@ -184,7 +199,7 @@ async def tell(journal: Journal, settings: Settings, decision: Decision) -> list
     role = Executor(state, decide_source, do)
     host = decision.peer_host
     try:
-        last = await query.talk(role.take)
+        last = await query.settle(role.take)
     except (LinkError, TimeoutError) as error:
         return [f"{host} cannot be told yet: {error}"]
     if last is None:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from entourage.errors import LinkLost
-from entourage.handover.values import Record, Role
+from entourage.handover.values import Finding, Record, Role
 from entourage.journal.journal import Decision, Journal
 from entourage.messages import Farewell
+from entourage.recovery import findings_told
 from entourage.settings.model import Settings
+from entourage.source import ask
 from entourage.source.ask import TargetQuery, declare_fenced, is_untold, note_told, tell
 
 ARMED = Decision(
@@ -91,8 +93,29 @@ def test_what_is_told_is_noted_only_once_it_is_settled_there(
         return last
 
     monkeypatch.setattr(TargetQuery, "talk", talk)
+    monkeypatch.setattr(ask, "_ACTS_WITHIN", 0)
     decision = decided(journal, Record.GONE)
     problems = asyncio.run(tell(journal, Settings(), decision))
     assert said in "".join(problems)
     assert bool(problems) is bool(said)
     assert is_untold(known(journal)) is untold
+
+
+def test_a_target_that_is_still_at_it_is_asked_again(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [Farewell(settled=False, problems=("wait",)), Farewell(settled=True)]
+
+    async def talk(_query: TargetQuery, _take: object) -> Farewell:
+        return answers.pop(0)
+
+    monkeypatch.setattr(TargetQuery, "talk", talk)
+    monkeypatch.setattr(ask, "_AGAIN", 0)
+    assert asyncio.run(tell(journal, Settings(), decided(journal, Record.GONE))) == []
+    assert not is_untold(known(journal))
+
+
+def test_that_go_stood_is_not_told_of_what_is_settled() -> None:
+    stood, handed = Finding.GO_STANDS, Finding.HANDED_OVER
+    assert findings_told([stood, stood]) == (stood.value,)
+    assert findings_told([stood, stood, handed]) == (handed.value,)
