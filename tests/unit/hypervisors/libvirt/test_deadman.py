@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ class Answering(deadman.LibvirtDomain):
         self.told: list[str] = []
         self._library: Any = self
         self._domain: Any = None
+        self._looking = None
+        self._seen = -1
 
     def state(self) -> int:
         return self._state
@@ -66,3 +69,21 @@ def test_memory_is_cut_off_once_the_copies_of_a_stopped_guest_have_ended(
     domain = Answering(at, looks=looks, state=state)
     domain.end_job()
     assert domain.told == [told]
+
+
+def test_a_libvirtd_that_does_not_answer_keeps_nobody_waiting() -> None:
+    hangs, seen = threading.Event(), threading.Event()
+
+    class Hanging(Answering):
+        def state(self) -> int:
+            seen.set()
+            hangs.wait(5)
+            return PAUSED
+
+    domain = Hanging("active", looks=0, state=PAUSED)
+    assert not domain.stands_still()
+    assert seen.wait(5)
+    assert not domain.stands_still()
+    hangs.set()
+    while not domain.stands_still():
+        pass
