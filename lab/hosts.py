@@ -161,8 +161,9 @@ class Lab:
     ) -> None:
         """Cut two hosts off each other until `mend`; another cut of the two replaces it.
 
-        `drop` loses packets in the switch without a word; `reset` answers TCP with RST and resets
-        the connections that there are. `traffic` is all, only ssh, or all TCP but ssh.
+        `drop` loses packets in the switch without a word, `lossy` one in five of them by chance;
+        `reset` answers TCP with RST and resets the connections that there are. `traffic` is all,
+        only ssh, or all TCP but ssh.
         """
         self.mend(a, b)
         network.Cut(self.hosts[a], self.hosts[b], how, direction, traffic).make(self.switch)

@@ -6,7 +6,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from lab.processes import checked
 
@@ -23,7 +23,7 @@ CLIENT_ADDRESS = f"{SUBNET}.250"
 FIRST_GUEST = 100
 GUESTS = 100
 
-How = Literal["drop", "reset"]
+How = Literal["drop", "lossy", "reset"]
 Direction = Literal["both", "a-b", "b-a"]
 Traffic = Literal["all", "ssh", "data"]
 
@@ -88,6 +88,9 @@ def cut_table(a: str, b: str) -> str:
     return "cut_" + "_".join(sorted((a, b)))
 
 
+_LOSES: Final[dict[How, str]] = {"drop": "", "lossy": "numgen random mod 5 == 0"}
+
+
 @dataclass(frozen=True)
 class Cut:
     """A cut between two hosts; `mend` undoes it."""
@@ -114,12 +117,12 @@ class Cut:
 
     def make(self, switch: Host) -> None:
         """Cut now; what was said before and not yet heard is lost too."""
-        if self.how == "drop":
-            self._drop(switch)
+        if self.how in _LOSES:
+            self._lose(switch, _LOSES[self.how])
         else:
             self._reset()
 
-    def _drop(self, switch: Host) -> None:
+    def _lose(self, switch: Host, which: str) -> None:
         """Lose packets without a word, in the switch: neither host can know."""
         ways: list[tuple[Host, Host]] = []
         if self.direction in ("both", "a-b"):
@@ -130,7 +133,8 @@ class Cut:
             rule
             for source, target in ways
             for rule in self._rules(
-                f"iifname {port_of(source.name)} oifname {port_of(target.name)}", "counter drop"
+                f"iifname {port_of(source.name)} oifname {port_of(target.name)}",
+                f"{which} counter drop",
             )
         ]
         _nft(switch, "bridge", self._table, [_chain("forward", rules)])

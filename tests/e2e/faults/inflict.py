@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lab.host import Host
+from lab.hosts import Lab
 from tests.e2e.run import PATIENCE, Under
 from tests.e2e.tool import Tool
 from tests.e2e.world import World
@@ -28,6 +31,33 @@ FAKED: Final = {
     "FAKETIME_DONT_FAKE_MONOTONIC": "1",
 }
 """For the environment of a process whose clock is to be set at will."""
+
+
+def _is_agent(words: list[str]) -> bool:
+    return words[-1:] == ["agent"]
+
+
+def _is(program: str) -> Callable[[list[str]], bool]:
+    return lambda words: Path(words[0]).name == program
+
+
+_KILLED: Final = {
+    "agent": ("target", _is_agent),
+    "stand-in": ("source", _is_agent),  # an agent of the source's, for a target that has none
+    "ssh": ("source", _is("ssh")),
+    "source-qemu": ("source", _is(_QEMU)),
+    "target-qemu": ("target", _is(_QEMU)),
+    "source-swtpm": ("source", _is("swtpm")),
+    "target-swtpm": ("target", _is("swtpm")),
+}
+_CUTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "link-reset": {"how": "reset"},
+    "link-drop": {},
+    "link-mended": {},
+    "link-drop-to": {"direction": "a-b"},
+    "link-drop-fro": {"direction": "b-a"},
+    "link-lossy": {"how": "lossy"},
+}
 
 
 class Fault:
@@ -61,49 +91,41 @@ class Fault:
     def inflict(self, under: Under) -> None:
         """Do it; when this returns it is done, and what was killed is dead."""
         source, target = self._source, self._target
-        lab = self._world.lab
+        if self._name in _KILLED:
+            where, which = _KILLED[self._name]
+            self._kill(source if where == "source" else target, which)
+            return
+        if self._name in _CUTS:
+            self._world.lab.cut(source.name, target.name, **_CUTS[self._name])
+            return
         match self._name:
             case "entourage":
                 under.process.kill()
                 under.process.wait()
-            case "agent":
-                self._kill(target, _is_agent)
             case "entourage-frozen":
                 under.signal("STOP")
             case "agent-frozen":
                 # Before the point is passed: it may be the very one that is held there.
                 self._frozen = kill(self._world, target, _is_agent, "STOP")
-            case "stand-in":  # an agent of the source's, for a target that has none
-                self._kill(source, _is_agent)
-            case "ssh":
-                self._kill(source, _is("ssh"))
-            case "source-qemu":
-                self._kill(source, _is(_QEMU))
-            case "target-qemu":
-                self._kill(target, _is(_QEMU))
-            case "source-swtpm":
-                self._kill(source, _is("swtpm"))
-            case "target-swtpm":
-                self._kill(target, _is("swtpm"))
-            case "tool":
-                pass  # it sees to that itself
+            case "tool" | "link-flaps":
+                pass  # the one sees to that itself, the other comes as it goes on
             case "source-host":
-                under.signal("STOP")  # it stands at the point, and would go on now
-                under.points.let_go()
-                source.power_cut()
+                self._cut_source(under)
             case "target-host":
-                # Likewise its agent, where one runs already.
+                self._cut_target(under)
+            case "both-hosts":
                 kill(self._world, target, _is_agent, "STOP")
-                under.far_points.let_go()
-                target.power_cut()
-            case "link-reset":
-                lab.cut(source.name, target.name, how="reset")
-            case "link-drop" | "link-mended":
-                lab.cut(source.name, target.name)
-            case "link-drop-to":
-                lab.cut(source.name, target.name, direction="a-b")
-            case "link-drop-fro":
-                lab.cut(source.name, target.name, direction="b-a")
+                self._cut_source(under)
+                self._cut_target(under)
+            case "source-host-and-agent":
+                self._kill(target, _is_agent)
+                self._cut_source(under)
+            case "source-read-only":
+                _remount(source, "ro")
+            case "target-read-only":
+                _remount(target, "ro")
+            case "strangers":
+                _send_garbage(self._world.lab, target)
             case "disk-full":
                 _fill(target)
             case "clock":
@@ -118,6 +140,12 @@ class Fault:
             if self._point != "held":  # there its way back is closed, and GO is not said
                 self._world.seen.wait_answer(PATIENCE)
             under.signal("CONT")
+        if self._name == "link-flaps":
+            for _ in range(5):
+                self._world.lab.cut(self._source.name, self._target.name)
+                time.sleep(0.4)
+                self._world.lab.mend(self._source.name, self._target.name)
+                time.sleep(0.2)
         if self._name == "link-mended":
             lab = self._world.lab
             lab.wait_dropped(self._source.name, self._target.name, PATIENCE)
@@ -134,6 +162,8 @@ class Fault:
             if not host.is_on:
                 host.power_on()
                 self._world.booted(host)
+        if self._name.endswith("-read-only"):
+            _remount(self._source if self._name.startswith("source") else self._target, "rw")
         if self._name == "disk-full":
             self._target.path(_FILLER).unlink()
         for host in (self._source, self._target):
@@ -155,6 +185,17 @@ class Fault:
         while not pids.isdisjoint(_found(self._world, host, lambda _words: True)):
             assert time.monotonic() < deadline
             time.sleep(0.002)  # it was somebody else's child: there is nothing to wait on
+
+    def _cut_source(self, under: Under) -> None:
+        under.signal("STOP")  # it stands at the point, and would go on now
+        under.points.let_go()
+        self._source.power_cut()
+
+    def _cut_target(self, under: Under) -> None:
+        # Likewise its agent, where one runs already.
+        kill(self._world, self._target, _is_agent, "STOP")
+        under.far_points.let_go()
+        self._target.power_cut()
 
     def _set_clocks(self, source: str, target: str) -> None:
         for host, offset in ((self._source, source), (self._target, target)):
@@ -178,12 +219,19 @@ def _found(world: World, host: Host, which: Callable[[list[str]], bool]) -> froz
     return frozenset(pid for pid, *words in map(str.split, came) if which(words))
 
 
-def _is_agent(words: list[str]) -> bool:
-    return words[-1:] == ["agent"]
+def _remount(host: Host, how: str) -> None:
+    host.run(["mount", "--options", f"remount,bind,{how}", "/var/lib/entourage"])
 
 
-def _is(program: str) -> Callable[[list[str]], bool]:
-    return lambda words: Path(words[0]).name == program
+def _send_garbage(lab: Lab, target: Host) -> None:
+    """From the client, which is no host of the migration's: 64 KiB of noise to each open port."""
+    listening = target.run(["ss", "--listening", "--tcp", "--numeric", "--no-header"]).stdout
+    ports = {line.split()[3].rpartition(":")[2] for line in listening.splitlines()} - {"22"}
+    for port in ports:
+        with lab.client.socket() as stranger, contextlib.suppress(OSError):
+            stranger.settimeout(1)
+            stranger.connect((target.address, int(port)))
+            stranger.sendall(random.Random(port).randbytes(1 << 16))  # noqa: S311 - noise
 
 
 def _fill(host: Host) -> None:

@@ -28,6 +28,13 @@ FAULTS: Final = {
     "link-drop-to": "the network cut silently, from source to target",
     "link-drop-fro": "the network cut silently, from target to source",
     "link-mended": "the network cut silently, and mended once a packet was lost",
+    "link-lossy": "one in five packets between both lost, both ways",
+    "link-flaps": "the network cut silently five times for 0.4 s, and mended for 0.2 s each time",
+    "strangers": "a stranger sends garbage to every port of the target's that listens",
+    "source-read-only": "the source's journal on a file system that is read-only",
+    "target-read-only": "the target's journal on a file system that is read-only",
+    "both-hosts": "power cut of both hosts: what was not synced is lost",
+    "source-host-and-agent": "power cut of the source, and `kill -9` of the agent on the target",
     "disk-full": "the target's disk filled to the last block",
     "clock": "the clock set back 400 days on the source, forward 400 on the target",
 }
