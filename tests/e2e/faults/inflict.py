@@ -81,7 +81,7 @@ class Fault:
         )
         if name == "clock":
             self._set_clocks("+0d", "+0d")
-        self._frozen: frozenset[str] = frozenset()
+        self._frozen: tuple[Host, frozenset[str]] | None = None
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -106,7 +106,11 @@ class Fault:
                 under.signal("STOP")
             case "agent-frozen":
                 # Before the point is passed: it may be the very one that is held there.
-                self._frozen = kill(self._world, target, _is_agent, "STOP")
+                self._freeze(target, _is_agent)
+            case "ssh-frozen":
+                self._freeze(source, _is("ssh"))
+            case "target-qemu-frozen":
+                self._freeze(target, _is(_QEMU))
             case "tool" | "link-flaps":
                 pass  # the one sees to that itself, the other comes as it goes on
             case "source-host":
@@ -140,6 +144,9 @@ class Fault:
             if self._point != "held":  # there its way back is closed, and GO is not said
                 self._world.seen.wait_answer(PATIENCE)
             under.signal("CONT")
+        if self._name in {"ssh-frozen", "target-qemu-frozen"}:
+            time.sleep(_FROZEN_FOR)
+            self._thaw()
         if self._name == "link-flaps":
             for _ in range(5):
                 self._world.lab.cut(self._source.name, self._target.name)
@@ -154,9 +161,8 @@ class Fault:
     def over(self) -> None:
         """The command has ended: the network is mended, there is power and room again."""
         lab = self._world.lab
-        if self._frozen:
-            self._target.run(["kill", "-CONT", *self._frozen], check=False)
-            self._wait_ended(self._target, self._frozen)
+        if self._name == "agent-frozen":
+            self._wait_ended(self._target, self._thaw())
         lab.mend(self._source.name, self._target.name)
         for host in (self._source, self._target):
             if not host.is_on:
@@ -185,6 +191,15 @@ class Fault:
         while not pids.isdisjoint(_found(self._world, host, lambda _words: True)):
             assert time.monotonic() < deadline
             time.sleep(0.002)  # it was somebody else's child: there is nothing to wait on
+
+    def _freeze(self, host: Host, which: Callable[[list[str]], bool]) -> None:
+        self._frozen = (host, kill(self._world, host, which, "STOP"))
+
+    def _thaw(self) -> frozenset[str]:
+        assert self._frozen is not None
+        host, pids = self._frozen
+        host.run(["kill", "-CONT", *pids], check=False)  # some may have been killed meanwhile
+        return pids
 
     def _cut_source(self, under: Under) -> None:
         under.signal("STOP")  # it stands at the point, and would go on now

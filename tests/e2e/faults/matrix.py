@@ -43,6 +43,8 @@ _EXPECTED: Final = {
     "agent": "SSSSSS SSSS EST TTT",
     "entourage-frozen": "SSSSSS SSSS TTT TTT",
     "agent-frozen": "SSSSSS SSSE EET TTT",
+    "ssh-frozen": "SSSSSS SSSE ETT TTT",
+    "target-qemu-frozen": "....EE SSTT TTT TTT",
     "ssh": "SSSSSS SSSS ETT TTT",
     "source-qemu": "ssssss seTT TTT TTT",
     "target-qemu": "....SS SSSS eSS ttt",
@@ -70,7 +72,7 @@ _EXPECTED: Final = {
 _CORE: Final = """
 entourage: stopped landed held go-said letting-go
 agent: opened go-heard go-stands ran
-entourage-frozen: stopped go-said
+entourage-frozen: stopped
 agent-frozen: sync
 ssh: landed
 source-qemu: held

@@ -15,6 +15,8 @@ FAULTS: Final = {
     "agent": "`kill -9` of the agent on the target",
     "entourage-frozen": "`kill -STOP` of `entourage migrate --max-blackout 2s` for 4 s",
     "agent-frozen": "`kill -STOP` of the agent on the target until `entourage` has ended",
+    "ssh-frozen": "`kill -STOP` of ssh on the source for 4 s",
+    "target-qemu-frozen": "`kill -STOP` of QEMU on the target for 4 s",
     "ssh": "`kill -9` of ssh on the source",
     "source-qemu": "`kill -9` of QEMU on the source",
     "target-qemu": "`kill -9` of QEMU on the target",
