@@ -207,7 +207,8 @@ class Allowed:
             case Kind.PORT:
                 first, _, last = part.name.partition("-")
                 if not (first.isdecimal() and (last or first).isdecimal()):
-                    raise NotAllowed(f"{part.name!r} is no port")
+                    remedy = "give it the number of a port on the source"
+                    raise NotAllowed(f"{part.name!r} is no port", remedy=remedy)
                 self.ports(int(first), int(last or first))
             case Kind.MALFORMED:
                 raise NotAllowed(part.name, remedy="name it otherwise on the source")

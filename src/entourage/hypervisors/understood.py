@@ -80,8 +80,16 @@ def _explained(domain: Domain, said: str, program: str) -> tuple[str, str]:
     elif key:
         value = getattr(value, key, None)
     name = key or field
-    wanted = FORMS.get(name) or said.partition(" - at ")[0]
+    wanted = FORMS.get(name) or _plainly(said.partition(" - at ")[0])
     return (
         f"{cannot}: {whose} {name} {value!r}, where Entourage knows {wanted}",
         f"change that, or move the domain with `{program} migrate`",
     )
+
+
+def _plainly(said: str) -> str:
+    """What msgspec wanted, ``Expected `int` >= 1``, as words."""
+    plain = said.removeprefix("Expected ").partition(", got")[0].replace("`", "")
+    for kind in ("int ", "float "):
+        plain = plain.removeprefix(kind)
+    return plain.replace(">= ", "no less than ").replace("<= ", "no more than ")

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError, JournalError
+from entourage.errors import CannotExpress, HypervisorError, JournalError
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.libvirt.domainxml import read_domain
 from entourage.hypervisors.understood import checked, understood
@@ -91,3 +91,11 @@ def test_what_cannot_go_over_the_link_is_no_domain(wrong: dict[str, Any]) -> Non
     with pytest.raises(HypervisorError, match="cannot be read") as caught:
         checked(domain, "virsh")
     assert "virsh migrate" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("memory", "said"), [(512000, "no less than 1048576"), ("x", "int")])
+def test_a_number_that_cannot_be_is_told_in_words(memory: Any, said: str) -> None:
+    with pytest.raises(CannotExpress) as raised:
+        checked(Domain(name="web1", memory=memory), "virsh")
+    assert f"its memory {memory!r}, where Entourage knows {said}" in raised.value.message
+    assert "Expected" not in raised.value.message

@@ -80,9 +80,9 @@ def _domain(root: ET.Element, lookups: Lookups) -> Domain:
         accel="kvm" if root.get("type") == "kvm" else "tcg",
         boot=Boot(
             firmware=_firmware(root.findtext("os/loader")),
-            kernel=root.findtext("os/kernel"),
-            initrd=root.findtext("os/initrd"),
-            cmdline=root.findtext("os/cmdline"),
+            kernel=root.findtext("os/kernel") or None,
+            initrd=root.findtext("os/initrd") or None,
+            cmdline=root.findtext("os/cmdline") or None,
         ),
         block=tuple(_disks(root, lookups)),
         net=tuple(_nics(root, lookups)),
@@ -93,9 +93,12 @@ def _domain(root: ET.Element, lookups: Lookups) -> Domain:
 
 
 def _firmware(loader: str | None) -> str | None:
-    """The file of a loader; None where it is one of QEMU's own, and not to be found here."""
+    """The file of a loader; None where it is one of QEMU's own, and not to be found here.
+
+    That of a domain which is off may have no name yet: libvirt chooses one at its start.
+    """
     if not loader or loader.startswith("/"):
-        return loader
+        return loader or None
     found = (directory / loader for directory in _FIRMWARE if (directory / loader).is_file())
     return next((str(path) for path in found), None)
 

@@ -357,6 +357,15 @@ def test_a_loader_without_a_directory_is_qemus(
     assert read_domain(text, LOOKUPS).boot.firmware == f"{tmp_path}/bios.bin"
 
 
+def test_a_loader_that_libvirt_has_yet_to_choose_is_no_file() -> None:
+    """Of a domain that is off."""
+    os = "<os firmware='efi'><type>hvm</type><loader secure='yes'/><kernel/><cmdline/></os>"
+    uuid = "<uuid>2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11</uuid>"
+    text = f"<domain type='kvm'><name>w</name>{uuid}<memory>262144</memory>{os}</domain>"
+    boot = read_domain(text, LOOKUPS).boot
+    assert (boot.firmware, boot.kernel, boot.cmdline) == (None, None, None)
+
+
 def test_a_volume_that_is_no_file_is_libvirts_network_storage() -> None:
     lookups = Lookups(volume=lambda pool, name: f"{pool}/{name}")
     assert "block/vdb" not in {device.label for device in read_domain(XML, lookups).devices}
