@@ -82,10 +82,9 @@ target-swtpm: landed
 tool: stopped
 source-host: go-stands
 target-host: stopped go-stands
-link-drop: pre-copy sync go-stands
+link-drop: sync go-stands
 link-drop-to: held
 link-mended: stopped
-clock: landed
 """
 """Those that ``make test`` tries; ``make test-faults`` tries all."""
 
