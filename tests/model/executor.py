@@ -236,7 +236,7 @@ def execute(world: World, place: int, slot: str, rules: Rules) -> Iterator[Move]
             yield from _flush(world, place, slot, effect, rules)
         case Do.LET_RUN:
             yield from _let_run(world, place, slot, rules)
-        case Do.DISARM_DEADMAN if host.hand == NO_HAND and rules.hand_is_missed:
+        case Do.DISARM_DEADMAN if _has_acted(host, rules) and rules.hand_is_missed:
             # The executor is where it was before READY, and its caller goes back.
             assert isinstance(one.state, Source)
             before = process(one.kind, one.migration, replace(one.state, live=True))
@@ -246,6 +246,12 @@ def execute(world: World, place: int, slot: str, rules: Rules) -> Iterator[Move]
             changed = _change(world, place, one, effect)
             done = place_process(changed, place, slot, popped(one))
             yield Move(f"{who} does {getattr(effect, 'value', effect)}", done)
+
+
+def _has_acted(host: Host, rules: Rules) -> bool:
+    """Whether a process finds its deadman gone, or about to resume the guest."""
+    # One that does not hold the lock may be that of a process before this one.
+    return host.hand == NO_HAND or (host.hand == ACTING and rules.hand_holds_lock)
 
 
 def _flush(world: World, place: int, slot: str, flush: Flush, rules: Rules) -> Iterator[Move]:

@@ -374,8 +374,8 @@ def _faults(world: World, place: int, rules: Rules) -> Iterator[tuple[str, World
     # Not the source's own deed: it is frozen, which for others is as if it were slow.
     held_too_long = host.hand == ARMED or (host.hand == HELD and not rules.hand_is_held)
     if host.guest in STOPPED and held_too_long:
-        after = resume(world, place).host(place, hand=NO_HAND)
-        yield f"the deadman on {where} resumes the guest, which was held for too long", after
+        after = world.host(place, hand=ACTING)
+        yield f"the deadman on {where} finds that the guest is held for too long", after
     if host.hand == ACTING:
         after = world.host(place, hand=NO_HAND)
         yield f"the deadman on {where} is killed", after

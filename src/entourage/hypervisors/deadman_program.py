@@ -39,7 +39,7 @@ class Guest(Protocol):
     """The guest, and how its migration is given up."""
 
     def stands_still(self) -> bool:
-        """Whether it is stopped now. Never waits for a hypervisor that does not answer."""
+        """Whether its migration has stopped it. Never waits for one that does not answer."""
         ...
 
     def give_up(self, *, run_again: bool) -> str:
@@ -63,6 +63,8 @@ class _Parent:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._poll = select.poll()
+        self._poll.register(end, select.POLLIN)
         self.may_resume = True
         self.is_dead = False
         self.heard_at = time.monotonic()
@@ -72,7 +74,7 @@ class _Parent:
 
         Told that all is over, this ends this process, and does not return.
         """
-        if not select.select([self._end], [], [], seconds)[0]:
+        if not self._poll.poll(None if seconds is None else seconds * 1000):
             return
         try:
             words = self._end.recv(64)
@@ -107,7 +109,7 @@ def _must_act(parent: _Parent, guest: Guest, budget: float | None) -> bool:
             and now - stopped_at > budget
             and now - parent.heard_at > _FROZEN_AFTER
         ):
-            parent.listen(0)  # its word may have come in this very moment
+            parent.listen(_LOOK_EVERY)  # both may have stood still, with all of this host
             if parent.may_resume and time.monotonic() - parent.heard_at > _FROZEN_AFTER:
                 return True
     return parent.may_resume

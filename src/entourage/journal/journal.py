@@ -67,12 +67,13 @@ WHERE migration=? AND role=? AND state='made' AND temporary>=? ORDER BY id DESC
 """
 
 _PRUNE: Final = """
-DELETE FROM ledger WHERE state!='made' AND EXISTS (
-    SELECT 1 FROM decisions AS d
-    WHERE d.migration=ledger.migration AND d.role=ledger.role AND d.clean=1
+DELETE FROM ledger WHERE id IN (
+    SELECT l.id FROM ledger AS l JOIN decisions AS d ON d.migration=l.migration AND d.role=l.role
+    WHERE l.state!='made' AND d.clean=1
       AND (d.changed<:before
-           OR d.began<=(SELECT began FROM decisions ORDER BY began DESC LIMIT 1 OFFSET :keep)))
-"""
+           OR d.began<=(SELECT began FROM decisions ORDER BY began DESC LIMIT 1 OFFSET :keep))
+    ORDER BY l.id LIMIT 500)
+"""  # some at a time: nobody waits for the rest, and it needs little room
 _DAY: Final = 86_400_000_000_000  # ns
 _KEEP: Final = JournalSettings()
 

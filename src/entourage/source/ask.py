@@ -37,7 +37,7 @@ from entourage.source.role import SourceSide
 from entourage.source.session import greet
 from entourage.version import __version__
 
-_ANSWER_WITHIN: Final = 20.0  # seconds for the other host to answer one question
+_ANSWER_WITHIN: Final = 20.0  # seconds for the other host to be reached, or to answer
 _ACTS_WITHIN: Final = 10.0  # seconds for another agent there to do what it is at
 _AGAIN: Final = 0.5  # seconds between two questions to a host that is still at it
 
@@ -80,12 +80,15 @@ class TargetQuery:
 
         Each time over a new link: an agent knows only what it has read or done itself.
         """
+        last = await self.talk(take)
         patience = time.monotonic() + _ACTS_WITHIN
-        while True:
-            last = await self.talk(take)
-            if last is None or last.settled or time.monotonic() > patience:
-                return last
+        while last is not None and not last.settled and time.monotonic() < patience:
             await asyncio.sleep(_AGAIN)
+            try:
+                last = await self.talk(take)
+            except (LinkError, TimeoutError):  # what it said before is what is known
+                break
+        return last
 
     async def talk(self, take: Callable[[AnyInput], Awaitable[None]]) -> messages.Farewell | None:
         """Reach the target, bring its answer to a role, and return once the target has acted.
@@ -103,8 +106,8 @@ class TargetQuery:
         heard = asyncio.Event()
 
         async def on_handover(said: messages.Say) -> None:
-            await take(Heard(Message(MessageKind(said.verb), said.migration)))
             heard.set()
+            await take(Heard(Message(MessageKind(said.verb), said.migration)))
 
         async def on_failed(failure: messages.Failure) -> None:
             remedy = f" ({failure.remedy})" if failure.remedy else ""
@@ -121,7 +124,7 @@ class TargetQuery:
         )
         try:
             async with (
-                asyncio.timeout(_ANSWER_WITHIN),
+                asyncio.timeout(_ANSWER_WITHIN) as limit,
                 agent_link(self._decision.peer_host, there, self._settings) as link,
             ):
                 self._link = link
@@ -137,6 +140,10 @@ class TargetQuery:
                     await heard.wait()
                 finally:
                     lost.cancel()
+                # What this host does about it may take its time: the end of a large machine, say.
+                limit.reschedule(None)
+                await link.settle()
+                limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_WITHIN)
                 # It has acted on the last word as well when this returns.
                 last = await link.call(messages.BYE, None)
                 return replace(last, problems=(*last.problems, *problems))

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from entourage import messages
 from entourage.errors import LinkLost
-from entourage.handover.values import Finding, Record, Role
+from entourage.handover.values import (
+    AnyInput,
+    Connected,
+    Finding,
+    Message,
+    MessageKind,
+    Record,
+    Role,
+)
+from entourage.hosts.frames import Notice
 from entourage.journal.journal import Decision, Journal
-from entourage.messages import Farewell
+from entourage.messages import Farewell, Say, Welcome
 from entourage.recovery import findings_told
 from entourage.settings.model import Settings
 from entourage.source import ask
@@ -115,7 +127,78 @@ def test_a_target_that_is_still_at_it_is_asked_again(
     assert not is_untold(known(journal))
 
 
+def test_a_target_that_is_then_gone_has_said_what_it_said(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [Farewell(settled=False, problems=("the disk is full",))]
+
+    async def talk(_query: TargetQuery, _take: object) -> Farewell:
+        if not answers:
+            raise LinkLost("no route")
+        return answers.pop(0)
+
+    monkeypatch.setattr(TargetQuery, "talk", talk)
+    monkeypatch.setattr(ask, "_AGAIN", 0)
+    problems = asyncio.run(tell(journal, Settings(), decided(journal, Record.GONE)))
+    assert problems == ["b still works on it: try again in a while", "the disk is full"]
+
+
 def test_that_go_stood_is_not_told_of_what_is_settled() -> None:
     stood, handed = Finding.GO_STANDS, Finding.HANDED_OVER
     assert findings_told([stood, stood]) == (stood.value,)
     assert findings_told([stood, stood, handed]) == (handed.value,)
+
+
+class Answers:
+    """A fake of a link to a target that says RAN, and is then settled."""
+
+    def __init__(self) -> None:
+        self._handler: Callable[[Say], Awaitable[None]] | None = None
+        self._acting: asyncio.Task[None] | None = None
+
+    def on(self, kind: Notice[Any], handler: Callable[[Any], Awaitable[None]]) -> None:
+        if kind is messages.HANDOVER:
+            self._handler = handler
+
+    def tell(self, _kind: Notice[Say], said: Say) -> None:
+        assert self._handler is not None
+        ran = Say(MessageKind.RAN.value, said.migration)
+        self._acting = asyncio.ensure_future(self._handler(ran))
+
+    async def settle(self) -> None:
+        assert self._acting is not None
+        await self._acting
+
+    async def lost(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def call(self, _kind: object, _body: None) -> Farewell:
+        return Farewell(settled=True)
+
+
+async def test_what_this_host_does_about_the_answer_may_take_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end of a machine with a terabyte of memory: the target has answered long before."""
+    link = Answers()
+
+    @contextlib.asynccontextmanager
+    async def linked(*_: object) -> AsyncGenerator[Answers]:
+        yield link
+
+    async def welcomed(*_: object) -> Welcome:
+        return Welcome(version="1", protocol=4, host="b", journal="T", address="", clock=0)
+
+    monkeypatch.setattr(ask, "agent_link", linked)
+    monkeypatch.setattr(ask, "greet", welcomed)
+    monkeypatch.setattr(ask, "_ANSWER_WITHIN", 0.05)
+    query, ended = TargetQuery(Settings(), ARMED), asyncio.Event()
+
+    async def take(given: AnyInput) -> None:
+        if isinstance(given, Connected):
+            query.send(Message(MessageKind.ASK, "m-1"))
+        else:
+            asyncio.get_running_loop().call_later(0.2, ended.set)
+            await ended.wait()
+
+    assert await query.talk(take) == Farewell(settled=True)

@@ -24,6 +24,8 @@ _COPIES = b'{"execute": "query-block-jobs"}'
 _WHERE = b'{"execute": "query-migrate"}'
 _CUT_OFF = b'{"execute": "yank", "arguments": {"instances": [{"type": "migration"}]}}'
 _HELD = frozenset({"pre-switchover", "device"})
+_HOLDS = _HELD | {"completed"}
+_LIVE = 1  # VIR_MIGRATE_LIVE
 _RUNNING, _PAUSED = 1, 3
 
 
@@ -39,7 +41,7 @@ class LibvirtDomain:
         self._quiet = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: None)
         self._library.virSetErrorFunc(None, self._quiet)
         self._domain: Any = None
-        self._seen = -1
+        self._is_held = False
         self._looking: threading.Thread | None = None
         try:
             self._qemu: Any = ctypes.CDLL("libvirt-qemu.so.0")
@@ -71,11 +73,29 @@ class LibvirtDomain:
                 time.sleep(_SOON)
         deadline = time.monotonic() + _ENDS_WITHIN
         while self._busy() and time.monotonic() < deadline:
-            self._library.virDomainAbortJob(self._domain)
+            if self._where() == "completed":
+                self._take_back()
+            else:
+                self._library.virDomainAbortJob(self._domain)
             time.sleep(_AGAIN)
             if self._busy() and self.state() == _PAUSED:
                 # A QEMU that was cancelled just as it stopped may sleep for ever.
                 self._tell_qemu(_WAKE_UP)
+
+    def _take_back(self) -> None:
+        """Have libvirt let the guest run again whose memory was all sent: nobody runs it there.
+
+        Once Perform has returned, the job waits for Confirm as long as the process that began it
+        lives, frozen or not, and no abort ends it.
+        """
+        self._library.virDomainMigrateConfirm3Params(
+            self._domain, None, 0, None, 0, ctypes.c_uint(_LIVE), 1
+        )
+
+    def _where(self) -> str:
+        """QEMU's own word for where its migration is; empty where it does not say."""
+        told = self._tell_qemu(_WHERE)
+        return str(told.get("status", "")) if told else ""
 
     def _cut_off(self) -> bool:
         """Cut memory off, where no disk is copied any more; whether it was on its way.
@@ -86,8 +106,7 @@ class LibvirtDomain:
         """
         deadline = time.monotonic() + _COPIES_END_WITHIN
         while self._tell_qemu(_COPIES) != []:
-            told = self._tell_qemu(_WHERE)
-            at = told.get("status") if told else None
+            at = self._where()
             ending = at in _HELD or (at == "active" and self.state() == _PAUSED)
             if not ending or time.monotonic() > deadline:
                 return False
@@ -114,18 +133,22 @@ class LibvirtDomain:
         self._library.virDomainResume(self._domain)
 
     def stands_still(self) -> bool:
-        """By what libvirtd said last; see ``deadman_program.Guest``.
+        """By what libvirtd and QEMU said last; see ``deadman_program.Guest``.
 
         It is asked in a thread: where it does not answer, the parent's words are still heard.
         """
         if self._looking is None:
             self._looking = threading.Thread(target=self._look, daemon=True)
             self._looking.start()
-        return self._seen == _PAUSED
+        return self._is_held
 
     def _look(self) -> None:
         while True:
-            self._seen = self.state()
+            state = self.state()
+            if state < 0:  # libvirtd went away, and may come back
+                self.connect()
+            # A user may pause his guest meanwhile: that is no migration that holds it.
+            self._is_held = state == _PAUSED and self._where() in _HOLDS
             time.sleep(_LOOK_EVERY)
 
     def give_up(self, *, run_again: bool) -> str:

@@ -87,12 +87,7 @@ class Rollback:
             return
         performing = job.performing
         if performing is not None:
-            if cut:
-                await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
-            await self._past_the_stop(performing)
-            await self._past_the_copies(performing)
-            if not cut and not performing.done() and await self._cut_off_late():
-                await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
+            await self._before_the_end(performing, cut=cut)
             rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
             while not performing.done():
                 await self._too_late(deadline)
@@ -105,6 +100,21 @@ class Rollback:
                 return  # then libvirt has put everything back by itself
         with contextlib.suppress(RefusedError):
             await job.confirm(self._handle, cancelled=True)
+
+    async def _before_the_end(self, performing: asyncio.Future[bytes], *, cut: bool) -> None:
+        """Let it fail by itself if it can, and come to a point at which libvirt may end it."""
+        if cut:
+            await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
+        await self._past_the_stop(performing)
+        await self._past_the_copies(performing)
+        if cut or performing.done():
+            return
+        done = await self._cut_off_late()
+        if not done and self._job.disks.names:
+            # What was heard may be late, or the last of all: QEMU itself knows better.
+            done = await self._in_time(self._yank_alone(), _COPIES_END_WITHIN + _STUCK_AFTER)
+        if done:
+            await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
 
     async def _past_the_stop(self, performing: asyncio.Future[bytes]) -> None:
         """Do not end the job in the moment between the guest's stop and QEMU's holding of memory.
@@ -132,7 +142,11 @@ class Rollback:
             return None if known.migration == "pre-switchover" else True
 
         job = self._job
-        if not job.disks.names or await self._until(past, performing, _COPIES_END_WITHIN):
+        if (
+            not job.disks.names
+            or await self._until(past, performing, _COPIES_END_WITHIN)
+            or job.heard().known.lost
+        ):
             return
         if job.calls is None or not job.calls.hang_up():
             await self._in_time(self._yank(*self._copies(), _MEMORY))
@@ -214,8 +228,8 @@ class Rollback:
         nobody: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         rounds, deadline = 0, time.monotonic() + _ENDS_WITHIN
         with contextlib.suppress(RefusedError):
-            wait = _COPIES_END_WITHIN + _STUCK_AFTER
-            if await self._handle.busy() and await self._in_time(self._yank_alone(), wait):
+            within = _COPIES_END_WITHIN + _STUCK_AFTER
+            if await self._handle.busy() and await self._in_time(self._yank_alone(), within):
                 failed = time.monotonic() + _FAILS_WITHIN
                 # libvirt tells nobody that a job has ended.
                 while await self._handle.busy() and time.monotonic() < failed:  # noqa: ASYNC110
@@ -236,8 +250,8 @@ class Rollback:
                 paused = await self._handle.state() == State.PAUSED
                 if at not in _HELD and not (at == "active" and paused):
                     return False
-                if time.monotonic() > ends:
-                    return await self._yank(*self._copies(), _MEMORY)
+                if time.monotonic() > ends:  # and what libvirt has not cancelled is not cut off
+                    return at in _HELD and await self._yank(*self._copies(), _MEMORY)
                 await asyncio.sleep(_SOON)
             return await self._yank(_MEMORY)
         return False

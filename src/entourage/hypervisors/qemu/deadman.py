@@ -13,6 +13,7 @@ from typing import Any
 _DEADLINE = 30.0
 _YANK_AFTER = 2.0
 _NUDGE = 0.05
+_HOLDS = frozenset({"pre-switchover", "device", "completed"})
 _ENDED: frozenset[str] = frozenset({"none", "completed", "failed", "cancelled"})
 
 
@@ -112,10 +113,10 @@ class _Guest:
         self._mirrors = mirrors
 
     def stands_still(self) -> bool:
-        """By QEMU's events."""
+        """By QEMU's events. A guest that its user has paused meanwhile is held by no migration."""
         with contextlib.suppress(EOFError, OSError):  # it has ended: nobody to be let run
             self._qmp.hear()
-        return self._qmp.stopped
+        return self._qmp.stopped and self._qmp.migration in _HOLDS
 
     def give_up(self, *, run_again: bool) -> str:
         """See ``resume``."""

@@ -28,7 +28,7 @@ class Answering(deadman.LibvirtDomain):
         self._library: Any = self
         self._domain: Any = None
         self._looking = None
-        self._seen = -1
+        self._is_held = False
 
     def state(self) -> int:
         return self._state
@@ -43,9 +43,14 @@ class Answering(deadman.LibvirtDomain):
                 return [{"device": "vda"}] if self._looks >= 0 else []
             case "query-migrate":
                 return {"status": self._at}
+            case "yank" if self._at == "completed":
+                return None  # there is no such connection any more
             case command:
                 self.told.append(command)
                 return {}
+
+    def virDomainMigrateConfirm3Params(self, *_arguments: Any) -> None:  # noqa: N802 - same
+        self.told.append("take back")
 
     def virDomainAbortJob(self, _domain: Any) -> None:  # noqa: N802 - libvirt's
         self.told.append("abort")
@@ -59,6 +64,7 @@ class Answering(deadman.LibvirtDomain):
         ("active", PAUSED, 3, "yank"),
         ("pre-switchover", PAUSED, 3, "yank"),
         ("pre-switchover", PAUSED, 1000, "abort"),
+        ("completed", PAUSED, 0, "take back"),
     ],
 )
 def test_memory_is_cut_off_once_the_copies_of_a_stopped_guest_have_ended(
@@ -80,7 +86,7 @@ def test_a_libvirtd_that_does_not_answer_keeps_nobody_waiting() -> None:
             hangs.wait(5)
             return PAUSED
 
-    domain = Hanging("active", looks=0, state=PAUSED)
+    domain = Hanging("pre-switchover", looks=0, state=PAUSED)
     assert not domain.stands_still()
     assert seen.wait(5)
     assert not domain.stands_still()

@@ -195,8 +195,9 @@ async def test_memory_that_is_sent_is_cut_off_and_not_cancelled(
     assert not raw.asked
 
 
-async def test_copies_are_cancelled_and_not_cut_off() -> None:
+async def test_copies_are_cancelled_and_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off with memory, the target's QEMU ends, and a copy may stay behind here."""
+    monkeypatch.setattr(handle, "tell_qemu", Left("active", looks=1000).tell_qemu)
     raw = Late()
     giving_up = GivingUp(raw, performing=True)
     giving_up.feed.known = Known(migration="active")
@@ -207,7 +208,31 @@ async def test_copies_are_cancelled_and_not_cut_off() -> None:
     giving_up.sends(memory, 49152, {"vda": False})
     await asyncio.wait_for(giving_up.abort(), 5)
     assert not memory.cut
-    assert raw.did == ["told", "looked at"]
+    assert raw.did[-2:] == ["told", "looked at"]
+
+
+@pytest.mark.parametrize("lost", ["", "libvirtd has closed it"])
+async def test_what_was_heard_last_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The guest has stopped, libvirt ends the copies, and nothing is heard of that."""
+    raw = Stubborn()
+    giving_up = GivingUp(raw, performing=True)
+    giving_up.feed.known = Known(migration="active", lost=lost)
+    left = Left("pre-switchover", looks=3)
+    performing = giving_up.performing
+
+    async def tell_qemu(raw: Any, command: str, **arguments: Any) -> Any:
+        answer = await left.tell_qemu(raw, command, **arguments)
+        if left.told and not performing.done():
+            performing.set_exception(HypervisorError("broken pipe"))
+        return answer
+
+    monkeypatch.setattr(handle, "tell_qemu", tell_qemu)
+    giving_up.sends(Memory(giving_up), 49152, {"vda": False})
+    await asyncio.wait_for(giving_up.abort(), 5)
+    assert left.told == ["yank migration"]
+    assert not raw.asked
 
 
 async def test_nothing_is_cancelled_while_libvirt_ends_the_copies_of_a_stopped_guest() -> None:

@@ -200,6 +200,7 @@ async def test_a_parent_that_lives_may_hold_the_guest_and_a_frozen_one_may_not(
     """Only once its budget has run out; and GO cannot be said after that."""
     hand = await arm(guest, budget=0.1)
     guest.say("STOP")
+    guest.say("MIGRATION", status="pre-switchover")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(guest.runs.wait(), 1.2)  # time enough for one that heard nothing
     freeze(hand)
@@ -212,14 +213,21 @@ async def test_a_parent_that_lives_may_hold_the_guest_and_a_frozen_one_may_not(
     assert "held for too long by a process that is frozen" in (tmp_path / "log").read_text()
 
 
-@pytest.mark.parametrize("stands_still", [True, False])
-async def test_a_frozen_parent_has_its_budget(guest: Guest, *, stands_still: bool) -> None:
-    """It is counted from the guest's stop, and no longer once it runs again."""
-    hand = await arm(guest, budget=60 if stands_still else 0.1)
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [(60, ["STOP", "pre-switchover"]), (0.1, ["STOP", "device", "RESUME"]), (0.1, ["STOP"])],
+    ids=["in time", "runs again", "paused by its user"],
+)
+async def test_a_frozen_parent_has_its_budget(guest: Guest, budget: float, said: list[str]) -> None:
+    """It is counted while the migration holds the guest."""
+    hand = await arm(guest, budget=budget)
     freeze(hand)
-    guest.say("STOP")
-    if not stands_still:
-        guest.say("RESUME")
+    guest.say("MIGRATION", status="active")
+    for word in said:
+        if word.isupper():
+            guest.say(word)
+        else:
+            guest.say("MIGRATION", status=word)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(guest.runs.wait(), 1.2)
     await hand.disarm()
