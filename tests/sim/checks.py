@@ -1,0 +1,185 @@
+"""What must be true when the command has ended, and when all is over."""
+
+from __future__ import annotations
+
+
+from typing import Any
+
+from entourage.cli.migrate import EXIT_STATUS
+from entourage.errors import EntourageError, InternalError
+from entourage.events import Finished
+from tests.sim.guest import FREE, INCOMING, At
+from tests.sim.loop import Process
+from tests.sim.world import World
+
+
+def status_of(process: Process) -> int:
+    """The exit status of ``entourage migrate``."""
+    if isinstance(process.error, EntourageError):
+        return process.error.exit_code
+    return EXIT_STATUS[process.result.outcome] if process.error is None else 1
+
+
+def at_exit(world: World, process: Process) -> None:
+    """The command ends: what it says must be true now."""
+    if not process.alive:
+        world.ending = "killed"
+        return
+    if process.error is not None and not isinstance(process.error, EntourageError):
+        world.violated(f"migrate raised {process.error!r}")
+    if behind := _bug(process.error):
+        world.violated(f"a bug behind {process.error!r}: {behind!r}")
+    status = status_of(process)
+    last = world.events[-1] if world.events else None
+    if not isinstance(last, Finished):
+        if status not in {1, 2, 3}:
+            world.violated(f"exit status {status} without a last event")
+        world.ending = f"{status}"
+    else:
+        world.ending = f"{status} {last.outcome}"
+        if last.outcome != "failed" and EXIT_STATUS[last.outcome] != status:
+            world.violated(f"exit status {status} and the last event {last.outcome}")
+        _runs_on(world, last)
+    _means(world, status, str(process.error))
+    _left_behind(world, process)
+
+
+def _bug(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, InternalError):
+        error = error.__cause__
+    return error
+
+
+def _runs_on(world: World, last: Finished) -> None:
+    if not last.runs_on:
+        return
+    host = world.host(last.runs_on)
+    if host.name == "b" and "b" not in world.guest.let_run:
+        world.violated("it says that b runs the guest, which never ran there")
+    if host.name == "a" and not _free_or_dead(world, "a"):
+        world.violated("it says that a runs the guest, and it does not")
+
+
+def _free_or_dead(world: World, name: str) -> bool:
+    """Whether the guest runs there, or did until it, its machine or its host ended."""
+    copy = world.host(name).copy
+    return (copy is not None and copy.at in FREE) or world.guest.ended or world.guest.killed
+
+
+def _means(world: World, status: int, said: str) -> None:
+    a, ran_there = world.a.copy, "b" in world.guest.let_run
+    if status in {0, 5}:
+        if not ran_there:
+            world.violated(f"status {status}, and the target never ran it")
+        if status == 0 and a is not None and a.alive:
+            world.violated("status 0, and the source still has a copy")
+    elif status in {1, 2, 3, 4}:
+        if ran_there:
+            world.violated(f"status {status} after the target ran it: {said}")
+        elif not _free_or_dead(world, "a"):
+            world.violated(f"status {status}, and the guest does not run on the source: {said}")
+    elif status == 7 and not (world.guest.ended or world.guest.killed):
+        world.violated(f"status 7, and the guest has not ended: {said}")
+    if status in {1, 2, 3}:
+        records = [record for record, _ in rows(world.a, "source")]
+        if records:
+            world.violated(f"status {status} ('nothing was begun') with a record {records}: {said}")
+
+
+def _left_behind(world: World, process: Process) -> None:
+    tasks = [task for task in process.tasks if not task.done() and task is not process.main]
+    if tasks:
+        names = sorted({task.get_coro().__qualname__ for task in tasks})  # type: ignore[union-attr]
+        world.violated(f"{process} leaves tasks behind: {', '.join(names)}")
+
+
+def rows(host: Any, role: str) -> list[tuple[str, bool]]:
+    """What a host's journal says of its part."""
+    found = host.journal.database.execute(
+        "SELECT record, clean FROM decisions WHERE role=?", (role,)
+    ).fetchall()
+    return [(row[0], bool(row[1])) for row in found]
+
+
+def at_the_end(world: World) -> None:
+    """All is over and recovered: one copy, where both journals say, and nothing is left."""
+    guest, (a, b) = world.guest, world.hosts
+    guest.write()
+    source, target = rows(a, "source"), rows(b, "target")
+    for host, found in ((a, source), (b, target)):
+        for record, clean in found:
+            if record not in {"back", "gone", "never", "owns"} or not clean:
+                world.violated(f"{host.name} is not settled: {record}, clean {clean}")
+    gone = any(record == "gone" for record, _ in source)
+    if gone != any(record == "owns" for record, _ in target):
+        world.violated(f"the journals do not agree: {source}, {target}")
+    owner, other = (b, a) if gone else (a, b)
+    running = guest.running()
+    if len(running) > 1:
+        world.violated("two copies run at the end")
+    if any(copy.host is not owner for copy in running):
+        world.violated(f"it runs on {running[0].host.name} and belongs to {owner.name}")
+    if not running and not (guest.ended or guest.killed):
+        world.violated(f"no copy runs; {owner.name} has {owner.copy and owner.copy.at}")
+    if running and guest.paused and running[0].at is not At.PAUSED:
+        world.violated("a guest that its user had paused runs")
+    _owned(world, owner)
+    _tidy(world, other)
+    _nothing_held(world)
+    _nothing_wrong(world)
+
+
+def _owned(world: World, owner: Any) -> None:
+    guest = world.guest
+    if owner.disk != guest.writes:
+        world.violated(f"writes are lost: {owner.disk} of {guest.writes} on {owner.name}")
+    if owner.tpm is None:
+        world.violated(f"the TPM is lost on {owner.name}")
+    if not owner.defined:
+        world.violated(f"{owner.name} does not know the domain that is its")
+    if owner.copy is not None and owner.copy.at in INCOMING:
+        world.violated(f"{owner.name} still has a half-built machine")
+    if owner.thing != "in" and guest.running() and not owner.excused_thing:
+        world.violated(f"the thing is {owner.thing!r} on {owner.name}")
+
+
+def _tidy(world: World, other: Any) -> None:
+    if other.copy is not None and other.copy.alive:
+        world.violated(f"a copy is left on {other.name}: {other.copy.at}")
+    spoilt = world.faults.spoilt
+    if other.disk is not None and not spoilt("disk"):
+        world.violated(f"a disk is left on {other.name}")
+    if other is world.a and other.tpm is not None and not spoilt("tpm"):
+        world.violated(f"the TPM is left on {other.name}")
+
+
+def _nothing_held(world: World) -> None:
+    if world.locks.locked:
+        world.violated(f"locks are held: {list(world.locks.locked)}")
+    for host in world.hosts:
+        if host.deadmen:
+            world.violated(f"a deadman is left on {host.name}")
+        made = host.journal.database.execute(
+            "SELECT role, kind FROM ledger WHERE state='made'"
+        ).fetchall()
+        if made:
+            world.violated(f"the ledger of {host.name} has {[tuple(row) for row in made]}")
+
+
+def _nothing_wrong(world: World) -> None:
+    for process in world.loop.processes:
+        if process.complaints:
+            world.violated(f"{process} complains: {process.complaints[0]}")
+        if process.name != "source" and process.error is not None:
+            if not isinstance(process.error, EntourageError):
+                world.violated(f"{process} raised {process.error!r}")
+        for task in process.tasks:
+            if process.alive and task.done() and task._log_traceback:  # type: ignore[attr-defined]
+                error = task.exception()
+                world.violated(f"{process}: nobody asked for the error {error!r}")
+    internal = [line for line in world.log if "internal error" in line]
+    if internal:
+        world.violated(f"logged: {internal[0]}")
+
+
+

@@ -1,0 +1,71 @@
+"""The simulated deadman: a process of its own that lets the guest run again when its parent dies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from entourage.errors import HypervisorError
+from tests.sim.guest import Copy
+from tests.sim.loop import Process
+from tests.sim.seams import Here
+
+
+class Deadman:
+    """It holds the domain's lock as long as it may act.
+
+    Args:
+        host: It runs there.
+        copy: The machine that it lets run again.
+        parent: The process that it watches.
+        lock: That one's descriptor of the domain's lock.
+    """
+
+    def __init__(self, host: Any, copy: Copy, parent: Process, lock: int | None) -> None:
+        self.host, self.copy = host, copy
+        self.held = host.world.locks.dup(lock) if lock is not None else None
+        self.armed = self.alive = True
+        self.silent = False
+        host.deadmen.append(self)
+        parent.on_end.append(self.parent_died)
+
+    async def disarm(self) -> None:
+        """GO may be said: it never acts from when this returns."""
+        await self.host.takes(0.0005)
+        if not self.alive:
+            raise HypervisorError("the process that would resume the guest is gone")
+        if self.silent:
+            # It hears the word when it goes on, and then it is what it was told last.
+            raise HypervisorError("the process that would resume the guest does not answer")
+        self.armed = False
+
+    def dismiss(self) -> None:
+        """All is over."""
+        self.armed = False
+        self.die()
+
+    def die(self) -> None:
+        """It ends, and gives up the lock."""
+        if self.alive:
+            self.alive = False
+            self.host.deadmen.remove(self)
+            if self.held is not None:
+                self.host.world.locks.let_go(self.held)
+
+    def parent_died(self) -> None:
+        """Its parent has ended: unless it was disarmed, it acts."""
+        if self.alive:
+            loop = Here.loop
+            loop.after(0.001 + 0.01 * loop.rng.random(), self._act)
+
+    def _act(self) -> None:
+        if not self.alive:
+            return
+        if self.armed:
+            self.host.world.trace("deadman", self.host.name)
+            copy = self.copy
+            if copy.alive:
+                if copy.stream is not None and copy.stream.source is copy:
+                    copy.stream.fail()
+                    copy.stream = None
+                copy.run()
+        self.die()

@@ -1,0 +1,242 @@
+"""What goes wrong in a simulation: which faults, where, and what each of them does."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from typing import Any
+
+from tests.sim.guest import FREE
+
+KINDS = {
+    "kill-source": 10,
+    "kill-agent": 10,
+    "kill-deadman": 3,
+    "power-a": 8,
+    "power-b": 8,
+    "freeze-source": 6,
+    "freeze-agent": 6,
+    "freeze-deadman": 2,
+    "cut": 6,
+    "silent": 8,
+    "slow": 4,
+    "fails-a": 9,
+    "fails-b": 9,
+    "hangs-a": 5,
+    "hangs-b": 5,
+    "disk-a": 2,
+    "disk-b": 2,
+    "guest-ends": 5,
+    "crash-a": 5,
+    "crash-b": 5,
+    "full-a": 3,
+    "full-b": 3,
+    "readonly-a": 2,
+    "readonly-b": 2,
+    "io-a": 4,
+    "io-b": 4,
+    "torn-a": 5,
+    "torn-b": 5,
+    "sigint": 6,
+    "sigterm-agent": 3,
+    "recover-a": 3,
+    "recover-b": 3,
+}
+USUAL_POINTS, USUAL_STEPS = 170, 900
+
+
+@dataclasses.dataclass
+class Fault:
+    """One fault.
+
+    Attributes:
+        kind: One of ``KINDS``.
+        by, at: It comes at this point or callback of the simulation, or at this second.
+        lasts: Seconds, where it ends by itself.
+    """
+
+    kind: str
+    by: str
+    at: float
+    lasts: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.by} {self.at:g} for {self.lasts:.2f} s"
+
+
+def planned(seed: int) -> list[Fault]:
+    """The faults of a seed."""
+    rng = random.Random(f"faults {seed}")  # noqa: S311 - it must repeat
+    count = rng.choices((0, 1, 2, 3), (2, 50, 36, 12))[0]
+    kinds = rng.choices(list(KINDS), list(KINDS.values()), k=count)
+    found: list[Fault] = []
+    for number, kind in enumerate(kinds):
+        by = rng.choices(("point", "step", "time"), (75, 15, 10))[0]
+        most = {"point": USUAL_POINTS, "step": USUAL_STEPS, "time": 8}[by]
+        at = rng.uniform(0, most)
+        if number and rng.random() < 0.5:  # soon after the one before
+            by, at = found[-1].by, found[-1].at + rng.uniform(0, most / 20)
+        lasts = rng.choice((0.05, 0.5, 3.0, 12.0, 40.0)) * (0.5 + rng.random())
+        found.append(Fault(kind, by, at if by == "time" else int(at), lasts))
+    return found
+
+
+class Faults:
+    """The faults of one simulation, and those that are under way."""
+
+    def __init__(self, world: Any, faults: list[Fault]) -> None:
+        self.world = world
+        self.came: list[str] = []
+        self.calls: dict[str, list[str]] = {"a": [], "b": []}
+        self._spoilt: set[str] = set()
+        self._points = sorted((f for f in faults if f.by == "point"), key=lambda f: -f.at)
+        self._steps = sorted((f for f in faults if f.by == "step"), key=lambda f: -f.at)
+        for fault in faults:
+            if fault.by == "time":
+                world.loop.after(fault.at, self._happen, fault)
+        self.over = False
+        if self._steps:
+            world.loop.on_step = self._step
+
+    def at_point(self, number: int) -> None:
+        """A point was reached."""
+        while self._points and self._points[-1].at <= number:
+            self._happen(self._points.pop())
+
+    def _step(self) -> None:
+        while self._steps and self._steps[-1].at <= self.world.loop.steps:
+            self._happen(self._steps.pop())
+
+    def for_call(self, host: Any, what: str) -> str:
+        """What is wrong with the call that is made now: ``fails``, ``disk``, or how long it hangs."""
+        pending = self.calls[host.name]
+        if not pending:
+            return ""
+        wrong = pending.pop()
+        device = what.split(".")[0]
+        self._spoilt.add(device)
+        return wrong
+
+    def spoilt(self, device: str) -> bool:
+        """Whether a call of this device failed on purpose."""
+        return device in self._spoilt
+
+    def end(self) -> None:
+        """No fault comes any more, and those that last are over."""
+        world = self.world
+        self.over = True
+        self._points.clear()
+        self._steps.clear()
+        world.net.heal()
+        for host in world.hosts:
+            self.calls[host.name].clear()
+            host.journal.full = host.journal.readonly = False
+            host.journal.fails.clear()
+            host.journal.torn = None
+            host.power_on()
+            for process in host.living():
+                world.loop.thaw(process)
+
+    def _happen(self, fault: Fault) -> None:
+        if self.over:
+            return
+        self.came.append(fault.kind)
+        self.world.trace("FAULT", str(fault))
+        word, _, rest = fault.kind.partition("-")
+        host = {"a": self.world.a, "b": self.world.b}.get(rest)
+        getattr(self, f"_{word}")(fault, host, rest)
+
+    def _later(self, fault: Fault, what: Callable[[], None]) -> None:
+        self.world.loop.after(fault.lasts, what)
+
+    def _process(self, rest: str) -> Any:
+        world = self.world
+        host, name = (world.b, "agent") if rest == "agent" else (world.a, "source")
+        living = host.living(name)
+        return living[-1] if living else None
+
+    def _kill(self, fault: Fault, host: Any, rest: str) -> None:
+        if rest == "deadman":
+            for hand in list(self.world.a.deadmen):
+                hand.die()
+        elif process := self._process(rest):
+            self.world.loop.kill(process)
+
+    def _freeze(self, fault: Fault, host: Any, rest: str) -> None:
+        loop = self.world.loop
+        if rest == "deadman":
+            for hand in self.world.a.deadmen:
+                hand.silent = True
+                self._later(fault, lambda hand=hand: setattr(hand, "silent", False))
+        elif process := self._process(rest):
+            loop.freeze(process)
+            self._later(fault, lambda: loop.thaw(process))
+
+    def _power(self, fault: Fault, host: Any, rest: str) -> None:
+        self._later(fault, host.power_on)
+        host.power_cut()
+
+    def _cut(self, fault: Fault, host: Any, rest: str) -> None:
+        self.world.net.cut()
+
+    def _silent(self, fault: Fault, host: Any, rest: str) -> None:
+        self.world.net.fall_silent()
+        self._later(fault, self.world.net.heal)
+
+    def _slow(self, fault: Fault, host: Any, rest: str) -> None:
+        self.world.net.latency = min(fault.lasts, 4.0)
+        self.world.loop.after(10.0, self.world.net.heal)
+
+    def _fails(self, fault: Fault, host: Any, rest: str) -> None:
+        self.calls[host.name].append("fails")
+
+    def _disk(self, fault: Fault, host: Any, rest: str) -> None:
+        self.calls[host.name].append("disk")
+
+    def _hangs(self, fault: Fault, host: Any, rest: str) -> None:
+        self.calls[host.name].append(str(fault.lasts))
+
+    def _guest(self, fault: Fault, host: Any, rest: str) -> None:
+        for copy in self.world.guest.running():
+            self.world.guest.ended = True
+            copy.die("QEMU has ended (guest-shutdown)")
+
+    def _crash(self, fault: Fault, host: Any, rest: str) -> None:
+        copy = host.copy_alive
+        if copy is not None:
+            if copy.at in FREE or copy.released:
+                self.world.guest.killed = True
+            copy.die("QEMU has ended")
+
+    def _full(self, fault: Fault, host: Any, rest: str) -> None:
+        host.journal.full = True
+        self._later(fault, lambda: setattr(host.journal, "full", False))
+
+    def _readonly(self, fault: Fault, host: Any, rest: str) -> None:
+        host.journal.readonly = True
+        self._later(fault, lambda: setattr(host.journal, "readonly", False))
+
+    def _io(self, fault: Fault, host: Any, rest: str) -> None:
+        host.journal.fails.append(fault.lasts < 2.0)
+
+    def _torn(self, fault: Fault, host: Any, rest: str) -> None:
+        process = self._process("agent" if rest == "b" else "source")
+        host.journal.torn = process
+
+    def _sigint(self, fault: Fault, host: Any, rest: str) -> None:
+        migration, process = self.world.migration, self._process("source")
+        if migration is not None and process is not None:
+            process.context.run(
+                self.world.loop.call_soon, migration.interrupt, "interrupted with Ctrl-C"
+            )
+
+    def _sigterm(self, fault: Fault, host: Any, rest: str) -> None:
+        process = self._process("agent")
+        agent = getattr(process, "agent", None)
+        if agent is not None:
+            process.context.run(self.world.loop.call_soon, agent.end)
+
+    def _recover(self, fault: Fault, host: Any, rest: str) -> None:
+        if host.on:
+            host.recover()
