@@ -84,6 +84,7 @@ async def linked(
         for task in (serving, stderr):
             task.cancel()
         await asyncio.gather(serving, stderr, return_exceptions=True)
+        await link.settle()  # what was heard before is acted on under the caller's lock
 
 
 async def _keep(stream: asyncio.StreamReader, said: deque[str]) -> None:

@@ -172,6 +172,8 @@ class Link:
                     self._less.clear()
                     await self._less.wait()
                 frame = decoder.decode(await self._reader.readexactly(length))
+                if not self.alive:  # it was closed: whoever would act on this has gone
+                    break
                 self._heard = time.monotonic()
                 self._take(frame, length)
                 header = await self._reader.readexactly(4)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator
-from types import NoneType
+from types import NoneType, SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from entourage.errors import DeviceError, EntourageError, LinkError, LinkLost, Refused
 from entourage.hosts import link as link_module
-from entourage.hosts.frames import MAX_FRAME, Notice, Question
+from entourage.hosts.frames import MAX_FRAME, Notice, Question, Tell, encoder
 from entourage.hosts.link import Link
 
 
@@ -124,6 +125,33 @@ async def test_who_waits_for_an_answer_hears_of_the_loss() -> None:
         assert isinstance(await pair.one.lost(), LinkLost)
         with pytest.raises(LinkLost):
             pair.one.tell(Notice("anything", int), 1)
+
+
+async def test_what_arrives_after_it_was_closed_is_not_acted_on() -> None:
+    heard: list[int] = []
+
+    first = asyncio.Event()
+
+    async def hear(number: int) -> None:
+        heard.append(number)
+        first.set()
+
+    # As with a program's: that its input is closed does not end what it still prints.
+    reader, nothing = asyncio.StreamReader(), SimpleNamespace(get_write_buffer_size=int)
+    writer: Any = SimpleNamespace(transport=nothing, write=len, close=lambda: None)
+    link = Link(reader, writer, peer="two", silence=5.0)
+    link.on(Notice("said", int), hear)
+    serving = asyncio.create_task(link.serve())
+    frames = [encoder.encode(Tell("said", number)) for number in (1, 2)]
+    said = [len(frame).to_bytes(4, "big") + frame for frame in frames]
+    reader.feed_data(said[0])
+    await first.wait()
+    link.close()
+    reader.feed_data(said[1])
+    reader.feed_eof()
+    await serving
+    await link.settle()
+    assert heard == [1]
 
 
 async def test_silence_is_loss() -> None:
