@@ -1,17 +1,66 @@
-"""Having the target undo what it made, after a migration has failed here or was given up."""
+"""The way back of a migration that has failed here or was given up, on both hosts."""
 
 from __future__ import annotations
 
 import asyncio
 
 from entourage import messages
-from entourage.errors import EntourageError, LinkError, plain_words
+from entourage.errors import EntourageError, InDoubt, InternalError, LinkError, plain_words
+from entourage.handover.values import Finding, Guest, Input
 from entourage.hosts.link import SILENT
+from entourage.source.role import SourceSide
 from entourage.source.session import Session
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
 _SILENT_OF_OLD = 3.0  # seconds: of an older Entourage something is heard once a second only
 _LOOK_AGAIN = 0.1
+_CAME_BACK = frozenset({Finding.CAME_BACK, Finding.CAME_BACK_DEAD})
+
+
+async def come_back(session: Session, side: SourceSide, *, hurry: bool) -> list[str]:
+    """Let the guest run here again, put its devices back, and have the target undo what it made.
+
+    Args:
+        session: All that is open.
+        side: The migration's source.
+        hurry: See ``undone_there``.
+
+    Returns:
+        What was not put back, not written down or not undone, each a sentence.
+
+    Raises:
+        InDoubt: The guest could not be let run again; nobody else may.
+    """
+    undone = asyncio.create_task(abort_there(session))
+    failed = await _failure(side)
+    there = await undone_there(session, undone, hurry=hurry)
+    if failed is not None and side.state.live:
+        failed = await _failure(side)  # a hypervisor that has refused once may not do so again
+    await side.idle()  # where it was not written down, the target's NEVER is another occasion
+    problems = [*side.problems, *there]
+    if failed is None or not _CAME_BACK.isdisjoint(side.findings):
+        return problems
+    name, source = session.machine.domain.name, session.source
+    recover = f"mend that, then `entourage recover {name}` on {source}"
+    if side.runs_again or side.state.guest is Guest.DEAD:
+        return [*problems, f"{source} cannot finish going back: {plain_words(failed)} ({recover})"]
+    raise InDoubt(
+        f"{name} may stand still on {source}, which cannot let it run again: {plain_words(failed)};"
+        f" {session.target} was not told to run it",
+        host=source,
+        remedy=recover,
+    ) from failed
+
+
+async def _failure(side: SourceSide) -> Exception | None:
+    """Bring the source back; what kept it from that, a bug perhaps."""
+    try:
+        await side.take(Input.ABORT)
+    except (EntourageError, OSError) as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - told as a bug, once the target has been waited for
+        return InternalError(error)
+    return None
 
 
 async def abort_there(session: Session) -> list[str]:

@@ -36,11 +36,20 @@ from entourage.events import (
     Warned,
 )
 from entourage.handover.rules import Source
-from entourage.handover.values import Finding, Heard, Input, Message, MessageKind, Record, Role
+from entourage.handover.values import (
+    Finding,
+    Guest,
+    Heard,
+    Input,
+    Message,
+    MessageKind,
+    Record,
+    Role,
+)
 from entourage.hosts.route import Route
 from entourage.journal.journal import Decision
 from entourage.settings.model import Settings
-from entourage.source.abort import abort_there, undone_there
+from entourage.source.abort import come_back
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
 from entourage.source.endings import guest_ended, raise_doubt
@@ -250,13 +259,8 @@ class Migration:
             )
         )
         session.note("going back")
-        undone = asyncio.create_task(abort_there(session))
-        await side.take(Input.ABORT)
-        problems = [
-            *side.problems,
-            *await undone_there(session, undone, hurry=isinstance(error, Interrupted)),
-        ]
-        if Finding.CAME_BACK_DEAD in side.findings:
+        problems = await come_back(session, side, hurry=isinstance(error, Interrupted))
+        if side.state.guest is Guest.DEAD or Finding.CAME_BACK_DEAD in side.findings:
             raise await guest_ended(session, problems) from error
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(
@@ -316,6 +320,11 @@ class Migration:
             session.has_landed_there.set()
         if message == Message(MessageKind.RAN, self.id):
             self._runs_there = session.target
+        if message == Message(MessageKind.NEVER, self.id) and side.state.live:
+            # The story ends first: its devices must not be put back while they go on.
+            given_up = f"{session.target} has given the migration up"
+            session.failures_there.add(HypervisorError(given_up, host=session.target))
+            return
         try:
             await side.take(Heard(message))
         except Exception as error:  # noqa: BLE001  # decided, and then the journal or the hypervisor failed

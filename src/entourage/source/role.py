@@ -49,6 +49,11 @@ class SourceSide:
         recover: Puts all others back.
         let_go: Frees what the devices held here, once the domain is the target's.
         on_resumed: Told the moment the guest ran here again (ns of the monotonic clock).
+
+    Attributes:
+        runs_again: The guest was let run here again.
+        problems: What was not put back or cleaned up, each a sentence.
+        findings: What the user is told.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class SourceSide:
         self._on_resumed = on_resumed
         self._executor = Executor(state, decide_source, self._do)
         self.take = self._executor.take
+        self.idle = self._executor.idle
+        self.runs_again = False
         self.problems: list[str] = []
         self.findings: list[Finding] = []
         self._untidy = False
@@ -128,6 +135,7 @@ class SourceSide:
             if not await self._has_ended(self._machine):
                 raise
             return Input.GUEST_DIED
+        self.runs_again = True
         self._on_resumed(time.monotonic_ns())
         return None
 

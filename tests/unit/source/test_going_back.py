@@ -1,0 +1,106 @@
+"""A way back that fails in the middle: what is told then, and what is tried once more."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from entourage import messages
+from entourage.domain import Domain
+from entourage.errors import EntourageError, HypervisorError, InDoubt, InternalError, JournalError
+from entourage.events import AnyEvent
+from entourage.handover.values import Finding, Guest, Heard, Input, Record
+from entourage.hosts.route import Route
+from entourage.source.abort import come_back
+from entourage.source.migration import Migration, Request
+from entourage.source.session import FailuresThere
+
+
+class Side:
+    """A fake source: each ``take`` meets one of these errors, or none."""
+
+    def __init__(self, *errors: Exception, live: bool = True, runs: bool = False) -> None:
+        self.state = SimpleNamespace(record=Record.ARMED, live=live, guest=Guest.STOPPED)
+        self.findings: list[Finding] = []
+        self.problems: list[str] = []
+        self.runs_again = runs
+        self.taken: list[Any] = []
+        self._errors = list(errors)
+
+    async def take(self, given: Any) -> None:
+        self.taken.append(given)
+        if self._errors:
+            raise self._errors.pop(0)
+        self.findings.append(Finding.CAME_BACK)
+
+    async def idle(self) -> None:
+        pass
+
+
+def session() -> Any:
+    async def call(_kind: Any, _body: None) -> list[str]:
+        await asyncio.sleep(0)
+        return ["on b: a tap is left"]
+
+    return SimpleNamespace(
+        source="a",
+        target="b",
+        keeper="b",
+        machine=SimpleNamespace(domain=Domain(name="web1", memory=1 << 30)),
+        welcome=SimpleNamespace(protocol=messages.NEWEST),
+        link=SimpleNamespace(call=call, quiet=0.0),
+        failures_there=FailuresThere(),
+    )
+
+
+async def back(side: Side) -> list[str]:
+    return await come_back(session(), cast("Any", side), hurry=False)
+
+
+async def test_a_hypervisor_that_refuses_once_is_asked_again() -> None:
+    side = Side(HypervisorError("busy"))
+    assert await back(side) == ["on b: a tap is left"]
+    assert side.taken == [Input.ABORT] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(HypervisorError("QEMU refuses cont"), "QEMU refuses cont"), (KeyError("x"), "a bug: KeyE")],
+)
+async def test_a_guest_that_cannot_be_let_run_is_no_rollback(error: Exception, said: str) -> None:
+    with pytest.raises(InDoubt, match=said) as doubt:
+        await back(Side(error, error))
+    assert "web1 may stand still on a" in doubt.value.message
+    assert "b was not told to run it" in doubt.value.message
+    assert "`entourage recover web1` on a" in doubt.value.remedy
+    ours = isinstance(error, EntourageError)
+    assert (
+        doubt.value.__cause__ is error if ours else isinstance(doubt.value.__cause__, InternalError)
+    )
+
+
+async def test_one_that_runs_again_and_is_not_written_down_is_rolled_back() -> None:
+    side = Side(JournalError("no space left"), live=False, runs=True)
+    problems = await back(side)
+    assert side.taken == [Input.ABORT]  # it was in the journal's hands, and is not repeated blindly
+    assert problems[0] == "on b: a tap is left"
+    assert "a cannot finish going back: no space left" in problems[1]
+    assert "`entourage recover web1` on a" in problems[1]
+
+
+async def test_a_target_that_gives_up_ends_the_story_and_not_the_devices_beside_it() -> None:
+    """The devices are put back once their steps have ended, never while they go on."""
+    events: list[AnyEvent] = []
+    moving = cast("Any", Migration(Request(domain="web1", route=Route(host="b")), events.append))
+    side, opened = Side(), session()
+    moving._session, moving._side = opened, side
+    await moving._on_handover(messages.Say("never", moving.id))
+    assert side.taken == []
+    with pytest.raises(HypervisorError, match="b has given the migration up"):
+        await opened.failures_there.first()
+    side.state.live = False  # GO may have been said: now it is the answer
+    await moving._on_handover(messages.Say("never", moving.id))
+    assert [type(one) for one in side.taken] == [Heard]
