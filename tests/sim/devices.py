@@ -100,6 +100,8 @@ class DiskController(Controller[VDisk]):
         host = _host()
         await host.asked("disk.mirror")
         await host.takes(1.0)
+        if host.other.disk is None or host.world.net.silent:
+            raise DeviceError("nobody takes the mirror's writes")
         self.mirror = Mirror(host, host.other)
 
     async def connect_there(self, there: There, request: Any) -> None:
@@ -115,7 +117,7 @@ class DiskController(Controller[VDisk]):
             return
         mirror.end()
         self.mirror = None
-        if mirror.broken or here.machine.copy.at is not None and _host().world.net.silent:
+        if mirror.broken or _host().world.net.silent:
             raise DeviceError("the mirror has broken")
 
     async def recover(self, here: Here, last_good: Step) -> None:

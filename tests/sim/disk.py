@@ -65,6 +65,11 @@ class Disk:
                 self.database.deserialize(left)
             self.unsynced.clear()
 
+    def says(self, role: str, record: str) -> bool:
+        """Whether there is such a record now."""
+        asked = "SELECT 1 FROM decisions WHERE role=? AND record=?"
+        return self.database.execute(asked, (role, record)).fetchone() is not None
+
     def close(self) -> None:
         self.database.close()
 

@@ -7,8 +7,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from tests.sim.guest import FREE
-
 KINDS = {
     "kill-source": 10,
     "kill-agent": 10,
@@ -114,9 +112,10 @@ class Faults:
         if not pending:
             return ""
         wrong = pending.pop()
-        device = what.split(".")[0]
+        device, is_device, _ = what.partition(".")
         self._spoilt.add(device)
-        return wrong
+        files = is_device or what in {"persist-definition", "finish-arrival"}
+        return "fails" if wrong == "disk" and not files else wrong
 
     def spoilt(self, device: str) -> bool:
         """Whether a call of this device failed on purpose."""
@@ -203,11 +202,7 @@ class Faults:
             copy.die("QEMU has ended (guest-shutdown)")
 
     def _crash(self, fault: Fault, host: Any, rest: str) -> None:
-        copy = host.copy_alive
-        if copy is not None:
-            if copy.at in FREE or copy.released:
-                self.world.guest.killed = True
-            copy.die("QEMU has ended")
+        host.crash("QEMU has ended")
 
     def _full(self, fault: Fault, host: Any, rest: str) -> None:
         host.journal.full = True
@@ -219,6 +214,8 @@ class Faults:
 
     def _io(self, fault: Fault, host: Any, rest: str) -> None:
         host.journal.fails.append(fault.lasts < 2.0)
+        if fault.lasts < 2.0:
+            self._spoilt.add("record")
 
     def _torn(self, fault: Fault, host: Any, rest: str) -> None:
         process = self._process("agent" if rest == "b" else "source")

@@ -92,6 +92,7 @@ class Guest:
         writes: How many writes were acknowledged to it so far.
         ended: It has ended by itself.
         killed: A fault has ended the copy that had the right to run.
+        unclear: … after GO was on its disk, and perhaps before it ran.
     """
 
     def __init__(self, world: Any, *, paused: bool) -> None:
@@ -99,7 +100,7 @@ class Guest:
         self.paused = paused
         self.writes = 0
         self.ended = False
-        self.killed = False
+        self.killed = self.unclear = False
         self.mirror: Any = None
         self.let_run: set[str] = set()
 
@@ -132,5 +133,3 @@ class Guest:
             say(f"{host.name} runs with a disk that lacks writes: {host.disk} of {self.writes}")
         if host.tpm is None:
             say(f"{host.name} runs without its TPM")
-        if host.locked_tpm and not host.excused_tpm:
-            say(f"{host.name} runs with its TPM locked")

@@ -327,7 +327,9 @@ class SimMachine(MachineSeams):
 
     async def abort(self) -> None:
         await self.host.asked("abort")
-        copy = self._standing()
+        copy, host = self._standing(), self.host
+        if copy.at is At.HELD and host.locked_tpm and not host.excused_tpm:
+            host.world.violated(f"{host.name} is let run with its TPM locked")
         if copy.stream is not None:
             copy.stream.fail()
             if copy.stream.source is copy:

@@ -42,6 +42,7 @@ class Process:
         self.ended = False
         self.error: BaseException | None = None
         self.result: Any = None
+        self.status = 0
         self.ready: deque[asyncio.Handle] = deque()
         self.held: list[tuple[float, asyncio.Handle]] = []
         self.tasks: list[asyncio.Task[Any]] = []
@@ -96,7 +97,7 @@ class Loop(asyncio.BaseEventLoop):
             context = contextvars.copy_context()
         handle = asyncio.Handle(callback, args, self, context)
         process = context.get(PROCESS) or self.kernel
-        if process.alive and not self.over:
+        if not process.over() and not self.over:
             if not process.ready and not process.frozen:
                 self.runnable.append(process)
             process.ready.append(handle)
@@ -122,7 +123,7 @@ class Loop(asyncio.BaseEventLoop):
             context = contextvars.copy_context()
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         process = context.get(PROCESS) or self.kernel
-        if process.alive and not self.over:
+        if not process.over() and not self.over:
             self._push(when, process, handle)
         return handle
 
@@ -209,13 +210,12 @@ class Loop(asyncio.BaseEventLoop):
             raise Killed
 
     def _drop(self, process: Process) -> None:
+        process.ready.clear()
+        process.held.clear()
+        if process in self.runnable:
+            self.runnable.remove(process)
         for done in process.on_end:
             done()
-        if not process.alive:
-            process.ready.clear()
-            process.held.clear()
-            if process in self.runnable:
-                self.runnable.remove(process)
 
     def freeze(self, process: Process) -> None:
         """Stop a process, as SIGSTOP does."""
@@ -225,7 +225,7 @@ class Loop(asyncio.BaseEventLoop):
 
     def thaw(self, process: Process) -> None:
         """Let it go on: what was ready first, then the timers that are due, by their time."""
-        if not process.frozen or not process.alive:
+        if not process.frozen or process.over():
             return
         process.frozen = False
         process.held.sort(key=lambda each: each[0])
@@ -258,7 +258,7 @@ class Loop(asyncio.BaseEventLoop):
                 callback, args = what
                 callback(*args)
                 return True
-            if what._cancelled or not process.alive:
+            if what._cancelled or process.over():
                 continue
             self.now = max(self.now, when)
             if process.frozen:

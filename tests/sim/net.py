@@ -8,12 +8,9 @@ nothing arrives, and what was written arrives when it is not any more, as TCP ha
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from typing import Any
 
-from entourage.errors import LinkLost
-from entourage.hosts.link import SILENT, Link
 from tests.sim.loop import Process
 from tests.sim.seams import Here
 
@@ -23,9 +20,12 @@ _END = b""
 class Pipe:
     """One direction of a stream; also what a `Link` writes to."""
 
-    def __init__(self, net: Network, writer: Process, reader: asyncio.StreamReader) -> None:
+    def __init__(
+        self, net: Network, writer: Process, peer: Process, reader: asyncio.StreamReader
+    ) -> None:
         self.net = net
-        self.process = writer
+        self.process, self.peer = writer, peer
+        self.on_finish: Callable[[], None] = lambda: None
         self.reader = reader
         self.last = 0.0
         self.closed = self.ended = self.dead = False
@@ -61,6 +61,7 @@ class Pipe:
         if not self.ended:
             self.ended = True
             self.reader.feed_eof()
+            self.on_finish()
 
 
 class Network:
@@ -79,9 +80,9 @@ class Network:
         self.waiting: list[tuple[Pipe, bytes]] = []
         self.on_change: list[Any] = []
 
-    def pipe(self, writer: Process, reader: asyncio.StreamReader) -> Pipe:
+    def pipe(self, writer: Process, peer: Process, reader: asyncio.StreamReader) -> Pipe:
         """A new direction."""
-        made = Pipe(self, writer, reader)
+        made = Pipe(self, writer, peer, reader)
         self.pipes.append(made)
         return made
 
@@ -131,54 +132,70 @@ class Network:
             tell()
 
 
-@contextlib.asynccontextmanager
-async def agent_link(world: Any, name: str, settings: Any) -> AsyncGenerator[Link]:
-    """What ``ssh HOST entourage agent`` gives, as ``hosts.child.linked`` does."""
-    loop, net = world.loop, world.net
-    caller = loop.current
-    there = world.host(name)
-    reader = asyncio.StreamReader()
-    agent = Process("agent", there, loop, there.booted)
-    theirs = asyncio.StreamReader()
-    out, back = net.pipe(caller, theirs), net.pipe(agent, reader)
-    out.peer, back.peer = agent, caller
-    gone = loop.create_future()
+class Ssh:
+    """The process that ``ssh HOST entourage agent`` is at the source, and the agent behind it.
 
-    def ended() -> None:
-        if not gone.done():
-            gone.set_result(None)
+    Attributes:
+        stdin, stdout, stderr, returncode: As those of ``asyncio.subprocess.Process``.
+    """
 
-    agent.on_end.append(ended)
+    def __init__(self, world: Any, name: str) -> None:
+        self.world = world
+        loop, net = world.loop, world.net
+        self.caller = loop.current
+        self.there = world.host(name)
+        self.agent = Process("agent", self.there, loop, self.there.booted)
+        self.theirs = asyncio.StreamReader()
+        self.stdout, self.stderr = asyncio.StreamReader(), asyncio.StreamReader()
+        self.stdin = net.pipe(self.caller, self.agent, self.theirs)
+        self.back = net.pipe(self.agent, self.caller, self.stdout)
+        self.back.on_finish = lambda: self._exits(self.agent.status)
+        self.returncode: int | None = None
+        self._gone: list[asyncio.Future[None]] = []
+        net.on_change.append(self._network)
+        loop.after(0.02 + 0.2 * loop.rng.random(), self._arrives)
 
-    async def last_words() -> LinkLost:
-        return LinkLost(getattr(agent, "said", ""))
-
-    link = Link(
-        reader,
-        out,  # type: ignore[arg-type]
-        peer=name,
-        silence=settings.migration.link_silence,
-        last_words=last_words,
-        noisy=True,
-    )
-    serving = asyncio.create_task(link.serve())
-
-    def arrive() -> None:
-        if net.silent or not there.on or caller.over() or out.closed:
-            if world.rng.random() < 0.5 and not there.on:
-                loop.after(3.0, back.finish)  # no route to host
+    def _arrives(self) -> None:
+        net, there = self.world.net, self.there
+        if self.returncode is not None or self.stdin.closed:
             return
-        there.processes.append(agent)
-        loop.spawn(agent, lambda: there.agent(theirs, back))
+        if net.silent or not there.on:
+            self.world.loop.after(3 + 20 * self.world.rng.random(), self._gives_up)
+            return
+        there.processes.append(self.agent)
+        self.world.loop.spawn(self.agent, lambda: there.agent(self.theirs, self.back, self.stderr))
 
-    loop.after(0.02 + 0.2 * loop.rng.random(), arrive)
-    try:
-        yield link
-    finally:
-        link.close()
-        patience = 2.0 if link.quiet < SILENT else 0.1
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await asyncio.shield(gone)
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+    def _network(self) -> None:
+        if self.world.net.silent and self.returncode is None:
+            self.world.loop.after(20, self._gives_up)  # ServerAliveInterval=5, three times
+
+    def _gives_up(self) -> None:
+        if self.returncode is None and (self.world.net.silent or self.back.dead or self.unborn):
+            self.stderr.feed_data(b"Timeout, server not responding.\n")
+            self.back.finish()
+            self._exits(255)
+
+    @property
+    def unborn(self) -> bool:
+        """Whether no agent was ever started."""
+        return self.agent.main is None
+
+    def _exits(self, status: int) -> None:
+        if self.returncode is None:
+            self.returncode = status
+            self.stderr.feed_eof()
+            self.stdin.close()
+            for future in self._gone:
+                if not future.done():
+                    future.set_result(None)
+
+    async def wait(self) -> int:
+        while self.returncode is None:
+            future = asyncio.get_running_loop().create_future()
+            self._gone.append(future)
+            await future
+        return self.returncode
+
+    def kill(self) -> None:
+        self.back.finish()
+        self._exits(-9)

@@ -6,6 +6,7 @@ a hypervisor get the simulation's instead. ``simulated()`` puts them there, and 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -22,9 +23,9 @@ from typing import Any
 from entourage.devices import registry as devices
 from entourage.domain import ADDED
 from entourage.handover import executor
-from entourage.hosts import link, resources, slots
+from entourage.hosts import child, link, resources, slots
 from entourage.hypervisors import registry
-from entourage.journal import file, lock
+from entourage.journal import file, journal, lock
 from entourage.source import ask, migration, plan, session
 from tests.sim.loop import Loop
 
@@ -150,6 +151,8 @@ class _Locks:
     """Those of the world that is simulated now."""
 
     def __getattr__(self, name: str) -> Any:
+        if Here.world is None:  # what a simulation has left is thrown away
+            return lambda *_: None
         return getattr(Here.world.locks, name)
 
 
@@ -172,8 +175,15 @@ def _reached(point: str) -> None:
     Here.world.point(point)
 
 
-def _agent_link(host: str, hypervisor: str, settings: Any) -> Any:
-    return Here.world.agent_link(host, settings)
+class _Asyncio:
+    """``asyncio``, where programs are run."""
+
+    @staticmethod
+    def create_subprocess_exec(*argv: str, **options: Any) -> Any:
+        return Here.world.subprocess(*argv, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
 
 
 class _Moment:
@@ -190,6 +200,12 @@ class _Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if Here.world is not None:
             Here.world.logged(record.getMessage())
+
+
+def _unraisable(about: Any) -> None:
+    """An error where nobody can take it; of what a finished simulation has left, it is none."""
+    if Here.world is not None and not Here.loop.over:
+        Here.world.violated(f"unraisable: {about.exc_value!r} in {about.object!r}")
 
 
 def _timed() -> Iterator[ModuleType]:
@@ -220,6 +236,7 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
         put(module, "secrets", Secrets)
     put(migration, "uuid", Uuids)
     put(migration, "dt", clock)
+    put(journal, "_RESERVE", 1 << 10)
     put(lock, "os", _Locks())
     put(lock, "fcntl", _Locks())
     put(slots, "os", _Locks())
@@ -229,8 +246,7 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
     put(executor, "reached", _reached)
     put(registry, "BUILT_IN", (backend,))
     put(registry, "plug_ins", tuple)
-    put(session, "agent_link", _agent_link)
-    put(ask, "agent_link", _agent_link)
+    put(child, "asyncio", _Asyncio())
     put(devices, "_entries", tuple)
     put(session, "socket", SimpleNamespace(gethostname=lambda: Here.loop.current.host.name))
     put(ask, "socket", session.socket)
@@ -238,6 +254,7 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
         put(sys.modules[name], "socket", session.socket)
     had = dict(ADDED)
     ADDED.update(added)
+    put(sys, "unraisablehook", _unraisable)
     complaints = _Complaints()
     logger = logging.getLogger("entourage")
     logger.addHandler(complaints)

@@ -23,7 +23,7 @@ from tests.sim.disk import Connection, Disk
 from tests.sim.guest import At, Copy, Guest
 from tests.sim.hypervisor import NAME
 from tests.sim.loop import Killed, Loop, Process
-from tests.sim.net import Network, Pipe, agent_link
+from tests.sim.net import Network, Pipe, Ssh
 from tests.sim.seams import Here, Locks
 
 UUID = "5b6e6d0e-0000-4000-8000-000000000001"
@@ -138,7 +138,9 @@ class Host:
     def living(self, name: str = "") -> list[Process]:
         return [p for p in self.processes if not p.over() and name in ("", p.name)]
 
-    async def agent(self, reader: asyncio.StreamReader, writer: Pipe) -> None:
+    async def agent(
+        self, reader: asyncio.StreamReader, writer: Pipe, stderr: asyncio.StreamReader
+    ) -> None:
         """``entourage agent``."""
         process = self.world.loop.current
         settings = self.settings
@@ -153,7 +155,9 @@ class Host:
                 process.agent = Agent(link, settings, journal, Caller())
                 await process.agent.run()
         except EntourageError as error:
-            process.said = str(error)
+            process.status = error.exit_code
+            if not stderr.at_eof():
+                stderr.feed_data(f"{error}\n".encode())
 
     def recover(self, *, fenced: bool = False) -> Process:
         """``entourage recover``."""
@@ -181,17 +185,25 @@ class Host:
                 current = process
             else:
                 world.loop.kill(process)
+        self.journal.power_cut()
         if self.copy is not None:
-            if self.copy.alive and self.copy.released:
-                world.guest.killed = True
-            self.copy.die("ended: the host lost power")
+            self.crash("ended: the host lost power")
             self.copy = None
         self.locked_tpm = False
         if self.tpm == "cached":
             self.tpm = None
-        self.journal.power_cut()
         if current is not None:
             world.loop.kill(current)
+
+    def crash(self, why: str) -> None:
+        """Its copy of the guest ends, by no will of anybody's."""
+        copy, guest = self.copy_alive, self.world.guest
+        if copy is None:
+            return
+        # With GO on the disk, whoever comes later cannot tell that it did not run.
+        guest.unclear = guest.unclear or self.journal.says("target", "go")
+        guest.killed = guest.killed or guest.unclear or copy.released
+        copy.die(why)
 
     def power_on(self) -> None:
         self.on = True
@@ -251,8 +263,9 @@ class World:
     def host(self, name: str) -> Host:
         return self.a if name == "a" else self.b
 
-    def agent_link(self, name: str, settings: Settings) -> Any:
-        return agent_link(self, name, settings)
+    async def subprocess(self, *argv: str, **options: Any) -> Ssh:
+        """A program is run: ssh, which starts the agent on another host."""
+        return Ssh(self, argv[argv.index("--") + 1])
 
     async def undo(self, kind: str, spec: Any) -> None:
         host = self.loop.current.host
@@ -286,12 +299,14 @@ class World:
 
     def violated(self, what: str) -> None:
         """Write down what must never be; the simulation goes on, for it may be the first of many."""
+        if self.loop.over:
+            return
         self.violations.append(what)
         self.trace("VIOLATED", what)
 
     def released_there(self, host: Host) -> bool:
-        """Whether the guest was ever let run on the other host."""
-        return host.other.name in self.guest.let_run
+        """Whether the guest was let run on the other host, or nobody can tell that it was not."""
+        return host.other.name in self.guest.let_run or self.guest.unclear
 
     # The command
 
