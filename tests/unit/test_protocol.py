@@ -21,7 +21,7 @@ import pytest
 from entourage import messages
 from entourage.clock import Clock
 from entourage.domain import Domain
-from entourage.errors import PeerVersionError
+from entourage.errors import PeerVersionError, UsageError
 from entourage.hosts.frames import Answer, Call, Fault, Frame, Question, Tell
 from entourage.hosts.link import Link
 from entourage.hosts.parts import HostPart
@@ -309,6 +309,34 @@ async def test_two_opens_at_once_open_one(tmp_path: Path, monkeypatch: pytest.Mo
         assert [(one.name, one.record.value) for one in journal.decisions()] == [
             (openings[0]["domain"]["name"], "open")
         ]
+        await agent._held.aclose()
+
+
+async def test_what_is_given_up_while_it_is_looked_at_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would undo it: what gives it up has been and gone."""
+
+    def opened(_settings: Settings, _name: str) -> Hypervisor:
+        return Hypervisor()
+
+    def on(_verb: str, _handler: Any) -> None:
+        """Nothing: it is not called by the link."""
+
+    monkeypatch.setattr(agent_module, "open_hypervisor", opened)
+    paths = {name: str(tmp_path / name) for name in ("state", "run", "log")}
+    [opening] = [frame.body for frame in frames("source") if frame.verb == "open"]
+    hello = next(frame.body for frame in frames("source") if frame.verb == "hello")
+    with Journal.open(tmp_path / "journal.db") as journal:
+        link: Any = SimpleNamespace(on=on)
+        agent = cast("Any", Agent(link, Settings(paths=PathSettings(**paths)), journal, Caller()))
+        await agent._on_hello(msgspec.convert(hello, messages.Hello))
+        asked = asyncio.create_task(agent._on_open(msgspec.convert(opening, messages.Open)))
+        await asyncio.sleep(0)
+        assert await agent._on_abort(None) == []
+        with pytest.raises(UsageError, match="called off"):
+            await asked
+        assert journal.decisions() == []
         await agent._held.aclose()
 
 

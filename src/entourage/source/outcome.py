@@ -49,7 +49,9 @@ async def await_outcome(
                     await asyncio.sleep(_TRY_AGAIN)
             return told
     except TimeoutError:
-        await side.take(Input.UNREACHABLE)
+        await side.take(Input.UNREACHABLE)  # after what is being acted on, if anything is
+        if decided.is_set() or side.state.record in TERMINAL:
+            return False  # as where this process stood still, and time and answer came together
         name = session.machine.domain.name
         told = session.failures_there.last
         raise InDoubt(
@@ -78,7 +80,9 @@ async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> boo
                 await side.take(Input.ABORT)  # in doubt: asks
         if side.state.record in TERMINAL and link.alive:
             with contextlib.suppress(LinkError):
-                return (await link.call(messages.BYE, None)).settled
+                last = await link.call(messages.BYE, None)
+                side.problems += last.problems
+                return last.settled
         return False
     finally:
         lost.cancel()

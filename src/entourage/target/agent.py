@@ -27,6 +27,7 @@ from entourage.errors import (
     PeerVersionError,
     Refused,
     UsageError,
+    plain_words,
 )
 from entourage.handover.rules import Target
 from entourage.handover.values import (
@@ -87,7 +88,7 @@ class Agent:
         self._there: There | None = None
         self._controllers: dict[str, AnyController] = {}
         self._side: TargetSide | None = None
-        self._opening = self._built = False
+        self._opening = self._built = self._given_up = False
         self._way = WayProof(self._checks.allowed)
         self._held = contextlib.AsyncExitStack()
         self._held.push_async_callback(self._way.close)
@@ -115,6 +116,7 @@ class Agent:
         idle = asyncio.create_task(self._idle())
         try:
             await asyncio.wait({lost, asked, idle}, return_when=asyncio.FIRST_COMPLETED)
+            self._given_up = True
             if self._side:
                 await self._side.take(Input.ABORT)
             await self._link.settle()
@@ -123,7 +125,9 @@ class Agent:
             tasks = (serving, lost, asked, idle, *self._watch)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for error in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(error, Exception):
+                    _log.error("%s", plain_words(error))  # ssh carries it to the source
             await self._held.aclose()
 
     async def _idle(self) -> None:
@@ -256,6 +260,8 @@ class Agent:
             on_resumed=lambda moment: self._tell(messages.RESUMED, moment),
             call_off=self._arrival_tasks.call_off,
         )
+        if self._given_up:  # by who asked for it, or with the link, while it was looked at
+            raise UsageError("the migration was called off")
         await side.take(Input.BEGIN)
         self._open, self._side = opening, side
         there, _ = self._making()
@@ -300,10 +306,11 @@ class Agent:
 
     async def _on_abort(self, _: None) -> list[str]:
         """Undo everything, if that is still to be decided here; what could not be undone."""
+        self._given_up = True
         if self._side is None:
             return []
         await self._side.take(Input.ABORT)
-        return [f"on {self._host}: {problem}" for problem in self._side.problems]
+        return [f"on {self._host}: {problem}" for problem in self._side.left]
 
     async def _on_bye(self, _: None) -> messages.Farewell:
         """Answer once everything that was asked before is done."""
@@ -311,7 +318,7 @@ class Agent:
             if self._side is None:
                 return messages.Farewell(settled=False)
         await self._side.idle()
-        problems = tuple(f"on {self._host}: {problem}" for problem in self._side.problems)
+        problems = tuple(f"on {self._host}: {problem}" for problem in self._side.left)
         return messages.Farewell(settled=self._side.record in TERMINAL, problems=problems)
 
     async def _on_handover(self, said: messages.Say) -> None:

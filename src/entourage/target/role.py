@@ -9,7 +9,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from entourage.devices.base import AnyController, There
-from entourage.errors import EntourageError, HypervisorError, InDoubt, plain_words
+from entourage.errors import (
+    EntourageError,
+    HypervisorError,
+    InDoubt,
+    JournalError,
+    plain_words,
+)
 from entourage.handover.executor import Executor
 from entourage.handover.rules import Target, decide_target
 from entourage.handover.values import (
@@ -80,7 +86,7 @@ class TargetSide:
         self.idle = self._executor.idle
         self.problems: list[str] = []
         self.findings: list[Finding] = []
-        self._settled = False
+        self._settled = self._clean = False
         self._flushing = self._flushed = 0  # the last one, ns of the monotonic clock
 
     @property
@@ -97,6 +103,14 @@ class TargetSide:
     def record(self) -> Record | None:
         """What was decided so far."""
         return self._executor.state.record
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What is left here of an arrival that never was, as far as is known; sentences."""
+        if self.problems or self._clean or self.record is not Record.NEVER:
+            return tuple(self.problems)
+        name = self._decision.name
+        return (f"not all that was made for it is undone: `entourage recover {name}` there",)
 
     async def _do(self, effect: Effect) -> AnyInput | None:
         match effect:
@@ -122,6 +136,7 @@ class TargetSide:
                 await self._undo()
             case Do.CLEAN:
                 if not self.problems:
+                    self._clean = True
                     self._journal.clean(self._decision.migration, Role.TARGET)
             case Do.STOP_AND_ALARM:
                 if self._there:
@@ -211,9 +226,17 @@ class TargetSide:
         migration = self._decision.migration
         for row in self._journal.ledger_rows(migration, Role.TARGET, temporary_only=ours):
             problems = await self._undone(row)
-            self.problems += problems
             if not problems:
-                self._journal.ledger_undone(row.id)
+                problems = self._noted_as_undone(row)
+            self.problems += problems
+
+    def _noted_as_undone(self, row: LedgerRow) -> list[str]:
+        """Mark a row; where that fails the others are undone all the same."""
+        try:
+            self._journal.ledger_undone(row.id)
+        except JournalError as error:
+            return [f"{row.kind} is undone, and not noted as such: {plain_words(error)}"]
+        return []
 
     async def _finish_arrival(self, there: There) -> None:
         """Remove what only an arrival needs. Once, after RAN: it shows that the guest ran."""

@@ -22,7 +22,9 @@ from entourage.events import AnyEvent, Finished
 from entourage.handover.values import Input, Record
 from entourage.hosts.route import Route
 from entourage.report.ending import ending
+from entourage.settings.model import MigrationSettings, Settings
 from entourage.source.migration import Migration, Request
+from entourage.source.outcome import await_outcome
 from tests.unit.report.test_samples import started
 from tests.unit.report.test_tables import text_of
 
@@ -111,6 +113,39 @@ async def test_a_failure_as_go_is_said_is_in_doubt_unless_the_deadman_has_kept_i
     moving._go_back = back
     with pytest.raises(MigrationFailed):
         await moving._hand_over(session, side)
+
+
+async def test_an_answer_that_comes_as_time_runs_out_is_an_answer() -> None:
+    """As where this process stood still for longer than it was to wait."""
+    side = Side(None, KeyError("never"))
+    _, session, _ = migration(side)
+
+    async def take(what: Any) -> None:
+        assert what is Input.UNREACHABLE  # which waits for what is being done about the answer
+        side.state.record = Record.BACK
+
+    side.take = take
+    settings = Settings(migration=MigrationSettings(doubt_timeout=0.01))
+    told = await await_outcome(session, cast("Any", side), asyncio.Event(), settings)
+    assert told is False  # whether the target knows it is found out by `recover`
+
+
+async def test_what_the_target_could_not_clean_up_is_told() -> None:
+    side = Side(None, KeyError("never"))
+    side.state.record = Record.BACK
+    _, session, _ = migration(side)
+    decided = asyncio.Event()
+
+    async def call(_kind: Any, _body: None) -> messages.Farewell:
+        return messages.Farewell(settled=True, problems=("on b: a tap is left",))
+
+    async def lost() -> None:
+        decided.set()
+        await asyncio.get_running_loop().create_future()
+
+    session.link = SimpleNamespace(alive=True, lost=lost, call=call)
+    assert await await_outcome(session, cast("Any", side), decided, Settings())
+    assert side.problems == ["on b: a tap is left"]
 
 
 def test_who_runs_it_is_said_where_that_is_known() -> None:

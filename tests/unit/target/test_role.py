@@ -11,7 +11,7 @@ import pytest
 
 from entourage.devices.base import There
 from entourage.domain import Domain
-from entourage.errors import EntourageError, HypervisorError
+from entourage.errors import EntourageError, HypervisorError, JournalError
 from entourage.handover.rules import Target
 from entourage.handover.values import Guest, Heard, Input, Message, MessageKind, Record, Role
 from entourage.hosts.allowed import Allowed
@@ -145,3 +145,63 @@ def test_what_an_agent_left_of_an_arrival_is_settled_by_the_next_one(
     with Journal.open(tmp_path / "journal.db") as journal:
         asyncio.run(go(journal))
     assert incoming.did == ["settle in"]
+
+
+def test_a_row_that_cannot_be_marked_keeps_no_other_from_being_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Disk):
+        agentless = None
+
+        async def kill(self) -> None:
+            self.did.append("kill")
+
+    files = [tmp_path / "one", tmp_path / "two"]
+    incoming: Any = Killed()
+
+    async def go(journal: Journal) -> None:
+        side = side_of(journal, incoming, [], [])
+        await side.take(Input.BEGIN)
+        for path in files:
+            journal.ledger_add("m-1", Role.TARGET, "scratch", {"path": str(path)})
+            path.touch()
+        assert side.left == ()
+        marked: list[int] = []
+
+        def cannot(row: int) -> None:
+            marked.append(row)
+            raise JournalError("disk I/O error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(journal, "ledger_undone", cannot)
+            await side.take(Input.ABORT)
+        assert len(marked) == 2
+        assert [problem for problem in side.left if "disk I/O error" in problem] == list(side.left)
+        decision = journal.decision("m-1", Role.TARGET)
+        assert decision is not None
+        assert not decision.settled  # `recover` marks them
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+        asyncio.run(go(journal))
+    assert not any(path.exists() for path in files)
+
+
+def test_an_undoing_that_was_broken_off_is_told_as_left(tmp_path: Path) -> None:
+    class Broken(Disk):
+        async def kill(self) -> None:
+            raise KeyError("x")
+
+    incoming: Any = Broken()
+
+    async def go(journal: Journal) -> None:
+        side = side_of(journal, incoming, [], [])
+        await side.take(Input.BEGIN)
+        with pytest.raises(KeyError):
+            await side.take(Input.ABORT)
+        await side.take(Input.ABORT)  # by the source, which asks what is left
+        assert side.left == (
+            "not all that was made for it is undone: `entourage recover web1` there",
+        )
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+        asyncio.run(go(journal))
