@@ -7,7 +7,7 @@ from typing import Any
 
 from entourage.cli.migrate import EXIT_STATUS
 from entourage.errors import EntourageError, InternalError
-from entourage.events import Finished
+from entourage.events import Finished, RollbackStarted
 from tests.sim.guest import FREE, INCOMING, At
 from tests.sim.loop import Process
 from tests.sim.world import World
@@ -41,7 +41,40 @@ def at_exit(world: World, process: Process) -> None:
             world.violated(f"exit status {status} and the last event {last.outcome}")
         _runs_on(world, last)
     _means(world, status, str(process.error))
+    if not world.faults.came and status != 0:
+        world.violated(f"nothing was wrong, and it ended with {status}: {process.error}")
+    went_back = any(isinstance(event, RollbackStarted) for event in world.events)
+    if went_back and status == 4 and isinstance(last, Finished) and not last.problems:
+        _undone_there(world)
+    if "the copy here stays stopped" in str(process.error) and a_runs(world):
+        world.violated("it says that the copy here stays stopped, and it runs")
     _left_behind(world, process)
+
+
+def a_runs(world: World) -> bool:
+    """Whether the source's copy runs."""
+    return world.a.copy is not None and world.a.copy.at is At.RUN
+
+
+def _undone_there(world: World) -> None:
+    """Nothing was said to be left: so nothing is."""
+    b = world.b
+    if world.faults.spoilt("record"):
+        return
+    if any(record != "never" or not clean for record, clean in rows(b, "target")):
+        world.violated(f"rolled back without a word, and the target is {rows(b, 'target')}")
+    if b.copy_alive is not None or b.disk is not None:
+        world.violated("rolled back without a word, and something is left on the target")
+
+
+def before_recovery(world: World) -> None:
+    """An agent that was not killed has decided, and undone what it made, without being asked."""
+    b = world.b
+    agents = [process for process in b.processes if process.name == "agent"]
+    if not all(p.ended for p in agents) or {"io-b", "full-b", "readonly-b"} & {*world.faults.came}:
+        return
+    if any(record == "open" for record, _ in rows(b, "target")):
+        world.violated("an agent has ended by itself, and left it undecided")
 
 
 def _bug(error: BaseException | None) -> BaseException | None:

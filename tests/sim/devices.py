@@ -40,7 +40,7 @@ def _host() -> Any:
 
 
 class Mirror:
-    """A disk's mirror: it has every write, as long as the network carries them."""
+    """A disk's mirror: the newest writes are on their way, until it is completed."""
 
     def __init__(self, source: Any, target: Any) -> None:
         self.source, self.target = source, target
@@ -49,12 +49,19 @@ class Mirror:
         target.disk = source.disk
         source.world.guest.mirror = self
 
-    def wrote(self, writes: int) -> None:
+    def wrote(self) -> None:
+        """The guest has written: the mirror has what came before."""
         world = self.source.world
         if world.net.silent or not self.target.on or self.target.disk is None:
             self.broken = True
         if not self.broken:
-            self.target.disk = writes
+            self.target.disk = self.source.disk - 1
+
+    def complete(self) -> None:
+        """The guest has stopped: what is on its way arrives."""
+        self.end()
+        if not self.broken and self.target.disk is not None:
+            self.target.disk = self.source.disk
 
     def end(self) -> None:
         """The two disks part."""
@@ -115,7 +122,7 @@ class DiskController(Controller[VDisk]):
         mirror = self.mirror
         if mirror is None:
             return
-        mirror.end()
+        mirror.complete()
         self.mirror = None
         if mirror.broken or _host().world.net.silent:
             raise DeviceError("the mirror has broken")

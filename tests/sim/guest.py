@@ -116,7 +116,7 @@ class Guest:
             copy.memory = self.writes
             copy.host.disk = self.writes
             if self.mirror is not None and self.mirror.source is copy.host:
-                self.mirror.wrote(self.writes)
+                self.mirror.wrote()
 
     def check_may_run(self, copy: Copy) -> None:
         """What must be true as a copy is let run."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import logging
 import os
 import sqlite3
@@ -262,6 +263,7 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
     try:
         yield
     finally:
+        gc.collect()  # what simulations have left must not be unwound by the system's own means
         logger.propagate = was
         logger.removeHandler(complaints)
         ADDED.clear()

@@ -108,6 +108,7 @@ def _story(world: World) -> None:
         left = [repr(p) for host in world.hosts for p in host.living()]
         world.violated(f"a process does not end: {', '.join(left)}")
         return
+    checks.before_recovery(world)
     _recover(world)
     checks.at_the_end(world)
 
