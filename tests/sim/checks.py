@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from typing import Any
 
 from entourage.cli.migrate import EXIT_STATUS
@@ -43,6 +42,8 @@ def at_exit(world: World, process: Process) -> None:
     _means(world, status, str(process.error))
     if not world.faults.came and status != 0:
         world.violated(f"nothing was wrong, and it ended with {status}: {process.error}")
+    if world.said_back and status in {0, 5}:
+        world.violated(f"after Ctrl-C it said that it goes back, and ended with {status}")
     went_back = any(isinstance(event, RollbackStarted) for event in world.events)
     if went_back and status == 4 and isinstance(last, Finished) and not last.problems:
         _undone_there(world)
@@ -123,7 +124,7 @@ def _left_behind(world: World, process: Process) -> None:
     # What `asyncio.run` would cancel, with the domain's lock free already.
     tasks = [task for task in process.tasks if not task.done() and task is not process.main]
     if tasks:
-        names = sorted({task.get_coro().__qualname__ for task in tasks})  # type: ignore[union-attr]
+        names = sorted({str(getattr(task.get_coro(), "__qualname__", "?")) for task in tasks})
         world.violated(f"{process} leaves tasks behind: {', '.join(names)}")
 
 
@@ -204,9 +205,8 @@ def _nothing_wrong(world: World) -> None:
     for process in world.loop.processes:
         if process.complaints:
             world.violated(f"{process} complains: {process.complaints[0]}")
-        if process.name != "source" and process.error is not None:
-            if not isinstance(process.error, EntourageError):
-                world.violated(f"{process} raised {process.error!r}")
+        if process.name != "source" and not isinstance(process.error, EntourageError | None):
+            world.violated(f"{process} raised {process.error!r}")
         for task in process.tasks:
             if process.alive and task.done() and task._log_traceback:  # type: ignore[attr-defined]
                 error = task.exception()
@@ -214,6 +214,3 @@ def _nothing_wrong(world: World) -> None:
     internal = [line for line in world.log if "internal error" in line]
     if internal:
         world.violated(f"logged: {internal[0]}")
-
-
-

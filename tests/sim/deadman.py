@@ -1,4 +1,4 @@
-"""The simulated deadman: a process of its own that lets the guest run again when its parent dies."""
+"""The simulated deadman: a process of its own that lets the guest run when its parent dies."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ class Deadman:
             # It hears the word when it goes on, and then it is what it was told last.
             raise HypervisorError("the process that would resume the guest does not answer")
         self.armed = False
+
+    def speak(self) -> None:
+        """It goes on."""
+        self.silent = False
 
     def dismiss(self) -> None:
         """All is over."""

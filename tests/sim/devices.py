@@ -7,6 +7,8 @@ a thing that is taken out at PREPARE and put back, which remembers how far it wa
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncGenerator
 from types import NoneType
 from typing import Any, ClassVar
 
@@ -37,6 +39,19 @@ class Thing(Device, frozen=True):
 
 def _host() -> Any:
     return Simulation.loop.current.host
+
+
+@contextlib.asynccontextmanager
+async def step(device: str) -> AsyncGenerator[Any]:
+    """A device goes through a step, or is put back: never both at once."""
+    host = _host()
+    if device in host.busy:
+        host.world.violated(f"{device} goes through two steps at once, or is put back meanwhile")
+    host.busy.add(device)
+    try:
+        yield host
+    finally:
+        host.busy.discard(device)
 
 
 class Mirror:
@@ -104,12 +119,12 @@ class DiskController(Controller[VDisk]):
 
     async def connect(self, here: Here) -> None:
         await here.peer("export", NoneType)
-        host = _host()
-        await host.asked("disk.mirror")
-        await host.takes(1.0)
-        if host.other.disk is None or host.world.net.silent:
-            raise DeviceError("nobody takes the mirror's writes")
-        self.mirror = Mirror(host, host.other)
+        async with step("disk") as host:
+            await host.asked("disk.mirror")
+            await host.takes(1.0)
+            if host.other.disk is None or host.world.net.silent:
+                raise DeviceError("nobody takes the mirror's writes")
+            self.mirror = Mirror(host, host.other)
 
     async def connect_there(self, there: There, request: Any) -> None:
         host = _host()
@@ -118,20 +133,22 @@ class DiskController(Controller[VDisk]):
             raise DeviceError("there is no disk")
 
     async def transfer(self, here: Here) -> None:
-        await _host().asked("disk.complete")
-        mirror = self.mirror
-        if mirror is None:
-            return
-        mirror.complete()
-        self.mirror = None
-        if mirror.broken or _host().world.net.silent:
-            raise DeviceError("the mirror has broken")
+        async with step("disk") as host:
+            await host.asked("disk.complete")
+            mirror = self.mirror
+            if mirror is None:
+                return
+            mirror.complete()
+            self.mirror = None
+            if mirror.broken or host.world.net.silent:
+                raise DeviceError("the mirror has broken")
 
     async def recover(self, here: Here, last_good: Step) -> None:
-        await _host().asked("disk.cancel")
-        if self.mirror is not None:
-            self.mirror.end()
-            self.mirror = None
+        async with step("disk") as host:
+            await host.asked("disk.cancel")
+            if self.mirror is not None:
+                self.mirror.end()
+                self.mirror = None
 
     async def let_go(self, here: Here) -> None:
         host = _host()
@@ -150,18 +167,18 @@ class TpmController(Controller[VTpm]):
         return []
 
     async def transfer(self, here: Here) -> None:
-        host = _host()
-        await host.asked("tpm.lock")
-        host.locked_tpm = True
+        async with step("tpm") as host:
+            await host.asked("tpm.lock")
+            host.locked_tpm = True
 
     async def recover(self, here: Here, last_good: Step) -> None:
-        host = _host()
-        try:
-            await host.asked("tpm.unlock")
-        except BaseException:
-            host.excused_tpm = True
-            raise
-        host.locked_tpm = False
+        async with step("tpm") as host:
+            try:
+                await host.asked("tpm.unlock")
+            except BaseException:
+                host.excused_tpm = True
+                raise
+            host.locked_tpm = False
 
     async def let_go(self, here: Here) -> None:
         host = _host()
@@ -189,10 +206,10 @@ class ThingController(Controller[Thing]):
         return []
 
     async def prepare(self, here: Here) -> None:
-        host = _host()
-        await host.asked("thing.take-out")
-        host.thing = "out"
-        await host.takes(0.01)
+        async with step("thing") as host:
+            await host.asked("thing.take-out")
+            host.thing = "out"
+            await host.takes(0.01)
 
     async def sync(self, here: Here) -> None:
         await here.peer("there?", NoneType)
@@ -201,13 +218,13 @@ class ThingController(Controller[Thing]):
         await _host().asked("thing.sync")
 
     async def recover(self, here: Here, last_good: Step) -> None:
-        host = _host()
-        try:
-            await host.asked("thing.put-back")
-        except BaseException:
-            host.excused_thing = True
-            raise
-        host.thing = "in"
+        async with step("thing") as host:
+            try:
+                await host.asked("thing.put-back")
+            except BaseException:
+                host.excused_thing = True
+                raise
+            host.thing = "in"
 
     async def let_go(self, here: Here) -> None:
         _host().thing = ""

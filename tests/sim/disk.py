@@ -1,4 +1,4 @@
-"""A host's disk with the journal: SQLite in memory, and above the disk a page cache that can be cut.
+"""A host's disk with the journal: SQLite in memory, and above it a page cache that can be cut.
 
 SQLite's own promise is taken for granted: a transaction is there as a whole or not at all. What is
 simulated is when a commit is on the disk: as it returns, if ``synchronous`` is FULL, and not before

@@ -41,6 +41,36 @@ KINDS = {
     "recover-a": 3,
     "recover-b": 3,
 }
+TOGETHER = (
+    ("torn-b", "power-b"),
+    ("torn-a", "power-a"),
+    ("kill-agent", "power-a"),
+    ("kill-source", "recover-a"),
+    ("kill-source", "recover-b"),
+    ("kill-agent", "recover-b"),
+    ("cut", "fails-a"),
+    ("cut", "recover-b"),
+    ("fails-b", "fails-a"),
+    ("fails-a", "fails-a"),
+    ("freeze-agent", "recover-a"),
+    ("freeze-source", "recover-b"),
+    ("sigterm-agent", "hangs-a"),
+    ("silent", "hangs-b"),
+    ("power-a", "power-b"),
+)
+"""Faults that are worse together: a part of all seeds has such a pair, one soon after the other."""
+LATE = (
+    "kill-recover",
+    "torn-recover",
+    "power-a",
+    "power-b",
+    "kill-agent",
+    "cut",
+    "fails-a",
+    "fails-b",
+)
+_LATE = 0.15
+"""How often something goes wrong while ``recover`` runs, and what."""
 USUAL_POINTS, USUAL_STEPS = 170, 900
 
 
@@ -68,6 +98,8 @@ def planned(seed: int) -> list[Fault]:
     rng = random.Random(f"faults {seed}")  # noqa: S311 - it must repeat
     count = rng.choices((0, 1, 2, 3), (2, 50, 36, 12))[0]
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=count)
+    if rng.random() < 0.25:
+        kinds = [*rng.choice(TOGETHER), *kinds[2:]]
     found: list[Fault] = []
     for number, kind in enumerate(kinds):
         by = rng.choices(("point", "step", "time"), (75, 15, 10))[0]
@@ -107,7 +139,7 @@ class Faults:
             self._happen(self._steps.pop())
 
     def for_call(self, host: Any, what: str) -> str:
-        """What is wrong with the call that is made now: ``fails``, ``disk``, or how long it hangs."""
+        """What is wrong with this call: ``fails``, ``disk``, or how long it hangs."""
         pending = self.calls[host.name]
         if not pending:
             return ""
@@ -120,6 +152,14 @@ class Faults:
     def spoilt(self, device: str) -> bool:
         """Whether a call of this device failed on purpose."""
         return device in self._spoilt
+
+    def once_more(self) -> None:
+        """In some simulations something goes wrong while ``recover`` runs, too."""
+        rng = self.world.rng
+        if rng.random() < _LATE:
+            self.over = False
+            at = self.world.points + rng.randrange(40)
+            self._points = [Fault(rng.choice(LATE), "point", at, rng.random() * 10)]
 
     def end(self) -> None:
         """No fault comes any more, and those that last are over."""
@@ -151,15 +191,20 @@ class Faults:
 
     def _process(self, rest: str) -> Any:
         world = self.world
-        host, name = (world.b, "agent") if rest == "agent" else (world.a, "source")
-        living = host.living(name)
+        if rest == "recover":
+            living = [*world.a.living("recover"), *world.b.living("recover")]
+        elif rest == "agent":
+            living = world.b.living("agent")
+        else:
+            living = world.a.living("source")
         return living[-1] if living else None
 
     def _kill(self, fault: Fault, host: Any, rest: str) -> None:
         if rest == "deadman":
             for hand in list(self.world.a.deadmen):
                 hand.die()
-        elif process := self._process(rest):
+            return
+        if process := self._process(rest):
             self.world.loop.kill(process)
 
     def _freeze(self, fault: Fault, host: Any, rest: str) -> None:
@@ -167,7 +212,7 @@ class Faults:
         if rest == "deadman":
             for hand in self.world.a.deadmen:
                 hand.silent = True
-                self._later(fault, lambda hand=hand: setattr(hand, "silent", False))
+                self._later(fault, hand.speak)
         elif process := self._process(rest):
             loop.freeze(process)
             self._later(fault, lambda: loop.thaw(process))
@@ -218,15 +263,20 @@ class Faults:
             self._spoilt.add("record")
 
     def _torn(self, fault: Fault, host: Any, rest: str) -> None:
-        process = self._process("agent" if rest == "b" else "source")
-        host.journal.torn = process
+        process = self._process({"a": "source", "b": "agent"}.get(rest, rest))
+        if process is not None:
+            process.host.journal.torn = process
 
     def _sigint(self, fault: Fault, host: Any, rest: str) -> None:
         migration, process = self.world.migration, self._process("source")
+        world = self.world
+
+        def interrupt() -> None:
+            if migration.interrupt("interrupted with Ctrl-C"):
+                world.said_back = True
+
         if migration is not None and process is not None:
-            process.context.run(
-                self.world.loop.call_soon, migration.interrupt, "interrupted with Ctrl-C"
-            )
+            process.context.run(world.loop.call_soon, interrupt)
 
     def _sigterm(self, fault: Fault, host: Any, rest: str) -> None:
         process = self._process("agent")

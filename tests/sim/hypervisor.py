@@ -28,11 +28,24 @@ NAME = "sim"
 _PLAN = Plan(msgspec.msgpack.encode({}))
 
 
+class Bell:
+    """Somebody who waits for the next change; the list is of those who do."""
+
+    def __init__(self, waiting: list[Callable[[], None]]) -> None:
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.append(self._ring)
+
+    def _ring(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def rung(self) -> None:
+        await self._future
+
+
 async def changed(copy: Copy) -> None:
     """Wait until a copy does something else."""
-    future = asyncio.get_running_loop().create_future()
-    copy.on_change.append(lambda: future.done() or future.set_result(None))
-    await future
+    await Bell(copy.on_change).rung()
 
 
 class Stream:
@@ -62,9 +75,7 @@ class Stream:
     async def until(self, *states: str) -> str:
         """Wait for one of these states, or a failure."""
         while self.state not in (*states, "failed"):
-            future = asyncio.get_running_loop().create_future()
-            self.waiting.append(lambda: future.done() or future.set_result(None))
-            await future
+            await Bell(self.waiting).rung()
         return self.state
 
     def _hold(self) -> None:
@@ -84,6 +95,8 @@ class Stream:
         """The disks are settled: the last pages go."""
         if self.state != "pre-switchover":
             return
+        if self.world.guest.mirror is not None:
+            self.world.violated("the last memory is sent before a disk is settled")
         self._tell("device")
         loop = self.world.loop
         loop.after(0.001 + 0.05 * loop.rng.random(), self._land)
@@ -267,9 +280,7 @@ class SimMachine(MachineSeams):
     async def progress(self) -> MemoryProgress:
         await self.host.asked("progress")
         self._standing()
-        return MemoryProgress(
-            remaining=1 << 20, total=1 << 30, dirty_rate=0, rate=1e9, iteration=1
-        )
+        return MemoryProgress(remaining=1 << 20, total=1 << 30, dirty_rate=0, rate=1e9, iteration=1)
 
     async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
         await self.host.asked("tune")

@@ -1,4 +1,4 @@
-"""An event loop of several simulated processes: a simulated clock, and an order that a seed decides.
+"""An event loop of several simulated processes, with a simulated clock and a seed's order.
 
 Every process of every simulated host shares this one loop. Within a process, callbacks run in the
 order in which they became ready, as asyncio promises; which process is next is the seed's choice.
@@ -41,6 +41,7 @@ class Process:
         self.frozen = False
         self.ended = False
         self.error: BaseException | None = None
+        self.agent: Any = None
         self.result: Any = None
         self.status = 0
         self.ready: deque[asyncio.Handle] = deque()
@@ -134,10 +135,11 @@ class Loop(asyncio.BaseEventLoop):
         self,
         coro: Any,
         *,
-        name: str | None = None,
+        name: object = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
+        called = None if name is None else str(name)
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=called, context=context)
         if self.over:
             return task
         self.current.tasks.append(task)
@@ -253,7 +255,7 @@ class Loop(asyncio.BaseEventLoop):
                 self.now = max(self.now, deadline)
                 return False
             when, _, _, process, what = heapq.heappop(self._timers)
-            if process is self.kernel and isinstance(what, tuple):
+            if process is self.kernel:
                 self.now = max(self.now, when)
                 callback, args = what
                 callback(*args)

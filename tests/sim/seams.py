@@ -28,14 +28,13 @@ from entourage.hosts import child, link, resources, slots
 from entourage.hypervisors import registry
 from entourage.journal import file, journal, lock
 from entourage.source import ask, migration, plan, session
-from tests.sim.loop import Loop
 
 
 class Here:
     """What is simulated now: set by each simulation, read by what stands in for the system."""
 
     world: Any = None
-    loop: Loop
+    loop: Any = None
 
 
 class Time:
@@ -148,12 +147,16 @@ class Locks:
         return 4711
 
 
+def _nothing(*_: object) -> None:
+    """Nothing."""
+
+
 class _Locks:
     """Those of the world that is simulated now."""
 
     def __getattr__(self, name: str) -> Any:
         if Here.world is None:  # what a simulation has left is thrown away
-            return lambda *_: None
+            return _nothing
         return getattr(Here.world.locks, name)
 
 
@@ -263,6 +266,7 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
     try:
         yield
     finally:
+        Here.loop = None
         gc.collect()  # what simulations have left must not be unwound by the system's own means
         logger.propagate = was
         logger.removeHandler(complaints)
@@ -270,4 +274,3 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
         ADDED.update(had)
         for where, name, what in reversed(replaced):
             setattr(where, name, what)
-

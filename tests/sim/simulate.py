@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from entourage.errors import EntourageError
 from entourage.journal.journal import Journal
@@ -52,10 +53,10 @@ class Places:
             for folder in ("state", "run"):
                 (place / folder).mkdir(parents=True, mode=0o700)
             path = place / "state" / "journal.db"
-            with Journal.open(path) as journal:
-                journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                journal._db.execute("PRAGMA journal_mode=DELETE")
-                self.images[name] = journal._db.serialize()
+            Journal.open(path).close()
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA journal_mode=DELETE")
+                self.images[name] = database.serialize()
             self.by_host[name] = str(place)
 
 
@@ -125,20 +126,25 @@ def _recover(world: World) -> None:
     if world.rng.random() < 0.5:
         first.reverse()
     said: list[str] = []
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         said = []
         for host in first:
+            if turn == 0:
+                world.faults.once_more()
             process = host.recover()
             if not world.loop.drive(lambda: _quiet(world), _ENDS_WITHIN):
                 world.violated(f"recover on {host.name} does not end")
                 return
             said += _left(world, process)
+            world.faults.end()
         if not said:
             return
     world.violated(f"recover does not settle it: {'; '.join(said)}")
 
 
 def _left(world: World, process: Process) -> list[str]:
+    if not process.ended:
+        return [f"{process.host.name}: recover was killed"]
     if process.error is not None:
         if not isinstance(process.error, EntourageError):
             world.violated(f"recover raised {process.error!r}")

@@ -1,4 +1,4 @@
-"""The simulated world: two hosts with their disks, the network, the guest, and the engine on both."""
+"""The simulated world: two hosts with their disks, the network, the guest, the engine on both."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Host:
         self.tpm: str | None = None
         self.locked_tpm = False
         self.thing = ""
+        self.busy: set[str] = set()
         self.defined = False
         self.excused_tpm = self.excused_thing = False
         self.other: Host = self
@@ -68,7 +69,7 @@ class Host:
         await asyncio.sleep(seconds * (0.5 + self.world.loop.rng.random()))
 
     async def asked(self, what: str) -> None:
-        """The hypervisor, or a tool, is asked for something: it may refuse, hang, or take a while."""
+        """The hypervisor, or a tool, is asked: it may refuse, hang, or take a while."""
         world = self.world
         world.check_alive(world.loop.current)
         world.point(f"ask.{what}")
@@ -131,6 +132,7 @@ class Host:
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> Process:
         process = Process(name, self, self.world.loop, self.booted)
+        process.on_end.append(self.busy.clear)
         self.processes.append(process)
         self.world.loop.spawn(process, work)
         return process
@@ -236,6 +238,7 @@ class World:
         self.events: list[Any] = []
         self.faults: Any = None
         self.ending = ""
+        self.said_back = False
         self._counted = 0
         self.migration: Migration | None = None
         Here.world, Here.loop = self, self.loop
@@ -298,7 +301,7 @@ class World:
             self.lines.append(f"{self.loop.now - 1000:10.4f} {self.loop.steps:6} {' '.join(words)}")
 
     def violated(self, what: str) -> None:
-        """Write down what must never be; the simulation goes on, for it may be the first of many."""
+        """Write down what must never be; the simulation goes on: it may be the first of many."""
         if self.loop.over:
             return
         self.violations.append(what)
@@ -323,7 +326,7 @@ class World:
 
     def listen(self, event: Any) -> None:
         self.events.append(event)
-        self.point(str(type(event).__struct_config__.tag))
+        self.point(type(event).__name__)
 
 
 def _settings(place: str) -> Settings:
@@ -332,4 +335,3 @@ def _settings(place: str) -> Settings:
         agent=AgentSettings(allowed_hypervisors=(NAME,)),
         paths=PathSettings(state=f"{place}/state", run=f"{place}/run", log=f"{place}/log"),
     )
-

@@ -125,7 +125,8 @@ class Agent:
             tasks = (serving, lost, asked, idle, *self._watch)
             for task in tasks:
                 task.cancel()
-            for error in await asyncio.gather(*tasks, return_exceptions=True):
+            ended: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
+            for error in ended:
                 if isinstance(error, Exception):
                     _log.error("%s", plain_words(error))  # ssh carries it to the source
             await self._held.aclose()

@@ -1,0 +1,438 @@
+"""Planted bugs in the code around the rules, each of which the simulation must find.
+
+A mutant is a place in the engine's source, and what stands there instead. The function is compiled
+anew with it, in this process only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from entourage import device_steps, recovery
+from entourage.handover import executor
+from entourage.hosts import child, link, resources
+from entourage.journal import file, journal
+from entourage.source import abort, ask, migration, outcome, phases, reattach, role
+from entourage.target import agent, making
+from entourage.target import reattach as reattach_there
+from entourage.target import role as role_there
+
+
+class Mutant(NamedTuple):
+    """One planted bug.
+
+    Attributes:
+        name: What is wrong.
+        owner: The module or class that has the function.
+        function: The function.
+        old, new: What stands in its source, and what is to.
+        within: Seeds, in which it must be found.
+    """
+
+    name: str
+    owner: Any
+    function: str
+    old: str
+    new: str
+    within: int = 1000
+
+
+@contextlib.contextmanager
+def planted(mutant: Mutant) -> Generator[None]:
+    """Have the engine run with the bug while the context lasts."""
+    was = inspect.getattr_static(mutant.owner, mutant.function)
+    plain: Any = getattr(was, "__func__", was)
+    source = textwrap.dedent(inspect.getsource(plain))
+    if source.count(mutant.old) != 1:
+        raise LookupError(f"{mutant.name}: {mutant.old!r} stands {source.count(mutant.old)} times")
+    module = inspect.getmodule(plain)
+    assert module is not None
+    scope = dict(vars(module))
+    code = compile(source.replace(mutant.old, mutant.new), f"<{mutant.name}>", "exec")
+    exec(code, scope)  # noqa: S102 - that is what a mutant is
+    owners = [mutant.owner, *_importers(was)]
+    for owner in owners:
+        setattr(owner, mutant.function, scope[mutant.function])
+    try:
+        yield
+    finally:
+        for owner in owners:
+            setattr(owner, mutant.function, was)
+
+
+def _importers(function: Any) -> list[Any]:
+    """The modules that have imported a function by its name."""
+    name = getattr(function, "__name__", "")
+    ours = (module for key, module in sys.modules.items() if key.startswith("entourage."))
+    return [module for module in ours if getattr(module, name, None) is function]
+
+
+SOURCE, TARGET = role.SourceSide, role_there.TargetSide
+
+MUTANTS = (
+    Mutant(
+        "the journal's commits are not synced",
+        file,
+        "open_database",
+        "synchronous=FULL",
+        "synchronous=NORMAL",
+    ),
+    Mutant(
+        "a record is set without comparing",
+        journal.Journal,
+        "advance",
+        "json.dumps(list(expected))",
+        'json.dumps(["armed", "open", "go", "ran", "never", "back", "gone", "owns"])',
+    ),
+    Mutant(
+        "resources are not written down",
+        journal.MigrationLedger,
+        "record",
+        "self._journal.ledger_add(",
+        "(lambda *_, **__: None)(",
+    ),
+    Mutant(
+        "the deadman is not disarmed",
+        SOURCE,
+        "_do",
+        "await self._machine.disarm_deadman()",
+        "pass",
+    ),
+    Mutant(
+        "the deadman is not armed",
+        phases.Phases,
+        "arm",
+        "await session.machine.arm(",
+        "(lambda *_, **__: None)(",
+    ),
+    Mutant(
+        "GO does not wait for the source's own word",
+        phases.Phases,
+        "memory",
+        "cookie = group.create_task(session.machine.landed())",
+        "cookie = asyncio.get_running_loop().create_future(); cookie.set_result(b'')",
+    ),
+    Mutant(
+        "GO does not wait for the target's LANDED",
+        phases.Phases,
+        "memory",
+        "group.create_task(session.landed_there())",
+        "pass",
+    ),
+    Mutant(
+        "the last memory does not wait for the disks",
+        phases.Phases,
+        "memory",
+        "await devices.settled()",
+        "pass",
+    ),
+    Mutant(
+        "TRANSFER is not waited for",
+        phases.Phases,
+        "transfer",
+        "await devices.transfer()",
+        "asyncio.ensure_future(devices.transfer())",
+    ),
+    Mutant(
+        "ARMED is written after the devices are prepared",
+        migration.Migration,
+        "_story",
+        "await phases.arm(side)",
+        "side.take, take = (lambda _: asyncio.sleep(0)), side.take; await phases.arm(side);"
+        " side.take = take; await phases.prepare(); await side.take(Input.BEGIN)",
+    ),
+    Mutant(
+        "a guest that could not be let run again is taken for one that was",
+        SOURCE,
+        "_resume",
+        "raise",
+        "return None",
+    ),
+    Mutant(
+        "the guest is let run before what must recover first",
+        SOURCE,
+        "_resume",
+        "self.problems += await self._recover_first()",
+        "",
+    ),
+    Mutant(
+        "devices are not put back",
+        SOURCE,
+        "_undo",
+        "self.problems += await self._recover()",
+        "pass",
+    ),
+    Mutant(
+        "the source is marked clean, whatever is left",
+        SOURCE,
+        "_do",
+        "if not self._untidy:",
+        "if True:",
+        3000,
+    ),
+    Mutant(
+        "what the devices held is not freed",
+        SOURCE,
+        "_destroy",
+        "self._not_tidy(await self._let_go())",
+        "return",
+    ),
+    Mutant(
+        "the target's undoing is not waited for",
+        abort,
+        "come_back",
+        "there = await undone_there(session, undone, hurry=hurry)",
+        "there = []",
+    ),
+    Mutant(
+        "a rollback that failed is told as one that did not",
+        abort,
+        "come_back",
+        "if failed is None or not",
+        "if True or not",
+    ),
+    Mutant(
+        "devices are put back while their steps go on",
+        migration.Migration,
+        "_on_handover",
+        "and side.state.live",
+        "and False",
+        6000,
+    ),
+    Mutant(
+        "an error after GO is 'failed'",
+        migration.Migration,
+        "_hand_over",
+        "raise_doubt(session, self._broken, runs_there=bool(self._runs_there))",
+        "raise self._broken",
+        4000,
+    ),
+    Mutant(
+        "a migration that came back is told as moved",
+        migration.Migration,
+        "_hand_over",
+        "if side.state.record is Record.BACK:",
+        "if False:",
+    ),
+    Mutant(
+        "Ctrl-C is obeyed after GO",
+        migration.Migration,
+        "interrupt",
+        "return False",
+        "pass",
+        4000,
+    ),
+    Mutant(
+        "time that runs out is taken for NEVER",
+        outcome,
+        "await_outcome",
+        "await side.take(Input.UNREACHABLE)",
+        "from entourage.handover import values as v; "
+        "await side.take(v.Heard(v.Message(v.MessageKind.NEVER, session.migration)))",
+    ),
+    Mutant(
+        "an answer in the last moment does not count",
+        outcome,
+        "await_outcome",
+        "if decided.is_set() or side.state.record in TERMINAL:",
+        "if False:",
+        8000,
+    ),
+    Mutant(
+        "the source does not note who was told",
+        ask,
+        "note_told",
+        "peer_was_told=True",
+        "peer_was_told=False",
+    ),
+    Mutant(
+        "the target is not told once more",
+        ask,
+        "is_untold",
+        "return decided and not",
+        "return False and not",
+        6000,
+    ),
+    Mutant(
+        "recover does not ask",
+        recovery,
+        "_settle",
+        "await query.ask(departure)",
+        "False",
+    ),
+    Mutant(
+        "recover takes no lock at the source",
+        reattach,
+        "reattach_source",
+        "stack.enter_context(domain_lock(",
+        "(lambda *_: None)((",
+        8000,
+    ),
+    Mutant(
+        "GO's flush fails, and the guest is let run",
+        TARGET,
+        "_do",
+        "decided = self._journal.flush(self._decision, effect)",
+        "decided = None\n            with __import__('contextlib').suppress(JournalError):\n"
+        "                decided = self._journal.flush(self._decision, effect)",
+        6000,
+    ),
+    Mutant(
+        "the TPM is not put on the disk before GO",
+        TARGET,
+        "_sync_devices",
+        "if self._there is None:",
+        "if self._there is None or self._executor.state.guest is not Guest.RUNNING:",
+        6000,
+    ),
+    Mutant(
+        "RAN is said of a domain that is not written down",
+        TARGET,
+        "_do",
+        "await self._persist_definition(self._there)",
+        "pass",
+    ),
+    Mutant(
+        "the half-built machine is not ended",
+        TARGET,
+        "_kill",
+        "await self._there.incoming.kill()",
+        "pass",
+    ),
+    Mutant(
+        "a row is marked though its resource is left",
+        TARGET,
+        "_undo",
+        "if not problems:",
+        "if True:",
+        4000,
+    ),
+    Mutant(
+        "an arrival is marked clean, whatever is left",
+        TARGET,
+        "_do",
+        "if not self.problems:",
+        "if True:",
+        4000,
+    ),
+    Mutant(
+        "what is being made is not called off",
+        making.ArrivalTasks,
+        "call_off",
+        "if self._tasks:",
+        "if False:",
+        4000,
+    ),
+    Mutant(
+        "an agent that loses its link undoes nothing",
+        agent.Agent,
+        "run",
+        "await self._side.take(Input.ABORT)",
+        "pass",
+    ),
+    Mutant(
+        "what was given up is opened",
+        agent.Agent,
+        "_on_open",
+        "if self._given_up:",
+        "if False:",
+        4000,
+    ),
+    Mutant(
+        "LANDED is said before memory is there",
+        agent.Agent,
+        "_watch_landing",
+        "await incoming.landed()",
+        "pass",
+    ),
+    Mutant(
+        "nobody watches the machine that is built",
+        agent.Agent,
+        "_watch_machine",
+        "await self._side.take(Input.GUEST_DIED)",
+        "pass",
+        6000,
+    ),
+    Mutant(
+        "a target that restarts does not look at its machine",
+        reattach_there,
+        "_attached",
+        "return await there.incoming.attach()",
+        "await there.incoming.attach(); return Guest.STOPPED",
+    ),
+    Mutant(
+        "one device that cannot be put back stops the others",
+        device_steps.DeviceSteps,
+        "_recover",
+        "except (EntourageError, OSError) as error:",
+        "except ZeroDivisionError as error:",
+        4000,
+    ),
+    Mutant(
+        "who waits for an answer does not hear of the link's end",
+        link.Link,
+        "close",
+        "if not future.done():",
+        "if False:",
+    ),
+    Mutant(
+        "silence is no loss",
+        link.Link,
+        "_beat",
+        "if silent > self.silence:",
+        "if False:",
+        4000,
+    ),
+    Mutant(
+        "a closed link is acted on",
+        link.Link,
+        "serve",
+        "if not self.alive:",
+        "if False:",
+        8000,
+    ),
+    Mutant(
+        "what was heard is not waited for at the end",
+        child,
+        "linked",
+        "await link.settle()",
+        "pass",
+        8000,
+    ),
+    Mutant(
+        "inputs are not taken one at a time",
+        executor.Executor,
+        "take",
+        "async with self._turn:",
+        "if True:",
+        4000,
+    ),
+    Mutant(
+        "what an effect led to is not brought",
+        executor.Executor,
+        "_follow",
+        "await self._follow(led_to)",
+        "pass",
+    ),
+    Mutant(
+        "a failed flush counts as done",
+        executor.Executor,
+        "_follow",
+        "self.state = replace(self.state, record=before.record)",
+        "pass",
+        6000,
+    ),
+    Mutant(
+        "a failed undo is swallowed",
+        resources,
+        "undo_rows",
+        "problems.append(",
+        "str(",
+        4000,
+    ),
+)
