@@ -80,10 +80,12 @@ async def linked(
         yield link
     finally:
         link.close()
-        await _end(process, _ENDS_WITHIN if link.quiet < SILENT else _OF_SILENT)
-        for task in (serving, stderr):
-            task.cancel()
-        await asyncio.gather(serving, stderr, return_exceptions=True)
+        try:
+            await _end(process, _ENDS_WITHIN if link.quiet < SILENT else _OF_SILENT)
+        finally:  # also where who waits for it is cancelled
+            for task in (serving, stderr):
+                task.cancel()
+            await asyncio.gather(serving, stderr, return_exceptions=True)
         await link.settle()  # what was heard before is acted on under the caller's lock
 
 
@@ -106,9 +108,11 @@ async def _end(process: asyncio.subprocess.Process, patience: float) -> None:
         patience: Seconds until it is killed.
     """
     try:
-        async with asyncio.timeout(patience):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await process.wait()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
