@@ -62,6 +62,8 @@ def _undone_there(world: World) -> None:
     b = world.b
     if world.faults.spoilt("record"):
         return
+    if rows(world.a, "source") != [("back", True)]:
+        world.violated(f"rolled back without a word, and the source is {rows(world.a, 'source')}")
     if any(record != "never" or not clean for record, clean in rows(b, "target")):
         world.violated(f"rolled back without a word, and the target is {rows(b, 'target')}")
     if b.copy_alive is not None or b.disk is not None:

@@ -59,6 +59,46 @@ TOGETHER = (
     ("power-a", "power-b"),
 )
 """Faults that are worse together: a part of all seeds has such a pair, one soon after the other."""
+NAMES = (
+    *(
+        f"source.{when}.{what}"
+        for when in ("before", "after")
+        for what in (
+            "flush-armed",
+            "disarm-deadman",
+            "send-go",
+            "resume-source",
+            "flush-back",
+            "flush-gone",
+            "send-gone",
+            "destroy-source",
+            "undo-resources",
+            "clean",
+        )
+    ),
+    *(
+        f"target.{when}.{what}"
+        for when in ("before", "after")
+        for what in (
+            "flush-open",
+            "send-landed",
+            "sync-devices",
+            "flush-go",
+            "let-run",
+            "flush-ran",
+            "send-ran",
+            "flush-never",
+            "send-never",
+            "kill-target",
+            "undo-resources",
+            "flush-owns",
+            "clean",
+        )
+    ),
+    *("ask.abort", "does.abort", "ask.run", "does.run", "done.run", "ask.release", "does.release"),
+    *("ask.landed", "does.landed", "GoSent", "MemoryLanded", "GuestStopped", "GuestResumed"),
+)
+"""Points at which much is decided: a part of all faults come there."""
 LATE = (
     "kill-recover",
     "torn-recover",
@@ -82,15 +122,17 @@ class Fault:
         kind: One of ``KINDS``.
         by, at: It comes at this point or callback of the simulation, or at this second.
         lasts: Seconds, where it ends by itself.
+        name: It comes at the first point of this name, wherever that is.
     """
 
     kind: str
     by: str
     at: float
     lasts: float
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} at {self.by} {self.at:g} for {self.lasts:.2f} s"
+        return f"{self.kind} at {self.by} {self.name or f'{self.at:g}'} for {self.lasts:.2f} s"
 
 
 def planned(seed: int) -> list[Fault]:
@@ -102,13 +144,16 @@ def planned(seed: int) -> list[Fault]:
         kinds = [*rng.choice(TOGETHER), *kinds[2:]]
     found: list[Fault] = []
     for number, kind in enumerate(kinds):
-        by = rng.choices(("point", "step", "time"), (75, 15, 10))[0]
-        most = {"point": USUAL_POINTS, "step": USUAL_STEPS, "time": 8}[by]
+        by = rng.choices(("point", "name", "step", "time"), (55, 25, 12, 8))[0]
+        most = {"point": USUAL_POINTS, "step": USUAL_STEPS, "time": 8, "name": 1}[by]
+        name = rng.choice(NAMES) if by == "name" else ""
         at = rng.uniform(0, most)
         if number and rng.random() < 0.5:  # soon after the one before
-            by, at = found[-1].by, found[-1].at + rng.uniform(0, most / 20)
+            before = found[-1]
+            by, name, near = before.by, before.name, rng.choice((0, 2, 10, most / 20))
+            at = before.at + rng.uniform(0, near)
         lasts = rng.choice((0.05, 0.5, 3.0, 12.0, 40.0)) * (0.5 + rng.random())
-        found.append(Fault(kind, by, at if by == "time" else int(at), lasts))
+        found.append(Fault(kind, by, at if by == "time" else int(at), lasts, name))
     return found
 
 
@@ -126,11 +171,18 @@ class Faults:
             if fault.by == "time":
                 world.loop.after(fault.at, self._happen, fault)
         self.over = False
+        self._named: dict[str, list[Fault]] = {}
+        for fault in faults:
+            if fault.by == "name":
+                self._named.setdefault(fault.name, []).append(fault)
         if self._steps:
             world.loop.on_step = self._step
 
-    def at_point(self, number: int) -> None:
+    def at_point(self, number: int, name: str) -> None:
         """A point was reached."""
+        named = self._named.pop(name, None) if self._named else None
+        for fault in named or ():
+            self._happen(fault)
         while self._points and self._points[-1].at <= number:
             self._happen(self._points.pop())
 
@@ -167,6 +219,7 @@ class Faults:
         self.over = True
         self._points.clear()
         self._steps.clear()
+        self._named.clear()
         world.net.heal()
         for host in world.hosts:
             self.calls[host.name].clear()

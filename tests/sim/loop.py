@@ -73,6 +73,7 @@ class Loop(asyncio.BaseEventLoop):
         self.kernel = Process("kernel", None, self)
         self.current = self.kernel
         self.processes: list[Process] = []
+        self.living = 0
         self.runnable: list[Process] = []
         self.on_step: Callable[[], None] = lambda: None
         self.over = False
@@ -178,6 +179,7 @@ class Loop(asyncio.BaseEventLoop):
     ) -> asyncio.Task[Any]:
         """Begin a process; it ends with the coroutine, and all that it had goes then."""
         self.processes.append(process)
+        self.living += 1
 
         async def main() -> Any:
             try:
@@ -212,6 +214,7 @@ class Loop(asyncio.BaseEventLoop):
             raise Killed
 
     def _drop(self, process: Process) -> None:
+        self.living -= process.main is not None
         process.ready.clear()
         process.held.clear()
         if process in self.runnable:

@@ -298,13 +298,6 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
-        "the half-built machine is not ended",
-        TARGET,
-        "_kill",
-        "await self._there.incoming.kill()",
-        "pass",
-    ),
-    Mutant(
         "a row is marked though its resource is left",
         TARGET,
         "_undo",

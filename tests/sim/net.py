@@ -8,6 +8,7 @@ nothing arrives, and what was written arrives when it is not any more, as TCP ha
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ class Pipe:
         self.on_finish: Callable[[], None] = lambda: None
         self.reader = reader
         self.last = 0.0
+        self.under_way: deque[bytes] = deque()
         self.closed = self.ended = self.dead = False
         self.transport = self
         writer.on_end.append(self.close)
@@ -89,9 +91,11 @@ class Network:
     def send(self, pipe: Pipe, data: bytes) -> None:
         loop = self.loop
         pipe.last = max(pipe.last, loop.now + self.latency * (0.5 + loop.rng.random()))
-        loop.after(pipe.last - loop.now, self._arrive, pipe, data)
+        pipe.under_way.append(data)
+        loop.after(pipe.last - loop.now, self._arrive, pipe)
 
-    def _arrive(self, pipe: Pipe, data: bytes) -> None:
+    def _arrive(self, pipe: Pipe) -> None:
+        data = pipe.under_way.popleft()  # of two at one moment, the first
         if self.silent:
             self.waiting.append((pipe, data))
         else:

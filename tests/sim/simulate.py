@@ -115,9 +115,7 @@ def _story(world: World) -> None:
 
 
 def _quiet(world: World) -> bool:
-    return not any(not p.over() for p in world.loop.processes) and not any(
-        host.deadmen for host in world.hosts
-    )
+    return not (world.loop.living or world.a.deadmen or world.b.deadmen)
 
 
 def _recover(world: World) -> None:
@@ -138,8 +136,18 @@ def _recover(world: World) -> None:
             said += _left(world, process)
             world.faults.end()
         if not said:
+            _nothing_to_do(world)
             return
     world.violated(f"recover does not settle it: {'; '.join(said)}")
+
+
+def _nothing_to_do(world: World) -> None:
+    """All is settled: so the next ``recover`` has nothing to do."""
+    for host in world.hosts:
+        process = host.recover()
+        world.loop.drive(lambda: _quiet(world), _ENDS_WITHIN)
+        if process.result:
+            world.violated(f"recover on {host.name} still has something to do: {process.result}")
 
 
 def _left(world: World, process: Process) -> list[str]:

@@ -288,7 +288,7 @@ class World:
         """Something has just been done, or is about to be: a fault may come here."""
         self.points += 1
         self.trace("point", str(self.loop.current), name)
-        self.faults.at_point(self.points)
+        self.faults.at_point(self.points, name)
 
     def logged(self, text: str) -> None:
         self.log.append(text)
