@@ -35,7 +35,8 @@ async def come_back(session: Session, side: SourceSide, *, hurry: bool) -> list[
     failed = await _failure(side)
     there = await undone_there(session, undone, hurry=hurry)
     if failed is not None and side.state.live:
-        failed = await _failure(side)  # a hypervisor that has refused once may not do so again
+        # A hypervisor that has refused once may not do so again.
+        failed = await _failure(side) or failed
     await side.idle()  # where it was not written down, the target's NEVER is another occasion
     problems = [*side.problems, *there]
     if failed is None or not _CAME_BACK.isdisjoint(side.findings):

@@ -91,6 +91,20 @@ async def test_one_that_runs_again_and_is_not_written_down_is_rolled_back() -> N
     assert "`entourage recover web1` on a" in problems[1]
 
 
+async def test_a_second_try_that_does_nothing_does_not_hide_the_first() -> None:
+    """As where the target's NEVER was acted on between them, and failed as well."""
+    side = Side(HypervisorError("QEMU refuses cont"))
+    first = side.take
+
+    async def take(given: Any) -> None:
+        if not side.taken:
+            await first(given)
+
+    side.take = take
+    with pytest.raises(InDoubt, match="QEMU refuses cont"):
+        await back(side)
+
+
 async def test_a_target_that_gives_up_ends_the_story_and_not_the_devices_beside_it() -> None:
     """The devices are put back once their steps have ended, never while they go on."""
     events: list[AnyEvent] = []
