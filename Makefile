@@ -5,7 +5,7 @@ DOCS := .venv/.docs
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q
 
-.PHONY: setup demo demo-record test test-unit test-model test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
+.PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-mutants test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
 .PHONY: test-fuzz test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
@@ -21,7 +21,9 @@ demo: $(STAMP)
 demo-record: $(STAMP)
 	@$(RUN)python -m lab.record
 
-test: lint test-unit
+# Of the simulation fewer seeds than by itself, beside the unit tests.
+test: lint
+	@$(MAKE) -j2 test-unit test-sim SEEDS=3000
 	@$(MAKE) -j2 test-model test-fuzz
 	@$(MAKE) test-e2e test-qemu10 test-libvirt
 
@@ -30,6 +32,15 @@ test-unit: $(STAMP)
 
 test-model: $(STAMP)
 	$(RUN)python -m tests.model.explore
+
+# The whole engine, simulated: `make test-sim SEEDS=100000 FIRST=50001`; then the planted bugs.
+SEEDS := 10000
+FIRST := 1
+test-sim: $(STAMP)
+	$(RUN)python -m tests.sim --seeds $(SEEDS) --first $(FIRST)
+
+test-sim-mutants: $(STAMP)
+	$(RUN)python -m tests.sim --mutants
 
 # Mutated inputs for everything that reads what others have written: `make test-fuzz SECONDS=3600 SEED=2`.
 SECONDS := 60

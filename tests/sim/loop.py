@@ -61,6 +61,17 @@ class Process:
         return self.ended or not self.alive
 
 
+class Numbered(asyncio.Task[Any]):
+    """A task whose place in a set does not depend on where in memory it lies."""
+
+    def __init__(self, coro: Any, *, number: int, **options: Any) -> None:
+        self._number = number
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class Loop(asyncio.BaseEventLoop):
     """The loop; ``kernel`` is what is no process: networks, disks, hypervisors, faults."""
 
@@ -140,7 +151,8 @@ class Loop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
         called = None if name is None else str(name)
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=called, context=context)
+        self._count += 1
+        task = Numbered(coro, loop=self, name=called, context=context, number=self._count)
         if self.over:
             return task
         self.current.tasks.append(task)
