@@ -18,12 +18,6 @@ from entourage.errors import DeviceError
 from entourage.steps import Planned, Refusal, Step
 from tests.sim.seams import Here as Simulation
 
-ADDED = {
-    "vdisk": "tests.sim.devices:DiskController",
-    "vtpm": "tests.sim.devices:TpmController",
-    "thing": "tests.sim.devices:ThingController",
-}
-
 
 class VDisk(Device, frozen=True):
     device_class: ClassVar[str] = "vdisk"
@@ -237,3 +231,10 @@ class ThingController(Controller[Thing]):
             host.excused_thing = True
             raise
         host.thing = "in"
+
+
+ADDED = {
+    each.device_class: f"{__name__}:{each.__name__}"
+    for each in (DiskController, TpmController, ThingController)
+}
+"""The classes of devices that only the simulation has."""

@@ -170,6 +170,26 @@ class Faults:
         for fault in faults:
             if fault.by == "time":
                 world.loop.after(fault.at, self._happen, fault)
+        self._kinds: dict[str, Callable[[Fault, Any, str], None]] = {
+            "kill": self._kill,
+            "freeze": self._freeze,
+            "power": self._power,
+            "cut": self._cut,
+            "silent": self._silent,
+            "slow": self._slow,
+            "fails": self._fails,
+            "disk": self._disk,
+            "hangs": self._hangs,
+            "guest": self._guest,
+            "crash": self._crash,
+            "full": self._full,
+            "readonly": self._readonly,
+            "io": self._io,
+            "torn": self._torn,
+            "sigint": self._sigint,
+            "sigterm": self._sigterm,
+            "recover": self._recover,
+        }
         self.over = False
         self._named: dict[str, list[Fault]] = {}
         for fault in faults:
@@ -237,7 +257,7 @@ class Faults:
         self.world.trace("FAULT", str(fault))
         word, _, rest = fault.kind.partition("-")
         host = {"a": self.world.a, "b": self.world.b}.get(rest)
-        getattr(self, f"_{word}")(fault, host, rest)
+        self._kinds[word](fault, host, rest)
 
     def _later(self, fault: Fault, what: Callable[[], None]) -> None:
         self.world.loop.after(fault.lasts, what)

@@ -41,7 +41,6 @@ class Copy:
         self.why = ""
         self.released = at in FREE
         self.stream: Any = None
-        self.held_by_hand = False
         self.on_change: list[Any] = []
 
     @property

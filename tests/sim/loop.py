@@ -97,9 +97,6 @@ class Loop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self.now
 
-    def get_debug(self) -> bool:
-        return False
-
     def call_soon(
         self,
         callback: Callable[..., object],

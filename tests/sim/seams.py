@@ -194,7 +194,7 @@ class _Moment:
     def astimezone(self) -> _Moment:
         return self
 
-    def isoformat(self, sep: str = "T") -> str:
+    def isoformat(self) -> str:
         return "then"
 
 

@@ -234,7 +234,6 @@ class World:
         self.lines: list[str] = []
         self.violations: list[str] = []
         self.log: list[str] = []
-        self.exits: list[Any] = []
         self.events: list[Any] = []
         self.faults: Any = None
         self.ending = ""
