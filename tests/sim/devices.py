@@ -108,8 +108,8 @@ class DiskController(Controller[VDisk]):
         await host.asked("disk.make")
         there.ledger.record("disk", path="disk")
         host.world.point("make.disk")
-        host.disk = 0
         await host.takes(0.02)
+        host.disk = 0
 
     async def connect(self, here: Here) -> None:
         await here.peer("export", NoneType)

@@ -99,6 +99,24 @@ NAMES = (
     *("ask.landed", "does.landed", "GoSent", "MemoryLanded", "GuestStopped", "GuestResumed"),
 )
 """Points at which much is decided: a part of all faults come there."""
+SCENES = (
+    (("cut", "GuestStopped"), ("fails-a", "ask.abort"), ("fails-a", "ask.abort")),
+    (("cut", "GuestStopped"), ("full-a", "does.abort")),
+    (("freeze-source", "source.after.send-go"), ("crash-b", "target.before.flush-go")),
+    (("freeze-agent", "target.after.send-landed"), ("recover-a", "GoSent")),
+    (("freeze-agent", "target.before.flush-go"), ("kill-source", "GoSent")),
+    (("kill-source", "source.after.send-go"), ("torn-b", "target.before.flush-go")),
+    (("kill-agent", "target.after.let-run"), ("power-a", "GoSent")),
+    (("io-b", "target.before.flush-go"), ("kill-source", "GoSent")),
+    (("sigint", "make.machine"),),
+    (("sigint", "make.disk"), ("fails-b", "ask.undo.disk")),
+    (("kill-agent", "make.disk"), ("fails-b", "ask.undo.disk")),
+    (("cut", "source.before.flush-gone"), ("fails-a", "ask.release")),
+    (("fails-a", "ask.thing.put-back"), ("cut", "MemoryLanded")),
+    (("sigterm-agent", "ask.tpm.lock"), ("hangs-a", "ask.tpm.lock")),
+    (("kill-agent", "target.after.flush-ran"), ("crash-b", "target.after.send-ran")),
+)
+"""Faults at named points that are known to be worse together: a part of all seeds has one."""
 LATE = (
     "kill-recover",
     "torn-recover",
@@ -138,6 +156,9 @@ class Fault:
 def planned(seed: int) -> list[Fault]:
     """The faults of a seed."""
     rng = random.Random(f"faults {seed}")  # noqa: S311 - it must repeat
+    if rng.random() < 0.1:
+        scene, lasts = rng.choice(SCENES), rng.choice((0.5, 12.0, 40.0))
+        return [Fault(kind, "name", 0, lasts * (0.5 + rng.random()), at) for kind, at in scene]
     count = rng.choices((0, 1, 2, 3), (2, 50, 36, 12))[0]
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=count)
     if rng.random() < 0.25:

@@ -269,10 +269,11 @@ class SimIncoming(IncomingSeams):
         marker = f"machine-{host.world.count()}"
         self.ledger.record("machine", marker=marker)
         host.world.point("make.machine")
+        await host.takes(0.2)
         if host.copy is not None and host.copy.alive:
             host.world.violated(f"a second machine is built on {host.name}")
         host.copy = self.copy = Copy(host.world.guest, host, At.BUILD, marker)
-        await host.takes(0.2)
+        await host.takes(0.01)
         self._standing()
 
     async def listen(self) -> Ticket:

@@ -202,7 +202,7 @@ MUTANTS = (
         "_on_handover",
         "and side.state.live",
         "and False",
-        6000,
+        3000,
     ),
     Mutant(
         "an error after GO is 'failed'",
@@ -210,7 +210,7 @@ MUTANTS = (
         "_hand_over",
         "raise_doubt(session, self._broken, runs_there=bool(self._runs_there))",
         "raise self._broken",
-        4000,
+        3000,
     ),
     Mutant(
         "a migration that came back is told as moved",
@@ -225,7 +225,7 @@ MUTANTS = (
         "interrupt",
         "return False",
         "pass",
-        4000,
+        3000,
     ),
     Mutant(
         "time that runs out is taken for NEVER",
@@ -241,7 +241,7 @@ MUTANTS = (
         "await_outcome",
         "if decided.is_set() or side.state.record in TERMINAL:",
         "if False:",
-        8000,
+        3000,
     ),
     Mutant(
         "the source does not note who was told",
@@ -256,7 +256,7 @@ MUTANTS = (
         "is_untold",
         "return decided and not",
         "return False and not",
-        6000,
+        3000,
     ),
     Mutant(
         "recover does not ask",
@@ -271,7 +271,7 @@ MUTANTS = (
         "reattach_source",
         "stack.enter_context(domain_lock(",
         "(lambda *_: None)((",
-        8000,
+        3000,
     ),
     Mutant(
         "GO's flush fails, and the guest is let run",
@@ -280,7 +280,7 @@ MUTANTS = (
         "decided = self._journal.flush(self._decision, effect)",
         "decided = None\n            with __import__('contextlib').suppress(JournalError):\n"
         "                decided = self._journal.flush(self._decision, effect)",
-        6000,
+        3000,
     ),
     Mutant(
         "the TPM is not put on the disk before GO",
@@ -288,7 +288,7 @@ MUTANTS = (
         "_sync_devices",
         "if self._there is None:",
         "if self._there is None or self._executor.state.guest is not Guest.RUNNING:",
-        6000,
+        3000,
     ),
     Mutant(
         "RAN is said of a domain that is not written down",
@@ -303,7 +303,7 @@ MUTANTS = (
         "_undo",
         "if not problems:",
         "if True:",
-        4000,
+        3000,
     ),
     Mutant(
         "an arrival is marked clean, whatever is left",
@@ -311,7 +311,7 @@ MUTANTS = (
         "_do",
         "if not self.problems:",
         "if True:",
-        4000,
+        3000,
     ),
     Mutant(
         "what is being made is not called off",
@@ -319,7 +319,7 @@ MUTANTS = (
         "call_off",
         "if self._tasks:",
         "if False:",
-        4000,
+        3000,
     ),
     Mutant(
         "an agent that loses its link undoes nothing",
@@ -334,7 +334,7 @@ MUTANTS = (
         "_on_open",
         "if self._given_up:",
         "if False:",
-        4000,
+        3000,
     ),
     Mutant(
         "LANDED is said before memory is there",
@@ -349,7 +349,7 @@ MUTANTS = (
         "_watch_machine",
         "await self._side.take(Input.GUEST_DIED)",
         "pass",
-        6000,
+        3000,
     ),
     Mutant(
         "a target that restarts does not look at its machine",
@@ -364,7 +364,7 @@ MUTANTS = (
         "_recover",
         "except (EntourageError, OSError) as error:",
         "except ZeroDivisionError as error:",
-        4000,
+        3000,
     ),
     Mutant(
         "who waits for an answer does not hear of the link's end",
@@ -379,7 +379,7 @@ MUTANTS = (
         "_beat",
         "if silent > self.silence:",
         "if False:",
-        4000,
+        3000,
     ),
     Mutant(
         "a closed link is acted on",
@@ -387,7 +387,7 @@ MUTANTS = (
         "serve",
         "if not self.alive:",
         "if False:",
-        8000,
+        3000,
     ),
     Mutant(
         "what was heard is not waited for at the end",
@@ -395,7 +395,7 @@ MUTANTS = (
         "linked",
         "await link.settle()",
         "pass",
-        8000,
+        3000,
     ),
     Mutant(
         "inputs are not taken one at a time",
@@ -403,7 +403,7 @@ MUTANTS = (
         "take",
         "async with self._turn:",
         "if True:",
-        4000,
+        3000,
     ),
     Mutant(
         "what an effect led to is not brought",
@@ -418,7 +418,7 @@ MUTANTS = (
         "_follow",
         "self.state = replace(self.state, record=before.record)",
         "pass",
-        6000,
+        3000,
     ),
     Mutant(
         "a failed undo is swallowed",
@@ -426,6 +426,6 @@ MUTANTS = (
         "undo_rows",
         "problems.append(",
         "str(",
-        4000,
+        3000,
     ),
 )
