@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Generator
 
 import pytest
@@ -12,7 +11,8 @@ from lab.guest import disk_sequences
 from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.failing import KINDS, STEPS, Fault, fail, fails_in_device
-from tests.e2e.run import PATIENCE
+from tests.e2e.faults.matrix import POINTS
+from tests.e2e.silent import Silence, interrupted
 from tests.e2e.world import EMULATED, GADGET, KEPT, World
 
 DEVICES = {
@@ -37,6 +37,7 @@ FAULTS = [
     )
     for number, case in enumerate(CASES)
 ]
+TEST, ARMED, OPENED = POINTS["test"], POINTS["armed"], POINTS["opened"]
 PREPARE = "source.step-started.1"
 PRE_COPY = "source.policy-changed"  # its first stage: memory is on its way
 MIRRORED = "source.step-done.1"  # the disks are the same: each write goes to both
@@ -44,6 +45,27 @@ BLACKOUT = "source.step-started.2"
 LANDED = "source.memory-landed"
 LET_RUN = "target.before.let-run"
 SLOWLY = ("--bandwidth", "4MiB/s")
+# Every point before the stop; `make test` tries two.
+SILENCES = [
+    Silence(MIRRORED),
+    Silence(PRE_COPY),
+    *(
+        pytest.param(case, marks=pytest.mark.matrix)
+        for case in (
+            Silence(TEST, undoes=False),
+            Silence(TEST, "data", undoes=False),
+            Silence(ARMED),
+            Silence(OPENED),
+            Silence(PREPARE),
+            Silence(PREPARE, "data"),
+            Silence("source.device-step-started.1.block/disk0"),
+            Silence("source.copy-progress"),
+            Silence("source.copy-progress", "data"),
+            Silence(MIRRORED, "data"),
+            Silence(PRE_COPY, "data"),
+        )
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -233,31 +255,13 @@ def test_interrupted_before_go(world: World, signal: str, point: str) -> None:
     assert "given up" in run.finished["message"], str(run)
 
 
-@pytest.mark.parametrize("point", [MIRRORED, PRE_COPY])
-def test_interrupted_while_the_link_is_silent(world: World, point: str) -> None:
+@pytest.mark.parametrize("case", SILENCES, ids=str)
+def test_interrupted_while_the_link_is_silent(world: World, case: Silence) -> None:
     """Nobody waits for a host that says nothing: the guest has not noticed, and the prompt is back.
 
     What the target made is undone by its agent, once that has found the link silent.
     """
-    source, target = world.here.name, world.there.name
-    mark = world.seen.mark()
-    with world.under(point, options=SLOWLY) as under:
-        under.wait(point)
-        world.lab.cut(source, target)
-        under.open()
-        world.lab.wait_dropped(source, target, PATIENCE)
-        began = time.monotonic()
-        under.signal("INT")
-        run = under.end()
-        took = time.monotonic() - began
-    gap = world.seen.longest_gap(mark).seconds
-    world.lab.mend(source, target)
-    assert run.status == 4, str(run)
-    assert "given up" in run.finished["message"], str(run)
-    assert any(f"{target} undoes by itself" in one for one in run.finished["problems"]), str(run)
-    assert gap < 1, f"the guest stood still for {gap} s\n{run}"
-    assert took < 2, f"{took} s until the prompt was back\n{run}"
-    world.is_as_before()
+    interrupted(world, case, options=SLOWLY)
 
 
 @pytest.mark.parametrize("signal", ["INT", "TERM", "HUP"])

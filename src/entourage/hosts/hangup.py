@@ -9,10 +9,40 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from entourage.hosts import tcpinfo
 from entourage.hosts.borrow import listens, tcp_sockets
 from entourage.hosts.process import ProcessHandle
+
+_ROUND_TRIPS = 8  # that a host may need for one answer, on top of any patience
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One connection of the process.
+
+    Attributes:
+        one: Its socket, borrowed.
+        inode: Of the socket; no other has it while it is open.
+        port: Of the other host.
+        state: How far TCP has come.
+    """
+
+    one: socket.socket
+    inode: int
+    port: int
+    state: tcpinfo.TcpInfo
+
+    def shut(self) -> bool:
+        """End it, whoever waits for it; False where it has ended meanwhile."""
+        try:
+            self.one.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return False
+        return True
 
 
 class Calls:
@@ -26,27 +56,42 @@ class Calls:
     def __init__(self, process: ProcessHandle | None, host: str) -> None:
         self._process = process
         self._before = frozenset(_inode(one) for one in self._sockets())
+        self._connecting: dict[int, float] = {}
         self._addresses: set[str] = set()
         with contextlib.suppress(OSError, UnicodeError):
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            self._addresses = {_plain(str(address[0])) for *_, address in found}
+            self._addresses = {tcpinfo.plain(str(address[0])) for *_, address in found}
 
     def hang_up(self, port: int | None = None) -> int:
         """Shut them, those to a port or all of them; how many there were. Never waits."""
-        # What has come in at a port that it listens at, others have opened.
-        taken = {one.getsockname()[1] for one in self._sockets() if listens(one)}
-        count = 0
-        for one in self._sockets():
-            with contextlib.suppress(OSError):  # it listens, or has ended meanwhile
-                address, to = one.getpeername()[:2]
-                if (
-                    _inode(one) not in self._before
-                    and one.getsockname()[1] not in taken
-                    and _plain(address) in self._addresses
-                    and port in {None, to}
-                ):
-                    one.shutdown(socket.SHUT_RDWR)
-                    count += 1
+        return sum(call.shut() for call in self._calls() if port in {None, call.port})
+
+    def hang_up_unanswered(self) -> int:
+        """Shut those that the other host has not taken yet; how many there were. Never waits."""
+        return sum(call.shut() for call in self._calls() if call.state.connecting)
+
+    def hang_up_on_silence(self, patience: float, *, held_up: bool) -> int:
+        """Shut those at which the other host has been silent for too long. Never waits.
+
+        To be called again and again: how long one has not been taken is known from call to call.
+
+        Args:
+            patience: Seconds; eight round trips come on top, where they are known.
+            held_up: Whether the process waits for an answer: then also those that were taken, and
+                at which nothing has come in.
+
+        Returns:
+            How many there were.
+        """
+        now, count, connecting = time.monotonic(), 0, dict[int, float]()
+        for call in self._calls():
+            if call.state.connecting:
+                since = connecting[call.inode] = self._connecting.get(call.inode, now)
+                silent = now - since > patience
+            else:
+                silent = held_up and call.state.quiet > patience + _ROUND_TRIPS * call.state.rtt
+            count += silent and call.shut()
+        self._connecting = connecting
         return count
 
     def close(self) -> None:
@@ -55,6 +100,28 @@ class Calls:
             self._process.close()
             self._process = None
 
+    def _calls(self) -> Iterator[_Call]:
+        """Those to the host that were opened since. What came in at a port, others have opened."""
+        taken = {one.getsockname()[1] for one in self._sockets() if listens(one)}
+        for one in self._sockets():
+            with contextlib.suppress(OSError):  # it listens, or has ended meanwhile
+                inode = _inode(one)
+                if inode in self._before or one.getsockname()[1] in taken:
+                    continue
+                state = tcpinfo.of(one)
+                found = self._peer(one, inode, state)
+                if found is not None and found[0] in self._addresses:
+                    yield _Call(one, inode, found[1], state)
+
+    def _peer(
+        self, one: socket.socket, inode: int, state: tcpinfo.TcpInfo
+    ) -> tuple[str, int] | None:
+        """Address and port of the other end; the system tells a process of its own, once taken."""
+        if not state.connecting:
+            address, port = one.getpeername()[:2]
+            return tcpinfo.plain(str(address)), port
+        return None if self._process is None else tcpinfo.called(self._process.pid, inode)
+
     def _sockets(self) -> Iterator[socket.socket]:
         return iter(()) if self._process is None else tcp_sockets(self._process)
 
@@ -62,7 +129,3 @@ class Calls:
 def _inode(one: socket.socket) -> int:
     """Of its socket; no other has it while it is open."""
     return os.fstat(one.fileno()).st_ino
-
-
-def _plain(address: str) -> str:
-    return address.partition("%")[0].removeprefix("::ffff:")

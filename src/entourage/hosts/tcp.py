@@ -12,15 +12,14 @@ import errno
 import ipaddress
 import os
 import socket
-import struct
 from collections.abc import AsyncGenerator, Generator, Iterable
 from pathlib import Path
 
 from entourage.errors import HypervisorError
+from entourage.hosts import tcpinfo
 
 _CONNECTED_WITHIN = 5.0
 _ADDRESSES = Path("/proc/net/if_inet6")
-_RTT = struct.Struct("=68xI")  # tcpi_rtt, microseconds, in linux/tcp.h's tcp_info
 
 
 def listening_at_once(host: str, ports: Iterable[int]) -> socket.socket | None:
@@ -179,9 +178,7 @@ def answered_within(connection: socket.socket, patience: float) -> Generator[Non
         FellSilentError: What was done with the connection failed after it had been shut down.
     """
     host, port = connection.getpeername()[:2]
-    (microseconds,) = _RTT.unpack(
-        connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT.size)
-    )
+    patience += 8 * tcpinfo.of(connection).rtt
     late = False
 
     def shut() -> None:
@@ -190,7 +187,7 @@ def answered_within(connection: socket.socket, patience: float) -> Generator[Non
         with contextlib.suppress(OSError):  # the other end was faster
             connection.shutdown(socket.SHUT_RDWR)
 
-    timer = asyncio.get_running_loop().call_later(patience + 8 * microseconds / 1e6, shut)
+    timer = asyncio.get_running_loop().call_later(patience, shut)
     try:
         yield
     except HypervisorError as error:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
 
+from entourage.hosts import tcpinfo
 from entourage.hosts.hangup import Calls
 from entourage.hosts.process import ProcessHandle
 
@@ -70,4 +73,71 @@ def test_another_host_is_not_hung_up_on() -> None:
 def test_who_is_gone_has_no_connections() -> None:
     calls = Calls(None, "no-such-host.invalid")
     assert calls.hang_up() == 0
+    calls.close()
+
+
+@contextmanager
+def unanswered() -> Generator[tuple[socket.socket, Callable[[], None]]]:
+    """A socket, and what connects it to a host that does not answer."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):  # it takes one, and drops what others send
+            full = stack.enter_context(socket.socket())
+            full.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                full.connect(server.getsockname())
+        one = stack.enter_context(socket.socket())
+        yield one, lambda: one.connect(server.getsockname())
+
+
+def connecting(one: socket.socket) -> bool:
+    return tcpinfo.of(one).connecting
+
+
+async def test_who_is_not_answered_is_hung_up_on() -> None:
+    calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
+    with unanswered() as (one, connect):
+        attempt = asyncio.ensure_future(asyncio.to_thread(connect))
+        while not connecting(one):  # noqa: ASYNC110 - the system tells nobody
+            await asyncio.sleep(0.001)
+        assert calls.hang_up_on_silence(60, held_up=True) == 0
+        assert not attempt.done()
+        assert calls.hang_up_on_silence(0, held_up=False) >= 1
+        with pytest.raises(ConnectionError):
+            await attempt
+        calls.close()
+
+
+@pytest.mark.parametrize("hang_up", [Calls.hang_up, Calls.hang_up_unanswered])
+async def test_an_attempt_is_ended(hang_up: Callable[[Calls], int]) -> None:
+    calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
+    with unanswered() as (one, connect), call("127.0.0.1") as (stands, _):
+        attempt = asyncio.ensure_future(asyncio.to_thread(connect))
+        while not connecting(one):  # noqa: ASYNC110 - the system tells nobody
+            await asyncio.sleep(0.001)
+        assert hang_up(calls) >= 1
+        with pytest.raises(ConnectionError):
+            await attempt
+        if hang_up is Calls.hang_up_unanswered:
+            assert stands.send(b"x") == 1
+        calls.close()
+
+
+def test_only_who_waits_for_a_silent_host_is_hung_up_on() -> None:
+    """That nothing comes in is usual for who has not asked anything."""
+    calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
+    with call("127.0.0.1") as (ours, _):
+        while not tcpinfo.of(ours).quiet:
+            pass
+        assert calls.hang_up_on_silence(0, held_up=False) == 0
+        assert calls.hang_up_on_silence(60, held_up=True) == 0
+        assert ours.send(b"x") == 1
+        while not tcpinfo.of(ours).quiet:
+            pass
+        while calls.hang_up_on_silence(0, held_up=True) == 0:  # round trips come on top
+            pass
+        with pytest.raises(ConnectionError):
+            ours.send(b"x")
     calls.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections.abc import Mapping, Sequence
 
 from entourage.domain import Block
@@ -15,7 +15,7 @@ from entourage.hypervisors.libvirt.constants import Flag
 from entourage.hypervisors.libvirt.copying import Traits, objections
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.handle import Handle
-from entourage.hypervisors.libvirt.process import qemu_of, way_of
+from entourage.hypervisors.libvirt.process import daemon, qemu_of, way_of
 from entourage.hypervisors.seams import Objection
 
 Parameters = dict[str, str | int | list[str]]
@@ -29,6 +29,7 @@ class Disks:
     def __init__(self) -> None:
         self._top_only: dict[str, bool] = {}
         self._copied: dict[str, tuple[int, int]] = {}
+        self._asked_at = 0.0
         self._traits: Mapping[str, Traits] = {}
         self._domain = ""
 
@@ -80,10 +81,25 @@ class Disks:
     async def look(self, handle: Handle) -> None:
         """Ask how far they are."""
         for name in self._top_only:
-            with contextlib.suppress(HypervisorError):
+            self._asked_at = time.monotonic()
+            try:
                 info: Mapping[str, int] = await ask(handle.raw.blockJobInfo, name, 0)
-                if info:
-                    self._copied[name] = (info["cur"], info["end"])
+            except HypervisorError:
+                continue
+            finally:
+                self._asked_at = 0.0
+            if info:
+                self._copied[name] = (info["cur"], info["end"])
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the copy of each has been seen."""
+        return self._copied.keys() >= self._top_only.keys()
+
+    @property
+    def unanswered(self) -> float:
+        """Seconds for which libvirt, or the QEMU that it asks, has not answered ``look``."""
+        return time.monotonic() - self._asked_at if self._asked_at else 0.0
 
 
 class Job:
@@ -96,7 +112,8 @@ class Job:
         performing: Perform: the cookie for Finish; None before it.
         feed: What QEMU and libvirt say by themselves; None before the migration is armed.
         calls: QEMU's connections to the target; None before Perform.
-        port: Where memory goes there.
+        calls_of_daemon: Those of libvirtd, which makes the memory's for QEMU.
+        host, port: Where memory goes.
     """
 
     def __init__(self) -> None:
@@ -107,6 +124,8 @@ class Job:
         self.performing: asyncio.Future[bytes] | None = None
         self.feed: Feed | None = None
         self.calls: Calls | None = None
+        self.calls_of_daemon: Calls | None = None
+        self.host = ""
         self.port: int | None = None
 
     async def begin(self, handle: Handle, parameters: Parameters, flags: Flag) -> tuple[str, bytes]:
@@ -117,11 +136,11 @@ class Job:
         return xml, cookie
 
     def list_calls(self, name: str, uri: str) -> None:
-        """What QEMU opens from now on to the target, whose host stands in Prepare's URI."""
-        host, self.port = way_of(uri)
-        if self.calls is not None:
-            self.calls.close()
-        self.calls = Calls(qemu_of(name), host)
+        """What is opened from now on to the target, whose host stands in Prepare's URI."""
+        self._close_calls()
+        self.host, self.port = way_of(uri)
+        self.calls = Calls(qemu_of(name), self.host)
+        self.calls_of_daemon = Calls(daemon(), self.host)
 
     async def confirm(self, handle: Handle, *, cancelled: bool) -> None:
         """Confirm: the copy here ends, or, ``cancelled``, the guest is this host's again."""
@@ -150,5 +169,9 @@ class Job:
         """Let go of what it holds."""
         if self.feed is not None:
             await self.feed.close()
-        if self.calls is not None:
-            self.calls.close()
+        self._close_calls()
+
+    def _close_calls(self) -> None:
+        for calls in (self.calls, self.calls_of_daemon):
+            if calls is not None:
+                calls.close()

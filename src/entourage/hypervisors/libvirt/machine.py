@@ -51,6 +51,7 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import is_tcp, way_of
 from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
+from entourage.hypervisors.libvirt.silence import fallen_silent
 from entourage.hypervisors.libvirt.survey import survey
 from entourage.hypervisors.libvirt.tpm import SourceTpm
 from entourage.hypervisors.reach import check_host
@@ -258,16 +259,17 @@ class LibvirtMachine(MachineSeams):
             return known.migration in {"active", "pre-switchover", "device", "completed"} or None
 
         waiting = asyncio.ensure_future(feed.until(under_way))
+        silent = asyncio.ensure_future(fallen_silent(job))
+        ends = {waiting, performing, silent}
         try:
-            while not (waiting.done() or performing.done()):
+            while not any(end.done() for end in ends):
                 await job.disks.look(handle)
-                await asyncio.wait(
-                    {waiting, performing},
-                    timeout=_SHOW_EVERY,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
+                await asyncio.wait(ends, timeout=_SHOW_EVERY, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
+            silent.cancel()
+        if silent.done():  # and therefore Perform, soon
+            silent.result()
         if performing.done():
             performing.result()
 

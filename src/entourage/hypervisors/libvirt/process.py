@@ -1,4 +1,4 @@
-"""The QEMU that runs a domain of this host's libvirt: its process, and where its memory goes."""
+"""The QEMU of a domain of this host's libvirt, its libvirtd, and where its memory goes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from entourage.hosts.process import ProcessHandle
 
 _PIDS = Path("/run/libvirt/qemu")
+_DAEMONS = {"/run/virtqemud.pid": "virtqemud", "/run/libvirtd.pid": "libvirtd"}
 
 
 def qemu_of(name: str) -> ProcessHandle | None:
@@ -17,6 +18,16 @@ def qemu_of(name: str) -> ProcessHandle | None:
     with contextlib.suppress(OSError, ValueError):
         pid = int((_PIDS / f"{name}.pid").read_text())
     return ProcessHandle.open(pid)
+
+
+def daemon() -> ProcessHandle | None:
+    """The process of the system's libvirtd, or of its virtqemud; the caller closes it."""
+    for file, name in _DAEMONS.items():
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(Path(file).read_text())
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name:  # else the file is old
+                return ProcessHandle.open(pid)
+    return None
 
 
 def way_of(uri: str) -> tuple[str, int | None]:

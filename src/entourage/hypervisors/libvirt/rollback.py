@@ -181,15 +181,21 @@ class Rollback:
         pressed = asyncio.ensure_future(pressing)
         waiting: set[asyncio.Future[Any]] = {pressed, performing}
         await asyncio.wait(waiting, timeout=_STUCK_AFTER, return_when=asyncio.FIRST_COMPLETED)
-        calls = self._job.calls
-        if not any(each.done() for each in waiting) and calls is not None:
-            await asyncio.to_thread(calls.hang_up)
+        if not any(each.done() for each in waiting):
+            await asyncio.to_thread(self._hang_up)
         # To its end: a word of it that takes effect later would stop a guest that is back.
         await asyncio.wait({pressed}, timeout=_ENDS_WITHIN)
         if pressed.done():
             pressed.result()
         else:
             _read_late(pressed)
+
+    def _hang_up(self) -> None:
+        """End what QEMU waits for, and what libvirtd does with the domain locked."""
+        if self._job.calls is not None:
+            self._job.calls.hang_up()
+        if self._job.calls_of_daemon is not None:
+            self._job.calls_of_daemon.hang_up_unanswered()
 
     async def _press_end(self, attempt: int) -> None:
         """Have libvirt end its job; soon, wake up who sleeps through that.
