@@ -45,30 +45,36 @@ class DeviceRefused(Event, frozen=True, tag="device-refused"):
 
 
 class PlannedDevice(Planned, frozen=True, kw_only=True):
-    """What will be done with a device, or with ``memory``; see ``entourage.steps.Planned``."""
+    """What will be done with a device, ``definition`` or ``memory``.
+
+    See ``entourage.steps.Planned``.
+    """
 
     device: str
 
 
 class MigrationPlanned(Event, frozen=True, tag="planned"):
-    """TEST is done: what will be done with all that is not refused, the memory last.
+    """TEST is done: what will be done with all that is not refused; definition and memory last.
 
     ``address`` and ``ports`` say where memory and disks go by TCP: the target's address, and the
     first and last port of those that it takes them at. Empty where they go through ssh, or the
-    hypervisor alone knows. ``encrypted`` is what was asked for.
+    hypervisor alone knows. ``encrypted`` says whether they travel so, as far as TEST has found out:
+    null where that shows only once it has begun.
 
     Each of ``devices`` has a ``device`` and an ``action``: ``in-place`` (both hosts see it, or have
     the same), ``copied``, ``with-memory`` (its state is in the hypervisor's stream), ``remade``
     (made anew on the target), ``replugged`` (unplugged here, another one is plugged in there) or
-    ``by-tool``. ``here`` and ``there`` are what it is on either host, ``size`` is about how many
-    bytes are copied, ``erased`` what is deleted on the source afterwards, and ``tool`` the external
-    tool that is called; each is empty, or 0, where there is nothing to say.
+    ``by-tool``; ``definition``, by which the domain is started again, ``handed-on`` (the target
+    writes it down) or ``left-here`` (its user has it, and is to copy it). ``here`` and ``there``
+    are what it is on either host, ``size`` is about how many bytes are copied, ``erased`` what is
+    deleted on the source afterwards, and ``tool`` the external tool that is called; each is empty,
+    or 0, where there is nothing to say.
     """
 
     devices: tuple[PlannedDevice, ...]
     address: str
     ports: tuple[int, ...]
-    encrypted: bool
+    encrypted: bool | None
 
 
 class StepStarted(Event, frozen=True, tag="step-started"):

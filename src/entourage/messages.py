@@ -7,7 +7,7 @@ goes on speaking the one before.
 
     2   the first that was written down
     3   Hello and Welcome tell a range
-    4   the way of the data is proven at TEST
+    4   the way of the data is proven at TEST; the target is told how far the copies are
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.steps import Refusal
 
 OLDEST, NEWEST = 2, 4
-PROVES_WAYS = 4
-"""The first protocol whose agents know WAY."""
+PROVES_WAYS = TOLD_PROGRESS = 4
+"""The first protocol whose agents know WAY and PROGRESS."""
+MOST_TOLD = 160
+"""Characters of what the target is told of how far the copies are."""
 
 
 def spoken(oldest: int, newest: int) -> str:
@@ -121,10 +123,12 @@ class WayAwaited(msgspec.Struct, frozen=True, kw_only=True):
         ports: Where the proof is awaited.
         range: The first and last port of those that will be used, which may be the hypervisor's
             own; None where nothing travels by TCP ports.
+        offers: What ``Opened`` will say; None of an Entourage that does not tell beforehand.
     """
 
     ports: Annotated[tuple[int, ...], Meta(max_length=8)] = ()
     range: tuple[int, int] | None = None
+    offers: dict[str, str] | None = None
 
 
 class AskDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +171,12 @@ class Say(msgspec.Struct, frozen=True):
 
     verb: str
     migration: str
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the source is, for people: ``copying memory, 41 %``."""
+
+    doing: Annotated[str, Meta(max_length=MOST_TOLD)]
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,5 +227,6 @@ BYE = Question("bye", NoneType, Farewell)
 # One-way messages: the hand-over's (both ways), the source's, and the agent's to the source.
 SWITCHOVER_COOKIE = Notice("last-words", SwitchoverCookie)
 HANDOVER = Notice("handover", Say)
+PROGRESS = Notice("progress", Progress)
 FAILED = Notice("failed", Failure)
 RESUMED = Notice("resumed", Resumed)

@@ -64,7 +64,8 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         action: ``in-place``: both hosts see it, or have the same; ``copied``; ``with-memory``: its
             state is in the hypervisor's stream; ``remade``: made anew on the target;
-            ``replugged``: unplugged here, another one is plugged in there; ``by-tool``.
+            ``replugged``: unplugged here, another one is plugged in there; ``by-tool``. Of the
+            definition alone: ``handed-on``: the target writes it down; ``left-here``.
         here, there: What it is on either host: a path, a bridge, a device. Empty where it has no
             name there.
         size: About how many bytes are copied; 0 where none are, or it is not known.
@@ -72,7 +73,16 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
         tool: The external tool that is called; empty for none.
     """
 
-    action: Literal["in-place", "copied", "with-memory", "remade", "replugged", "by-tool"]
+    action: Literal[
+        "in-place",
+        "copied",
+        "with-memory",
+        "remade",
+        "replugged",
+        "by-tool",
+        "handed-on",
+        "left-here",
+    ]
     here: str = ""
     there: str = ""
     size: int = 0

@@ -37,7 +37,7 @@ from entourage.hypervisors.values import (
     Ticket,
     TpmFacts,
 )
-from entourage.steps import Refusal
+from entourage.steps import Planned, Refusal
 
 __all__ = [
     "DataPlane",
@@ -157,6 +157,23 @@ class Machine(Protocol):
             budget: Seconds that the guest may stand still before ``disarm_deadman``: after them the
                 deadman acts also where this process lives, and is frozen. None: without limit.
             offers: What the target's half said in ``offers``.
+        """
+        ...
+
+    @property
+    def definition(self) -> Planned | None:
+        """In TEST: what becomes of that by which the domain is started again; None: it has none."""
+        ...
+
+    def encrypts(self, offers: Mapping[str, str] | None, *, wanted: bool) -> bool | None:
+        """In TEST: whether memory and disks will travel encrypted.
+
+        Args:
+            offers: What the target's half says in ``offers``; None where it has not been heard.
+            wanted: What was asked for.
+
+        Returns:
+            None where that shows only once the migration has begun.
         """
         ...
 

@@ -8,13 +8,14 @@ their methods raise HypervisorError where the hypervisor says no.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from entourage.domain import Block, Net, Pci, Tpm, Usb
 from entourage.hosts.parts import HostPart, PartsCheck
 from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.values import Export, Plan, TpmFacts
+from entourage.steps import Planned
 
 HostDevice: TypeAlias = Usb | Pci
 """One of the host's own, which no hypervisor can carry: it is taken out, and another plugged in."""
@@ -172,6 +173,20 @@ class Plugging(Protocol):
 
 class MachineSeams:
     """The seams of a ``Machine`` whose backend has none; it overrides those that it has."""
+
+    @property
+    def definition(self) -> Planned | None:
+        """Nothing is written down of the domain."""
+        return None
+
+    def encrypts(
+        self,
+        offers: Mapping[str, str] | None,  # noqa: ARG002 - see base.Machine
+        *,
+        wanted: bool,
+    ) -> bool | None:
+        """As it was asked for."""
+        return wanted
 
     @property
     def mirroring(self) -> DiskMirroring | None:

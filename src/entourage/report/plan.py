@@ -61,7 +61,10 @@ def plan_table(
     for one in planned.devices if planned else ():
         if one.device == "memory" and any(refusal.device == "memory" for refusal in refusals):
             continue
-        words = _memory(planned, one) if planned and one.device == "memory" else _device(one)
+        if planned and one.device == "memory":
+            words = _memory(planned, one)
+        else:
+            words = _device(one, source, target)
         table.add_row(clean(one.device), clean("; ".join([*words, *_afterwards(one, source)])))
     for device, reasons in _by_device(refusals):
         text = Text()
@@ -82,7 +85,7 @@ def _by_device(refusals: Iterable[RefusalLike]) -> list[tuple[str, list[RefusalL
     return list(found.items())
 
 
-def _device(one: PlannedDevice) -> list[str]:
+def _device(one: PlannedDevice, source: str, target: str) -> list[str]:
     moved = one.here if one.here == one.there else f"{one.here}, there {one.there}"
     match one.action:
         case "in-place":
@@ -101,21 +104,28 @@ def _device(one: PlannedDevice) -> list[str]:
             return [f"moved by {one.tool}"]
         case "with-memory":
             words = "its state goes with the memory"
+        case "handed-on":
+            words = f"{one.here} goes to {target}"
+        case "left-here":
+            words = f"{one.here} stays on {source}: copy it to {target} for its next start there"
     return [words, f"{one.tool} is called beside it"] if one.tool else [words]
 
 
 def _memory(planned: MigrationPlanned, one: PlannedDevice) -> list[str]:
-    amount = f"copied, {size(one.size)}"
-    if not planned.ports:
-        return [amount]
-    first, last = planned.ports[0], planned.ports[-1]
-    closed = "" if planned.encrypted else ", UNENCRYPTED"
-    return [f"{amount}, to {planned.address}, TCP ports {first} to {last}{closed}"]
+    words = f"copied, {size(one.size)}"
+    if planned.ports:
+        first, last = planned.ports[0], planned.ports[-1]
+        words += f", to {planned.address}, TCP ports {first} to {last}"
+    if planned.encrypted is False:
+        words += ", UNENCRYPTED"
+    elif planned.encrypted is None:
+        words += ", encrypted if the target has certificates"
+    return [words]
 
 
 def _afterwards(one: PlannedDevice, source: str) -> list[str]:
     if not one.erased:
         return []
-    clear = one.action == "with-memory" or one.erased == one.here == one.there
+    clear = one.action in {"with-memory", "handed-on"} or one.erased == one.here == one.there
     what = "it" if clear and not one.tool else one.erased
     return [f"afterwards {what} is deleted on {source}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -30,11 +30,13 @@ class MovePlan:
         session: All that is open.
         devices: What will be done with each that is not refused, by label.
         ports: The range that memory and disks are taken at; None where they use none.
+        offers: What the target's hypervisor has, in its own words; None where it has not said.
     """
 
     session: Session
     devices: list[tuple[str, Planned]]
     ports: tuple[int, int] | None = None
+    offers: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, session: Session, steps: DeviceSteps, found: list[Refusal]) -> MovePlan:
@@ -80,11 +82,13 @@ class MovePlan:
             return True
         way = messages.Way(ports=session.settings.migration.ports)
         try:
-            return (await session.link.call(messages.WAY, way)).range is None
+            awaited = await session.link.call(messages.WAY, way)
         except LinkError:
             raise
         except EntourageError:  # as where these ports are not allowed there
             return False
+        self.offers = awaited.offers
+        return awaited.range is None
 
     async def _first_proven(self, addresses: Sequence[str]) -> list[Refusal]:
         """Use the first of these addresses by which all ports can be reached."""
@@ -123,6 +127,7 @@ class MovePlan:
         token, connections = secrets.token_bytes(TOKEN), 2 if copied else 1
         way = messages.Way(address=address, ports=wanted, connections=connections, token=token)
         awaited = await session.link.call(messages.WAY, way)
+        self.offers = awaited.offers
         if awaited.range is None:
             return None
         _check(awaited, wanted, connections)
@@ -135,16 +140,20 @@ class MovePlan:
         Args:
             at: Seconds into the migration.
         """
-        memory = Planned(action=_COPIED, size=self.session.machine.domain.memory)
+        machine = self.session.machine
+        memory = Planned(action=_COPIED, size=machine.domain.memory)
+        rows = [*self.devices, ("memory", memory)]
+        if machine.definition is not None:
+            rows.insert(len(self.devices), ("definition", machine.definition))
         return MigrationPlanned(
             at=at,
             devices=tuple(
                 PlannedDevice(device=label, **msgspec.structs.asdict(planned))
-                for label, planned in (*self.devices, ("memory", memory))
+                for label, planned in rows
             ),
             address=self.session.address if self.ports else "",
             ports=self.ports or (),
-            encrypted=self.session.settings.migration.tls,
+            encrypted=machine.encrypts(self.offers, wanted=self.session.settings.migration.tls),
         )
 
 

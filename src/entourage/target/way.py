@@ -38,12 +38,13 @@ class WayProof:
             if self._over or (way.address and len(way.token) != TOKEN):
                 raise UsageError("the way is proven before the migration is open, with a token")
             ports = await incoming.data_ports(way.address, way.ports)
+            offers = dict(await incoming.offers())
             if ports is None or not way.address:
-                return messages.WayAwaited(range=ports)
+                return messages.WayAwaited(range=ports, offers=offers)
             self._awaited = awaited = await Awaited.open(
                 way.address, ports, way.connections, way.token
             )
-            return messages.WayAwaited(ports=awaited.ports, range=ports)
+            return messages.WayAwaited(ports=awaited.ports, range=ports, offers=offers)
 
     async def close(self) -> None:
         """Listen no longer, and never again: the ports are free when this returns."""

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console, RenderableType
 
 from entourage.events import (
@@ -84,11 +85,19 @@ def test_all_refusals_at_once() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def plan(*devices: PlannedDevice, ports: tuple[int, ...] = (49152, 49215)) -> Any:
+def plan(
+    *devices: PlannedDevice,
+    ports: tuple[int, ...] = (49152, 49215),
+    encrypted: bool | None = True,
+) -> Any:
     memory = PlannedDevice(device="memory", action="copied", size=2 << 30)
     return MigrationPlanned(
-        at=0.1, devices=(*devices, memory), address="10.0.0.2", ports=ports, encrypted=True
+        at=0.1, devices=(*devices, memory), address="10.0.0.2", ports=ports, encrypted=encrypted
     )
+
+
+def definition(**more: str) -> PlannedDevice:
+    return PlannedDevice(device="definition", **more)  # type: ignore[arg-type]
 
 
 def test_what_will_be_done_with_each_device() -> None:
@@ -106,6 +115,7 @@ def test_what_will_be_done_with_each_device() -> None:
         PlannedDevice(device="usb/usb0", action="replugged", here="1050:0407", there="1-1"),
         PlannedDevice(device="external/x", action="by-tool", tool="/opt/x"),
         PlannedDevice(device="pci/rng", action="with-memory", tool="/opt/y"),
+        definition(action="handed-on", here="/x/domain.json", erased="/x/domain.json"),
     )
     refused = [Refusal("net/net1", "b", "there is no bridge br9", "--net br9=br1")]
     table = plan_table(planned, refused, source="a", target="b")
@@ -122,6 +132,7 @@ tpm/tpm0      its state goes with the memory; afterwards it is deleted on a
 usb/usb0      1050:0407 is unplugged here, 1-1 is plugged in there
 external/x    moved by /opt/x
 pci/rng       its state goes with the memory; /opt/y is called beside it
+definition    /x/domain.json goes to b; afterwards it is deleted on a
 memory        copied, 2 GiB, to 10.0.0.2, TCP ports 49152 to 49215
 net/net1      ✗ on b: there is no bridge br9
                 → --net br9=br1"""
@@ -130,6 +141,24 @@ net/net1      ✗ on b: there is no bridge br9
         lines = text_of(table, width=width).splitlines()
         assert max(map(len, lines)) <= width
         assert "--net br9=br1" in "".join(lines)
+
+
+def test_a_definition_that_the_user_has() -> None:
+    left = definition(action="left-here", here="the configuration file")
+    text = text_of(plan_table(plan(left), source="a", target="b"))
+    assert "stays on a: copy it to b" in text
+    assert "deleted" not in text
+
+
+@pytest.mark.parametrize("ports", [(), (49152, 49215)])
+def test_whether_it_is_encrypted(ports: tuple[int, ...]) -> None:
+    def said(encrypted: bool | None) -> str:  # noqa: FBT001 - a case
+        made = plan(ports=ports, encrypted=encrypted)
+        return " ".join(text_of(plan_table(made, source="a", target="b")).split())
+
+    assert "ncrypted" not in said(True).lower()  # noqa: FBT003 - a case
+    assert said(False).endswith("UNENCRYPTED")  # noqa: FBT003 - a case
+    assert said(None).endswith("encrypted if the target has certificates")
 
 
 def test_a_way_that_is_closed_is_no_plan_for_the_memory() -> None:

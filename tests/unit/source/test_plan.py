@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from entourage import messages
 from entourage.domain import Domain
 from entourage.errors import EntourageError, LinkLost
 from entourage.hosts.dataway import Awaited
+from entourage.hypervisors.seams import MachineSeams
 from entourage.settings.model import MigrationSettings, Settings, SshSettings
 from entourage.source.plan import MovePlan
 from entourage.steps import Planned
@@ -39,6 +41,19 @@ class Link:
         return messages.WayAwaited(ports=self.awaited.ports, range=way.ports)
 
 
+class Machine(MachineSeams):
+    """A machine that is asked what it is, and which knows what a target needs for encryption."""
+
+    domain = Domain(name="web1", memory=1 << 30)
+
+    @property
+    def definition(self) -> Planned:
+        return Planned(action="handed-on", here="/d", erased="/d")
+
+    def encrypts(self, offers: Mapping[str, str] | None, *, wanted: bool) -> bool | None:
+        return None if offers is None else wanted and bool(offers.get("tls"))
+
+
 def plan(link: Link, *devices: Any, protocol: int = 4, address: str | None = HERE) -> MovePlan:
     session = SimpleNamespace(
         link=link,
@@ -46,7 +61,7 @@ def plan(link: Link, *devices: Any, protocol: int = 4, address: str | None = HER
         target="b",
         is_agentless=False,
         welcome=SimpleNamespace(address="", protocol=protocol),
-        machine=SimpleNamespace(domain=Domain(name="web1", memory=1 << 30)),
+        machine=Machine(),
         settings=Settings(
             migration=MigrationSettings(ports=RANGE, data_address=address),
             ssh=SshSettings(options=("-F", "/dev/null")),
@@ -66,7 +81,7 @@ async def test_as_many_ports_are_proven_as_will_be_needed(devices: Any, connecti
     assert [way.connections for way in link.asked] == [connections]
     event = made.event(0.5)
     assert (event.address, event.ports) == (HERE, RANGE)
-    assert [one.device for one in event.devices][-1] == "memory"
+    assert [one.device for one in event.devices][-2:] == ["definition", "memory"]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +115,19 @@ async def test_what_needs_no_ports_needs_no_address() -> None:
     link = Link(messages.WayAwaited())
     assert await plan(link, address="no-such-name.invalid").prove_way() == []
     assert plan(link).event(0).ports == ()
+
+
+@pytest.mark.parametrize(
+    ("offers", "encrypted"), [(None, None), ({}, False), ({"tls": ""}, False), ({"tls": "b"}, True)]
+)
+async def test_what_is_encrypted_is_what_the_target_can(offers: Any, encrypted: object) -> None:
+    link = Link(messages.WayAwaited(offers=offers))
+    made = plan(link)
+    assert await made.prove_way() == []
+    assert made.event(0).encrypted is encrypted
+    elsewhere = plan(link, address="no-such-name.invalid")
+    assert await elsewhere.prove_way() == []
+    assert elsewhere.event(0).encrypted is encrypted
 
 
 async def test_an_older_target_is_not_asked() -> None:

@@ -56,7 +56,7 @@ from entourage.hypervisors.libvirt.survey import survey
 from entourage.hypervisors.libvirt.tpm import SourceTpm
 from entourage.hypervisors.reach import check_host
 from entourage.hypervisors.seams import MachineSeams
-from entourage.steps import Refusal
+from entourage.steps import Planned, Refusal
 
 _DEADMAN = Path(__file__).with_name("deadman.py")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -157,6 +157,20 @@ class LibvirtMachine(MachineSeams):
             return await self._job.heard().until(lambda known: known.ended or None)
         except HypervisorError:
             return await asyncio.get_running_loop().create_future()
+
+    @property
+    def definition(self) -> Planned | None:
+        """What libvirt has written down of it, unless it is transient."""
+        if self._handle.transient:
+            return None
+        kept = f"libvirt's definition of {self.domain.name}"
+        return Planned(action="handed-on", here=kept, erased=kept)
+
+    def encrypts(self, offers: Mapping[str, str] | None, *, wanted: bool) -> bool | None:
+        """Where both hosts have certificates for it."""
+        if not wanted or not tls.can_send():
+            return False
+        return None if offers is None else bool(offers.get("tls"))
 
     # The carrier's six operations
 

@@ -41,7 +41,7 @@ from entourage.hypervisors.qemu.rollback import Rollback
 from entourage.hypervisors.qemu.tpm import QemuTpm
 from entourage.hypervisors.reach import check_reach
 from entourage.hypervisors.seams import MachineSeams
-from entourage.steps import Refusal
+from entourage.steps import Planned, Refusal
 
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
 _UNLIMITED = 1 << 40  # bytes a second
@@ -140,6 +140,12 @@ class QemuMachine(MachineSeams):
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before."""
         return await self._handle.died()
+
+    @property
+    def definition(self) -> Planned:
+        """The record by which `entourage start` knows it."""
+        record = str(self._handle.where.record)
+        return Planned(action="handed-on", here=record, erased=record)
 
     # The carrier's six operations
 

@@ -38,7 +38,7 @@ from entourage.hypervisors.xen.plan import Parameters, XenPlan
 from entourage.hypervisors.xen.xenstore import RELEASED
 from entourage.hypervisors.xen.xl import xl
 from entourage.settings.model import Settings
-from entourage.steps import Refusal
+from entourage.steps import Planned, Refusal
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -100,6 +100,20 @@ class XenMachine(MachineSeams):
         await self._disks.end()
         await self._migrating.close()
         await self._handle.store.close()
+
+    @property
+    def definition(self) -> Planned:
+        """There is none of xl's: the user has it."""
+        return Planned(action="left-here", here="the configuration file that xl was given")
+
+    def encrypts(
+        self,
+        offers: Mapping[str, str] | None,  # noqa: ARG002 - it makes no difference
+        *,
+        wanted: bool,  # noqa: ARG002 - same
+    ) -> bool:
+        """Always."""
+        return True
 
     async def facts(self) -> Mapping[str, str]:
         """Xen's version, the kind of machine, and digests of what it boots from."""

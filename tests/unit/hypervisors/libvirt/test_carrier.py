@@ -191,6 +191,20 @@ def test_tls_where_both_hosts_have_certificates(monkeypatch: pytest.MonkeyPatch)
     assert one.in_the_clear == ""
 
 
+def test_the_plan_says_what_is_encrypted_as_far_as_it_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = carrier()
+    monkeypatch.setattr(tls, "can_send", lambda: True)
+    assert one.encrypts({"tls": "b.example"}, wanted=True) is True
+    assert one.encrypts({"tls": "", "qemu": "1"}, wanted=True) is False
+    assert one.encrypts(None, wanted=True) is None  # its Prepare will say
+    assert one.encrypts({"tls": "b.example"}, wanted=False) is False
+    monkeypatch.setattr(tls, "can_send", lambda: False)
+    assert one.encrypts(None, wanted=True) is False
+    assert one.encrypts({"tls": "b.example"}, wanted=True) is False
+
+
 def test_without_certificates_the_user_is_told_whose_are_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
