@@ -52,7 +52,7 @@ class Phases:
         self._clock = session.clock
         self._settings = session.settings
         self._live = live
-        self._copies = Copies(emit, session.note)
+        self._copies = Copies(emit, session.progress)
 
     async def test(self) -> None:
         """Ask everything at once whether it can move; nothing is touched."""
@@ -132,7 +132,7 @@ class Phases:
     async def prepare(self) -> None:
         """Mirror the disks, and have the target build its machine, paused."""
         session, devices = self._session, self._devices
-        session.note("preparing the devices")
+        session.progress("preparing the devices")
 
         async def build() -> None:
             plan = await session.machine.plan(devices.as_there(session.machine.domain))
@@ -147,7 +147,7 @@ class Phases:
     async def precopy(self) -> None:
         """Copy memory until the guest stops."""
         session = self._session
-        session.note("copying memory")
+        session.progress("copying memory")
         session.journal.warm()  # one sync here, so that the source has none in the blackout
         ticket = await session.link.call(messages.LISTEN, None)
         async with run_alongside(self._show_copies()):  # of disks that the carrier copies

@@ -190,6 +190,14 @@ class Session:
         """Set what ``status`` shows of this migration; costs no sync."""
         self.lock.note(f"migrates {self.machine.domain.name} to {self.target}: {doing}")
 
+    def progress(self, doing: str) -> None:
+        """The same, and what ``status`` shows on the target; not while the guest stands still."""
+        self.note(doing)
+        if self.welcome.protocol >= messages.TOLD_PROGRESS:
+            with contextlib.suppress(LinkLost):
+                said = messages.Progress(doing=doing[: messages.MOST_TOLD])
+                self.link.tell(messages.PROGRESS, said)
+
     async def landed_there(self) -> None:
         """Wait until the target has said that all of memory is there."""
         await self.has_landed_there.wait()

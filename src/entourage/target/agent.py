@@ -56,6 +56,7 @@ from entourage.target.controllers import target_controllers
 from entourage.target.making import ArrivalTasks
 from entourage.target.reattach import reattach_target
 from entourage.target.role import TargetSide
+from entourage.target.shown import Shown, arriving
 from entourage.target.way import WayProof
 from entourage.version import __version__
 
@@ -89,6 +90,7 @@ class Agent:
         self._controllers: dict[str, AnyController] = {}
         self._side: TargetSide | None = None
         self._opening = self._built = self._given_up = False
+        self._shown: Shown | None = None
         self._way = WayProof(self._checks.allowed)
         self._held = contextlib.AsyncExitStack()
         self._held.push_async_callback(self._way.close)
@@ -103,6 +105,7 @@ class Agent:
         link.on(messages.OPEN, self._on_open)
         link.on(messages.BUILD, self._on_build)
         link.on(messages.LISTEN, self._on_listen)
+        link.on(messages.PROGRESS, self._on_progress)
         link.on(messages.SWITCHOVER_COOKIE, self._on_switchover_cookie)
         link.on(messages.ABORT, self._on_abort)
         link.on(messages.BYE, self._on_bye)
@@ -235,15 +238,16 @@ class Agent:
         run_dir = Path(self._settings.paths.run)
         if not self._caller.proxy:  # one that this host itself has started is no stranger's
             self._held.enter_context(own_slot(self._caller, self._settings, self._host))
-        doing = f"{hello.source} migrates {opening.domain.name} to this host"
-        self._held.enter_context(domain_lock(run_dir, uuid, doing))
+        name = opening.domain.name
+        lock = self._held.enter_context(domain_lock(run_dir, uuid, arriving(hello, name)))
+        self._shown = Shown(lock, hello, name)
         ledger = MigrationLedger(self._journal, hello.migration, Role.TARGET)
         self._step_into(opening.domain, hypervisor.incoming(opening.domain, ledger))
         decision = Decision(
             migration=hello.migration,
             role=Role.TARGET,
             domain=uuid,
-            name=opening.domain.name,
+            name=name,
             generation=arrival_generation(self._journal, uuid, opening.generation),
             record=Record.OPEN,
             peer_host=hello.source,
@@ -258,7 +262,7 @@ class Agent:
             controllers=tuple(self._controllers.values()),
             send=self._send,
             on_failure=self._tell_failure,
-            on_resumed=lambda moment: self._tell(messages.RESUMED, moment),
+            on_resumed=self._resumed,
             call_off=self._arrival_tasks.call_off,
         )
         if self._given_up:  # by who asked for it, or with the link, while it was looked at
@@ -293,6 +297,11 @@ class Agent:
         self._watch.add(asyncio.create_task(self._watch_landing(there.incoming)))
         self._journal.warm()  # what GO's one flush must not pay for
         return ticket
+
+    async def _on_progress(self, said: messages.Progress) -> None:
+        """Let ``status`` here show what the source says of how far it is."""
+        if self._shown and self._side and self._side.record is Record.OPEN:
+            self._shown.progress(said.doing)
 
     async def _on_switchover_cookie(self, said: messages.SwitchoverCookie) -> None:
         there, _opening = self._making()
@@ -374,6 +383,11 @@ class Agent:
 
     def _send(self, message: Message) -> None:
         self._tell(messages.HANDOVER, messages.Say(message.kind.value, message.migration))
+
+    def _resumed(self, moments: messages.Resumed) -> None:
+        self._tell(messages.RESUMED, moments)
+        if self._shown:
+            self._shown.runs()
 
     def _tell_failure(self, error: EntourageError) -> None:
         self._tell(

@@ -34,6 +34,7 @@ class Machine:
     domain = Domain(name="web1", memory=1 << 28)
     was_running = True
     in_the_clear = ""
+    definition = None
 
     def __init__(
         self, *, non_live: bool = True, flush: str = "", blockers: Sequence[Refusal] = ()
@@ -47,6 +48,9 @@ class Machine:
 
     async def facts(self) -> dict[str, str]:
         return {}
+
+    def encrypts(self, _offers: Any, *, wanted: bool) -> bool:
+        return wanted
 
     async def arm(self, plane: Any, **_: Any) -> None:
         pass
@@ -90,6 +94,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
         blockers=(),
         is_agentless=True,
         note=noted.append,
+        progress=noted.append,
         welcome=SimpleNamespace(address=""),
         address="",
         landed=False,

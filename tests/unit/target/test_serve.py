@@ -16,11 +16,13 @@ import pytest
 from entourage import messages
 from entourage.domain import Domain
 from entourage.errors import Refused, UsageError
+from entourage.handover.values import Input
 from entourage.hosts.link import Link
 from entourage.hosts.parts import HostPart, Kind, PartsCheck
 from entourage.hosts.slots import slot
 from entourage.hypervisors.base import Plan
 from entourage.journal.journal import Journal
+from entourage.journal.lock import lock_holder
 from entourage.settings.model import AgentSettings, MigrationSettings, PathSettings, Settings
 from entourage.steps import Refusal
 from entourage.target import agent as module
@@ -120,6 +122,45 @@ async def test_whoever_only_reattaches_needs_no_slot(
         await agent._side.idle()
         assert said
         await agent._held.aclose()
+
+
+def shown(settings: Settings) -> str:
+    """What ``status`` shows of what is done."""
+    holder = lock_holder(Path(settings.paths.run), OPEN.domain.uuid or "")
+    assert holder is not None
+    return holder.doing
+
+
+def say_nothing(_kind: Any, _body: Any) -> None:
+    """Nothing: there is no link."""
+
+
+async def test_status_shows_what_the_source_says_of_how_far_it_is(
+    settings: Settings, make: Make
+) -> None:
+    agent = make(Caller())
+    agent._tell = say_nothing
+    await agent._on_progress(messages.Progress(doing="it is not open yet"))
+    await agent._on_hello(msgspec.structs.replace(HELLO, newest=messages.NEWEST))
+    await agent._on_open(OPEN)
+    name = OPEN.domain.name
+    assert shown(settings) == f"a migrates {name} to this host"
+    await agent._on_progress(messages.Progress(doing="copying memory, 41 %\x1b[2J"))
+    assert shown(settings) == f"a migrates {name} to this host: copying memory, 41 %\\x1b[2J"
+    agent._resumed(messages.Resumed(heard=1, decided=2, runs=3))
+    assert shown(settings) == "runs it; waits for a to let go of it"
+    await agent._side.take(Input.ABORT)
+    await agent._on_progress(messages.Progress(doing="copying what nobody wants any more"))
+    assert "nobody wants" not in shown(settings)
+    await agent._held.aclose()
+
+
+async def test_of_an_older_source_status_says_where_to_look(settings: Settings, make: Make) -> None:
+    agent = make(Caller())
+    await agent._on_hello(HELLO)
+    await agent._on_open(OPEN)
+    assert shown(settings).endswith("`entourage status` on a shows how far it is")
+    await agent._held.aclose()
 
 
 async def test_where_there_is_no_room_for_a_lock(settings: Settings, make: Make) -> None:
