@@ -107,7 +107,11 @@ class DeviceStepDone(Event, frozen=True, tag="device-step-done"):
 
 
 class CopyProgress(Event, frozen=True, tag="copy-progress"):
-    """How far a disk or the memory has come. Bytes, bytes a second."""
+    """How far a disk or the memory has come. Bytes, bytes a second.
+
+    Of a disk, ``done``, ``total`` and ``rate`` count its holes and zeros as well, which are not
+    sent: QEMU tells how far a copy is, and not how much was sent for it.
+    """
 
     what: str
     """``memory``, or a device as ``block/disk0``."""
@@ -117,7 +121,7 @@ class CopyProgress(Event, frozen=True, tag="copy-progress"):
     dirty_rate: float = 0.0
     iteration: int = 0
     sent: int = 0
-    """Bytes that were sent for it, where that is known: pages of zeros cost next to nothing."""
+    """Bytes that were sent of memory, whose pages of zeros cost next to nothing; 0: not known."""
     eta: float | None = None
     """Seconds until it is done, at this rate; null where that cannot be said."""
 

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from entourage.events import AnyEvent
+from entourage.events import AnyEvent, CopyProgress
 from entourage.report.text import UNICODE, Glyphs, clean, duration, size
 from entourage.report.view import STEPS, Cell, View
 from entourage.steps import Step
@@ -31,18 +31,17 @@ def steps_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> Tabl
     copies = {what: copy for what, copy in view.copies.items() if what in view.devices}
     memory = view.copies.get("memory")
     if view.copies:
-        table.add_column("copied", justify="right", no_wrap=True)
+        table.add_column("done", justify="right", no_wrap=True)
     longest = {step: _longest(view, step) for step in STEPS}
     for label, cells in view.devices.items():
         row = [Text(clean(label))]
         row += [_cell(view, label, cells.get(step), longest[step], glyphs) for step in STEPS]
         if view.copies:
-            row.append(Text(size(copies[label].done) if label in copies else "", style="dim"))
+            row.append(Text(_part(view, copies[label]) if label in copies else "", style="dim"))
         table.add_row(*row)
     if memory is not None:
-        table.add_row(
-            Text("memory"), *[""] * len(STEPS), Text(size(memory.sent or memory.done), style="dim")
-        )
+        done = f"{size(memory.sent)} sent" if memory.sent else _part(view, memory)
+        table.add_row(Text("memory"), *[""] * len(STEPS), Text(done, style="dim"))
     if len(view.devices) > 1 and view.steps:
         table.add_row("all", *(_seconds(view.steps.get(step)) for step in STEPS), style="dim")
     return table
@@ -67,6 +66,13 @@ def recovery_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> T
         )
         table.add_row(Text(clean(one.device)), step, duration(one.seconds), result)
     return table
+
+
+def _part(view: View, copy: CopyProgress) -> str:
+    """How much of a disk is the same there; not what was sent, for holes never are."""
+    if copy.done >= copy.total or Step.TRANSFER in view.devices.get(copy.what, ()):
+        return f"all of {size(copy.total)}"
+    return f"{100 * copy.done // copy.total} % of {size(copy.total)}"
 
 
 def _longest(view: View, step: Step) -> str:

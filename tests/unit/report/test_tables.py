@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 
 from entourage.events import (
     AnyEvent,
+    CopyProgress,
     DeviceRefused,
     Finished,
     MigrationPlanned,
@@ -54,14 +55,25 @@ def test_the_steps() -> None:
     assert (
         text_of(steps_table(success()))
         == """\
-device         TEST   PREPARE   TRANSFER     SYNC    copied
-───────────────────────────────────────────────────────────
-block/disk0   10 ms     8.4 s       8 ms   0.4 ms     2 GiB
+device         TEST   PREPARE   TRANSFER     SYNC             done
+──────────────────────────────────────────────────────────────────
+block/disk0   10 ms     8.4 s       8 ms   0.4 ms     all of 2 GiB
 net/net0      20 ms     12 ms     0.2 ms   0.1 ms
 tpm/tpm0      40 ms     30 ms       1 ms   0.1 ms
-memory                                              540 MiB
+memory                                              all of 512 MiB
 all           40 ms     8.4 s               16 ms"""
     )
+
+
+def test_a_disk_that_went_half_way_is_told_as_that() -> None:
+    """Its bytes are no bytes that were sent: a hole is done at once."""
+    copy = CopyProgress(at=2, what="block/disk0", done=1 << 29, total=1 << 30)
+    done = CopyProgress(at=2, what="block/disk0", done=1 << 30, total=1 << 30)
+    begun = [started(), *step("block/disk0", Step.PREPARE, 0.0, 2.0)]
+    last = text_of(steps_table([*begun, copy]))
+    assert "50 % of 1 GiB" in last
+    assert "all of 1 GiB" in text_of(steps_table([*begun, copy, done]))
+    assert "sent" not in last
 
 
 def test_a_step_that_failed_and_one_that_was_given_up_for_it() -> None:
