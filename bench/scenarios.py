@@ -19,6 +19,7 @@ from bench.byhand import ByHand
 from bench.figures import Move, Round
 from bench.guests import OWN, PLUGIN, Entourage, Shape, Told, Traveller
 from bench.stage import Stage
+from bench.testing import test_times
 from bench.virsh import OnLibvirt, Virsh
 from bench.xen import turns
 from entourage import messages
@@ -300,6 +301,14 @@ def _agent(host: Host) -> tuple[float, int]:
     return took, int(match[1]) * 1024 if match else 0
 
 
+# TEST
+
+
+def test(scenario: Scenario, count: int, log: Log) -> Result:
+    """How long TEST takes, on a link of 1 ms each way."""
+    return Result(scenario.name, scenario.title, (), test_times(scenario.shape, count, log))
+
+
 # What the kernel sees
 
 
@@ -384,6 +393,10 @@ SCENARIOS = (
     Scenario("devices", "devices of 200 ms each in step 2", 5, 0, devices),
     Scenario("rollback", "from a failure in step 3 to the guest running", 11, 1, rollback),
     Scenario("startup", "start-up", 15, 5, startup),
+    Scenario(
+        "test", "TEST of 8 disks, 1 ms each way", 15, 3, test,
+        Shape("test", disks=("64M",) * 8, tpm=True),
+    ),
     Scenario("syncs", "syncs within the blackout", 3, 1, syncs, TPM),
     Scenario("far", "20 ms of delay each way", 10, 0, far, TPM),
     Scenario(
