@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from lab.guest import disk_sequences
 from lab.hosts import Lab
 from lab.observer import Observer
+from tests.e2e.ending import Ending, ends
 from tests.e2e.failing import KINDS, STEPS, Fault, fail, fails_in_device
 from tests.e2e.faults.matrix import POINTS
 from tests.e2e.silent import Silence, interrupted
@@ -45,6 +45,17 @@ BLACKOUT = "source.step-started.2"
 LANDED = "source.memory-landed"
 LET_RUN = "target.before.let-run"
 SLOWLY = ("--bandwidth", "4MiB/s")
+ENDINGS = [
+    Ending("poweroff", PREPARE),
+    Ending("poweroff", PRE_COPY),
+    *(
+        pytest.param(case, marks=pytest.mark.matrix)
+        for case in (
+            *(Ending("poweroff", point) for point in (ARMED, OPENED, MIRRORED)),
+            *(Ending("crash", point) for point in (ARMED, PREPARE, MIRRORED, PRE_COPY, BLACKOUT)),
+        )
+    ),
+]
 # Every point before the stop; `make test` tries two.
 SILENCES = [
     Silence(MIRRORED),
@@ -59,8 +70,6 @@ SILENCES = [
             Silence(PREPARE),
             Silence(PREPARE, "data"),
             Silence("source.device-step-started.1.block/disk0"),
-            Silence("source.copy-progress"),
-            Silence("source.copy-progress", "data"),
             Silence(MIRRORED, "data"),
             Silence(PRE_COPY, "data"),
         )
@@ -161,21 +170,9 @@ def test_the_targets_swtpm_is_killed(world: World, point: str) -> None:
     world.stayed(run)
 
 
-@pytest.mark.parametrize("point", [PREPARE, PRE_COPY])
-def test_the_guest_shuts_down_while_it_moves(world: World, point: str) -> None:
-    """It is off, on the source, and may be started at once: there is nothing to recover."""
-    with world.under(point, options=SLOWLY) as under:
-        under.wait(point)
-        world.guest.poweroff()
-        run = under.end()
-    assert run.status == 7, str(run)
-    assert run.finished["outcome"] == "guest-ended", str(run)
-    assert "was shut down from inside while it moved" in run.finished["message"], str(run)
-    assert not run.finished["problems"], str(run)
-    world.is_clean(world.there)
-    status = json.loads(world.here.run(["entourage", "status", "--json"]).stdout)
-    assert not status, status
-    world.restart()
+@pytest.mark.parametrize("case", ENDINGS, ids=str)
+def test_the_guest_ends_while_it_moves(world: World, case: Ending) -> None:
+    ends(world, case, options=SLOWLY)
 
 
 def test_the_target_cannot_start_the_machine(world: World) -> None:

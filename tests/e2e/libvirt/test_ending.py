@@ -1,0 +1,34 @@
+"""The guest ends by itself while libvirt moves it: it powers itself off, or its QEMU crashes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.dying import ARMED, OPENED, PRE_COPY, PREPARE, STOPPED
+from tests.e2e.ending import Ending, ends
+from tests.e2e.faults.matrix import POINTS
+from tests.e2e.libvirt.world import LibvirtWorld
+
+COPYING = "source.copy-progress"
+SLOWLY = ("--bandwidth", "20MiB/s")  # disks come first, at the same pace
+ENDINGS = [
+    Ending("poweroff", PRE_COPY),
+    *(
+        pytest.param(case, marks=pytest.mark.matrix)
+        for case in (
+            *(
+                Ending("poweroff", point)
+                for point in (ARMED, OPENED, PREPARE, POINTS["prepared"], COPYING)
+            ),
+            *(
+                Ending("crash", point)
+                for point in (ARMED, PREPARE, POINTS["prepared"], COPYING, PRE_COPY, STOPPED)
+            ),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("case", ENDINGS, ids=str)
+def test_the_guest_ends_while_it_moves(world: LibvirtWorld, case: Ending) -> None:
+    ends(world, case, options=SLOWLY)
