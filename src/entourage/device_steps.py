@@ -16,7 +16,14 @@ from entourage.devices.base import AnyController, Here
 from entourage.devices.registry import controller_class
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Domain
-from entourage.errors import DeadlineError, DeviceError, EntourageError, InternalError, plain_words
+from entourage.errors import (
+    DeadlineError,
+    DeviceError,
+    EntourageError,
+    InternalError,
+    plain_words,
+    what_to_do,
+)
 from entourage.events import (
     DeviceRecovered,
     DeviceStepDone,
@@ -287,7 +294,7 @@ class DeviceSteps:
             raise
         except OSError as error:
             problem = plain_words(error)
-            raise DeviceError(problem, device=label) from error
+            raise DeviceError(problem, device=label, remedy=what_to_do(error)) from error
         except Exception as error:  # noqa: BLE001 - raised again, as a bug
             bug = InternalError(error)
             problem = f"its controller has {bug.message}"

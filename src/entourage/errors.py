@@ -26,12 +26,37 @@ shown only under ``--verbose``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from entourage.steps import Refusal
+
+_ROOM = "make room on that filesystem"
+_RIGHTS = "run it as root, or see who may use that file"
+_THERE = "see whether it is there: is its package installed, is its filesystem mounted?"
+_WAY = "see whether the other end is alive, and what filters the way to it"
+_LOOK = "look at it and at its filesystem, and at the kernel's log"
+_REMEDIES: Final[Mapping[int, str]] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _RIGHTS),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV), _THERE),
+    **dict.fromkeys(
+        (
+            *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
+            *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT),
+        ),
+        _WAY,
+    ),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    **dict.fromkeys((errno.EBUSY, errno.ETXTBSY), "see what uses it (fuser), and end that"),
+    errno.EEXIST: "see what has put it there, and move that away",
+    errno.EROFS: "see why that filesystem is mounted read-only",
+    errno.ENOMEM: "free memory on that host",
+    errno.EIO: "look at the kernel's log: the disk may be failing",
+}
 
 
 def plain_words(error: BaseException) -> str:
@@ -46,6 +71,13 @@ def plain_words(error: BaseException) -> str:
     reason = error.strerror[:1].lower() + error.strerror[1:]
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{' -> '.join(names)}: {reason}" if names else reason
+
+
+def what_to_do(error: BaseException) -> str:
+    """What can be done about what the system has refused; ``plain_words`` says what that is."""
+    if not isinstance(error, OSError):
+        return ""
+    return _REMEDIES.get(error.errno or 0, _LOOK)
 
 
 class EntourageError(Exception):

@@ -1,4 +1,7 @@
-"""No number of the system's, no frame and no JSON reaches a user: an error names its file."""
+"""No number of the system's, no frame and no JSON reaches a user.
+
+An error names its file, its host where that is another, and what can be done.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from entourage.errors import EntourageError, plain_words
+from entourage import errors
+from entourage.cli.tell import lines_for
+from entourage.errors import EntourageError, Refused, plain_words, what_to_do
+from entourage.hosts.frames import Fault, revived
+from entourage.steps import Refusal
 
 SOURCE = Path(__file__).parents[2] / "src" / "entourage"
+FILES = sorted(SOURCE.rglob("*.py"))
+_OF_THE_SYSTEM = frozenset({"OSError", "ConnectionError", "PermissionError"})
 
 
 def _names(node: ast.expr | None) -> set[str]:
@@ -27,10 +36,8 @@ def _names(node: ast.expr | None) -> set[str]:
 
 def raw_words(tree: ast.AST) -> Iterator[int]:
     """The lines in which a handler of OSErrors shows one as Python does: ``[Errno 28] …``."""
-    for handler in ast.walk(tree):
-        if not isinstance(handler, ast.ExceptHandler) or not handler.name:
-            continue
-        if not _names(handler.type) & {"OSError", "ConnectionError", "PermissionError"}:
+    for handler in _handlers(tree):
+        if not handler.name:
             continue
         for node in (inner for statement in handler.body for inner in ast.walk(statement)):
             match node:
@@ -44,7 +51,43 @@ def raw_words(tree: ast.AST) -> Iterator[int]:
                     pass
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.stem)
+# Whoever asks them adds which ports are to be opened, and on which host.
+_REMEDY_FOLLOWS = frozenset({"dataway"})
+
+
+def _handlers(tree: ast.AST) -> Iterator[ast.ExceptHandler]:
+    """What takes errors of the system's."""
+    for handler in ast.walk(tree):
+        if isinstance(handler, ast.ExceptHandler) and _names(handler.type) & _OF_THE_SYSTEM:
+            yield handler
+
+
+def _ours() -> set[str]:
+    """The names of all error classes of the source, whichever module has them."""
+    known, bases = {"EntourageError"}, dict[str, set[str]]()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    while more := {name for name, over in bases.items() if over & known} - known:
+        known |= more
+    return known
+
+
+def without_remedy(tree: ast.AST, ours: set[str]) -> Iterator[int]:
+    """The lines in which an error of ours is made of one of the system's, and says no remedy."""
+    for handler in _handlers(tree):
+        for node in (inner for statement in handler.body for inner in ast.walk(statement)):
+            match node:
+                case ast.Raise(exc=ast.Call(func=ast.Name(id=kind), keywords=given)) if (
+                    kind in ours and "remedy" not in {each.arg for each in given}
+                ):
+                    yield node.lineno
+                case _:
+                    pass
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_handler_shows_an_oserror_as_python_does(path: Path) -> None:
     lines = path.read_text().splitlines()
     found = [
@@ -55,7 +98,21 @@ def test_no_handler_shows_an_oserror_as_python_does(path: Path) -> None:
     assert found == [], "say plain_words(error)"
 
 
+def test_whoever_tells_of_one_says_what_to_do() -> None:
+    ours = _ours()
+    found = [
+        f"{path.name}:{number}"
+        for path in FILES
+        if path.stem not in _REMEDY_FOLLOWS
+        for number in without_remedy(ast.parse(path.read_text()), ours)
+    ]
+    assert found == [], "say remedy=what_to_do(error), or better"
+
+
 def test_it_finds_one() -> None:
+    handler = "try:\n    x()\nexcept (OSError, ValueError) as error:\n    raise QemuError('y'"
+    assert list(without_remedy(ast.parse(f"{handler})\n"), {"QemuError"})) == [4]
+    assert list(without_remedy(ast.parse(f"{handler}, remedy='z')\n"), {"QemuError"})) == []
     bad = "try:\n    x()\nexcept (OSError, ValueError) as error:\n    y(f'it fails: {error}')\n"
     assert list(raw_words(ast.parse(bad))) == [4]
 
@@ -74,3 +131,51 @@ def test_it_finds_one() -> None:
 def test_the_words(error: Exception, said: str) -> None:
     assert plain_words(error).startswith(said)
     assert "Errno" not in plain_words(error)
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_of_whatever_the_system_refuses_there_is_something_to_do(number: int) -> None:
+    remedy = what_to_do(OSError(number, "no"))
+    assert remedy
+    assert str(number) not in remedy
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "room"),
+        (errno.EACCES, "root"),
+        (errno.ENOENT, "is there"),
+        (errno.EHOSTUNREACH, "the way"),
+        (errno.EIO, "kernel's log"),
+    ],
+)
+def test_what_there_is_to_do(number: int, said: str) -> None:
+    assert said in what_to_do(OSError(number, "no", "/x"))
+
+
+def _classes() -> list[type[EntourageError]]:
+    found = [EntourageError]
+    for one in found:
+        found += [each for each in one.__subclasses__() if each not in found]
+    public = [each for each in vars(errors).values() if isinstance(each, type)]
+    return [one for one in found if one in public]
+
+
+@pytest.mark.parametrize("kind", _classes(), ids=lambda kind: kind.__name__)
+def test_each_error_tells_its_device_its_host_and_what_to_do(kind: type[EntourageError]) -> None:
+    """On a terminal, in one line, and as the other host hears of it."""
+    fault = Fault(1, kind.__name__, "/x: no space left", "block/d0", "b", "make room")
+    error = revived(fault, "elsewhere")
+    for said in (str(error), "\n".join(lines_for(error))):
+        for part in ("/x: no space left", "block/d0", "b", "make room"):
+            assert part in said
+        assert "Fault" not in said
+    if kind not in {errors.ConfigError, Refused}:
+        assert type(error) is kind
+
+
+def test_a_refusal_tells_the_same_of_each_device() -> None:
+    refused = str(Refused([Refusal("block/d0", "b", "/x: no space left", "make room")]))
+    for part in ("block/d0", "on b", "/x: no space left", "make room"):
+        assert part in refused

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from entourage.errors import EntourageError, InternalError, Refused
+from entourage.errors import EntourageError, InternalError, Refused, plain_words, what_to_do
 from entourage.report.text import clean, joined
 
 INTERRUPTED = 130
@@ -53,9 +53,7 @@ def tell_bug(error: Exception, *, verbose: bool) -> int:
     if verbose:
         say(*clean_lines("".join(traceback.format_exception(error))))
     if isinstance(error, OSError):
-        what = error.strerror or str(error)
-        what = f"{error.filename}: {what}" if error.filename else what
-        remedy = "run it as root" if isinstance(error, PermissionError) else ""
+        what, remedy = plain_words(error), what_to_do(error)
     else:
         internal = InternalError(error)
         what, remedy = internal.message, "" if verbose else internal.remedy

@@ -16,7 +16,7 @@ from typing import Any, overload
 
 import msgspec
 
-from entourage.errors import EntourageError, LinkError, LinkLost, plain_words
+from entourage.errors import EntourageError, LinkError, LinkLost, plain_words, what_to_do
 from entourage.hosts.frames import (
     MAX_FRAME,
     Answer,
@@ -238,7 +238,7 @@ class Link:
         try:
             await self._writer.drain()
         except OSError as error:
-            raise LinkLost(f"link lost: {plain_words(error)}", host=self.peer) from error
+            raise self._broken(error) from error
 
     async def settle(self) -> None:
         """Wait for the calls that are being answered."""
@@ -255,7 +255,11 @@ class Link:
         try:
             self._writer.write(len(data).to_bytes(4, "big") + data)
         except (OSError, RuntimeError) as error:
-            raise LinkLost(f"link lost: {plain_words(error)}", host=self.peer) from error
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> LinkLost:
+        remedy = what_to_do(error)
+        return LinkLost(f"link lost: {plain_words(error)}", host=self.peer, remedy=remedy)
 
     def _take(self, frame: Frame, length: int) -> None:
         match frame:
@@ -288,9 +292,7 @@ class Link:
         except EntourageError as error:
             fault = (type(error).__name__, error.message, error.device, error.host, error.remedy)
         except OSError as error:
-            look = "look at that file and its filesystem there: is there room, may it be written?"
-            remedy = look if error.filename is not None else ""
-            fault = ("EntourageError", plain_words(error), "", "", remedy)
+            fault = ("EntourageError", plain_words(error), "", "", what_to_do(error))
         except ValueError as error:
             fault = ("LinkError", f"{frame.verb}: {error}", "", "", "")
         except Exception as error:  # noqa: BLE001 - a bug here must not leave the peer waiting

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from entourage.errors import EntourageError, plain_words
+from entourage.errors import EntourageError, plain_words, what_to_do
 from entourage.hosts.resources import MARKER, carries, marked_processes
 
 _SYSTEMD_RUNS = Path("/run/systemd/system")
@@ -173,7 +173,9 @@ async def launch(
     except FileNotFoundError as error:
         raise EntourageError(f"{argv[0]} is not installed", remedy="install it") from error
     except OSError as error:
-        raise EntourageError(f"{argv[0]} cannot be started: {error.strerror}") from error
+        raise EntourageError(
+            f"{argv[0]} cannot be started: {error.strerror}", remedy=what_to_do(error)
+        ) from error
     finally:
         os.close(output)
     _reap()

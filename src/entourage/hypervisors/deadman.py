@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, plain_words
 from entourage.hosts.process import launch
 
 _PROGRAM = Path(__file__).with_name("deadman_program.py")
@@ -23,6 +23,7 @@ _START_PATIENCE = 10.0
 _ANSWER_PATIENCE = 0.5
 _LIVES_EVERY = 0.2  # seconds
 _IT = "the process that would resume the guest if this one died"
+_ITS_LAST_WORDS = "what it said last is in the domain's log"
 
 
 class Deadman:
@@ -106,7 +107,9 @@ class Deadman:
         try:
             self._end.send(b"g")
         except OSError as error:
-            raise HypervisorError(f"{_IT} is gone: {error.strerror}") from error
+            raise HypervisorError(
+                f"{_IT} is gone: {plain_words(error)}", remedy=_ITS_LAST_WORDS
+            ) from error
         await self._hear(b"G", _ANSWER_PATIENCE)
 
     async def dismiss(self) -> None:
@@ -132,10 +135,10 @@ class Deadman:
             async with asyncio.timeout(patience):
                 heard = await loop.sock_recv(self._end, 1)
         except TimeoutError as error:
-            raise HypervisorError(f"{_IT} does not answer") from error
+            raise HypervisorError(f"{_IT} does not answer", remedy=_ITS_LAST_WORDS) from error
         except OSError as error:
-            raise HypervisorError(f"{_IT} is gone: {error.strerror}") from error
-        if heard != wanted:
             raise HypervisorError(
-                f"{_IT} is gone", remedy="what it said last is in the domain's log"
-            )
+                f"{_IT} is gone: {plain_words(error)}", remedy=_ITS_LAST_WORDS
+            ) from error
+        if heard != wanted:
+            raise HypervisorError(f"{_IT} is gone", remedy=_ITS_LAST_WORDS)

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from entourage.errors import ConfigError
+from entourage.errors import ConfigError, what_to_do
 
 LARGEST = 1 << 20
 """Bytes: no settings and no domain are longer, and ``/dev/zero`` ends here."""
@@ -26,7 +26,10 @@ def read_bytes(path: Path) -> bytes:
             data = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(f"cannot be read: {reason.lower()}", path=shown(path)) from error
+        # A name that was mistyped explains itself.
+        remedy = "" if isinstance(error, FileNotFoundError) else what_to_do(error)
+        message = f"cannot be read: {reason.lower()}"
+        raise ConfigError(message, path=shown(path), remedy=remedy) from error
     if len(data) > LARGEST:
         raise ConfigError("is longer than 1 MiB, which no such file is", path=shown(path))
     return data

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from entourage.errors import UsageError, plain_words
+from entourage.errors import UsageError, plain_words, what_to_do
 from entourage.hosts.slots import slot
 from entourage.hypervisors.registry import elsewhere, same_as
 from entourage.settings.model import AgentSettings, Settings
@@ -100,7 +100,7 @@ def own_slot(caller: Caller, settings: Settings, host: str) -> Generator[None]:
             slots = slot(Path(settings.paths.run, "links"), caller.slots, most)
             has_one = held.enter_context(slots)
         except OSError as error:
-            raise UsageError(plain_words(error), host=host) from error
+            raise UsageError(plain_words(error), host=host, remedy=what_to_do(error)) from error
         if not has_one:
             raise UsageError(
                 f"there are {most} migrations of the source here already",

@@ -297,8 +297,8 @@ def test_errors_of_all_kinds(host: FakeHypervisor, capsys: pytest.CaptureFixture
     host.error = PermissionError(13, "Permission denied", "/var/lib/entourage")
     assert main(["list"]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        "entourage: /var/lib/entourage: Permission denied",
-        "  remedy: run it as root",
+        "entourage: /var/lib/entourage: permission denied",
+        "  remedy: run it as root, or see who may use that file",
     ]
     host.error = ZeroDivisionError("x\x1b")
     assert main(["list"]) == 1

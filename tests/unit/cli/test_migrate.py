@@ -232,7 +232,7 @@ REFUSED = Refused([Refusal("net/net0", "b", "no bridge"), Refusal("tpm/tpm0", "b
         (
             playing([started()], OSError(28, "No space left on device", "/x")),
             1,
-            "entourage: /x: No space",
+            "entourage: /x: no space",
         ),
     ],
 )

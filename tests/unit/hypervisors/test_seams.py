@@ -29,9 +29,9 @@ def has(backend: type[Any], seams: type[Any]) -> set[str]:
 @pytest.mark.parametrize(
     ("backend", "expected"),
     [
-        (QemuMachine, {"mirroring", "tpm", "announcing"}),
-        (LibvirtMachine, {"carrying", "tpm", "announcing"}),
-        (XenMachine, {"carrying", "announcing", "unplugging"}),
+        (QemuMachine, {"definition", "mirroring", "tpm", "announcing"}),
+        (LibvirtMachine, {"definition", "carrying", "tpm", "announcing"}),
+        (XenMachine, {"definition", "carrying", "announcing", "unplugging"}),
     ],
 )
 def test_what_a_machine_has(backend: type[Any], expected: set[str]) -> None:

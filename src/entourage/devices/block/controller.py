@@ -33,7 +33,7 @@ from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.refusals import marked, no_way, refuse, warn
 from entourage.domain import Block
-from entourage.errors import DeviceError, plain_words
+from entourage.errors import DeviceError, plain_words, what_to_do
 from entourage.hypervisors.base import DiskCopy, Export
 from entourage.steps import Planned, Refusal, Step
 
@@ -263,7 +263,12 @@ class BlockController(Controller[Block]):
                         return await proof.digest(path, known, there.allowed)
                 except OSError as error:
                     reason = f"{path} cannot be read: {plain_words(error)}"
-                    raise DeviceError(reason, device=self.device.label, host=there.host) from error
+                    raise DeviceError(
+                        reason,
+                        device=self.device.label,
+                        host=there.host,
+                        remedy=what_to_do(error),
+                    ) from error
             case Fit():
                 return await asyncio.to_thread(space.fit, self.device, there, asked)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from entourage.devices.block import storage
-from entourage.errors import DeviceError
+from entourage.errors import DeviceError, what_to_do
 from entourage.hosts.programs import qemu_img, qemu_img_info
 
 _MARGIN = 16 << 20
@@ -126,7 +126,9 @@ def _image(path: str, image_format: str, info: dict[str, Any]) -> Image:
         else:
             raise DeviceError(f"{path} is neither a file nor a block device")
     except OSError as error:
-        raise DeviceError(f"{path} cannot be read: {error.strerror}") from error
+        raise DeviceError(
+            f"{path} cannot be read: {error.strerror}", remedy=what_to_do(error)
+        ) from error
     device = stat.S_ISBLK(status.st_mode)
     details: dict[str, Any] = info.get("format-specific", {}).get("data", {})
     data_file = details.get("data-file")

@@ -16,7 +16,7 @@ from typing import Any
 
 from entourage.devices.block.images import NewImage
 from entourage.devices.block.proof import check_new
-from entourage.errors import DeviceError
+from entourage.errors import DeviceError, what_to_do
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import through
 from entourage.hosts.programs import qemu_img, run
@@ -50,9 +50,13 @@ async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed
             await asyncio.to_thread(sync, directory)
             allowed.make(str(final), new.format, handle)
     except FileExistsError as error:
-        raise DeviceError(f"{new.path} has come into being meanwhile") from error
+        raise DeviceError(
+            f"{new.path} has come into being meanwhile", remedy=what_to_do(error)
+        ) from error
     except OSError as error:
-        raise DeviceError(f"{new.path} cannot be made: {error.strerror}") from error
+        raise DeviceError(
+            f"{new.path} cannot be made: {error.strerror}", remedy=what_to_do(error)
+        ) from error
     return done
 
 

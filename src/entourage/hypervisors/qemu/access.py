@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from entourage.domain import Block, Domain
-from entourage.errors import DeviceError, HypervisorError, UsageError, plain_words
+from entourage.errors import DeviceError, HypervisorError, UsageError, plain_words, what_to_do
 from entourage.hosts import usb
 from entourage.hosts.account import Account, Wanted
 from entourage.hosts.ownership import give, give_back, given
@@ -133,7 +133,9 @@ async def let_user_in(
         # What an earlier machine had, whose guest has shut down, or whose host has lost its power.
         await asyncio.to_thread(give_back, where.owners)
     except OSError as error:
-        raise HypervisorError(f"files cannot be given back: {plain_words(error)}") from error
+        raise HypervisorError(
+            f"files cannot be given back: {plain_words(error)}", remedy=what_to_do(error)
+        ) from error
     if account is None:
         return
     opened = [_Opened(disk.label, _of_disk(disk)) for disk in domain.block]

@@ -44,6 +44,9 @@ class CommandError(HypervisorError):
         self.reason = reason
 
 
+_LAST_WORDS = "what QEMU said last is in the domain's log"
+
+
 class MonitorLostError(HypervisorError):
     """QEMU is gone, or closed the connection: what a command has done is not known."""
 
@@ -186,7 +189,7 @@ class Monitor:
             await monitor._client.connect(str(path))
         except (QMPError, OSError, EOFError) as error:
             raise MonitorLostError(
-                f"QEMU does not answer at {path}: {plain_words(error)}"
+                f"QEMU does not answer at {path}: {plain_words(error)}", remedy=_LAST_WORDS
             ) from error
         except BaseException:
             # Cancelled (a deadline, say) between connection and greeting: the library leaves the
@@ -241,7 +244,7 @@ class Monitor:
         except ExecuteError as error:
             raise CommandError(command, str(error), device=device) from error
         except (QMPError, OSError, EOFError) as error:
-            raise MonitorLostError(self._why_lost(), device=device) from error
+            raise MonitorLostError(self._why_lost(), device=device, remedy=_LAST_WORDS) from error
 
     async def status(self) -> str:
         """The machine's run state in QEMU's words, as ``running`` or ``inmigrate``.
@@ -264,7 +267,7 @@ class Monitor:
             try:
                 self._client.send_fd_scm(descriptor)
             except OSError as error:
-                raise MonitorLostError(self._why_lost()) from error
+                raise MonitorLostError(self._why_lost(), remedy=_LAST_WORDS) from error
             await self.execute("getfd", {"fdname": name})
 
     async def until(self, test: Callable[[Known], T | None]) -> T:
@@ -292,7 +295,7 @@ class Monitor:
             if found is not None:
                 future.set_result(found)
             elif self.known.lost:
-                future.set_exception(MonitorLostError(self._why_lost()))
+                future.set_exception(MonitorLostError(self._why_lost(), remedy=_LAST_WORDS))
 
         self._waiting.append(look)
         try:

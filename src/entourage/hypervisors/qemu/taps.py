@@ -15,7 +15,7 @@ import socket
 import struct
 from pathlib import Path
 
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, what_to_do
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
@@ -71,7 +71,9 @@ def _set_up(tap: int, name: str, bridge: str, mtu: int | None) -> None:
             raise FileExistsError(
                 errno.EEXIST, "there is an interface of that name", name
             ) from error
-        raise HypervisorError(f"the tap {name} cannot be made: {error.strerror}") from error
+        raise HypervisorError(
+            f"the tap {name} cannot be made: {error.strerror}", remedy=what_to_do(error)
+        ) from error
     with contextlib.suppress(OSError):
         # The host has no business on the guest's link: no address of its own, no multicast reports.
         Path("/proc/sys/net/ipv6/conf", name, "disable_ipv6").write_text("1")

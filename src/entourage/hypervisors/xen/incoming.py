@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from entourage.domain import Block, Domain
-from entourage.errors import HypervisorError, plain_words
+from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.handover.values import Guest
 from entourage.hosts.allowed import images_of
 from entourage.hosts.beneath import through
@@ -192,7 +192,9 @@ class XenIncoming(IncomingSeams):
                 message = f"{disk.path} has become another file meanwhile"
                 raise HypervisorError(message, device=disk.label)
         except OSError as error:
-            raise HypervisorError(f"a disk cannot be written: {plain_words(error)}") from error
+            raise HypervisorError(
+                f"a disk cannot be written: {plain_words(error)}", remedy=what_to_do(error)
+            ) from error
         return {name: through(handle) for name, handle in found.items()}
 
     async def listen(self) -> Ticket:

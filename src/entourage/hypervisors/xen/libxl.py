@@ -94,7 +94,9 @@ def _context() -> ctypes.c_void_p:
     try:
         log = ctypes.CDLL("libxentoollog.so.1")
     except OSError as error:
-        raise HypervisorError(f"libxentoollog cannot be loaded: {plain_words(error)}") from error
+        raise HypervisorError(
+            f"libxentoollog cannot be loaded: {plain_words(error)}", remedy="install xen-utils"
+        ) from error
     make = log.xtl_createlogger_stdiostream
     make.restype = ctypes.c_void_p
     stderr = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stderr")

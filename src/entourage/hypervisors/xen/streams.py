@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from entourage.domain import Block
-from entourage.errors import EntourageError, HypervisorError, plain_words
+from entourage.errors import EntourageError, HypervisorError, plain_words, what_to_do
 from entourage.hypervisors.xen.copying import Sending
 from entourage.hypervisors.xen.sender import Word
 
@@ -110,8 +110,13 @@ class DiskCopy:
             await asyncio.wait({working})
             raise
         except (OSError, HypervisorError) as error:
-            said = error.message if isinstance(error, HypervisorError) else plain_words(error)
-            raise HypervisorError(f"it cannot be copied: {said}", device=self.disk.label) from error
+            ours = isinstance(error, HypervisorError)
+            said = error.message if ours else plain_words(error)
+            raise HypervisorError(
+                f"it cannot be copied: {said}",
+                device=self.disk.label,
+                remedy=error.remedy if ours else what_to_do(error),
+            ) from error
 
     async def close(self) -> None:
         """Give it up, or be done with it."""

@@ -44,7 +44,8 @@ class XenStore:
                     return cls(*await asyncio.open_unix_connection(path))
                 except OSError as error:
                     raise HypervisorError(
-                        f"xenstored cannot be reached: {plain_words(error)}"
+                        f"xenstored cannot be reached: {path}: {plain_words(error)}",
+                        remedy="see whether Xen's daemons run, and run it as root",
                     ) from error
         raise HypervisorError("xenstored does not run here", remedy="start Xen's daemons")
 

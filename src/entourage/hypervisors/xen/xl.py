@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from entourage.errors import HypervisorError
+from entourage.errors import HypervisorError, what_to_do
 
 _PLACES = "/usr/sbin:/usr/local/sbin:/sbin:/opt/xen/sbin"
 _CAPABILITIES = Path("/proc/xen/capabilities")
@@ -64,7 +64,9 @@ async def run(*command: str) -> str:
             env=os.environ | {"PATH": search_path(), "LC_ALL": "C"},
         )
     except OSError as error:
-        raise HypervisorError(f"{name} cannot be run: {error.strerror}") from error
+        raise HypervisorError(
+            f"{name} cannot be run: {error.strerror}", remedy=what_to_do(error)
+        ) from error
     try:
         async with asyncio.timeout(_PATIENCE):
             out, err = await process.communicate()
