@@ -53,6 +53,7 @@ _REMEDIES: Final[Mapping[int, str]] = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     **dict.fromkeys((errno.EBUSY, errno.ETXTBSY), "see what uses it (fuser), and end that"),
     errno.EEXIST: "see what has put it there, and move that away",
+    errno.EISDIR: "name a file",
     errno.EROFS: "see why that filesystem is mounted read-only",
     errno.ENOMEM: "free memory on that host",
     errno.EIO: "look at the kernel's log: the disk may be failing",

@@ -159,7 +159,7 @@ def test_files(tmp_path: Path) -> None:
 
     assert message() == f"{path}: cannot be read: no such file or directory"
     path.mkdir()
-    assert message() == f"{path}: cannot be read: is a directory"
+    assert message() == f"{path}: cannot be read: is a directory (name a file)"
     path.rmdir()
     path.write_bytes(b"a = 1\n\xc3\xa9 \xff")
     assert message() == f"{path}: line 2, column 3: not UTF-8 text (byte 0xff)"

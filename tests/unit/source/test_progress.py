@@ -17,11 +17,11 @@ class Link:
 
     def __init__(self, *, lost: bool = False) -> None:
         self.told: list[messages.Progress] = []
-        self._lost = lost
+        self.lost = lost
 
     def tell(self, kind: Any, said: messages.Progress) -> None:
         assert kind is messages.PROGRESS
-        if self._lost:
+        if self.lost:
             raise LinkLost("link lost")
         self.told.append(said)
 
@@ -43,7 +43,7 @@ def test_both_hosts_are_told() -> None:
 
 @pytest.mark.parametrize("link", [Link(lost=True), Link()])
 def test_this_host_is_whatever_the_other_is(link: Link) -> None:
-    assert told(link, "copying", protocol=messages.TOLD_PROGRESS - 1 + link._lost) == ["copying"]
+    assert told(link, "copying", protocol=messages.TOLD_PROGRESS - 1 + link.lost) == ["copying"]
     assert link.told == []
 
 
