@@ -9,29 +9,39 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 
 from entourage.hosts.process import ProcessHandle
 
 _PIDFD_GETFD = 438  # by the same number on every architecture
 _C = ctypes.CDLL(None, use_errno=True)
+_SOCKET = re.compile(r"socket:\[(\d+)\]")
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
 
 
-def tcp_sockets(process: ProcessHandle) -> Iterator[socket.socket]:
+def tcp_sockets(
+    process: ProcessHandle, *, but: Collection[int] = frozenset()
+) -> Iterator[socket.socket]:
     """The TCP sockets of a process, each closed here afterwards.
 
     There are none where it has ended, or where this process may not look into it.
+
+    Args:
+        process: The process.
+        but: The inodes of those that are left out, without even being borrowed.
     """
     with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+        directory = f"/proc/{process.pid}/fd"
+        for number in os.listdir(directory):  # noqa: PTH208 - twenty times a second
             try:
                 # Closing another's file, even a copy of it, can write it back, and wait for that.
-                if not str(entry.readlink()).startswith("socket:"):
+                link = os.readlink(f"{directory}/{number}")  # noqa: PTH115 - same
+                found = _SOCKET.fullmatch(link)
+                if found is None or int(found[1]) in but:
                     continue
-                one = _borrowed(process.descriptor, int(entry.name))
+                one = _borrowed(process.descriptor, int(number))
             except OSError:  # closed meanwhile
                 continue
             with one:

@@ -55,7 +55,10 @@ class Calls:
 
     def __init__(self, process: ProcessHandle | None, host: str) -> None:
         self._process = process
-        self._before = frozenset(_inode(one) for one in self._sockets())
+        self._before = frozenset[int]()
+        there = [(_inode(one), _listening_at(one)) for one in self._sockets()]
+        self._before = frozenset(inode for inode, _ in there)
+        self._listening = frozenset(port for _, port in there if port)
         self._connecting: dict[int, float] = {}
         self._addresses: set[str] = set()
         with contextlib.suppress(OSError, UnicodeError):
@@ -102,11 +105,11 @@ class Calls:
 
     def _calls(self) -> Iterator[_Call]:
         """Those to the host that were opened since. What came in at a port, others have opened."""
-        taken = {one.getsockname()[1] for one in self._sockets() if listens(one)}
+        taken = self._listening | {_listening_at(one) for one in self._sockets()}
         for one in self._sockets():
-            with contextlib.suppress(OSError):  # it listens, or has ended meanwhile
+            with contextlib.suppress(OSError):  # it has ended meanwhile
                 inode = _inode(one)
-                if inode in self._before or one.getsockname()[1] in taken:
+                if one.getsockname()[1] in taken:
                     continue
                 state = tcpinfo.of(one)
                 found = self._peer(one, inode, state)
@@ -123,7 +126,15 @@ class Calls:
         return None if self._process is None else tcpinfo.called(self._process.pid, inode)
 
     def _sockets(self) -> Iterator[socket.socket]:
-        return iter(()) if self._process is None else tcp_sockets(self._process)
+        """Those that were opened since."""
+        if self._process is None:
+            return iter(())
+        return tcp_sockets(self._process, but=self._before)
+
+
+def _listening_at(one: socket.socket) -> int:
+    """The port at which it waits for others to connect; 0 where it does not."""
+    return int(one.getsockname()[1]) if listens(one) else 0
 
 
 def _inode(one: socket.socket) -> int:
