@@ -80,5 +80,5 @@ def _under(
         took = time.monotonic() - began
     gap = world.seen.longest_gap(mark).seconds
     world.lab.mend(source, target)
-    print(f'MEASURED {case}: gap {gap:.3f} took {took:.3f} int={interrupt}')
+    print(f"MEASURED {case}: gap {gap:.3f} took {took:.3f} int={interrupt}")
     return run, gap, took

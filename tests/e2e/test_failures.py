@@ -12,7 +12,7 @@ from lab.observer import Observer
 from tests.e2e.ending import Ending, ends
 from tests.e2e.failing import KINDS, STEPS, Fault, fail, fails_in_device
 from tests.e2e.faults.matrix import POINTS
-from tests.e2e.silent import Silence, interrupted
+from tests.e2e.silent import Silence, interrupted, left_alone
 from tests.e2e.world import EMULATED, GADGET, KEPT, World
 
 DEVICES = {
@@ -259,6 +259,20 @@ def test_interrupted_while_the_link_is_silent(world: World, case: Silence) -> No
     What the target made is undone by its agent, once that has found the link silent.
     """
     interrupted(world, case, options=SLOWLY)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Silence(point) for point in (OPENED, PREPARE, MIRRORED, PRE_COPY)),
+        Silence(PREPARE, "data"),
+    ],
+    ids=str,
+)
+def test_the_link_falls_silent(world: World, case: Silence) -> None:
+    """Nobody says anything: it goes back by itself, and the guest has not noticed."""
+    left_alone(world, case, options=SLOWLY)
 
 
 @pytest.mark.parametrize("signal", ["INT", "TERM", "HUP"])
