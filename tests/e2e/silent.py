@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tests.e2e.world import World
 if TYPE_CHECKING:
     from lab.network import Traffic
 
+_LOG = logging.getLogger(__name__)
 # What the issue promises, in seconds: for the guest, and until the prompt is back.
 GUEST_WAITS, PROMPT_WAITS = 1.0, 2.0
 
@@ -80,5 +82,5 @@ def _under(
         took = time.monotonic() - began
     gap = world.seen.longest_gap(mark).seconds
     world.lab.mend(source, target)
-    print(f"MEASURED {case}: gap {gap:.3f} took {took:.3f} int={interrupt}")
+    _LOG.info("%s: the guest stood still for %.3f s, the end came after %.3f s", case, gap, took)
     return run, gap, took
