@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
@@ -14,7 +15,7 @@ Explain = Callable[[int | None, Sequence[str]], LinkLost]
 """From a process's exit status (None: it has none yet) and its last lines: what they mean."""
 
 _LINES = 20
-_ENDS_WITHIN, _OF_SILENT = 2.0, 0.1  # seconds
+_ENDS_WITHIN, _OF_SILENT, _LOOK_AGAIN = 2.0, 0.1, 0.1  # seconds
 
 
 @contextlib.asynccontextmanager
@@ -81,7 +82,7 @@ async def linked(
     finally:
         link.close()
         try:
-            await _end(process, _ENDS_WITHIN if link.quiet < SILENT else _OF_SILENT)
+            await _end(process, link)
         finally:  # also where who waits for it is cancelled
             for task in (serving, stderr):
                 task.cancel()
@@ -100,19 +101,21 @@ async def _keep(stream: asyncio.StreamReader, said: deque[str]) -> None:
         said.append(line.decode(errors="replace").strip())
 
 
-async def _end(process: asyncio.subprocess.Process, patience: float) -> None:
+async def _end(process: asyncio.subprocess.Process, link: Link) -> None:
     """The agent ends by itself when its input ends; a network that is gone keeps ssh waiting.
 
     Args:
-        process: ssh, or a proxy agent.
-        patience: Seconds until it is killed.
+        process: ssh, or a proxy agent; killed where it does not end, or once nothing is heard.
+        link: What is read from it, though it is closed.
     """
+    ended = asyncio.ensure_future(process.wait())
+    until = time.monotonic() + _ENDS_WITHIN
     try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await process.wait()
+        while not ended.done() and time.monotonic() < until and link.quiet < SILENT:
+            await asyncio.wait({ended}, timeout=_LOOK_AGAIN)
+        await asyncio.wait({ended}, timeout=_OF_SILENT)
     finally:
-        if process.returncode is None:
+        if not ended.done():
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+        await ended

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from entourage.errors import LinkLost
+from entourage.hosts import child
 from entourage.hosts.child import linked
 from entourage.hosts.frames import Notice
 
@@ -21,6 +23,8 @@ os.write(1, len(said).to_bytes(4, "big") + said)
 time.sleep(60)
 """
 COMMAND = [sys.executable, "-c", PROGRAM]
+QUIET = "cat >/dev/null; exec sleep 60"
+ENDS = "cat >/dev/null"
 
 
 def explained(_status: int | None, _said: Sequence[str]) -> LinkLost:
@@ -69,3 +73,27 @@ async def test_what_was_heard_is_done_before_the_context_is_left() -> None:
         await began.wait()
         asyncio.get_running_loop().call_later(0.05, go_on.set)
     assert done == [True]
+
+
+async def ended(script: str) -> float:
+    """Seconds until a program was gone, from when nobody needs it any more."""
+    argv = ["sh", "-c", script]
+    async with linked(argv, peer="b", silence=60, explain=explained, remedy=""):
+        began = time.monotonic()
+    return time.monotonic() - began
+
+
+async def test_one_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor for as long as one that ends: it began to be silent only a moment ago."""
+    monkeypatch.setattr(child, "SILENT", 0.2)
+    monkeypatch.setattr(child, "_ENDS_WITHIN", 20)
+    assert 0.1 < await ended(QUIET) < 10
+
+
+async def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "_ENDS_WITHIN", 0.1)
+    assert await ended(QUIET) < 10
+
+
+async def test_one_that_ends_is_left_its_time() -> None:
+    assert await ended(ENDS) < 1

@@ -51,7 +51,7 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import is_tcp, way_of
 from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
-from entourage.hypervisors.libvirt.silence import fallen_silent
+from entourage.hypervisors.libvirt.silence import watched
 from entourage.hypervisors.libvirt.survey import survey
 from entourage.hypervisors.libvirt.tpm import SourceTpm
 from entourage.hypervisors.reach import check_host
@@ -273,7 +273,7 @@ class LibvirtMachine(MachineSeams):
             return known.migration in {"active", "pre-switchover", "device", "completed"} or None
 
         waiting = asyncio.ensure_future(feed.until(under_way))
-        silent = asyncio.ensure_future(fallen_silent(job))
+        silent = watched(job)
         ends = {waiting, performing, silent}
         try:
             while not any(end.done() for end in ends):

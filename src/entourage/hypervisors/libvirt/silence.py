@@ -19,6 +19,13 @@ _LOOK_EVERY = 0.05
 _SILENT_AFTER = 0.6
 
 
+def watched(job: Job) -> asyncio.Task[None]:
+    """``fallen_silent``, begun; whoever is interrupted meanwhile need not look how it ended."""
+    task = asyncio.create_task(fallen_silent(job))
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
 async def fallen_silent(job: Job) -> None:
     """Wait until QEMU is held up by a silent target, hang up, and say so; never returns else.
 
