@@ -123,6 +123,8 @@ class Agent:
             if self._side:
                 await self._side.take(Input.ABORT)
             await self._link.settle()
+            if self._side:  # it may have been opened only then
+                await self._side.take(Input.ABORT)
         finally:
             self._link.close()
             tasks = (serving, lost, asked, idle, *self._watch)

@@ -17,6 +17,7 @@ from entourage import messages
 from entourage.domain import Domain
 from entourage.errors import Refused, UsageError
 from entourage.handover.values import Input
+from entourage.hosts.frames import Call
 from entourage.hosts.link import Link
 from entourage.hosts.parts import HostPart, Kind, PartsCheck
 from entourage.hosts.slots import slot
@@ -199,6 +200,30 @@ async def test_a_link_on_which_nothing_is_asked_ends_unless_a_migration_is_open(
             agent.end()
         await asyncio.wait_for(running, 20)
     assert ("nothing was asked" in caplog.text) is not opens
+
+
+async def test_what_is_opened_as_the_link_ends_is_undone(
+    settings: Settings, hypervisor: Hypervisor, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last that a source has said arrives when it has long given up: late, after a silence."""
+    ours, theirs = socket.socketpair()
+    link = Link(*await asyncio.open_connection(sock=ours), peer="a", silence=60)
+
+    async def look(_domain: Domain, _host: str, _facts: Any) -> list[Refusal]:
+        await link.lost()
+        for _ in range(10):  # whoever has waited for that has done what it then does
+            await asyncio.sleep(0)
+        return []
+
+    monkeypatch.setattr(hypervisor, "test_incoming", look)
+    agent: Any = Agent(link, settings, journal, Caller())
+    await agent._on_hello(HELLO)
+    call = msgspec.msgpack.encode(Call(1, messages.OPEN.name, SAID["open"]))
+    with theirs:
+        theirs.sendall(len(call).to_bytes(4, "big") + call)
+    await asyncio.wait_for(agent.run(), 20)
+    assert [one.record.value for one in journal.decisions()] == ["never"]
+    assert [one.settled for one in journal.decisions()] == [True]
 
 
 # What is asked before anything is made

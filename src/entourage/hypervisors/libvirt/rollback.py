@@ -20,6 +20,10 @@ _SOON = 0.01  # seconds between two looks at whether it ends by itself
 _YANK_EVERY = 5  # attempts
 _SUSPEND_AFTER = 20  # attempts
 _STUCK_AFTER = 1.0  # seconds for QEMU to answer
+# Seconds for the same, and for the target to say anything, where it says nothing at all: as long as
+# QEMU does not answer, its guest stands still.
+_SILENT_AFTER = 0.5
+_LOOK_EVERY = 0.05  # seconds
 _FAILS_WITHIN = 1.0  # seconds for QEMU and libvirt to find that memory was cut off
 _FLUSHES_WITHIN = 3.0  # seconds for QEMU to flush its disks
 _COPIES_END_WITHIN = 1.0  # seconds for the copies of the disks to end, once the guest is stopped
@@ -180,8 +184,16 @@ class Rollback:
         """
         pressed = asyncio.ensure_future(pressing)
         waiting: set[asyncio.Future[Any]] = {pressed, performing}
-        await asyncio.wait(waiting, timeout=_STUCK_AFTER, return_when=asyncio.FIRST_COMPLETED)
-        if not any(each.done() for each in waiting):
+        began = time.monotonic()
+        while (unanswered := time.monotonic() - began) < _STUCK_AFTER:
+            ended, _ = await asyncio.wait(
+                waiting, timeout=_LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED
+            )
+            if ended:
+                break
+            held_up = unanswered > _SILENT_AFTER
+            await asyncio.to_thread(self._hang_up_on_silence, held_up=held_up)
+        else:
             await asyncio.to_thread(self._hang_up)
         # To its end: a word of it that takes effect later would stop a guest that is back.
         await asyncio.wait({pressed}, timeout=_ENDS_WITHIN)
@@ -189,6 +201,11 @@ class Rollback:
             pressed.result()
         else:
             _read_late(pressed)
+
+    def _hang_up_on_silence(self, *, held_up: bool) -> None:
+        """End what QEMU waits for where the target has been silent for as long."""
+        if self._job.calls is not None:
+            self._job.calls.hang_up_on_silence(_SILENT_AFTER, held_up=held_up)
 
     def _hang_up(self) -> None:
         """End what QEMU waits for, and what libvirtd does with the domain locked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from typing import Any
 
@@ -348,3 +349,55 @@ async def test_a_qemu_that_does_not_answer_keeps_nobody_from_ending_the_job(
         silent.set_result(None)
         await asyncio.sleep(0)
     assert raw.asked
+
+
+class HeldUp(Stubborn):
+    """Its QEMU waits for a target that is silent, and libvirt for QEMU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+
+    def abortJob(self) -> None:  # noqa: N802 - libvirt's
+        self.goes_on.wait(10)
+
+
+class SilentCalls:
+    """Connections of QEMU's to a target that is silent."""
+
+    def __init__(self, raw: HeldUp) -> None:
+        self.held_up: list[bool] = []
+        self._raw = raw
+
+    def hang_up_on_silence(self, _patience: float, *, held_up: bool) -> int:
+        self.held_up.append(held_up)
+        if held_up:
+            self._raw.goes_on.set()
+        return held_up
+
+    def hang_up(self, port: int | None = None) -> int:
+        raise AssertionError(f"{port}: not before the target was silent for long enough")
+
+
+async def test_a_silent_target_that_holds_qemu_up_is_hung_up_on_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The guest stands still meanwhile."""
+    monkeypatch.setattr(rollback, "_LOOK_EVERY", 0.001)
+    monkeypatch.setattr(rollback, "_SILENT_AFTER", 0.02)
+    monkeypatch.setattr(rollback, "_STUCK_AFTER", 20)
+    raw = HeldUp()
+    going = GivingUp(raw, performing=True)
+    calls = SilentCalls(raw)
+    going.sends(calls, 49152, {"vda": False})
+    loop = asyncio.get_running_loop()
+
+    def fails() -> None:
+        going.performing.set_exception(HypervisorError("a copy has failed"))
+
+    asyncio.get_running_loop().run_in_executor(
+        None, lambda: raw.goes_on.wait(10) and loop.call_soon_threadsafe(fails)
+    )
+    await asyncio.wait_for(going.abort(), 10)
+    assert calls.held_up[0] is False  # only once it had its time
+    assert calls.held_up[-1] is True
