@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +25,21 @@ class Ending:
         return f"{self.how}-{self.point}"
 
 
-def ends(world: World, case: Ending, *, options: Sequence[str] = ()) -> None:
-    """It may be started at once afterwards: there is nothing to recover."""
+def ends(
+    world: World,
+    case: Ending,
+    *,
+    options: Sequence[str] = (),
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    """It may be started at once afterwards: there is nothing to recover.
+
+    Args:
+        world: The guest and its hosts.
+        case: How it ends.
+        options: Of ``entourage migrate``.
+        meanwhile: Called again and again until that has ended.
+    """
     on_source, on_target = [case.point], list[str]()
     if case.point.startswith("target."):
         on_source, on_target = on_target, on_source
@@ -35,6 +49,10 @@ def ends(world: World, case: Ending, *, options: Sequence[str] = ()) -> None:
             world.guest.poweroff()
         else:
             world.kill(world.here, _QEMU)
+        under.open()
+        while under.process.poll() is None:
+            meanwhile()
+            time.sleep(0.05)  # a daemon that dies tells nobody
         run = under.end()
     assert run.status == 7, str(run)
     assert run.finished["outcome"] == "guest-ended", str(run)

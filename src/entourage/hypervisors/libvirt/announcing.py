@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from entourage.domain import Net
+from entourage.hypervisors.libvirt.connection import RefusedError
 from entourage.hypervisors.libvirt.handle import Handle
 
 # RARP packets of QEMU's: how many, and when (ms).
@@ -24,9 +25,14 @@ class SourceAnnouncing:
         self._handle = handle
 
     async def announce(self, nets: Sequence[Net]) -> None:
-        """Have QEMU announce all of its NICs."""
-        if nets and self._handle.raw is not None:
+        """Have QEMU announce all of its NICs; a guest that has ended is nowhere."""
+        if not nets or self._handle.raw is None:
+            return
+        try:
             await self._handle.tell_qemu("announce-self", **_ANNOUNCEMENT)
+        except RefusedError:
+            if await self._handle.is_there():
+                raise
 
 
 class TargetAnnouncing:

@@ -11,6 +11,7 @@ from entourage.hypervisors.libvirt.connection import Connection, RefusedError, a
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.undefine import undefine
 
+_THERE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SUSPENDED})
 _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 
 
@@ -49,6 +50,13 @@ class Handle:
             return State.NONE
         state: tuple[int, int] = await ask(self.raw.state, 0)
         return state[0]
+
+    async def is_there(self) -> bool:
+        """Whether it has a machine, which runs or is paused."""
+        try:
+            return await self.state() in _THERE
+        except RefusedError:  # it was transient, and is gone
+            return False
 
     async def busy(self) -> bool:
         """Whether libvirt has a job for it."""

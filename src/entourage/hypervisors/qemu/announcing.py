@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 from entourage.domain import Net
 from entourage.hypervisors.qemu.cmdline import device_id
-from entourage.hypervisors.qemu.qmp import Monitor
+from entourage.hypervisors.qemu.qmp import Monitor, MonitorLostError
 
 # RARP packets of QEMU's: how many, and when (ms).
 _ANNOUNCEMENT = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
@@ -26,4 +27,6 @@ class QemuAnnouncing:
         """Tell the network where the guest's MACs are."""
         if nets:
             names = [device_id(net) for net in nets]
-            await self._monitor().execute("announce-self", {**_ANNOUNCEMENT, "interfaces": names})
+            what = {**_ANNOUNCEMENT, "interfaces": names}
+            with contextlib.suppress(MonitorLostError):  # a guest that has ended is nowhere
+                await self._monitor().execute("announce-self", what)
