@@ -36,7 +36,7 @@ async def refuses(_raw: Any, command: str, **_arguments: Any) -> None:
     raise RefusedError(f"libvirt: {command}: no", 55)
 
 
-@pytest.mark.parametrize("state", [State.SHUTOFF, State.CRASHED])
+@pytest.mark.parametrize("state", [State.SHUT_OFF, State.CRASHED])
 async def test_a_guest_that_has_ended_is_nowhere(
     monkeypatch: pytest.MonkeyPatch, state: State
 ) -> None:
