@@ -10,6 +10,7 @@ import pytest
 from lab.host import Host
 from lab.hosts import Lab
 from lab.observer import Observer
+from tests.e2e.dying import PRE_COPY
 from tests.e2e.run import far
 from tests.e2e.world import World
 
@@ -62,6 +63,20 @@ def test_check_prints_the_plan(world: World) -> None:
     assert f"to {there.address}, TCP ports 49152 to 49215" in text
     assert "can move" in text
     world.is_as_before()
+
+
+def test_status_tells_how_far_it_is_on_both_hosts(world: World) -> None:
+    here, there = world.here, world.there
+    with world.under(PRE_COPY) as under:
+        under.wait(PRE_COPY)
+        said = [host.run(["entourage", "status"]).stdout for host in (here, there)]
+        run = under.end()
+    world.moved(run)
+    meanings = (f"it is moving to {there.name}", f"it arrives from {here.name}")
+    for text, meaning in zip(said, meanings, strict=True):
+        assert f"{world.name}: {meaning}" in text
+        assert "copying memory" in text
+        assert "since" in text
 
 
 def test_a_range_of_just_what_is_needed(world: World) -> None:
