@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -82,5 +83,14 @@ def _under(
         took = time.monotonic() - began
     gap = world.seen.longest_gap(mark).seconds
     world.lab.mend(source, target)
+    _await_undone(world)
     _LOG.info("%s: the guest stood still for %.3f s, the end came after %.3f s", case, gap, took)
     return run, gap, took
+
+
+def _await_undone(world: World) -> None:
+    """The target's agent undoes by itself what it made, once it has found the link silent."""
+    deadline = time.monotonic() + PATIENCE
+    while json.loads(world.there.run(["entourage", "status", "--json"]).stdout):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # it tells nobody

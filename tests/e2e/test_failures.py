@@ -172,7 +172,7 @@ def test_the_targets_swtpm_is_killed(world: World, point: str) -> None:
 
 @pytest.mark.parametrize("case", ENDINGS, ids=str)
 def test_the_guest_ends_while_it_moves(world: World, case: Ending) -> None:
-    ends(world, case, options=SLOWLY)
+    ends(world, case, options=SLOWLY if case.point != BLACKOUT else ())
 
 
 def test_the_target_cannot_start_the_machine(world: World) -> None:
