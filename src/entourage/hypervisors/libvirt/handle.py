@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 from entourage.domain import Domain
@@ -43,6 +44,7 @@ class Handle:
         self.domain = domain
         self.was_running = was_running
         self.transient = transient
+        self._asked_at = 0.0
 
     async def state(self) -> int:
         """Its ``virDomainState``; NONE where there is no such domain any more."""
@@ -71,7 +73,16 @@ class Handle:
 
     async def tell_qemu(self, command: str, **arguments: Any) -> Any:
         """Say something to its QEMU: see ``connection.tell_qemu``."""
-        return await tell_qemu(self.raw, command, **arguments)
+        self._asked_at = time.monotonic()
+        try:
+            return await tell_qemu(self.raw, command, **arguments)
+        finally:
+            self._asked_at = 0.0
+
+    @property
+    def unanswered(self) -> float:
+        """Seconds for which its QEMU has not answered ``tell_qemu``; 0 where it owes no answer."""
+        return time.monotonic() - self._asked_at if self._asked_at else 0.0
 
     async def suspend(self) -> None:
         """Stop the guest and keep it."""

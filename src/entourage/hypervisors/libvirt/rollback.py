@@ -185,15 +185,7 @@ class Rollback:
         pressed = asyncio.ensure_future(pressing)
         waiting: set[asyncio.Future[Any]] = {pressed, performing}
         began = time.monotonic()
-        while (unanswered := time.monotonic() - began) < _STUCK_AFTER:
-            ended, _ = await asyncio.wait(
-                waiting, timeout=_LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED
-            )
-            if ended:
-                break
-            held_up = unanswered > _SILENT_AFTER
-            await asyncio.to_thread(self._hang_up_on_silence, held_up=held_up)
-        else:
+        if not await self._came(waiting, _STUCK_AFTER, lambda: time.monotonic() - began):
             await asyncio.to_thread(self._hang_up)
         # To its end: a word of it that takes effect later would stop a guest that is back.
         await asyncio.wait({pressed}, timeout=_ENDS_WITHIN)
@@ -201,6 +193,27 @@ class Rollback:
             pressed.result()
         else:
             _read_late(pressed)
+
+    async def _came(
+        self, waiting: set[asyncio.Future[Any]], seconds: float, unanswered: Callable[[], float]
+    ) -> bool:
+        """Wait for one of these; meanwhile, a silent target that holds QEMU up is hung up on.
+
+        Args:
+            waiting: What is waited for.
+            seconds: How long, at most.
+            unanswered: Says for how many seconds QEMU owes an answer.
+        """
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            ended, _ = await asyncio.wait(
+                waiting, timeout=min(left, _LOOK_EVERY), return_when=asyncio.FIRST_COMPLETED
+            )
+            if ended:
+                return True
+            held_up = unanswered() > _SILENT_AFTER
+            await asyncio.to_thread(self._hang_up_on_silence, held_up=held_up)
+        return False
 
     def _hang_up_on_silence(self, *, held_up: bool) -> None:
         """End what QEMU waits for where the target has been silent for as long."""
@@ -284,8 +297,8 @@ class Rollback:
     ) -> bool:
         """What QEMU answers; False where it does not: it may wait for a target that is gone."""
         asked = asyncio.ensure_future(asking)
-        await asyncio.wait({asked}, timeout=_STUCK_AFTER if seconds is None else seconds)
-        if asked.done():
+        patience = _STUCK_AFTER if seconds is None else seconds
+        if await self._came({asked}, patience, lambda: self._handle.unanswered):
             return asked.result()
         _read_late(asked)
         return False

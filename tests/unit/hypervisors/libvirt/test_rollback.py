@@ -390,6 +390,12 @@ async def test_a_silent_target_that_holds_qemu_up_is_hung_up_on_early(
     going = GivingUp(raw, performing=True)
     calls = SilentCalls(raw)
     going.sends(calls, 49152, {"vda": False})
+
+    async def tell_qemu(_raw: Any, _command: str, **_arguments: Any) -> None:
+        while not raw.goes_on.is_set():  # noqa: ASYNC110 - it is held up as well
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(handle, "tell_qemu", tell_qemu)
     loop = asyncio.get_running_loop()
 
     def fails() -> None:
@@ -400,4 +406,4 @@ async def test_a_silent_target_that_holds_qemu_up_is_hung_up_on_early(
     )
     await asyncio.wait_for(going.abort(), 10)
     assert calls.held_up[0] is False  # only once it had its time
-    assert calls.held_up[-1] is True
+    assert True in calls.held_up
