@@ -77,18 +77,21 @@ def test_who_is_gone_has_no_connections() -> None:
 
 
 @contextmanager
-def unanswered() -> Generator[tuple[socket.socket, Callable[[], None]]]:
+def unanswered(
+    address: str = "127.0.0.1",
+) -> Generator[tuple[socket.socket, Callable[[], None]]]:
     """A socket, and what connects it to a host that does not answer."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(socket.socket())
-        server.bind(("127.0.0.1", 0))
+        server = stack.enter_context(socket.socket(family))
+        server.bind((address, 0))
         server.listen(0)
         for _ in range(3):  # it takes one, and drops what others send
-            full = stack.enter_context(socket.socket())
+            full = stack.enter_context(socket.socket(family))
             full.settimeout(0)
             with contextlib.suppress(BlockingIOError):
                 full.connect(server.getsockname())
-        one = stack.enter_context(socket.socket())
+        one = stack.enter_context(socket.socket(family))
         yield one, lambda: one.connect(server.getsockname())
 
 
@@ -96,9 +99,10 @@ def connecting(one: socket.socket) -> bool:
     return tcpinfo.of(one).connecting
 
 
-async def test_who_is_not_answered_is_hung_up_on() -> None:
-    calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
-    with unanswered() as (one, connect):
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_who_is_not_answered_is_hung_up_on(address: str) -> None:
+    calls = Calls(ProcessHandle.open(os.getpid()), address)
+    with unanswered(address) as (one, connect):
         attempt = asyncio.ensure_future(asyncio.to_thread(connect))
         while not connecting(one):  # noqa: ASYNC110 - the system tells nobody
             await asyncio.sleep(0.001)
