@@ -143,6 +143,15 @@ class SimMachine(MachineSeams):
         await self.host.asked("arm")
         self.deadman = Deadman(self.host, self._standing(), Here.loop.current, lock)
 
+    @property
+    def definition(self) -> None:
+        """It has none: the plan is not looked at here."""
+        return None
+
+    def encrypts(self, offers: Any, *, wanted: bool) -> bool:
+        del offers
+        return wanted
+
     async def plan(self, target: Domain) -> Plan:
         await self.host.asked("plan")
         self._standing()
