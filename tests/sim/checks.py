@@ -156,7 +156,7 @@ def at_the_end(world: World) -> None:
         world.violated("two copies run at the end")
     if any(copy.host is not owner for copy in running):
         world.violated(f"it runs on {running[0].host.name} and belongs to {owner.name}")
-    if not running and not (guest.ended or guest.killed):
+    if not running and not (guest.ended or guest.killed or owner.lost_incoming):
         world.violated(f"no copy runs; {owner.name} has {owner.copy and owner.copy.at}")
     if running and guest.paused and running[0].at is not At.PAUSED:
         world.violated("a guest that its user had paused runs")

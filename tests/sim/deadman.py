@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from entourage.errors import HypervisorError
-from tests.sim.guest import Copy
+from tests.sim.guest import At, Copy
 from tests.sim.loop import Process
 from tests.sim.seams import Here
 
@@ -18,10 +18,13 @@ class Deadman:
         copy: The machine that it lets run again.
         parent: The process that it watches.
         lock: That one's descriptor of the domain's lock.
+        budget: Seconds that a parent that is frozen may hold the guest; None: without a limit.
     """
 
-    def __init__(self, host: Any, copy: Copy, parent: Process, lock: int | None) -> None:
-        self.host, self.copy = host, copy
+    def __init__(
+        self, host: Any, copy: Copy, parent: Process, *, lock: int | None, budget: float | None
+    ) -> None:
+        self.host, self.copy, self.parent, self.budget = host, copy, parent, budget
         self.held = host.world.locks.dup(lock) if lock is not None else None
         self.armed = self.alive = True
         self.silent = False
@@ -60,6 +63,25 @@ class Deadman:
         if self.alive:
             loop = Here.loop
             loop.after(0.001 + 0.01 * loop.rng.random(), self._act)
+
+    def stopped(self) -> None:
+        """The guest stands still: its parent may not hold it for ever."""
+        if self.budget is not None and not self.host.world.guest.paused:
+            Here.loop.after(self.budget, self._look)
+
+    def _look(self) -> None:
+        if not (self.alive and self.armed and self.copy.at is At.HELD):
+            return
+        if self.parent.frozen and not self.silent:
+            Here.loop.after(0.8, self._act_for_frozen)
+        else:
+            Here.loop.after(0.5, self._look)
+
+    def _act_for_frozen(self) -> None:
+        if self.parent.frozen and not self.silent:
+            self._act()
+        else:
+            self._look()
 
     def _act(self) -> None:
         if not self.alive:

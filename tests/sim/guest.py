@@ -91,7 +91,6 @@ class Guest:
         writes: How many writes were acknowledged to it so far.
         ended: It has ended by itself.
         killed: A fault has ended the copy that had the right to run.
-        unclear: … after GO was on its disk, and perhaps before it ran.
     """
 
     def __init__(self, world: Any, *, paused: bool) -> None:
@@ -99,7 +98,7 @@ class Guest:
         self.paused = paused
         self.writes = 0
         self.ended = False
-        self.killed = self.unclear = False
+        self.killed = False
         self.mirror: Any = None
         self.let_run: set[str] = set()
 

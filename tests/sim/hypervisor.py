@@ -138,10 +138,12 @@ class SimMachine(MachineSeams):
         downtime_limit: float | None = None,
         throttle: bool = False,
         lock: int | None = None,
+        budget: float | None = None,
         offers: Any = None,
     ) -> None:
         await self.host.asked("arm")
-        self.deadman = Deadman(self.host, self._standing(), Here.loop.current, lock)
+        parent = Here.loop.current
+        self.deadman = Deadman(self.host, self._standing(), parent, lock=lock, budget=budget)
 
     @property
     def definition(self) -> None:

@@ -61,6 +61,8 @@ class Stream:
 
     def _hold(self) -> None:
         self.source.stop()
+        for hand in self.source.host.deadmen:
+            hand.stopped()
         self.stopped_at = int((self.world.loop.now + self.source.host.booted) * 1e9)
 
     def _converged(self) -> None:

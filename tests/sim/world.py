@@ -51,7 +51,7 @@ class Host:
         self.locked_tpm = False
         self.thing = ""
         self.busy: set[str] = set()
-        self.defined = False
+        self.defined = self.lost_incoming = False
         self.excused_tpm = self.excused_thing = False
         self.other: Host = self
 
@@ -202,9 +202,9 @@ class Host:
         copy, guest = self.copy_alive, self.world.guest
         if copy is None:
             return
-        # With GO on the disk, whoever comes later cannot tell that it did not run.
-        guest.unclear = guest.unclear or self.journal.says("target", "go")
-        guest.killed = guest.killed or guest.unclear or copy.released
+        # Where GO is on the disk, or comes there, later processes cannot tell that it never ran.
+        self.lost_incoming = self.lost_incoming or not copy.released
+        guest.killed = guest.killed or copy.released
         copy.die(why)
 
     def power_on(self) -> None:
@@ -308,7 +308,11 @@ class World:
 
     def released_there(self, host: Host) -> bool:
         """Whether the guest was let run on the other host, or nobody can tell that it was not."""
-        return host.other.name in self.guest.let_run or self.guest.unclear
+        other = host.other
+        unclear = other.lost_incoming and any(
+            other.journal.says("target", record) for record in ("go", "ran", "owns")
+        )
+        return other.name in self.guest.let_run or unclear
 
     # The command
 
