@@ -100,7 +100,7 @@ NAMES = (
 )
 """Points at which much is decided: a part of all faults come there."""
 SCENES = (
-    (("fails-a", "ask.tpm.lock"), ("fails-a", "ask.abort"), ("fails-a", "ask.abort")),
+    (("fails-a", "ask.disarm-deadman"), ("fails-a", "ask.abort"), ("fails-a", "ask.abort")),
     (("cut", "GuestStopped"), ("full-a", "does.abort")),
     (("freeze-source", "source.after.send-go"), ("crash-b", "target.before.flush-go")),
     (("freeze-agent", "target.after.send-landed"), ("recover-a", "GoSent")),

@@ -18,7 +18,7 @@ from entourage.handover import executor
 from entourage.hosts import child, link, resources
 from entourage.journal import file, journal
 from entourage.source import abort, ask, migration, outcome, phases, reattach, role
-from entourage.target import agent, making
+from entourage.target import agent
 from entourage.target import reattach as reattach_there
 from entourage.target import role as role_there
 
@@ -311,14 +311,6 @@ MUTANTS = (
         "_do",
         "if not self.problems:",
         "if True:",
-        3000,
-    ),
-    Mutant(
-        "what is being made is not called off",
-        making.ArrivalTasks,
-        "call_off",
-        "if self._tasks:",
-        "if False:",
         3000,
     ),
     Mutant(

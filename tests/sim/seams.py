@@ -212,9 +212,16 @@ def _unraisable(about: Any) -> None:
         Here.world.violated(f"unraisable: {about.exc_value!r} in {about.object!r}")
 
 
+_ENGINE = tuple(
+    f"entourage.{part}"
+    for part in ("clock", "device_steps", "handover", "hosts", "journal", "source", "target")
+)
+"""What has the simulated time; a backend's own threads may still run in a test's process."""
+
+
 def _timed() -> Iterator[ModuleType]:
     for name, module in list(sys.modules.items()):
-        if name.startswith("entourage.") and getattr(module, "time", None) is time:
+        if name.startswith(_ENGINE) and getattr(module, "time", None) is time:
             yield module
 
 
