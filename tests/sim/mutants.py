@@ -336,14 +336,6 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
-        "nobody watches the machine that is built",
-        agent.Agent,
-        "_watch_machine",
-        "await self._side.take(Input.GUEST_DIED)",
-        "pass",
-        3000,
-    ),
-    Mutant(
         "a target that restarts does not look at its machine",
         reattach_there,
         "_attached",
