@@ -150,7 +150,9 @@ class Loop(asyncio.BaseEventLoop):
         called = None if name is None else str(name)
         self._count += 1
         task = Numbered(coro, loop=self, name=called, context=context, number=self._count)
-        if self.over:
+        if self.over:  # what is unwound began it, and it never goes on
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coro.close()
             return task
         self.current.tasks.append(task)
         return task
@@ -310,13 +312,17 @@ class Loop(asyncio.BaseEventLoop):
     def throw_away(self) -> None:
         """The simulation is over: unwind what is left, without any effect."""
         self.over = True
-        for process in self.processes:
-            for task in process.tasks:
-                if not task.done():
-                    task._log_destroy_pending = False  # type: ignore[attr-defined]
-                    with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
-            process.tasks.clear()
-            process.ready.clear()
+        asyncio._set_running_loop(self)  # for the tasks that what is unwound begins
+        try:
+            for process in self.processes:
+                for task in process.tasks:
+                    if not task.done():
+                        task._log_destroy_pending = False  # type: ignore[attr-defined]
+                        with contextlib.suppress(BaseException):
+                            task.get_coro().close()  # type: ignore[union-attr]
+                process.tasks.clear()
+                process.ready.clear()
+        finally:
+            asyncio._set_running_loop(None)
         self._timers.clear()
         self.close()
