@@ -74,11 +74,8 @@ entourage: stopped landed held go-said letting-go
 agent: opened go-heard go-stands ran
 entourage-frozen: stopped
 agent-frozen: sync
-ssh: landed
 source-qemu: held
 target-qemu: go-stands
-source-swtpm: stopped
-target-swtpm: landed
 tool: stopped
 source-host: go-stands
 target-host: stopped go-stands
