@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
-from entourage import device_steps, recovery
+from entourage import recovery
 from entourage.handover import executor
 from entourage.hosts import child, link, resources
 from entourage.journal import file, journal
@@ -341,14 +341,6 @@ MUTANTS = (
         "_attached",
         "return await there.incoming.attach()",
         "await there.incoming.attach(); return Guest.STOPPED",
-    ),
-    Mutant(
-        "one device that cannot be put back stops the others",
-        device_steps.DeviceSteps,
-        "_recover",
-        "except (EntourageError, OSError) as error:",
-        "except ZeroDivisionError as error:",
-        3000,
     ),
     Mutant(
         "who waits for an answer does not hear of the link's end",
