@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from entourage import recovery
 from entourage.handover import executor
-from entourage.hosts import child, link, resources
+from entourage.hosts import link, resources
 from entourage.journal import file, journal
 from entourage.source import abort, ask, migration, outcome, phases, reattach, role
 from entourage.target import agent
@@ -358,22 +358,6 @@ MUTANTS = (
         3000,
     ),
     Mutant(
-        "a closed link is acted on",
-        link.Link,
-        "serve",
-        "if not self.alive:",
-        "if False:",
-        3000,
-    ),
-    Mutant(
-        "what was heard is not waited for at the end",
-        child,
-        "linked",
-        "await link.settle()",
-        "pass",
-        3000,
-    ),
-    Mutant(
         "inputs are not taken one at a time",
         executor.Executor,
         "take",
@@ -387,14 +371,6 @@ MUTANTS = (
         "_follow",
         "await self._follow(led_to)",
         "pass",
-    ),
-    Mutant(
-        "a failed flush counts as done",
-        executor.Executor,
-        "_follow",
-        "self.state = replace(self.state, record=before.record)",
-        "pass",
-        3000,
     ),
     Mutant(
         "a failed undo is swallowed",
