@@ -68,7 +68,7 @@ class TargetQuery:
             last = await self.settle(side.take)
         except (LinkError, TimeoutError) as error:
             await side.take(Input.UNREACHABLE)
-            side.problems.append(f"{self._decision.peer_host} does not answer: {error}")
+            side.problems.append(f"{self._decision.peer_host} does not answer{_why(error)}")
             return False
         if last is None:  # the role has found that itself
             return False
@@ -151,6 +151,11 @@ class TargetQuery:
             self._link = None
 
 
+def _why(error: Exception) -> str:
+    """A time-out says nothing of itself."""
+    return f": {error}" if str(error) else f" (nothing came within {_ANSWER_WITHIN:g} s)"
+
+
 # What a target may not know of a migration that is decided here
 
 
@@ -208,7 +213,7 @@ async def tell(journal: Journal, settings: Settings, decision: Decision) -> list
     try:
         last = await query.settle(role.take)
     except (LinkError, TimeoutError) as error:
-        return [f"{host} cannot be told yet: {error}"]
+        return [f"{host} cannot be told yet{_why(error)}"]
     if last is None:
         return [f"{host} has another journal than it had: there is nobody left to tell"]
     if not last.settled:

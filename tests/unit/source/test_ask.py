@@ -90,17 +90,18 @@ def test_a_target_owes_nothing(journal: Journal) -> None:
         (Farewell(settled=False), "b still works on it", True),
         (None, "b has another journal", True),
         (LinkLost("no route"), "b cannot be told yet: no route", True),
+        (TimeoutError(), "b cannot be told yet (nothing came within 20 s)", True),
     ],
 )
 def test_what_is_told_is_noted_only_once_it_is_settled_there(
     journal: Journal,
     monkeypatch: pytest.MonkeyPatch,
-    last: Farewell | LinkLost | None,
+    last: Farewell | LinkLost | TimeoutError | None,
     said: str,
     untold: bool,  # noqa: FBT001 - a column of the table above
 ) -> None:
     async def talk(_query: TargetQuery, _take: object) -> Farewell | None:
-        if isinstance(last, LinkLost):
+        if isinstance(last, Exception):
             raise last
         return last
 
