@@ -8,9 +8,10 @@ those who write one; here is what drives it through the steps.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
+
+import msgspec
 
 from entourage.devices.base import AnyController, Controller, Here, There
 from entourage.devices.tool.call import ToolCall, check
@@ -218,7 +219,7 @@ class Tooled(Controller[Device]):
         """The built-in's, with the tool; or the tool's alone."""
         if self._no_way:
             return Planned(action="by-tool", tool=self._steps.command)
-        return dataclasses.replace(self.inner.planned(here), tool=self._steps.command)
+        return msgspec.structs.replace(self.inner.planned(here), tool=self._steps.command)
 
     async def sync(self, here: Here) -> None:
         """Step 3 of both."""

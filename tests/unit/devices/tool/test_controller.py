@@ -162,6 +162,8 @@ async def test_both_go_through_the_steps(site: Site) -> None:
     assert controller.recovers_first
     assert controller.device_class == "tpm"
     assert controller.progress(site.here()) == (1, 2)
+    assert controller.planned(site.here()).action == "with-memory"
+    assert controller.planned(site.here()).tool
 
 
 async def test_where_there_is_no_way_the_tool_takes_its_place(site: Site) -> None:
