@@ -38,7 +38,7 @@ CREATE TABLE ledger (
 CREATE INDEX ledger_of_migration ON ledger (migration, role, state);
 """
 
-_COLUMNS: Final = {
+COLUMNS: Final = {
     "meta": "name, value",
     "decisions": "migration, role, domain, name, generation, record, clean, peer_host,"
     " peer_journal, details, began, changed",
@@ -236,5 +236,5 @@ def _look_inside(path: Path, connection: sqlite3.Connection) -> None:
     problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
         raise JournalTornError(f"the journal {path} is torn: {problem}", remedy=_RESTORE)
-    for table, columns in _COLUMNS.items():
+    for table, columns in COLUMNS.items():
         connection.execute(f"SELECT {columns} FROM {table} LIMIT 0").fetchall()  # noqa: S608 - ours

@@ -27,6 +27,14 @@ from entourage.handover.values import MAY_FOLLOW, Flush, Record, Role
 from entourage.journal.details import Details, TooNewError, decode, encode
 from entourage.journal.file import not_understood, open_database, told, too_new
 from entourage.journal.rows import Decision, DecisionRefusedError, LedgerRow, MigrationOverError
+from entourage.journal.statements import (
+    ADVANCE,
+    INSERT,
+    LEDGER_ADD,
+    LEDGER_ROWS,
+    PRUNE,
+    SELECT,
+)
 from entourage.settings.model import JournalSettings
 
 if TYPE_CHECKING:
@@ -36,44 +44,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 _RESERVE: Final = 128 << 10
-_INSERT: Final = """
-INSERT INTO decisions VALUES (:migration, :role, :domain, :name, :generation, :record, :clean,
-    :peer_host, :peer_journal, :details, :began, :changed)
-"""
-_ADVANCE: Final = """
-UPDATE decisions SET record=?, clean=0, changed=?
-WHERE migration=? AND role=? AND record IN (SELECT value FROM json_each(?))
-"""
-_SELECT: Final = """
-SELECT migration, role, domain, name, generation, record, clean, peer_host, peer_journal, details,
-    began, changed
-FROM decisions
-WHERE (:migration IS NULL OR (migration=:migration AND role=:role))
-  AND (:domain IS NULL OR domain=:domain)
-ORDER BY domain, generation DESC, began DESC
-"""
 _COLUMNS: Final = {  # SQLite keeps a value of any type in any column
     **dict.fromkeys(("migration", "domain", "name", "peer_host", "peer_journal"), str),
     **dict.fromkeys(("generation", "began", "changed"), int),
 }
-_LEDGER_ADD: Final = """
-INSERT INTO ledger (migration, role, kind, spec, temporary, added, changed)
-SELECT :migration, :role, :kind, :spec, :temporary, :now, :now FROM decisions
-WHERE migration=:migration AND role=:role AND record IN ('armed', 'open', 'go', 'ran')
-"""
-_LEDGER_ROWS: Final = """
-SELECT id, kind, spec, temporary FROM ledger
-WHERE migration=? AND role=? AND state='made' AND temporary>=? ORDER BY id DESC
-"""
-
-_PRUNE: Final = """
-DELETE FROM ledger WHERE id IN (
-    SELECT l.id FROM ledger AS l JOIN decisions AS d ON d.migration=l.migration AND d.role=l.role
-    WHERE l.state!='made' AND d.clean=1
-      AND (d.changed<:before
-           OR d.began<=(SELECT began FROM decisions ORDER BY began DESC LIMIT 1 OFFSET :keep))
-    ORDER BY l.id LIMIT 500)
-"""  # some at a time: nobody waits for the rest, and it needs little room
 _DAY: Final = 86_400_000_000_000  # ns
 _KEEP: Final = JournalSettings()
 
@@ -188,9 +162,9 @@ class Journal:
             now = max(time.time_ns(), (newest or 0) + 1)
             row = asdict(replace(new, details=None, began=now, changed=now))
             row["details"] = encode(new.details)
-            self._db.execute(_INSERT, row)
+            self._db.execute(INSERT, row)
             before = now - self._keep.keep_days * _DAY
-            self._db.execute(_PRUNE, {"keep": self._keep.keep, "before": before})
+            self._db.execute(PRUNE, {"keep": self._keep.keep, "before": before})
 
     def advance(
         self, migration: str, role: Role, *, expected: Collection[Record], new: Record
@@ -204,7 +178,7 @@ class Journal:
             raise ValueError(f"{new} does not follow {sorted(expected)}")
         wanted = json.dumps(list(expected))
         with told(self.path):
-            changed = self._db.execute(_ADVANCE, (new, time.time_ns(), migration, role, wanted))
+            changed = self._db.execute(ADVANCE, (new, time.time_ns(), migration, role, wanted))
         return changed.rowcount == 1
 
     def flush(self, decision: Decision, flush: Flush) -> Record | None:
@@ -294,7 +268,7 @@ class Journal:
         """
         with told(self.path):
             added = self._db.execute(
-                _LEDGER_ADD,
+                LEDGER_ADD,
                 {
                     "migration": migration,
                     "role": role,
@@ -320,7 +294,7 @@ class Journal:
     ) -> list[LedgerRow]:
         """What was made and not undone, newest first: the order in which to undo it."""
         with told(self.path):
-            rows = self._db.execute(_LEDGER_ROWS, (migration, role, temporary_only)).fetchall()
+            rows = self._db.execute(LEDGER_ROWS, (migration, role, temporary_only)).fetchall()
         return [self._ledger_row(*row) for row in rows]
 
     # ── the blackout ─────────────────────────────────────────────────────────────────────────
@@ -367,7 +341,7 @@ class Journal:
     ) -> list[Decision]:
         wanted = {"migration": migration, "role": role, "domain": domain}
         with told(self.path):
-            rows = self._db.execute(_SELECT, wanted).fetchall()
+            rows = self._db.execute(SELECT, wanted).fetchall()
         return [self._decision(dict(row)) for row in rows]
 
     def _decision(self, row: dict[str, Any]) -> Decision:

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,8 @@ def test_a_column_of_somebody_elses_is_no_matter(path: Path) -> None:
     damage(path, "ALTER TABLE decisions ADD COLUMN remark")
     with Journal.open(path) as opened:
         assert opened.decision("m-1", Role.TARGET) is not None
+        opened.begin(replace(OPEN, migration="m-2", domain="d-2"))
+        assert opened.decision("m-2", Role.TARGET) is not None
 
 
 def test_a_journal_without_its_uuid(path: Path) -> None:
