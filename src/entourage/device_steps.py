@@ -280,19 +280,21 @@ class DeviceSteps:
         start = time.monotonic()
         self._emit(DeviceStepStarted(at=self._now(), device=label, step=step))
         problem = "given up, because something else failed"
+        limit = asyncio.timeout(patience)
         try:
-            async with asyncio.timeout(patience):
+            async with limit:
                 yield
             problem = ""
             self._finished[label] = step
-        except TimeoutError as error:
-            problem = f"step {step.value} ({step.name}) did not end within {patience:g} s"
-            raise DeadlineError(problem, device=label) from error
         except EntourageError as error:
             problem = error.message
             error.device = error.device or label
             raise
         except OSError as error:
+            if limit.expired():
+                problem = f"step {step.value} ({step.name}) did not end within {patience:g} s"
+                remedy = "see what keeps it; [migration] has the limits of TEST and PREPARE"
+                raise DeadlineError(problem, device=label, remedy=remedy) from error
             problem = plain_words(error)
             raise DeviceError(problem, device=label, remedy=what_to_do(error)) from error
         except Exception as error:  # noqa: BLE001 - raised again, as a bug

@@ -27,6 +27,7 @@ shown only under ``--verbose``.
 from __future__ import annotations
 
 import errno
+import socket
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ def what_to_do(error: BaseException) -> str:
     """What can be done about what the system has refused; ``plain_words`` says what that is."""
     if not isinstance(error, OSError):
         return ""
-    return _REMEDIES.get(error.errno or 0, _LOOK)
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+        return _WAY
+    return _REMEDIES.get(error.errno, _LOOK) if error.errno else ""
 
 
 class EntourageError(Exception):

@@ -223,9 +223,26 @@ async def test_a_deadline_names_the_device_and_the_step() -> None:
         await device_steps.prepare(nothing)
     cause = first_cause(caught.value)
     assert isinstance(cause, DeadlineError)
-    assert str(cause) == "external/a: step 1 (PREPARE) did not end within 0.05 s"
+    assert str(cause).startswith("external/a: step 1 (PREPARE) did not end within 0.05 s")
     done = [event for event in events if isinstance(event, DeviceStepDone)]
     assert [event.error for event in done] == ["step 1 (PREPARE) did not end within 0.05 s"]
+
+
+async def test_a_time_out_of_a_controllers_own_is_no_deadline() -> None:
+    """TRANSFER has none for a device by itself."""
+
+    class Waits(Fake):
+        async def transfer(self, here: Here) -> None:
+            del here
+            raise TimeoutError
+
+    device_steps, _ = conduct(Waits("a", Plan()))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await device_steps.transfer()
+    cause = first_cause(caught.value)
+    assert isinstance(cause, DeviceError)
+    assert cause.message == "it took too long"
+    assert "the way" in cause.remedy
 
 
 async def test_a_device_that_fails_at_test_refuses_and_the_others_are_still_asked() -> None:

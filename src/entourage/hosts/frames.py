@@ -103,7 +103,8 @@ def revived(fault: Fault, peer: str) -> EntourageError:
     kind: Any = getattr(errors, fault.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, EntourageError)):
         kind = EntourageError
-    if kind in {errors.ConfigError, errors.Refused}:  # they have fields of their own
+    # One with fields of its own would lack them; and who is in doubt this host knows itself.
+    if kind.__init__ is not EntourageError.__init__ or kind is errors.InDoubt:
         kind = EntourageError
     error: EntourageError = kind.__new__(kind)
     EntourageError.__init__(

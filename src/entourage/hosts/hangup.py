@@ -17,8 +17,6 @@ from entourage.hosts import tcpinfo
 from entourage.hosts.borrow import listens, tcp_sockets
 from entourage.hosts.process import ProcessHandle
 
-_ROUND_TRIPS = 8  # that a host may need for one answer, on top of any patience
-
 
 @dataclass(frozen=True, slots=True)
 class _Call:
@@ -92,7 +90,7 @@ class Calls:
                 since = connecting[call.inode] = self._connecting.get(call.inode, now)
                 silent = now - since > patience
             else:
-                silent = held_up and call.state.quiet > patience + _ROUND_TRIPS * call.state.rtt
+                silent = held_up and call.state.quiet > patience + call.state.answers_within
             count += silent and call.shut()
         self._connecting = connecting
         return count

@@ -172,10 +172,9 @@ class Link:
                     self._less.clear()
                     await self._less.wait()
                 frame = decoder.decode(await self._reader.readexactly(length))
-                if not self.alive:  # it was closed: whoever would act on this has gone
-                    break
                 self._heard = time.monotonic()
-                self._take(frame, length)
+                if self.alive:  # else it was closed: whoever would act on this has gone
+                    self._take(frame, length)
                 header = await self._reader.readexactly(4)
         except asyncio.IncompleteReadError as error:
             reason = f"the other end went away{self._printed()}"
@@ -232,13 +231,6 @@ class Link:
                 future.exception()  # retrieved: whoever was cancelled meanwhile does not ask
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.close()
-
-    async def drain(self) -> None:
-        """Wait until what was sent has left this process; raises LinkLost."""
-        try:
-            await self._writer.drain()
-        except OSError as error:
-            raise self._broken(error) from error
 
     async def settle(self) -> None:
         """Wait for the calls that are being answered."""

@@ -178,7 +178,7 @@ def answered_within(connection: socket.socket, patience: float) -> Generator[Non
         FellSilentError: What was done with the connection failed after it had been shut down.
     """
     host, port = connection.getpeername()[:2]
-    patience += 8 * tcpinfo.of(connection).rtt
+    patience += tcpinfo.of(connection).answers_within
     late = False
 
     def shut() -> None:

@@ -28,6 +28,11 @@ class TcpInfo:
     quiet: float
     rtt: float
 
+    @property
+    def answers_within(self) -> float:
+        """Seconds that an answer takes at most on this way: eight round trips."""
+        return 8 * self.rtt
+
 
 def of(one: socket.socket) -> TcpInfo:
     """Ask of a TCP socket, of whichever process; raises OSError where it is none."""

@@ -94,7 +94,7 @@ def _sentence(view: View, finished: Finished) -> Text | None:
             return Text(f"{domain} is off, on {source}", style="bold yellow")
         case "in-doubt":
             runs = f"{domain} runs on {host}; {source} has not recorded it"
-            known = runs if host else f"It is not known from here who runs {domain}"
+            known = runs if host else f"It is not certain who runs {domain}, if anyone"
             text = Text(known, style="bold red")
             return text.append(f": type `entourage recover {domain}`", style="not bold")
         case "failed":

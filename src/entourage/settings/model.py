@@ -127,7 +127,7 @@ class QemuSettings(_Section, frozen=True):
 class JournalSettings(_Section, frozen=True):
     """How long this host keeps what settled migrations made here; decisions it keeps for ever."""
 
-    keep: Annotated[int, Meta(ge=0)] = 1000
+    keep: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
     """Of so many migrations, the newest."""
     keep_days: Annotated[int, Meta(ge=0, le=36500)] = 90
     """And of none that was settled earlier than so many days ago."""

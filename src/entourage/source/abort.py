@@ -13,7 +13,8 @@ from entourage.source.session import Session
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
 _SILENT_OF_OLD = 3.0  # seconds: of an older Entourage something is heard once a second only
-_LOOK_AGAIN = 0.1
+_LOOK_AGAIN = 0.1  # seconds
+_TRY_AGAIN = 1.0  # seconds
 _CAME_BACK = frozenset({Finding.CAME_BACK, Finding.CAME_BACK_DEAD})
 
 
@@ -33,10 +34,11 @@ async def come_back(session: Session, side: SourceSide, *, hurry: bool) -> list[
     """
     undone = asyncio.create_task(abort_there(session))
     failed = await _failure(side)
-    there = await undone_there(session, undone, hurry=hurry)
     if failed is not None and side.state.live:
-        # A hypervisor that has refused once may not do so again.
+        # A hypervisor that has refused once may not do so again; its guest may stand still.
+        await asyncio.wait({undone}, timeout=_TRY_AGAIN)
         failed = await _failure(side) or failed
+    there = await undone_there(session, undone, hurry=hurry)
     await side.idle()  # where it was not written down, the target's NEVER is another occasion
     problems = [*side.problems, *there]
     if failed is None or not _CAME_BACK.isdisjoint(side.findings):
@@ -47,7 +49,7 @@ async def come_back(session: Session, side: SourceSide, *, hurry: bool) -> list[
         return [*problems, f"{source} cannot finish going back: {plain_words(failed)} ({recover})"]
     raise InDoubt(
         f"{name} may stand still on {source}, which cannot let it run again: {plain_words(failed)};"
-        f" {session.target} was not told to run it",
+        f" {session.target} was not told to run it{'; '.join(['', *problems])}",
         host=source,
         remedy=recover,
     ) from failed

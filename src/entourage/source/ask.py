@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from entourage import messages
 from entourage.clock import Clock
-from entourage.errors import LinkError, LinkLost
+from entourage.errors import EntourageError, InternalError, LinkError, LinkLost
 from entourage.handover.executor import Executor
 from entourage.handover.rules import Source, decide_source
 from entourage.handover.values import (
@@ -101,13 +101,18 @@ class TargetQuery:
 
         Raises:
             LinkError, TimeoutError: It cannot be reached, or does not answer.
+            EntourageError, OSError: This host could not do what follows from the answer.
         """
         problems: list[str] = []
+        broken: list[Exception] = []
         heard = asyncio.Event()
 
         async def on_handover(said: messages.Say) -> None:
             heard.set()
-            await take(Heard(Message(MessageKind(said.verb), said.migration)))
+            try:
+                await take(Heard(Message(MessageKind(said.verb), said.migration)))
+            except Exception as error:  # noqa: BLE001 - raised below, where somebody hears it
+                broken.append(error)
 
         async def on_failed(failure: messages.Failure) -> None:
             remedy = f" ({failure.remedy})" if failure.remedy else ""
@@ -143,6 +148,10 @@ class TargetQuery:
                 # What this host does about it may take its time: the end of a large machine, say.
                 limit.reschedule(None)
                 await link.settle()
+                if broken:
+                    error = broken[0]
+                    ours = isinstance(error, EntourageError | OSError)
+                    raise error if ours else InternalError(error)
                 limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_WITHIN)
                 # It has acted on the last word as well when this returns.
                 last = await link.call(messages.BYE, None)

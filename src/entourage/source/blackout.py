@@ -24,13 +24,14 @@ class Blackout:
 
     Attributes:
         seconds: How long it was, once it is over.
+        limit: The budget, in seconds.
     """
 
     def __init__(self, clock: Clock, emit: Listener, budget: float | None) -> None:
         self.seconds: float | None = None
         self._clock = clock
         self._emit = emit
-        self._budget = budget
+        self.limit = budget
         self._began: float | None = None
         self._named = 0.0  # up to here everything has a name
 
@@ -74,13 +75,13 @@ class Blackout:
                 ``unfinished`` says.
         """
         began = self._began if self._began is not None else self._clock.now()
-        left = None if self._budget is None else began + self._budget - self._clock.now()
+        left = None if self.limit is None else began + self.limit - self._clock.now()
         try:
             async with asyncio.timeout(left):
                 yield
         except TimeoutError as error:
             waiting = ", ".join(unfinished()) or "the last memory pages"
             raise DeadlineError(
-                f"the blackout budget of {self._budget:g} s ran out while waiting for {waiting}",
+                f"the blackout budget of {self.limit:g} s ran out while waiting for {waiting}",
                 remedy="raise --max-blackout",
             ) from error

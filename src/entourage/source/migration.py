@@ -25,6 +25,7 @@ from entourage.errors import (
     MigrationFailed,
     Refused,
     plain_words,
+    what_to_do,
 )
 from entourage.events import (
     Finished,
@@ -304,7 +305,7 @@ class Migration:
             if isinstance(cause, EntourageError):
                 raise cause from error
             if isinstance(cause, OSError):
-                raise EntourageError(plain_words(cause)) from error
+                raise EntourageError(plain_words(cause), remedy=what_to_do(cause)) from error
             raise InternalError(cause) from cause
         if self._interrupted:  # also where it came after the last phase: GO was not said
             raise Interrupted(f"given up: {self._interrupted}")

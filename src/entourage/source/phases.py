@@ -121,8 +121,7 @@ class Phases:
             downtime_limit=at_first(stages),
             throttle=throttles(stages),
             lock=session.lock.fileno(),
-            # Without a live pre-copy all of memory is copied in the blackout: no budget fits that.
-            budget=self._settings.migration.max_blackout if self._live else None,
+            budget=self._blackout.limit,
             offers=opened.offers,
         )
         if why := session.machine.in_the_clear:

@@ -191,7 +191,7 @@ class Session:
         self.lock.note(f"migrates {self.machine.domain.name} to {self.target}: {doing}")
 
     def progress(self, doing: str) -> None:
-        """The same, and what ``status`` shows on the target; not while the guest stands still."""
+        """Do ``note``, and tell the target, for its ``status``. Never called in the blackout."""
         self.note(doing)
         if self.welcome.protocol >= messages.TOLD_PROGRESS:
             with contextlib.suppress(LinkLost):

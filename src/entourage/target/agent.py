@@ -127,11 +127,11 @@ class Agent:
                 await self._side.take(Input.ABORT)
         finally:
             self._link.close()
-            tasks = (serving, lost, asked, idle, *self._watch)
+            tasks = (lost, serving, asked, idle, *self._watch)
             for task in tasks:
                 task.cancel()
             ended: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
-            for error in ended:
+            for error in ended[1:]:  # that the link is lost is no news
                 if isinstance(error, Exception):
                     _log.error("%s", plain_words(error))  # ssh carries it to the source
             await self._held.aclose()
@@ -146,8 +146,9 @@ class Agent:
             await asyncio.sleep(left if left > 0 else patience)
         _log.error(  # ssh carries it to the source, which shows why the link has ended
             "nothing was asked for %g s, and no migration is open, so the agent ends: where the"
-            " source needs longer to look at its disks, set migration.test-timeout here as well",
+            " source needs longer to look at its disks, set migration.test-timeout on %s as well",
             patience,
+            self._host,
         )
 
     def end(self) -> None:

@@ -5,6 +5,7 @@ Used by the agent while its link lives, and by ``entourage recover`` after a cra
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -86,7 +87,7 @@ class TargetSide:
         self.idle = self._executor.idle
         self.problems: list[str] = []
         self.findings: list[Finding] = []
-        self._settled = self._clean = False
+        self._settled = False
         self._flushing = self._flushed = 0  # the last one, ns of the monotonic clock
 
     @property
@@ -107,10 +108,14 @@ class TargetSide:
     @property
     def left(self) -> tuple[str, ...]:
         """What is left here of an arrival that never was, as far as is known; sentences."""
-        if self.problems or self._clean or self.record is not Record.NEVER:
+        if self.problems or self.record is not Record.NEVER:
             return tuple(self.problems)
-        name = self._decision.name
-        return (f"not all that was made for it is undone: `entourage recover {name}` there",)
+        with contextlib.suppress(JournalError):  # then nobody knows
+            known = self._journal.decision(self._decision.migration, Role.TARGET)
+            if known is None or known.settled:  # by whichever agent
+                return ()
+        name, where = self._decision.name, "here" if self._agentless else "there"
+        return (f"not all that was made for it is undone: `entourage recover {name}` {where}",)
 
     async def _do(self, effect: Effect) -> AnyInput | None:
         match effect:
@@ -136,7 +141,6 @@ class TargetSide:
                 await self._undo()
             case Do.CLEAN:
                 if not self.problems:
-                    self._clean = True
                     self._journal.clean(self._decision.migration, Role.TARGET)
             case Do.STOP_AND_ALARM:
                 if self._there:

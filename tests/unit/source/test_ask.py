@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from entourage import messages
-from entourage.errors import LinkLost
+from entourage.errors import EntourageError, HypervisorError, LinkLost
 from entourage.handover.values import (
     AnyInput,
     Connected,
@@ -177,10 +177,9 @@ class Answers:
         return Farewell(settled=True)
 
 
-async def test_what_this_host_does_about_the_answer_may_take_its_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The end of a machine with a terabyte of memory: the target has answered long before."""
+@pytest.fixture
+def query(monkeypatch: pytest.MonkeyPatch) -> TargetQuery:
+    """Asks a target that answers at once."""
     link = Answers()
 
     @contextlib.asynccontextmanager
@@ -192,14 +191,39 @@ async def test_what_this_host_does_about_the_answer_may_take_its_time(
 
     monkeypatch.setattr(ask, "agent_link", linked)
     monkeypatch.setattr(ask, "greet", welcomed)
-    monkeypatch.setattr(ask, "_ANSWER_WITHIN", 0.05)
-    query, ended = TargetQuery(Settings(), ARMED), asyncio.Event()
+    return TargetQuery(Settings(), ARMED)
+
+
+async def test_what_this_host_does_about_the_answer_may_take_its_time(
+    query: TargetQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a machine with a terabyte of memory: the target has answered long before."""
+    monkeypatch.setattr(ask, "_ANSWER_WITHIN", 0.5)
+    ended = asyncio.Event()
 
     async def take(given: AnyInput) -> None:
         if isinstance(given, Connected):
             query.send(Message(MessageKind.ASK, "m-1"))
         else:
-            asyncio.get_running_loop().call_later(0.2, ended.set)
+            asyncio.get_running_loop().call_later(1, ended.set)
             await ended.wait()
 
     assert await query.talk(take) == Farewell(settled=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(HypervisorError("QEMU said no"), "QEMU said no"), (KeyError("x"), "a bug: KeyError")],
+)
+async def test_what_this_host_could_not_do_about_the_answer_is_told(
+    query: TargetQuery, error: Exception, said: str
+) -> None:
+    """The record may say BACK by then, and the guest stand still."""
+
+    async def take(given: AnyInput) -> None:
+        if not isinstance(given, Connected):
+            raise error
+        query.send(Message(MessageKind.ASK, "m-1"))
+
+    with pytest.raises(EntourageError, match=said):
+        await query.talk(take)

@@ -176,7 +176,8 @@ def test_a_row_that_cannot_be_marked_keeps_no_other_from_being_undone(
             broken.setattr(journal, "ledger_undone", cannot)
             await side.take(Input.ABORT)
         assert len(marked) == 2
-        assert [problem for problem in side.left if "disk I/O error" in problem] == list(side.left)
+        assert len(side.left) == len(files)
+        assert all("disk I/O error" in problem for problem in side.left)
         decision = journal.decision("m-1", Role.TARGET)
         assert decision is not None
         assert not decision.settled  # `recover` marks them
@@ -186,8 +187,26 @@ def test_a_row_that_cannot_be_marked_keeps_no_other_from_being_undone(
     assert not any(path.exists() for path in files)
 
 
+def test_nothing_is_told_as_left_of_what_another_agent_has_cleaned(tmp_path: Path) -> None:
+    """Nor of a migration that was never heard of here."""
+
+    async def go(journal: Journal) -> None:
+        incoming: Any = Disk()
+        side = side_of(journal, incoming, [], [])
+        await side.take(Heard(Message(MessageKind.ASK, "m-1")))
+        assert side.record is Record.NEVER
+        assert side.left == ()
+        known = Target(migration="m-1", record=Record.NEVER, clean=True)
+        assert side_of(journal, incoming, [], [], known).left == ()
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+        asyncio.run(go(journal))
+
+
 def test_an_undoing_that_was_broken_off_is_told_as_left(tmp_path: Path) -> None:
     class Broken(Disk):
+        agentless = None
+
         async def kill(self) -> None:
             raise KeyError("x")
 
