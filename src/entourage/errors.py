@@ -192,6 +192,10 @@ class HypervisorError(EntourageError):
     """QEMU, libvirt or Xen said no."""
 
 
+class GoneError(HypervisorError):
+    """The machine is there no more, as its hypervisor has just said: its guest has ended."""
+
+
 class CannotExpress(HypervisorError):  # noqa: N818 - what it says of the domain
     """A hypervisor has the domain, and it has something that Entourage cannot."""
 

@@ -255,6 +255,10 @@ class Machine(Protocol):
         Returns when the guest runs; what is left to tidy up is done beside what the caller does
         next, and ``close`` waits for it. Never called after GO may have been sent, unless the
         target has durably said that it never ran the guest.
+
+        Raises:
+            GoneError: The guest has ended by itself.
+            HypervisorError: It may stand still, and could not be let run.
         """
         ...
 

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from entourage.errors import EntourageError, HypervisorError, plain_words
+from entourage.errors import EntourageError, GoneError, HypervisorError, plain_words
 from entourage.handover.executor import Executor
 from entourage.handover.rules import Source, decide_source
 from entourage.handover.values import (
@@ -131,6 +131,8 @@ class SourceSide:
             return None
         try:
             await self._machine.abort()
+        except GoneError:
+            return Input.GUEST_DIED
         except HypervisorError:
             if not await self._has_ended(self._machine):
                 raise

@@ -32,10 +32,12 @@ ENDINGS = [
 
 @pytest.mark.parametrize("case", ENDINGS, ids=str)
 def test_the_guest_ends_while_it_moves(world: LibvirtWorld, case: Ending) -> None:
-    def revive() -> None:
+    def revive() -> bool:
         """libvirtd 9.0 may crash of it, and systemd starts it again."""
-        if not Libvirtd(world.here).runs:
-            world.start_daemon(world.here)
+        if Libvirtd(world.here).runs:
+            return False
+        world.start_daemon(world.here)
+        return True
 
     ends(world, case, options=SLOWLY, meanwhile=revive)
     revive()

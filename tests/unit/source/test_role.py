@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from entourage.errors import HypervisorError
+from entourage.errors import GoneError, HypervisorError
 from entourage.handover.rules import Source
 from entourage.handover.values import Finding, Input, Record, Role
 from entourage.hypervisors.base import Machine
@@ -28,14 +28,18 @@ ARMED = Decision(
 )
 
 
+REFUSED = HypervisorError("QEMU refuses cont: Resetting the Virtual Machine is required")
+
+
 class Ending:
     """A fake machine that cannot go on; whether because it has ended is what matters."""
 
-    def __init__(self, *, ends: bool) -> None:
+    def __init__(self, *, ends: bool, said: HypervisorError = REFUSED) -> None:
         self._ends = ends
+        self._said = said
 
     async def abort(self) -> None:
-        raise HypervisorError("QEMU refuses cont: Resetting the Virtual Machine is required")
+        raise self._said
 
     async def died(self) -> str:
         if not self._ends:
@@ -60,9 +64,19 @@ def side_of(journal: Journal, machine: Any) -> SourceSide:
     )
 
 
-async def test_a_guest_that_ended_comes_back_dead_and_settled(tmp_path: Path) -> None:
+GONE = GoneError("the machine of web1 is gone")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [Ending(ends=True), Ending(ends=False, said=GONE)],
+    ids=["heard of", "seen as it was to run"],
+)
+async def test_a_guest_that_ended_comes_back_dead_and_settled(
+    tmp_path: Path, ending: Ending
+) -> None:
     with Journal.open(tmp_path / "journal.db") as journal:
-        side = side_of(journal, Ending(ends=True))
+        side = side_of(journal, ending)
         await side.take(Input.BEGIN)
         await side.take(Input.ABORT)
         assert side.findings == [Finding.CAME_BACK_DEAD]

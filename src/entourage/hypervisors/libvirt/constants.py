@@ -72,6 +72,9 @@ class State(enum.IntEnum):
     SUSPENDED = 7
 
 
+SHUT_OFF: Final = {1: "guest-shutdown", 2: "it was destroyed", 3: "it crashed", 6: "QEMU failed"}
+"""What of ``virDomainShutoffReason`` may become of a guest that moves."""
+
 OFF: Final = frozenset({State.SHUT_OFF, State.CRASHED})
 
 STATE_NAMES: Final = {

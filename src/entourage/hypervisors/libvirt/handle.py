@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError
+from entourage.errors import GoneError, HypervisorError
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask, tell_qemu
-from entourage.hypervisors.libvirt.constants import State
+from entourage.hypervisors.libvirt.constants import SHUT_OFF, State
 from entourage.hypervisors.libvirt.undefine import undefine
 
 _THERE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SUSPENDED})
@@ -28,6 +28,7 @@ class Handle:
 
     Attributes:
         connection, raw, domain, was_running, transient: As above, and as they are now.
+        gone: Why there is no machine any more, as was seen where it was to run; empty before.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Handle:
         self.domain = domain
         self.was_running = was_running
         self.transient = transient
+        self.gone = ""
         self._asked_at = 0.0
 
     async def state(self) -> int:
@@ -93,19 +95,33 @@ class Handle:
         """Let the guest run; one that runs already goes on, one that was paused stays so.
 
         Raises:
-            HypervisorError: It is gone, or libvirt does not let it.
+            GoneError: Its guest has ended.
+            HypervisorError: libvirt does not let it.
         """
         state = await self.state()
         if state in {State.RUNNING, State.BLOCKED}:
             return
         if state not in {State.PAUSED, State.SUSPENDED}:
-            raise HypervisorError(f"the machine of {self.domain.name} is gone")
+            self.gone = await self._why_gone()
+            raise GoneError(f"the machine of {self.domain.name} is gone: {self.gone}")
         if self.was_running:
             try:
                 await ask(self.raw.resume)
             except RefusedError:
                 if await self.state() != State.RUNNING:
                     raise
+
+    async def _why_gone(self) -> str:
+        """What its libvirtd says of a domain that is off; a libvirtd that was restarted knows less.
+
+        It need not have told anybody: it may have gone away itself as the guest ended.
+        """
+        state, reason = State.NONE, 0
+        if self.raw is not None:
+            with contextlib.suppress(RefusedError):  # it was transient
+                state, reason = await ask(self.raw.state, 0)
+        said = SHUT_OFF.get(reason) if state == State.SHUT_OFF else None
+        return f"its machine has ended ({said or 'libvirt does not know why'})"
 
     async def destroy(self) -> None:
         """End it and forget its definition; what is gone already is no error."""

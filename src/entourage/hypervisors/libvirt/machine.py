@@ -149,14 +149,15 @@ class LibvirtMachine(MachineSeams):
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before.
 
-        That libvirtd has gone is no such thing: its machines live on without it.
+        That libvirtd has gone is no such thing: its machines live on without it. One that ended
+        meanwhile is seen where it was to run again.
         """
         if self._job.feed is None:
             await asyncio.get_running_loop().create_future()
         try:
             return await self._job.heard().until(lambda known: known.ended or None)
         except HypervisorError:
-            return await asyncio.get_running_loop().create_future()
+            return self._handle.gone or await asyncio.get_running_loop().create_future()
 
     @property
     def definition(self) -> Planned | None:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError, plain_words
+from entourage.errors import GoneError, HypervisorError, plain_words
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
 from entourage.hypervisors.qemu.access import take_back
 from entourage.hypervisors.qemu.errors import plain
@@ -19,10 +19,6 @@ from entourage.hypervisors.understood import understood
 
 _QUIT_PATIENCE = 5.0
 _MONITOR_PATIENCE = 10.0
-
-
-class GoneError(HypervisorError):
-    """The machine has ended."""
 
 
 class Handle:
@@ -61,7 +57,8 @@ class Handle:
         """Take hold of a machine.
 
         Raises:
-            HypervisorError: It is gone, does not answer, or is not what was written down.
+            GoneError: It has ended.
+            HypervisorError: It does not answer, or is not what was written down.
         """
         process = ProcessHandle.open(running.pid, running.began)
         if process is None:

@@ -9,6 +9,7 @@ from entourage.domain import Domain
 from entourage.errors import (
     DomainBusy,
     EntourageError,
+    GoneError,
     HypervisorError,
     UsageError,
     plain_words,
@@ -19,7 +20,7 @@ from entourage.hosts.resources import Ledger, MemoryLedger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.qemu import binary, checks, nvram
 from entourage.hypervisors.qemu.access import account_of, notes, take_back
-from entourage.hypervisors.qemu.handle import GoneError, Handle, after_end, end_machine
+from entourage.hypervisors.qemu.handle import Handle, after_end, end_machine
 from entourage.hypervisors.qemu.incoming import QemuIncoming
 from entourage.hypervisors.qemu.launch import bring_up
 from entourage.hypervisors.qemu.machine import QemuMachine

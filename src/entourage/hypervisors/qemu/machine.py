@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError
+from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.tcp import answered_within, connected
 from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
@@ -32,7 +32,7 @@ from entourage.hypervisors.qemu.announcing import QemuAnnouncing
 from entourage.hypervisors.qemu.arming import arm_deadman
 from entourage.hypervisors.qemu.cmdline import mirror_name
 from entourage.hypervisors.qemu.errors import device_of
-from entourage.hypervisors.qemu.handle import GoneError, Handle, after_end, end_machine
+from entourage.hypervisors.qemu.handle import Handle, after_end, end_machine
 from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.outgoing import ENDED, Outgoing, migration_capabilities, place_of
 from entourage.hypervisors.qemu.qmp import CommandError, Known, MonitorLostError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError
+from entourage.errors import GoneError, HypervisorError
 from entourage.hypervisors.xen.constants import AWAY
 from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
@@ -54,11 +54,12 @@ class Handle:
         """Let the guest run, where xl has not, under its own name.
 
         Raises:
-            HypervisorError: It is gone, or does not go on.
+            GoneError: Its guest has ended.
+            HypervisorError: It does not go on.
         """
         now = self.life()
         if now is None or now.ended or self.domid is None:
-            raise HypervisorError(f"the machine of {self.domain.name} is gone")
+            raise GoneError(f"the machine of {self.domain.name} is gone")
         if now.suspended:
             program = (sys.executable, "-I", "-m", "entourage.hypervisors.xen.libxl")
             await run(*program, "resume", str(self.domid))

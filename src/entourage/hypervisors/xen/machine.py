@@ -227,7 +227,8 @@ class XenMachine(MachineSeams):
         failed; where xl is gone, libxl does.
 
         Raises:
-            HypervisorError: The domain is gone, or does not go on.
+            GoneError: Its guest has ended.
+            HypervisorError: The domain does not go on.
         """
         self._migrating.fail()
         await self._disks.end()
