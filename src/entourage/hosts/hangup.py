@@ -67,9 +67,10 @@ class Calls:
         """Shut them, those to a port or all of them; how many there were. Never waits."""
         return sum(call.shut() for call in self._calls() if port in {None, call.port})
 
-    def hang_up_unanswered(self) -> int:
-        """Shut those that the other host has not taken yet; how many there were. Never waits."""
-        return sum(call.shut() for call in self._calls() if call.state.connecting)
+    def hang_up_unanswered(self, port: int | None = None) -> int:
+        """The same of those that the other host has not taken yet."""
+        calls = (call for call in self._calls() if call.state.connecting)
+        return sum(call.shut() for call in calls if port in {None, call.port})
 
     def hang_up_on_silence(self, patience: float, *, held_up: bool) -> int:
         """Shut those at which the other host has been silent for too long. Never waits.
@@ -78,8 +79,8 @@ class Calls:
 
         Args:
             patience: Seconds; eight round trips come on top, where they are known.
-            held_up: Whether the process waits for an answer: then also those that were taken, and
-                at which nothing has come in.
+            held_up: Whether the process waits for something: then also those that were taken, and
+                at which nothing has come in though the other host owes it.
 
         Returns:
             How many there were.
@@ -90,7 +91,8 @@ class Calls:
                 since = connecting[call.inode] = self._connecting.get(call.inode, now)
                 silent = now - since > patience
             else:
-                silent = held_up and call.state.quiet > patience + call.state.answers_within
+                quiet = call.state.quiet > patience + call.state.answers_within
+                silent = held_up and call.state.owed and quiet
             count += silent and call.shut()
         self._connecting = connecting
         return count

@@ -8,8 +8,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-# struct tcp_info of linux/tcp.h: state; last_data_recv and last_ack_recv (ms); rtt (us).
-_FIELDS = struct.Struct("=B51xII8xI")
+# struct tcp_info of linux/tcp.h: state; unacked (segments); last_data_sent, last_data_recv and
+# last_ack_recv (ms); rtt (us).
+_FIELDS = struct.Struct("=B23xI16xI4xII8xI")
 _SYN_SENT = 2
 _SYN_SENT_IN_TABLE = "02"
 
@@ -20,11 +21,14 @@ class TcpInfo:
 
     Attributes:
         connecting: The other host has not taken it yet.
+        owed: The other host has not confirmed all that was sent, or has sent nothing since the last
+            of it; so it is also until the first word of one that is to speak first.
         quiet: Seconds since anything came in: data, or word that data has arrived there.
         rtt: Seconds for a round trip, as measured so far.
     """
 
     connecting: bool
+    owed: bool
     quiet: float
     rtt: float
 
@@ -37,9 +41,12 @@ class TcpInfo:
 def of(one: socket.socket) -> TcpInfo:
     """Ask of a TCP socket, of whichever process; raises OSError where it is none."""
     data = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _FIELDS.size)
-    state, data_came, word_came, rtt = _FIELDS.unpack(data)
+    state, unconfirmed, data_went, data_came, word_came, rtt = _FIELDS.unpack(data)
     return TcpInfo(
-        connecting=state == _SYN_SENT, quiet=min(data_came, word_came) / 1e3, rtt=rtt / 1e6
+        connecting=state == _SYN_SENT,
+        owed=unconfirmed > 0 or data_went <= data_came,
+        quiet=min(data_came, word_came) / 1e3,
+        rtt=rtt / 1e6,
     )
 
 

@@ -28,18 +28,23 @@ import os
 import select
 import socket
 import sys
+import threading
 import time
 from typing import Protocol
 
 _LOOK_EVERY = 0.1  # seconds
+_GIVES_UP_WITHIN = 90.0  # seconds
 _FROZEN_AFTER = 0.7  # seconds without a word from the parent, which says one every 0.2
 
 
 class Guest(Protocol):
     """The guest, and how its migration is given up."""
 
-    def stands_still(self) -> bool:
-        """Whether its migration has stopped it. Never waits for one that does not answer."""
+    def held_for(self) -> float:
+        """Seconds for which its migration has kept it stopped, as last seen; 0 where it has not.
+
+        Never waits for a hypervisor that does not answer.
+        """
         ...
 
     def give_up(self, *, run_again: bool) -> str:
@@ -96,23 +101,27 @@ class _Parent:
 
 def _must_act(parent: _Parent, guest: Guest, budget: float | None) -> bool:
     """Wait until the parent is dead, or holds the guest too long; whether GO was not said."""
-    stopped_at: float | None = None
     while not parent.is_dead:
         watches = budget is not None and parent.may_resume
         parent.listen(_LOOK_EVERY if watches else None)
         if budget is None or not parent.may_resume or parent.is_dead:
             continue
-        now = time.monotonic()
-        stopped_at = (stopped_at or now) if guest.stands_still() else None
-        if (
-            stopped_at is not None
-            and now - stopped_at > budget
-            and now - parent.heard_at > _FROZEN_AFTER
-        ):
+        if guest.held_for() > budget and time.monotonic() - parent.heard_at > _FROZEN_AFTER:
             parent.listen(_LOOK_EVERY)  # both may have stood still, with all of this host
             if parent.may_resume and time.monotonic() - parent.heard_at > _FROZEN_AFTER:
                 return True
     return parent.may_resume
+
+
+def _given_up(guest: Guest, *, run_again: bool) -> str:
+    """Give up; what became of it. This process ends also where the hypervisor never answers."""
+    said: list[str] = []
+    giving_up = threading.Thread(
+        target=lambda: said.append(guest.give_up(run_again=run_again)), daemon=True
+    )
+    giving_up.start()
+    giving_up.join(_GIVES_UP_WITHIN)
+    return said[0] if said else "it failed, or its hypervisor does not answer: let it run by hand"
 
 
 def main(arguments: list[str]) -> int:
@@ -124,7 +133,7 @@ def main(arguments: list[str]) -> int:
     parent = _Parent(end)
     if _must_act(parent, guest, float(budget) if budget else None):
         end.close()  # what the parent says from here on, nobody takes
-        said = guest.give_up(run_again=run_again == "1")
+        said = _given_up(guest, run_again=run_again == "1")
         why = "" if parent.is_dead else "it was held for too long by a process that is frozen: "
         sys.stderr.write(
             f"entourage: deadman (resumes the guest if its migration dies): {why}{said}\n"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -59,6 +60,25 @@ def test_who_waits_for_a_host_that_is_silent_is_woken() -> None:
             assert not wait({waiting}, 0.05).done
             assert calls.hang_up() == 1
             assert waiting.result() == b""
+    calls.close()
+
+
+def test_who_owes_nothing_is_not_silent() -> None:
+    """This process may be held up by something of its own, and have sent nothing."""
+    calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
+    with call("127.0.0.1") as (ours, theirs):
+        assert tcpinfo.of(ours).owed  # its first word
+        ours.send(b"x")
+        time.sleep(0.02)  # the kernel's clock has to go on between one word and the next
+        theirs.send(b"y")
+        assert ours.recv(1) == b"y"
+        assert not tcpinfo.of(ours).owed
+        time.sleep(0.02)
+        assert calls.hang_up_on_silence(0, held_up=True) == 0
+        ours.send(b"x")
+        time.sleep(0.02)
+        assert tcpinfo.of(ours).owed
+        assert calls.hang_up_on_silence(0, held_up=True) == 1
     calls.close()
 
 

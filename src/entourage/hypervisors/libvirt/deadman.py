@@ -14,7 +14,8 @@ from typing import Any
 
 _DEADLINE = 60.0
 _AGAIN = 0.05
-_LOOK_EVERY = 0.1
+_ASKS_AFTER = 0.7  # seconds
+_ASKS_EVERY = 0.5
 _SOON = 0.01
 _ENDS_WITHIN = 10.0
 _FAILS_WITHIN = 1.0
@@ -40,8 +41,10 @@ class LibvirtDomain:
         # Without it, every error is printed, also those that are expected.
         self._quiet = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: None)
         self._library.virSetErrorFunc(None, self._quiet)
+        self._connection: Any = None
         self._domain: Any = None
-        self._is_held = False
+        self._held_since = 0.0
+        self._look_again = threading.Event()
         self._looking: threading.Thread | None = None
         try:
             self._qemu: Any = ctypes.CDLL("libvirt-qemu.so.0")
@@ -50,10 +53,14 @@ class LibvirtDomain:
 
     def connect(self) -> bool:
         """Connect (again), and find the domain; whether there is one."""
-        connection = self._library.virConnectOpen(self._uri)
-        if not connection:
+        if self._connection:
+            self._library.virConnectClose(ctypes.c_void_p(self._connection))
+        self._connection = self._library.virConnectOpen(self._uri)
+        if not self._connection:
             return False
-        found = self._library.virDomainLookupByUUIDString(ctypes.c_void_p(connection), self._uuid)
+        found = self._library.virDomainLookupByUUIDString(
+            ctypes.c_void_p(self._connection), self._uuid
+        )
         self._domain = ctypes.c_void_p(found) if found else None
         return self._domain is not None
 
@@ -132,24 +139,37 @@ class LibvirtDomain:
         """Let it run; libvirtd waits itself until what is under way has ended."""
         self._library.virDomainResume(self._domain)
 
-    def stands_still(self) -> bool:
-        """By what libvirtd and QEMU said last; see ``deadman_program.Guest``.
+    def held_for(self) -> float:
+        """By what libvirtd and QEMU have said; see ``deadman_program.Guest``.
 
-        It is asked in a thread: where it does not answer, the parent's words are still heard.
+        They are asked in a thread, once for each call of this: where one does not answer, the
+        parent's words are still heard.
         """
         if self._looking is None:
             self._looking = threading.Thread(target=self._look, daemon=True)
             self._looking.start()
-        return self._is_held
+        self._look_again.set()
+        since = self._held_since
+        return time.monotonic() - since if since else 0.0
 
     def _look(self) -> None:
-        while True:
-            state = self.state()
+        """See whether its migration holds it. QEMU is not asked in a blackout as it should be."""
+        paused_at = asked_at = 0.0
+        while self._look_again.wait():
+            self._look_again.clear()
+            state, now = self.state(), time.monotonic()
+            paused_at = (paused_at or now) if state == _PAUSED else 0.0
+            if not paused_at:
+                self._held_since = 0.0
+            if now - asked_at < _ASKS_EVERY:
+                continue
             if state < 0:  # libvirtd went away, and may come back
+                asked_at = now
                 self.connect()
-            # A user may pause his guest meanwhile: that is no migration that holds it.
-            self._is_held = state == _PAUSED and self._where() in _HOLDS
-            time.sleep(_LOOK_EVERY)
+            elif paused_at and now - paused_at > _ASKS_AFTER:
+                asked_at = now
+                # A user may pause his guest meanwhile: that is no migration that holds it.
+                self._held_since = paused_at if self._where() in _HOLDS else 0.0
 
     def give_up(self, *, run_again: bool) -> str:
         """See ``resume``."""

@@ -110,7 +110,7 @@ class Rollback:
         if cut:
             await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
         await self._past_the_stop(performing)
-        await self._past_the_copies(performing)
+        cut |= await self._past_the_copies(performing)
         if cut or performing.done():
             return
         done = await self._cut_off_late()
@@ -133,28 +133,28 @@ class Rollback:
 
         await self._until(past, performing, _FLUSHES_WITHIN)
 
-    async def _past_the_copies(self, performing: asyncio.Future[bytes]) -> None:
+    async def _past_the_copies(self, performing: asyncio.Future[bytes]) -> bool:
         """Do not end the job while libvirt ends the copies of the disks of a stopped guest.
 
         It tells QEMU to go on the moment they have ended, and a ``migrate_cancel`` that comes after
         that is the one that QEMU may die of (see ``_cut_off``). Copies end in milliseconds, well
         or, with the target's QEMU, not. Those to a target that is gone without a word are cut off:
         libvirt, which has cancelled them by then, gives up by itself.
+
+        Returns:
+            Whether they were.
         """
 
         def past(known: Known) -> bool | None:
             return None if known.migration == "pre-switchover" else True
 
         job = self._job
-        if (
-            not job.disks.names
-            or await self._until(past, performing, _COPIES_END_WITHIN)
-            or job.heard().known.lost
-        ):
-            return
+        if not job.disks.names or await self._until(past, performing, _COPIES_END_WITHIN):
+            return False
         if job.calls is None or not job.calls.hang_up():
             await self._in_time(self._yank(*self._copies(), _MEMORY))
         await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
+        return True
 
     async def _until(
         self,
@@ -162,18 +162,17 @@ class Rollback:
         performing: asyncio.Future[bytes],
         seconds: float,
     ) -> bool:
-        """Wait for what is past, or Perform's end, so many seconds at most; whether it came."""
+        """Wait for what is past, Perform's end, or that nothing more is heard; whether one came."""
         if performing.done():
             return True
-        waiting = asyncio.ensure_future(self._job.heard().until(past))
+        waiting, began = asyncio.ensure_future(self._job.heard().until(past)), time.monotonic()
         try:
-            ended, _ = await asyncio.wait(
-                {waiting, performing}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            return await self._came(
+                {waiting, performing}, seconds, lambda: time.monotonic() - began
             )
         finally:
             waiting.cancel()
             _read_late(waiting)
-        return bool(ended)
 
     async def _pressed(
         self, pressing: Coroutine[Any, Any, None], performing: asyncio.Future[bytes]
@@ -213,7 +212,7 @@ class Rollback:
                 return True
             held_up = unanswered() > _SILENT_AFTER
             await asyncio.to_thread(self._hang_up_on_silence, held_up=held_up)
-        return False
+        return any(each.done() for each in waiting)
 
     def _hang_up_on_silence(self, *, held_up: bool) -> None:
         """End what QEMU waits for where the target has been silent for as long."""
@@ -225,7 +224,7 @@ class Rollback:
         if self._job.calls is not None:
             self._job.calls.hang_up()
         if self._job.calls_of_daemon is not None:
-            self._job.calls_of_daemon.hang_up_unanswered()
+            self._job.calls_of_daemon.hang_up_unanswered(self._job.port)
 
     async def _press_end(self, attempt: int) -> None:
         """Have libvirt end its job; soon, wake up who sleeps through that.

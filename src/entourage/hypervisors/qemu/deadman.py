@@ -30,7 +30,7 @@ class _Qmp:
         self._rest = b""
         self._count = 0
         self.migration = ""
-        self.stopped = False
+        self.stopped_at = 0.0
         greeted = False
         while not greeted:
             # What QEMU could not say to who was connected before comes first, perhaps torn.
@@ -51,7 +51,7 @@ class _Qmp:
             case "MIGRATION":
                 self.migration = message["data"]["status"]
             case "STOP" | "RESUME" as event:
-                self.stopped = event == "STOP"
+                self.stopped_at = time.monotonic() if event == "STOP" else 0.0
             case _:
                 pass
         return message
@@ -112,11 +112,12 @@ class _Guest:
         self._qmp = qmp
         self._mirrors = mirrors
 
-    def stands_still(self) -> bool:
+    def held_for(self) -> float:
         """By QEMU's events. A guest that its user has paused meanwhile is held by no migration."""
         with contextlib.suppress(EOFError, OSError):  # it has ended: nobody to be let run
             self._qmp.hear()
-        return self._qmp.stopped and self._qmp.migration in _HOLDS
+        held = self._qmp.stopped_at and self._qmp.migration in _HOLDS
+        return time.monotonic() - self._qmp.stopped_at if held else 0.0
 
     def give_up(self, *, run_again: bool) -> str:
         """See ``resume``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ class Answering(deadman.LibvirtDomain):
         self._library: Any = self
         self._domain: Any = None
         self._looking = None
-        self._is_held = False
+        self._look_again = threading.Event()
+        self._held_since = 0.0
 
     def state(self) -> int:
         return self._state
@@ -77,19 +79,52 @@ def test_memory_is_cut_off_once_the_copies_of_a_stopped_guest_have_ended(
     assert domain.told == [told]
 
 
-def test_a_libvirtd_that_does_not_answer_keeps_nobody_waiting() -> None:
+def test_a_libvirtd_that_does_not_answer_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deadman, "_ASKS_AFTER", 0)
+    monkeypatch.setattr(deadman, "_ASKS_EVERY", 0)
     hangs, seen = threading.Event(), threading.Event()
 
     class Hanging(Answering):
         def state(self) -> int:
             seen.set()
             hangs.wait(5)
-            return PAUSED
+            return super().state()
 
     domain = Hanging("pre-switchover", looks=0, state=PAUSED)
-    assert not domain.stands_still()
+    assert not domain.held_for()
     assert seen.wait(5)
-    assert not domain.stands_still()
+    assert not domain.held_for()
     hangs.set()
-    while not domain.stands_still():
-        pass
+    assert held(domain)
+
+
+def held(domain: Answering) -> bool:
+    """Whether it is held, within seconds."""
+    until = time.monotonic() + 5
+    while not (found := domain.held_for()) and time.monotonic() < until:
+        time.sleep(0.001)
+    return bool(found)
+
+
+def test_only_a_migration_holds_it_and_qemu_is_not_asked_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a blackout as it should be, nothing comes between libvirt and QEMU."""
+    monkeypatch.setattr(deadman, "_ASKS_EVERY", 0)
+    asked = threading.Event()
+
+    class Seen(Answering):
+        def _where(self) -> str:
+            asked.set()
+            return super()._where()
+
+    domain = Seen("active", looks=0, state=PAUSED)
+    monkeypatch.setattr(deadman, "_ASKS_AFTER", 1000)
+    domain.held_for()
+    assert not asked.wait(0.2)
+    monkeypatch.setattr(deadman, "_ASKS_AFTER", 0)
+    domain.held_for()
+    assert asked.wait(5)
+    assert not domain.held_for()  # its user has paused it
