@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from entourage.errors import EntourageError, HypervisorError, Refused, plain_words
+from entourage.errors import EntourageError, HypervisorError, Refused, plain_words, what_to_do
 from entourage.hypervisors.xen.copying import receive
 from entourage.hypervisors.xen.intake import Intake, Look
 from entourage.hypervisors.xen.join import REFUSED
@@ -143,8 +143,12 @@ class Arrivals:
                 try:
                     receive(self._disks[name], incoming, outgoing)
                 except (HypervisorError, OSError) as error:
+                    ours = isinstance(error, HypervisorError)
+                    why = error.message if ours else plain_words(error)
                     said = HypervisorError(
-                        f"it cannot be written: {plain_words(error)}", device=f"block/{name}"
+                        f"it cannot be written: {why}",
+                        device=f"block/{name}",
+                        remedy=error.remedy if ours else what_to_do(error),
                     )
                     with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                         loop.call_soon_threadsafe(self._fail, said)
@@ -172,8 +176,9 @@ def _as_failure(error: EntourageError | OSError) -> HypervisorError:
     if isinstance(error, Refused) and error.refusals:
         first = error.refusals[0]
         return HypervisorError(first.reason, device=first.device, remedy=first.remedy)
-    remedy = error.remedy if isinstance(error, EntourageError) else ""
-    message = error.message if isinstance(error, EntourageError) else plain_words(error)
+    ours = isinstance(error, EntourageError)
+    message = error.message if ours else plain_words(error)
+    remedy = error.remedy if ours else what_to_do(error)
     return HypervisorError(f"a stream cannot be taken: {message}", remedy=remedy)
 
 

@@ -183,9 +183,10 @@ class XenIncoming(IncomingSeams):
             found = await asyncio.to_thread(opened)
             await self._check(
                 [
-                    _device_part(disk) if _is_device(handle) else _copied_part(disk, handle)
+                    _device_part(disk)
+                    if _is_device(found[disk.id])
+                    else _copied_part(disk, found[disk.id])
                     for disk in disks
-                    for handle in [found[disk.id]]
                 ]
             )
             for disk in await asyncio.to_thread(lambda: list(exchanged())):

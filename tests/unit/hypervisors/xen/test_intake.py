@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -246,6 +247,25 @@ async def test_a_disk_is_written_and_proven(
     sending.close()
     assert (tmp_path / "disk").read_bytes() == here.read_bytes()
     assert await ended(arrivals, joined) == 0
+
+
+@pytest.mark.parametrize(("what", "device"), [("disk xvda", "block/xvda"), ("memory", "")])
+async def test_a_full_disk_is_told_with_what_to_do(
+    arrivals: Arrivals, bring: Bring, monkeypatch: pytest.MonkeyPatch, what: str, device: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def no_start(*_: Any) -> None:
+        full()
+
+    monkeypatch.setattr("entourage.hypervisors.xen.arrivals.receive", full)
+    monkeypatch.setattr(arrivals.intake, "start", no_start)
+    bring(what)
+    error = await broken(arrivals)
+    assert error.device == device
+    assert error.message.endswith(": no space left on device")
+    assert error.remedy == "make room on that filesystem"
 
 
 async def test_what_does_not_belong_is_not_taken(arrivals: Arrivals, bring: Bring) -> None:
