@@ -69,8 +69,12 @@ def recovery_table(events: Iterable[AnyEvent], *, glyphs: Glyphs = UNICODE) -> T
 
 
 def _part(view: View, copy: CopyProgress) -> str:
-    """How much of a disk is the same there; not what was sent, for holes never are."""
-    if copy.done >= copy.total or Step.TRANSFER in view.devices.get(copy.what, ()):
+    """How much of a disk is the same there; not what was sent, for holes never are.
+
+    The last figure may be older than the copy's end: once memory has landed, all copies are
+    complete.
+    """
+    if copy.done >= copy.total or view.landed is not None:
         return f"all of {size(copy.total)}"
     return f"{100 * copy.done // copy.total} % of {size(copy.total)}"
 

@@ -12,6 +12,7 @@ from entourage.events import (
     CopyProgress,
     DeviceRefused,
     Finished,
+    MemoryLanded,
     MigrationPlanned,
     PlannedDevice,
     RollbackStarted,
@@ -74,6 +75,19 @@ def test_a_disk_that_went_half_way_is_told_as_that() -> None:
     assert "50 % of 1 GiB" in last
     assert "all of 1 GiB" in text_of(steps_table([*begun, copy, done]))
     assert "sent" not in last
+
+
+def test_all_of_a_disk_is_told_only_once_that_is_known() -> None:
+    """Under libvirt TRANSFER begins while its copies still go on."""
+    begun = [
+        started(),
+        *step("block/disk0", Step.PREPARE, 0.0, 2.0),
+        CopyProgress(at=2, what="block/disk0", done=1 << 29, total=1 << 30),
+        *step("block/disk0", Step.TRANSFER, 2.0, 0.1),
+    ]
+    back = RollbackStarted(at=3.0, reason="no room", device="block/disk0", host="b")
+    assert "50 % of 1 GiB" in text_of(steps_table([*begun, back]))
+    assert "all of 1 GiB" in text_of(steps_table([*begun, MemoryLanded(at=3.0), back]))
 
 
 def test_a_step_that_failed_and_one_that_was_given_up_for_it() -> None:
