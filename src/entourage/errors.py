@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from entourage.steps import Refusal
 
+SHOWN_IF_VERBOSE: Final = "; with --verbose it shows where it happened"
+"""The end of an InternalError's remedy, of use to who has not given that option."""
+
 _ROOM = "make room on that filesystem"
 _RIGHTS = "run it as root, or see who may use that file"
 _THERE = "see whether it is there: is its package installed, is its filesystem mounted?"
@@ -218,7 +221,7 @@ class InternalError(EntourageError):
     def __init__(self, bug: BaseException) -> None:
         super().__init__(
             f"a bug: {type(bug).__name__}: {bug}",
-            remedy="please report it; with --verbose it shows where it happened",
+            remedy=f"please report it{SHOWN_IF_VERBOSE}",
         )
         self.__cause__ = bug
 

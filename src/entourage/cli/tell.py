@@ -8,15 +8,27 @@ from __future__ import annotations
 import sys
 import traceback
 
-from entourage.errors import EntourageError, InternalError, Refused, plain_words, what_to_do
+from entourage.errors import (
+    SHOWN_IF_VERBOSE,
+    EntourageError,
+    InternalError,
+    Refused,
+    plain_words,
+    what_to_do,
+)
 from entourage.report.text import clean, joined
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C where no migration was under way, as a shell has it."""
 
 
-def lines_for(error: EntourageError) -> list[str]:
-    """``entourage: block/disk0 on b: no space left``, and the remedy below."""
+def lines_for(error: EntourageError, *, verbose: bool = False) -> list[str]:
+    """``entourage: block/disk0 on b: no space left``, and the remedy below.
+
+    Args:
+        error: What is told.
+        verbose: ``--verbose`` was given, so it is not advised.
+    """
     if isinstance(error, Refused):
         devices = joined(dict.fromkeys(refusal.device for refusal in error.refusals) or ["it"])
         return [clean(f"entourage: refused: {devices} cannot move; nothing was touched")]
@@ -24,8 +36,9 @@ def lines_for(error: EntourageError) -> list[str]:
     lines = [
         clean(f"entourage: {where}: {error.message}" if where else f"entourage: {error.message}")
     ]
-    if error.remedy:
-        lines.append(clean(f"  remedy: {error.remedy}"))
+    remedy = error.remedy.replace(SHOWN_IF_VERBOSE, "") if verbose else error.remedy
+    if remedy:
+        lines.append(clean(f"  remedy: {remedy}"))
     return lines
 
 
@@ -38,7 +51,7 @@ def tell(error: EntourageError, *, verbose: bool = False) -> int:
     """
     if verbose and (bug := _bug_behind(error)) is not None:
         say(*clean_lines("".join(traceback.format_exception(bug))))
-    say(*lines_for(error))
+    say(*lines_for(error, verbose=verbose))
     return error.exit_code
 
 
@@ -50,15 +63,11 @@ def _bug_behind(error: BaseException | None) -> BaseException | None:
 
 def tell_bug(error: Exception, *, verbose: bool) -> int:
     """Say that this is a bug (or what the operating system refused); returns the exit status."""
-    if verbose:
-        say(*clean_lines("".join(traceback.format_exception(error))))
     if isinstance(error, OSError):
-        what, remedy = plain_words(error), what_to_do(error)
-    else:
-        internal = InternalError(error)
-        what, remedy = internal.message, "" if verbose else internal.remedy
-    say(*lines_for(EntourageError(what, remedy=remedy)))
-    return 1
+        if verbose:
+            say(*clean_lines("".join(traceback.format_exception(error))))
+        return tell(EntourageError(plain_words(error), remedy=what_to_do(error)))
+    return tell(InternalError(error), verbose=verbose)
 
 
 def clean_lines(text: str) -> list[str]:

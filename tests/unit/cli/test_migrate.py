@@ -259,13 +259,18 @@ def test_outcomes(
 def test_the_traceback_of_a_bug_is_shown_where_it_was_rolled_back(
     engine: type[FakeMigration], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failed = MigrationFailed("its controller has a bug", device="tpm/tpm0")
-    failed.__cause__ = InternalError(ZeroDivisionError("the seventh"))
+    bug = InternalError(ZeroDivisionError("the seventh"))
+    failed = MigrationFailed("its controller has a bug", device="tpm/tpm0", remedy=bug.remedy)
+    failed.__cause__ = bug
     engine.play = playing(rolled_back(), failed)
     assert main(["migrate", "web1", "b", "--verbose"]) == 4
-    assert "ZeroDivisionError: the seventh" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: the seventh" in err
+    assert err.endswith("remedy: please report it\n")
     assert main(["migrate", "web1", "b"]) == 4
-    assert "ZeroDivisionError" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError" not in err
+    assert err.endswith("remedy: please report it; with --verbose it shows where it happened\n")
 
 
 def test_json_tells_also_what_went_wrong_before_there_was_a_migration(
@@ -293,6 +298,7 @@ def test_verbose_shows_every_step_and_a_bug(
     err = capsys.readouterr().err
     assert "net/net0 TRANSFER 0.2 ms" in err
     assert "Traceback" in err
+    assert "with --verbose" not in err
 
 
 def interruptible(*numbers: signal.Signals) -> Play:
