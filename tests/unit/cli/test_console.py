@@ -71,6 +71,17 @@ class Console(threading.Thread):
         with self._ours:
             self.ended = attach(self._ours, program, program)
 
+    def says_last(self, words: bytes) -> threading.Thread:
+        """The guest ends, as soon as these have been taken."""
+
+        def say() -> None:
+            self.guest.sendall(words)
+            self.guest.close()
+
+        saying = threading.Thread(target=say, daemon=True)
+        saying.start()
+        return saying
+
     def over(self) -> Ended | None:
         self.join(PATIENCE)
         self.guest.close()
@@ -107,8 +118,7 @@ def test_the_guest_ends(terminal: Pair) -> None:
     before = termios.tcgetattr(terminal.program)
     console = Console(terminal)
     last = b"reboot: Power down" * 1000
-    sending = threading.Thread(target=lambda: (console.guest.sendall(last), console.guest.close()))
-    sending.start()
+    sending = console.says_last(last)
     terminal.shows(last)
     sending.join(PATIENCE)
     assert console.over() is Ended.CLOSED
@@ -146,8 +156,7 @@ def test_the_guest_ends_while_the_user_types(terminal: Pair) -> None:
     console.guest.shutdown(socket.SHUT_RD)
     terminal.types(b"x")
     last = b"reboot: Power down" * 1000
-    sending = threading.Thread(target=lambda: (console.guest.sendall(last), console.guest.close()))
-    sending.start()
+    sending = console.says_last(last)
     terminal.shows(last)
     sending.join(PATIENCE)
     assert console.over() is Ended.CLOSED

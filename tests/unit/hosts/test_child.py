@@ -14,6 +14,7 @@ from entourage.errors import LinkLost
 from entourage.hosts import child
 from entourage.hosts.child import linked
 from entourage.hosts.frames import Notice
+from tests.unit.eventually import eventually
 
 PROGRAM = """
 import os, time
@@ -24,7 +25,6 @@ time.sleep(60)
 """
 COMMAND = [sys.executable, "-c", PROGRAM]
 QUIET = "cat >/dev/null; exec sleep 60"
-ENDS = "cat >/dev/null"
 
 
 def explained(_status: int | None, _said: Sequence[str]) -> LinkLost:
@@ -59,19 +59,31 @@ async def test_who_is_cancelled_as_it_waits_for_the_end_leaves_neither_task_nor_
     assert not Path(f"/proc/{pids[0]}").exists()  # killed, and its status was taken
 
 
-async def test_what_was_heard_is_done_before_the_context_is_left() -> None:
+async def test_what_was_heard_is_done_before_the_context_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long the program has been gone by then."""
+    monkeypatch.setattr(child, "_ENDS_WITHIN", 0.1)
     done: list[bool] = []
-    began, go_on = asyncio.Event(), asyncio.Event()
+    pids: list[int] = []
+    go_on = asyncio.Event()
 
     async def hear(number: int) -> None:
-        began.set()
+        pids.append(number)
         await go_on.wait()
-        done.append(bool(number))
+        done.append(True)
 
-    async with linked(COMMAND, peer="b", silence=5, explain=explained, remedy="") as link:
-        link.on(Notice("said", int), hear)
-        await began.wait()
-        asyncio.get_running_loop().call_later(0.05, go_on.set)
+    async def speak() -> None:
+        async with linked(COMMAND, peer="b", silence=5, explain=explained, remedy="") as link:
+            link.on(Notice("said", int), hear)
+            await eventually(lambda: pids)
+
+    speaking = asyncio.create_task(speak())
+    await eventually(lambda: pids and not Path(f"/proc/{pids[0]}").exists())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(speaking), 0.2)
+    go_on.set()
+    await speaking
     assert done == [True]
 
 
@@ -95,5 +107,11 @@ async def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) 
     assert await ended(QUIET) < 10
 
 
-async def test_one_that_ends_is_left_its_time() -> None:
-    assert await ended(ENDS) < 1
+async def test_one_that_ends_is_left_its_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And is waited for no longer than that."""
+    monkeypatch.setattr(child, "SILENT", 60)
+    monkeypatch.setattr(child, "_ENDS_WITHIN", 60)
+    assert await ended(f"cat >/dev/null; sleep 0.3; echo >'{tmp_path}/ended'") < 20
+    assert (tmp_path / "ended").exists()

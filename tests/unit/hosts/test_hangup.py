@@ -16,6 +16,7 @@ import pytest
 from entourage.hosts import tcpinfo
 from entourage.hosts.hangup import Calls
 from entourage.hosts.process import ProcessHandle
+from tests.unit.eventually import eventually, wait_until
 
 
 @contextmanager
@@ -124,8 +125,7 @@ async def test_who_is_not_answered_is_hung_up_on(address: str) -> None:
     calls = Calls(ProcessHandle.open(os.getpid()), address)
     with unanswered(address) as (one, connect):
         attempt = asyncio.ensure_future(asyncio.to_thread(connect))
-        while not connecting(one):  # noqa: ASYNC110 - the system tells nobody
-            await asyncio.sleep(0.001)
+        await eventually(lambda: connecting(one))
         assert calls.hang_up_on_silence(60, held_up=True) == 0
         assert not attempt.done()
         assert calls.hang_up_on_silence(0, held_up=False) >= 1
@@ -139,8 +139,7 @@ async def test_an_attempt_is_ended(hang_up: Callable[[Calls], int]) -> None:
     calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
     with unanswered() as (one, connect), call("127.0.0.1") as (stands, _):
         attempt = asyncio.ensure_future(asyncio.to_thread(connect))
-        while not connecting(one):  # noqa: ASYNC110 - the system tells nobody
-            await asyncio.sleep(0.001)
+        await eventually(lambda: connecting(one))
         assert hang_up(calls) >= 1
         with pytest.raises(ConnectionError):
             await attempt
@@ -153,15 +152,13 @@ def test_only_who_waits_for_a_silent_host_is_hung_up_on() -> None:
     """That nothing comes in is usual for who has not asked anything."""
     calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
     with call("127.0.0.1") as (ours, _):
-        while not tcpinfo.of(ours).quiet:
-            pass
+        wait_until(lambda: tcpinfo.of(ours).quiet)
         assert calls.hang_up_on_silence(0, held_up=False) == 0
         assert calls.hang_up_on_silence(60, held_up=True) == 0
         assert ours.send(b"x") == 1
-        while not tcpinfo.of(ours).quiet:
-            pass
-        while calls.hang_up_on_silence(0, held_up=True) == 0:  # round trips come on top
-            pass
+        wait_until(lambda: tcpinfo.of(ours).quiet)
+        # Round trips come on top.
+        wait_until(lambda: calls.hang_up_on_silence(0, held_up=True))
         with pytest.raises(ConnectionError):
             ours.send(b"x")
     calls.close()

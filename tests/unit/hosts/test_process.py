@@ -22,6 +22,7 @@ from entourage.hosts.process import (
     start_time,
 )
 from entourage.hosts.resources import MARKER, end_processes, marked_processes
+from tests.unit.eventually import eventually
 
 # Says what it has, and stays.
 SHOW = """
@@ -47,8 +48,7 @@ async def test_it_has_nothing_of_ours_but_what_it_is_given(tmp_path: Path) -> No
             pass_fds=(given,),
             environment={"MORE": "1"},
         )
-        while not log.read_text().endswith("\n"):  # noqa: ASYNC110 - a file tells nobody
-            await asyncio.sleep(0.01)
+        await eventually(lambda: log.read_text().endswith("\n"))
         descriptors, own_session, cwd, environment = json.loads(log.read_text())
         assert descriptors == [0, 1, 2, given]
         assert own_session

@@ -209,12 +209,18 @@ async def test_nothing_is_opened_once_the_link_has_ended(
     ours, theirs = socket.socketpair()
     link = Link(*await asyncio.open_connection(sock=ours), peer="a", silence=60)
 
+    settle, settling = link.settle, asyncio.Event()
+
     async def look(_domain: Domain, _host: str, _facts: Any) -> list[Refusal]:
-        await link.lost()
-        for _ in range(10):  # whoever has waited for that has done what it then does
-            await asyncio.sleep(0)
+        await settling.wait()
         return []
 
+    async def wait_for_calls() -> None:
+        """The agent knows that the link is lost, and waits for what it was asked before."""
+        settling.set()
+        await settle()
+
+    monkeypatch.setattr(link, "settle", wait_for_calls)
     monkeypatch.setattr(hypervisor, "test_incoming", look)
     agent: Any = Agent(link, settings, journal, Caller())
     await agent._on_hello(HELLO)

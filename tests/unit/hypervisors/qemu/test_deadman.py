@@ -18,6 +18,7 @@ from entourage.hosts.resources import marked_processes
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.qemu.arming import arm_deadman
 from entourage.hypervisors.qemu.paths import Places
+from tests.unit.eventually import eventually
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp, refuse
 
 
@@ -133,8 +134,7 @@ async def test_nothing_to_cancel(guest: Guest) -> None:
 
 async def test_a_guest_that_its_user_had_paused(guest: Guest, tmp_path: Path) -> None:
     (await arm(guest, run_again=False)).close()
-    while not (tmp_path / "log").read_text():  # noqa: ASYNC110 - a file tells nobody
-        await asyncio.sleep(0.01)
+    await eventually((tmp_path / "log").read_text)
     assert "stays paused" in (tmp_path / "log").read_text()
     assert guest.did == ["yank", "stop", "block-job-cancel", "migrate_cancel"]
     assert guest.status == "finish-migrate"
@@ -208,8 +208,7 @@ async def test_a_parent_that_lives_may_hold_the_guest_and_a_frozen_one_may_not(
     with pytest.raises(HypervisorError, match="would resume the guest"):
         await hand.disarm()
     hand.close()
-    while not (tmp_path / "log").read_text():  # noqa: ASYNC110 - a file tells nobody
-        await asyncio.sleep(0.01)
+    await eventually((tmp_path / "log").read_text)
     assert "held for too long by a process that is frozen" in (tmp_path / "log").read_text()
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
+from tests.unit.eventually import eventually
 
 GREETING = {
     "QMP": {
@@ -247,11 +248,9 @@ async def test_an_urgent_command_always_gets_through(qemu: FakeQmp, monitor: Mon
     """QEMU reads no more after eight commands that wait for its main loop."""
     qemu.silent = True
     slow = [asyncio.create_task(monitor.execute("block-job-cancel")) for _ in range(20)]
-    while len(qemu.commands) < 2:  # noqa: ASYNC110 - a fake tells nobody
-        await asyncio.sleep(0)
+    await eventually(lambda: len(qemu.commands) >= 2)
     urgent = asyncio.create_task(monitor.execute("yank", urgent=True))
-    while qemu.commands[-1][0] != "yank":  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await eventually(lambda: qemu.commands[-1][0] == "yank")
     assert 1 < len(qemu.commands) <= 8
     for task in (*slow, urgent):
         task.cancel()

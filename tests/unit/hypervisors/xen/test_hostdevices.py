@@ -14,6 +14,7 @@ from entourage.hypervisors.seams import HostDevice
 from entourage.hypervisors.xen import hostdevices
 from entourage.hypervisors.xen.configuration import Entry, read_domain
 from entourage.hypervisors.xen.hostdevices import HostDevices
+from tests.unit.eventually import eventually
 from tests.unit.hypervisors.xen.stand_in import Xl, stand_in
 
 HERE, THERE = "0000:41:00.0", "0000:05:00.1"
@@ -137,8 +138,7 @@ async def test_an_xl_that_has_begun_is_let_end(xl: Xl) -> None:
     xl.has(pci=[HERE], slow=["pci-detach"])
     task = asyncio.create_task(devices().unplug(GPU))
     async with asyncio.timeout(PATIENCE):
-        while not xl.began:  # noqa: ASYNC110 - a program tells nobody
-            await asyncio.sleep(0.01)
+        await eventually(lambda: xl.began)
         task.cancel()
         xl.go_on()
         with pytest.raises(asyncio.CancelledError):

@@ -33,6 +33,7 @@ from entourage.hypervisors.xen.receiver import Said
 from entourage.hypervisors.xen.streams import TransportEnd
 from entourage.hypervisors.xen.xenstore import XenStore
 from entourage.settings.model import PathSettings, Settings
+from tests.unit.eventually import eventually
 
 UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
 PATIENCE = 20.0
@@ -322,8 +323,7 @@ async def test_an_engine_that_dies_before_go_is_no_end_of_the_domain(scene: Scen
         await scene.begin()
         undone = asyncio.create_task(_undo(scene))
         await scene.stream.close()
-        while "resumed" not in scene.did():  # noqa: ASYNC110 - xl tells nobody
-            await asyncio.sleep(0.01)
+        await eventually(lambda: "resumed" in scene.did())
         await undone
     assert scene.did() == {"suspended", "resumed"}
 

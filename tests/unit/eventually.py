@@ -1,0 +1,26 @@
+"""Waiting for what tells nobody that it has changed: looked at again and again, with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+_WITHIN = 20.0  # seconds
+_LOOK_EVERY = 0.005  # seconds
+
+
+async def eventually(check: Callable[[], object]) -> None:
+    """Wait until a check says yes; an AssertionError where it does not in time."""
+    deadline = time.monotonic() + _WITHIN
+    while not check():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(_LOOK_EVERY)
+
+
+def wait_until(check: Callable[[], object]) -> None:
+    """Do the same where there is no event loop."""
+    deadline = time.monotonic() + _WITHIN
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(_LOOK_EVERY)
