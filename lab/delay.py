@@ -1,20 +1,22 @@
-"""A long way between two hosts: what they send each other arrives later, and in order.
+"""A long way between two hosts: what they send each other arrives later, in order or not.
 
 There is no netem in every kernel, so the frames take a detour: the port of the first host is taken
 off the switch, and a program of its own hands every frame on between the two, those of the other
 host after a while. What guests and the client send and get is not delayed.
 
-Run as ``python -m lab.delay PORT SWITCH-PORT MAC MAC SECONDS`` in the switch.
+Run as ``python -m lab.delay PORT SWITCH-PORT MAC MAC SECONDS SPREAD`` in the switch.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import random
 import select
 import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,8 +49,17 @@ class Delay:
     process: HostProcess
 
     @classmethod
-    def between(cls, lab: Lab, a: str, b: str, seconds: float) -> Self:
-        """Whatever these two hosts send each other arrives so much later, each way."""
+    def between(cls, lab: Lab, a: str, b: str, seconds: float, *, spread: float = 0) -> Self:
+        """Whatever these two hosts send each other arrives so much later, each way.
+
+        Args:
+            lab: The two hosts.
+            a: The name of the one.
+            b: The name of the other.
+            seconds: How much later, at least.
+            spread: How much more than that at most, for each frame by chance: they overtake one
+                another.
+        """
         switch, port = lab.switch, network.port_of(a)
         network.ip_batch(
             switch.init_pid,
@@ -62,7 +73,8 @@ class Delay:
             ],
         )
         macs = [network.mac_of(lab[name].address) for name in (a, b)]
-        argv = [sys.executable, "-S", "-m", "lab.delay", port, "detour-end", *macs, str(seconds)]
+        argv = [sys.executable, "-S", "-m", "lab.delay", port, "detour-end", *macs]
+        argv += [str(seconds), str(spread)]
         process = switch.popen(argv, cwd=str(REPOSITORY), stdout=subprocess.PIPE, stderr=None)
         if process.stdout is None or process.stdout.readline() != "ready\n":
             raise RuntimeError("the delay does not start")
@@ -77,6 +89,10 @@ class Delay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """What they send each other arrives at once again."""
         self.process.kill()
         self.process.communicate()
         network.ip_batch(
@@ -96,16 +112,24 @@ class Forwarder:
         sink: And go there.
         late: Whether a frame is one that waits, by its two MACs (target, source).
         seconds: How long.
+        spread: How much longer, at most, by chance.
     """
 
     def __init__(
-        self, source: socket.socket, sink: socket.socket, late: set[bytes], seconds: float
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        late: set[bytes],
+        seconds: float,
+        spread: float,
     ) -> None:
         self.source = source
-        self._sink = sink
+        self.sink = sink
         self._late = late
         self._seconds = seconds
-        self._queue: deque[tuple[float, bytes]] = deque()
+        self._spread = spread
+        self._numbers = itertools.count()
+        self._queue: list[tuple[float, int, bytes]] = []
 
     @property
     def due(self) -> float:
@@ -120,18 +144,20 @@ class Forwarder:
             except BlockingIOError:
                 return
             if frame[_HEADER : _HEADER + 12] in self._late:
-                self._queue.append((time.monotonic() + self._seconds, frame))
+                late = self._seconds + random.random() * self._spread  # noqa: S311 - no secret
+                due = time.monotonic() + late
+                heapq.heappush(self._queue, (due, next(self._numbers), frame))
             else:
                 self._send(frame)
 
     def release(self, now: float) -> None:
         """Send what has waited long enough."""
         while self._queue and self._queue[0][0] <= now:
-            self._send(self._queue.popleft()[1])
+            self._send(heapq.heappop(self._queue)[2])
 
     def _send(self, frame: bytes) -> None:
         try:
-            self._sink.send(frame)
+            self.sink.send(frame)
         except OSError:  # a full queue: as a wire does, it loses the frame
             return
 
@@ -149,13 +175,13 @@ def _open(port: str) -> socket.socket:
 
 def main() -> None:
     """Hand frames on until killed."""
-    port, other, *macs, seconds = sys.argv[1:]
+    port, other, *macs, seconds, spread = sys.argv[1:]
     a, b = (bytes.fromhex(mac.replace(":", "")) for mac in macs)
     here, there = _open(port), _open(other)
     late = {a + b, b + a}
     ways = [
-        Forwarder(here, there, late, float(seconds)),
-        Forwarder(there, here, late, float(seconds)),
+        Forwarder(*ends, late, float(seconds), float(spread))
+        for ends in ((here, there), (there, here))
     ]
     print("ready", flush=True)
     while True:

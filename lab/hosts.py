@@ -161,7 +161,7 @@ class Lab:
     ) -> None:
         """Cut two hosts off each other until `mend`; another cut of the two replaces it.
 
-        `drop` loses packets in the switch without a word, `lossy` one in five of them by chance;
+        `drop` loses packets in the switch without a word, `lossy` one in twenty of them by chance;
         `reset` answers TCP with RST and resets the connections that there are. `traffic` is all,
         only ssh, or all TCP but ssh.
         """

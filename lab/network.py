@@ -88,7 +88,7 @@ def cut_table(a: str, b: str) -> str:
     return "cut_" + "_".join(sorted((a, b)))
 
 
-_LOSES: Final[dict[How, str]] = {"drop": "", "lossy": "numgen random mod 5 == 0"}
+_LOSES: Final[dict[How, str]] = {"drop": "", "lossy": "numgen random mod 20 == 0"}
 
 
 @dataclass(frozen=True)

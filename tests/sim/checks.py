@@ -11,6 +11,9 @@ from tests.sim.guest import FREE, INCOMING, At
 from tests.sim.loop import Process
 from tests.sim.world import World
 
+_ENDS = frozenset({"guest-ends", "crash-a", "unheard-a"})
+"""Faults that only end the guest, or its machine on the source."""
+
 
 def status_of(process: Process) -> int:
     """The exit status of ``entourage migrate``."""
@@ -40,6 +43,8 @@ def at_exit(world: World, process: Process) -> None:
             world.violated(f"exit status {status} and the last event {last.outcome}")
         _runs_on(world, last)
     _means(world, status, str(process.error))
+    if status == 6 and _ENDS.issuperset(world.faults.came):
+        world.violated(f"in doubt of a guest that has only ended: {process.error}")
     if not world.faults.came and status != 0:
         world.violated(f"nothing was wrong, and it ended with {status}: {process.error}")
     if world.said_back and status in {0, 5}:

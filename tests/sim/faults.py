@@ -28,6 +28,7 @@ KINDS = {
     "guest-ends": 5,
     "crash-a": 5,
     "crash-b": 5,
+    "unheard-a": 4,
     "full-a": 3,
     "full-b": 3,
     "readonly-a": 2,
@@ -204,6 +205,7 @@ class Faults:
             "hangs": self._hangs,
             "guest": self._guest,
             "crash": self._crash,
+            "unheard": self._unheard,
             "full": self._full,
             "readonly": self._readonly,
             "io": self._io,
@@ -342,6 +344,12 @@ class Faults:
             copy.die("QEMU has ended (guest-shutdown)")
 
     def _crash(self, fault: Fault, host: Any, rest: str) -> None:
+        host.crash("QEMU has ended")
+
+    def _unheard(self, fault: Fault, host: Any, rest: str) -> None:
+        """Its daemon goes away with it, and comes back: nobody is told."""
+        if host.copy is not None:
+            host.copy.unheard = True
         host.crash("QEMU has ended")
 
     def _full(self, fault: Fault, host: Any, rest: str) -> None:

@@ -39,6 +39,7 @@ class Copy:
         self.marker = marker
         self.memory = -1
         self.why = ""
+        self.unheard = False
         self.released = at in FREE
         self.stream: Any = None
         self.on_change: list[Any] = []

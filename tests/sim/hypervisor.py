@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError, UsageError
+from entourage.errors import GoneError, HypervisorError, UsageError
 from entourage.handover.values import Guest as Seen
 from entourage.hypervisors.backend import Backend
 from entourage.hypervisors.base import DomainState, MemoryProgress, Plan, Ticket
@@ -101,7 +101,7 @@ class SimMachine(MachineSeams):
 
     def _standing(self) -> Copy:
         if self.copy is None or not self.copy.alive:
-            raise HypervisorError("the machine has ended")
+            raise GoneError("the machine has ended")
         return self.copy
 
     async def reattach(self, *, was_running: bool) -> Seen:
@@ -127,7 +127,7 @@ class SimMachine(MachineSeams):
     async def died(self) -> str:
         if self.copy is None:
             return "it is gone"
-        while self.copy.alive:
+        while self.copy.alive or self.copy.unheard:
             await changed(self.copy)
         return self.copy.why
 

@@ -154,6 +154,14 @@ MUTANTS = (
         "return None",
     ),
     Mutant(
+        "a guest that is seen to have ended is waited for",
+        SOURCE,
+        "_resume",
+        "except GoneError:",
+        "except ZeroDivisionError:",
+        3000,
+    ),
+    Mutant(
         "the guest is let run before what must recover first",
         SOURCE,
         "_resume",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from lab.delay import Delay
 from lab.host import Host
 from lab.hosts import Lab
 from tests.e2e.run import PATIENCE, Under
@@ -21,6 +22,7 @@ _QEMU = "qemu-system-x86_64"
 _FILLER = "/srv/filler"
 _BLOCK = 4096
 _FROZEN_FOR = 4.0  # seconds, more than links may be silent in these tests
+_SPREAD = 0.005  # seconds
 _CLOCK = "/etc/clock"
 _FAKER = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 _TOOL_STEPS: Final = {"test": "0", "prepare": "1", "stopped": "2", "sync": "3"}
@@ -82,6 +84,7 @@ class Fault:
         if name == "clock":
             self._set_clocks("+0d", "+0d")
         self._frozen: tuple[Host, frozenset[str]] | None = None
+        self._detour: Delay | None = None
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -124,14 +127,15 @@ class Fault:
             case "source-host-and-agent":
                 self._kill(target, _is_agent)
                 self._cut_source(under)
-            case "source-read-only":
-                _remount(source, "ro")
-            case "target-read-only":
-                _remount(target, "ro")
+            case "link-reorders":
+                lab = self._world.lab
+                self._detour = Delay.between(lab, source.name, target.name, 0, spread=_SPREAD)
             case "strangers":
                 _send_garbage(self._world.lab, target)
             case "disk-full":
                 _fill(target)
+            case "source-disk-full":
+                _fill(source)
             case "clock":
                 self._set_clocks("-400d", "+400d")
             case _:
@@ -164,14 +168,15 @@ class Fault:
         if self._name == "agent-frozen":
             self._wait_ended(self._target, self._thaw())
         lab.mend(self._source.name, self._target.name)
+        if self._detour is not None:
+            self._detour.end()
         for host in (self._source, self._target):
             if not host.is_on:
                 host.power_on()
                 self._world.booted(host)
-        if self._name.endswith("-read-only"):
-            _remount(self._source if self._name.startswith("source") else self._target, "rw")
-        if self._name == "disk-full":
-            self._target.path(_FILLER).unlink()
+        if self._name.endswith("disk-full"):
+            full = self._source if self._name.startswith("source") else self._target
+            full.path(_FILLER).unlink()
         for host in (self._source, self._target):
             host.path(_CLOCK).unlink(missing_ok=True)
             # The faker's own, which it removes where a program ends less suddenly than ours.
@@ -193,7 +198,9 @@ class Fault:
             time.sleep(0.002)  # it was somebody else's child: there is nothing to wait on
 
     def _freeze(self, host: Host, which: Callable[[list[str]], bool]) -> None:
-        self._frozen = (host, kill(self._world, host, which, "STOP"))
+        pids = kill(self._world, host, which, "STOP")
+        assert pids, host.leftovers(self._world.clean[host.name])
+        self._frozen = (host, pids)
 
     def _thaw(self) -> frozenset[str]:
         assert self._frozen is not None
@@ -234,14 +241,11 @@ def _found(world: World, host: Host, which: Callable[[list[str]], bool]) -> froz
     return frozenset(pid for pid, *words in map(str.split, came) if which(words))
 
 
-def _remount(host: Host, how: str) -> None:
-    host.run(["mount", "--options", f"remount,bind,{how}", "/var/lib/entourage"])
-
-
 def _send_garbage(lab: Lab, target: Host) -> None:
     """From the client, which is no host of the migration's: 64 KiB of noise to each open port."""
     listening = target.run(["ss", "--listening", "--tcp", "--numeric", "--no-header"]).stdout
     ports = {line.split()[3].rpartition(":")[2] for line in listening.splitlines()} - {"22"}
+    assert ports, "nothing listens"
     for port in ports:
         with lab.client.socket() as stranger, contextlib.suppress(OSError):
             stranger.settimeout(1)

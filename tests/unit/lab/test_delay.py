@@ -22,7 +22,22 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket, Forwarder]]:
     for one in (source, receiver):
         one.settimeout(0)
     with sender, source, sink, receiver:
-        yield sender, receiver, Forwarder(source, sink, {LATE}, 1000.0)
+        yield sender, receiver, Forwarder(source, sink, {LATE}, 1000.0, 0)
+
+
+def test_with_a_spread_they_overtake_one_another(
+    ends: tuple[socket.socket, socket.socket, Forwarder],
+) -> None:
+    sender, receiver, way = ends
+    spread = Forwarder(way.source, way.sink, {LATE}, 0, 1000.0)
+    sent = [bytes([number]) for number in range(8)] * 5
+    for number in sent:
+        sender.send(HEADER + LATE + number)
+        spread.take()
+    spread.release(time.monotonic() + 2000)
+    came = [receiver.recv(100)[-1:] for _ in sent]
+    assert came != sent
+    assert sorted(came) == sorted(sent)
 
 
 def test_only_frames_between_the_two_hosts_wait(
