@@ -33,13 +33,11 @@ def lines_for(error: EntourageError, *, verbose: bool = False) -> list[str]:
         devices = joined(dict.fromkeys(refusal.device for refusal in error.refusals) or ["it"])
         return [clean(f"entourage: refused: {devices} cannot move; nothing was touched")]
     where = " on ".join(part for part in (error.device, error.host) if part)
-    lines = [
-        clean(f"entourage: {where}: {error.message}" if where else f"entourage: {error.message}")
-    ]
-    remedy = error.remedy.replace(SHOWN_IF_VERBOSE, "") if verbose else error.remedy
-    if remedy:
-        lines.append(clean(f"  remedy: {remedy}"))
-    return lines
+    lines = [f"entourage: {where}: {error.message}" if where else f"entourage: {error.message}"]
+    if error.remedy:
+        lines.append(f"  remedy: {error.remedy}")
+    # The message may quote another error with its remedy.
+    return [clean(line.replace(SHOWN_IF_VERBOSE, "") if verbose else line) for line in lines]
 
 
 def tell(error: EntourageError, *, verbose: bool = False) -> int:

@@ -72,7 +72,14 @@ class Calls:
         calls = (call for call in self._calls() if call.state.connecting)
         return sum(call.shut() for call in calls if port in {None, call.port})
 
-    def hang_up_on_silence(self, patience: float, *, held_up: bool) -> int:
+    def hang_up_on_silence(
+        self,
+        patience: float,
+        *,
+        held_up: bool,
+        answers: bool = True,
+        one_way: int | None = None,
+    ) -> int:
         """Shut those at which the other host has been silent for too long. Never waits.
 
         To be called again and again: how long one has not been taken is known from call to call.
@@ -80,7 +87,9 @@ class Calls:
         Args:
             patience: Seconds; eight round trips come on top, where they are known.
             held_up: Whether the process waits for something: then also those that were taken, and
-                at which nothing has come in though the other host owes it.
+                at which nothing has come in though the other host has to confirm what was sent.
+            answers: Whether it has to answer it as well. A host that is slow still confirms.
+            one_way: Its port at which it never answers.
 
         Returns:
             How many there were.
@@ -91,8 +100,10 @@ class Calls:
                 since = connecting[call.inode] = self._connecting.get(call.inode, now)
                 silent = now - since > patience
             else:
-                quiet = call.state.quiet > patience + call.state.answers_within
-                silent = held_up and call.state.owed and quiet
+                state = call.state
+                two_way = answers and call.port != one_way
+                owes = state.unconfirmed or (two_way and state.unanswered)
+                silent = held_up and owes and state.quiet > patience + state.answers_within
             count += silent and call.shut()
         self._connecting = connecting
         return count

@@ -21,14 +21,17 @@ class TcpInfo:
 
     Attributes:
         connecting: The other host has not taken it yet.
-        owed: The other host has not confirmed all that was sent, or has sent nothing since the last
-            of it; so it is also until the first word of one that is to speak first.
+        unconfirmed: The other host's system has not confirmed all that was sent.
+        unanswered: The other host has sent nothing since the last that was sent to it; so it is
+            also until the first word of one that is to speak first, and always where nobody
+            answers. Of several questions at once, one answer counts for all.
         quiet: Seconds since anything came in: data, or word that data has arrived there.
         rtt: Seconds for a round trip, as measured so far.
     """
 
     connecting: bool
-    owed: bool
+    unconfirmed: bool
+    unanswered: bool
     quiet: float
     rtt: float
 
@@ -44,7 +47,8 @@ def of(one: socket.socket) -> TcpInfo:
     state, unconfirmed, data_went, data_came, word_came, rtt = _FIELDS.unpack(data)
     return TcpInfo(
         connecting=state == _SYN_SENT,
-        owed=unconfirmed > 0 or data_went <= data_came,
+        unconfirmed=unconfirmed > 0,
+        unanswered=data_went <= data_came,
         quiet=min(data_came, word_came) / 1e3,
         rtt=rtt / 1e6,
     )

@@ -28,12 +28,10 @@ import os
 import select
 import socket
 import sys
-import threading
 import time
 from typing import Protocol
 
 _LOOK_EVERY = 0.1  # seconds
-_GIVES_UP_WITHIN = 90.0  # seconds
 _FROZEN_AFTER = 0.7  # seconds without a word from the parent, which says one every 0.2
 
 
@@ -113,17 +111,6 @@ def _must_act(parent: _Parent, guest: Guest, budget: float | None) -> bool:
     return parent.may_resume
 
 
-def _given_up(guest: Guest, *, run_again: bool) -> str:
-    """Give up; what became of it. This process ends also where the hypervisor never answers."""
-    said: list[str] = []
-    giving_up = threading.Thread(
-        target=lambda: said.append(guest.give_up(run_again=run_again)), daemon=True
-    )
-    giving_up.start()
-    giving_up.join(_GIVES_UP_WITHIN)
-    return said[0] if said else "it failed, or its hypervisor does not answer: let it run by hand"
-
-
 def main(arguments: list[str]) -> int:
     """Wait for a word from the parent, for its death, or for its silence."""
     descriptor, run_again, budget, backend, *rest = arguments
@@ -133,7 +120,8 @@ def main(arguments: list[str]) -> int:
     parent = _Parent(end)
     if _must_act(parent, guest, float(budget) if budget else None):
         end.close()  # what the parent says from here on, nobody takes
-        said = _given_up(guest, run_again=run_again == "1")
+        # However long the hypervisor does not answer: nobody else lets the guest run.
+        said = guest.give_up(run_again=run_again == "1")
         why = "" if parent.is_dead else "it was held for too long by a process that is frozen: "
         sys.stderr.write(
             f"entourage: deadman (resumes the guest if its migration dies): {why}{said}\n"

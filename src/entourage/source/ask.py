@@ -13,7 +13,14 @@ from msgspec.structs import replace
 
 from entourage import messages
 from entourage.clock import Clock
-from entourage.errors import EntourageError, InternalError, LinkError, LinkLost
+from entourage.errors import (
+    EntourageError,
+    InternalError,
+    LinkError,
+    LinkLost,
+    plain_words,
+    what_to_do,
+)
 from entourage.handover.executor import Executor
 from entourage.handover.rules import Source, decide_source
 from entourage.handover.values import (
@@ -101,7 +108,7 @@ class TargetQuery:
 
         Raises:
             LinkError, TimeoutError: It cannot be reached, or does not answer.
-            EntourageError, OSError: This host could not do what follows from the answer.
+            EntourageError: This host could not do what follows from the answer.
         """
         problems: list[str] = []
         broken: list[Exception] = []
@@ -149,15 +156,22 @@ class TargetQuery:
                 limit.reschedule(None)
                 await link.settle()
                 if broken:
-                    error = broken[0]
-                    ours = isinstance(error, EntourageError | OSError)
-                    raise error if ours else InternalError(error)
+                    raise _of_this_host(broken[0])
                 limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_WITHIN)
                 # It has acted on the last word as well when this returns.
                 last = await link.call(messages.BYE, None)
                 return replace(last, problems=(*last.problems, *problems))
         finally:
             self._link = None
+
+
+def _of_this_host(error: Exception) -> EntourageError:
+    """What failed here, and is no word of whether the target answers."""
+    if isinstance(error, EntourageError) and not isinstance(error, LinkError):
+        return error
+    if isinstance(error, LinkError | OSError):
+        return EntourageError(plain_words(error), remedy=what_to_do(error))
+    return InternalError(error)
 
 
 def _why(error: Exception) -> str:

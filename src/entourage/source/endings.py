@@ -13,6 +13,7 @@ from entourage.source.session import Session
 
 _TELLS_WITHIN = 5.0  # seconds for a machine that has ended to say why
 _SHUT_DOWN = "guest-shutdown"  # QEMU's word, and ours for libvirt's
+_REBOOTED = "guest-reboot"  # same; only under Xen does a guest that reboots lose its machine
 
 
 async def guest_ended(session: Session, problems: Sequence[str]) -> GuestEnded:
@@ -26,8 +27,16 @@ async def guest_ended(session: Session, problems: Sequence[str]) -> GuestEnded:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_TELLS_WITHIN):
             why = await session.machine.died()
-    what = "was shut down from inside" if _SHUT_DOWN in why else f"has ended ({why})"
     left = "" if problems else f", and nothing of it is left on {session.target}"
+    if _REBOOTED in why:
+        return GuestEnded(
+            f"{name} was rebooted from inside while it moved, so that it has a new machine on"
+            f" {session.source}{left}",
+            host=session.source,
+            remedy=f"`entourage migrate {name} {session.target}` moves that one",
+            recovery_errors=problems,
+        )
+    what = "was shut down from inside" if _SHUT_DOWN in why else f"has ended ({why})"
     return GuestEnded(
         f"{name} {what} while it moved; it is off on {session.source}{left}",
         host=session.source,

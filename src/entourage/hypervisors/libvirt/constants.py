@@ -72,8 +72,11 @@ class State(enum.IntEnum):
     SUSPENDED = 7
 
 
-SHUT_OFF: Final = {1: "guest-shutdown", 2: "it was destroyed", 3: "it crashed", 6: "QEMU failed"}
-"""What of ``virDomainShutoffReason`` may become of a guest that moves."""
+SHUT_OFF: Final = {1: "guest-shutdown", 2: "it was destroyed", 6: "QEMU failed"}
+"""What of ``virDomainShutoffReason`` may become of a guest that moves.
+
+Not 3, a crash: so libvirtd calls whatever has ended while it was not there.
+"""
 
 OFF: Final = frozenset({State.SHUT_OFF, State.CRASHED})
 

@@ -41,7 +41,6 @@ class LibvirtDomain:
         # Without it, every error is printed, also those that are expected.
         self._quiet = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(lambda *_: None)
         self._library.virSetErrorFunc(None, self._quiet)
-        self._connection: Any = None
         self._domain: Any = None
         self._held_since = 0.0
         self._look_again = threading.Event()
@@ -52,17 +51,20 @@ class LibvirtDomain:
             self._qemu = None
 
     def connect(self) -> bool:
-        """Connect (again), and find the domain; whether there is one."""
-        if self._connection:
-            self._library.virConnectClose(ctypes.c_void_p(self._connection))
-        self._connection = self._library.virConnectOpen(self._uri)
-        if not self._connection:
+        """Connect (again), and find the domain; whether there is one.
+
+        What it was found by before stays open: another thread may be asking there.
+        """
+        opened = self._library.virConnectOpen(self._uri)
+        if not opened:
             return False
-        found = self._library.virDomainLookupByUUIDString(
-            ctypes.c_void_p(self._connection), self._uuid
-        )
-        self._domain = ctypes.c_void_p(found) if found else None
-        return self._domain is not None
+        connection = ctypes.c_void_p(opened)
+        found = self._library.virDomainLookupByUUIDString(connection, self._uuid)
+        if not found:
+            self._library.virConnectClose(connection)
+            return False
+        self._domain = ctypes.c_void_p(found)
+        return True
 
     def state(self) -> int:
         """Its ``virDomainState``; -1 where libvirtd does not say."""
@@ -168,8 +170,10 @@ class LibvirtDomain:
                 self.connect()
             elif paused_at and now - paused_at > _ASKS_AFTER:
                 asked_at = now
-                # A user may pause his guest meanwhile: that is no migration that holds it.
-                self._held_since = paused_at if self._where() in _HOLDS else 0.0
+                if self._where() in _HOLDS:
+                    self._held_since = paused_at
+                else:  # its user has paused it: no migration holds it, or not before now
+                    self._held_since, paused_at = 0.0, now
 
     def give_up(self, *, run_again: bool) -> str:
         """See ``resume``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask, tell_qemu
-from entourage.hypervisors.libvirt.constants import SHUT_OFF, State
+from entourage.hypervisors.libvirt.constants import OFF, SHUT_OFF, State
 from entourage.hypervisors.libvirt.undefine import undefine
 
 _THERE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SUSPENDED})
+_SHUTS_DOWN_WITHIN = 10.0  # seconds
+_SOON = 0.05  # seconds
 _BACK_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 
 
@@ -98,10 +101,10 @@ class Handle:
             GoneError: Its guest has ended.
             HypervisorError: libvirt does not let it.
         """
-        state = await self.state()
+        state = await self._settled()
         if state in {State.RUNNING, State.BLOCKED}:
             return
-        if state not in {State.PAUSED, State.SUSPENDED}:
+        if state in OFF | {State.NONE}:
             self.gone = await self._why_gone()
             raise GoneError(f"the machine of {self.domain.name} is gone: {self.gone}")
         if self.was_running:
@@ -110,6 +113,30 @@ class Handle:
             except RefusedError:
                 if await self.state() != State.RUNNING:
                     raise
+
+    async def _settled(self) -> int:
+        """Its state, once it is not about to change: a guest that shuts down is soon off.
+
+        Or it runs again, where its user has libvirt make a reboot of that.
+        """
+        deadline = time.monotonic() + _SHUTS_DOWN_WITHIN
+        # It is asked after its libvirtd may have gone away, and the events with it.
+        while (state := await self._state_or_none()) == State.SHUTDOWN:
+            if time.monotonic() > deadline:
+                raise HypervisorError(
+                    f"{self.domain.name} shuts down, and does not end",
+                    remedy=f"`virsh destroy {self.domain.name}` ends it",
+                )
+            await asyncio.sleep(_SOON)
+        return state
+
+    async def _state_or_none(self) -> int:
+        try:
+            return await self.state()
+        except RefusedError:
+            if not self.transient:
+                raise
+            return State.NONE
 
     async def _why_gone(self) -> str:
         """What its libvirtd says of a domain that is off; a libvirtd that was restarted knows less.

@@ -26,7 +26,7 @@ from types import MappingProxyType
 import msgspec
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError
+from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
 from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
@@ -48,7 +48,7 @@ from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job, Parameters
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
-from entourage.hypervisors.libvirt.process import is_tcp, way_of
+from entourage.hypervisors.libvirt.process import is_tcp, outlives, way_of
 from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
 from entourage.hypervisors.libvirt.silence import watched
@@ -374,7 +374,20 @@ class LibvirtMachine(MachineSeams):
 
     async def abort(self) -> None:
         """Give the migration up at whatever point: the guest runs here again, or stays paused."""
-        await self._rollback.abort()
+        try:
+            await self._rollback.abort()
+        except GoneError:
+            name, uuid = self.domain.name, str(self.domain.uuid)
+            if await asyncio.to_thread(outlives, name, uuid):
+                raise HypervisorError(
+                    f"libvirt knows nothing of {name}, whose QEMU runs on",
+                    remedy=f"see why in the log of libvirtd; then `entourage recover {name}`",
+                ) from None
+            self._begin_to_tidy()
+            raise
+        self._begin_to_tidy()
+
+    def _begin_to_tidy(self) -> None:
         if self._tidying is None or self._tidying.done():
             self._tidying = asyncio.create_task(self._dismiss())
 

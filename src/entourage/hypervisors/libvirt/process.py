@@ -20,6 +20,17 @@ def qemu_of(name: str) -> ProcessHandle | None:
     return ProcessHandle.open(pid)
 
 
+def outlives(name: str, uuid: str) -> bool:
+    """Whether a domain's QEMU runs, whatever libvirtd says of the domain. Reads files."""
+    process = qemu_of(name)
+    if process is None:
+        return False
+    with contextlib.closing(process), contextlib.suppress(OSError):
+        # A number that libvirtd has left behind may be another process's by now.
+        return uuid.encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    return False
+
+
 def daemon() -> ProcessHandle | None:
     """The process of the system's libvirtd, or of its virtqemud; the caller closes it."""
     for file, name in _DAEMONS.items():

@@ -124,14 +124,16 @@ class Rollback:
         """Do not end the job in the moment between the guest's stop and QEMU's holding of memory.
 
         QEMU (7.2) may go to sleep for ever then, with the guest stopped, and libvirt (9.0) may wait
-        for ever for a stop that has been. It is tens of milliseconds, in which disks are flushed.
+        for ever for a stop that has been. It is tens of milliseconds, in which disks are flushed;
+        seconds where the target is slow to flush them, and then its connections stay: libvirt
+        cancels copies only later, and one that is cut off before may leave its job behind.
         """
 
         def past(known: Known) -> bool | None:
             stopping = known.stopped_at > known.resumed_at and known.migration == "active"
             return None if stopping else True
 
-        await self._until(past, performing, _FLUSHES_WITHIN)
+        await self._until(past, performing, _FLUSHES_WITHIN, answers=False)
 
     async def _past_the_copies(self, performing: asyncio.Future[bytes]) -> bool:
         """Do not end the job while libvirt ends the copies of the disks of a stopped guest.
@@ -161,6 +163,8 @@ class Rollback:
         past: Callable[[Known], bool | None],
         performing: asyncio.Future[bytes],
         seconds: float,
+        *,
+        answers: bool = True,
     ) -> bool:
         """Wait for what is past, Perform's end, or that nothing more is heard; whether one came."""
         if performing.done():
@@ -168,7 +172,7 @@ class Rollback:
         waiting, began = asyncio.ensure_future(self._job.heard().until(past)), time.monotonic()
         try:
             return await self._came(
-                {waiting, performing}, seconds, lambda: time.monotonic() - began
+                {waiting, performing}, seconds, lambda: time.monotonic() - began, answers=answers
             )
         finally:
             waiting.cancel()
@@ -194,14 +198,20 @@ class Rollback:
             _read_late(pressed)
 
     async def _came(
-        self, waiting: set[asyncio.Future[Any]], seconds: float, unanswered: Callable[[], float]
+        self,
+        waiting: set[asyncio.Future[Any]],
+        seconds: float,
+        unanswered: Callable[[], float],
+        *,
+        answers: bool = True,
     ) -> bool:
         """Wait for one of these; meanwhile, a silent target that holds QEMU up is hung up on.
 
         Args:
             waiting: What is waited for.
             seconds: How long, at most.
-            unanswered: Says for how many seconds QEMU owes an answer.
+            unanswered: Says for how many seconds QEMU has been waited for.
+            answers: Whether a target is silent that only confirms what it is sent.
         """
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -211,13 +221,15 @@ class Rollback:
             if ended:
                 return True
             held_up = unanswered() > _SILENT_AFTER
-            await asyncio.to_thread(self._hang_up_on_silence, held_up=held_up)
+            await asyncio.to_thread(self._hang_up_on_silence, held_up=held_up, answers=answers)
         return any(each.done() for each in waiting)
 
-    def _hang_up_on_silence(self, *, held_up: bool) -> None:
+    def _hang_up_on_silence(self, *, held_up: bool, answers: bool) -> None:
         """End what QEMU waits for where the target has been silent for as long."""
         if self._job.calls is not None:
-            self._job.calls.hang_up_on_silence(_SILENT_AFTER, held_up=held_up)
+            self._job.calls.hang_up_on_silence(
+                _SILENT_AFTER, held_up=held_up, answers=answers, one_way=self._job.port
+            )
 
     def _hang_up(self) -> None:
         """End what QEMU waits for, and what libvirtd does with the domain locked."""

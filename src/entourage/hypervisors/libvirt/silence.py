@@ -34,7 +34,7 @@ async def fallen_silent(job: Job) -> None:
     """
     while job.calls is not None and not job.disks.under_way:
         held_up = job.disks.unanswered > _SILENT_AFTER
-        if await asyncio.to_thread(_hang_up, job.calls, held_up=held_up):
+        if await asyncio.to_thread(_hang_up, job.calls, job.port, held_up=held_up):
             raise HypervisorError(
                 f"{job.host} fell silent while the copies of the disks were connected, so that the"
                 " guest would have stood still",
@@ -44,5 +44,5 @@ async def fallen_silent(job: Job) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-def _hang_up(calls: Calls, *, held_up: bool) -> int:
-    return calls.hang_up_on_silence(_SILENT_AFTER, held_up=held_up)
+def _hang_up(calls: Calls, memory: int | None, *, held_up: bool) -> int:
+    return calls.hang_up_on_silence(_SILENT_AFTER, held_up=held_up, one_way=memory)

@@ -30,7 +30,7 @@ class _Qmp:
         self._rest = b""
         self._count = 0
         self.migration = ""
-        self.stopped_at = 0.0
+        self.stopped_at = self.holds_at = 0.0
         greeted = False
         while not greeted:
             # What QEMU could not say to who was connected before comes first, perhaps torn.
@@ -50,6 +50,8 @@ class _Qmp:
         match message.get("event"):
             case "MIGRATION":
                 self.migration = message["data"]["status"]
+                holds = self.migration in _HOLDS
+                self.holds_at = (self.holds_at or time.monotonic()) if holds else 0.0
             case "STOP" | "RESUME" as event:
                 self.stopped_at = time.monotonic() if event == "STOP" else 0.0
             case _:
@@ -116,8 +118,9 @@ class _Guest:
         """By QEMU's events. A guest that its user has paused meanwhile is held by no migration."""
         with contextlib.suppress(EOFError, OSError):  # it has ended: nobody to be let run
             self._qmp.hear()
-        held = self._qmp.stopped_at and self._qmp.migration in _HOLDS
-        return time.monotonic() - self._qmp.stopped_at if held else 0.0
+        stopped_at, holds_at = self._qmp.stopped_at, self._qmp.holds_at
+        held = stopped_at and holds_at
+        return time.monotonic() - max(stopped_at, holds_at) if held else 0.0
 
     def give_up(self, *, run_again: bool) -> str:
         """See ``resume``."""

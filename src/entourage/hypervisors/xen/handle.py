@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from entourage.hypervisors.xen.constants import AWAY
 from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
 from entourage.hypervisors.xen.xl import run, xl
+
+_BACK_WITHIN = 3.0  # seconds for xl to make a domain anew
+_LOOK_EVERY = 0.1  # seconds
 
 
 class Handle:
@@ -42,13 +46,34 @@ class Handle:
         """What libxl says of it; None where there is no such domain."""
         return None if self.domid is None else life(self.domid)
 
-    async def until_gone(self) -> None:
-        """Wait until there is no such domain any more."""
-        released = await self.store.watch(RELEASED)
-        while self.life() is not None:
+    async def until_gone(self) -> Life | None:
+        """Wait until there is no such domain any more; what was seen of it last, if anything."""
+        released, last = await self.store.watch(RELEASED), None
+        while (now := self.life()) is not None:
             released.clear()
-            if self.life() is not None:
+            if (now := self.life()) is not None:
+                last = now
                 await released.wait()
+        return last
+
+    async def is_back(self, last: Life | None) -> bool:
+        """Whether xl has made a domain that is gone anew, as it does when its guest reboots.
+
+        Args:
+            last: What was seen of it last. Of a domain that had not ended then it is not known why
+                it is gone: so it is waited for as well.
+        """
+        if last is not None and last.ended and not last.reboots:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BACK_WITHIN):
+                # Xenstore tells of a new domain before that has its UUID there.
+                while True:
+                    found = await self.store.domain_ids(str(self.domain.uuid))
+                    if any(domid != self.domid for domid in found):
+                        return True
+                    await asyncio.sleep(_LOOK_EVERY)
+        return False
 
     async def run_again(self) -> None:
         """Let the guest run, where xl has not, under its own name.

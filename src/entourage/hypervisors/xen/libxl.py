@@ -21,6 +21,8 @@ from entourage.errors import HypervisorError, plain_words
 
 _SUSPEND = 2
 _CRASH = 3
+_REBOOTS = frozenset({1, 5})  # reboot, soft reset
+_NOT_FOUND = -21  # ERROR_DOMAIN_NOTFOUND of libxl_types.idl
 _CRITICAL = 9
 _PLACES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
 
@@ -53,6 +55,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
         paused: Somebody holds it (``xl pause``, or it is being built).
         suspended: It has been asked to suspend, and has.
         ended: It is off.
+        reboots: It is off because its guest reboots: xl makes it anew.
         crashed: It has ended of itself.
         cpu_time: Nanoseconds that it has run here; 0 where it never did.
     """
@@ -60,6 +63,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool
     suspended: bool
     ended: bool
+    reboots: bool = False
     crashed: bool
     cpu_time: int
 
@@ -114,17 +118,23 @@ def life(domid: int) -> Life | None:
     """What a domain does now; None where it is gone. Microseconds: one hypercall.
 
     Raises:
-        HypervisorError: libxl is not there, or not allowed.
+        HypervisorError: libxl is not there, or not allowed, or does not say.
     """
     info = _Info()
     status: int = _library().libxl_domain_info(_context(), ctypes.byref(info), domid)
-    if status:
+    if status == _NOT_FOUND:
         return None
+    if status:
+        raise HypervisorError(
+            f"libxl does not say what becomes of domain {domid} (its error {status})",
+            remedy="`xl list` and `xl dmesg` may tell more",
+        )
     suspended = info.shutdown and info.shutdown_reason == _SUSPEND
     found = Life(
         paused=info.paused,
         suspended=suspended,
         ended=info.shutdown and not suspended,
+        reboots=info.shutdown and info.shutdown_reason in _REBOOTS,
         crashed=info.shutdown and info.shutdown_reason == _CRASH,
         cpu_time=info.cpu_time,
     )

@@ -22,7 +22,7 @@ from types import MappingProxyType
 import msgspec
 
 from entourage.domain import Domain, Net
-from entourage.errors import HypervisorError
+from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.ssh import ssh_command
 from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
@@ -125,8 +125,8 @@ class XenMachine(MachineSeams):
 
     async def died(self) -> str:
         """Returns, with the reason, when the domain is gone; never before."""
-        await self._handle.until_gone()
-        return "xl knows it no more"
+        ended = await self._handle.until_gone()
+        return "guest-reboot" if await self._handle.is_back(ended) else "xl knows it no more"
 
     # The carrier's six operations
 
@@ -233,7 +233,11 @@ class XenMachine(MachineSeams):
         self._migrating.fail()
         await self._disks.end()
         await self._migrating.ended()
-        await self._handle.run_again()
+        try:
+            await self._handle.run_again()
+        except GoneError:
+            await self._migrating.tidy()
+            raise
         await self._migrating.tidy()
 
     async def halt(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import pytest
 
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
+from entourage.hypervisors.libvirt import machine, process
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
 
-DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
+UUID = "5b6e6d0e-0000-4000-8000-000000000001"
+DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 28)
 
 
 class Off:
@@ -33,12 +37,20 @@ class LostFeed:
         raise HypervisorError("libvirtd has gone")
 
 
+def machine_of(handle: Handle, directory: Path) -> Any:
+    """A machine that hears nothing more, and whose way back has nothing to do but run it."""
+    ended: Any = LibvirtMachine(handle, directory / "log")
+    ended._job.feed = LostFeed()
+    ended._rollback.abort = handle.run_again
+    return ended
+
+
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
         (Off(1), "guest-shutdown"),
-        (Off(3), "it crashed"),
-        (Off(0), "libvirt does not know why"),  # after it was started again
+        (Off(3), "libvirt does not know why"),  # its word after it was started again
+        (Off(0), "libvirt does not know why"),
         (None, "libvirt does not know why"),  # transient
     ],
 )
@@ -47,8 +59,62 @@ async def test_it_is_seen_where_it_was_to_run_again(
 ) -> None:
     connection: Any = None
     handle = Handle(connection, raw, DOMAIN, was_running=True, transient=raw is None)
-    ended: Any = LibvirtMachine(handle, tmp_path / "log")
-    ended._job.feed = LostFeed()
+    ended = machine_of(handle, tmp_path)
     with pytest.raises(GoneError, match="the machine of web1 is gone"):
-        await handle.run_again()
+        await ended.abort()
     assert await ended.died() == f"its machine has ended ({why})"
+
+
+async def test_one_whose_qemu_runs_on_has_not_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A libvirtd that was started again and cannot take it up says that it is off."""
+    connection: Any = None
+
+    def outlives(_name: str, _uuid: str) -> bool:
+        return True
+
+    monkeypatch.setattr(machine, "outlives", outlives)
+    handle = Handle(connection, Off(0), DOMAIN, was_running=True, transient=False)
+    with pytest.raises(HypervisorError, match="whose QEMU runs on") as caught:
+        await machine_of(handle, tmp_path).abort()
+    assert not isinstance(caught.value, GoneError)
+
+
+def test_a_number_that_was_left_behind_is_no_qemu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(process, "_PIDS", tmp_path)
+    assert not process.outlives("web1", UUID)
+    (tmp_path / "web1.pid").write_text(str(os.getpid()))
+    assert not process.outlives("web1", UUID)
+    assert process.outlives("web1", sys.argv[0].rpartition("/")[2])
+
+
+class ShuttingDown(Off):
+    """A fake of ``virDomain`` that shuts down, twice, and then is something else."""
+
+    def __init__(self, then: State) -> None:
+        super().__init__(0)
+        self._states = [State.SHUTDOWN, State.SHUTDOWN]
+        self._then = then
+
+    def state(self, _flags: int) -> list[int]:
+        return [self._states.pop() if self._states else self._then, 0]
+
+
+async def test_one_that_shuts_down_is_soon_off() -> None:
+    connection: Any = None
+    raw = ShuttingDown(State.SHUT_OFF)
+    handle = Handle(connection, raw, DOMAIN, was_running=True, transient=False)
+    with pytest.raises(GoneError):
+        await handle.run_again()
+
+
+async def test_or_it_reboots_and_runs() -> None:
+    """libvirt makes a reboot of a shutdown, where its user has asked for one."""
+    connection: Any = None
+    raw = ShuttingDown(State.RUNNING)
+    handle = Handle(connection, raw, DOMAIN, was_running=True, transient=False)
+    await handle.run_again()
+    assert not handle.gone

@@ -167,7 +167,7 @@ class Memory:
             self.fails(f"kernel {port or 'all'}")
         return int(self._may_touch)
 
-    def hang_up_on_silence(self, _patience: float, *, held_up: bool) -> int:
+    def hang_up_on_silence(self, _patience: float, *, held_up: bool, **_: Any) -> int:
         """Nobody is silent."""
         return 0
 
@@ -378,7 +378,7 @@ class SilentCalls:
         self.held_up_at = 0.0
         self._raw = raw
 
-    def hang_up_on_silence(self, _patience: float, *, held_up: bool) -> int:
+    def hang_up_on_silence(self, _patience: float, *, held_up: bool, **_: Any) -> int:
         if held_up and not self.held_up_at:
             self.held_up_at = time.monotonic()
             self._raw.goes_on.set()

@@ -26,7 +26,7 @@ class FakeCalls:
         self.asked: list[bool] = []
         self._found = found
 
-    def hang_up_on_silence(self, _patience: float, *, held_up: bool) -> int:
+    def hang_up_on_silence(self, _patience: float, *, held_up: bool, **_: Any) -> int:
         self.asked.append(held_up)
         return self._found(held_up)
 
