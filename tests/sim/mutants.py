@@ -361,7 +361,7 @@ MUTANTS = (
         "silence is no loss",
         link.Link,
         "_beat",
-        "if silent > self.silence:",
+        "if silent > self._patience:",
         "if False:",
         3000,
     ),

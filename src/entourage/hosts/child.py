@@ -26,6 +26,7 @@ async def linked(
     silence: float,
     explain: Explain,
     remedy: str,
+    first_word: float | None = None,
     environment: Mapping[str, str] | None = None,
     session: bool = False,
 ) -> AsyncGenerator[Link]:
@@ -37,6 +38,7 @@ async def linked(
         silence: Seconds without a word after which the link is lost.
         explain: What its end means.
         remedy: What to do where it cannot be started.
+        first_word: The same before its first word, where that may take longer.
         environment: Its own; None: this process's.
         session: Start it in a session of its own, out of reach of this terminal's Ctrl-C.
 
@@ -73,6 +75,7 @@ async def linked(
         process.stdin,
         peer=peer,
         silence=silence,
+        first_word=first_word,
         last_words=last_words,
         noisy=True,
     )

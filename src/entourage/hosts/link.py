@@ -58,6 +58,7 @@ class Link:
         writer: Where they go.
         peer: The other host's name, for messages.
         silence: Seconds without a frame after which the link is lost.
+        first_word: The same before the first one, where that may take longer.
         last_words: Asked when the other end went away: what it said about it, as an error.
         noisy: A shell may have printed something before the other end began to speak.
     """
@@ -69,11 +70,13 @@ class Link:
         *,
         peer: str,
         silence: float,
+        first_word: float | None = None,
         last_words: Callable[[], Awaitable[LinkLost]] | None = None,
         noisy: bool = False,
     ) -> None:
         self.peer = peer
         self.silence = silence
+        self._patience = silence if first_word is None else first_word
         self._last_words = last_words
         self._noisy = noisy
         self._noise = bytearray()
@@ -172,7 +175,7 @@ class Link:
                     self._less.clear()
                     await self._less.wait()
                 frame = decoder.decode(await self._reader.readexactly(length))
-                self._heard = time.monotonic()
+                self._heard, self._patience = time.monotonic(), self.silence
                 if self.alive:  # else it was closed: whoever would act on this has gone
                     self._take(frame, length)
                 header = await self._reader.readexactly(4)
@@ -306,7 +309,7 @@ class Link:
                 self._send(Beat(time.monotonic_ns(), self._heard_stamp))
             await asyncio.sleep(min(_BEAT_EVERY, self.silence / 4))
             silent = time.monotonic() - self._heard
-            if silent > self.silence:
+            if silent > self._patience:
                 self.close(f"nothing was heard for {silent:.1f} s")
 
 

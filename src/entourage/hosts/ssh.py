@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shlex
 import signal
@@ -15,6 +16,11 @@ from entourage.hosts.child import linked
 from entourage.hosts.link import Link
 from entourage.settings.model import Settings
 
+LOGIN_WITHIN = 120.0
+"""Seconds for the agent's first word: sshd's own limit for a login (LoginGraceTime).
+
+Somebody may have to type a password, and a host may have to wait for a name server.
+"""
 _CONFIGURED_WITHIN = 5.0  # seconds
 _NO_COMMAND = 127
 """What a shell ends with where it has found no such command."""
@@ -41,6 +47,7 @@ def ssh_command(host: str, settings: Settings, remote: Sequence[str]) -> list[st
     return [
         "env", "--ignore-signal=INT,QUIT,HUP,TSTP",
         "ssh", "-T", "-e", "none", "-o", "ServerAliveInterval=5", *settings.ssh.options,
+        "-o", f"ConnectTimeout={math.ceil(settings.migration.link_silence)}",
         "--", host, shlex.join([*command, *remote]),
     ]  # fmt: skip
 
@@ -82,6 +89,7 @@ def start_agent(host: str, settings: Settings) -> AbstractAsyncContextManager[Li
         ssh_command(host, settings, ["agent"]),
         peer=host,
         silence=settings.migration.link_silence,
+        first_word=max(LOGIN_WITHIN, settings.migration.link_silence),
         explain=explain,
         remedy="install openssh-client",
     )

@@ -37,6 +37,7 @@ from entourage.handover.values import (
     Send,
 )
 from entourage.hosts.link import Link
+from entourage.hosts.ssh import LOGIN_WITHIN
 from entourage.hypervisors.agents import agent_link
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
@@ -44,7 +45,7 @@ from entourage.source.role import SourceSide
 from entourage.source.session import greet
 from entourage.version import __version__
 
-_ANSWER_WITHIN: Final = 20.0  # seconds for the other host to be reached, or to answer
+_ANSWER_WITHIN: Final = 20.0  # seconds for the other host to answer, once it has been reached
 _ACTS_WITHIN: Final = 10.0  # seconds for another agent there to do what it is at
 _AGAIN: Final = 0.5  # seconds between two questions to a host that is still at it
 
@@ -136,13 +137,14 @@ class TargetQuery:
         )
         try:
             async with (
-                asyncio.timeout(_ANSWER_WITHIN) as limit,
+                asyncio.timeout(LOGIN_WITHIN + _ANSWER_WITHIN) as limit,
                 agent_link(self._decision.peer_host, there, self._settings) as link,
             ):
                 self._link = link
                 link.on(messages.HANDOVER, on_handover)
                 link.on(messages.FAILED, on_failed)
                 welcome = await greet(link, Clock(), hello)
+                limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_WITHIN)
                 await take(Connected(welcome.journal))
                 if welcome.journal != self._decision.peer_journal:
                     return None

@@ -35,6 +35,7 @@ from entourage.steps import Refusal, Step
 from entourage.version import __version__
 
 Reply = TypeVar("Reply")
+_AGAIN_WITHIN = 20.0  # seconds for one attempt to reach the target again
 _MOST_TOLD = 100  # failures of a target that are kept
 _WEAKER = (
     "has no Entourage: this host keeps its half of the record, asks its libvirt over the network,"
@@ -336,7 +337,12 @@ async def another_link(session: Session) -> AsyncGenerator[Session]:
     """The same session with a new link, after the old one was lost."""
     async with agent_link(session.target, session.hypervisor_there, session.settings) as link:
         hello = _hello(session.migration, session.source, session.hypervisor_there)
-        welcome = await greet(link, session.clock, hello)
+        try:
+            async with asyncio.timeout(_AGAIN_WITHIN):
+                welcome = await greet(link, session.clock, hello)
+        except TimeoutError:
+            silent = f"{session.target} did not answer within {_AGAIN_WITHIN:g} s"
+            raise LinkLost(silent, host=session.target) from None
         link.take_handlers_of(session.link)
         session.link, session.welcome = link, welcome
         yield session

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from entourage.errors import DeviceError, EntourageError, LinkError, LinkLost, Refused
 from entourage.hosts import link as link_module
-from entourage.hosts.frames import MAX_FRAME, Notice, Question, Tell, encoder
+from entourage.hosts.frames import MAX_FRAME, Beat, Notice, Question, Tell, encoder
 from entourage.hosts.link import Link
 
 
@@ -158,6 +158,22 @@ async def test_silence_is_loss() -> None:
     async with linked(silence=0.1, serve_two=False) as pair:
         lost = await asyncio.wait_for(pair.one.lost(), 5)
     assert "nothing was heard" in str(lost)
+
+
+async def test_the_first_word_may_take_longer() -> None:
+    """Somebody types a password; from the first word on, silence is loss."""
+    ours, theirs = socket.socketpair()
+    silent = Link(
+        *await asyncio.open_connection(sock=ours), peer="b", silence=0.05, first_word=1000
+    )
+    serving = asyncio.create_task(silent.serve())
+    with theirs:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(silent.lost(), 0.3)
+        beat = encoder.encode(Beat(1, 0))
+        theirs.sendall(len(beat).to_bytes(4, "big") + beat)
+        assert "nothing was heard for 0" in str(await asyncio.wait_for(silent.lost(), 5))
+    await serving
 
 
 async def test_heartbeats_keep_a_quiet_link_alive() -> None:
