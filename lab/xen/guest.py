@@ -34,7 +34,7 @@ def config(name: str, disks: Sequence[str], *, bridge: str = "xenbr0") -> str:
     return f"""\
 name = "{name}"
 type = "pvh"
-memory = 96
+memory = 160
 vcpus = 1
 kernel = "/srv/guest/vmlinuz"
 ramdisk = "/srv/guest/initrd"
