@@ -24,7 +24,7 @@ from typing import Any
 from entourage.devices import registry as devices
 from entourage.domain import ADDED
 from entourage.handover import executor
-from entourage.hosts import child, link, resources, slots
+from entourage.hosts import child, link, resources, slots, ssh
 from entourage.hypervisors import registry
 from entourage.journal import file, journal, lock
 from entourage.source import ask, migration, plan, session
@@ -257,7 +257,8 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
     put(executor, "reached", _reached)
     put(registry, "BUILT_IN", (backend,))
     put(registry, "plug_ins", tuple)
-    put(child, "asyncio", _Asyncio())
+    for module in (child, ssh):
+        put(module, "asyncio", _Asyncio())
     put(devices, "_entries", tuple)
     put(session, "socket", SimpleNamespace(gethostname=lambda: Here.loop.current.host.name))
     put(ask, "socket", session.socket)

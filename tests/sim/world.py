@@ -266,7 +266,9 @@ class World:
         return self.a if name == "a" else self.b
 
     async def subprocess(self, *argv: str, **options: Any) -> Ssh:
-        """A program is run: ssh, which starts the agent on another host."""
+        """A program is run: ssh, which starts the agent on another host; it is not configured."""
+        if "-G" in argv:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "ssh_config")
         return Ssh(self, argv[argv.index("--") + 1])
 
     async def undo(self, kind: str, spec: Any) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import shlex
 import signal
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from entourage.errors import LinkLost, NoAgent, UsageError
 from entourage.hosts.child import linked
@@ -21,17 +21,26 @@ LOGIN_WITHIN = 120.0
 
 Somebody may have to type a password, and a host may have to wait for a name server.
 """
+_PROXIES = frozenset({"proxyjump", "proxycommand"})
 _CONFIGURED_WITHIN = 5.0  # seconds
 _NO_COMMAND = 127
 """What a shell ends with where it has found no such command."""
 
 
-def ssh_command(host: str, settings: Settings, remote: Sequence[str]) -> list[str]:
+def ssh_command(
+    host: str, settings: Settings, remote: Sequence[str], *, defaults: Sequence[str] = ()
+) -> list[str]:
     """The argument list that runs ``remote`` on ``host``.
 
     Ctrl-C at the terminal goes to every program in the foreground: ssh must not end of it, because
     what happens then is ours to decide. So ssh starts with these signals ignored, and can still
     ask for a password.
+
+    Args:
+        host: Its name, as ssh knows it.
+        settings: ssh's options, and how Entourage is called there.
+        remote: What to run there, Entourage's name left out.
+        defaults: More of ssh's options, for where the settings have no others.
 
     Raises:
         UsageError: The host's name or a setting cannot be meant.
@@ -46,8 +55,7 @@ def ssh_command(host: str, settings: Settings, remote: Sequence[str]) -> list[st
         raise UsageError("remote-command is empty", remedy="'entourage' or 'sudo entourage'")
     return [
         "env", "--ignore-signal=INT,QUIT,HUP,TSTP",
-        "ssh", "-T", "-e", "none", "-o", "ServerAliveInterval=5", *settings.ssh.options,
-        "-o", f"ConnectTimeout={math.ceil(settings.migration.link_silence)}",
+        "ssh", "-T", "-e", "none", "-o", "ServerAliveInterval=5", *settings.ssh.options, *defaults,
         "--", host, shlex.join([*command, *remote]),
     ]  # fmt: skip
 
@@ -74,7 +82,8 @@ async def configuration(host: str, settings: Settings) -> Mapping[str, str]:
     return {key: value.strip() for key, _, value in lines}
 
 
-def start_agent(host: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
+@contextlib.asynccontextmanager
+async def start_agent(host: str, settings: Settings) -> AsyncGenerator[Link]:
     """A link to the agent that ssh starts on ``host``; both end with the context.
 
     Raises:
@@ -85,14 +94,22 @@ def start_agent(host: str, settings: Settings) -> AbstractAsyncContextManager[Li
     def explain(status: int | None, said: Sequence[str]) -> LinkLost:
         return _explained(host, status, said)
 
-    return linked(
-        ssh_command(host, settings, ["agent"]),
+    ssh_command(host, settings, [])  # the user is told first what he has typed wrongly
+    silence, known = settings.migration.link_silence, await configuration(host, settings)
+    asks = known.get("batchmode") != "yes"
+    # While somebody types, ssh hears nothing; that the agent is gone, the link finds out.
+    defaults = ["-o", f"ServerAliveCountMax={math.ceil(LOGIN_WITHIN / 5)}"] if asks else []
+    if known.get("connecttimeout", "none") == "none" and not _PROXIES.intersection(known):
+        defaults += ["-o", f"ConnectTimeout={math.ceil(silence)}"]
+    async with linked(
+        ssh_command(host, settings, ["agent"], defaults=defaults),
         peer=host,
-        silence=settings.migration.link_silence,
-        first_word=max(LOGIN_WITHIN, settings.migration.link_silence),
+        silence=silence,
+        first_word=max(LOGIN_WITHIN, silence) if asks else None,
         explain=explain,
         remedy="install openssh-client",
-    )
+    ) as link:
+        yield link
 
 
 def _explained(host: str, status: int | None, said: Sequence[str]) -> LinkLost:

@@ -178,7 +178,7 @@ def _of_this_host(error: Exception) -> EntourageError:
 
 def _why(error: Exception) -> str:
     """A time-out says nothing of itself."""
-    return f": {error}" if str(error) else f" (nothing came within {_ANSWER_WITHIN:g} s)"
+    return f": {error}" if str(error) else " (there was no answer in time)"
 
 
 # What a target may not know of a migration that is decided here

@@ -7,11 +7,18 @@ import contextlib
 from collections.abc import Sequence
 from typing import NoReturn
 
-from entourage.errors import EntourageError, GuestEnded, InDoubt, InternalError, plain_words
+from entourage.errors import (
+    EntourageError,
+    GuestEnded,
+    HypervisorError,
+    InDoubt,
+    InternalError,
+    plain_words,
+)
 from entourage.hypervisors.registry import start_command
 from entourage.source.session import Session
 
-_TELLS_WITHIN = 5.0  # seconds for a machine that has ended to say why
+_TELLS_WITHIN = 15.0  # seconds for a machine that has ended to say why
 _SHUT_DOWN = "guest-shutdown"  # QEMU's word, and ours for libvirt's
 _REBOOTED = "guest-reboot"  # same; only under Xen does a guest that reboots lose its machine
 
@@ -24,14 +31,14 @@ async def guest_ended(session: Session, problems: Sequence[str]) -> GuestEnded:
         problems: What was not put back.
     """
     name, why = session.machine.domain.name, "its machine is gone"
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, HypervisorError):
         async with asyncio.timeout(_TELLS_WITHIN):
             why = await session.machine.died()
     left = "" if problems else f", and nothing of it is left on {session.target}"
     if _REBOOTED in why:
         return GuestEnded(
-            f"{name} was rebooted from inside while it moved, so that it has a new machine on"
-            f" {session.source}{left}",
+            f"{name} has ended while it moved, and its hypervisor started it again, as after a"
+            f" reboot: it has a new machine on {session.source}{left}",
             host=session.source,
             remedy=f"`entourage migrate {name} {session.target}` moves that one",
             recovery_errors=problems,

@@ -337,11 +337,12 @@ async def another_link(session: Session) -> AsyncGenerator[Session]:
     """The same session with a new link, after the old one was lost."""
     async with agent_link(session.target, session.hypervisor_there, session.settings) as link:
         hello = _hello(session.migration, session.source, session.hypervisor_there)
+        patience = max(_AGAIN_WITHIN, session.settings.migration.link_silence)
         try:
-            async with asyncio.timeout(_AGAIN_WITHIN):
+            async with asyncio.timeout(patience):
                 welcome = await greet(link, session.clock, hello)
         except TimeoutError:
-            silent = f"{session.target} did not answer within {_AGAIN_WITHIN:g} s"
+            silent = f"{session.target} did not answer within {patience:g} s"
             raise LinkLost(silent, host=session.target) from None
         link.take_handlers_of(session.link)
         session.link, session.welcome = link, welcome

@@ -172,7 +172,7 @@ async def test_the_first_word_may_take_longer() -> None:
             await asyncio.wait_for(silent.lost(), 0.3)
         beat = encoder.encode(Beat(1, 0))
         theirs.sendall(len(beat).to_bytes(4, "big") + beat)
-        assert "nothing was heard for 0" in str(await asyncio.wait_for(silent.lost(), 5))
+        assert "nothing was heard" in str(await asyncio.wait_for(silent.lost(), 5))
     await serving
 
 

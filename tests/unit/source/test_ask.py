@@ -90,7 +90,7 @@ def test_a_target_owes_nothing(journal: Journal) -> None:
         (Farewell(settled=False), "b still works on it", True),
         (None, "b has another journal", True),
         (LinkLost("no route"), "b cannot be told yet: no route", True),
-        (TimeoutError(), "b cannot be told yet (nothing came within 20 s)", True),
+        (TimeoutError(), "b cannot be told yet (there was no answer in time)", True),
     ],
 )
 def test_what_is_told_is_noted_only_once_it_is_settled_there(

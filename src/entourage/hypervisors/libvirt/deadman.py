@@ -20,6 +20,7 @@ _SOON = 0.01
 _ENDS_WITHIN = 10.0
 _FAILS_WITHIN = 1.0
 _COPIES_END_WITHIN = 1.0
+_FLUSHES_WITHIN = 3.0
 _WAKE_UP = b'{"execute": "migrate-continue", "arguments": {"state": "cancelling"}}'
 _COPIES = b'{"execute": "query-block-jobs"}'
 _WHERE = b'{"execute": "query-migrate"}'
@@ -170,10 +171,11 @@ class LibvirtDomain:
                 self.connect()
             elif paused_at and now - paused_at > _ASKS_AFTER:
                 asked_at = now
-                if self._where() in _HOLDS:
+                where = self._where()
+                if where in _HOLDS:
                     self._held_since = paused_at
-                else:  # its user has paused it: no migration holds it, or not before now
-                    self._held_since, paused_at = 0.0, now
+                elif where:  # its user has paused it, or disks are flushed before it is held
+                    self._held_since, paused_at = 0.0, max(paused_at, now - _FLUSHES_WITHIN)
 
     def give_up(self, *, run_again: bool) -> str:
         """See ``resume``."""
@@ -186,8 +188,8 @@ def resume(domain: LibvirtDomain, *, run_again: bool) -> str:
     while time.monotonic() < deadline:
         state = domain.state()
         if state < 0:  # libvirtd went away, and may come back
-            if not domain.connect():
-                time.sleep(_AGAIN)
+            domain.connect()
+            time.sleep(_AGAIN)
             continue
         if state == _RUNNING:
             domain.end_job()

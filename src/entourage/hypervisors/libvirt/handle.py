@@ -11,6 +11,7 @@ from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask, tell_qemu
 from entourage.hypervisors.libvirt.constants import OFF, SHUT_OFF, State
+from entourage.hypervisors.libvirt.process import outlives
 from entourage.hypervisors.libvirt.undefine import undefine
 
 _THERE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SUSPENDED})
@@ -104,7 +105,7 @@ class Handle:
         state = await self._settled()
         if state in {State.RUNNING, State.BLOCKED}:
             return
-        if state in OFF | {State.NONE}:
+        if await self.is_off(state):
             self.gone = await self._why_gone()
             raise GoneError(f"the machine of {self.domain.name} is gone: {self.gone}")
         if self.was_running:
@@ -113,6 +114,24 @@ class Handle:
             except RefusedError:
                 if await self.state() != State.RUNNING:
                     raise
+
+    async def is_off(self, state: int) -> bool:
+        """Whether a domain in this state has no machine any more.
+
+        Raises:
+            HypervisorError: So libvirtd says, which could not take it up again; its QEMU runs on.
+        """
+        if state not in OFF | {State.NONE}:
+            return False
+        name = self.domain.name
+        kept = state == State.CRASHED  # its QEMU may be kept, to be looked at
+        if not kept and await asyncio.to_thread(outlives, name, str(self.domain.uuid)):
+            raise HypervisorError(
+                f"libvirt says that {name} is off, and its QEMU runs on",
+                remedy=f"the log of libvirtd says why; end that QEMU, or have libvirtd take it up"
+                f" again, and then `entourage recover {name}`",
+            )
+        return True
 
     async def _settled(self) -> int:
         """Its state, once it is not about to change: a guest that shuts down is soon off.

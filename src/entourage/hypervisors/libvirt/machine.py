@@ -48,7 +48,7 @@ from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job, Parameters
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
-from entourage.hypervisors.libvirt.process import is_tcp, outlives, way_of
+from entourage.hypervisors.libvirt.process import is_tcp, way_of
 from entourage.hypervisors.libvirt.retarget import differs, retarget
 from entourage.hypervisors.libvirt.rollback import Rollback
 from entourage.hypervisors.libvirt.silence import watched
@@ -122,7 +122,7 @@ class LibvirtMachine(MachineSeams):
         state = await self._handle.state()
         if state in {State.RUNNING, State.BLOCKED}:
             return Guest.RUNNING
-        return Guest.STOPPED if state in {State.PAUSED, State.SUSPENDED} else Guest.DEAD
+        return Guest.DEAD if await self._handle.is_off(state) else Guest.STOPPED
 
     async def close(self) -> None:
         """Let go of the machine without changing it."""
@@ -377,12 +377,6 @@ class LibvirtMachine(MachineSeams):
         try:
             await self._rollback.abort()
         except GoneError:
-            name, uuid = self.domain.name, str(self.domain.uuid)
-            if await asyncio.to_thread(outlives, name, uuid):
-                raise HypervisorError(
-                    f"libvirt knows nothing of {name}, whose QEMU runs on",
-                    remedy=f"see why in the log of libvirtd; then `entourage recover {name}`",
-                ) from None
             self._begin_to_tidy()
             raise
         self._begin_to_tidy()

@@ -15,7 +15,7 @@ from entourage.hypervisors.xen.libxl import Life, life
 from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
 from entourage.hypervisors.xen.xl import run, xl
 
-_BACK_WITHIN = 3.0  # seconds for xl to make a domain anew
+_BACK_WITHIN = 10.0  # seconds for xl to make a domain anew; of these it sleeps for two
 _LOOK_EVERY = 0.1  # seconds
 
 
@@ -60,10 +60,10 @@ class Handle:
         """Whether xl has made a domain that is gone anew, as it does when its guest reboots.
 
         Args:
-            last: What was seen of it last. Of a domain that had not ended then it is not known why
-                it is gone: so it is waited for as well.
+            last: What was seen of it last. Only one that was seen to be shut down is not waited
+                for: xl may be told to start a crashed one again.
         """
-        if last is not None and last.ended and not last.reboots:
+        if last is not None and last.shut_down:
             return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_BACK_WITHIN):

@@ -21,7 +21,9 @@ from entourage.errors import HypervisorError, plain_words
 
 _SUSPEND = 2
 _CRASH = 3
-_REBOOTS = frozenset({1, 5})  # reboot, soft reset
+_SHUT_DOWN = 0
+_REBOOT = 1
+_SOFT_RESET = 5  # it keeps its domain
 _NOT_FOUND = -21  # ERROR_DOMAIN_NOTFOUND of libxl_types.idl
 _CRITICAL = 9
 _PLACES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
@@ -55,6 +57,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
         paused: Somebody holds it (``xl pause``, or it is being built).
         suspended: It has been asked to suspend, and has.
         ended: It is off.
+        shut_down: It is off because its guest was shut down.
         reboots: It is off because its guest reboots: xl makes it anew.
         crashed: It has ended of itself.
         cpu_time: Nanoseconds that it has run here; 0 where it never did.
@@ -63,6 +66,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool
     suspended: bool
     ended: bool
+    shut_down: bool = False
     reboots: bool = False
     crashed: bool
     cpu_time: int
@@ -133,8 +137,9 @@ def life(domid: int) -> Life | None:
     found = Life(
         paused=info.paused,
         suspended=suspended,
-        ended=info.shutdown and not suspended,
-        reboots=info.shutdown and info.shutdown_reason in _REBOOTS,
+        ended=info.shutdown and info.shutdown_reason not in {_SUSPEND, _SOFT_RESET},
+        shut_down=info.shutdown and info.shutdown_reason == _SHUT_DOWN,
+        reboots=info.shutdown and info.shutdown_reason == _REBOOT,
         crashed=info.shutdown and info.shutdown_reason == _CRASH,
         cpu_time=info.cpu_time,
     )

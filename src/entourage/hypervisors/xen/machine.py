@@ -125,8 +125,12 @@ class XenMachine(MachineSeams):
 
     async def died(self) -> str:
         """Returns, with the reason, when the domain is gone; never before."""
-        ended = await self._handle.until_gone()
-        return "guest-reboot" if await self._handle.is_back(ended) else "xl knows it no more"
+        last = await self._handle.until_gone()
+        if await self._handle.is_back(last):
+            return "xl has made it anew (guest-reboot)"
+        if last is not None and last.reboots:
+            return "its guest rebooted, and xl has not made it anew so far"
+        return "xl knows it no more"
 
     # The carrier's six operations
 

@@ -131,6 +131,7 @@ def test_a_guest_that_its_user_had_paused_is_held_only_since_its_migration_holds
 ) -> None:
     monkeypatch.setattr(deadman, "_ASKS_AFTER", 0)
     monkeypatch.setattr(deadman, "_ASKS_EVERY", 0)
+    monkeypatch.setattr(deadman, "_FLUSHES_WITHIN", 0)
     domain, looked = Answering("active", looks=0, state=PAUSED), list[float]()
 
     def where() -> str:

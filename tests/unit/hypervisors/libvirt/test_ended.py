@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
-from entourage.hypervisors.libvirt import machine, process
+from entourage.hypervisors.libvirt import handle as handle_module
+from entourage.hypervisors.libvirt import process
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
@@ -74,11 +76,16 @@ async def test_one_whose_qemu_runs_on_has_not_ended(
     def outlives(_name: str, _uuid: str) -> bool:
         return True
 
-    monkeypatch.setattr(machine, "outlives", outlives)
+    monkeypatch.setattr(handle_module, "outlives", outlives)
     handle = Handle(connection, Off(0), DOMAIN, was_running=True, transient=False)
-    with pytest.raises(HypervisorError, match="whose QEMU runs on") as caught:
-        await machine_of(handle, tmp_path).abort()
+    lives = machine_of(handle, tmp_path)
+    with pytest.raises(HypervisorError, match="its QEMU runs on") as caught:
+        await lives.abort()
     assert not isinstance(caught.value, GoneError)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(lives.died(), 0.05)
+    with pytest.raises(HypervisorError, match="its QEMU runs on"):  # nor is it for `recover`
+        await lives.reattach(was_running=True)
 
 
 def test_a_number_that_was_left_behind_is_no_qemu(

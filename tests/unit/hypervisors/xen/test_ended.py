@@ -20,7 +20,7 @@ from entourage.settings.model import Settings
 UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
 DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 20)
 RUNS = Life(paused=False, suspended=False, ended=False, crashed=False, cpu_time=1)
-OFF = Life(paused=False, suspended=False, ended=True, crashed=False, cpu_time=1)
+OFF = Life(paused=False, suspended=False, ended=True, shut_down=True, crashed=False, cpu_time=1)
 REBOOTS = Life(paused=False, suspended=False, ended=True, reboots=True, crashed=False, cpu_time=1)
 
 
@@ -44,23 +44,17 @@ class Store:
 
 
 NOWHERE: list[int] = []
+ANEW = "xl has made it anew (guest-reboot)"
+NOT_YET = "its guest rebooted, and xl has not made it anew so far"
 
 
 @pytest.mark.parametrize(
     ("lives", "there", "why"),
     [
         ([RUNS, RUNS, OFF, OFF, None], [[8]], "xl knows it no more"),  # somebody else started it
-        ([RUNS, RUNS, REBOOTS, REBOOTS, None], [[7], NOWHERE, [8]], "guest-reboot"),
-        (
-            [RUNS, RUNS, REBOOTS, REBOOTS, None],
-            [NOWHERE],
-            "xl knows it no more",
-        ),  # on_reboot="destroy"
-        (
-            [RUNS, RUNS, None],
-            [NOWHERE, [8]],
-            "guest-reboot",
-        ),
+        ([RUNS, RUNS, REBOOTS, REBOOTS, None], [[7], NOWHERE, [8]], ANEW),
+        ([RUNS, RUNS, REBOOTS, REBOOTS, None], [NOWHERE], NOT_YET),
+        ([RUNS, RUNS, None], [NOWHERE, [8]], ANEW),
         ([RUNS, RUNS, None], [NOWHERE], "xl knows it no more"),
     ],
     ids=["off", "reboots", "is not made anew", "was not seen", "was not seen, and is off"],
@@ -75,7 +69,7 @@ async def test_what_became_of_it(
     store: Any = Store(lives, there)
     monkeypatch.setattr(handle, "life", store.life)
     monkeypatch.setattr(handle, "_LOOK_EVERY", 0)
-    monkeypatch.setattr(handle, "_BACK_WITHIN", 0.1 if why != "guest-reboot" else 20)
+    monkeypatch.setattr(handle, "_BACK_WITHIN", 0.1 if why != ANEW else 20)
     one = Handle(store, 7, DOMAIN, {}, tmp_path / "web1.log")
     assert await XenMachine(one, Settings()).died() == why
 
