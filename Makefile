@@ -3,7 +3,7 @@
 STAMP := .venv/.setup
 DOCS := .venv/.docs
 RUN := .venv/bin/
-PYTEST := $(RUN)pytest -q
+PYTEST := $(RUN)pytest -q --durations 10
 
 .PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-mutants test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
 .PHONY: test-fuzz test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
@@ -21,10 +21,9 @@ demo: $(STAMP)
 demo-record: $(STAMP)
 	@$(RUN)python -m lab.record
 
-# Of the simulation fewer seeds than by itself, beside the unit tests.
-test: lint
-	@$(MAKE) -j2 test-unit test-sim SEEDS=3000
-	@$(MAKE) -j2 test-model test-fuzz
+# What needs one core two at a time; of the simulation fewer seeds than by itself.
+test: $(STAMP)
+	@$(MAKE) -j2 --output-sync=target lint test-unit test-sim test-model test-fuzz SEEDS=3000
 	@$(MAKE) test-e2e test-qemu10 test-libvirt
 
 test-unit: $(STAMP)

@@ -70,16 +70,15 @@ _EXPECTED: Final = {
 }
 
 _CORE: Final = """
-entourage: stopped landed held go-said letting-go
-agent: opened go-heard go-stands ran
+entourage: stopped held go-said letting-go
+agent: opened go-heard go-stands
 entourage-frozen: stopped
 agent-frozen: stopped
 source-qemu: held
 target-qemu: go-stands
-tool: stopped
 source-host: go-stands
-target-host: stopped go-stands
-link-drop: sync go-stands
+target-host: go-stands
+link-drop: sync
 link-drop-to: held
 link-mended: stopped
 """

@@ -109,7 +109,7 @@ def test_the_blackouts_budget_runs_out(world: LibvirtWorld) -> None:
     ("signal", "point"),
     [
         pytest.param("INT", "source.device-step-started.1.block/vda", marks=pytest.mark.matrix),
-        ("INT", PRE_COPY),
+        pytest.param("INT", PRE_COPY, marks=pytest.mark.matrix),
         pytest.param("HUP", "source.guest-stopped", marks=pytest.mark.matrix),
         ("TERM", LANDED),
     ],
