@@ -275,11 +275,14 @@ async def _settle(
     if fenced and decision.record is Record.ARMED:
         declare_fenced(journal, decision)
         decision = journal.decision(decision.migration, Role.SOURCE) or decision
+    fenced_before = decision.of_source.peer_is_fenced and not fenced  # and is on again, perhaps
     query = TargetQuery(settings, decision)
     async with reattach_source(journal, settings, decision, send=query.send) as departure:
         if departure.state.in_doubt and fenced:
             await departure.take(Input.PEER_IS_FENCED)
-        elif departure.state.record is not Record.BACK and await query.ask(departure):
+        elif (departure.state.record is not Record.BACK or fenced_before) and (
+            await query.ask(departure)
+        ):
             note_told(journal, decision.migration)
         return _report(journal, decision, departure.findings, departure.problems)
 

@@ -182,7 +182,8 @@ class Migration:
         Returns:
             False where the hand-over has begun: the migration completes.
         """
-        if self._side and self._side.state.record is not None and not self._side.state.live:
+        going_back = self._side is None or self._side.state.record in {None, Record.BACK}
+        if self._side and not (going_back or self._side.state.live):
             return False
         first, self._interrupted = not self._interrupted, why
         task = self._task or self._opening
@@ -260,7 +261,7 @@ class Migration:
             )
         )
         session.note("going back")
-        problems = await come_back(session, side, hurry=isinstance(error, Interrupted))
+        problems = await come_back(session, side, hurry=bool(self._interrupted))
         if side.state.guest is Guest.DEAD or Finding.CAME_BACK_DEAD in side.findings:
             raise await guest_ended(session, problems) from error
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed

@@ -96,6 +96,7 @@ class Agent:
         self._held.push_async_callback(self._way.close)
         self._in_order = asyncio.Lock()
         self._arrival_tasks = ArrivalTasks()
+        self._tests = ArrivalTasks()  # nobody waits for them once the link has ended
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
         link.on(messages.HELLO, self._on_hello)
@@ -122,6 +123,7 @@ class Agent:
             self._given_up = True
             if self._side:
                 await self._side.take(Input.ABORT)
+            await self._tests.call_off()
             await self._link.settle()
             if self._side:  # it may have been opened only then
                 await self._side.take(Input.ABORT)
@@ -214,7 +216,11 @@ class Agent:
         }.get(ask.half)
         if half is None:
             raise UsageError(f"{ask.half!r} is no step")
-        if ask.half in {"test", "recover"}:
+        if ask.half == "test":
+            if self._given_up:
+                raise UsageError("the migration was called off")
+            return await self._tests.run(half(self._there, ask.request))
+        if ask.half == "recover":
             return await half(self._there, ask.request)
         there, _ = self._making()
         return await self._arrival_tasks.run(half(there, ask.request))

@@ -118,3 +118,25 @@ async def test_a_target_that_gives_up_ends_the_story_and_not_the_devices_beside_
     side.state.live = False  # GO may have been said: now it is the answer
     await moving._on_handover(messages.Say("never", moving.id))
     assert [type(one) for one in side.taken] == [Heard]
+
+
+@pytest.mark.parametrize(
+    ("record", "live", "goes_back"),
+    [
+        (None, False, True),
+        (Record.ARMED, True, True),
+        (Record.ARMED, False, False),
+        (Record.GONE, False, False),
+        (Record.BACK, False, True),
+    ],
+)
+async def test_ctrl_c_is_told_to_go_back_unless_the_hand_over_has_begun(
+    record: Record | None,
+    live: bool,  # noqa: FBT001 - columns of the table above
+    goes_back: bool,  # noqa: FBT001
+) -> None:
+    """Also where it has gone back by itself already, and waits for the target to clean up."""
+    migration: Any = Migration(Request(domain="web1", route=Route(host="b")), lambda _event: None)
+    migration._side = Side(live=live)
+    migration._side.state.record = record
+    assert migration.interrupt("interrupted with Ctrl-C") is goes_back

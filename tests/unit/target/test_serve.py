@@ -231,6 +231,32 @@ async def test_nothing_is_opened_once_the_link_has_ended(
     assert journal.decisions() == []
 
 
+async def test_a_device_that_hangs_in_test_does_not_keep_the_agent(
+    settings: Settings, hypervisor: Hypervisor, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source gives up on it, and hangs up: nobody waits for its answer any more."""
+    ours, theirs = socket.socketpair()
+    link = Link(*await asyncio.open_connection(sock=ours), peer="a", silence=60)
+    agent: Any = Agent(link, settings, journal, Caller())
+    await agent._on_hello(HELLO)
+    await agent._on_test(msgspec.convert(SAID["test"], messages.TestDomain))
+    asked = asyncio.Event()
+
+    async def hangs(_there: object, _request: object) -> list[Refusal]:
+        asked.set()
+        return await asyncio.get_running_loop().create_future()
+
+    label, controller = next(iter(agent._controllers.items()))
+    monkeypatch.setattr(controller, "test_there", hangs)
+    ask = messages.AskDevice(device=label, half="test", request=None)
+    call = msgspec.msgpack.encode(Call(1, messages.DEVICE.name, ask))
+    running = asyncio.create_task(agent.run())
+    with theirs:
+        theirs.sendall(len(call).to_bytes(4, "big") + call)
+        await asyncio.wait_for(asked.wait(), 20)
+    await asyncio.wait_for(running, 20)
+
+
 # What is asked before anything is made
 
 

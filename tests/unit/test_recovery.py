@@ -1,0 +1,77 @@
+"""What ``recover`` does about one migration, beside what the rules decide."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage import recovery
+from entourage.handover.rules import Source
+from entourage.handover.values import Record, Role
+from entourage.journal.journal import Decision, Journal
+from entourage.settings.model import PathSettings, Settings
+from entourage.source.ask import TargetQuery, declare_fenced, is_untold
+
+DECISION = Decision(
+    migration="m-1",
+    role=Role.SOURCE,
+    domain="5b6e6d0e-0000-4000-8000-000000000001",
+    name="web1",
+    generation=1,
+    record=Record.ARMED,
+    peer_host="b",
+    peer_journal="T",
+)
+
+
+class Departure:
+    """The source's half, that came back and has cleaned up."""
+
+    def __init__(self) -> None:
+        self.state = Source(migration="m-1", peer_journal="T", record=Record.BACK, clean=True)
+        self.findings: list[Any] = []
+        self.problems: list[str] = []
+
+
+@pytest.mark.parametrize(
+    ("declared", "again", "asks"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_a_fenced_target_is_told_in_the_run_that_finishes_going_back(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    declared: bool,  # noqa: FBT001 - columns of the table above
+    again: bool,  # noqa: FBT001
+    asks: bool,  # noqa: FBT001
+) -> None:
+    settings = Settings(paths=PathSettings(state=str(tmp_path), run=str(tmp_path / "run")))
+    asked: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def reattach(
+        journal: Journal, _settings: Settings, decision: Decision, **_send: object
+    ) -> AsyncGenerator[Departure]:
+        journal.clean(decision.migration, Role.SOURCE)
+        yield Departure()
+
+    async def ask(_query: TargetQuery, _side: object) -> bool:
+        asked.append("b")
+        return True
+
+    monkeypatch.setattr(recovery, "reattach_source", reattach)
+    monkeypatch.setattr(TargetQuery, "ask", ask)
+    with Journal.open(tmp_path / "journal.db") as journal:
+        journal.begin(DECISION)
+        if declared:
+            declare_fenced(journal, DECISION)
+        journal.advance("m-1", Role.SOURCE, expected={Record.ARMED}, new=Record.BACK)
+        [done] = asyncio.run(recovery.recover(settings, "web1", target_is_fenced=again))
+        assert done.settled
+        assert bool(asked) is asks
+        standing = journal.decision("m-1", Role.SOURCE)
+        assert standing is not None
+        assert is_untold(standing) is (declared and not asks)
