@@ -16,7 +16,8 @@ from collections.abc import Generator
 
 from tests.sim.devices import ADDED
 from tests.sim.hypervisor import backend
-from tests.sim.mutants import MUTANTS, Mutant, planted
+from tests.sim.mutant import Mutant, planted
+from tests.sim.mutants import MUTANTS
 from tests.sim.seams import simulated
 from tests.sim.simulate import Result, places, simulate
 

@@ -13,6 +13,15 @@ from tests.sim.world import World
 
 _ENDS = frozenset({"guest-ends", "crash-a", "unheard-a"})
 """Faults that only end the guest, or its machine on the source."""
+_CALLS_THERE = frozenset({"fails-b", "disk-b", "late-b", "hangs-b"})
+_CALLS = _CALLS_THERE | {"fails-a", "disk-a", "late-a", "hangs-a"}
+_LINKED = (_CALLS | _ENDS | {"crash-b"}) - {"hangs-a"}
+"""Faults through which the link lives on; an agent that is asked nothing for long ends it."""
+_PROMPT = frozenset({"sigint", "silent", "cut", "freeze-agent", "kill-agent", "power-b"})
+_PROMPT_WITHIN = 5.0
+"""Faults at the target's side, with which Ctrl-C gives the prompt back in so many seconds."""
+_ACTS_WITHIN = 20.0
+"""Seconds after all of memory has landed, in which the target is waited for."""
 
 
 def status_of(process: Process) -> int:
@@ -52,9 +61,67 @@ def at_exit(world: World, process: Process) -> None:
     went_back = any(isinstance(event, RollbackStarted) for event in world.events)
     if went_back and status == 4 and isinstance(last, Finished) and not last.problems:
         _undone_there(world)
+    if "has not answered since" in str(process.error) and rows(world.a, "source") != [
+        ("armed", False)
+    ]:
+        world.violated(f"the target has not answered, and it is {rows(world.a, 'source')}")
     if "the copy here stays stopped" in str(process.error) and a_runs(world):
         world.violated("it says that the copy here stays stopped, and it runs")
+    _told(world, status, str(process.error))
     _left_behind(world, process)
+
+
+def _told(world: World, status: int, said: str) -> None:
+    """What is told is the truth, and all of it."""
+    came, a, b = frozenset(world.faults.came), world.a, world.b
+    spoilt = world.faults.spoilt("record")
+    last = world.events[-1] if world.events else None
+    told = " ".join(last.problems) if isinstance(last, Finished) else ""
+    if world.went_back and not rows(a, "source") and not spoilt:
+        world.violated("it went back, and nothing was begun")
+    if "cannot finish going back" in told and rows(a, "source") == [("back", True)] and not spoilt:
+        world.violated("it says that the source cannot finish going back, and it has")
+    if status == 4 and _ended_before(world):
+        world.violated(f"the guest had ended on the source, and that is not told: {said}")
+    if "link lost" in said and came <= _LINKED:
+        world.violated(f"nothing happened to the link: {said}")
+    if world.hurries and came <= _PROMPT and world.loop.now - world.said_back > _PROMPT_WITHIN:
+        world.violated(f"Ctrl-C took {world.loop.now - world.said_back:.1f} s")
+    waited_for = world.loop.now - world.landed < _ACTS_WITHIN
+    if status == 0 and came <= _CALLS and waited_for:
+        if b.excused_thing:
+            world.violated("a device failed on arrival, and nothing is told")
+        if (rows(a, "source"), rows(b, "target")) != ([("gone", True)], [("owns", True)]):
+            world.violated(f"moved without a word: {rows(a, 'source')}, {rows(b, 'target')}")
+    if status == 0 and came <= _LINKED and b.must_tell:
+        world.violated("the guest has ended on the target, and nothing is told")
+
+
+def _ended_before(world: World) -> bool:
+    """Whether the guest had ended on the source before it was let run there again."""
+    copy = world.a.copy
+    if copy is None or copy.alive or copy.unheard:
+        return False
+    return copy.died_held or 0 < copy.died_at < world.went_back
+
+
+def findings(world: World, process: Process, *, dead: bool) -> None:
+    """What ``recover`` has found is true.
+
+    Args:
+        world: All of it.
+        process: It.
+        dead: No copy of the guest was on its host when it began.
+    """
+    for one in process.result or ():
+        decided = one.role == "source" and one.after in {"back", "gone"}
+        if decided and not (one.settled or one.problems):
+            world.violated(f"recover leaves {one.after} as it is, and does not say why")
+        for finding in one.findings:
+            if finding in {"came-back", "runs-here"} and dead:
+                world.violated(f"recover says {finding}, and there was no guest")
+            if finding in {"came-back-dead", "crashed-here"} and process.host.copy_alive:
+                world.violated(f"recover says {finding}, and the guest is there")
 
 
 def a_runs(world: World) -> bool:
@@ -150,7 +217,7 @@ def at_the_end(world: World) -> None:
     source, target = rows(a, "source"), rows(b, "target")
     for host, found in ((a, source), (b, target)):
         for record, clean in found:
-            if record not in {"back", "gone", "never", "owns"} or not clean:
+            if record not in {"back", "gone", "never", "owns", "fenced"} or not clean:
                 world.violated(f"{host.name} is not settled: {record}, clean {clean}")
     gone = any(record == "gone" for record, _ in source)
     if gone != any(record == "owns" for record, _ in target):
@@ -165,6 +232,8 @@ def at_the_end(world: World) -> None:
         world.violated(f"no copy runs; {owner.name} has {owner.copy and owner.copy.at}")
     if running and guest.paused and running[0].at is not At.PAUSED:
         world.violated("a guest that its user had paused runs")
+    if guest.mirror is not None and a.copy_alive is not None:
+        world.violated("a disk's mirror is left")
     _owned(world, owner)
     _tidy(world, other)
     _nothing_held(world)

@@ -40,6 +40,7 @@ class Deadman:
             # It hears the word when it goes on, and then it is what it was told last.
             raise HypervisorError("the process that would resume the guest does not answer")
         self.armed = False
+        self.host.world.near_go = True
 
     def speak(self) -> None:
         """It goes on."""
@@ -89,6 +90,7 @@ class Deadman:
         if self.armed:
             self.host.world.trace("deadman", self.host.name)
             copy = self.copy
+            self.host.end_mirror()
             if copy.alive:
                 if copy.stream is not None and copy.stream.source is copy:
                     copy.stream.fail()

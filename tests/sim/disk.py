@@ -70,6 +70,11 @@ class Disk:
         asked = "SELECT 1 FROM decisions WHERE role=? AND record=?"
         return self.database.execute(asked, (role, record)).fetchone() is not None
 
+    def has_any(self, role: str) -> bool:
+        """Whether there is any record of the role's now."""
+        asked = "SELECT 1 FROM decisions WHERE role=?"
+        return self.database.execute(asked, (role,)).fetchone() is not None
+
     def close(self) -> None:
         self.database.close()
 

@@ -1,183 +1,22 @@
-"""What goes wrong in a simulation: which faults, where, and what each of them does."""
+"""What goes wrong in a simulation, and what each fault does."""
 
 from __future__ import annotations
 
-import dataclasses
-import random
 from collections.abc import Callable
 from typing import Any
 
-KINDS = {
-    "kill-source": 10,
-    "kill-agent": 10,
-    "kill-deadman": 3,
-    "power-a": 8,
-    "power-b": 8,
-    "freeze-source": 6,
-    "freeze-agent": 6,
-    "freeze-deadman": 2,
-    "cut": 6,
-    "silent": 8,
-    "slow": 4,
-    "fails-a": 9,
-    "fails-b": 9,
-    "hangs-a": 5,
-    "hangs-b": 5,
-    "disk-a": 2,
-    "disk-b": 2,
-    "guest-ends": 5,
-    "crash-a": 5,
-    "crash-b": 5,
-    "unheard-a": 4,
-    "full-a": 3,
-    "full-b": 3,
-    "readonly-a": 2,
-    "readonly-b": 2,
-    "io-a": 4,
-    "io-b": 4,
-    "torn-a": 5,
-    "torn-b": 5,
-    "sigint": 6,
-    "sigterm-agent": 3,
-    "recover-a": 3,
-    "recover-b": 3,
+from tests.sim.plans import LATE, LATE_NAMES, OFTEN_LATE, Fault
+
+LONG, FOR_EVER = 40.0, 1e6
+BLACKOUT = frozenset({"disk.complete", "tpm.lock", "thing.sync"})
+BOUNDED = {
+    "a": BLACKOUT
+    | {f"{device}.test" for device in ("disk", "tpm", "thing")}
+    | {"disk.mirror", "disk.cancel", "disk.delete", "tpm.unlock", "tpm.erase"}
+    | {"thing.take-out", "thing.put-back"},
+    "b": {"disk.fit", "disk.make", "disk.export", "thing.sync"},
 }
-TOGETHER = (
-    ("torn-b", "power-b"),
-    ("torn-a", "power-a"),
-    ("kill-agent", "power-a"),
-    ("kill-source", "recover-a"),
-    ("kill-source", "recover-b"),
-    ("kill-agent", "recover-b"),
-    ("cut", "fails-a"),
-    ("cut", "recover-b"),
-    ("fails-b", "fails-a"),
-    ("fails-a", "fails-a"),
-    ("freeze-agent", "recover-a"),
-    ("freeze-source", "recover-b"),
-    ("sigterm-agent", "hangs-a"),
-    ("silent", "hangs-b"),
-    ("power-a", "power-b"),
-)
-"""Faults that are worse together: a part of all seeds has such a pair, one soon after the other."""
-NAMES = (
-    *(
-        f"source.{when}.{what}"
-        for when in ("before", "after")
-        for what in (
-            "flush-armed",
-            "disarm-deadman",
-            "send-go",
-            "resume-source",
-            "flush-back",
-            "flush-gone",
-            "send-gone",
-            "destroy-source",
-            "undo-resources",
-            "clean",
-        )
-    ),
-    *(
-        f"target.{when}.{what}"
-        for when in ("before", "after")
-        for what in (
-            "flush-open",
-            "send-landed",
-            "sync-devices",
-            "flush-go",
-            "let-run",
-            "flush-ran",
-            "send-ran",
-            "flush-never",
-            "send-never",
-            "kill-target",
-            "undo-resources",
-            "flush-owns",
-            "clean",
-        )
-    ),
-    *("ask.abort", "does.abort", "ask.run", "does.run", "done.run", "ask.release", "does.release"),
-    *("ask.landed", "does.landed", "GoSent", "MemoryLanded", "GuestStopped", "GuestResumed"),
-)
-"""Points at which much is decided: a part of all faults come there."""
-SCENES = (
-    (("fails-a", "ask.disarm-deadman"), ("fails-a", "ask.abort"), ("fails-a", "ask.abort")),
-    (("cut", "GuestStopped"), ("full-a", "does.abort")),
-    (("freeze-source", "source.after.send-go"), ("crash-b", "target.before.flush-go")),
-    (("freeze-agent", "target.after.send-landed"), ("recover-a", "GoSent")),
-    (("freeze-agent", "target.before.flush-go"), ("kill-source", "GoSent")),
-    (("kill-source", "source.after.send-go"), ("torn-b", "target.before.flush-go")),
-    (("kill-agent", "target.after.let-run"), ("power-a", "GoSent")),
-    (("io-b", "target.before.flush-go"), ("kill-source", "GoSent")),
-    (("sigint", "make.machine"),),
-    (("sigint", "make.disk"),),
-    (("sigint", "GuestStopped"), ("fails-b", "ask.undo.disk")),
-    (("kill-agent", "GuestStopped"), ("fails-b", "ask.undo.disk")),
-    (("cut", "source.before.flush-gone"), ("fails-a", "ask.release")),
-    (("fails-a", "ask.thing.put-back"), ("cut", "MemoryLanded")),
-    (("sigterm-agent", "ask.tpm.lock"), ("hangs-a", "ask.tpm.lock")),
-    (("kill-agent", "target.after.flush-ran"), ("crash-b", "target.after.send-ran")),
-)
-"""Faults at named points that are known to be worse together: a part of all seeds has one."""
-LATE = (
-    "kill-recover",
-    "torn-recover",
-    "power-a",
-    "power-b",
-    "kill-agent",
-    "cut",
-    "fails-a",
-    "fails-b",
-)
-_LATE = 0.15
-"""How often something goes wrong while ``recover`` runs, and what."""
-USUAL_POINTS, USUAL_STEPS = 170, 900
-
-
-@dataclasses.dataclass
-class Fault:
-    """One fault.
-
-    Attributes:
-        kind: One of ``KINDS``.
-        by, at: It comes at this point or callback of the simulation, or at this second.
-        lasts: Seconds, where it ends by itself.
-        name: It comes at the first point of this name, wherever that is.
-    """
-
-    kind: str
-    by: str
-    at: float
-    lasts: float
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind} at {self.by} {self.name or f'{self.at:g}'} for {self.lasts:.2f} s"
-
-
-def planned(seed: int) -> list[Fault]:
-    """The faults of a seed."""
-    rng = random.Random(f"faults {seed}")  # noqa: S311 - it must repeat
-    if rng.random() < 0.1:
-        scene, lasts = rng.choice(SCENES), rng.choice((0.5, 12.0, 40.0))
-        return [Fault(kind, "name", 0, lasts * (0.5 + rng.random()), at) for kind, at in scene]
-    count = rng.choices((0, 1, 2, 3), (2, 50, 36, 12))[0]
-    kinds = rng.choices(list(KINDS), list(KINDS.values()), k=count)
-    if rng.random() < 0.25:
-        kinds = [*rng.choice(TOGETHER), *kinds[2:]]
-    found: list[Fault] = []
-    for number, kind in enumerate(kinds):
-        by = rng.choices(("point", "name", "step", "time"), (55, 25, 12, 8))[0]
-        most = {"point": USUAL_POINTS, "step": USUAL_STEPS, "time": 8, "name": 1}[by]
-        name = rng.choice(NAMES) if by == "name" else ""
-        at = rng.uniform(0, most)
-        if number and rng.random() < 0.5:  # soon after the one before
-            before = found[-1]
-            by, name, near = before.by, before.name, rng.choice((0, 2, 10, most / 20))
-            at = before.at + rng.uniform(0, near)
-        lasts = rng.choice((0.05, 0.5, 3.0, 12.0, 40.0)) * (0.5 + rng.random())
-        found.append(Fault(kind, by, at if by == "time" else int(at), lasts, name))
-    return found
+"""What the source waits for no longer than it is set to: one that hangs long may do so for ever."""
 
 
 class Faults:
@@ -203,6 +42,7 @@ class Faults:
             "fails": self._fails,
             "disk": self._disk,
             "hangs": self._hangs,
+            "late": self._late,
             "guest": self._guest,
             "crash": self._crash,
             "unheard": self._unheard,
@@ -235,7 +75,7 @@ class Faults:
             self._happen(self._steps.pop())
 
     def for_call(self, host: Any, what: str) -> str:
-        """What is wrong with this call: ``fails``, ``disk``, or how long it hangs."""
+        """What is wrong with this call: ``fails``, ``disk``, ``late``, or how long it hangs."""
         pending = self.calls[host.name]
         if not pending:
             return ""
@@ -243,7 +83,12 @@ class Faults:
         device, is_device, _ = what.partition(".")
         self._spoilt.add(device)
         files = is_device or what in {"persist-definition", "finish-arrival"}
-        return "fails" if wrong == "disk" and not files else wrong
+        if wrong == "disk" and not files:
+            return "fails"
+        live = self.world.live or what not in BLACKOUT
+        if wrong not in {"fails", "disk", "late"} and float(wrong) > LONG:
+            return str(FOR_EVER) if what in BOUNDED[host.name] and live else wrong
+        return wrong
 
     def spoilt(self, device: str) -> bool:
         """Whether a call of this device failed on purpose."""
@@ -252,10 +97,16 @@ class Faults:
     def once_more(self) -> None:
         """In some simulations something goes wrong while ``recover`` runs, too."""
         rng = self.world.rng
-        if rng.random() < _LATE:
+        if rng.random() < OFTEN_LATE:
             self.over = False
             at = self.world.points + rng.randrange(40)
-            self._points = [Fault(rng.choice(LATE), "point", at, rng.random() * 10)]
+            fault = Fault(rng.choice(LATE), "point", at, rng.random() * 10)
+            if rng.random() < 0.4:
+                fault.by, fault.name = "name", rng.choice(LATE_NAMES)
+                fault.kind = rng.choice(("fails-a", "fails-b", "late-a", "late-b", "kill-recover"))
+                self._named = {fault.name: [fault]}
+            else:
+                self._points = [fault]
 
     def end(self) -> None:
         """No fault comes any more, and those that last are over."""
@@ -338,6 +189,10 @@ class Faults:
     def _hangs(self, fault: Fault, host: Any, rest: str) -> None:
         self.calls[host.name].append(str(fault.lasts))
 
+    def _late(self, fault: Fault, host: Any, rest: str) -> None:
+        """A call is done, and its answer is lost."""
+        self.calls[host.name].append("late")
+
     def _guest(self, fault: Fault, host: Any, rest: str) -> None:
         for copy in self.world.guest.running():
             self.world.guest.ended = True
@@ -376,7 +231,11 @@ class Faults:
 
         def interrupt() -> None:
             if migration.interrupt("interrupted with Ctrl-C"):
-                world.said_back = True
+                if not world.said_back:
+                    world.said_back = world.loop.now
+                    world.hurries = not world.went_back
+            elif not world.a.journal.has_any("source"):
+                world.violated("Ctrl-C is told that it is handed over, and nothing was begun")
 
         if migration is not None and process is not None:
             process.context.run(world.loop.call_soon, interrupt)

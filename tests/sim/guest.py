@@ -25,6 +25,16 @@ class At(enum.Enum):
     DEAD = "dead"
 
 
+BUDGET = 10.0
+"""Seconds that a blackout may take before everything goes back."""
+_STANDS = BUDGET + 2.5
+_HELD_UP = frozenset(
+    {"fails-a", "disk-a", "late-a", "hangs-a", "kill-deadman", "freeze-deadman", "freeze-source"}
+)
+"""What may keep a guest from being let run again in time, or who would do so.
+
+A source that is frozen again and again is one of them: each time its deadman begins anew.
+"""
 FREE = frozenset({At.RUN, At.PAUSED})
 INCOMING = frozenset({At.BUILD, At.LANDED})
 
@@ -40,6 +50,7 @@ class Copy:
         self.memory = -1
         self.why = ""
         self.unheard = False
+        self.died_at, self.died_held = 0.0, False
         self.released = at in FREE
         self.stream: Any = None
         self.on_change: list[Any] = []
@@ -68,6 +79,7 @@ class Copy:
             return
         guest = self.guest
         guest.check_may_run(self)
+        guest.check_stood(self)
         guest.let_run.add(self.host.name)
         self.released = True
         self.become(At.PAUSED if guest.paused else At.RUN)
@@ -78,6 +90,7 @@ class Copy:
         if self.alive:
             if self.at is At.RUN:
                 self.guest.write()
+            self.died_at, self.died_held = self.guest.world.loop.now, self.at is At.HELD
             self.why = why
             if self.stream is not None:
                 self.stream.fail()
@@ -100,6 +113,7 @@ class Guest:
         self.writes = 0
         self.ended = False
         self.killed = False
+        self.stands_since = 0.0
         self.mirror: Any = None
         self.let_run: set[str] = set()
 
@@ -132,3 +146,12 @@ class Guest:
             say(f"{host.name} runs with a disk that lacks writes: {host.disk} of {self.writes}")
         if host.tpm is None:
             say(f"{host.name} runs without its TPM")
+
+    def check_stood(self, copy: Copy) -> None:
+        """See that it has not stood still for longer than it may, where GO was never near."""
+        world = self.world
+        since, self.stands_since = self.stands_since, 0.0
+        stood = world.loop.now - since
+        bounded = since and world.live and not world.near_go and copy.host is world.a
+        if bounded and stood > _STANDS and _HELD_UP.isdisjoint(world.faults.came):
+            world.violated(f"the guest stood still for {stood:.1f} s, and may for {BUDGET:g}")

@@ -7,13 +7,14 @@ was released once is never incoming any more.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from entourage.domain import Domain
-from entourage.errors import GoneError, HypervisorError, UsageError
+from entourage.errors import GoneError, HypervisorError, InDoubt, UsageError
 from entourage.handover.values import Guest as Seen
 from entourage.hypervisors.backend import Backend
 from entourage.hypervisors.base import DomainState, MemoryProgress, Plan, Ticket
@@ -26,6 +27,7 @@ from tests.sim.stream import Stream, changed
 
 NAME = "sim"
 _PLAN = Plan(msgspec.msgpack.encode({}))
+_COOKIE = b"the source's last word, without which the target's machine is not whole"
 
 
 class SimHypervisor:
@@ -166,6 +168,7 @@ class SimMachine(MachineSeams):
         if world.net.silent or target is None or not target.alive:
             raise HypervisorError("nobody takes the memory")
         self.stream = Stream(world, copy, target, live=live)
+        await self.host.answers("start")
 
     async def progress(self) -> MemoryProgress:
         await self.host.asked("progress")
@@ -203,13 +206,14 @@ class SimMachine(MachineSeams):
     async def landed(self) -> bytes:
         await self._until("completed")
         await self.host.asked("landed")
-        return b""
+        return _COOKIE
 
     async def disarm_deadman(self) -> None:
         if self.deadman is None:
             raise HypervisorError("nothing would resume the guest if this process died")
         await self.host.asked("disarm-deadman")
         await self.deadman.disarm()
+        await self.host.answers("disarm-deadman")
 
     async def halt(self) -> None:
         await self.host.asked("halt")
@@ -224,6 +228,7 @@ class SimMachine(MachineSeams):
         if host.copy is self.copy:
             host.copy = None
         host.disown()
+        await host.answers("release")
         self._dismiss()
 
     async def abort(self) -> None:
@@ -235,8 +240,10 @@ class SimMachine(MachineSeams):
             copy.stream.fail()
             if copy.stream.source is copy:
                 copy.stream = None
-        await self.host.takes(0.005)
+        host.end_mirror()
+        await host.takes(0.005)
         self._standing().run()
+        await host.answers("abort")
         self._dismiss()
 
     def _dismiss(self) -> None:
@@ -252,6 +259,8 @@ class SimIncoming(IncomingSeams):
         self.host = host
         self.ledger = ledger
         self.copy: Copy | None = None
+        self.cookie: bytes | None = None
+        """None where another process took the memory: what that was given is not known."""
 
     def _standing(self) -> Copy:
         if self.copy is None:
@@ -280,17 +289,27 @@ class SimIncoming(IncomingSeams):
         marker = f"machine-{host.world.count()}"
         self.ledger.record("machine", marker=marker)
         host.world.point("make.machine")
-        await host.takes(0.2)
+        try:
+            await host.takes(0.2)
+        except asyncio.CancelledError:
+            await host.ends(lambda: self._begin(marker))
+            raise
+        self._begin(marker)
+        await host.takes(0.01)
+        self._standing()
+        await host.answers("build")
+
+    def _begin(self, marker: str) -> None:
+        host = self.host
         if host.copy is not None and host.copy.alive:
             host.world.violated(f"a second machine is built on {host.name}")
         host.copy = self.copy = Copy(host.world.guest, host, At.BUILD, marker)
-        await host.takes(0.01)
-        self._standing()
 
     async def listen(self) -> Ticket:
         await self.host.asked("listen")
         uri = f"sim:{self.host.world.count()}"
         self.host.world.listening[uri] = self._standing()
+        self.cookie = b""
         return Ticket(uri=uri)
 
     async def landed(self) -> None:
@@ -302,7 +321,7 @@ class SimIncoming(IncomingSeams):
             raise HypervisorError("the machine being built has failed")
 
     def accept_cookie(self, cookie: bytes) -> None:
-        """There is none."""
+        self.cookie = cookie
 
     async def died(self) -> str:
         copy = self._standing()
@@ -317,8 +336,10 @@ class SimIncoming(IncomingSeams):
             raise HypervisorError("memory is not there")
         if paused is not self.host.world.guest.paused:
             self.host.world.violated("the target lets run what its user had paused, or not")
+        if self.cookie not in {None, _COOKIE} and not copy.released:
+            self.host.world.violated("the target's machine is let run without the source's cookie")
         copy.run()
-        await self.host.answers("run")
+        await self.host.answers("run", InDoubt)
         return Time.monotonic_ns()
 
     async def halt(self) -> None:
@@ -331,10 +352,12 @@ class SimIncoming(IncomingSeams):
     async def persist_definition(self) -> None:
         await self.host.asked("persist-definition")
         self.host.defined = True
+        await self.host.answers("persist-definition")
 
     async def kill(self) -> None:
         await self.host.asked("kill")
         self.host.end_incoming()
+        await self.host.answers("kill")
 
 
 def backend() -> Backend:

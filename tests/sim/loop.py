@@ -20,6 +20,10 @@ from typing import Any
 PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("PROCESS")
 
 
+_BUSY = 0.03
+"""How often a thread has to wait for its turn."""
+
+
 class Killed(BaseException):
     """Raised where a process is killed in the middle of a callback: nothing may catch it."""
 
@@ -171,7 +175,8 @@ class Loop(asyncio.BaseEventLoop):
                 if not future.done():
                     future.set_result(result)
 
-        self.call_later(self.rng.random() * 0.002, work)
+        busy = self.rng.random() < _BUSY
+        self.call_later(self.rng.random() * (0.5 if busy else 0.002), work)
         return future
 
     # The simulation's side

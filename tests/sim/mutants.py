@@ -6,13 +6,6 @@ anew with it, in this process only.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import sys
-import textwrap
-from collections.abc import Generator
-from typing import Any, NamedTuple
-
 from entourage import recovery
 from entourage.handover import executor
 from entourage.hosts import link, resources
@@ -21,56 +14,8 @@ from entourage.source import abort, ask, migration, outcome, phases, reattach, r
 from entourage.target import agent
 from entourage.target import reattach as reattach_there
 from entourage.target import role as role_there
-
-
-class Mutant(NamedTuple):
-    """One planted bug.
-
-    Attributes:
-        name: What is wrong.
-        owner: The module or class that has the function.
-        function: The function.
-        old, new: What stands in its source, and what is to.
-        within: Seeds, in which it must be found.
-    """
-
-    name: str
-    owner: Any
-    function: str
-    old: str
-    new: str
-    within: int = 1000
-
-
-@contextlib.contextmanager
-def planted(mutant: Mutant) -> Generator[None]:
-    """Have the engine run with the bug while the context lasts."""
-    was = inspect.getattr_static(mutant.owner, mutant.function)
-    plain: Any = getattr(was, "__func__", was)
-    source = textwrap.dedent(inspect.getsource(plain))
-    if source.count(mutant.old) != 1:
-        raise LookupError(f"{mutant.name}: {mutant.old!r} stands {source.count(mutant.old)} times")
-    module = inspect.getmodule(plain)
-    assert module is not None
-    scope = dict(vars(module))
-    code = compile(source.replace(mutant.old, mutant.new), f"<{mutant.name}>", "exec")
-    exec(code, scope)  # noqa: S102 - that is what a mutant is
-    owners = [mutant.owner, *_importers(was)]
-    for owner in owners:
-        setattr(owner, mutant.function, scope[mutant.function])
-    try:
-        yield
-    finally:
-        for owner in owners:
-            setattr(owner, mutant.function, was)
-
-
-def _importers(function: Any) -> list[Any]:
-    """The modules that have imported a function by its name."""
-    name = getattr(function, "__name__", "")
-    ours = (module for key, module in sys.modules.items() if key.startswith("entourage."))
-    return [module for module in ours if getattr(module, name, None) is function]
-
+from tests.sim.mutant import Mutant
+from tests.sim.mutants_fresh import FRESH
 
 SOURCE, TARGET = role.SourceSide, role_there.TargetSide
 
@@ -325,8 +270,8 @@ MUTANTS = (
         "an agent that loses its link undoes nothing",
         agent.Agent,
         "run",
-        "await self._side.take(Input.ABORT)",
-        "pass",
+        "self._given_up = True",
+        "self._given_up, self._side = True, None",
     ),
     Mutant(
         "what was given up is opened",
@@ -388,4 +333,5 @@ MUTANTS = (
         "str(",
         3000,
     ),
+    *FRESH,
 )

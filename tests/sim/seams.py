@@ -28,6 +28,7 @@ from entourage.hosts import child, link, resources, slots, ssh
 from entourage.hypervisors import registry
 from entourage.journal import file, journal, lock
 from entourage.source import ask, migration, plan, session
+from entourage.target import agent
 
 
 class Here:
@@ -248,6 +249,7 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
     put(migration, "uuid", Uuids)
     put(migration, "dt", clock)
     put(journal, "_RESERVE", 1 << 10)
+    put(agent, "_IDLES_FOR", 18.0)
     put(lock, "os", _Locks())
     put(lock, "fcntl", _Locks())
     put(slots, "os", _Locks())
@@ -262,8 +264,7 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
     put(devices, "_entries", tuple)
     put(session, "socket", SimpleNamespace(gethostname=lambda: Here.loop.current.host.name))
     put(ask, "socket", session.socket)
-    for name in ("entourage.target.agent",):
-        put(sys.modules[name], "socket", session.socket)
+    put(agent, "socket", session.socket)
     had = dict(ADDED)
     ADDED.update(added)
     put(sys, "unraisablehook", _unraisable)

@@ -14,13 +14,17 @@ from pathlib import Path
 from entourage.errors import EntourageError
 from entourage.journal.journal import Journal
 from tests.sim import checks
-from tests.sim.faults import Fault, Faults, planned
+from tests.sim.faults import Faults
 from tests.sim.loop import Endless, Process
+from tests.sim.plans import Fault, planned
 from tests.sim.seams import Here
 from tests.sim.world import World
 
 _MIGRATES_FOR, _ENDS_WITHIN = 300.0, 400.0
 _ROUNDS = 5
+_SOON = 0.3
+_FENCES = 0.2
+"""How often a user who is in doubt has the target off for good, and says so."""
 
 
 @dataclasses.dataclass
@@ -103,6 +107,7 @@ def simulate(
 def _story(world: World) -> None:
     source = world.a.start("source", world.migrate)
     source.on_end.append(lambda: checks.at_exit(world, source))
+    source.on_end.append(lambda: _soon(world))
     world.loop.drive(lambda: _quiet(world), _MIGRATES_FOR)
     world.faults.end()
     if not world.loop.drive(lambda: _quiet(world), _ENDS_WITHIN):
@@ -110,12 +115,45 @@ def _story(world: World) -> None:
         world.violated(f"a process does not end: {', '.join(left)}")
         return
     checks.before_recovery(world)
+    if checks.rows(world.a, "source") == [("armed", False)] and world.rng.random() < _FENCES:
+        _fence(world)
     _recover(world)
     checks.at_the_end(world)
 
 
+def _soon(world: World) -> None:
+    """Some users recover at once, and wait for nothing that goes on at the target."""
+
+    def recover() -> None:
+        if world.a.on and not world.faults.over:
+            world.a.recover()
+
+    in_doubt = any(record == "armed" for record, _ in checks.rows(world.a, "source"))
+    if in_doubt and world.rng.random() < _SOON:
+        world.loop.after(world.rng.random() * 10, recover)
+
+
 def _quiet(world: World) -> bool:
     return not (world.loop.living or world.a.deadmen or world.b.deadmen)
+
+
+def _fence(world: World) -> None:
+    """The target is off, and what ran there is gone: the user vouches for that, and recovers."""
+    world.b.power_cut()
+    world.vouch()
+    for _ in range(_ROUNDS):
+        world.faults.once_more()
+        process = world.a.recover(fenced=True)
+        if not world.loop.drive(lambda: _quiet(world), _ENDS_WITHIN):
+            world.violated("recover with a fenced target does not end")
+            return
+        world.faults.end()
+        if process.ended and checks.rows(world.a, "source")[0][0] == "back":
+            break
+    else:
+        world.violated(f"the guest is not given back: {checks.rows(world.a, 'source')}")
+    world.b.vouched_off = False
+    world.b.power_on()
 
 
 def _recover(world: World) -> None:
@@ -129,11 +167,13 @@ def _recover(world: World) -> None:
         for host in first:
             if turn == 0:
                 world.faults.once_more()
+            dead = host.copy_alive is None
             process = host.recover()
             if not world.loop.drive(lambda: _quiet(world), _ENDS_WITHIN):
                 world.violated(f"recover on {host.name} does not end")
                 return
             said += _left(world, process)
+            checks.findings(world, process, dead=dead)
             world.faults.end()
         if not said:
             _nothing_to_do(world)

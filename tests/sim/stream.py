@@ -60,6 +60,8 @@ class Stream:
         return self.state
 
     def _hold(self) -> None:
+        if self.source.at is At.RUN:
+            self.world.guest.stands_since = self.world.loop.now
         self.source.stop()
         for hand in self.source.host.deadmen:
             hand.stopped()

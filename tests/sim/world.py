@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import random
-from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
-from entourage import recovery
 from entourage.domain import Domain
-from entourage.errors import EntourageError, HypervisorError
-from entourage.hosts.link import Link
+from entourage.events import MemoryLanded, RollbackStarted
 from entourage.hosts.route import Route
-from entourage.journal.journal import Journal
 from entourage.settings.model import AgentSettings, MigrationSettings, PathSettings, Settings
 from entourage.source.migration import Migration, Request
-from entourage.target.agent import Agent
-from entourage.target.caller import Caller
-from tests.sim.disk import Connection, Disk
-from tests.sim.guest import At, Copy, Guest
+from tests.sim.disk import Connection
+from tests.sim.guest import BUDGET, FREE, At, Copy, Guest
+from tests.sim.host import Host
 from tests.sim.hypervisor import NAME
 from tests.sim.loop import Killed, Loop, Process
-from tests.sim.net import Network, Pipe, Ssh
+from tests.sim.net import Network, Ssh
 from tests.sim.seams import Here, Locks
 
 UUID = "5b6e6d0e-0000-4000-8000-000000000001"
@@ -31,184 +24,6 @@ UUID = "5b6e6d0e-0000-4000-8000-000000000001"
 
 class Violation(Exception):  # noqa: N818 - what was found
     """Something that must never be."""
-
-
-class Host:
-    """One host, and what is on it."""
-
-    def __init__(self, world: World, name: str, settings: Settings, image: bytes) -> None:
-        self.world = world
-        self.name = name
-        self.settings = settings
-        self.journal = Disk(image)
-        self.booted = world.rng.random() * 1e5
-        self.on = True
-        self.processes: list[Process] = []
-        self.deadmen: list[Any] = []
-        self.copy: Copy | None = None
-        self.disk: int | None = None
-        self.tpm: str | None = None
-        self.locked_tpm = False
-        self.thing = ""
-        self.busy: set[str] = set()
-        self.defined = self.lost_incoming = False
-        self.excused_tpm = self.excused_thing = False
-        self.other: Host = self
-
-    def has(self, process: Process) -> bool:
-        return process.host is self
-
-    @property
-    def copy_alive(self) -> Copy | None:
-        return self.copy if self.copy is not None and self.copy.alive else None
-
-    # What a hypervisor or a device's tool does
-
-    async def takes(self, seconds: float) -> None:
-        """Something takes about as long."""
-        await asyncio.sleep(seconds * (0.5 + self.world.loop.rng.random()))
-
-    async def asked(self, what: str) -> None:
-        """The hypervisor, or a tool, is asked: it may refuse, hang, or take a while."""
-        world = self.world
-        world.check_alive(world.loop.current)
-        world.point(f"ask.{what}")
-        wrong = world.faults.for_call(self, what)
-        if wrong == "fails":
-            world.trace("fails", self.name, what)
-            raise HypervisorError(f"{what} is refused")
-        if wrong == "disk":
-            raise OSError(errno.EIO, "Input/output error", what)
-        if wrong:
-            world.trace("hangs", self.name, what)
-            await asyncio.sleep(float(wrong))
-        await self.takes(0.002)
-        world.check_alive(world.loop.current)
-        world.point(f"does.{what}")
-
-    async def answers(self, what: str) -> None:
-        """What was asked for is done, and the answer is on its way."""
-        self.world.point(f"done.{what}")
-        await self.takes(0.001)
-
-    def tpm_arrived(self) -> None:
-        self.tpm = "cached"
-
-    def disown(self) -> None:
-        if not self.other.defined:
-            self.world.violated(f"{self.name} forgets the domain, and the other host has none")
-        self.defined = False
-
-    def check_may_end(self, copy: Copy) -> None:
-        """The newest copy is ended here: only where the other host has the guest."""
-        if not self.world.released_there(self):
-            self.world.violated(f"the copy on {self.name} is ended, and the other never ran")
-
-    def check_may_erase(self, what: str) -> None:
-        if not self.world.released_there(self):
-            self.world.violated(f"{what} on {self.name} is erased, and the other never ran")
-        if what == "tpm" and self.other.tpm != "safe" and not self.world.faults.spoilt("tpm"):
-            self.world.violated(f"the TPM on {self.name} is erased: the other is not on the disk")
-
-    def end_incoming(self) -> None:
-        """End a machine that was being built; one that was released is no such thing."""
-        copy = self.copy
-        if copy is not None and copy.alive:
-            if copy.released and copy.at is not At.HELD:
-                self.world.violated(f"the copy on {self.name} is ended as a half-built one")
-            copy.die("ended: it never ran")
-        self.copy = None
-
-    def undo(self, kind: str, spec: Any) -> None:
-        """Undo a row of the ledger."""
-        if kind == "disk":
-            if self.copy_alive and self.copy_alive.released:
-                self.world.violated(f"the disk of the guest that runs on {self.name} is deleted")
-            self.disk = None
-        elif kind == "machine" and self.copy is not None and self.copy.marker == spec["marker"]:
-            self.end_incoming()
-
-    # Its processes
-
-    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> Process:
-        process = Process(name, self, self.world.loop, self.booted)
-        process.on_end.append(self.busy.clear)
-        self.processes.append(process)
-        self.world.loop.spawn(process, work)
-        return process
-
-    def living(self, name: str = "") -> list[Process]:
-        return [p for p in self.processes if not p.over() and name in ("", p.name)]
-
-    async def agent(
-        self, reader: asyncio.StreamReader, writer: Pipe, stderr: asyncio.StreamReader
-    ) -> None:
-        """``entourage agent``."""
-        process = self.world.loop.current
-        settings = self.settings
-        try:
-            with Journal.open(Path(settings.paths.state, "journal.db")) as journal:
-                link = Link(
-                    reader,
-                    writer,  # type: ignore[arg-type]
-                    peer="the source",
-                    silence=settings.migration.link_silence,
-                )
-                process.agent = Agent(link, settings, journal, Caller())
-                await process.agent.run()
-        except EntourageError as error:
-            process.status = error.exit_code
-            if not stderr.at_eof():
-                stderr.feed_data(f"{error}\n".encode())
-
-    def recover(self, *, fenced: bool = False) -> Process:
-        """``entourage recover``."""
-        name = self.world.domain.name if fenced else None
-        return self.start(
-            "recover", lambda: recovery.recover(self.settings, name, target_is_fenced=fenced)
-        )
-
-    # What may happen to it
-
-    def power_cut(self) -> None:
-        """Everything on it stops, and what was not on a disk is gone."""
-        world = self.world
-        if not self.on:
-            return
-        self.on = False
-        world.guest.write()
-        world.net.lose(self)
-        for hand in list(self.deadmen):
-            hand.armed = False
-            hand.die()
-        current = None
-        for process in self.living():
-            if process is world.loop.current:
-                current = process
-            else:
-                world.loop.kill(process)
-        self.journal.power_cut()
-        if self.copy is not None:
-            self.crash("ended: the host lost power")
-            self.copy = None
-        self.locked_tpm = False
-        if self.tpm == "cached":
-            self.tpm = None
-        if current is not None:
-            world.loop.kill(current)
-
-    def crash(self, why: str) -> None:
-        """Its copy of the guest ends, by no will of anybody's."""
-        copy, guest = self.copy_alive, self.world.guest
-        if copy is None:
-            return
-        # Where GO is on the disk, or comes there, later processes cannot tell that it never ran.
-        self.lost_incoming = self.lost_incoming or not copy.released
-        guest.killed = guest.killed or copy.released
-        copy.die(why)
-
-    def power_on(self) -> None:
-        self.on = True
 
 
 class World:
@@ -237,7 +52,17 @@ class World:
         self.events: list[Any] = []
         self.faults: Any = None
         self.ending = ""
-        self.said_back = False
+        self.said_back = 0.0
+        """When Ctrl-C was told that it goes back."""
+        self.hurries = False
+        """Whether it did not go back before: then nobody who is silent is waited for."""
+        self.near_go = False
+        """The deadman was disarmed: GO may be said."""
+        self.went_back = self.landed = 0.0
+        """When it began to go back, and when all of memory had landed."""
+        self.live = self.rng.random() > 0.1
+        self.copying = 1.0 if self.rng.random() > 0.03 else self.rng.uniform(25, 45)
+        """Seconds that the disk's copy takes."""
         self._counted = 0
         self.migration: Migration | None = None
         Here.world, Here.loop = self, self.loop
@@ -275,6 +100,7 @@ class World:
         host = self.loop.current.host
         await host.asked(f"undo.{kind}")
         host.undo(kind, spec)
+        await host.answers(f"undo.{kind}")
 
     def check_alive(self, process: Process) -> None:
         """A process that was killed does nothing any more, however far it is unwound."""
@@ -289,12 +115,14 @@ class World:
         """Something has just been done, or is about to be: a fault may come here."""
         self.points += 1
         self.trace("point", str(self.loop.current), name)
+        if name == "target.after.flush-go" and self.b.tpm != "safe":
+            self.violated("GO is on the disk, and the TPM is not")
         self.faults.at_point(self.points, name)
 
     def logged(self, text: str) -> None:
         self.log.append(text)
         self.trace("log", str(self.loop.current), text)
-        if "internal error" in text:
+        if any(words in text for words in ("internal error", "not something that this host is")):
             self.violated(f"logged: {text}")
 
     def trace(self, *words: str) -> None:
@@ -307,6 +135,15 @@ class World:
             return
         self.violations.append(what)
         self.trace("VIOLATED", what)
+
+    def vouch(self) -> None:
+        """The user says that the target is off for good: what was written there is given up."""
+        self.b.vouched_off = True
+        source, guest = self.a.copy_alive, self.guest
+        guest.let_run.discard("b")
+        if source is None or source.at not in FREE:
+            guest.writes = self.a.disk or 0
+            guest.ended = guest.ended and source is None
 
     def released_there(self, host: Host) -> bool:
         """Whether the guest was let run on the other host, or nobody can tell that it was not."""
@@ -324,19 +161,32 @@ class World:
             domain=self.domain.name,
             route=Route(host="b"),
             settings=self.a.settings,
-            live=self.rng.random() > 0.1,
+            live=self.live,
         )
         self.migration = Migration(request, self.listen)
         return await self.migration.run()
 
     def listen(self, event: Any) -> None:
         self.events.append(event)
+        if isinstance(event, RollbackStarted):
+            self.went_back = self.loop.now
+            ended = self.a.copy
+            given_up = self.landed and "machine is gone" in event.reason
+            if given_up and ended is not None and ended.died_at > self.landed:
+                self.violated("all of memory had landed, and it goes back as the source's ends")
+        elif isinstance(event, MemoryLanded):
+            self.landed = self.loop.now
         self.point(type(event).__name__)
 
 
 def _settings(place: str) -> Settings:
     return Settings(
-        migration=MigrationSettings(data_address="10.0.0.2", max_blackout=10.0),
+        migration=MigrationSettings(
+            data_address="10.0.0.2",
+            max_blackout=BUDGET,
+            test_timeout=12.0,
+            prepare_timeout=90.0,
+        ),
         agent=AgentSettings(allowed_hypervisors=(NAME,)),
         paths=PathSettings(state=f"{place}/state", run=f"{place}/run", log=f"{place}/log"),
     )

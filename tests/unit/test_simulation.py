@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.__main__ import find, ready, results, told
-from tests.sim.mutants import MUTANTS, Mutant
+from tests.sim.mutant import Mutant
+from tests.sim.mutants import MUTANTS
 from tests.sim.simulate import simulate
 
 QUICK = {"the deadman is not disarmed", "resources are not written down"}
