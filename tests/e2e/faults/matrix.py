@@ -61,7 +61,7 @@ _EXPECTED: Final = {
     "link-lossy": "EEEEEE EEEE ETT TTT",
     "link-flaps": "EEEEEE EEEE ETT TTT",
     "link-reorders": "TTTTTT TTTT TTT TTT",
-    "strangers": "...TTT TTTT TTT TTT",
+    "strangers": "....TT TT.. ... ...",
     "disk-full": "SSSSEE EEET .TT TTT",
     "source-disk-full": "EEEEEE EEEE TTT TTT",
     "both-hosts": "ssssss ssss est ttt",
