@@ -161,7 +161,11 @@ def place_process(world: World, place: int, slot: str, one: Process) -> World:
             # sent later is one that arrives later.
             said = also(world.said, frozenset({effect.message.kind}), one.migration)
             world = world._replace(said=said)
-        elif effect is not Do.SYNC_DEVICES or world.hosts[place].tpm != SAFE:
+        elif (
+            effect is not Do.SYNC_DEVICES
+            or one.state.record is Record.OPEN  # more follows from it: see `execute`
+            or world.hosts[place].tpm != SAFE
+        ):
             break
         one = popped(one)
     if one.effects or waits(one):
@@ -236,6 +240,16 @@ def execute(world: World, place: int, slot: str, rules: Rules) -> Iterator[Move]
             yield from _flush(world, place, slot, effect, rules)
         case Do.LET_RUN:
             yield from _let_run(world, place, slot, rules)
+        case Do.SYNC_DEVICES if one.state.record is Record.OPEN:
+            assert len(one.effects) == 1, "what SYNC_DEVICES leads to decides what follows"
+            changed = _change(world, place, one, effect)
+            synced = decided(rules, popped(one), Input.DEVICES_SYNCED)
+            done = place_process(changed, place, slot, synced)
+            yield Move(f"{who} does {effect.value}", done)
+            if world.faulty:
+                failed = decided(rules, popped(one), Input.ABORT)
+                undone = place_process(world, place, slot, failed)
+                yield Move(f"{who}: a device cannot be synced", undone, helps=False, costs=True)
         case Do.DISARM_DEADMAN if _has_acted(host, rules) and rules.hand_is_missed:
             # The executor is where it was before READY, and its caller goes back.
             assert isinstance(one.state, Source)
@@ -279,6 +293,15 @@ def _flush(world: World, place: int, slot: str, flush: Flush, rules: Rules) -> I
     if flush.new in {Record.ARMED, Record.OPEN} and not begins(host, one.migration, rules):
         yield Move(f"{who} may not begin", end_process(world, place, slot))
         return
+    if flush.new is Record.GO and host.tpm == CACHED:
+        raise Violation("GO is written, and the TPM is not on the disk")
+    if world.faulty and (flush.expected, flush.new) == (Record.OPEN, Record.NEVER):
+        # The executor is where it was before: nothing of that has happened.
+        before = process(
+            one.kind, one.migration, replace(one.state, record=Record.OPEN, clean=False)
+        )
+        failed = place_process(world, place, slot, before)
+        yield Move(f"{who} cannot write {flush.new}", failed, helps=False, costs=True)
     born_clean = flush.expected is None and flush.new is Record.NEVER
     cache = with_row(host.cache, one.migration, (flush.new, born_clean))
     after = world.host(place, cache=cache)

@@ -55,6 +55,11 @@ class Host:
     def has(self, process: Process) -> bool:
         return process.host is self
 
+    def has_written(self, record: str) -> bool:
+        """Whether its journal has such a record."""
+        asked = "SELECT 1 FROM decisions WHERE record=?"
+        return self.journal.database.execute(asked, (record,)).fetchone() is not None
+
     @property
     def copy_alive(self) -> Copy | None:
         return self.copy if self.copy is not None and self.copy.alive else None

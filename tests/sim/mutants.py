@@ -239,8 +239,16 @@ MUTANTS = (
         "the TPM is not put on the disk before GO",
         TARGET,
         "_sync_devices",
-        "if self._there is None:",
-        "if self._there is None or self._executor.state.guest is not Guest.RUNNING:",
+        "in self._controllers]\n    if",
+        "in self._controllers if released]\n    if",
+        3000,
+    ),
+    Mutant(
+        "GO is obeyed although a device could not be synced",
+        TARGET,
+        "_sync_devices",
+        "return Input.ABORT if failed else Input.DEVICES_SYNCED",
+        "return Input.DEVICES_SYNCED",
         3000,
     ),
     Mutant(

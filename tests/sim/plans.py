@@ -124,6 +124,7 @@ NAMES = (
 SCENES = (
     (("fails-a", "ask.disarm-deadman"), ("fails-a", "ask.abort"), ("fails-a", "ask.abort")),
     (("cut", "GuestStopped"), ("full-a", "does.abort")),
+    (("fails-b", "target.before.send-landed"), ("io-b", "target.before.flush-never")),
     (("freeze-source", "source.after.send-go"), ("crash-b", "target.before.flush-go")),
     (("freeze-agent", "target.after.send-landed"), ("recover-a", "GoSent")),
     (("freeze-agent", "target.before.flush-go"), ("kill-source", "GoSent")),

@@ -196,7 +196,8 @@ class Target:
         migration: The migration's id.
         record: What the journal says; None where it has never heard of the migration.
         guest: This host's copy.
-        landed: All of memory is here; this very process has seen it.
+        landed: All of memory is here and the devices' state is on the disk; this very process has
+            seen it.
         clean: `Do.CLEAN` was done.
         holds_lock: See the module.
     """
@@ -218,8 +219,10 @@ def decide_target(state: Target, given: AnyInput) -> Transition[Target]:
         case Input.MEMORY_LANDED if state.record is Record.OPEN and state.holds_lock:
             # The sync runs while LANDED travels and the source thinks. It must be over before GO,
             # after which the source may erase its TPM even if nobody here gets as far as `_ran`.
-            said = (_say(state, MessageKind.LANDED), Do.SYNC_DEVICES)
-            return Transition(replace(state, landed=True), said)
+            # So only then GO can be obeyed: where it fails, NEVER may not get on the disk either.
+            return Transition(state, (_say(state, MessageKind.LANDED), Do.SYNC_DEVICES))
+        case Input.DEVICES_SYNCED if state.record is Record.OPEN and state.holds_lock:
+            return Transition(replace(state, landed=True))
         case Input.ABORT if state.record is Record.OPEN:
             return _never(state)
         case Input.GUEST_DIED:

@@ -158,7 +158,9 @@ class Do(enum.Enum):
     LET_RUN = "let-run"
     """Target: release the guest as it was; leads to RELEASED, RELEASE_REFUSED or GUEST_DIED."""
     SYNC_DEVICES = "sync-devices"
-    """Target: put on the disk what devices wrote and did not sync (the TPM's state)."""
+    """Target: put on the disk what devices wrote and did not sync (the TPM's state).
+
+    Before GO it leads to DEVICES_SYNCED or ABORT."""
     KILL_TARGET = "kill-target"
     """Target: end the copy that has no right to run, and wait until it is gone."""
     UNDO_RESOURCES = "undo-resources"
@@ -191,6 +193,8 @@ class Input(enum.Enum):
     """Source: before PREPARE. Target: before its first resource."""
     MEMORY_LANDED = "memory-landed"
     """Target: all of memory is here, the guest is paused."""
+    DEVICES_SYNCED = "devices-synced"
+    """Target: SYNC_DEVICES worked before GO; where it did not, ABORT."""
     READY = "ready"
     """Source: landed on both sides' word, every SYNC done, budget left. Hand over."""
     ABORT = "abort"

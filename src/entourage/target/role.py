@@ -5,6 +5,7 @@ Used by the agent while its link lives, and by ``entourage recover`` after a cra
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +41,8 @@ from entourage.hypervisors.registry import start_command
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.rows import LedgerRow
 from entourage.messages import Resumed
+
+_SYNCS_WITHIN = 10.0  # seconds for a device
 
 
 async def _nothing() -> None:
@@ -192,7 +195,7 @@ class TargetSide:
     async def _sync_devices(self) -> AnyInput | None:
         """Sync the devices' state to disk: once memory has landed, and again once the guest ran.
 
-        Before GO a failure is a reason to go back; after it, it is only told.
+        Before GO a failure is a reason to go back, and GO is not obeyed; after it, it is only told.
         """
         if self._there is None:
             return None
@@ -203,14 +206,16 @@ class TargetSide:
         failed = False
         for controller, half in halves:
             try:
-                await half(self._there)
+                async with asyncio.timeout(_SYNCS_WITHIN):  # nobody hears GO, or RAN, before
+                    await half(self._there)
             except (EntourageError, OSError) as error:
                 failed = True
                 label = controller.device.label
                 self._on_failure(EntourageError(f"on arrival: {plain_words(error)}", device=label))
         if released:
             self._journal.relax()
-        return Input.ABORT if failed and not released else None
+            return None
+        return Input.ABORT if failed else Input.DEVICES_SYNCED
 
     async def _kill(self) -> None:
         await self._call_off()

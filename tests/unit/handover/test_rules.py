@@ -205,6 +205,8 @@ LANDED = target(Record.OPEN, landed=True)
         (target(lock=False), Input.BEGIN, ()),
         (target(Record.NEVER), Input.BEGIN, ()),
         (target(Record.OPEN), Input.MEMORY_LANDED, (said(MessageKind.LANDED), Do.SYNC_DEVICES)),
+        (target(Record.OPEN), Input.DEVICES_SYNCED, ()),
+        (target(Record.GO), Input.DEVICES_SYNCED, ()),
         (LANDED, heard(MessageKind.GO), (Flush(Record.OPEN, Record.GO), Do.LET_RUN)),
         (LANDED, heard(MessageKind.GO, "another"), ()),
         (LANDED, heard(MessageKind.ASK), NEVER),
@@ -281,6 +283,14 @@ LANDED = target(Record.OPEN, landed=True)
 )
 def test_target(state: Target, given: AnyInput, effects: tuple[Effect, ...]) -> None:
     assert decide_target(state, given).effects == effects
+
+
+def test_go_is_obeyed_only_once_the_devices_are_synced() -> None:
+    """The sync may fail, and NEVER as well: then GO, under way since LANDED, must not be obeyed."""
+    landing = decide_target(target(Record.OPEN), Input.MEMORY_LANDED).state
+    assert decide_target(landing, heard(MessageKind.GO)).effects == NEVER
+    synced = decide_target(landing, Input.DEVICES_SYNCED).state
+    assert Do.LET_RUN in decide_target(synced, heard(MessageKind.GO)).effects
 
 
 def steps() -> Iterator[tuple[Source | Target, AnyInput, Source | Target, tuple[Effect, ...]]]:
