@@ -67,10 +67,10 @@ class Calls:
         """Shut them, those to a port or all of them; how many there were. Never waits."""
         return sum(call.shut() for call in self._calls() if port in {None, call.port})
 
-    def hang_up_unanswered(self, port: int | None = None) -> int:
-        """The same of those that the other host has not taken yet."""
+    def hang_up_unanswered(self, port: int) -> int:
+        """Shut those to a port that the other host has not taken yet. Never waits."""
         calls = (call for call in self._calls() if call.state.connecting)
-        return sum(call.shut() for call in calls if port in {None, call.port})
+        return sum(call.shut() for call in calls if call.port == port)
 
     def hang_up_on_silence(
         self,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # struct tcp_info of linux/tcp.h: state; unacked (segments); last_data_sent, last_data_recv and
-# last_ack_recv (ms); rtt (us).
-_FIELDS = struct.Struct("=B23xI16xI4xII8xI")
+# last_ack_recv (ms); rtt (us); bytes_received; min_rtt (us).
+_FIELDS = struct.Struct("=B23xI16xI4xII8xI56xQ12xI")
+_NO_MIN_RTT = 0xFFFF_FFFF
 _SYN_SENT = 2
 _SYN_SENT_IN_TABLE = "02"
 
@@ -22,11 +23,12 @@ class TcpInfo:
     Attributes:
         connecting: The other host has not taken it yet.
         unconfirmed: The other host's system has not confirmed all that was sent.
-        unanswered: The other host has sent nothing since the last that was sent to it; so it is
-            also until the first word of one that is to speak first, and always where nobody
-            answers. Of several questions at once, one answer counts for all.
+        unanswered: The other host has sent nothing since the last that was sent to it, or nothing
+            at all. It is known to the kernel's tick (some ms): of what comes and goes within one,
+            what came counts as the last. So one answer counts for several questions at once.
         quiet: Seconds since anything came in: data, or word that data has arrived there.
         rtt: Seconds for a round trip, as measured so far.
+        min_rtt: The shortest so far; None where none was measured.
     """
 
     connecting: bool
@@ -34,6 +36,7 @@ class TcpInfo:
     unanswered: bool
     quiet: float
     rtt: float
+    min_rtt: float | None
 
     @property
     def answers_within(self) -> float:
@@ -44,13 +47,14 @@ class TcpInfo:
 def of(one: socket.socket) -> TcpInfo:
     """Ask of a TCP socket, of whichever process; raises OSError where it is none."""
     data = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _FIELDS.size)
-    state, unconfirmed, data_went, data_came, word_came, rtt = _FIELDS.unpack(data)
+    state, unconfirmed, went, came, word_came, rtt, received, min_rtt = _FIELDS.unpack(data)
     return TcpInfo(
         connecting=state == _SYN_SENT,
         unconfirmed=unconfirmed > 0,
-        unanswered=data_went <= data_came,
-        quiet=min(data_came, word_came) / 1e3,
+        unanswered=received == 0 or went < came,
+        quiet=min(came, word_came) / 1e3,
         rtt=rtt / 1e6,
+        min_rtt=None if min_rtt == _NO_MIN_RTT else min_rtt / 1e6,
     )
 
 

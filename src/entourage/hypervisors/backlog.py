@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 
+from entourage.hosts import tcpinfo
 from entourage.hosts.borrow import listens, tcp_sockets
 from entourage.hosts.process import ProcessHandle
 
 _RCVBUFFORCE = 33  # of Linux, for which Python has no name: beyond net.core.rmem_max
-_MIN_RTT = struct.Struct("=148xI")  # tcpi_min_rtt, microseconds, in linux/tcp.h's tcp_info
-_UNKNOWN = 0xFFFF_FFFF
 _LEAST = 512 << 10
 _MOST = 6 << 20  # as much as the kernel takes by itself, unless net.ipv4.tcp_rmem says otherwise
 _RATE = 1.25e9  # bytes a second: 10 Gbit/s
@@ -42,9 +40,8 @@ def bound(connection: socket.socket) -> int | None:
     Raises:
         OSError: It is no TCP connection.
     """
-    information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.size)
-    (microseconds,) = _MIN_RTT.unpack(information)
-    wanted = buffer_for(microseconds / 1e6) if microseconds != _UNKNOWN else None
+    round_trip = tcpinfo.of(connection).min_rtt
+    wanted = None if round_trip is None else buffer_for(round_trip)
     if wanted is None:
         return None
     half = wanted // 2  # the kernel doubles it

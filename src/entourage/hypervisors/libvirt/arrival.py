@@ -27,6 +27,7 @@ from entourage.hypervisors.libvirt.constants import (
     State,
 )
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
+from entourage.hypervisors.libvirt.process import check_ended
 from entourage.hypervisors.libvirt.undefine import set_aside, undefine
 
 _DEFINITIONS = Path("/etc/libvirt/qemu")
@@ -122,6 +123,8 @@ async def forget(
     """
     raw = await connection.domain(str(domain.uuid))
     if raw is None:
+        if here:
+            await check_ended(domain.name, str(domain.uuid))
         return
 
     def was_here() -> bool:
@@ -137,6 +140,8 @@ async def forget(
     await undefine(raw, name, here=here)
     if await connection.domain(str(domain.uuid)) is not None:
         raise HypervisorError(f"libvirt does not end {name}", remedy=f"virsh destroy {name}")
+    if here:
+        await check_ended(name, str(domain.uuid))
 
 
 async def put_back(connection: Connection, domain: Domain, file: NotesFile, *, here: bool) -> None:

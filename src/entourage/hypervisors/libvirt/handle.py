@@ -9,9 +9,15 @@ from typing import Any
 
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
-from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask, tell_qemu
-from entourage.hypervisors.libvirt.constants import OFF, SHUT_OFF, State
-from entourage.hypervisors.libvirt.process import outlives
+from entourage.hypervisors.libvirt.connection import (
+    Connection,
+    LostError,
+    RefusedError,
+    ask,
+    tell_qemu,
+)
+from entourage.hypervisors.libvirt.constants import NO_DOMAIN, OFF, SHUT_OFF, State
+from entourage.hypervisors.libvirt.process import check_ended
 from entourage.hypervisors.libvirt.undefine import undefine
 
 _THERE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SUSPENDED})
@@ -54,17 +60,22 @@ class Handle:
 
     async def state(self) -> int:
         """Its ``virDomainState``; NONE where there is no such domain any more."""
+        return (await self._state_and_reason())[0]
+
+    async def _state_and_reason(self) -> tuple[int, int]:
         if self.raw is None:
-            return State.NONE
-        state: tuple[int, int] = await ask(self.raw.state, 0)
-        return state[0]
+            return State.NONE, 0
+        try:
+            state, reason = await ask(self.raw.state, 0)
+        except RefusedError as error:
+            if error.code != NO_DOMAIN:
+                raise
+            return State.NONE, 0
+        return state, reason
 
     async def is_there(self) -> bool:
         """Whether it has a machine, which runs or is paused."""
-        try:
-            return await self.state() in _THERE
-        except RefusedError:  # it was transient, and is gone
-            return False
+        return await self.state() in _THERE
 
     async def busy(self) -> bool:
         """Whether libvirt has a job for it."""
@@ -91,9 +102,14 @@ class Handle:
         return time.monotonic() - self._asked_at if self._asked_at else 0.0
 
     async def suspend(self) -> None:
-        """Stop the guest and keep it."""
-        if self.raw is not None:
-            await ask(self.raw.suspend)
+        """Stop the guest and keep it, also where libvirtd went away and is back."""
+        try:
+            if self.raw is not None:
+                await ask(self.raw.suspend)
+        except LostError:
+            await self.find_again()
+            if self.raw is not None:
+                await ask(self.raw.suspend)
 
     async def run_again(self) -> None:
         """Let the guest run; one that runs already goes on, one that was paused stays so.
@@ -123,14 +139,8 @@ class Handle:
         """
         if state not in OFF | {State.NONE}:
             return False
-        name = self.domain.name
-        kept = state == State.CRASHED  # its QEMU may be kept, to be looked at
-        if not kept and await asyncio.to_thread(outlives, name, str(self.domain.uuid)):
-            raise HypervisorError(
-                f"libvirt says that {name} is off, and its QEMU runs on",
-                remedy=f"the log of libvirtd says why; end that QEMU, or have libvirtd take it up"
-                f" again, and then `entourage recover {name}`",
-            )
+        if state != State.CRASHED:  # then its QEMU may be kept, to be looked at
+            await check_ended(self.domain.name, str(self.domain.uuid))
         return True
 
     async def _settled(self) -> int:
@@ -140,7 +150,7 @@ class Handle:
         """
         deadline = time.monotonic() + _SHUTS_DOWN_WITHIN
         # It is asked after its libvirtd may have gone away, and the events with it.
-        while (state := await self._state_or_none()) == State.SHUTDOWN:
+        while (state := await self.state()) == State.SHUTDOWN:
             if time.monotonic() > deadline:
                 raise HypervisorError(
                     f"{self.domain.name} shuts down, and does not end",
@@ -149,37 +159,24 @@ class Handle:
             await asyncio.sleep(_SOON)
         return state
 
-    async def _state_or_none(self) -> int:
-        try:
-            return await self.state()
-        except RefusedError:
-            if not self.transient:
-                raise
-            return State.NONE
-
     async def _why_gone(self) -> str:
         """What its libvirtd says of a domain that is off; a libvirtd that was restarted knows less.
 
         It need not have told anybody: it may have gone away itself as the guest ended.
         """
-        state, reason = State.NONE, 0
-        if self.raw is not None:
-            with contextlib.suppress(RefusedError):  # it was transient
-                state, reason = await ask(self.raw.state, 0)
+        state, reason = await self._state_and_reason()
         said = SHUT_OFF.get(reason) if state == State.SHUT_OFF else None
         return f"its machine has ended ({said or 'libvirt does not know why'})"
 
     async def destroy(self) -> None:
         """End it and forget its definition; what is gone already is no error."""
-        if self.raw is None:
-            return
-        with contextlib.suppress(RefusedError):  # it does not run
-            await ask(self.raw.destroy)
-        await undefine(self.raw, self.domain.name, here=True)
-        state: int = State.NONE
-        with contextlib.suppress(RefusedError):
-            state = await self.state()
-        if state in {State.RUNNING, State.PAUSED, State.BLOCKED}:
-            raise HypervisorError(
-                f"libvirt does not end {self.domain.name}", remedy="virsh destroy it"
-            )
+        name = self.domain.name
+        if self.raw is not None:
+            with contextlib.suppress(RefusedError):  # it does not run
+                await ask(self.raw.destroy)
+            await undefine(self.raw, name, here=True)
+            if await self.is_there():
+                raise HypervisorError(
+                    f"libvirt does not end {name}", remedy=f"virsh destroy {name}"
+                )
+        await check_ended(name, str(self.domain.uuid))

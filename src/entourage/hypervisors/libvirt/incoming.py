@@ -54,7 +54,7 @@ from entourage.hypervisors.libvirt.errors import qemu_said
 from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.job import Disks, Parameters
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
-from entourage.hypervisors.libvirt.process import qemu_of, way_of
+from entourage.hypervisors.libvirt.process import check_ended, qemu_of, way_of
 from entourage.hypervisors.libvirt.qemuconf import conf_of, migration_ports
 from entourage.hypervisors.libvirt.tpm import STATES, TargetTpm, state_of
 from entourage.hypervisors.seams import IncomingSeams
@@ -330,6 +330,8 @@ class LibvirtIncoming(IncomingSeams):
             raw = await (await self._connected()).domain(self._uuid)
             seen = await look_at(raw)
             if seen.guest is Guest.STOPPED and not seen.under_way:
+                if self._on_this_host:
+                    await check_ended(self._domain.name, self._uuid)
                 return False
             # A libvirtd that came back ends what it finds paused; one that is meant to be is whole.
             if seen.guest is not Guest.STOPPED and (paused or not seen.paused):
@@ -353,7 +355,10 @@ class LibvirtIncoming(IncomingSeams):
 
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""
-        raw = await (await self._connected()).domain(self._uuid)
+        connection = await self._connected()
+        if not await connection.alive():  # libvirtd was restarted meanwhile
+            self._connection = connection = await self._open(_SETTLES_WITHIN)
+        raw = await connection.domain(self._uuid)
         if raw is not None:
             await ask(raw.suspend)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle
 
+_ENDS_WITHIN = 5.0  # seconds
+_LOOK_AGAIN = 0.1  # seconds
 _PIDS = Path("/run/libvirt/qemu")
 _DAEMONS = {"/run/virtqemud.pid": "virtqemud", "/run/libvirtd.pid": "libvirtd"}
 
@@ -20,15 +25,35 @@ def qemu_of(name: str) -> ProcessHandle | None:
     return ProcessHandle.open(pid)
 
 
-def outlives(name: str, uuid: str) -> bool:
-    """Whether a domain's QEMU runs, whatever libvirtd says of the domain. Reads files."""
-    process = qemu_of(name)
-    if process is None:
-        return False
-    with contextlib.closing(process), contextlib.suppress(OSError):
-        # A number that libvirtd has left behind may be another process's by now.
-        return uuid.encode() in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+def outlives(uuid: str) -> bool:
+    """Whether a domain's QEMU runs here, whatever libvirtd says of the domain. Reads files.
+
+    libvirtd may have forgotten the process's number, so all processes are looked at.
+    """
+    wanted = f"-uuid\0{uuid}\0".encode()
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if wanted in process.read_bytes():
+                return True
     return False
+
+
+async def check_ended(name: str, uuid: str) -> None:
+    """See that a domain that libvirtd calls off has no QEMU here any more.
+
+    Raises:
+        HypervisorError: It has one: libvirtd could not take it up again when it was restarted.
+    """
+    deadline = time.monotonic() + _ENDS_WITHIN
+    while await asyncio.to_thread(outlives, uuid):
+        if time.monotonic() < deadline:  # a libvirtd that has just begun ends what it cannot use
+            await asyncio.sleep(_LOOK_AGAIN)
+            continue
+        raise HypervisorError(
+            f"libvirt says that {name} is off, and its QEMU runs on",
+            remedy="the log of libvirtd says why; end that QEMU, or have libvirtd take it up again,"
+            f" and then `entourage recover {name}`",
+        )
 
 
 def daemon() -> ProcessHandle | None:

@@ -153,10 +153,11 @@ class Rollback:
         job = self._job
         if not job.disks.names or await self._until(past, performing, _COPIES_END_WITHIN):
             return False
-        if job.calls is None or not job.calls.hang_up():
-            await self._in_time(self._yank(*self._copies(), _MEMORY))
-        await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
-        return True
+        cut = job.calls is not None and job.calls.hang_up() > 0
+        cut = cut or await self._in_time(self._yank(*self._copies(), _MEMORY))
+        if cut:
+            await asyncio.wait({performing}, timeout=_FAILS_WITHIN)
+        return cut
 
     async def _until(
         self,
@@ -166,7 +167,16 @@ class Rollback:
         *,
         answers: bool = True,
     ) -> bool:
-        """Wait for what is past, Perform's end, or that nothing more is heard; whether one came."""
+        """Wait until something has happened; whether it has, before so many seconds are over.
+
+        The end of Perform counts as well, and that libvirtd has gone: there is nothing to wait for.
+
+        Args:
+            past: Whether it has, by what was heard; None where it has not.
+            performing: Perform.
+            seconds: How long, at most.
+            answers: See ``_came``.
+        """
         if performing.done():
             return True
         waiting, began = asyncio.ensure_future(self._job.heard().until(past)), time.monotonic()
@@ -211,7 +221,8 @@ class Rollback:
             waiting: What is waited for.
             seconds: How long, at most.
             unanswered: Says for how many seconds QEMU has been waited for.
-            answers: Whether a target is silent that only confirms what it is sent.
+            answers: Whether the target has to answer what it was sent, or only to confirm it; one
+                that does not is silent.
         """
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -235,7 +246,8 @@ class Rollback:
         """End what QEMU waits for, and what libvirtd does with the domain locked."""
         if self._job.calls is not None:
             self._job.calls.hang_up()
-        if self._job.calls_of_daemon is not None:
+        # Of libvirtd's own, others belong to other migrations.
+        if self._job.calls_of_daemon is not None and self._job.port is not None:
             self._job.calls_of_daemon.hang_up_unanswered(self._job.port)
 
     async def _press_end(self, attempt: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import pytest
 
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
-from entourage.hypervisors.libvirt import handle as handle_module
 from entourage.hypervisors.libvirt import process
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from tests.unit.eventually import wait_until
 
 UUID = "5b6e6d0e-0000-4000-8000-000000000001"
 DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 28)
@@ -73,10 +73,11 @@ async def test_one_whose_qemu_runs_on_has_not_ended(
     """A libvirtd that was started again and cannot take it up says that it is off."""
     connection: Any = None
 
-    def outlives(_name: str, _uuid: str) -> bool:
+    def outlives(_uuid: str) -> bool:
         return True
 
-    monkeypatch.setattr(handle_module, "outlives", outlives)
+    monkeypatch.setattr(process, "outlives", outlives)
+    monkeypatch.setattr(process, "_ENDS_WITHIN", 0.01)
     handle = Handle(connection, Off(0), DOMAIN, was_running=True, transient=False)
     lives = machine_of(handle, tmp_path)
     with pytest.raises(HypervisorError, match="its QEMU runs on") as caught:
@@ -88,14 +89,13 @@ async def test_one_whose_qemu_runs_on_has_not_ended(
         await lives.reattach(was_running=True)
 
 
-def test_a_number_that_was_left_behind_is_no_qemu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(process, "_PIDS", tmp_path)
-    assert not process.outlives("web1", UUID)
-    (tmp_path / "web1.pid").write_text(str(os.getpid()))
-    assert not process.outlives("web1", UUID)
-    assert process.outlives("web1", sys.argv[0].rpartition("/")[2])
+def test_a_qemu_is_known_by_its_domains_uuid() -> None:
+    assert not process.outlives(UUID)
+    program = [sys.executable, "-c", "input()", "-uuid", UUID, "-more"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE) as qemu:
+        wait_until(lambda: process.outlives(UUID))
+        qemu.communicate(b"\n")
+    assert not process.outlives(UUID)
 
 
 class ShuttingDown(Off):
