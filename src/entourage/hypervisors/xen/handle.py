@@ -31,6 +31,7 @@ class Handle:
 
     Attributes:
         store, domid, domain, config, log: As above.
+        last: What was seen of it last while it was there; None before.
     """
 
     def __init__(
@@ -41,29 +42,35 @@ class Handle:
         self.domain = domain
         self.config = config
         self.log = log
+        self.last: Life | None = None
 
     def life(self) -> Life | None:
         """What libxl says of it; None where there is no such domain."""
-        return None if self.domid is None else life(self.domid)
+        now = None if self.domid is None else life(self.domid)
+        self.last = now or self.last
+        return now
 
-    async def until_gone(self) -> Life | None:
-        """Wait until there is no such domain any more; what was seen of it last, if anything."""
-        released, last = await self.store.watch(RELEASED), None
-        while (now := self.life()) is not None:
+    def has_ended(self) -> bool:
+        """Whether its guest has; xl may keep the domain, or have made it anew by another number."""
+        now = self.life()
+        return now is None or now.ended
+
+    async def until_ended(self) -> None:
+        """Wait for that."""
+        released = await self.store.watch(RELEASED)
+        while True:
             released.clear()
-            if (now := self.life()) is not None:
-                last = now
-                await released.wait()
-        return last
+            with contextlib.suppress(HypervisorError):  # a question that failed is no answer
+                if self.has_ended():
+                    return
+            await released.wait()
 
-    async def is_back(self, last: Life | None) -> bool:
-        """Whether xl has made a domain that is gone anew, as it does when its guest reboots.
+    async def is_back(self) -> bool:
+        """Whether xl has made a domain that has ended anew, as it does when its guest reboots.
 
-        Args:
-            last: What was seen of it last. Only one that was seen to be shut down is not waited
-                for: xl may be told to start a crashed one again.
+        One that was seen to be shut down is not waited for.
         """
-        if last is not None and last.shut_down:
+        if self.last is not None and self.last.shut_down:
             return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_BACK_WITHIN):
@@ -82,14 +89,16 @@ class Handle:
             GoneError: Its guest has ended.
             HypervisorError: It does not go on.
         """
-        now = self.life()
+        now, gone = self.life(), GoneError(f"the machine of {self.domain.name} is gone")
         if now is None or now.ended or self.domid is None:
-            raise GoneError(f"the machine of {self.domain.name} is gone")
+            raise gone
         if now.suspended:
             program = (sys.executable, "-I", "-m", "entourage.hypervisors.xen.libxl")
             await run(*program, "resume", str(self.domid))
             now = self.life()
-            if now is None or now.suspended:
+            if now is None or now.ended:
+                raise gone
+            if now.suspended:
                 raise HypervisorError(
                     f"{self.domain.name} does not go on",
                     remedy=f"`xl list` and {self.log} tell more",

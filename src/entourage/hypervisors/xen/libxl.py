@@ -55,21 +55,38 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         paused: Somebody holds it (``xl pause``, or it is being built).
-        suspended: It has been asked to suspend, and has.
-        ended: It is off.
-        shut_down: It is off because its guest was shut down.
-        reboots: It is off because its guest reboots: xl makes it anew.
-        crashed: It has ended of itself.
+        why_off: Its ``shutdown_reason`` where it is shut down; None where it is not.
         cpu_time: Nanoseconds that it has run here; 0 where it never did.
     """
 
     paused: bool
-    suspended: bool
-    ended: bool
-    shut_down: bool = False
-    reboots: bool = False
-    crashed: bool
+    why_off: int | None = None
     cpu_time: int
+
+    @property
+    def suspended(self) -> bool:
+        """It has been asked to suspend, and has."""
+        return self.why_off == _SUSPEND
+
+    @property
+    def ended(self) -> bool:
+        """It is off; one that is reset keeps its domain."""
+        return self.why_off not in {None, _SUSPEND, _SOFT_RESET}
+
+    @property
+    def shut_down(self) -> bool:
+        """It is off because its guest was shut down."""
+        return self.why_off == _SHUT_DOWN
+
+    @property
+    def reboots(self) -> bool:
+        """It is off because its guest reboots: xl makes it anew."""
+        return self.why_off == _REBOOT
+
+    @property
+    def crashed(self) -> bool:
+        """It is off because its guest has crashed."""
+        return self.why_off == _CRASH
 
     @property
     def state(self) -> str:
@@ -133,14 +150,9 @@ def life(domid: int) -> Life | None:
             f"libxl does not say what becomes of domain {domid} (its error {status})",
             remedy="`xl list` and `xl dmesg` may tell more",
         )
-    suspended = info.shutdown and info.shutdown_reason == _SUSPEND
     found = Life(
         paused=info.paused,
-        suspended=suspended,
-        ended=info.shutdown and info.shutdown_reason not in {_SUSPEND, _SOFT_RESET},
-        shut_down=info.shutdown and info.shutdown_reason == _SHUT_DOWN,
-        reboots=info.shutdown and info.shutdown_reason == _REBOOT,
-        crashed=info.shutdown and info.shutdown_reason == _CRASH,
+        why_off=info.shutdown_reason if info.shutdown else None,
         cpu_time=info.cpu_time,
     )
     dying = info.dying  # being destroyed: only its memory may still be held by somebody

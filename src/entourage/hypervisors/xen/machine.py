@@ -66,6 +66,7 @@ class XenMachine(MachineSeams):
         self._plane: DataPlane | None = None
         self._lock: int | None = None
         self._target: Domain | None = None
+        self._restarted: bool | None = None
 
     @property
     def domain(self) -> Domain:
@@ -124,11 +125,16 @@ class XenMachine(MachineSeams):
         return await looks.blockers(self._handle)
 
     async def died(self) -> str:
-        """Returns, with the reason, when the domain is gone; never before."""
-        last = await self._handle.until_gone()
-        if await self._handle.is_back(last):
+        """Returns, with the reason, when the guest has ended; never before."""
+        handle = self._handle
+        await handle.until_ended()
+        if handle.last is not None and handle.last.shut_down:
+            return "its guest has shut it down (guest-shutdown)"
+        if self._restarted is None:
+            self._restarted = await handle.is_back()
+        if self._restarted:
             return "xl has made it anew (guest-reboot)"
-        if last is not None and last.reboots:
+        if handle.last is not None and handle.last.reboots:
             return "its guest rebooted, and xl has not made it anew so far"
         return "xl knows it no more"
 
@@ -201,7 +207,7 @@ class XenMachine(MachineSeams):
             released.clear()
             now = self._handle.life()
             if now is None or now.ended:
-                raise HypervisorError(f"{self.domain.name} has ended")
+                raise GoneError(f"{self.domain.name} has ended")
             if now.suspended:
                 return time.monotonic_ns()
             await released.wait()

@@ -33,7 +33,7 @@ HERE, THERE = "0000:41:00.0", "0000:05:00.1"
 GPU = Pci(id="pci0", host=HERE, options="permissive=1")
 KEY = Usb(id="usb0", vendor=0x1050, product=0x0407, place="1-1.4", port="0:1")
 MAPPED = Options(pci={"pci0": THERE}, usb={"1-1.4": "1050:0407"})
-RUNS = Life(paused=False, suspended=False, ended=False, crashed=False, cpu_time=5)
+RUNS = Life(paused=False, cpu_time=5)
 PATIENCE = 20.0
 
 

@@ -19,9 +19,9 @@ from entourage.settings.model import Settings
 
 UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
 DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 20)
-RUNS = Life(paused=False, suspended=False, ended=False, crashed=False, cpu_time=1)
-OFF = Life(paused=False, suspended=False, ended=True, shut_down=True, crashed=False, cpu_time=1)
-REBOOTS = Life(paused=False, suspended=False, ended=True, reboots=True, crashed=False, cpu_time=1)
+RUNS = Life(paused=False, cpu_time=1)
+OFF = Life(paused=False, why_off=0, cpu_time=1)
+REBOOTS = Life(paused=False, why_off=1, cpu_time=1)
 
 
 class Store:
@@ -45,13 +45,14 @@ class Store:
 
 NOWHERE: list[int] = []
 ANEW = "xl has made it anew (guest-reboot)"
+SHUT_DOWN = "its guest has shut it down (guest-shutdown)"
 NOT_YET = "its guest rebooted, and xl has not made it anew so far"
 
 
 @pytest.mark.parametrize(
     ("lives", "there", "why"),
     [
-        ([RUNS, RUNS, OFF, OFF, None], [[8]], "xl knows it no more"),  # somebody else started it
+        ([RUNS, RUNS, OFF, OFF, None], [[8]], SHUT_DOWN),  # somebody else started it
         ([RUNS, RUNS, REBOOTS, REBOOTS, None], [[7], NOWHERE, [8]], ANEW),
         ([RUNS, RUNS, REBOOTS, REBOOTS, None], [NOWHERE], NOT_YET),
         ([RUNS, RUNS, None], [NOWHERE, [8]], ANEW),

@@ -32,9 +32,9 @@ from tests.unit.hosts.making import make
 
 UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
 DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 27)
-NEVER_RAN = Life(paused=True, suspended=False, ended=False, crashed=False, cpu_time=0)
-RUNS = Life(paused=False, suspended=False, ended=False, crashed=False, cpu_time=5)
-PAUSED_SINCE = Life(paused=True, suspended=False, ended=False, crashed=False, cpu_time=5)
+NEVER_RAN = Life(paused=True, cpu_time=0)
+RUNS = Life(paused=False, cpu_time=5)
+PAUSED_SINCE = Life(paused=True, cpu_time=5)
 
 
 class Xen:

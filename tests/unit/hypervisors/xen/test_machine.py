@@ -183,7 +183,7 @@ async def scene(place: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[
         if (xl.parent / "destroyed").exists():
             return None
         suspended = (xl.parent / "suspended").exists() and not (xl.parent / "resumed").exists()
-        return Life(paused=False, suspended=suspended, ended=False, crashed=False, cpu_time=1)
+        return Life(paused=False, why_off=2 if suspended else None, cpu_time=1)
 
     def ssh(host: str, settings: Settings, remote: Sequence[str]) -> list[str]:
         assert host == "b"
