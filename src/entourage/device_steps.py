@@ -240,13 +240,13 @@ class DeviceSteps:
             label = controller.device.label
             told = self._finished[label]
             start, problem = self._now(), ""
+            limit = asyncio.timeout(patience)
             try:
-                async with asyncio.timeout(patience):
+                async with limit:
                     await controller.recover(self._here(controller, "recover"), told)
-            except TimeoutError:
-                problem = f"recovery did not end within {patience:g} s"
             except (EntourageError, OSError) as error:
-                problem = plain_words(error)
+                late = f"recovery did not end within {patience:g} s"
+                problem = late if limit.expired() else plain_words(error)
             except Exception as error:  # noqa: BLE001 - a plugin's bug must not stop the others
                 problem = f"recovery failed: {error!r}"
             self._emit(
@@ -293,7 +293,7 @@ class DeviceSteps:
         except OSError as error:
             if limit.expired():
                 problem = f"step {step.value} ({step.name}) did not end within {patience:g} s"
-                remedy = "see what keeps it; [migration] has the limits of TEST and PREPARE"
+                remedy = f"see what keeps it, or raise migration.{step.name.lower()}-timeout"
                 raise DeadlineError(problem, device=label, remedy=remedy) from error
             problem = plain_words(error)
             raise DeviceError(problem, device=label, remedy=what_to_do(error)) from error

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
     from entourage.steps import Refusal
 
-SHOWN_IF_VERBOSE: Final = "; with --verbose it shows where it happened"
-"""The end of an InternalError's remedy, of use to who has not given that option."""
-
 _ROOM = "make room on that filesystem"
 _RIGHTS = "run it as root, or see who may use that file"
 _THERE = "see whether it is there: is its package installed, is its filesystem mounted?"
@@ -47,13 +44,7 @@ _REMEDIES: Final[Mapping[int, str]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM), _RIGHTS),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV), _THERE),
-    **dict.fromkeys(
-        (
-            *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
-            *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT),
-        ),
-        _WAY,
-    ),
+    **dict.fromkeys((errno.ENETUNREACH, errno.EHOSTUNREACH), _WAY),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     **dict.fromkeys((errno.EBUSY, errno.ETXTBSY), "see what uses it (fuser), and end that"),
     errno.EEXIST: "see what has put it there, and move that away",
@@ -82,7 +73,9 @@ def what_to_do(error: BaseException) -> str:
     """What can be done about what the system has refused; ``plain_words`` says what that is."""
     if not isinstance(error, OSError):
         return ""
-    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+    if isinstance(error, socket.gaierror):
+        return "see whether the name is right, and which name server is asked"
+    if isinstance(error, ConnectionError | TimeoutError):
         return _WAY
     return _REMEDIES.get(error.errno, _LOOK) if error.errno else ""
 
@@ -221,9 +214,25 @@ class InternalError(EntourageError):
     def __init__(self, bug: BaseException) -> None:
         super().__init__(
             f"a bug: {type(bug).__name__}: {bug}",
-            remedy=f"please report it{SHOWN_IF_VERBOSE}",
+            remedy="please report it",
         )
         self.__cause__ = bug
+
+
+def ours(error: BaseException) -> EntourageError:
+    """An error of whatever kind as one that can be told.
+
+    Returns:
+        It itself, if it is one of ours; what the system has refused, with what can be done about
+        it; else an InternalError. The error is the cause of one that is made of it.
+    """
+    if isinstance(error, EntourageError):
+        return error
+    if not isinstance(error, OSError):
+        return InternalError(error)
+    refused = EntourageError(plain_words(error), remedy=what_to_do(error))
+    refused.__cause__ = error
+    return refused
 
 
 class DeadlineError(EntourageError):

@@ -231,6 +231,7 @@ async def _recover_all(
     journal: Journal, settings: Settings, name: str | None, *, dry_run: bool, fenced: bool
 ) -> list[Recovered]:
     done: list[Recovered] = []
+    silent = set[str]()  # hosts that have not answered
     for decision in journal.decisions():
         if decision.settled and not is_untold(decision):
             continue
@@ -242,7 +243,7 @@ async def _recover_all(
             done.append(_report(journal, decision, (), ()))
             continue
         try:
-            done.append(await _settle(journal, settings, decision, fenced=fenced))
+            done.append(await _settle(journal, settings, decision, silent, fenced=fenced))
         except DomainBusy as busy:
             done.append(_report(journal, decision, (), (str(busy),)))
         except (EntourageError, OSError) as error:
@@ -251,10 +252,10 @@ async def _recover_all(
 
 
 async def _settle(
-    journal: Journal, settings: Settings, decision: Decision, *, fenced: bool
+    journal: Journal, settings: Settings, decision: Decision, silent: set[str], *, fenced: bool
 ) -> Recovered:
     if decision.settled:
-        problems = await tell(journal, settings, decision)
+        problems = await tell(journal, settings, decision, silent)
         return _report(journal, decision, (), problems)
     if decision.role is Role.TARGET:
         failed: list[EntourageError] = []
@@ -275,12 +276,15 @@ async def _settle(
     if fenced and decision.record is Record.ARMED:
         declare_fenced(journal, decision)
         decision = journal.decision(decision.migration, Role.SOURCE) or decision
-    fenced_before = decision.of_source.peer_is_fenced and not fenced  # and is on again, perhaps
-    query = TargetQuery(settings, decision)
+    # One that was declared off may be on again.
+    returned = (
+        decision.of_source.peer_is_fenced and not fenced and not decision.of_source.peer_was_told
+    )
+    query = TargetQuery(settings, decision, silent)
     async with reattach_source(journal, settings, decision, send=query.send) as departure:
         if departure.state.in_doubt and fenced:
             await departure.take(Input.PEER_IS_FENCED)
-        elif (departure.state.record is not Record.BACK or fenced_before) and (
+        elif (departure.state.record is not Record.BACK or returned) and (
             await query.ask(departure)
         ):
             note_told(journal, decision.migration)

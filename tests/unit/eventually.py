@@ -14,7 +14,7 @@ async def eventually(check: Callable[[], object]) -> None:
     """Wait until a check says yes; an AssertionError where it does not in time."""
     deadline = time.monotonic() + _WITHIN
     while not check():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"not within {_WITHIN:g} s"
         await asyncio.sleep(_LOOK_EVERY)
 
 
@@ -22,5 +22,5 @@ def wait_until(check: Callable[[], object]) -> None:
     """Do the same where there is no event loop."""
     deadline = time.monotonic() + _WITHIN
     while not check():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"not within {_WITHIN:g} s"
         time.sleep(_LOOK_EVERY)

@@ -160,7 +160,7 @@ def test_what_there_is_to_do(number: int, said: str) -> None:
     [
         (TimeoutError(), "the way"),
         (ConnectionResetError("Connection lost"), "the way"),
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "the way"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "the name"),
         (OSError("said by us"), ""),
         (KeyError("x"), ""),
     ],

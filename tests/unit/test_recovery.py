@@ -16,17 +16,7 @@ from entourage.handover.values import Record, Role
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import PathSettings, Settings
 from entourage.source.ask import TargetQuery, declare_fenced, is_untold
-
-DECISION = Decision(
-    migration="m-1",
-    role=Role.SOURCE,
-    domain="5b6e6d0e-0000-4000-8000-000000000001",
-    name="web1",
-    generation=1,
-    record=Record.ARMED,
-    peer_host="b",
-    peer_journal="T",
-)
+from tests.unit.decisions import ARMED
 
 
 class Departure:
@@ -65,9 +55,9 @@ def test_a_fenced_target_is_told_in_the_run_that_finishes_going_back(
     monkeypatch.setattr(recovery, "reattach_source", reattach)
     monkeypatch.setattr(TargetQuery, "ask", ask)
     with Journal.open(tmp_path / "journal.db") as journal:
-        journal.begin(DECISION)
+        journal.begin(ARMED)
         if declared:
-            declare_fenced(journal, DECISION)
+            declare_fenced(journal, ARMED)
         journal.advance("m-1", Role.SOURCE, expected={Record.ARMED}, new=Record.BACK)
         [done] = asyncio.run(recovery.recover(settings, "web1", target_is_fenced=again))
         assert done.settled

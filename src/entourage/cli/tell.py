@@ -8,14 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from entourage.errors import (
-    SHOWN_IF_VERBOSE,
-    EntourageError,
-    InternalError,
-    Refused,
-    plain_words,
-    what_to_do,
-)
+from entourage.errors import EntourageError, InternalError, Refused, ours
 from entourage.report.text import clean, joined
 
 INTERRUPTED = 130
@@ -27,17 +20,17 @@ def lines_for(error: EntourageError, *, verbose: bool = False) -> list[str]:
 
     Args:
         error: What is told.
-        verbose: ``--verbose`` was given, so it is not advised.
+        verbose: ``--verbose`` was given; else it is advised, where a bug is behind the error.
     """
     if isinstance(error, Refused):
         devices = joined(dict.fromkeys(refusal.device for refusal in error.refusals) or ["it"])
         return [clean(f"entourage: refused: {devices} cannot move; nothing was touched")]
     where = " on ".join(part for part in (error.device, error.host) if part)
     lines = [f"entourage: {where}: {error.message}" if where else f"entourage: {error.message}"]
-    if error.remedy:
-        lines.append(f"  remedy: {error.remedy}")
-    # The message may quote another error with its remedy.
-    return [clean(line.replace(SHOWN_IF_VERBOSE, "") if verbose else line) for line in lines]
+    more = "" if verbose or bug_behind(error) is None else "--verbose shows where it happened"
+    if remedy := "; ".join(part for part in (error.remedy, more) if part):
+        lines.append(f"  remedy: {remedy}")
+    return [clean(line) for line in lines]
 
 
 def tell(error: EntourageError, *, verbose: bool = False) -> int:
@@ -47,13 +40,14 @@ def tell(error: EntourageError, *, verbose: bool = False) -> int:
         error: What was raised; ``verbose`` shows the traceback of the bug that led to it, if any.
         verbose: Show more.
     """
-    if verbose and (bug := _bug_behind(error)) is not None:
+    if verbose and (bug := bug_behind(error)) is not None:
         say(*clean_lines("".join(traceback.format_exception(bug))))
     say(*lines_for(error, verbose=verbose))
     return error.exit_code
 
 
-def _bug_behind(error: BaseException | None) -> BaseException | None:
+def bug_behind(error: BaseException | None) -> BaseException | None:
+    """The bug that has led to an error; None where none has."""
     while error is not None and not isinstance(error, InternalError):
         error = error.__cause__
     return None if error is None else error.__cause__
@@ -61,11 +55,9 @@ def _bug_behind(error: BaseException | None) -> BaseException | None:
 
 def tell_bug(error: Exception, *, verbose: bool) -> int:
     """Say that this is a bug (or what the operating system refused); returns the exit status."""
-    if isinstance(error, OSError):
-        if verbose:
-            say(*clean_lines("".join(traceback.format_exception(error))))
-        return tell(EntourageError(plain_words(error), remedy=what_to_do(error)))
-    return tell(InternalError(error), verbose=verbose)
+    if verbose and isinstance(error, OSError):
+        say(*clean_lines("".join(traceback.format_exception(error))))
+    return tell(ours(error), verbose=verbose)
 
 
 def clean_lines(text: str) -> list[str]:

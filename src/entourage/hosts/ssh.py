@@ -17,12 +17,11 @@ from entourage.hosts.link import Link
 from entourage.settings.model import Settings
 
 LOGIN_WITHIN = 120.0
-"""Seconds for the agent's first word: sshd's own limit for a login (LoginGraceTime).
-
-Somebody may have to type a password, and a host may have to wait for a name server.
-"""
+"""Seconds for the agent's first word where somebody types a password: sshd's LoginGraceTime."""
+_LOGIN_UNASKED = 30.0  # the same where nobody does: a host may have to wait for a name server
 _PROXIES = frozenset({"proxyjump", "proxycommand"})
 _CONFIGURED_WITHIN = 5.0  # seconds
+_configurations: dict[tuple[str, ...], Mapping[str, str]] = {}
 _NO_COMMAND = 127
 """What a shell ends with where it has found no such command."""
 
@@ -61,8 +60,17 @@ def ssh_command(
 
 
 async def configuration(host: str, settings: Settings) -> Mapping[str, str]:
-    """What ssh's configuration says of a host, by ``ssh -G``; nothing where it cannot be asked."""
-    command = ["ssh", "-G", *settings.ssh.options, "--", host]
+    """What ssh's configuration says of a host, by ``ssh -G``; nothing where it cannot be asked.
+
+    It is asked once: a second link may be wanted while the guest stands still.
+    """
+    command = ("ssh", "-G", *settings.ssh.options, "--", host)
+    if command not in _configurations:
+        _configurations[command] = await _asked(command)
+    return _configurations[command]
+
+
+async def _asked(command: Sequence[str]) -> Mapping[str, str]:
     try:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, start_new_session=True
@@ -96,20 +104,30 @@ async def start_agent(host: str, settings: Settings) -> AsyncGenerator[Link]:
 
     ssh_command(host, settings, [])  # the user is told first what he has typed wrongly
     silence, known = settings.migration.link_silence, await configuration(host, settings)
-    asks = known.get("batchmode") != "yes"
-    # While somebody types, ssh hears nothing; that the agent is gone, the link finds out.
+    asks = known.get("batchmode") != "yes" and _somebody_is_there()
+    # While somebody types, ssh hears nothing; that the agent is gone, the link finds out. It goes
+    # before what the user's ssh has configured.
     defaults = ["-o", f"ServerAliveCountMax={math.ceil(LOGIN_WITHIN / 5)}"] if asks else []
-    if known.get("connecttimeout", "none") == "none" and not _PROXIES.intersection(known):
+    if known and known.get("connecttimeout", "none") == "none" and not _PROXIES.intersection(known):
         defaults += ["-o", f"ConnectTimeout={math.ceil(silence)}"]
     async with linked(
         ssh_command(host, settings, ["agent"], defaults=defaults),
         peer=host,
         silence=silence,
-        first_word=max(LOGIN_WITHIN, silence) if asks else None,
+        first_word=max(LOGIN_WITHIN if asks else _LOGIN_UNASKED, silence),
         explain=explain,
         remedy="install openssh-client",
     ) as link:
         yield link
+
+
+def _somebody_is_there() -> bool:
+    """Whether ssh has a terminal to ask at."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _explained(host: str, status: int | None, said: Sequence[str]) -> LinkLost:

@@ -91,7 +91,7 @@ def _sentence(view: View, finished: Finished) -> Text | None:
         case "rolled-back":
             return Text(f"{domain} runs on {host or source}, as before{still}", style="bold yellow")
         case "guest-ended":
-            return Text(f"{domain} is off, on {source}", style="bold yellow")
+            return Text(f"{domain} has ended by itself, on {source}", style="bold yellow")
         case "in-doubt":
             runs = f"{domain} runs on {host}; {source} has not recorded it"
             known = runs if host else f"It is not certain who runs {domain}, if anyone"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from entourage import messages
-from entourage.errors import EntourageError, InDoubt, InternalError, LinkError, plain_words
+from entourage.errors import EntourageError, InDoubt, LinkError, ours, plain_words
 from entourage.handover.values import Finding, Guest, Input
 from entourage.hosts.link import SILENT
 from entourage.source.role import SourceSide
@@ -18,13 +19,15 @@ _TRY_AGAIN = 1.0  # seconds
 _CAME_BACK = frozenset({Finding.CAME_BACK, Finding.CAME_BACK_DEAD})
 
 
-async def come_back(session: Session, side: SourceSide, *, hurry: bool) -> list[str]:
+async def come_back(
+    session: Session, side: SourceSide, *, hurries: Callable[[], bool]
+) -> list[str]:
     """Let the guest run here again, put its devices back, and have the target undo what it made.
 
     Args:
         session: All that is open.
         side: The migration's source.
-        hurry: See ``undone_there``.
+        hurries: See ``undone_there``.
 
     Returns:
         What was not put back, not written down or not undone, each a sentence.
@@ -38,7 +41,7 @@ async def come_back(session: Session, side: SourceSide, *, hurry: bool) -> list[
         # A hypervisor that has refused once may not do so again; its guest may stand still.
         await asyncio.wait({undone}, timeout=_TRY_AGAIN)
         failed = await _failure(side) or failed
-    there = await undone_there(session, undone, hurry=hurry)
+    there = await undone_there(session, undone, hurries=hurries)
     await side.idle()  # where it was not written down, the target's NEVER is another occasion
     problems = [*side.problems, *there]
     if failed is None or not _CAME_BACK.isdisjoint(side.findings):
@@ -47,9 +50,12 @@ async def come_back(session: Session, side: SourceSide, *, hurry: bool) -> list[
     recover = f"mend that, then `entourage recover {name}` on {source}"
     if side.runs_again or side.state.guest is Guest.DEAD:
         return [*problems, f"{source} cannot finish going back: {plain_words(failed)} ({recover})"]
-    raise InDoubt(
+    said = (
         f"{name} may stand still on {source}, which cannot let it run again: {plain_words(failed)};"
-        f" {session.target} was not told to run it{'; '.join(['', *problems])}",
+        f" {session.target} was not told to run it"
+    )
+    raise InDoubt(
+        "; ".join([said, *problems]),
         host=source,
         remedy=recover,
     ) from failed
@@ -59,10 +65,8 @@ async def _failure(side: SourceSide) -> Exception | None:
     """Bring the source back; what kept it from that, a bug perhaps."""
     try:
         await side.take(Input.ABORT)
-    except (EntourageError, OSError) as error:
-        return error
-    except Exception as error:  # noqa: BLE001 - told as a bug, once the target has been waited for
-        return InternalError(error)
+    except Exception as error:  # noqa: BLE001 - told, a bug perhaps, once the target was waited for
+        return ours(error)
     return None
 
 
@@ -82,22 +86,22 @@ async def abort_there(session: Session) -> list[str]:
 
 
 async def undone_there(
-    session: Session, undone: asyncio.Task[list[str]], *, hurry: bool
+    session: Session, undone: asyncio.Task[list[str]], *, hurries: Callable[[], bool]
 ) -> list[str]:
     """Wait for the target to have undone what it made.
 
     Args:
         session: All that is open.
         undone: ``abort_there``.
-        hurry: Somebody waits for the prompt: only as long as the target says anything at all. Else
-            the link's own patience decides.
+        hurries: Whether somebody waits for the prompt by now: then only as long as the target says
+            anything at all. Else the link's own patience decides.
 
     Returns:
         What was not undone, each a sentence.
     """
     old = session.welcome.protocol < messages.PROVES_WAYS
-    patience = (_SILENT_OF_OLD if old else SILENT) if hurry else float("inf")
-    while not undone.done() and session.link.quiet < patience:
+    patience = _SILENT_OF_OLD if old else SILENT
+    while not undone.done() and not (hurries() and session.link.quiet >= patience):
         await asyncio.wait([undone], timeout=_LOOK_AGAIN)
     if not undone.done():
         undone.cancel()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -15,11 +15,9 @@ from entourage import messages
 from entourage.clock import Clock
 from entourage.errors import (
     EntourageError,
-    InternalError,
     LinkError,
     LinkLost,
-    plain_words,
-    what_to_do,
+    ours,
 )
 from entourage.handover.executor import Executor
 from entourage.handover.rules import Source, decide_source
@@ -51,12 +49,21 @@ _AGAIN: Final = 0.5  # seconds between two questions to a host that is still at 
 
 
 class TargetQuery:
-    """Asks the target of one migration what it decided, over a new link."""
+    """Asks the target of one migration what it decided, over a new link.
 
-    def __init__(self, settings: Settings, decision: Decision) -> None:
+    Args:
+        settings: This host's.
+        decision: The migration.
+        silent: The hosts that have not answered just before: they are not asked again.
+    """
+
+    def __init__(
+        self, settings: Settings, decision: Decision, silent: set[str] | None = None
+    ) -> None:
         reach = decision.of_source.ssh or settings.ssh
         self._settings = replace(settings, ssh=reach)
         self._decision = decision
+        self._silent = set[str]() if silent is None else silent
         self._link: Link | None = None
 
     def send(self, message: Message) -> None:
@@ -78,6 +85,9 @@ class TargetQuery:
             await side.take(Input.UNREACHABLE)
             side.problems.append(f"{self._decision.peer_host} does not answer{_why(error)}")
             return False
+        except EntourageError as error:  # what was found so far is told as well
+            side.problems.append(str(error))
+            return False
         if last is None:  # the role has found that itself
             return False
         side.problems += last.problems
@@ -88,7 +98,11 @@ class TargetQuery:
 
         Each time over a new link: an agent knows only what it has read or done itself.
         """
-        last = await self.talk(take)
+        try:
+            last = await self.talk(take)
+        except (LinkError, TimeoutError):
+            self._silent.add(self._decision.peer_host)
+            raise
         patience = time.monotonic() + _ACTS_WITHIN
         while last is not None and not last.settled and time.monotonic() < patience:
             await asyncio.sleep(_AGAIN)
@@ -111,14 +125,17 @@ class TargetQuery:
             LinkError, TimeoutError: It cannot be reached, or does not answer.
             EntourageError: This host could not do what follows from the answer.
         """
+        if self._decision.peer_host in self._silent:
+            raise LinkLost("it did not do so just before", host=self._decision.peer_host)
         problems: list[str] = []
         broken: list[Exception] = []
         heard = asyncio.Event()
 
         async def on_handover(said: messages.Say) -> None:
             heard.set()
+            message = Message(MessageKind(said.verb), said.migration)  # else the link says no
             try:
-                await take(Heard(Message(MessageKind(said.verb), said.migration)))
+                await take(Heard(message))
             except Exception as error:  # noqa: BLE001 - raised below, where somebody hears it
                 broken.append(error)
 
@@ -157,23 +174,22 @@ class TargetQuery:
                 # What this host does about it may take its time: the end of a large machine, say.
                 limit.reschedule(None)
                 await link.settle()
-                if broken:
-                    raise _of_this_host(broken[0])
+                _raise_first(broken)
                 limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_WITHIN)
                 # It has acted on the last word as well when this returns.
                 last = await link.call(messages.BYE, None)
+                _raise_first(broken)
                 return replace(last, problems=(*last.problems, *problems))
         finally:
             self._link = None
 
 
-def _of_this_host(error: Exception) -> EntourageError:
-    """What failed here, and is no word of whether the target answers."""
-    if isinstance(error, EntourageError) and not isinstance(error, LinkError):
-        return error
-    if isinstance(error, LinkError | OSError):
-        return EntourageError(plain_words(error), remedy=what_to_do(error))
-    return InternalError(error)
+def _raise_first(broken: Sequence[Exception]) -> None:
+    """Raise what failed on this host, if anything: it is no word of whether the target answers."""
+    if not broken:
+        return
+    made = ours(broken[0])
+    raise EntourageError(made.message, remedy=made.remedy) if isinstance(made, LinkError) else made
 
 
 def _why(error: Exception) -> str:
@@ -212,15 +228,23 @@ def is_untold(decision: Decision) -> bool:
     return decided and not details.peer_was_told
 
 
-async def tell(journal: Journal, settings: Settings, decision: Decision) -> list[str]:
+async def tell(
+    journal: Journal, settings: Settings, decision: Decision, silent: set[str]
+) -> list[str]:
     """Tell the target what was decided here, over a new link.
 
     Needs no lock: the domain here, which may have moved on long since, is not touched.
 
+    Args:
+        journal: This host's.
+        settings: This host's.
+        decision: The migration.
+        silent: See ``TargetQuery``.
+
     Returns:
         Why it does not know it yet, or what it had to do about it.
     """
-    query = TargetQuery(settings, decision)
+    query = TargetQuery(settings, decision, silent)
 
     async def do(effect: Effect) -> None:
         if isinstance(effect, Send):

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from entourage.errors import (
-    EntourageError,
     GuestEnded,
     HypervisorError,
     InDoubt,
-    InternalError,
-    plain_words,
+    ours,
 )
 from entourage.hypervisors.registry import start_command
 from entourage.source.session import Session
@@ -69,9 +67,9 @@ def raise_doubt(session: Session, error: Exception, *, runs_there: bool) -> NoRe
         if runs_there
         else f"{target} was told to run {name}, and this host cannot go on"
     )
-    cause = error if isinstance(error, EntourageError | OSError) else InternalError(error)
+    cause = ours(error)
     raise InDoubt(
-        f"{said}: {plain_words(cause)}",
+        f"{said}: {cause}",
         host=session.source,
         remedy=f"mend that, then `entourage recover {name}` on {session.source}",
     ) from cause

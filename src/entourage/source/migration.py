@@ -19,13 +19,11 @@ from entourage.errors import (
     GuestEnded,
     HypervisorError,
     InDoubt,
-    InternalError,
     Interrupted,
     JournalError,
     MigrationFailed,
     Refused,
-    plain_words,
-    what_to_do,
+    ours,
 )
 from entourage.events import (
     Finished,
@@ -182,8 +180,8 @@ class Migration:
         Returns:
             False where the hand-over has begun: the migration completes.
         """
-        going_back = self._side is None or self._side.state.record in {None, Record.BACK}
-        if self._side and not (going_back or self._side.state.live):
+        state = self._side.state if self._side else None
+        if state and state.record not in {None, Record.BACK} and not state.live:
             return False
         first, self._interrupted = not self._interrupted, why
         task = self._task or self._opening
@@ -261,7 +259,7 @@ class Migration:
             )
         )
         session.note("going back")
-        problems = await come_back(session, side, hurry=bool(self._interrupted))
+        problems = await come_back(session, side, hurries=lambda: bool(self._interrupted))
         if side.state.guest is Guest.DEAD or Finding.CAME_BACK_DEAD in side.findings:
             raise await guest_ended(session, problems) from error
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
@@ -301,13 +299,8 @@ class Migration:
                 raise
         except EntourageError:
             raise
-        except BaseException as error:
-            cause = first_cause(error)
-            if isinstance(cause, EntourageError):
-                raise cause from error
-            if isinstance(cause, OSError):
-                raise EntourageError(plain_words(cause), remedy=what_to_do(cause)) from error
-            raise InternalError(cause) from cause
+        except BaseException as error:  # noqa: BLE001 - raised again, as one that can be told
+            raise ours(first_cause(error))  # noqa: B904 - it has a cause of its own
         if self._interrupted:  # also where it came after the last phase: GO was not said
             raise Interrupted(f"given up: {self._interrupted}")
 

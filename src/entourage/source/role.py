@@ -146,7 +146,7 @@ class SourceSide:
         try:
             async with asyncio.timeout(_ENDS_WITHIN):
                 await machine.died()
-        except TimeoutError:
+        except (TimeoutError, HypervisorError):
             return False
         return True
 

@@ -341,9 +341,8 @@ async def another_link(session: Session) -> AsyncGenerator[Session]:
         try:
             async with asyncio.timeout(patience):
                 welcome = await greet(link, session.clock, hello)
-        except TimeoutError:
-            silent = f"{session.target} did not answer within {patience:g} s"
-            raise LinkLost(silent, host=session.target) from None
+        except TimeoutError as error:
+            raise LinkLost("there was no answer in time", host=session.target) from error
         link.take_handlers_of(session.link)
         session.link, session.welcome = link, welcome
         yield session

@@ -53,7 +53,7 @@ from entourage.steps import Refusal
 from entourage.target.caller import Caller, arrived_at, own_slot
 from entourage.target.checks import Checks
 from entourage.target.controllers import target_controllers
-from entourage.target.making import ArrivalTasks
+from entourage.target.making import CancellableTasks
 from entourage.target.reattach import reattach_target
 from entourage.target.role import TargetSide
 from entourage.target.shown import Shown, arriving
@@ -95,8 +95,8 @@ class Agent:
         self._held = contextlib.AsyncExitStack()
         self._held.push_async_callback(self._way.close)
         self._in_order = asyncio.Lock()
-        self._arrival_tasks = ArrivalTasks()
-        self._tests = ArrivalTasks()  # nobody waits for them once the link has ended
+        self._arrival_tasks = CancellableTasks()
+        self._checking = CancellableTasks()
         self._watch: set[asyncio.Task[None]] = set()
         self._asked_to_end = asyncio.Event()
         link.on(messages.HELLO, self._on_hello)
@@ -123,17 +123,18 @@ class Agent:
             self._given_up = True
             if self._side:
                 await self._side.take(Input.ABORT)
-            await self._tests.call_off()
+            await self._checking.end()
             await self._link.settle()
             if self._side:  # it may have been opened only then
                 await self._side.take(Input.ABORT)
         finally:
             self._link.close()
-            tasks = (lost, serving, asked, idle, *self._watch)
+            lost.cancel()  # its result is no news
+            tasks = (serving, asked, idle, *self._watch)
             for task in tasks:
                 task.cancel()
             ended: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
-            for error in ended[1:]:  # that the link is lost is no news
+            for error in ended:
                 if isinstance(error, Exception):
                     _log.error("%s", plain_words(error))  # ssh carries it to the source
             await self._held.aclose()
@@ -191,9 +192,13 @@ class Agent:
             raise UsageError("the migration is open, and was tested before")
         self._checks.begin(test.domain, test.facts)
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
-        refusals = await self._checks.refusals(hypervisor, test.domain, self._host)
+        refusals = await self._refusals(hypervisor, test.domain)
         keeper = socket.gethostname()  # of the record: a proxy agent's host is the source
         return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
+
+    async def _refusals(self, hypervisor: Hypervisor, domain: Domain) -> list[Refusal]:
+        """See ``Checks.refusals``; once the link has ended, nobody waits for them."""
+        return await self._checking.run(self._checks.refusals(hypervisor, domain, self._host))
 
     async def _on_way(self, way: messages.Way) -> messages.WayAwaited:
         """Let the source prove that its data gets here."""
@@ -217,11 +222,10 @@ class Agent:
         if half is None:
             raise UsageError(f"{ask.half!r} is no step")
         if ask.half == "test":
-            if self._given_up:
-                raise UsageError("the migration was called off")
-            return await self._tests.run(half(self._there, ask.request))
+            return await self._checking.run(half(self._there, ask.request))
         if ask.half == "recover":
-            return await half(self._there, ask.request)
+            async with asyncio.timeout(self._settings.migration.recover_timeout):
+                return await half(self._there, ask.request)
         there, _ = self._making()
         return await self._arrival_tasks.run(half(there, ask.request))
 
@@ -237,7 +241,7 @@ class Agent:
             self._checks.allowed.ports(*opening.plane.ports)
             # Not only at TEST, which a stranger leaves out: what has that name or UUID here must
             # never be taken for what this migration makes, and be ended with it.
-            told = await self._checks.refusals(hypervisor, opening.domain, self._host)
+            told = await self._refusals(hypervisor, opening.domain)
             if found := [each for each in told if not each.only_warns]:
                 raise Refused(found)
         standing = self._journal.decision(hello.migration, Role.TARGET)

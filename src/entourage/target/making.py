@@ -1,4 +1,4 @@
-"""Tasks that create resources for an arrival; a rollback cancels them before it undoes anything."""
+"""What a target does for a migration and can be called off at."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from entourage.errors import HypervisorError
 Value = TypeVar("Value")
 
 
-class ArrivalTasks:
-    """The tasks of one migration that create resources on the target.
+class CancellableTasks:
+    """Tasks of one migration on the target that nobody needs any more once it is given up.
 
-    A rollback cancels them first: they would re-create what it removes.
+    Those that create resources are cancelled before a rollback: they would re-create what it
+    removes.
     """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended = False
 
     async def run(self, work: Coroutine[Any, Any, Value]) -> Value:
         """Run one of them.
 
         Raises:
-            HypervisorError: It was called off meanwhile.
+            HypervisorError: It was called off meanwhile, or all is over.
         """
+        if self._ended:
+            work.close()
+            raise HypervisorError("the migration was called off")
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -36,6 +41,11 @@ class ArrivalTasks:
         if task.cancelled():
             raise HypervisorError("the migration was called off")
         return task.result()
+
+    async def end(self) -> None:
+        """Do ``call_off``, and run none any more."""
+        self._ended = True
+        await self.call_off()
 
     async def call_off(self) -> None:
         """Cancel all of them; on return none runs any more, except work that is in a thread."""

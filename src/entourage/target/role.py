@@ -99,6 +99,11 @@ class TargetSide:
         return self._there.incoming.agentless if self._there else None
 
     @property
+    def _where(self) -> str:
+        """Where the user types what mends this half, as seen from the source."""
+        return "here" if self._agentless else "there"
+
+    @property
     def domain(self) -> str:
         """The domain's name."""
         return self._decision.name
@@ -117,8 +122,8 @@ class TargetSide:
             known = self._journal.decision(self._decision.migration, Role.TARGET)
             if known is None or known.settled:  # by whichever agent
                 return ()
-        name, where = self._decision.name, "here" if self._agentless else "there"
-        return (f"not all that was made for it is undone: `entourage recover {name}` {where}",)
+        recover = f"`entourage recover {self._decision.name}` {self._where}"
+        return (f"not all that was made for it is undone: {recover}",)
 
     async def _do(self, effect: Effect) -> AnyInput | None:
         match effect:
@@ -159,7 +164,7 @@ class TargetSide:
         except (EntourageError, OSError) as error:
             name, why = self._decision.name, plain_words(error)
             said = f"{name} has been let run, and cannot be written down as this host's: {why}"
-            remedy = f"mend that, then `entourage recover {name}` there"
+            remedy = f"mend that, then `entourage recover {name}` {self._where}"
             self._on_failure(HypervisorError(said, remedy=remedy))
             raise
 
@@ -173,8 +178,7 @@ class TargetSide:
             self._on_failure(HypervisorError(said, remedy=remedy))
         elif finding is Finding.TWO_COPIES:
             said = f"ALARM: {name} ran there although that host was declared off; it was stopped"
-            where = "here" if self._agentless else "there"
-            remedy = f"look at both copies; `entourage recover` {where} removes that one"
+            remedy = f"look at both copies; `entourage recover` {self._where} removes that one"
             self._on_failure(HypervisorError(said, remedy=remedy))
 
     async def _let_run(self) -> AnyInput:

@@ -270,7 +270,7 @@ def test_the_traceback_of_a_bug_is_shown_where_it_was_rolled_back(
     assert main(["migrate", "web1", "b"]) == 4
     err = capsys.readouterr().err
     assert "ZeroDivisionError" not in err
-    assert err.endswith("remedy: please report it; with --verbose it shows where it happened\n")
+    assert err.endswith("remedy: please report it; --verbose shows where it happened\n")
 
 
 def test_json_tells_also_what_went_wrong_before_there_was_a_migration(

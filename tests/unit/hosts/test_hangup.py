@@ -105,8 +105,8 @@ def test_who_is_gone_has_no_connections() -> None:
 @contextmanager
 def unanswered(
     address: str = "127.0.0.1",
-) -> Generator[tuple[socket.socket, Callable[[], None]]]:
-    """A socket, and what connects it to a host that does not answer."""
+) -> Generator[tuple[socket.socket, int, Callable[[], None]]]:
+    """A socket, a port at which nobody answers, and what connects the one to the other."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.socket(family))
@@ -118,7 +118,7 @@ def unanswered(
             with contextlib.suppress(BlockingIOError):
                 full.connect(server.getsockname())
         one = stack.enter_context(socket.socket(family))
-        yield one, lambda: one.connect(server.getsockname())
+        yield one, server.getsockname()[1], lambda: one.connect(server.getsockname())
 
 
 def connecting(one: socket.socket) -> bool:
@@ -128,7 +128,7 @@ def connecting(one: socket.socket) -> bool:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 async def test_who_is_not_answered_is_hung_up_on(address: str) -> None:
     calls = Calls(ProcessHandle.open(os.getpid()), address)
-    with unanswered(address) as (one, connect):
+    with unanswered(address) as (one, _, connect):
         attempt = asyncio.ensure_future(asyncio.to_thread(connect))
         await eventually(lambda: connecting(one))
         assert calls.hang_up_on_silence(60, held_up=True) == 0
@@ -140,12 +140,12 @@ async def test_who_is_not_answered_is_hung_up_on(address: str) -> None:
 
 
 @pytest.mark.parametrize("hang_up", [Calls.hang_up, Calls.hang_up_unanswered])
-async def test_an_attempt_is_ended(hang_up: Callable[[Calls], int]) -> None:
+async def test_an_attempt_is_ended(hang_up: Callable[[Calls, int], int]) -> None:
     calls = Calls(ProcessHandle.open(os.getpid()), "127.0.0.1")
-    with unanswered() as (one, connect), call("127.0.0.1") as (stands, _):
+    with unanswered() as (one, port, connect), call("127.0.0.1") as (stands, _):
         attempt = asyncio.ensure_future(asyncio.to_thread(connect))
         await eventually(lambda: connecting(one))
-        assert hang_up(calls) >= 1
+        assert hang_up(calls, port) >= 1
         with pytest.raises(ConnectionError):
             await attempt
         if hang_up is Calls.hang_up_unanswered:

@@ -29,17 +29,7 @@ from entourage.recovery import findings_told
 from entourage.settings.model import Settings
 from entourage.source import ask
 from entourage.source.ask import TargetQuery, declare_fenced, is_untold, note_told, tell
-
-ARMED = Decision(
-    migration="m-1",
-    role=Role.SOURCE,
-    domain="5b6e6d0e-0000-4000-8000-000000000001",
-    name="web1",
-    generation=1,
-    record=Record.ARMED,
-    peer_host="b",
-    peer_journal="T",
-)
+from tests.unit.decisions import ARMED
 
 
 @pytest.fixture
@@ -108,7 +98,7 @@ def test_what_is_told_is_noted_only_once_it_is_settled_there(
     monkeypatch.setattr(TargetQuery, "talk", talk)
     monkeypatch.setattr(ask, "_ACTS_WITHIN", 0)
     decision = decided(journal, Record.GONE)
-    problems = asyncio.run(tell(journal, Settings(), decision))
+    problems = asyncio.run(tell(journal, Settings(), decision, set()))
     assert said in "".join(problems)
     assert bool(problems) is bool(said)
     assert is_untold(known(journal)) is untold
@@ -124,7 +114,7 @@ def test_a_target_that_is_still_at_it_is_asked_again(
 
     monkeypatch.setattr(TargetQuery, "talk", talk)
     monkeypatch.setattr(ask, "_AGAIN", 0)
-    assert asyncio.run(tell(journal, Settings(), decided(journal, Record.GONE))) == []
+    assert asyncio.run(tell(journal, Settings(), decided(journal, Record.GONE), set())) == []
     assert not is_untold(known(journal))
 
 
@@ -140,7 +130,7 @@ def test_a_target_that_is_then_gone_has_said_what_it_said(
 
     monkeypatch.setattr(TargetQuery, "talk", talk)
     monkeypatch.setattr(ask, "_AGAIN", 0)
-    problems = asyncio.run(tell(journal, Settings(), decided(journal, Record.GONE)))
+    problems = asyncio.run(tell(journal, Settings(), decided(journal, Record.GONE), set()))
     assert problems == ["b still works on it: try again in a while", "the disk is full"]
 
 
@@ -227,3 +217,24 @@ async def test_what_this_host_could_not_do_about_the_answer_is_told(
 
     with pytest.raises(EntourageError, match=said):
         await query.talk(take)
+
+
+async def test_a_host_that_did_not_answer_is_not_asked_again_in_the_same_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each question to a host that hangs takes minutes, and there may be many domains."""
+    asked: list[str] = []
+
+    def linked(host: str, *_: object) -> object:
+        asked.append(host)
+        raise LinkLost("nothing was heard for 120.0 s")
+
+    async def take(_given: AnyInput) -> None:
+        pytest.fail("it did not answer")
+
+    monkeypatch.setattr(ask, "agent_link", linked)
+    silent = set[str]()
+    for _ in range(2):
+        with pytest.raises(LinkLost):
+            await TargetQuery(Settings(), ARMED, silent).settle(take)
+    assert asked == ["b"]

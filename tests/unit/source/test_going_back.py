@@ -57,7 +57,7 @@ def session() -> Any:
 
 
 async def back(side: Side) -> list[str]:
-    return await come_back(session(), cast("Any", side), hurry=False)
+    return await come_back(session(), cast("Any", side), hurries=lambda: False)
 
 
 async def test_a_hypervisor_that_refuses_once_is_asked_again() -> None:

@@ -12,21 +12,10 @@ from entourage.errors import GoneError, HypervisorError
 from entourage.handover.rules import Source
 from entourage.handover.values import Finding, Input, Record, Role
 from entourage.hypervisors.base import Machine
-from entourage.journal.journal import Decision, Journal
+from entourage.journal.journal import Journal
 from entourage.source import role
 from entourage.source.role import SourceSide
-
-ARMED = Decision(
-    migration="m-1",
-    role=Role.SOURCE,
-    domain="5b6e6d0e-0000-4000-8000-000000000001",
-    name="web1",
-    generation=1,
-    record=Record.ARMED,
-    peer_host="b",
-    peer_journal="T",
-)
-
+from tests.unit.decisions import ARMED
 
 REFUSED = HypervisorError("QEMU refuses cont: Resetting the Virtual Machine is required")
 

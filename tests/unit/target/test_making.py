@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.target.making import ArrivalTasks
+from entourage.target.making import CancellableTasks
 
 
 async def test_nothing_is_made_once_it_was_called_off() -> None:
@@ -22,7 +22,7 @@ async def test_nothing_is_made_once_it_was_called_off() -> None:
             await let_go.wait()  # a program that is ended takes its time
             made.append("let go")
 
-    tasks = ArrivalTasks()
+    tasks = CancellableTasks()
     asked = asyncio.create_task(tasks.run(make()))
     await asyncio.sleep(0)
     calling_off = asyncio.create_task(tasks.call_off())
@@ -42,7 +42,7 @@ async def test_what_it_returns_and_raises_is_passed_on() -> None:
     async def fails() -> int:
         raise OSError("no")
 
-    tasks = ArrivalTasks()
+    tasks = CancellableTasks()
     assert await tasks.run(works()) == 7
     with pytest.raises(OSError, match="no"):
         await tasks.run(fails())

@@ -38,6 +38,7 @@ class Disk:
 
     full: bool = True
     did: list[str] = field(default_factory=list[str])
+    agentless: None = None
 
     async def run(self, *, paused: bool) -> int:
         self.did.append("run")
