@@ -18,8 +18,9 @@ _CALLS = _CALLS_THERE | {"fails-a", "disk-a", "late-a", "hangs-a"}
 _LINKED = (_CALLS | _ENDS | {"crash-b"}) - {"hangs-a"}
 """Faults through which the link lives on; an agent that is asked nothing for long ends it."""
 _PROMPT = frozenset({"sigint", "silent", "cut", "freeze-agent", "kill-agent", "power-b"})
+"""Faults at the target's side."""
 _PROMPT_WITHIN = 5.0
-"""Faults at the target's side, with which Ctrl-C gives the prompt back in so many seconds."""
+"""Seconds in which Ctrl-C gives the prompt back in spite of those."""
 _ACTS_WITHIN = 20.0
 """Seconds after all of memory has landed, in which the target is waited for."""
 
@@ -100,9 +101,9 @@ def _told(world: World, status: int, said: str) -> None:
 def _ended_before(world: World) -> bool:
     """Whether the guest had ended on the source before it was let run there again."""
     copy = world.a.copy
-    if copy is None or copy.alive or copy.unheard:
+    if copy is None or copy.alive:
         return False
-    return copy.died_held or 0 < copy.died_at < world.went_back
+    return copy.died_held or (not copy.unheard and 0 < copy.died_at < world.went_back)
 
 
 def findings(world: World, process: Process, *, dead: bool) -> None:
@@ -217,7 +218,8 @@ def at_the_end(world: World) -> None:
     source, target = rows(a, "source"), rows(b, "target")
     for host, found in ((a, source), (b, target)):
         for record, clean in found:
-            if record not in {"back", "gone", "never", "owns", "fenced"} or not clean:
+            ended = {"back", "gone"} if host is a else {"never", "owns", "fenced"}
+            if record not in ended or not clean:
                 world.violated(f"{host.name} is not settled: {record}, clean {clean}")
     gone = any(record == "gone" for record, _ in source)
     if gone != any(record == "owns" for record, _ in target):
@@ -257,10 +259,9 @@ def _owned(world: World, owner: Any) -> None:
 def _tidy(world: World, other: Any) -> None:
     if other.copy is not None and other.copy.alive:
         world.violated(f"a copy is left on {other.name}: {other.copy.at}")
-    spoilt = world.faults.spoilt
-    if other.disk is not None and not spoilt("disk"):
+    if other.disk is not None:
         world.violated(f"a disk is left on {other.name}")
-    if other is world.a and other.tpm is not None and not spoilt("tpm"):
+    if other is world.a and other.tpm is not None:
         world.violated(f"the TPM is left on {other.name}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.sim.plans import LATE, LATE_NAMES, OFTEN_LATE, Fault
+from tests.sim.plans import ANSWERED, LATE, LATE_NAMES, OFTEN_LATE, Fault
 
 LONG, FOR_EVER = 40.0, 1e6
 BLACKOUT = frozenset({"disk.complete", "tpm.lock", "thing.sync"})
@@ -79,6 +79,8 @@ class Faults:
         pending = self.calls[host.name]
         if not pending:
             return ""
+        if pending[-1] == "late" and what not in ANSWERED:
+            return ""  # it is for another call
         wrong = pending.pop()
         device, is_device, _ = what.partition(".")
         self._spoilt.add(device)
@@ -118,6 +120,7 @@ class Faults:
         world.net.heal()
         for host in world.hosts:
             self.calls[host.name].clear()
+            host.unanswered = ""
             host.journal.full = host.journal.readonly = False
             host.journal.fails.clear()
             host.journal.torn = None

@@ -139,7 +139,7 @@ MUTANTS = (
         "the target's undoing is not waited for",
         abort,
         "come_back",
-        "there = await undone_there(session, undone, hurry=hurry)",
+        "there = await undone_there(session, undone, hurries=hurries)",
         "there = []",
     ),
     Mutant(

@@ -231,7 +231,7 @@ FRESH = (
     ),
     Mutant(
         "called-off tasks are cancelled and not awaited",
-        making.ArrivalTasks,
+        making.CancellableTasks,
         "call_off",
         "await asyncio.wait(self._tasks)",
         "pass",

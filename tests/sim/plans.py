@@ -151,12 +151,23 @@ LATE = (
     "fails-a",
     "fails-b",
 )
+"""What goes wrong while ``recover`` runs."""
 LATE_NAMES = (
     *("ask.attach", "ask.reattach", "ask.kill", "ask.undo.disk", "ask.undo.machine"),
     *("ask.abort", "ask.release", "ask.run", "ask.persist-definition", "ask.disk.delete"),
 )
+"""And at which points."""
 OFTEN_LATE = 0.15
-"""How often something goes wrong while ``recover`` runs, and what."""
+"""And how often."""
+ANSWERED = frozenset(
+    {
+        *("abort", "build", "disarm-deadman", "kill", "persist-definition", "release", "run"),
+        *("start", "disk.cancel", "disk.complete", "disk.delete", "disk.make", "disk.mirror"),
+        *("thing.plug", "thing.put-back", "thing.take-out", "tpm.erase", "tpm.lock"),
+        *("tpm.persist", "tpm.unlock", "undo.disk", "undo.machine"),
+    }
+)
+"""Calls whose answer may be lost; others are as good as not asked then."""
 USUAL_POINTS, USUAL_STEPS = 170, 900
 
 

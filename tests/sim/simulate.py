@@ -23,8 +23,9 @@ from tests.sim.world import World
 _MIGRATES_FOR, _ENDS_WITHIN = 300.0, 400.0
 _ROUNDS = 5
 _SOON = 0.3
+"""How often a user who is in doubt types ``recover`` at once."""
 _FENCES = 0.2
-"""How often a user who is in doubt has the target off for good, and says so."""
+"""How often he has the target off for good, and says so."""
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.faults.matrix import POINTS, Case
+from tests.e2e.faults.matrix import POINTS, Case, cases
 
 FAULTS: Final = {
     "entourage": "`kill -9` of `entourage migrate`",
@@ -50,6 +50,9 @@ from outside which host has the guest, that every write that was acknowledged is
 its TPM is the same, and what is left on either host; and the guest is moved once more, which has to
 succeed.
 
+{count} of {all} cases ended so: exactly one host had the guest, and nothing that the guest was told
+is written was lost. In {lived} of them it lived on, in the others it was started again.
+
 | Column | Meaning |
 | --- | --- |
 | point | where the migration is when the fault happens; the table below names each point |
@@ -88,7 +91,9 @@ class Row:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Write the page."""
-    lines = [_HEAD, "| point | the migration stands |", "| --- | --- |"]
+    lived = sum(row.lives for row in rows)
+    head = _HEAD.format(count=len(rows), all=len(cases()), lived=lived)
+    lines = [head, "| point | the migration stands |", "| --- | --- |"]
     lines += [f"| {name} | `{point}` |" for name, point in POINTS.items()]
     for fault, of_it in groupby(rows, lambda row: row.case.fault):
         lines += [
