@@ -122,6 +122,11 @@ def test_a_paused_guest_stays_paused(world: World) -> None:
     [domain] = json.loads(world.here.run(["entourage", "list", "--json"]).stdout)
     assert domain["state"] == "paused"
     assert world.seen.report().ticks <= before.ticks + 1  # one may have been on its way
+    # QEMU 7.2 ends itself, and the guest, where it has not taken the images before.
+    run = world.migrate()
+    assert run.status == 0, str(run)
+    world.here, world.there = world.there, world.here
+    assert qmp(world, "query-status")["status"] == "paused"
     qmp(world, "cont")
     world.lives()
     world.running = world.here.snapshot()

@@ -22,6 +22,7 @@ from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.access import account_of
+from entourage.hypervisors.qemu.activation import take_images
 from entourage.hypervisors.qemu.announcing import QemuAnnouncing
 from entourage.hypervisors.qemu.checks import IN_THE_CLEAR
 from entourage.hypervisors.qemu.errors import plain
@@ -246,9 +247,12 @@ class QemuIncoming(IncomingSeams):
             raise self._failure()
         if not self._has_tpm or any(helper.has_ended for helper in self._helpers):
             raise HypervisorError(_NO_TPM)
-        self._released = True
         if paused:
+            with contextlib.suppress(MonitorLostError):  # ``died`` tells
+                await take_images(monitor, self._domain, self._where)
+            self._released = True
             return time.monotonic_ns()
+        self._released = True
         monitor.known.resumed_at = 0
         with contextlib.suppress(MonitorLostError):
             await monitor.execute("cont")

@@ -28,6 +28,7 @@ from entourage.hosts.tcp import answered_within, connected
 from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.qemu import keys, looks
+from entourage.hypervisors.qemu.activation import take_images
 from entourage.hypervisors.qemu.announcing import QemuAnnouncing
 from entourage.hypervisors.qemu.arming import arm_deadman
 from entourage.hypervisors.qemu.cmdline import mirror_name
@@ -162,6 +163,9 @@ class QemuMachine(MachineSeams):
         """Set up keys, capabilities and parameters, and arm the deadman."""
         domain = self.domain
         await self._tidied()
+        if not self.was_running:  # whoever brought it here may not have done so
+            with contextlib.suppress(CommandError):
+                await take_images(self._handle.monitor, domain, self._handle.where)
         self._plane = self._mirrors.plane = plane
         if plane.secret is not None:
             handle = self._handle
