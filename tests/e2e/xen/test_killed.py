@@ -53,6 +53,17 @@ def test_the_engine_is_killed_before_go_and_xl_resumes(world: XenWorld) -> None:
 
 
 @pytest.mark.matrix
+def test_a_frozen_engine_holds_the_guest_for_its_budget(world: XenWorld) -> None:
+    before = world.lives()
+    with world.under(LANDED, options=("--max-blackout", "40s")) as under:
+        under.wait(LANDED)  # and there it stands, as with kill -STOP
+        world.lives(world.tick(world.here))
+        run = under.end()
+    assert run.status == 4, run
+    world.stayed(before)
+
+
+@pytest.mark.matrix
 def test_the_engine_is_killed_at_go_and_recover_finds_out(world: XenWorld) -> None:
     before = world.lives()
     source = world.here

@@ -65,6 +65,7 @@ class XenMachine(MachineSeams):
         self._unplugging = XenUnplugging(handle)
         self._plane: DataPlane | None = None
         self._lock: int | None = None
+        self._budget: float | None = None
         self._target: Domain | None = None
         self._restarted: bool | None = None
 
@@ -147,11 +148,11 @@ class XenMachine(MachineSeams):
         downtime_limit: float | None = None,  # noqa: ARG002 - see ``tune``
         throttle: bool = False,  # noqa: ARG002 - xl has no way to slow a guest
         lock: int | None = None,
-        budget: float | None = None,  # noqa: ARG002 - nothing watches an engine that is frozen
+        budget: float | None = None,
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002 - nothing to choose from
     ) -> None:
         """Watch for the moment of stop; the deadman comes with ``start``."""
-        self._plane, self._lock = plane, lock
+        self._plane, self._lock, self._budget = plane, lock, budget
         await self._handle.store.watch(RELEASED)
 
     async def plan(self, target: Domain) -> Plan:
@@ -176,7 +177,12 @@ class XenMachine(MachineSeams):
         await self._disks.copy_first(self.domain, target, ssh, ticket.cookie)
         differs = asdict(changes(self.domain, target))
         secret = ticket.cookie.hex()
-        order = {"ssh": ssh("memory"), "secret": secret, "changes": differs}
+        order = {
+            "ssh": ssh("memory"),
+            "secret": secret,
+            "changes": differs,
+            "budget": self._budget,
+        }
         await self._migrating.begin(order, self._lock)
 
     async def progress(self) -> MemoryProgress:
@@ -198,6 +204,7 @@ class XenMachine(MachineSeams):
     async def stopped(self) -> int:
         """Wait until the guest is suspended; ns of the monotonic clock."""
         moment: int = await self._migrating.beside(self._until_suspended())
+        self._migrating.stopped()
         self._disks.begin_last()
         return moment
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines, launch
@@ -41,6 +41,7 @@ class Migrating:
         self._log_from = 0
         self._end: TransportEnd | None = None
         self._xl: ProcessHandle | None = None
+        self._alive: asyncio.Task[NoReturn] | None = None
 
     @property
     def passed(self) -> int:
@@ -67,6 +68,7 @@ class Migrating:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._end = TransportEnd(self._directory / "transport")
         await self._end.listen(dict(order))
+        self._alive = asyncio.create_task(self._end.say_alive())
         log = self._handle.log
         with contextlib.suppress(OSError):
             self._log_from = log.stat().st_size
@@ -101,6 +103,10 @@ class Migrating:
         finally:
             for task in (working, *others):
                 task.cancel()
+
+    def stopped(self) -> None:
+        """The domain is suspended: its transport lets it run again where this process is frozen."""
+        self.stream.say(Word.STOPPED)
 
     async def hold(self) -> None:
         """Have xl say GO: it hears READY, renames its copy, and lets it run only after a report.
@@ -145,6 +151,7 @@ class Migrating:
 
     async def tidy(self) -> None:
         """Remove what only a migration needs, also what one left that was killed."""
+        self._say_no_more()
         if self._end is not None:
             await self._end.close()
             self._end = None
@@ -152,7 +159,13 @@ class Migrating:
 
     async def close(self) -> None:
         """Let go of both without ending them."""
+        self._say_no_more()
         if self._end is not None:
             await self._end.close()
         if self._xl is not None:
             self._xl.close()
+
+    def _say_no_more(self) -> None:
+        if self._alive is not None:
+            self._alive.cancel()
+            self._alive = None

@@ -9,7 +9,8 @@ It plays the receiver towards xl, and hears the engine. In that order::
 
 So this program is the deadman as well: until GIVEN, the domain runs again on the source when the
 engine dies; from then on only when somebody says so, for the engine may have told the target to
-run it.
+run it. Until HELD, that is also so where the engine lives and is frozen, and the domain has stood
+still for as long as it may.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class Word(enum.Enum):
     """The domain runs on the target: end the copy here."""
     FAIL = "fail"
     """The domain is to run here again. Never said where the target may run it."""
+    ALIVE = "alive"
+    """Said again and again: an engine that does not is dead or frozen."""
+    STOPPED = "stopped"
+    """The domain is suspended from about now on."""
     BEGUN = "begun"
     HELD = "held"
     BROKEN = "broken"
@@ -42,6 +47,7 @@ class Happened(enum.Enum):
     XL_CLOSED = "xl has closed its end"
     STREAM_CLOSED = "the way to the target has closed"
     ENGINE_GONE = "the engine is dead"
+    ENGINE_FROZEN = "the engine says nothing, and the domain must not stand still any longer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +145,10 @@ class Sender:
             case Phase.HELD, Happened.ENGINE_GONE:
                 self._give_up = True
                 return ()
-            case Phase.STREAM, Happened.ENGINE_GONE:
+            case Phase.STREAM, Happened.ENGINE_GONE | Happened.ENGINE_FROZEN:
                 return self._over(_BACK)
+            case _, Happened.ENGINE_FROZEN:
+                return ()
             case Phase.GIVEN, Happened.ENGINE_GONE:
                 return self._over((Do.END,))
             case Phase.STREAM, Happened.XL_CLOSED:

@@ -10,13 +10,14 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from entourage.domain import Block
 from entourage.errors import EntourageError, HypervisorError, plain_words, what_to_do
 from entourage.hypervisors.xen.copying import Sending
 from entourage.hypervisors.xen.sender import Word
 
+ALIVE_EVERY = 0.25  # seconds
 _PASSES = 5
 _FEW = 4 << 20
 """Bytes: a pass that sent no more is the last one before memory follows."""
@@ -162,7 +163,7 @@ class TransportEnd:
 
         Args:
             order: What it is told first: ``ssh``, the ``secret`` that the stream begins with, in
-                hexadecimal, and the ``changes`` of the header.
+                hexadecimal, the ``changes`` of the header, and the ``budget`` of the blackout.
         """
         self._order = order
         self.path.unlink(missing_ok=True)
@@ -199,6 +200,12 @@ class TransportEnd:
         """Tell it something; where it has gone, ``gone`` tells."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(f"{word.value}\n".encode())
+
+    async def say_alive(self) -> NoReturn:
+        """Say so until this is cancelled."""
+        while True:
+            self.say(Word.ALIVE)
+            await asyncio.sleep(ALIVE_EVERY)
 
     async def hears(self, word: Word) -> None:
         """Wait until it says this.

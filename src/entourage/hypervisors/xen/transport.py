@@ -31,6 +31,9 @@ _CHUNK = 1 << 20
 _DRAINS_WITHIN = 5.0
 """Seconds for the target to destroy its copy before the domain runs again here regardless."""
 _SAY_EVERY = 0.5
+_LOOK_EVERY = 0.25
+_SILENT = 1.0
+"""Seconds without a word after which an engine that says one every `ALIVE_EVERY` is frozen."""
 
 
 class Transport:
@@ -49,6 +52,8 @@ class Transport:
         self._said_at = 0.0
         self._over = False
         order: dict[str, Any] = json.loads(self._line())
+        self._budget: float | None = order.get("budget")
+        self._heard_at, self._stopped_at = time.monotonic(), 0.0
         self._changes = header.Changes(**order["changes"])
         # A pipe has room again for each page that ssh has read, a socket only when most of it is
         # free: so the stream goes in large pieces.
@@ -74,10 +79,25 @@ class Transport:
         watched = ((_XL_IN, self._from_xl), (self._ended, self._gone), (self._engine, self._word))
         for source, handler in watched:
             self._selector.register(source, selectors.EVENT_READ, handler)
+        patience = None if self._budget is None else _LOOK_EVERY
         while not self._over:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(patience):
                 if not self._over:
                     key.data()
+            if not self._over and self._is_late():
+                self._do(self._sender.happens(Happened.ENGINE_FROZEN))
+
+    def _is_late(self) -> bool:
+        """Whether the engine is frozen and the domain has stood still for as long as it may.
+
+        An engine that was frozen before it had seen the domain stop has said nothing of that.
+        """
+        if self._budget is None:
+            return False
+        now = time.monotonic()
+        silent = now - self._heard_at
+        stopped = now - self._stopped_at if self._stopped_at else 0.0
+        return silent >= self._budget or (silent >= _SILENT and stopped >= self._budget)
 
     def _pass_header(self) -> None:
         """The beginning of the stream, which says what the target's machine is made of."""
@@ -152,8 +172,11 @@ class Transport:
             self._do(self._sender.happens(Happened.ENGINE_GONE))
             return
         *lines, self._heard = (self._heard + data).split(b"\n")
-        for line in lines:
-            self._do(self._sender.hear(Word(line.decode())))
+        self._heard_at = time.monotonic()
+        for word in (Word(line.decode()) for line in lines):
+            if word is Word.STOPPED:
+                self._stopped_at = self._heard_at
+            self._do(self._sender.hear(word))
 
     # What is to be done
 

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def header(config: dict[str, Any]) -> bytes:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Generator[Scene]:
+def scene(tmp_path: Path, request: pytest.FixtureRequest) -> Generator[Scene]:
     path, out = tmp_path / "s", tmp_path / "out"
     out.touch()
     with socket.socket(socket.AF_UNIX) as listening:
@@ -89,7 +90,12 @@ def scene(tmp_path: Path) -> Generator[Scene]:
     engine.settimeout(PATIENCE)
     # What stands for ssh keeps what arrives, and ends when its input does.
     ssh = [sys.executable, "-c", KEEP, str(out)]
-    order = {"ssh": ssh, "secret": SECRET.hex(), "changes": {"paths": {"xvda": "/there"}}}
+    order = {
+        "ssh": ssh,
+        "secret": SECRET.hex(),
+        "changes": {"paths": {"xvda": "/there"}},
+        "budget": getattr(request, "param", None),
+    }
     engine.sendall(json.dumps(order).encode() + b"\n")
     scene = Scene(process, engine, out)
     assert scene.hear(len(BANNER)) == BANNER
@@ -139,6 +145,35 @@ def test_an_engine_that_dies_before_go_lets_xl_resume(scene: Scene) -> None:
     scene.send(SENT)
     scene.engine.close()
     assert scene.ends() == b""
+
+
+@pytest.mark.parametrize("scene", [1.2], indirect=True)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_engine_that_is_frozen_lets_xl_resume(scene: Scene, *, stopped: bool) -> None:
+    """Once its domain has stood still for as long as it may; not while it says that it lives."""
+    scene.send(SENT)
+    if stopped:
+        scene.say("stopped")
+    began = time.monotonic()
+    while time.monotonic() < began + 2:
+        scene.say("alive")
+        time.sleep(0.1)  # what is tried is that time passes
+        assert scene.process.poll() is None
+    assert scene.ends() == b""  # nothing is said to it any more
+    assert 0.9 < time.monotonic() - began - 2 < PATIENCE
+
+
+@pytest.mark.parametrize("scene", [0.5], indirect=True)
+def test_an_engine_that_is_frozen_after_go_changes_nothing(scene: Scene) -> None:
+    scene.send(SENT)
+    scene.say("hold")
+    assert scene.hear(len(READY)) == READY
+    scene.send(GO)
+    assert scene.said() == "held"
+    time.sleep(1.5)  # far longer than it may
+    assert scene.process.poll() is None
+    scene.say("release")
+    assert scene.ends() == RUNS
 
 
 def test_an_engine_that_dies_after_go_leaves_xl_without_a_report(scene: Scene) -> None:
