@@ -94,6 +94,20 @@ class Secret(msgspec.Struct, frozen=True):
         return f"Secret({self.username!r}, …)"
 
 
+class LocalData(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory does not leave this host: a machine is saved, or restored.
+
+    Attributes:
+        socket: The unix socket at which it is taken.
+        generation: The domain's, as the source's journal counts it.
+        paused: The guest was paused by its user, and stays so.
+    """
+
+    socket: str
+    generation: int
+    paused: bool
+
+
 class DataPlane(msgspec.Struct, frozen=True, kw_only=True):
     """How disks and memory travel.
 
@@ -103,6 +117,7 @@ class DataPlane(msgspec.Struct, frozen=True, kw_only=True):
         secret: The TLS pre-shared key; None sends everything in the clear.
         bandwidth: Bytes a second for memory; 0 for no limit.
         host: What ssh knows the target as, for streams that go by ssh.
+        local: Both halves are processes of this host, and memory goes from one to the other.
     """
 
     address: str
@@ -110,6 +125,7 @@ class DataPlane(msgspec.Struct, frozen=True, kw_only=True):
     secret: Secret | None
     bandwidth: int = 0
     host: str = ""
+    local: LocalData | None = None
 
 
 class TpmFacts(msgspec.Struct, frozen=True, kw_only=True):

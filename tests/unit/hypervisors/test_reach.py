@@ -7,9 +7,9 @@ import pytest
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt.process import is_tcp, way_of
-from entourage.hypervisors.qemu.outgoing import place_of
+from entourage.hypervisors.qemu.outgoing import memory_way, place_of
 from entourage.hypervisors.reach import check_host, check_reach
-from entourage.hypervisors.values import DataPlane, Ticket
+from entourage.hypervisors.values import DataPlane, LocalData, Ticket
 
 PLANE = DataPlane(address="10.0.0.2", ports=(49152, 49215), secret=None)
 
@@ -96,3 +96,15 @@ def test_a_scoped_address_is_one() -> None:
 )
 def test_libvirts_as_well(uri: str, *, yes: bool) -> None:
     assert is_tcp(uri) is yes
+
+
+@pytest.mark.parametrize("uri", ["unix:/run/other.sock", "tcp:127.0.0.1:49152", "exec:true"])
+async def test_memory_that_stays_here_goes_nowhere_else(uri: str) -> None:
+    local = LocalData(socket="/run/entourage/m.sock", generation=1, paused=False)
+    plane = msgspec.structs.replace(PLANE, local=local)
+    with pytest.raises(HypervisorError, match="does not leave this host"):
+        async with memory_way(Ticket(uri=uri), plane):
+            pass
+    with pytest.raises(HypervisorError, match="no TCP port"):
+        async with memory_way(Ticket(uri="unix:/run/entourage/m.sock"), PLANE):
+            pass

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -14,6 +15,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.allowed import Allowed
+from entourage.hosts.local import listening_here
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
 from entourage.hosts.tcp import bindable, bracketed, listening_in_range
@@ -133,7 +135,8 @@ class QemuIncoming(IncomingSeams):
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - all is in the domain
         """Make the machine, paused, from the running configuration; what it opens exists."""
-        if plane.secret is None and not self._settings.agent.allow_unencrypted:
+        allowed = plane.local is not None or self._settings.agent.allow_unencrypted
+        if plane.secret is None and not allowed:
             raise HypervisorError(IN_THE_CLEAR[0], remedy=IN_THE_CLEAR[1])
         self._plane = plane
         self._host = await bindable(plane.address)
@@ -182,6 +185,11 @@ class QemuIncoming(IncomingSeams):
         because of a port that is in use say, QEMU 10 refuses every other.
         """
         monitor, plane = self._built()
+        if plane.local is not None:
+            self._ledger.record("scratch", path=plane.local.socket)
+            server = listening_here(Path(plane.local.socket))
+            self._arriving = asyncio.create_task(self._take_memory(monitor, server))
+            return Ticket(uri=f"unix:{plane.local.socket}")
         server = listening_in_range(self._host, plane.ports)
         port: int = server.getsockname()[1]
         self._arriving = asyncio.create_task(self._take_memory(monitor, server))
@@ -192,9 +200,12 @@ class QemuIncoming(IncomingSeams):
         server.settimeout(0)
         with server:
             connection, _ = await asyncio.get_running_loop().sock_accept(server)
+            if server.family == socket.AF_UNIX:
+                await asyncio.to_thread(Path(server.getsockname()).unlink, missing_ok=True)
         with connection:
-            with contextlib.suppress(OSError):  # gone already: QEMU will say so
-                bound(connection)
+            if connection.family != socket.AF_UNIX:
+                with contextlib.suppress(OSError):  # gone already: QEMU will say so
+                    bound(connection)
             await monitor.give(_MEMORY, connection.fileno())
             await monitor.execute("migrate-incoming", {"uri": f"fd:{_MEMORY}"})
 

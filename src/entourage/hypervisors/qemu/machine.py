@@ -24,7 +24,6 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
-from entourage.hosts.tcp import answered_within, connected
 from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.qemu import keys, looks
@@ -35,19 +34,23 @@ from entourage.hypervisors.qemu.cmdline import mirror_name
 from entourage.hypervisors.qemu.errors import device_of
 from entourage.hypervisors.qemu.handle import Handle, after_end, end_machine
 from entourage.hypervisors.qemu.mirrors import Mirrors
-from entourage.hypervisors.qemu.outgoing import ENDED, Outgoing, migration_capabilities, place_of
+from entourage.hypervisors.qemu.outgoing import (
+    ENDED,
+    Outgoing,
+    greeted,
+    memory_way,
+    migration_capabilities,
+)
 from entourage.hypervisors.qemu.qmp import CommandError, Known, MonitorLostError
 from entourage.hypervisors.qemu.record import disown
 from entourage.hypervisors.qemu.rollback import Rollback
 from entourage.hypervisors.qemu.tpm import QemuTpm
-from entourage.hypervisors.reach import check_reach
 from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Planned, Refusal
 
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
 _UNLIMITED = 1 << 40  # bytes a second
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_GREETED_WITHIN = 10.0  # seconds; the guest runs meanwhile
 _MEMORY = "memory"
 # Auto-converge can only be switched on before a migration begins. Until it is wanted, what it takes
 # from the guest is held at the least that QEMU knows, one percent.
@@ -215,13 +218,10 @@ class QemuMachine(MachineSeams):
         known = self._handle.monitor.known
         known.migration, known.held_at, known.stopped_at = "", 0, 0
         self._outgoing.sending = False
-        place = place_of(ticket)
-        if self._plane is not None:
-            check_reach(self._plane, *place, "memory")
-        async with connected(*place) as connection:
+        async with memory_way(ticket, self._plane) as connection:
             if not live and self.was_running:
                 await self._handle.monitor.execute("stop")
-            with answered_within(connection, _GREETED_WITHIN):
+            with greeted(connection):
                 await self._handle.monitor.give(_MEMORY, connection.fileno())
                 try:
                     await self._handle.monitor.execute("migrate", {"uri": f"fd:{_MEMORY}"})

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.base import Ticket
+from entourage.hosts.local import connected_here
+from entourage.hosts.tcp import answered_within, connected
+from entourage.hypervisors.base import DataPlane, Ticket
 from entourage.hypervisors.qemu.errors import device_of
 from entourage.hypervisors.qemu.handle import Handle
 from entourage.hypervisors.qemu.qmp import CommandError, Known
+from entourage.hypervisors.reach import check_reach
 
+_GREETED_WITHIN = 10.0  # seconds; the guest runs meanwhile
 ENDED = frozenset({"none", "completed", "failed", "cancelled"})
 """What QEMU says of a migration that is over."""
 
@@ -38,6 +44,43 @@ def place_of(ticket: Ticket) -> tuple[str, int]:
     raise HypervisorError(
         f"the target says that memory is to go to {ticket.uri!r}, which is no TCP port"
     )
+
+
+@contextlib.asynccontextmanager
+async def memory_way(ticket: Ticket, plane: DataPlane | None) -> AsyncGenerator[socket.socket]:
+    """A connection to where memory is taken; closed here at the end.
+
+    Args:
+        ticket: What the target has said.
+        plane: How the data travels: a target names nothing else.
+
+    Raises:
+        HypervisorError: It does; or there is no way.
+    """
+    local = plane.local if plane is not None else None
+    if local is not None:
+        if ticket.uri != f"unix:{local.socket}":
+            raise HypervisorError(
+                f"memory is to go to {ticket.uri!r}, and does not leave this host"
+            )
+        async with connected_here(local.socket) as connection:
+            yield connection
+        return
+    place = place_of(ticket)
+    if plane is not None:
+        check_reach(plane, *place, "memory")
+    async with connected(*place) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def greeted(connection: socket.socket) -> Generator[None]:
+    """Shut the connection down if this is not left in time; see ``answered_within``."""
+    if connection.family == socket.AF_UNIX:
+        yield
+        return
+    with answered_within(connection, _GREETED_WITHIN):
+        yield
 
 
 class Outgoing:
