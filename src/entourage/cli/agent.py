@@ -24,6 +24,7 @@ class _Words:
         source: The name of the one source that the caller's key stands for.
         forced: This is the command of a key (sshd sets what was asked for in the environment).
         proxy: A source on this same host has started it, for a target without Entourage.
+        local: A process of this same host has started it, to save or restore a machine.
         join: Hand a stream to a running agent: its socket, and what the stream is.
     """
 
@@ -31,6 +32,7 @@ class _Words:
     source: str = ""
     forced: bool = False
     proxy: bool = False
+    local: bool = False
     join: tuple[str, str] | None = None
 
 
@@ -69,7 +71,7 @@ def _run(words: _Words) -> int:
     from entourage.target.serve import serve  # noqa: PLC0415 - same
 
     settings = load_settings(_config(words))
-    asyncio.run(serve(settings, Caller(proxy=words.proxy, source=words.source)))
+    asyncio.run(serve(settings, Caller(proxy=words.proxy, local=words.local, source=words.source)))
     return 0
 
 
@@ -103,6 +105,8 @@ def _understood(options: Sequence[str]) -> _Words:
                 words.forced = True
             case ["--proxy", *rest]:
                 words.proxy = True
+            case ["--local", *rest]:
+                words.local = True
             case ["--join", path, what, *rest]:
                 words.join = path, what
             case _:

@@ -22,32 +22,67 @@ from entourage.hosts.link import Link
 from entourage.settings.load import PATH_VARIABLES
 from entourage.settings.model import Settings
 
+_AFAR = "afar"
+THIS_HOST = "this host"
+"""What a target is called that is the same host as the source: a save is restored there."""
+
 
 def proxy_settings(settings: Settings) -> Settings:
     """The settings of this host's proxy agents: a journal and locks of their own."""
-    paths = settings.paths
-    places = {name: str(Path(getattr(paths, name), "afar")) for name in ("state", "run")}
+    paths = own_settings(settings).paths
+    places = {name: str(Path(getattr(paths, name), _AFAR)) for name in ("state", "run")}
     return msgspec.structs.replace(settings, paths=msgspec.structs.replace(paths, **places))
 
 
-def proxy_link(host: str, settings: Settings) -> AbstractAsyncContextManager[Link]:
+def own_settings(settings: Settings) -> Settings:
+    """This host's own settings, also where these are its proxy agents' already."""
+    paths = settings.paths
+    if Path(paths.state).name != _AFAR:
+        return settings
+    places = {name: str(Path(getattr(paths, name)).parent) for name in ("state", "run")}
+    return msgspec.structs.replace(settings, paths=msgspec.structs.replace(paths, **places))
+
+
+def proxy_link(
+    host: str, settings: Settings, *, local: bool = False
+) -> AbstractAsyncContextManager[Link]:
     """A link to a proxy agent; it ends with the context.
 
     Args:
         host: What the target is called.
         settings: This host's.
+        local: What it keeps is a save, on this host.
 
     Raises:
         LinkError: It cannot be started.
     """
-    paths = proxy_settings(settings).paths
+    options = ["--proxy", *(["--local"] if local else [])]
+    return _started(host, proxy_settings(settings), options)
+
+
+def local_link(settings: Settings) -> AbstractAsyncContextManager[Link]:
+    """A link to this host's own agent, for what does not leave this host; see ``proxy_link``."""
+    return _started(THIS_HOST, own_settings(settings), ["--local"])
+
+
+def _started(
+    host: str, settings: Settings, options: Sequence[str]
+) -> AbstractAsyncContextManager[Link]:
+    """An agent that is a process of this host's.
+
+    Args:
+        host: What the target is called.
+        settings: Its own: where its journal and locks are.
+        options: Its own.
+    """
+    paths = settings.paths
     # Where ssh arrived on this host is no address of the target's.
     environment = {key: text for key, text in os.environ.items() if key != "SSH_CONNECTION"}
     for name, variable in PATH_VARIABLES.items():
         environment[variable] = getattr(paths, name)
     return linked(
         # Never from the directory that somebody happens to be in: -m would look there first.
-        [sys.executable, "-P", "-m", "entourage", "agent", "--proxy"],
+        [sys.executable, "-P", "-m", "entourage", "agent", *options],
         peer=host,
         silence=settings.migration.link_silence,
         explain=_explained,

@@ -14,13 +14,16 @@ def agent_link(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncC
     """A link to a target's own agent, or to a proxy agent; the agent ends with the context.
 
     Args:
-        host: As ssh knows it.
+        host: As ssh knows it; ``proxy_agent.THIS_HOST`` where a save is restored.
         hypervisor: The name of the target's.
         settings: This host's.
 
     Raises:
         LinkError: It cannot be started.
     """
-    if elsewhere(hypervisor) is None:
+    if host == proxy_agent.THIS_HOST:
+        return proxy_agent.local_link(settings)
+    there = elsewhere(hypervisor)
+    if there is None:
         return ssh.start_agent(host, settings)
-    return proxy_agent.proxy_link(host, settings)
+    return proxy_agent.proxy_link(host, settings, local=not there.is_host)

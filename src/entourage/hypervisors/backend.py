@@ -38,15 +38,23 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
-    """A hypervisor on a host without Entourage, which is asked over the network.
+    """A hypervisor whose half of the record a proxy agent of this host keeps.
 
     Attributes:
-        uri: The URI by which it is reached from this host.
+        uri: The URI by which it is reached from this host; of a save, its directory.
         address: The address or name of its host; empty where the URI names none.
+        is_host: Whether it is on a host without Entourage, which is asked over the network; False:
+            it is a directory that machines are saved in, seen from this host.
     """
 
     uri: str
     address: str
+    is_host: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return (self.address if self.is_host else "") or self.uri
 
 
 def _nowhere(_text: str) -> None:

@@ -97,6 +97,11 @@ class Machine(Protocol):
         ...
 
     @property
+    def generation(self) -> int:
+        """Of a machine that was saved: the domain's, then, as the journals count it; else 0."""
+        ...
+
+    @property
     def was_running(self) -> bool:
         """False where the user had paused the guest before: it stays paused on the target."""
         ...
@@ -289,6 +294,11 @@ class Incoming(Protocol):
     @property
     def plugging(self) -> Plugging | None:
         """None: none of the host's own devices can be plugged in."""
+        ...
+
+    @property
+    def is_save(self) -> bool:
+        """Whether it is saved in a directory, and no guest will run of it as it is."""
         ...
 
     @property

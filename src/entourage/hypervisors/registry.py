@@ -20,11 +20,12 @@ from entourage.hypervisors.libvirt.descriptor import BACKEND as LIBVIRT
 from entourage.hypervisors.libvirt.descriptor import SESSION
 from entourage.hypervisors.plugins import plug_ins
 from entourage.hypervisors.qemu.descriptor import BACKEND as QEMU
+from entourage.hypervisors.saved.descriptor import BACKEND as SAVED
 from entourage.hypervisors.xen.descriptor import BACKEND as XEN
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
-BUILT_IN = (QEMU, XEN, SESSION, LIBVIRT)
+BUILT_IN = (QEMU, XEN, SAVED, SESSION, LIBVIRT)
 _PATIENCE = 5.0
 """Seconds for a hypervisor that nobody has named to say what domains it has."""
 
@@ -92,6 +93,12 @@ def elsewhere(name: str) -> Elsewhere | None:
         return backend_of(name).elsewhere(name)
     except UsageError:
         return None
+
+
+def in_directory(name: str) -> str:
+    """The directory of a save, of the hypervisor that it is called; empty for any other."""
+    there = elsewhere(name)
+    return there.uri if there is not None and not there.is_host else ""
 
 
 def same_as(name: str) -> str:

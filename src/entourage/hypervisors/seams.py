@@ -174,6 +174,8 @@ class Plugging(Protocol):
 class MachineSeams:
     """The seams of a ``Machine`` whose backend has none; it overrides those that it has."""
 
+    generation = 0
+
     @property
     def definition(self) -> Planned | None:
         """Nothing is written down of the domain."""
@@ -216,6 +218,8 @@ class MachineSeams:
 
 class IncomingSeams:
     """The seams of an ``Incoming`` whose backend has none; it overrides those that it has."""
+
+    is_save = False
 
     @property
     def takes(self) -> frozenset[DiskCopy]:

@@ -27,6 +27,7 @@ from entourage.errors import (
     PeerVersionError,
     Refused,
     UsageError,
+    ours,
     plain_words,
 )
 from entourage.handover.rules import Target
@@ -79,7 +80,7 @@ class Agent:
     def __init__(self, link: Link, settings: Settings, journal: Journal, caller: Caller) -> None:
         self._link = link
         self._caller = caller
-        self._checks = Checks(settings, proxy=caller.proxy)
+        self._checks = Checks(settings, proxy=caller.proxy, local=caller.local)
         self._settings = settings
         self._journal = journal
         self._host = socket.gethostname()
@@ -144,6 +145,8 @@ class Agent:
 
         A source may take its time between two questions at TEST: to read a CD, say.
         """
+        if self._caller.local:  # it ends with who has started it
+            await asyncio.get_running_loop().create_future()
         patience = max(_IDLES_FOR, self._settings.migration.test_timeout)
         while (left := patience - self._link.unasked) > 0 or self._side:  # noqa: ASYNC110 - time passes
             await asyncio.sleep(left if left > 0 else patience)
@@ -176,7 +179,7 @@ class Agent:
         self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
         self._hello = hello
         if there := elsewhere(hello.hypervisor):
-            self._host = there.address or there.uri
+            self._host = there.name
         return messages.Welcome(
             version=__version__,
             protocol=protocol,
@@ -235,6 +238,8 @@ class Agent:
         uuid = opening.domain.uuid
         if self._opening or self._side is not None or hello is None or uuid is None:
             raise UsageError("one agent opens one migration, of a domain with a UUID")
+        if opening.plane.local is not None and not self._caller.local:
+            raise UsageError("memory comes by a socket of this host for its own processes only")
         self._opening = True  # the next one may come while this one is looked at
         await self._way.close()  # its ports may be the only ones
         if not self._caller.proxy:
@@ -373,8 +378,8 @@ class Agent:
     async def _watch_landing(self, incoming: Incoming) -> None:
         try:
             await incoming.landed()
-        except EntourageError as error:
-            self._tell_failure(error)
+        except Exception as error:  # noqa: BLE001 - who waits for memory would wait for ever
+            self._tell_failure(ours(error))
             return
         if self._side:
             await self._side.take(Input.MEMORY_LANDED)

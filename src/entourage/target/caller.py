@@ -9,6 +9,8 @@ from collections.abc import Generator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import msgspec
+
 from entourage.errors import UsageError, plain_words, what_to_do
 from entourage.hosts.slots import slot
 from entourage.hypervisors.registry import elsewhere, same_as
@@ -22,10 +24,13 @@ class Caller:
     Attributes:
         proxy: This agent was started by a source on that same host, in the place of one on a host
             without Entourage. It may reach other hosts' hypervisors, which decide for themselves.
+        local: A process of this very host has started it, for a machine that is saved or restored
+            here: it is the user's own, and names what the user could name.
         source: The name that the key of the caller stands for (``--source``); empty: unknown.
     """
 
     proxy: bool = False
+    local: bool = False
     source: str = ""
 
     @property
@@ -45,6 +50,8 @@ class Caller:
         Raises:
             UsageError: It may not; the remedy names the setting.
         """
+        if self.local:
+            return
         named = (self.source,) if self.source else settings.sources
         if not any(fnmatchcase(said, pattern) for pattern in named):
             where = "--source in authorized_keys" if self.source else "agent.sources"
@@ -80,6 +87,20 @@ class Caller:
                 host=host,
                 remedy=f"run `entourage recover` on {peer}",
             )
+
+
+def trusting(settings: Settings) -> Settings:
+    """The settings of an agent that serves nobody but this host's own user."""
+    agent = msgspec.structs.replace(
+        settings.agent,
+        image_directories=("/",),
+        boot_directories=("/",),
+        anyones_directories=("/",),
+        devices=("*",),
+        allow_unencrypted=True,
+        believe_shared=True,
+    )
+    return msgspec.structs.replace(settings, agent=agent)
 
 
 @contextlib.contextmanager

@@ -25,15 +25,17 @@ class Checks:
     Args:
         settings: This host's.
         proxy: Another host's hypervisor makes the machine; see ``Caller``.
+        local: It is saved, or restored, on this host.
 
     Attributes:
         allowed: What a source may ask for here.
     """
 
-    def __init__(self, settings: Settings, *, proxy: bool) -> None:
+    def __init__(self, settings: Settings, *, proxy: bool, local: bool = False) -> None:
         self.allowed = Allowed(settings.agent)
         self._settings = settings
         self._proxy = proxy
+        self._local = local
         self._facts: Mapping[str, str] = {}
         self._tested: Domain | None = None
         self._chains: set[tuple[str, str]] = set()
@@ -55,7 +57,9 @@ class Checks:
             domain: As it is to be here.
             host: What this host is called in refusals.
         """
-        if self._proxy:
+        if self._proxy and self._local:  # what is made is a directory
+            found: list[Refusal] = []
+        elif self._proxy:
             found = out_of_reach(domain, host)
         else:
             parts = await hypervisor.host_parts(self._facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from entourage.devices.base import AnyController, Controller
 from entourage.devices.registry import controller_class
 from entourage.devices.remote import agentless_class
+from entourage.devices.saved import saved_class
 from entourage.domain import Domain
 from entourage.hypervisors.base import Incoming
 
@@ -14,11 +15,14 @@ def target_controllers(domain: Domain, incoming: Incoming) -> list[AnyController
 
     Args:
         domain: As it is to be here.
-        incoming: Its machine: where that is built elsewhere, other halves are needed.
+        incoming: Its machine: where that is built elsewhere, or saved, other halves are needed.
     """
-    agentless = incoming.agentless is not None
     controllers: list[AnyController] = []
     for device in domain.devices:
         kind: type[AnyController] = controller_class(device) or Controller
-        controllers.append((agentless_class(kind) if agentless else kind)(device))
+        if incoming.agentless is not None:
+            kind = agentless_class(kind)
+        elif incoming.is_save:
+            kind = saved_class(kind)
+        controllers.append(kind(device))
     return controllers

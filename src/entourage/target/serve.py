@@ -16,7 +16,7 @@ from entourage.hosts.link import Link
 from entourage.journal.journal import Journal
 from entourage.settings.model import Settings
 from entourage.target.agent import Agent
-from entourage.target.caller import Caller
+from entourage.target.caller import Caller, trusting
 
 
 @contextlib.asynccontextmanager
@@ -61,6 +61,8 @@ async def serve(settings: Settings, caller: Caller) -> None:
         UsageError: Standard input and output are none of ssh's.
     """
     loop = asyncio.get_running_loop()
+    if caller.local:
+        settings = trusting(settings)
     with Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal) as journal:
         async with _stdio(settings) as link:
             agent = Agent(link, settings, journal, caller)

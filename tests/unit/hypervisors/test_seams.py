@@ -11,6 +11,8 @@ from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.qemu.incoming import QemuIncoming
 from entourage.hypervisors.qemu.machine import QemuMachine
+from entourage.hypervisors.saved.incoming import SavingIncoming
+from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.seams import IncomingSeams, MachineSeams
 from entourage.hypervisors.xen.incoming import XenIncoming
 from entourage.hypervisors.xen.machine import XenMachine
@@ -32,6 +34,7 @@ def has(backend: type[Any], seams: type[Any]) -> set[str]:
         (QemuMachine, {"definition", "mirroring", "tpm", "announcing"}),
         (LibvirtMachine, {"definition", "carrying", "tpm", "announcing"}),
         (XenMachine, {"definition", "carrying", "announcing", "unplugging"}),
+        (SavedMachine, {"tpm"}),
     ],
 )
 def test_what_a_machine_has(backend: type[Any], expected: set[str]) -> None:
@@ -45,6 +48,7 @@ def test_what_a_machine_has(backend: type[Any], expected: set[str]) -> None:
         (LibvirtIncoming, {"takes", "tpm", "announcing"}),
         (AgentlessIncoming, {"takes", "tpm", "announcing", "agentless"}),
         (XenIncoming, {"takes", "announcing", "plugging"}),
+        (SavingIncoming, {"tpm"}),
     ],
 )
 def test_what_a_machine_that_is_built_has(backend: type[Any], expected: set[str]) -> None:

@@ -53,6 +53,13 @@ def test_nothing_else_is(hypervisor: str) -> None:
     assert refused.value.host == "b"
 
 
+@pytest.mark.parametrize("hypervisor", ["save:/srv/web1", "save:/etc"])
+def test_a_stranger_saves_nothing_here(hypervisor: str) -> None:
+    with pytest.raises(UsageError, match="not among those"):
+        Caller().check("a", hypervisor, DEFAULT, "b")
+    Caller(proxy=True, local=True).check("a", hypervisor, DEFAULT, "b")
+
+
 def test_the_settings_may_allow_more_and_less() -> None:
     only_libvirt = AgentSettings(allowed_hypervisors=("qemu:///system", "xen"))
     Caller().check("a", "xen", only_libvirt, "b")

@@ -22,6 +22,7 @@ from entourage.hosts.link import Link
 from entourage.hosts.parts import HostPart, Kind, PartsCheck
 from entourage.hosts.slots import slot
 from entourage.hypervisors.base import Plan
+from entourage.hypervisors.values import LocalData
 from entourage.journal.journal import Journal
 from entourage.journal.lock import lock_holder
 from entourage.settings.model import AgentSettings, MigrationSettings, PathSettings, Settings
@@ -29,7 +30,7 @@ from entourage.steps import Refusal
 from entourage.target import agent as module
 from entourage.target import checks
 from entourage.target.agent import Agent
-from entourage.target.caller import Caller
+from entourage.target.caller import Caller, trusting
 from tests.unit.test_protocol import Hypervisor, frames
 
 SAID = {frame.verb: frame.body for frame in frames("source")}
@@ -123,6 +124,23 @@ async def test_whoever_only_reattaches_needs_no_slot(
         await agent._side.idle()
         assert said
         await agent._held.aclose()
+
+
+async def test_only_this_hosts_own_processes_name_a_socket(
+    settings: Settings, make: Make, tmp_path: Path
+) -> None:
+    """A stranger would have root listen, and make a file, at any path."""
+    local = LocalData(socket=str(tmp_path / "here.sock"), generation=1, paused=False)
+    plane = msgspec.structs.replace(OPEN.plane, local=local)
+    agent = make(Caller())
+    await agent._on_hello(HELLO)
+    with pytest.raises(UsageError, match="for its own processes only"):
+        await agent._on_open(msgspec.structs.replace(OPEN, plane=plane))
+    await agent._held.aclose()
+    assert not settings.agent.allow_unencrypted
+    ours = trusting(settings).agent
+    assert ours.allow_unencrypted
+    assert ours.believe_shared
 
 
 def shown(settings: Settings) -> str:

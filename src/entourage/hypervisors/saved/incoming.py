@@ -1,0 +1,317 @@
+"""A machine that is being saved: the target's half of a migration into a directory.
+
+What a host's hypervisor builds is here ``DIR.UUID.partial``, and what lets its guest run is the
+rename to ``DIR``: from then on it can be restored. What can be on a file system that is not mounted
+is never taken for what is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from entourage.domain import Domain, Tpm
+from entourage.errors import HypervisorError, InDoubt, UsageError, plain_words, what_to_do
+from entourage.handover.values import Guest
+from entourage.hosts.local import listening_here
+from entourage.hosts.resources import Ledger
+from entourage.hypervisors import swtpm
+from entourage.hypervisors.base import DataPlane, Plan, Ticket
+from entourage.hypervisors.files import sync_directory, write_synced
+from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.stream import Flow, into_file
+from entourage.hypervisors.seams import IncomingSeams
+from entourage.hypervisors.values import LocalData, TpmFacts
+from entourage.version import __version__
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """What this host must know of a save under way to see what has become of it.
+
+    Attributes:
+        parent: The inode's number of the directory that it is in: another one is not mounted yet.
+        generation: Of the domain in it.
+    """
+
+    parent: int
+    generation: int
+
+
+class SavedTpmArrival:
+    """An emulated TPM's state is in QEMU's stream, and so in the save."""
+
+    async def facts(self) -> TpmFacts:
+        """What the emulator of this host can do: the one that it runs in."""
+        return await swtpm.facts()
+
+    async def sync(self, tpm: Tpm) -> None:
+        """It was synced with memory."""
+
+
+class SavingIncoming(IncomingSeams):
+    """A domain that is being saved.
+
+    Args:
+        domain: The domain.
+        directory: Where to; what is not whole yet is beside it.
+        ledger: Takes the socket before it is made.
+        facts: What ``Machine.facts`` has said at TEST.
+        state: Where this host notes what it saves.
+    """
+
+    is_save = True
+
+    def __init__(
+        self,
+        domain: Domain,
+        directory: Path,
+        ledger: Ledger,
+        facts: Mapping[str, str],
+        state: Path,
+    ) -> None:
+        self._domain = domain
+        self._directory = directory
+        self._partial = manifests.partial(directory, domain)
+        self._note = state / f"saves-{domain.uuid}.json"
+        self._ledger = ledger
+        self._facts = facts
+        self._local: LocalData | None = None
+        self._flow: asyncio.Future[Flow] | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._landing: asyncio.Task[Any] | None = None
+
+    @property
+    def tpm(self) -> SavedTpmArrival:
+        """Its state is in the stream."""
+        return SavedTpmArrival()
+
+    async def attach(self) -> Guest:
+        """What another process has made of it: nothing whole, all of it, or the save itself."""
+        await self.close()
+        return await asyncio.to_thread(self._seen)
+
+    def _seen(self) -> Guest:
+        """What is there; raises HypervisorError where that cannot be seen."""
+        generation = self._checked()
+        if manifests.is_of(self._directory, self._domain, generation):
+            return Guest.RUNNING
+        whole = manifests.is_of(self._partial, self._domain, generation)
+        return Guest.STOPPED if whole else Guest.DEAD
+
+    def _checked(self) -> int | None:
+        """See that the file system is the one that it was; returns the save's generation.
+
+        Raises:
+            HypervisorError: It is not: it is not mounted, say.
+        """
+        parent = self._directory.parent
+        try:
+            note = msgspec.json.decode(self._note.read_bytes(), type=_Note)
+        except FileNotFoundError:  # nothing is made yet, or all is done
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise HypervisorError(
+                f"{self._note} cannot be read: {plain_words(error)}",
+                remedy=f"if nothing of a save is in {parent}, delete it",
+            ) from error
+        try:
+            same = parent.stat().st_ino == note.parent
+        except OSError:
+            same = False
+        if not same:
+            raise HypervisorError(
+                f"{parent} is not the directory that it was: what was saved there cannot be seen",
+                remedy="mount it again",
+            )
+        return note.generation
+
+    async def offers(self) -> Mapping[str, str]:
+        """Nothing that the source must know."""
+        return {}
+
+    async def networks(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - see base
+        """Make the directory."""
+        if plane.local is None:
+            raise HypervisorError("a machine is saved by a process of the host that it runs on")
+        self._domain, self._local = domain, plane.local
+        note = _Note(parent=self._parent().st_ino, generation=plane.local.generation)
+        try:
+            await asyncio.to_thread(self._make, note)
+        except OSError as error:
+            raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
+        except UsageError as error:
+            raise HypervisorError(error.message, remedy=error.remedy) from error
+
+    def _parent(self) -> os.stat_result:
+        try:
+            return self._directory.parent.stat()
+        except OSError as error:
+            raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
+
+    def _make(self, note: _Note) -> None:
+        # No row of the ledger: undoing one would take what is not mounted for what is not there.
+        write_synced(self._note, msgspec.json.encode(note))
+        self._partial.mkdir(mode=0o700)
+        sync_directory(self._partial.parent)
+        manifests.check_owners(self._partial)
+
+    async def listen(self) -> Ticket:
+        """Wait for memory at the socket that the source has named."""
+        path = self._needs_local().socket
+        self._ledger.record("scratch", path=path)
+        server = listening_here(Path(path))
+        loop = asyncio.get_running_loop()
+        flow: asyncio.Future[Flow] = loop.create_future()
+        self._flow = flow
+
+        async def accept() -> None:
+            try:
+                with server:
+                    connection, _ = await loop.sock_accept(server)
+                await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+                flow.set_result(into_file(connection, self._partial / manifests.MEMORY))
+            except OSError as error:
+                flow.set_exception(error)
+
+        self._accepting = asyncio.create_task(accept())
+        return Ticket(uri=f"unix:{path}")
+
+    async def landed(self) -> None:
+        """Wait until memory is on the disk, then write down what the save consists of.
+
+        QEMU ends its stream once it has written all of the disks: they are what they will be.
+        """
+        if self._flow is None:
+            raise HypervisorError("nothing is being saved")
+        self._landing = asyncio.current_task()
+        try:
+            await (await self._flow).finished()
+            await self._write_down()
+        except OSError as error:
+            raise HypervisorError(
+                f"memory cannot be saved: {plain_words(error)}", remedy=what_to_do(error)
+            ) from error
+        except UsageError as error:
+            raise HypervisorError(error.message, remedy=error.remedy) from error
+        finally:
+            self._landing = None
+
+    async def _write_down(self) -> None:
+        memory = await manifests.measured(self._partial / manifests.MEMORY)
+        local = self._needs_local()
+        seals = [seal for disk in self._domain.block for seal in await manifests.sealed(disk)]
+        has_tpm = any(tpm.type == "emulator" for tpm in self._domain.tpm)
+        manifest = manifests.Manifest(
+            format=manifests.FORMAT,
+            entourage=__version__,
+            made=dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+            host=socket.gethostname(),
+            generation=local.generation,
+            was_running=not local.paused,
+            domain=self._domain,
+            facts=dict(self._facts),
+            memory=memory,
+            disks=tuple(seals),
+            tpm=await swtpm.facts() if has_tpm else None,
+        )
+        await asyncio.to_thread(manifests.write_manifest, self._partial, manifest)
+        # What cannot be read again would be lost.
+        await asyncio.to_thread(manifests.read_manifest, self._partial)
+
+    def accept_cookie(self, cookie: bytes) -> None:
+        """QEMU's own stream said everything."""
+
+    async def died(self) -> str:
+        """Nothing dies: what cannot be written shows in ``landed``."""
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async def run(self, *, paused: bool) -> int:  # noqa: ARG002 - it is in the manifest
+        """Give the directory its name: the machine can be restored from here on.
+
+        Raises:
+            HypervisorError: It certainly has not got it.
+            InDoubt: Nobody knows: a network's file system may have done what it says it has not.
+        """
+        try:
+            await asyncio.to_thread(self._publish)
+        except OSError as error:
+            if await self._never_published():
+                raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
+            raise InDoubt(
+                f"whether {self._directory} stands is not known: {plain_words(error)}",
+                remedy=f"mend that, then `entourage recover {self._domain.name}`",
+            ) from error
+        return time.monotonic_ns()
+
+    async def _never_published(self) -> bool:
+        try:
+            return await asyncio.to_thread(self._seen) is Guest.STOPPED
+        except HypervisorError:
+            return False
+
+    def _publish(self) -> None:
+        self._checked()
+        if self._partial.exists():  # else another process has done it, and not got to the sync
+            self._partial.rename(self._directory)  # over an empty directory, and over nothing else
+        sync_directory(self._directory.parent)
+
+    async def halt(self) -> None:
+        """Take the name back: it is a save without a right to be restored."""
+        await asyncio.to_thread(self._directory.rename, self._partial)
+
+    async def persist_definition(self) -> None:
+        """The save has it."""
+
+    async def finish_arrival(self) -> None:
+        """Nothing is left of it but the save."""
+        await self.close()
+        await asyncio.to_thread(self._note.unlink, missing_ok=True)
+
+    async def kill(self) -> None:
+        """Remove what was made; it was never whole, or nobody may restore it."""
+        await self.close()
+        await asyncio.to_thread(self._remove)
+
+    def _remove(self) -> None:
+        self._checked()
+        for last in (False, True):
+            try:
+                shutil.rmtree(self._partial)
+            except FileNotFoundError:
+                break
+            except OSError:  # a thread that was given up may have made one more file
+                if last:
+                    raise
+        self._note.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Let go of the stream."""
+        if self._landing is not None:
+            self._landing.cancel()
+            await asyncio.gather(self._landing, return_exceptions=True)
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        flow = self._flow
+        if flow is not None and flow.done() and not flow.cancelled() and not flow.exception():
+            await flow.result().end()
+        self._flow = self._accepting = None
+
+    def _needs_local(self) -> LocalData:
+        if self._local is None:
+            raise HypervisorError("nothing is being saved")
+        return self._local

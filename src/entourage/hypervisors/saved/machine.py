@@ -1,0 +1,210 @@
+"""A saved machine: the source's half of its restoring.
+
+Its guest stands still from beginning to end, and nothing resumes it by itself. What gives the right
+to run away is the claim: it is on the save's disk before GO is said, and nobody else restores it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from entourage.domain import Domain, Tpm
+from entourage.errors import HypervisorError, plain_words, what_to_do
+from entourage.handover.values import Guest
+from entourage.hosts.local import connected_here
+from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
+from entourage.hypervisors.saved import claim
+from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.manifest import MEMORY, Manifest
+from entourage.hypervisors.saved.stream import Flow, from_file
+from entourage.hypervisors.seams import MachineSeams
+from entourage.hypervisors.values import TpmFacts
+from entourage.steps import Refusal
+
+_NO_PLAN = Plan(msgspec.msgpack.encode({}))
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class SavedTpm:
+    """An emulated TPM's state is in the save's memory.
+
+    Args:
+        facts: What its emulator could do.
+    """
+
+    def __init__(self, facts: TpmFacts | None) -> None:
+        self._facts = facts or TpmFacts()
+
+    async def facts(self) -> TpmFacts:
+        """What the emulator that it was saved in could do."""
+        return self._facts
+
+    async def erase(self, tpm: Tpm) -> None:
+        """It stays in the save, which nobody restores any more."""
+
+
+class SavedMachine(MachineSeams):
+    """A machine in a directory.
+
+    Args:
+        directory: The save's.
+        manifest: What it consists of.
+        holder: What this host's claims are known by.
+    """
+
+    non_live = True
+
+    def __init__(self, directory: Path, manifest: Manifest, holder: str) -> None:
+        self._directory = directory
+        self._manifest = manifest
+        self._holder = holder
+        self._plane: DataPlane | None = None
+        self._flow: Flow | None = None
+
+    @property
+    def domain(self) -> Domain:
+        """The configuration with which it was saved."""
+        return self._manifest.domain
+
+    @property
+    def generation(self) -> int:
+        """The domain's, when it was saved."""
+        return self._manifest.generation
+
+    @property
+    def was_running(self) -> bool:
+        """False where its user had paused the guest before it was saved."""
+        return self._manifest.was_running
+
+    @property
+    def tpm(self) -> SavedTpm:
+        """Its state is in the stream."""
+        return SavedTpm(self._manifest.tpm)
+
+    async def reattach(self, *, was_running: bool) -> Guest:  # noqa: ARG002 - it never ran
+        """It stands still, as ever."""
+        return Guest.STOPPED
+
+    async def close(self) -> None:
+        """Let go of the stream."""
+        if self._flow is not None:
+            await self._flow.end()
+            self._flow = None
+
+    async def facts(self) -> Mapping[str, str]:
+        """What the hypervisor that it was saved in said of itself."""
+        return self._manifest.facts
+
+    async def blockers(self) -> Sequence[Refusal]:
+        """A claim, a disk that has changed, memory that is damaged."""
+        return await asyncio.to_thread(self._objections) or await self._damage()
+
+    def _objections(self) -> list[Refusal]:
+        host = socket.gethostname()
+        found: list[Refusal] = []
+        if problem := claim.objection(self._directory, self._holder):
+            found.append(Refusal("domain", host, *problem))
+        remedy = "put back what it was, if you have it; its guest would destroy what is there now"
+        changes = ((seal.device, manifests.changed(seal)) for seal in self._manifest.disks)
+        found += [Refusal(device, host, what, remedy) for device, what in changes if what]
+        return found
+
+    async def _damage(self) -> list[Refusal]:
+        problem = await manifests.memory_problem(self._directory, self._manifest)
+        return [Refusal("memory", socket.gethostname(), *problem)] if problem else []
+
+    async def died(self) -> str:
+        """It does not die."""
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    async def arm(
+        self,
+        plane: DataPlane,
+        *,
+        downtime_limit: float | None = None,  # noqa: ARG002 - the guest stands still
+        throttle: bool = False,  # noqa: ARG002
+        lock: int | None = None,  # noqa: ARG002 - nothing resumes it
+        budget: float | None = None,  # noqa: ARG002
+        offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002
+    ) -> None:
+        """Nothing needs to be set up."""
+        self._plane = plane
+
+    @property
+    def in_the_clear(self) -> str:
+        """It leaves no host."""
+        return ""
+
+    async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - all is in the domain
+        """All that the target needs is in the domain."""
+        return _NO_PLAN
+
+    async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
+        """Begin to send memory."""
+        local = self._plane.local if self._plane else None
+        if local is None or ticket.uri != f"unix:{local.socket}":
+            raise HypervisorError(f"a save is not restored to {ticket.uri}")
+        async with connected_here(local.socket) as connection:
+            # The flow's own: the context closes this one.
+            self._flow = from_file(self._directory / MEMORY, connection.dup())
+
+    async def progress(self) -> MemoryProgress:
+        """How much was sent."""
+        total = self._manifest.memory.size
+        done = self._flow.done if self._flow else 0
+        return MemoryProgress(
+            remaining=total - done, total=total, dirty_rate=0.0, rate=0.0, iteration=1, sent=done
+        )
+
+    async def tune(self, *, downtime_limit: float, throttle: bool) -> None:
+        """The guest stands still."""
+
+    async def stopped(self) -> int:
+        """It stands still."""
+        return time.monotonic_ns()
+
+    async def pre_switchover(self) -> str:
+        """No disk is to be flushed."""
+        return ""
+
+    async def continue_switchover(self) -> None:
+        """All of it is on its way."""
+
+    async def landed(self) -> bytes:
+        """Wait until all was sent."""
+        if self._flow is None:
+            raise HypervisorError("nothing is being restored")
+        try:
+            await self._flow.finished()
+        except OSError as error:
+            raise HypervisorError(
+                f"memory cannot be sent: {plain_words(error)}", remedy=what_to_do(error)
+            ) from error
+        return b""
+
+    async def disarm_deadman(self) -> None:
+        """Claim the save: from here on nobody else restores it, until this is given up."""
+        await asyncio.to_thread(claim.take, self._directory, self._holder)
+
+    async def halt(self) -> None:
+        """It stands still."""
+
+    async def release(self) -> None:
+        """The guest runs: nobody restores the save any more."""
+        await self.close()
+        await asyncio.to_thread(claim.confirm, self._directory, self._holder)
+
+    async def abort(self) -> None:
+        """The guest was never let run: others may restore the save."""
+        await self.close()
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(claim.give_up, self._directory, self._holder)

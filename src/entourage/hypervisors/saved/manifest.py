@@ -1,0 +1,341 @@
+"""What a save consists of, as it is written in its directory: format 1 of ``manifest.json``.
+
+::
+
+    DIR/                 0700, and everything in it 0600
+        manifest.json    written last; without it there is no save
+        memory           QEMU's stream: memory, CPUs, devices, and the TPM's state
+        claim.json       who restores it, or has restored it; not there where nobody does
+
+While it is being made, the directory is called ``DIR.UUID.partial``, with the domain's UUID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+
+from entourage.domain import Block, Domain
+from entourage.errors import HypervisorError, UsageError, plain_words, what_to_do
+from entourage.hypervisors.files import sync_directory
+from entourage.hypervisors.values import TpmFacts
+
+FORMAT = 1
+MEMORY = "memory"
+_MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+_LARGEST = 16 << 20
+_OTHERS_WRITE = 0o022
+
+
+class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the save.
+
+    Attributes:
+        size: Bytes.
+        sha256: Of its content, in hexadecimal digits.
+        inode, changed: The inode's number and its change time (ns since the epoch). A copy of the
+            directory has others.
+    """
+
+    size: int
+    sha256: str
+    inode: int
+    changed: int
+
+
+class Seal(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image was as its guest was saved: it stays where it is, and must not change.
+
+    Attributes:
+        device: The label of its disk, which may have several images, one on the other.
+        path: Where it lies.
+        size: Of the file, bytes.
+        modified: When its content was last changed, ns since the epoch.
+    """
+
+    device: str
+    path: str
+    size: int
+    modified: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A save.
+
+    Attributes:
+        format: Of these fields.
+        entourage: The version that wrote it.
+        made: When, ISO 8601 with an offset.
+        host: On which host.
+        generation: Of the domain, as the journals count it; a restore is newer.
+        was_running: False where its user had paused the guest.
+        domain: The running configuration.
+        facts: What the hypervisor said of itself; compared with the one that restores it.
+        tpm: What the TPM's emulator could do; None where there is none.
+        memory: The file of that name.
+        disks: The images of its disks, which stayed where they are.
+    """
+
+    format: int
+    entourage: str
+    made: str
+    host: str
+    generation: int
+    was_running: bool
+    domain: Domain
+    facts: dict[str, str]
+    memory: SavedFile
+    disks: tuple[Seal, ...] = ()
+    tpm: TpmFacts | None = None
+
+
+class _Image(msgspec.Struct):
+    """What ``qemu-img info`` says of an image."""
+
+    filename: str
+
+
+class _Format(msgspec.Struct):
+    """What is looked at first."""
+
+    format: int
+
+
+def removed(domain: Domain) -> Manifest:
+    """What stands for a save that its user has removed, where its restoring is to be settled."""
+    nothing = SavedFile(size=0, sha256="", inode=0, changed=0)
+    return Manifest(
+        format=FORMAT,
+        entourage="",
+        made="",
+        host="",
+        generation=0,
+        was_running=True,
+        domain=domain,
+        facts={},
+        memory=nothing,
+    )
+
+
+def partial(directory: Path, domain: Domain) -> Path:
+    """What a save's directory is called while it is being made: no other domain's is called so."""
+    return directory.with_name(f"{directory.name}.{domain.uuid}{PARTIAL}")
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write it; it and the names beside it are on the disk when this returns. Blocks."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    handle = os.open(directory / _MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(handle, "wb") as file:  # noqa: PTH123 - made with these rights
+        file.write(text)
+        file.flush()
+        os.fsync(handle)
+    sync_directory(directory)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read it. Whoever could write to the directory could have any file opened as a disk.
+
+    Raises:
+        UsageError: There is no save, none that is understood, or others may write to it.
+    """
+    check_owners(directory)
+    for path in (directory / _MANIFEST, directory / MEMORY):
+        _check_owner(directory, path)
+    path = directory / _MANIFEST
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST)
+        said = msgspec.json.decode(text, type=_Format).format
+        if said > FORMAT:
+            raise UsageError(
+                f"{directory} was saved by a newer Entourage (format {said})",
+                remedy=f"this one reads format {FORMAT}: upgrade it",
+            )
+        return msgspec.json.decode(text, type=Manifest)
+    except OSError as error:
+        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is damaged: {error}", remedy="use another copy of the save, if there is one"
+        ) from error
+
+
+def check_owners(directory: Path) -> None:
+    """See that nobody but root can write to a directory, or put another one in its place.
+
+    Raises:
+        UsageError: Somebody can; or there is none.
+    """
+    _check_owner(directory, directory)
+    for above in directory.parents:
+        status = above.stat()
+        replaceable = status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in {0, os.geteuid()} or replaceable:
+            raise UsageError(
+                f"others than root may write to {above}, and could put another save there",
+                remedy="use a directory that is root's all the way",
+            )
+
+
+def _check_owner(directory: Path, path: Path) -> None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError as error:
+        raise _no_save(directory) from error
+    except OSError as error:
+        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+    wanted = stat.S_ISDIR if path == directory else stat.S_ISREG
+    if not wanted(status.st_mode):
+        raise _no_save(directory)
+    if status.st_uid not in {0, os.geteuid()} or status.st_mode & _OTHERS_WRITE:
+        raise UsageError(
+            f"others than root may write to {path}, and could have changed the machine",
+            remedy=f"if you trust its content: chown -R root {directory};"
+            f" chmod -R go-w {directory}",
+        )
+
+
+def _no_save(directory: Path) -> UsageError:
+    if any(directory.parent.glob(f"{glob.escape(directory.name)}.*{PARTIAL}")):
+        return UsageError(
+            f"{directory} is not saved whole",
+            remedy="`entourage status` says whether it is under way; `entourage recover` ends it",
+        )
+    return UsageError(f"there is no save in {directory}", remedy="`entourage saved` lists them")
+
+
+def is_save(directory: Path) -> bool:
+    """Whether something was saved there, whatever has become of it."""
+    return os.path.lexists(directory / _MANIFEST) and not directory.name.endswith(PARTIAL)
+
+
+def is_of(directory: Path, domain: Domain, generation: int | None) -> bool:
+    """Whether the save of this domain is there, whole. Blocks.
+
+    Args:
+        directory: Where.
+        domain: The domain.
+        generation: Of the save; None: any.
+
+    Raises:
+        HypervisorError: That cannot be seen.
+    """
+    try:
+        text = (directory / _MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
+    try:
+        found = msgspec.json.decode(text, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return found.domain.uuid == domain.uuid and generation in {None, found.generation}
+
+
+async def measured(path: Path) -> SavedFile:
+    """What is recorded of a file. Its content passes through no Python."""
+    status = await asyncio.to_thread(path.stat)
+    return SavedFile(
+        size=status.st_size,
+        sha256=await _sha256(path),
+        inode=status.st_ino,
+        changed=status.st_ctime_ns,
+    )
+
+
+async def _sha256(path: Path) -> str:
+    process = await asyncio.create_subprocess_exec(
+        "sha256sum", "--binary", "--zero", "--", str(path),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)},
+    )  # fmt: skip
+    try:
+        stdout, stderr = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode:
+        raise HypervisorError(f"{path} cannot be read: {stderr.decode(errors='replace').strip()}")
+    return stdout[:64].decode("ascii")
+
+
+async def memory_problem(directory: Path, manifest: Manifest) -> tuple[str, str] | None:
+    """What is wrong with the memory of a save, and what to do; None where it is what was saved."""
+    path, saved = directory / MEMORY, manifest.memory
+    if path.stat().st_size != saved.size:
+        reason = f"{path} has {path.stat().st_size} bytes, and {saved.size} were saved"
+    elif await _sha256(path) != saved.sha256:
+        reason = f"{path} is damaged: its content is not what was saved"
+    else:
+        return None
+    return reason, "use another copy of the save, if there is one"
+
+
+def is_copy(directory: Path, manifest: Manifest) -> bool:
+    """Whether this is not the directory that was saved into, but a copy of it."""
+    status = (directory / MEMORY).stat()
+    return (status.st_ino, status.st_ctime_ns) != (manifest.memory.inode, manifest.memory.changed)
+
+
+async def sealed(disk: Block) -> list[Seal]:
+    """What the images of a disk are now; QEMU has written all of it.
+
+    Raises:
+        HypervisorError: One cannot be looked at, or is no file.
+    """
+    return [_sealed(disk, path) for path in await _images(disk)]
+
+
+def _sealed(disk: Block, path: str) -> Seal:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a path of the domain's
+    except OSError as error:
+        raise HypervisorError(
+            plain_words(error), device=disk.label, remedy=what_to_do(error)
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise HypervisorError(
+            f"{path} is no file, and whether it changes cannot be seen", device=disk.label
+        )
+    return Seal(device=disk.label, path=path, size=status.st_size, modified=status.st_mtime_ns)
+
+
+async def _images(disk: Block) -> list[str]:
+    """The image that a guest writes to, and those that it is built on."""
+    if disk.format == "raw":
+        return [disk.path]
+    process = await asyncio.create_subprocess_exec(
+        *("qemu-img", "info", "--force-share", "--backing-chain", "--output=json"),
+        *("-f", disk.format, "--", disk.path),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    try:
+        return [image.filename for image in msgspec.json.decode(stdout, type=list[_Image])]
+    except msgspec.MsgspecError as error:
+        said = stderr.decode(errors="replace").strip() or "qemu-img said nothing of it"
+        raise HypervisorError(f"{disk.path} cannot be read: {said}", device=disk.label) from error
+
+
+def changed(seal: Seal) -> str:
+    """What has become of a disk since; empty where it is what it was. Blocks."""
+    try:
+        now = os.stat(seal.path)  # noqa: PTH116 - as above
+    except OSError as error:
+        return plain_words(error)
+    if (now.st_size, now.st_mtime_ns) != (seal.size, seal.modified):
+        return f"{seal.path} was written to since the guest was saved"
+    return ""

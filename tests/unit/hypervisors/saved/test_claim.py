@@ -1,0 +1,101 @@
+"""Who may restore a save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from entourage.errors import HypervisorError
+from entourage.hypervisors.saved import claim
+
+MINE, THEIRS = "1" * 32, "2" * 32
+
+
+def test_one_is_first(tmp_path: Path) -> None:
+    assert claim.objection(tmp_path, MINE) is None
+    claim.take(tmp_path, MINE)
+    claim.take(tmp_path, MINE)  # as recovery may
+    with pytest.raises(HypervisorError, match="has claimed"):
+        claim.take(tmp_path, THEIRS)
+    assert [path.name for path in tmp_path.iterdir()] == ["claim.json"]
+
+
+def test_a_claim_is_given_up_by_whose_it_is(tmp_path: Path) -> None:
+    claim.take(tmp_path, MINE)
+    claim.give_up(tmp_path, THEIRS)
+    assert claim.read_claim(tmp_path) is not None
+    claim.give_up(tmp_path, MINE)
+    claim.give_up(tmp_path, MINE)
+    assert claim.read_claim(tmp_path) is None
+
+
+def test_what_was_restored_stays_so(tmp_path: Path) -> None:
+    with pytest.raises(HypervisorError, match="not this host's"):
+        claim.confirm(tmp_path, MINE)
+    claim.take(tmp_path, MINE)
+    with pytest.raises(HypervisorError, match="not this host's"):
+        claim.confirm(tmp_path, THEIRS)
+    claim.confirm(tmp_path, MINE)
+    claim.confirm(tmp_path, MINE)
+    claim.give_up(tmp_path, MINE)
+    found = claim.read_claim(tmp_path)
+    assert found is not None
+    assert found.restored
+    with pytest.raises(HypervisorError, match="has claimed"):
+        claim.take(tmp_path, MINE)
+
+
+@pytest.mark.parametrize(
+    ("holder", "restored", "says", "remedy"),
+    [
+        (MINE, False, "is being restored", "`entourage recover` here"),
+        (THEIRS, False, "is being restored", "`entourage recover` on"),
+        (MINE, True, "was restored", "once"),
+    ],
+)
+def test_what_is_said_of_a_claim(
+    tmp_path: Path,
+    holder: str,
+    restored: bool,  # noqa: FBT001 - a column of the table above
+    says: str,
+    remedy: str,
+) -> None:
+    claim.take(tmp_path, holder)
+    if restored:
+        claim.confirm(tmp_path, holder)
+    problem = claim.objection(tmp_path, MINE)
+    assert problem is not None
+    assert says in problem[0]
+    assert remedy in problem[1]
+
+
+def test_a_save_that_was_removed_needs_no_claim(tmp_path: Path) -> None:
+    claim.confirm(tmp_path / "gone", MINE)
+    claim.give_up(tmp_path / "gone", MINE)
+    with pytest.raises(HypervisorError):
+        claim.confirm(tmp_path / "not-mounted" / "saved", MINE)
+
+
+def test_a_damaged_claim_may_be_anybodys(tmp_path: Path) -> None:
+    (tmp_path / "claim.json").write_bytes(b"{}")
+    with pytest.raises(HypervisorError, match="damaged"):
+        claim.objection(tmp_path, MINE)
+    with pytest.raises(HypervisorError, match="damaged"):
+        claim.take(tmp_path, MINE)
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_handle: int, _content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(claim.os, "write", full)
+    with pytest.raises(HypervisorError, match="cannot be claimed"):
+        claim.take(tmp_path, MINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_holder_is_made_once(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    assert len(claim.holder(state)) == 32
+    assert claim.holder(state) == claim.holder(state)

@@ -1,0 +1,181 @@
+"""What is written of a save, and who is believed that reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from entourage.domain import Block, Domain
+from entourage.errors import HypervisorError, UsageError
+from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.manifest import Manifest
+
+UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Block:
+    path = tmp_path / "disk0.raw"
+    path.write_bytes(bytes(4096))
+    return Block(id="disk0", path=str(path), format="raw")
+
+
+@pytest.fixture
+def saved(tmp_path: Path, disk: Block) -> Path:
+    """A save of a domain with one disk."""
+    directory = tmp_path / "saved"
+    directory.mkdir(mode=0o700)
+    write(directory, Domain(name="web1", uuid=UUID, memory=1 << 28, block=(disk,)))
+    return directory
+
+
+def write(directory: Path, domain: Domain) -> Manifest:
+    memory = directory / manifests.MEMORY
+    memory.write_bytes(b"QEVM" + bytes(100))
+    memory.chmod(0o600)
+    manifest = Manifest(
+        format=manifests.FORMAT,
+        entourage="1",
+        made="2026-01-01T00:00:00+00:00",
+        host="a",
+        generation=3,
+        was_running=True,
+        domain=domain,
+        facts={"qemu": "7.2.0"},
+        memory=asyncio.run(manifests.measured(memory)),
+        disks=tuple(seal for each in domain.block for seal in asyncio.run(manifests.sealed(each))),
+    )
+    manifests.write_manifest(directory, manifest)
+    return manifest
+
+
+def test_what_is_written_is_read(saved: Path) -> None:
+    read = manifests.read_manifest(saved)
+    assert (read.domain.name, read.generation, read.memory.size) == ("web1", 3, 104)
+    assert (saved / "manifest.json").stat().st_mode & 0o777 == 0o600
+    assert manifests.is_of(saved, read.domain, None)
+    assert manifests.is_of(saved, read.domain, 3)
+    assert not manifests.is_of(saved, read.domain, 2)
+    other = msgspec.structs.replace(read.domain, uuid=UUID.replace("8", "9"))
+    assert not manifests.is_of(saved, other, 3)
+
+
+def test_nothing_is_written_over(saved: Path) -> None:
+    with pytest.raises(FileExistsError):
+        manifests.write_manifest(saved, manifests.read_manifest(saved))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is damaged"),
+        (b"\xff\xfe", "is damaged"),
+        (b"[]", "is damaged"),
+        (b'{"format": 1}', "is damaged"),
+        (b'{"format": 2}', "a newer Entourage"),
+    ],
+)
+def test_a_manifest_that_is_none_is_told(saved: Path, content: bytes, says: str) -> None:
+    (saved / "manifest.json").write_bytes(content)
+    with pytest.raises(UsageError, match=says) as told:
+        manifests.read_manifest(saved)
+    assert told.value.remedy
+
+
+@pytest.mark.parametrize("name", [".", "manifest.json", "memory"])
+def test_what_others_may_write_is_not_believed(saved: Path, name: str) -> None:
+    path = saved / name
+    path.chmod(path.stat().st_mode | 0o020)
+    with pytest.raises(UsageError, match="others than root may write") as told:
+        manifests.read_manifest(saved)
+    assert "chmod" in told.value.remedy
+
+
+def test_a_link_is_no_part_of_a_save(saved: Path, tmp_path: Path) -> None:
+    (saved / "memory").rename(tmp_path / "elsewhere")
+    (saved / "memory").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="no save"):
+        manifests.read_manifest(saved)
+
+
+def test_what_is_not_whole_is_told_as_that(saved: Path) -> None:
+    domain = manifests.read_manifest(saved).domain
+    partial = saved.rename(manifests.partial(saved, domain))
+    with pytest.raises(UsageError, match="not saved whole") as told:
+        manifests.read_manifest(saved)
+    assert "entourage recover" in told.value.remedy
+    assert not manifests.is_save(partial)
+
+
+def test_damage_is_found(saved: Path) -> None:
+    manifest = manifests.read_manifest(saved)
+    assert asyncio.run(manifests.memory_problem(saved, manifest)) is None
+    memory = saved / "memory"
+    content = memory.read_bytes()
+    memory.write_bytes(content[:50] + b"\1" + content[51:])
+    problem = asyncio.run(manifests.memory_problem(saved, manifest))
+    assert problem is not None
+    assert "damaged" in problem[0]
+    memory.write_bytes(content[:-1])
+    problem = asyncio.run(manifests.memory_problem(saved, manifest))
+    assert problem is not None
+    assert "103 bytes, and 104 were saved" in problem[0]
+
+
+def test_a_copy_is_known(saved: Path, tmp_path: Path) -> None:
+    manifest = manifests.read_manifest(saved)
+    assert not manifests.is_copy(saved, manifest)
+    moved = saved.rename(tmp_path / "moved")
+    assert not manifests.is_copy(moved, manifest)
+    copy = tmp_path / "copy"
+    copy.mkdir(mode=0o700)
+    for path in moved.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert manifests.is_copy(copy, manifest)
+
+
+def test_a_seal_breaks_when_its_disk_changes(disk: Block) -> None:
+    path = Path(disk.path)
+    [seal] = asyncio.run(manifests.sealed(disk))
+    assert manifests.changed(seal) == ""
+    os.utime(path)
+    assert "was written to" in manifests.changed(seal)
+    os.utime(path, ns=(seal.modified, seal.modified))
+    assert manifests.changed(seal) == ""
+    path.rename(path.with_name("old"))
+    assert "no such file" in manifests.changed(seal)
+    path.write_bytes(bytes(4096))  # from a backup, which kept its time
+    os.utime(path, ns=(seal.modified, seal.modified))
+    assert manifests.changed(seal) == ""
+
+
+def test_what_a_disk_is_built_on_is_sealed_too(tmp_path: Path) -> None:
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "1M"], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, top], check=True
+    )
+    disk = Block(id="disk0", path=str(top), format="qcow2")
+    seals = asyncio.run(manifests.sealed(disk))
+    assert [seal.path for seal in seals] == [str(top), str(base)]
+    top.write_bytes(b"QFI\xfb")
+    with pytest.raises(HypervisorError, match="cannot be read"):
+        asyncio.run(manifests.sealed(disk))
+
+
+def test_what_is_no_file_has_no_seal() -> None:
+    with pytest.raises(HypervisorError, match="is no file"):
+        asyncio.run(manifests.sealed(Block(id="disk0", path="/dev/null", format="raw")))
+
+
+def test_where_another_save_could_be_put_none_is_believed(saved: Path) -> None:
+    saved.parent.chmod(0o777)
+    with pytest.raises(UsageError, match="could put another save there"):
+        manifests.read_manifest(saved)
+    saved.parent.chmod(0o1777)
+    manifests.read_manifest(saved)

@@ -1,0 +1,208 @@
+"""A directory as a target: what speaks against it, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from entourage.domain import Block, Domain
+from entourage.errors import HypervisorError, InDoubt, UsageError
+from entourage.handover.values import Guest
+from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors.base import DataPlane, Plan
+from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.hypervisor import SavedHypervisor
+from entourage.hypervisors.saved.incoming import SavingIncoming
+from entourage.hypervisors.values import LocalData
+from entourage.settings.model import PathSettings, Settings
+
+UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
+PLAN = Plan(msgspec.msgpack.encode({}))
+
+
+@pytest.fixture
+def domain(tmp_path: Path) -> Domain:
+    disk = tmp_path / "disk0.raw"
+    disk.write_bytes(bytes(4096))
+    block = Block(id="disk0", path=str(disk), format="raw")
+    return Domain(name="web1", uuid=UUID, memory=1 << 20, block=(block,))
+
+
+def plane(tmp_path: Path) -> DataPlane:
+    local = LocalData(socket=str(tmp_path / "run" / "m.sock"), generation=4, paused=True)
+    return DataPlane(address="127.0.0.1", ports=(1, 2), secret=None, local=local)
+
+
+async def arrived(tmp_path: Path, domain: Domain) -> tuple[SavingIncoming, MemoryLedger]:
+    """A save whose memory is all there."""
+    ledger = MemoryLedger()
+    state = tmp_path / "state"
+    incoming = SavingIncoming(domain, tmp_path / "saved", ledger, {"qemu": "7.2"}, state)
+    await incoming.build(domain, plane(tmp_path), PLAN)
+    ticket = await incoming.listen()
+    with socket.socket(socket.AF_UNIX) as source:
+        await asyncio.to_thread(source.connect, ticket.uri.removeprefix("unix:"))
+        await asyncio.to_thread(source.sendall, b"QEVM" + bytes(1000))
+    await incoming.landed()
+    return incoming, ledger
+
+
+async def test_it_is_there_once_it_is_let_run(tmp_path: Path, domain: Domain) -> None:
+    incoming, _ = await arrived(tmp_path, domain)
+    directory = tmp_path / "saved"
+    assert not directory.exists()
+    assert await incoming.attach() is Guest.STOPPED
+    await incoming.run(paused=True)
+    await incoming.finish_arrival()
+    assert await incoming.attach() is Guest.RUNNING
+    manifest = manifests.read_manifest(directory)
+    assert (manifest.generation, manifest.was_running) == (4, False)
+    assert manifest.facts == {"qemu": "7.2"}
+    assert [seal.device for seal in manifest.disks] == ["block/disk0"]
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert not list((tmp_path / "run").iterdir())
+    assert not list((tmp_path / "state").iterdir())
+
+
+async def test_nothing_is_left_of_one_that_is_given_up(tmp_path: Path, domain: Domain) -> None:
+    incoming, ledger = await arrived(tmp_path, domain)
+    await incoming.kill()
+    await incoming.kill()
+    assert await ledger.undo() == []
+    assert await incoming.attach() is Guest.DEAD
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk0.raw", "run", "state"]
+    assert not list((tmp_path / "state").iterdir())
+
+
+async def test_nothing_is_written_over(tmp_path: Path, domain: Domain) -> None:
+    incoming, _ = await arrived(tmp_path, domain)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "mine").touch()
+    with pytest.raises(HypervisorError, match="not empty"):
+        await incoming.run(paused=False)
+    await incoming.kill()
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ("saved/x", "is there already"),
+        (f"saved.{UUID}.partial/x", "is left of another save"),
+    ],
+)
+async def test_what_is_in_the_way_is_told(
+    tmp_path: Path, domain: Domain, made: str, says: str
+) -> None:
+    path = tmp_path / made
+    path.parent.mkdir()
+    path.touch()
+    [refusal] = await hypervisor(tmp_path).test_incoming(domain, "here", {})
+    assert says in refusal.reason
+    assert refusal.remedy
+
+
+async def test_an_empty_directory_will_do(tmp_path: Path, domain: Domain) -> None:
+    (tmp_path / "saved").mkdir()
+    assert await hypervisor(tmp_path).test_incoming(domain, "here", {}) == []
+
+
+async def test_room_is_looked_for(tmp_path: Path, domain: Domain) -> None:
+    huge = msgspec.structs.replace(domain, memory=1 << 60)
+    [refusal] = await hypervisor(tmp_path).test_incoming(huge, "here", {})
+    assert "no room" in refusal.reason
+
+
+async def test_what_cannot_be_seen_is_not_taken_for_what_is_not_there(
+    tmp_path: Path, domain: Domain
+) -> None:
+    """The storage is not mounted any more: whether the save stands is not known."""
+    where = tmp_path / "mnt"
+    where.mkdir()
+    state = tmp_path / "state"
+    incoming = SavingIncoming(domain, where / "saved", MemoryLedger(), {}, state)
+    await incoming.build(domain, plane(tmp_path), PLAN)
+    where.rename(tmp_path / "away")
+    again = SavingIncoming(domain, where / "saved", MemoryLedger(), {}, state)
+    for _ in range(2):
+        with pytest.raises(HypervisorError, match="mount it again"):
+            await again.attach()
+        with pytest.raises(HypervisorError, match="mount it again"):
+            await again.kill()
+        if not where.exists():
+            where.mkdir()  # the directory that it is mounted on
+    where.rmdir()
+    (tmp_path / "away").rename(where)
+    assert await again.attach() is Guest.DEAD
+    await again.kill()
+    assert not list(where.iterdir())
+
+
+async def test_a_rename_of_which_nobody_knows_is_a_doubt(
+    tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming, _ = await arrived(tmp_path, domain)
+
+    def renamed(path: Path, target: Path) -> Path:
+        os.rename(path, target)  # noqa: PTH104 - the one that is replaced
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(InDoubt, match="stands is not known"):
+        await incoming.run(paused=False)
+    monkeypatch.undo()
+    assert await incoming.attach() is Guest.RUNNING
+    await incoming.run(paused=False)  # again is no error
+
+
+async def test_anothers_save_under_way_is_not_touched(tmp_path: Path, domain: Domain) -> None:
+    incoming, _ = await arrived(tmp_path, domain)
+    other = msgspec.structs.replace(domain, uuid=UUID.replace("8", "9"), name="web2")
+    second, ledger = await arrived(tmp_path, other)
+    await incoming.run(paused=False)
+    await incoming.finish_arrival()
+    with pytest.raises(HypervisorError, match="not empty"):
+        await second.run(paused=False)
+    await second.kill()
+    assert await ledger.undo() == []
+    assert manifests.read_manifest(tmp_path / "saved").domain == domain
+
+
+async def test_what_could_not_be_restored_is_not_saved(tmp_path: Path, domain: Domain) -> None:
+    """As on storage where root's files become somebody else's."""
+    (tmp_path / "theirs").mkdir(mode=0o777)
+    (tmp_path / "theirs").chmod(0o777)
+    incoming = SavingIncoming(
+        domain, tmp_path / "theirs" / "saved", MemoryLedger(), {}, tmp_path / "state"
+    )
+    with pytest.raises(HypervisorError, match="others than root"):
+        await incoming.build(domain, plane(tmp_path), PLAN)
+
+
+async def test_a_device_cannot_be_sealed(tmp_path: Path, domain: Domain) -> None:
+    device = msgspec.structs.replace(domain.block[0], path="/dev/null")
+    domain = msgspec.structs.replace(domain, block=(device,))
+    [refusal] = await hypervisor(tmp_path).test_incoming(domain, "here", {})
+    assert (refusal.device, "is no file" in refusal.reason) == ("block/disk0", True)
+
+
+async def test_a_save_is_of_one_domain(tmp_path: Path, domain: Domain) -> None:
+    incoming, _ = await arrived(tmp_path, domain)
+    await incoming.run(paused=False)
+    await incoming.close()
+    assert await hypervisor(tmp_path).find("web1") == domain
+    with pytest.raises(UsageError, match="a save of web1, not of web2"):
+        await hypervisor(tmp_path).find("web2")
+    with pytest.raises(UsageError, match="restored"):
+        await hypervisor(tmp_path).start(domain)
+
+
+def hypervisor(tmp_path: Path) -> SavedHypervisor:
+    paths = PathSettings(state=str(tmp_path / "state"), run=str(tmp_path / "run"))
+    return SavedHypervisor(Settings(paths=paths), str(tmp_path / "saved"))
