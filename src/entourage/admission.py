@@ -9,9 +9,9 @@ from pathlib import Path
 from entourage.domain import Domain
 from entourage.errors import DomainBusy, UsageError
 from entourage.handover.rules import refuses_start
-from entourage.handover.values import Record
+from entourage.handover.values import Record, Role
 from entourage.hypervisors.base import Hypervisor
-from entourage.hypervisors.registry import elsewhere, find_domain
+from entourage.hypervisors.registry import elsewhere, find_domain, in_directory
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock, lock_holder
 from entourage.settings.model import Settings
@@ -85,7 +85,13 @@ def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
             )
     tombstone = refuses_start([one.record for one in decisions])
     if starts and tombstone is not None:
-        host = next(one.peer_host for one in decisions if one.record is tombstone)
+        gone = next(one for one in decisions if one.record is tombstone)
+        host = gone.peer_host
+        if gone.role is Role.SOURCE and in_directory(gone.of_source.hypervisor_there):
+            raise DomainBusy(
+                f"{name} is saved in {host}, or was restored from there",
+                remedy=f"`entourage restore {host}`; another of that name needs its own uuid",
+            )
         raise DomainBusy(
             f"{name} moved to {host}: it is that host's",
             remedy=f"see `entourage list` on {host}; another of that name needs its own uuid",
@@ -113,7 +119,8 @@ def unsettled(
     for standing in journal.decisions(uuid):
         if not standing.settled:
             # Of what was handed over, the host that it came from knows the rest.
-            asks = standing.peer_host if standing.record is Record.RAN else keeper
+            there = standing.record is Record.RAN and not standing.peer_host.startswith("/")
+            asks = standing.peer_host if there else keeper
             reason = f"an earlier migration of it is not settled ({standing.record})"
             remedy = f"run `entourage recover {standing.name}` on {asks}"
             found.append(Refusal("domain", host, reason, remedy))

@@ -21,6 +21,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_d
     at: float
 
 
+Kind: TypeAlias = Literal["move", "save", "restore"]
+"""What is done with a domain: it moves to a host, into a directory, or out of one."""
+
+
 class MigrationStarted(Event, frozen=True, tag="migration-started"):
     """The command has read the domain and reached the target."""
 
@@ -33,6 +37,8 @@ class MigrationStarted(Event, frozen=True, tag="migration-started"):
     devices: tuple[str, ...]
     time: str
     """Wall-clock time of the source, ISO 8601 with offset."""
+    kind: Kind = "move"
+    """``save``: the target is the directory of a save; ``restore``: the source is."""
 
 
 class DeviceRefused(Event, frozen=True, tag="device-refused"):
@@ -59,7 +65,7 @@ class MigrationPlanned(Event, frozen=True, tag="planned"):
     ``address`` and ``ports`` say where memory and disks go by TCP: the target's address, and the
     first and last port of those that it takes them at. Empty where they go through ssh, or the
     hypervisor alone knows. ``encrypted`` says whether they travel so, as far as TEST has found out:
-    null where that shows only once it has begun.
+    null where that shows only once it has begun, and of a save, where nothing travels.
 
     Each of ``devices`` has a ``device`` and an ``action``: ``in-place`` (both hosts see it, or have
     the same), ``copied``, ``with-memory`` (its state is in the hypervisor's stream), ``remade``
@@ -218,7 +224,8 @@ class Finished(Event, frozen=True, tag="finished"):
     outcome: Outcome
     seconds: float
     runs_on: str
-    """The host that runs the domain now; empty where that is not known."""
+    """The host that runs the domain now, or the directory that it is saved in; empty where that is
+    not known."""
     blackout: float | None = None
     message: str = ""
     problems: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ Both go by the journal and by what the hypervisor shows; the rules are those of 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from entourage.errors import DomainBusy, EntourageError, UsageError, plain_words
 from entourage.handover.values import Finding, Input, Record, Role
 from entourage.hosts.proxy_agent import proxy_settings
-from entourage.hypervisors.registry import all_domains, elsewhere, start_command
+from entourage.hypervisors.registry import all_domains, elsewhere, in_directory, start_command
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import Holder, lock_holder
 from entourage.settings.model import Settings
@@ -43,6 +43,15 @@ _SETTLED: dict[Record, str] = {
 }
 
 
+_MEANS_SAVE: dict[Record, str] = {
+    Record.ARMED: "a save in {peer} was begun; whether it stands is not recorded here",
+    Record.BACK: "it was not saved, and is this host's; not everything is cleaned up",
+    Record.GONE: "it is saved in {peer}; not everything is cleaned up here",
+}
+_SETTLED_SAVE: dict[Record, str] = {
+    Record.BACK: "a save in {peer} was given up; it is this host's",
+    Record.GONE: "it was saved in {peer}",
+}
 _UNDER_WAY = frozenset({Record.ARMED, Record.OPEN})
 _MIGRATES = " migrates "  # in what either half says that it does
 
@@ -118,7 +127,7 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
         if decision.settled and not everything and not untold:
             continue
         holder = lock_holder(Path(keeper.paths.run), decision.domain)
-        meaning = (_SETTLED if decision.settled else _MEANS)[decision.record]
+        meaning = _meaning(decision)
         if holder is not None and (moving := _moving(decision, holder)):
             meaning = moving
         if proxied := _proxied_host(decision):
@@ -145,6 +154,14 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
     return standings
 
 
+def _meaning(decision: Decision) -> str:
+    """What a record means, in a sentence with a place for the other host's name."""
+    known = _SETTLED if decision.settled else _MEANS
+    if decision.role is Role.SOURCE and in_directory(decision.of_source.hypervisor_there):
+        known = known | (_SETTLED_SAVE if decision.settled else _MEANS_SAVE)
+    return known[decision.record]
+
+
 def _moving(decision: Decision, holder: Holder) -> str:
     """What is said of a migration that a process works on; empty where it only settles it."""
     if decision.record not in _UNDER_WAY or _MIGRATES not in f" {holder.doing}":
@@ -168,9 +185,10 @@ def _kept(settings: Settings) -> list[Decision]:
 
 
 def _proxied_host(decision: Decision) -> str:
-    """The hypervisor that a record is kept for here, elsewhere; empty for this host's own."""
-    there = elsewhere(decision.hypervisor) if decision.role is Role.TARGET else None
-    return there.uri if there else ""
+    """The hypervisor, elsewhere, or the save that a record is kept for here; empty for none."""
+    there = elsewhere(decision.hypervisor)
+    kept = there is not None and (decision.role is Role.TARGET or not there.is_host)
+    return there.uri if there is not None and kept else ""
 
 
 def _start(decision: Decision) -> str:
@@ -186,7 +204,7 @@ def _remedy(decision: Decision, *, busy: bool) -> str:
         return told if is_untold(decision) else ""
     if busy:
         return "wait: it is being worked on"
-    if decision.record is Record.RAN:
+    if decision.record is Record.RAN and not decision.peer_host.startswith("/"):
         return f"entourage recover {decision.name}, on {decision.peer_host}"
     return f"entourage recover {decision.name}"
 
@@ -211,29 +229,37 @@ async def recover(
         JournalError: The journal cannot be trusted.
     """
     own, proxies = settings, proxy_settings(settings)
-    done = await _recover_in(own, name, dry_run=dry_run, fenced=target_is_fenced)
-    # What proxy agents keep comes last: what the source decides has settled most of it.
-    return done + await _recover_in(proxies, name, dry_run=dry_run, fenced=False)
+    # A save that is being restored is a source: what it decides settles most of what is here; as
+    # what is decided here settles most of what proxy agents keep for targets.
+    done = await _recover_in(proxies, name, {Role.SOURCE}, dry_run=dry_run, fenced=False)
+    done += await _recover_in(own, name, set(Role), dry_run=dry_run, fenced=target_is_fenced)
+    return done + await _recover_in(proxies, name, {Role.TARGET}, dry_run=dry_run, fenced=False)
 
 
 async def _recover_in(
-    settings: Settings, name: str | None, *, dry_run: bool, fenced: bool
+    settings: Settings, name: str | None, roles: Container[Role], *, dry_run: bool, fenced: bool
 ) -> list[Recovered]:
-    """Settle what the journal of these settings holds."""
+    """Settle what the journal of these settings holds of these roles."""
     path = Path(settings.paths.state, "journal.db")
     if not path.exists():  # noqa: ASYNC240 - this host's own state
         return []
     with Journal.open(path, read_only=dry_run) as journal:
-        return await _recover_all(journal, settings, name, dry_run=dry_run, fenced=fenced)
+        return await _recover_all(journal, settings, name, roles, dry_run=dry_run, fenced=fenced)
 
 
 async def _recover_all(
-    journal: Journal, settings: Settings, name: str | None, *, dry_run: bool, fenced: bool
+    journal: Journal,
+    settings: Settings,
+    name: str | None,
+    roles: Container[Role],
+    *,
+    dry_run: bool,
+    fenced: bool,
 ) -> list[Recovered]:
     done: list[Recovered] = []
     silent = set[str]()  # hosts that have not answered
     for decision in journal.decisions():
-        if decision.settled and not is_untold(decision):
+        if decision.role not in roles or (decision.settled and not is_untold(decision)):
             continue
         if _proxied_host(decision) and decision.record in {Record.GO, Record.RAN}:
             continue  # the source's own record asks it, or tells it
@@ -273,6 +299,11 @@ async def _settle(
             # Of a device; what concerns the domain is among the findings.
             devices = [str(error) for error in failed if error.device]
             return _report(journal, decision, arrival.findings, [*arrival.problems, *devices])
+    if fenced and in_directory(decision.of_source.hypervisor_there):
+        raise UsageError(
+            f"{decision.peer_host} is a directory, whose record is on this host",
+            remedy=f"`entourage recover {decision.name}`, without --target-is-fenced",
+        )
     if fenced and decision.record is Record.ARMED:
         declare_fenced(journal, decision)
         decision = journal.decision(decision.migration, Role.SOURCE) or decision

@@ -74,6 +74,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         live: False stops the guest before its memory is copied.
         tool: An external migration tool for every class (``--tool``).
         dry_run: TEST only.
+        paused: The guest is not to run where it goes, also if it runs here.
     """
 
     domain: str
@@ -84,6 +85,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     live: bool = True
     tool: str | None = None
     dry_run: bool = False
+    paused: bool = False
 
 
 class Migration:
@@ -114,9 +116,17 @@ class Migration:
 
     async def _story(self, session: Session, devices: DeviceSteps, side: SourceSide) -> None:
         """From TEST to just before GO. Whatever it raises, everything goes back."""
-        phases = Phases(session, devices, self._blackout, self._emit, live=self._request.live)
+        request = self._request
+        phases = Phases(
+            session,
+            devices,
+            self._blackout,
+            self._emit,
+            live=request.live,
+            paused=request.paused,
+        )
         await phases.test()  # 0: every refusal at once; nothing is touched
-        if self._request.dry_run:
+        if request.dry_run:
             return
         await phases.arm(side)  # both journals know of it from here
         await phases.prepare()  # 1: disks are mirrored, the target's machine stands
@@ -340,6 +350,8 @@ class Migration:
 
     async def _on_resumed_there(self, resumed: messages.Resumed) -> None:
         target = self._request.route.host
+        if self._session and self._session.kind == "save":
+            return  # no guest runs there
         for name, moment in (
             ("hand-over is sent", resumed.heard),
             ("hand-over is recorded", resumed.decided),
@@ -358,7 +370,9 @@ class Migration:
                 role=Role.SOURCE,
                 domain=session.uuid,
                 name=session.machine.domain.name,
-                generation=session.journal.next_generation(session.uuid),
+                generation=max(
+                    session.journal.next_generation(session.uuid), session.machine.generation + 1
+                ),
                 record=Record.ARMED,
                 peer_host=session.target,
                 peer_journal=session.welcome.journal,
@@ -386,6 +400,7 @@ class Migration:
                 hypervisor=session.hypervisor,
                 devices=tuple(device.label for device in domain.devices),
                 time=dt.datetime.now().astimezone().isoformat(),
+                kind=session.kind,
             )
         )
         if session.weaker:

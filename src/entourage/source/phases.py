@@ -34,6 +34,7 @@ class Phases:
         blackout: Takes the time.
         emit: Takes the events.
         live: False stops the guest before its memory is copied.
+        paused: The guest is not to run where it goes, whatever it does here.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Phases:
         emit: Listener,
         *,
         live: bool,
+        paused: bool = False,
     ) -> None:
         self._session = session
         self._devices = devices
@@ -52,6 +54,7 @@ class Phases:
         self._clock = session.clock
         self._settings = session.settings
         self._live = live
+        self._paused = paused
         self._copies = Copies(emit, session.progress)
 
     async def test(self) -> None:
@@ -61,7 +64,7 @@ class Phases:
         session.blockers = tuple(each for each in told if not each.only_warns)
         warnings = [each for each in told if each.only_warns]
         domain, facts = session.machine.domain, dict(await session.machine.facts())
-        if not self._settings.migration.tls:
+        if not self._settings.migration.tls and session.kind == "move":
             facts["encrypted"] = "no"
         labels = {device.label for device in domain.devices}
         found = [refusal for refusal in session.blockers if refusal.device not in labels]
@@ -100,8 +103,9 @@ class Phases:
     async def arm(self, side: SourceSide) -> None:
         """Write the migration into both journals: from here ``recover`` knows about it."""
         session, devices = self._session, self._devices
-        plane = session.plane()
-        if plane.secret is None:
+        paused = self._paused or not session.machine.was_running
+        plane = session.plane(side.decision.generation, paused=paused)
+        if plane.secret is None and plane.local is None:
             text = "memory and disks travel unencrypted"
             self._emit(Warned(at=self._clock.now(), message=text))
         opening = messages.Open(
@@ -109,7 +113,7 @@ class Phases:
             domain=devices.as_there(session.machine.domain),
             plane=plane,
             source_journal=session.journal.uuid,
-            paused=not session.machine.was_running,
+            paused=paused,
         )
         details = session.details(Step.TEST, devices.controllers)
         side.decision = dataclasses.replace(side.decision, details=details)
@@ -170,7 +174,7 @@ class Phases:
         """Complete the disk copies, send the last pages, wait until both sides have it all."""
         session, devices = self._session, self._devices
         since = self._clock.now()
-        if flush := await session.machine.pre_switchover():
+        if flush := await self._pre_switchover():
             self._blackout.name(flush, session.source, until=self._clock.now(), since=since)
         with self._blackout.span("disk copies complete", session.source):
             await devices.settled()
@@ -183,6 +187,23 @@ class Phases:
             session.link.tell(messages.SWITCHOVER_COOKIE, messages.SwitchoverCookie(data=data))
         session.landed = True
         self._emit(MemoryLanded(at=self._clock.now()))
+
+    async def _pre_switchover(self) -> str:
+        """See ``Machine.pre_switchover``; a save copies all of memory meanwhile."""
+        if self._session.kind == "move":
+            return await self._session.machine.pre_switchover()
+        async with run_alongside(self._show_memory()):
+            return await self._session.machine.pre_switchover()
+
+    async def _show_memory(self) -> NoReturn:
+        """Show how far memory is where its guest stands still until all of it is there."""
+        while True:
+            memory = await self._session.machine.progress()
+            done = max(0, memory.total - memory.remaining)
+            self._copies.seen(
+                CopyProgress(at=self._clock.now(), what="memory", done=done, total=memory.total)
+            )
+            await asyncio.sleep(_LOOK_EVERY)
 
     async def _show_copies(self) -> NoReturn:
         devices = self._devices

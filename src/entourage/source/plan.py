@@ -58,7 +58,7 @@ class MovePlan:
         session = self.session
         heard, wanted = session.welcome.address, session.settings.migration
         session.address = wanted.data_address or heard
-        if session.is_agentless:  # who is there cannot be asked to listen
+        if session.is_agentless or session.kind != "move":  # nobody there, or no way
             return []
         knows_ways = session.welcome.protocol >= messages.PROVES_WAYS
         try:
@@ -134,6 +134,12 @@ class MovePlan:
         self.ports = awaited.range
         return await prove_all(address, awaited.ports, token)
 
+    def _encrypted(self) -> bool | None:
+        if self.session.kind != "move":  # nothing travels
+            return None
+        wanted = self.session.settings.migration.tls
+        return self.session.machine.encrypts(self.offers, wanted=wanted)
+
     def event(self, at: float) -> MigrationPlanned:
         """The plan, for whoever looks on.
 
@@ -153,7 +159,7 @@ class MovePlan:
             ),
             address=self.session.address if self.ports else "",
             ports=self.ports or (),
-            encrypted=machine.encrypts(self.offers, wanted=self.session.settings.migration.tls),
+            encrypted=self._encrypted(),
         )
 
 

@@ -15,18 +15,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import msgspec
+
 from entourage import messages
 from entourage.admission import known
 from entourage.clock import Clock
 from entourage.devices.base import AnyController, Here, Options
 from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError, UsageError
-from entourage.events import Listener
+from entourage.events import Kind, Listener
 from entourage.handover.values import Message
 from entourage.hosts.link import Link
+from entourage.hosts.proxy_agent import own_settings, proxy_settings
 from entourage.hosts.route import Route
 from entourage.hypervisors.agents import agent_link
 from entourage.hypervisors.base import DataPlane, Machine, Secret
-from entourage.hypervisors.registry import counterpart, elsewhere, name_elsewhere, usual
+from entourage.hypervisors.registry import (
+    counterpart,
+    elsewhere,
+    in_directory,
+    name_elsewhere,
+    usual,
+)
+from entourage.hypervisors.values import LocalData
 from entourage.journal.details import SourceDetails
 from entourage.journal.journal import Journal
 from entourage.journal.lock import DomainLock, domain_lock
@@ -116,25 +126,44 @@ class Session:
         return self.machine.domain.uuid or ""
 
     @property
+    def kind(self) -> Kind:
+        """What is done with the domain."""
+        if in_directory(self.hypervisor_there):
+            return "save"
+        return "restore" if in_directory(self.hypervisor) else "move"
+
+    @property
     def is_agentless(self) -> bool:
         """Whether no Entourage is on the target, and a proxy agent answers for it."""
-        return elsewhere(self.hypervisor_there) is not None
+        there = elsewhere(self.hypervisor_there)
+        return there is not None and there.is_host
 
     @property
     def keeper(self) -> str:
         """The host that the target's half of the record is on."""
-        return self.source if self.is_agentless else self.target
+        return self.target if self.kind == "move" and not self.is_agentless else self.source
 
     @property
     def weaker(self) -> str:
         """What the user is to know of that; empty where an agent is there."""
         return f"{self.target} {_WEAKER}" if self.is_agentless else ""
 
-    def plane(self) -> DataPlane:
-        """How disks and memory will travel, with a fresh key."""
+    def plane(self, generation: int, *, paused: bool) -> DataPlane:
+        """How disks and memory will travel, with a fresh key.
+
+        Args:
+            generation: The domain's, as this host's journal counts it.
+            paused: The guest was paused by its user.
+        """
         wanted = self.settings.migration
-        secret = Secret("entourage", secrets.token_bytes(32)) if wanted.tls else None
+        local = None
+        if self.kind != "move":
+            path = Path(own_settings(self.settings).paths.run, f"{self.migration}.sock")
+            local = LocalData(socket=str(path), generation=generation, paused=paused)
+        encrypted = wanted.tls and local is None
+        secret = Secret("entourage", secrets.token_bytes(32)) if encrypted else None
         return DataPlane(
+            local=local,
             address=self.address,
             ports=wanted.ports,
             secret=secret,
@@ -272,18 +301,21 @@ async def open_session(
     hypervisor, found = await known(settings, name, connect)
     there = counterpart(hypervisor.name, route.there)
     source, target = socket.gethostname(), route.host
+    paths = settings.paths
+    if directory := in_directory(hypervisor.name):  # of which this host keeps the record
+        source, paths = directory, proxy_settings(settings).paths
     async with contextlib.AsyncExitStack() as stack:
         journal = stack.enter_context(
-            Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal)
+            Journal.open(Path(paths.state, "journal.db"), keep=settings.journal)
         )
         uuid = found.uuid or ""
         lock = stack.enter_context(
-            domain_lock(Path(settings.paths.run), uuid, f"migrates {name} to {target}")
+            domain_lock(Path(paths.run), uuid, f"migrates {name} to {target}")
         )
         machine = await hypervisor.machine(name)
         stack.push_async_callback(machine.close)
         reached = await stack.enter_async_context(
-            _reached(route, there, migration, settings, clock)
+            _reached(route, there, _hello(migration, source, there), settings, clock)
         )
         link, welcome, there = reached
         if welcome.journal == journal.uuid:
@@ -311,7 +343,7 @@ async def open_session(
 
 @contextlib.asynccontextmanager
 async def _reached(
-    route: Route, there: str, migration: str, settings: Settings, clock: Clock
+    route: Route, there: str, hello: messages.Hello, settings: Settings, clock: Clock
 ) -> AsyncGenerator[tuple[Link, messages.Welcome, str]]:
     """The target's agent, or a proxy agent where it has none; and what its hypervisor is called."""
     names = [] if route.by_ssh == "no" else [there]
@@ -321,8 +353,8 @@ async def _reached(
         async with contextlib.AsyncExitStack() as attempt:
             link = await attempt.enter_async_context(agent_link(route.host, name, settings))
             try:
-                hello = _hello(migration, socket.gethostname(), name)
-                welcome = await greet(link, clock, hello)
+                about = msgspec.structs.replace(hello, hypervisor=name)
+                welcome = await greet(link, clock, about)
             except LinkLost as error:
                 missing = isinstance(error, NoAgent) or route.by_ssh == "if-it-answers"
                 if missing and name is not names[-1]:

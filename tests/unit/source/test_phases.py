@@ -73,6 +73,11 @@ class Link:
         return [] if kind is messages.TEST else messages.Opened()
 
 
+def plane(_generation: int, *, paused: bool) -> DataPlane:
+    assert not paused
+    return DataPlane(address="", ports=(1, 2), secret=None)
+
+
 def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEvent]]:
     events: list[AnyEvent] = []
 
@@ -85,6 +90,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
     clock = Clock()
     noted: list[str] = []
     session = SimpleNamespace(
+        kind="move",
         machine=machine,
         link=Link(),
         clock=clock,
@@ -101,7 +107,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
         landed_there=landed_there,
         journal=SimpleNamespace(uuid="A"),
         lock=SimpleNamespace(fileno=lambda: 0),
-        plane=lambda: DataPlane(address="", ports=(1, 2), secret=None),
+        plane=plane,
         details=details,
     )
     device_steps = DeviceSteps(

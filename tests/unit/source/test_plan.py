@@ -56,6 +56,7 @@ class Machine(MachineSeams):
 
 def plan(link: Link, *devices: Any, protocol: int = 4, address: str | None = HERE) -> MovePlan:
     session = SimpleNamespace(
+        kind="move",
         link=link,
         source="a",
         target="b",
