@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from entourage.cli import here, move
+from entourage.cli import here, move, saving
 from entourage.cli.params import EXIT_STATUS_HELP, RECOVER_STATUS_HELP
 from entourage.cli.tell import INTERRUPTED, say, tell, tell_bug
 from entourage.errors import EntourageError
@@ -85,6 +85,11 @@ app.command(epilog=EXIT_STATUS_HELP, short_help="Move a running domain to anothe
     move.migrate
 )
 app.command(epilog=EXIT_STATUS_HELP, short_help="Say what a migration would do.")(move.check)
+app.command(epilog=EXIT_STATUS_HELP, short_help="Save a running domain into a directory.")(
+    saving.save
+)
+app.command(epilog=EXIT_STATUS_HELP, short_help="Restore a saved domain.")(saving.restore)
+app.command(short_help="Show what is saved.")(saving.saved)
 app.command()(here.start)
 app.command(name="list")(here.list_)
 app.command()(here.show)

@@ -121,10 +121,15 @@ def listing(states: Sequence[DomainState], gone: Sequence[Departed]) -> list[str
         for one in sorted(states, key=lambda one: one.name)
     ]
     rows += [
-        (one.name, one.uuid, f"moved to {one.host}", "-", "-")
+        (one.name, one.uuid, _where(one.host), "-", "-")
         for one in sorted(gone, key=lambda one: one.name)
     ]
     return columns(("Name", "UUID", "State", "Memory", "vCPUs"), rows, right=(3, 4))
+
+
+def _where(host: str) -> str:
+    """Where a domain has gone: to a host, or into the directory of a save."""
+    return f"saved in {host}" if host.startswith("/") else f"moved to {host}"
 
 
 def departed(settings: Settings) -> list[Departed]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from entourage.events import AnyEvent, Finished
+from entourage.events import AnyEvent, Finished, MigrationStarted
 from entourage.report.plan import plan_table
 from entourage.report.table import recovery_table, steps_table
 from entourage.report.text import UNICODE, Glyphs, clean, duration
@@ -54,7 +54,10 @@ def plan_of(view: View, glyphs: Glyphs = UNICODE) -> RenderableType:
     """The plan that TEST has made, and what speaks against it."""
     source = view.started.source if view.started else "this host"
     target = view.started.target if view.started else "the other host"
-    return plan_table(view.plan, view.refusals, source=source, target=target, glyphs=glyphs)
+    kind = view.started.kind if view.started else "move"
+    return plan_table(
+        view.plan, view.refusals, source=source, target=target, kind=kind, glyphs=glyphs
+    )
 
 
 def _spaced(parts: Sequence[RenderableType]) -> list[RenderableType]:
@@ -85,6 +88,8 @@ def _sentence(view: View, finished: Finished) -> Text | None:
     still = (
         "" if finished.blackout is None else f"; it stood still for {duration(finished.blackout)}"
     )
+    if started and started.kind != "move" and (said := _of_a_save(started, finished)):
+        return said
     match finished.outcome:
         case "refused":
             return Text(f"{domain} cannot move to {target}; nothing was touched", style="bold red")
@@ -106,3 +111,28 @@ def _sentence(view: View, finished: Finished) -> Text | None:
             return text.append(f"; {source} is not cleaned up", style="yellow")
         case _:
             return Text(f"{domain} runs on {host}, moved in {took}{still}", style="bold green")
+
+
+def _of_a_save(started: MigrationStarted, finished: Finished) -> Text | None:
+    """The same of a domain that was saved or restored; None where it is what a move says."""
+    domain, source = clean(started.domain), clean(started.source)
+    saves = started.kind == "save"
+    directory = clean(started.target) if saves else source
+    done = "saved in" if saves else "restored from"
+    took = duration(finished.seconds)
+    match finished.outcome:
+        case "refused":
+            return Text(f"{domain} cannot be {done} {directory}; nothing was touched", "bold red")
+        case "can-move":
+            return Text(f"{domain} can be {done} {directory}; nothing was touched", "bold green")
+        case "failed":
+            return Text(f"{domain} was not {done} {directory}", style="bold red")
+        case "rolled-back" if not saves:
+            return Text(f"{domain} was not restored; {directory} is as it was", "bold yellow")
+        case "moved":
+            return Text(f"{domain} is {done} {directory}, in {took}", style="bold green")
+        case "clean-up-incomplete":
+            text = Text(f"{domain} is {done} {directory}, in {took}", style="bold green")
+            return text.append("; not everything is cleaned up", style="yellow")
+        case _:
+            return None

@@ -8,7 +8,7 @@ from typing import Protocol
 from rich.table import Table
 from rich.text import Text
 
-from entourage.events import MigrationPlanned, PlannedDevice
+from entourage.events import Kind, MigrationPlanned, PlannedDevice
 from entourage.report.table import new_table
 from entourage.report.text import UNICODE, Glyphs, clean, size
 
@@ -43,6 +43,7 @@ def plan_table(
     *,
     source: str,
     target: str,
+    kind: Kind = "move",
     glyphs: Glyphs = UNICODE,
 ) -> Table:
     """A row for each device: what will be done with it, or why it cannot move.
@@ -51,7 +52,8 @@ def plan_table(
         planned: What TEST has found out; None where it did not get so far.
         refusals: What speaks against the migration.
         source: This host's name.
-        target: The other's.
+        target: The other's; either may be the directory of a save.
+        kind: What is done with the domain.
         glyphs: The signs to draw with.
     """
     table = new_table()
@@ -62,10 +64,12 @@ def plan_table(
         if one.device == "memory" and any(refusal.device == "memory" for refusal in refusals):
             continue
         if planned and one.device == "memory":
-            words = _memory(planned, one)
+            words = _memory(planned, one, kind)
         else:
-            words = _device(one, source, target)
-        table.add_row(clean(one.device), clean("; ".join([*words, *_afterwards(one, source)])))
+            words = _device(one, source, target, kind)
+        if kind != "restore":  # what is in a save stays there
+            words = [*words, *_afterwards(one, source)]
+        table.add_row(clean(one.device), clean("; ".join(words)))
     for device, reasons in _by_device(refusals):
         text = Text()
         for one in reasons:
@@ -85,9 +89,13 @@ def _by_device(refusals: Iterable[RefusalLike]) -> list[tuple[str, list[RefusalL
     return list(found.items())
 
 
-def _device(one: PlannedDevice, source: str, target: str) -> list[str]:
+def _device(one: PlannedDevice, source: str, target: str, kind: Kind) -> list[str]:
     moved = one.here if one.here == one.there else f"{one.here}, there {one.there}"
     match one.action:
+        case "in-place" if kind != "move":
+            words = f"{moved} stays where it is"
+        case "remade" if kind == "save":
+            words = "made anew when it is restored"
         case "in-place":
             words = f"{moved} stays: both hosts see it, or have the same"
         case "copied":
@@ -111,8 +119,10 @@ def _device(one: PlannedDevice, source: str, target: str) -> list[str]:
     return [words, f"{one.tool} is called beside it"] if one.tool else [words]
 
 
-def _memory(planned: MigrationPlanned, one: PlannedDevice) -> list[str]:
+def _memory(planned: MigrationPlanned, one: PlannedDevice, kind: Kind) -> list[str]:
     words = f"copied, {size(one.size)}"
+    if kind != "move":
+        return [words]
     if planned.ports:
         first, last = planned.ports[0], planned.ports[-1]
         words += f", to {planned.address}, TCP ports {first} to {last}"

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
@@ -12,8 +13,10 @@ from entourage.events import (
     CopyProgress,
     DeviceRefused,
     Finished,
+    Kind,
     MemoryLanded,
     MigrationPlanned,
+    Outcome,
     PlannedDevice,
     RollbackStarted,
     Warned,
@@ -220,6 +223,48 @@ block/disk0   TRANSFER         50 ms   ✓ put back
 net/net0      TRANSFER         10 ms   ✓ put back
 tpm/tpm0      PREPARE          20 ms   ✗ exit status 1"""
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome", "says"),
+    [
+        ("save", "moved", "web1 is saved in /srv/x, in 2 s"),
+        ("save", "can-move", "web1 can be saved in /srv/x; nothing was touched"),
+        ("save", "refused", "web1 cannot be saved in /srv/x; nothing was touched"),
+        ("save", "failed", "web1 was not saved in /srv/x"),
+        ("save", "rolled-back", "web1 runs on a, as before"),
+        ("save", "clean-up-incomplete", "web1 is saved in /srv/x, in 2 s; not everything"),
+        ("restore", "moved", "web1 is restored from /srv/x, in 2 s"),
+        ("restore", "rolled-back", "web1 was not restored; /srv/x is as it was"),
+        ("restore", "in-doubt", "It is not certain who runs web1"),
+    ],
+)
+def test_the_end_of_a_save(kind: Kind, outcome: Outcome, says: str) -> None:
+    source, target = ("a", "/srv/x") if kind == "save" else ("/srv/x", "this host")
+    began = msgspec.structs.replace(started(), kind=kind, source=source, target=target)
+    over = Finished(at=2, outcome=outcome, seconds=2, runs_on="a" if "roll" in outcome else "")
+    [*_, sentence] = ending([began, over], quiet=True)
+    assert says in str(sentence)
+
+
+def test_what_is_planned_of_a_save() -> None:
+    rows = (
+        PlannedDevice(device="block/disk0", action="in-place", here="/srv/d", there="/srv/d"),
+        PlannedDevice(device="net/net0", action="remade", here="br0", there="br0"),
+        PlannedDevice(device="tpm/tpm0", action="with-memory", erased="its state"),
+        PlannedDevice(device="memory", action="copied", size=1 << 28),
+    )
+    made = MigrationPlanned(at=0, devices=rows, address="", ports=(), encrypted=None)
+
+    def text(kind: Kind) -> str:
+        return " ".join(text_of(plan_table(made, source="a", target="/s", kind=kind)).split())
+
+    assert "/srv/d stays where it is" in text("save")
+    assert "made anew when it is restored" in text("save")
+    assert "afterwards it is deleted on a" in text("save")
+    assert text("save").endswith("copied, 256 MiB")
+    assert "deleted" not in text("restore")
+    assert "attached to br0" in text("restore")
 
 
 def test_the_end_of_each_outcome() -> None:

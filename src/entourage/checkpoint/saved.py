@@ -1,0 +1,95 @@
+"""What is saved, and whether it can be restored here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from entourage.errors import EntourageError, UsageError, plain_words
+from entourage.hosts.proxy_agent import own_settings
+from entourage.hypervisors.saved import claim
+from entourage.hypervisors.saved import manifest as manifests
+from entourage.settings.model import Settings
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """A save, as ``entourage saved`` shows it.
+
+    Attributes:
+        directory: Where it is.
+        domain: The machine's name; empty where that cannot be read.
+        uuid: The machine's.
+        made: When, ISO 8601 with an offset.
+        host: On which host.
+        size: Bytes of its memory's file.
+        devices: What is in it, or was there.
+        against: Why it cannot be restored here, each a sentence with what to do; empty: it can.
+    """
+
+    directory: str
+    domain: str = ""
+    uuid: str = ""
+    made: str = ""
+    host: str = ""
+    size: int = 0
+    devices: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+
+
+async def saves(settings: Settings, directories: Sequence[str]) -> list[Saved]:
+    """Look at saves; of a directory that is none, at those in it.
+
+    What takes long is not looked at: whether memory is what was saved.
+
+    Args:
+        settings: This host's.
+        directories: Where.
+
+    Raises:
+        UsageError: There is no such directory.
+    """
+    return await asyncio.to_thread(_saves, settings, directories)
+
+
+def _saves(settings: Settings, directories: Sequence[str]) -> list[Saved]:
+    found: list[Saved] = []
+    for name in directories:
+        directory = Path(name).absolute()
+        if not directory.is_dir():
+            raise UsageError(f"there is no directory {directory}")
+        if manifests.is_save(directory):
+            found.append(_looked_at(settings, directory))
+        else:
+            inside = sorted(path for path in directory.iterdir() if path.is_dir())
+            found += [_looked_at(settings, path) for path in inside if manifests.is_save(path)]
+    return found
+
+
+def _looked_at(settings: Settings, directory: Path) -> Saved:
+    try:
+        manifest = manifests.read_manifest(directory)
+    except UsageError as error:
+        return Saved(directory=str(directory), against=(str(error),))
+    against: list[str] = []
+    try:
+        holder = claim.holder(Path(own_settings(settings).paths.state))
+        if problem := claim.objection(directory, holder):
+            against.append("; ".join(problem))
+    except (EntourageError, OSError) as error:
+        against.append(plain_words(error))
+    if manifests.is_copy(directory, manifest):
+        against.append("it is a copy: --only-copy, if no other is restored")
+    against += [what for seal in manifest.disks if (what := manifests.changed(seal))]
+    return Saved(
+        directory=str(directory),
+        domain=manifest.domain.name,
+        uuid=manifest.domain.uuid or "",
+        made=manifest.made,
+        host=manifest.host,
+        size=manifest.memory.size,
+        devices=tuple(device.label for device in manifest.domain.devices),
+        against=tuple(against),
+    )

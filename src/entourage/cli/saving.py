@@ -1,0 +1,138 @@
+"""The words of ``entourage save``, ``restore`` and ``saved``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from entourage.cli.params import Config, DomainName, Json
+
+# Commands import what they need when they run: `--help` and a shell's TAB must not wait for it.
+# ruff: noqa: PLC0415
+
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what would be done, and what is against it.")
+]
+_Events = Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every step.")]
+_Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show warnings, errors and how it ended.")
+]
+_Tool = Annotated[
+    str | None,
+    typer.Option(metavar="COMMAND", help="External migration tool for every class of device."),
+]
+_Directory = Annotated[str, typer.Argument(metavar="DIR", help="The save's directory.")]
+
+
+def save(
+    domain: DomainName,
+    directory: _Directory,
+    *,
+    dry_run: _DryRun = False,
+    tool: _Tool = None,
+    config: Config = None,
+    json: _Events = False,
+    verbose: _Verbose = False,
+    quiet: _Quiet = False,
+) -> int:
+    """Save a running domain into a directory, with its TPM; it ends here.
+
+    Its disks stay where they are. Where anything goes wrong, it runs on.
+    """
+    import asyncio
+    from collections.abc import Callable
+
+    from entourage.checkpoint.requests import save_request
+    from entourage.cli import options
+    from entourage.cli.migrate import migrate
+    from entourage.source.migration import Request
+
+    def make_request(note: Callable[[str], None]) -> Request:
+        settings = options.read_settings(config, note)
+        return asyncio.run(save_request(settings, domain, directory, tool=tool, dry_run=dry_run))
+
+    return migrate(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
+
+
+def restore(
+    directory: _Directory,
+    *,
+    paused: Annotated[
+        bool, typer.Option("--paused", "-p", help="Leave the guest paused, as xl does.")
+    ] = False,
+    only_copy: Annotated[
+        bool,
+        typer.Option(
+            "--only-copy", help="I vouch that this copy of the directory is the only one restored."
+        ),
+    ] = False,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SAVED=HERE", help="Another bridge, as br0=br1; repeatable."),
+    ] = None,
+    dry_run: _DryRun = False,
+    tool: _Tool = None,
+    config: Config = None,
+    json: _Events = False,
+    verbose: _Verbose = False,
+    quiet: _Quiet = False,
+) -> int:
+    """Restore a saved domain: it goes on where it was saved. It does so once."""
+    from collections.abc import Callable
+
+    from entourage.checkpoint.requests import restore_request
+    from entourage.cli import options
+    from entourage.cli.migrate import migrate
+    from entourage.source.migration import Request
+
+    def make_request(note: Callable[[str], None]) -> Request:
+        settings = options.read_settings(config, note)
+        wanted = options.device_options(options.Devices(nets=net or ()))
+        return restore_request(
+            settings,
+            directory,
+            paused=paused,
+            only_copy=only_copy,
+            nets=wanted.nets,
+            tool=tool,
+            dry_run=dry_run,
+        )
+
+    return migrate(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
+
+
+def saved(
+    directories: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DIR]...", help="Saves, or directories that hold some."),
+    ] = None,
+    *,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Show what is saved, and whether it can be restored here."""
+    import asyncio
+
+    from entourage.checkpoint.saved import saves
+    from entourage.cli import options
+    from entourage.cli.output import put, put_json
+    from entourage.cli.tell import say
+    from entourage.report.text import clean, size
+
+    settings = options.read_settings(config, lambda note: say(clean(f"entourage: note: {note}")))
+    found = asyncio.run(saves(settings, directories or ["."]))
+    if json:
+        put_json(found)
+        return
+    lines: list[str] = []
+    for one in found:
+        lines.append(f"{one.directory}: {one.domain or 'cannot be read'}")
+        if one.domain:
+            lines.append(f"  saved      {one.made} on {one.host}, {size(one.size)}")
+            lines.append(f"  devices    {', '.join(one.devices) or 'none'}")
+        lines += [f"  against    {problem}" for problem in one.against]
+        if not one.against:
+            lines.append(f"  restore    entourage restore {one.directory}")
+    put(*(lines or ["nothing is saved there"]))
