@@ -5,7 +5,7 @@ DOCS := .venv/.docs
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q --durations 10
 
-.PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-mutants test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
+.PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-halves test-sim-mutants test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
 .PHONY: test-fuzz test-qemu10 test-qemu10-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
@@ -21,9 +21,9 @@ demo: $(STAMP)
 demo-record: $(STAMP)
 	@$(RUN)python -m lab.record
 
-# What needs one core two at a time; of the simulation fewer seeds than by itself.
+# What needs one core two at a time; the simulation's seeds in two halves.
 test: $(STAMP)
-	@$(MAKE) -j2 --output-sync=target lint test-unit test-sim test-model test-fuzz SEEDS=3000
+	@$(MAKE) -j2 --output-sync=target test-sim-halves test-unit test-model lint test-fuzz
 	@$(MAKE) test-e2e test-qemu10 test-libvirt
 
 test-unit: $(STAMP)
@@ -31,12 +31,17 @@ test-unit: $(STAMP)
 
 test-model: $(STAMP)
 	$(RUN)python -m tests.model.explore
+	$(RUN)python -m tests.model.saves
 
 # The whole engine, simulated: `make test-sim SEEDS=100000 FIRST=50001`; then the planted bugs.
 SEEDS := 10000
 FIRST := 1
 test-sim: $(STAMP)
 	$(RUN)python -m tests.sim --seeds $(SEEDS) --first $(FIRST)
+
+test-sim-halves: test-sim-half-1 test-sim-half-2
+test-sim-half-%: $(STAMP)
+	$(RUN)python -m tests.sim --seeds $$(($(SEEDS) / 2)) --first $$(($(FIRST) + ($* - 1) * $(SEEDS) / 2))
 
 test-sim-mutants: $(STAMP)
 	$(RUN)python -m tests.sim --mutants

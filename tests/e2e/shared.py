@@ -24,11 +24,11 @@ def loop(host: Host, file: str, size: str) -> Generator[str]:
 
 
 @contextmanager
-def shared_storage(lab: Lab) -> Generator[None]:
+def shared_storage(lab: Lab, size: str = "256M") -> Generator[None]:
     """One filesystem, mounted on both hosts."""
     hosts = (lab["a"], lab["b"])
     with ExitStack() as stack:
-        device = stack.enter_context(loop(hosts[0], "/srv/shared.img", "256M"))
+        device = stack.enter_context(loop(hosts[0], "/srv/shared.img", size))
         hosts[0].run(["mkfs.ext4", "-q", device])
         for host in hosts:
             host.run(["mkdir", "-p", SHARED])

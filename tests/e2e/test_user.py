@@ -185,6 +185,7 @@ def test_a_user_that_is_missing_there(world: World) -> None:
     assert "no user nobody-here" in run.refusals["domain"]
 
 
+@pytest.mark.matrix
 def test_it_is_off(world: World) -> None:
     """Pulled out, or shut down by its guest: the files are whose they were."""
     host, uid = world.here, number(world.here)

@@ -70,15 +70,14 @@ _EXPECTED: Final = {
 }
 
 _CORE: Final = """
-entourage: stopped held go-said letting-go
-agent: opened go-heard go-stands
+entourage: stopped go-said
+agent: go-heard
 entourage-frozen: stopped
 agent-frozen: stopped
 source-qemu: held
 target-qemu: go-stands
 source-host: go-stands
 target-host: go-stands
-link-drop: sync
 link-drop-to: held
 link-mended: stopped
 """
