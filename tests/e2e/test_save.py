@@ -40,6 +40,9 @@ def world(lab: Lab) -> Generator[World]:
         world.kept = (*world.kept, *KEPT)  # type: ignore[misc] - of this one
         yield world
         world.end()
+        # Other modules have the same hosts, and know nothing of these.
+        for host in (world.here, world.there):
+            host.run(["sh", "-c", f"rm -rf {' '.join(KEPT)}"])
 
 
 @pytest.fixture
