@@ -12,7 +12,7 @@ from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.hypervisors.xen.constants import AWAY
 from entourage.hypervisors.xen.libxl import Life, life
-from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
+from entourage.hypervisors.xen.xenstore import ASK_AGAIN, RELEASED, XenStore
 from entourage.hypervisors.xen.xl import run, xl
 
 _BACK_WITHIN = 10.0  # seconds for xl to make a domain anew; of these it sleeps for two
@@ -63,7 +63,9 @@ class Handle:
             with contextlib.suppress(HypervisorError):  # a question that failed is no answer
                 if self.has_ended():
                     return
-            await released.wait()
+            with contextlib.suppress(TimeoutError):  # it may be the one event that there will be
+                async with asyncio.timeout(ASK_AGAIN):
+                    await released.wait()
 
     async def is_back(self) -> bool:
         """Whether xl has made a domain that has ended anew, as it does when its guest reboots.

@@ -46,7 +46,7 @@ from entourage.hypervisors.xen.machine import XenAnnouncing
 from entourage.hypervisors.xen.plan import XenPlan
 from entourage.hypervisors.xen.plugging import XenPlugging
 from entourage.hypervisors.xen.receiver import Said
-from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
+from entourage.hypervisors.xen.xenstore import ASK_AGAIN, RELEASED, XenStore
 from entourage.hypervisors.xen.xl import xl
 from entourage.settings.model import Settings
 
@@ -236,7 +236,9 @@ class XenIncoming(IncomingSeams):
             with contextlib.suppress(HypervisorError):  # a question that failed is no answer
                 if await self._life() is None:
                     return "xl knows it no more"
-            await released.wait()
+            with contextlib.suppress(TimeoutError):  # it may be the one event that there will be
+                async with asyncio.timeout(ASK_AGAIN):
+                    await released.wait()
 
     async def run(self, *, paused: bool) -> int:  # noqa: ARG002 - TEST refuses one that is
         """GO: let the guest run; ns of the monotonic clock.

@@ -98,7 +98,7 @@ class Migrating:
             if working.done():
                 return working.result()
             log = self._handle.log
-            said = last_lines(log, self._log_from) or "it says nothing"
+            said = self.stream.why or last_lines(log, self._log_from) or "it says nothing"
             raise HypervisorError(f"xl does not go on: {said}", remedy=f"see {log}")
         finally:
             for task in (working, *others):

@@ -9,8 +9,8 @@ It plays the receiver towards xl, and hears the engine. In that order::
 
 So this program is the deadman as well: until GIVEN, the domain runs again on the source when the
 engine dies; from then on only when somebody says so, for the engine may have told the target to
-run it. Until HELD, that is also so where the engine lives and is frozen, and the domain has stood
-still for as long as it may.
+run it. That is also so where the engine lives and is frozen, and the domain has stood still for as
+long as it may.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Happened(enum.Enum):
     XL_CLOSED = "xl has closed its end"
     STREAM_CLOSED = "the way to the target has closed"
     ENGINE_GONE = "the engine is dead"
-    ENGINE_FROZEN = "the engine says nothing, and the domain must not stand still any longer"
+    ENGINE_FROZEN = "entourage stood still, and the domain for longer than --max-blackout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +142,13 @@ class Sender:
                 return ()
             case Phase.GIVEN | Phase.HELD, Happened.STREAM_CLOSED:
                 return ()  # the domain is there already
-            case Phase.HELD, Happened.ENGINE_GONE:
+            case Phase.HELD, Happened.ENGINE_GONE | Happened.ENGINE_FROZEN:
                 self._give_up = True
                 return ()
-            case Phase.STREAM, Happened.ENGINE_GONE | Happened.ENGINE_FROZEN:
+            case Phase.STREAM, Happened.ENGINE_GONE:
                 return self._over(_BACK)
+            case Phase.STREAM, Happened.ENGINE_FROZEN:
+                return self._over((Tell(Word.BROKEN, what.value), *_BACK))
             case _, Happened.ENGINE_FROZEN:
                 return ()
             case Phase.GIVEN, Happened.ENGINE_GONE:

@@ -155,7 +155,8 @@ class TransportEnd:
         self._writer: asyncio.StreamWriter | None = None
         self._said: dict[Word, asyncio.Event] = {word: asyncio.Event() for word in Word}
         self._gone = asyncio.Event()
-        self._why = ""
+        self.why = ""
+        """Why it has ended, where it says so."""
         self._order: dict[str, Any] = {}
 
     async def listen(self, order: dict[str, Any]) -> None:
@@ -181,7 +182,7 @@ class TransportEnd:
                 if word == "passed":
                     self.passed = int(rest)
                     continue
-                self._why = rest or self._why
+                self.why = rest or self.why
                 self._said[Word(word)].set()
         self._gone.set()
         writer.close()
@@ -194,7 +195,7 @@ class TransportEnd:
     async def gone(self) -> str:
         """Returns when it has ended; why, where it says so."""
         await self._gone.wait()
-        return self._why
+        return self.why
 
     def say(self, word: Word) -> None:
         """Tell it something; where it has gone, ``gone`` tells."""
@@ -221,7 +222,7 @@ class TransportEnd:
             said.cancel()
             gone.cancel()
         if not self._said[word].is_set():
-            because = f": {self._why}" if self._why else ""
+            because = f": {self.why}" if self.why else ""
             raise HypervisorError(f"the stream to the target has ended{because}")
 
     async def close(self) -> None:

@@ -97,7 +97,7 @@ class Transport:
         now = time.monotonic()
         silent = now - self._heard_at
         stopped = now - self._stopped_at if self._stopped_at else 0.0
-        return silent >= self._budget or (silent >= _SILENT and stopped >= self._budget)
+        return silent >= _SILENT and max(silent, stopped) >= self._budget
 
     def _pass_header(self) -> None:
         """The beginning of the stream, which says what the target's machine is made of."""

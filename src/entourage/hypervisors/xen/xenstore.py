@@ -16,6 +16,8 @@ from entourage.errors import HypervisorError, plain_words
 _SOCKETS = ("/run/xenstored/socket", "/var/run/xenstored/socket")
 _HEADER = struct.Struct("=IIII")
 _DIRECTORY, _READ, _WATCH, _EVENT, _ERROR = 1, 2, 4, 15, 16
+ASK_AGAIN = 2.0
+"""Seconds after which is asked again what no event has told."""
 RELEASED = "@releaseDomain"
 """Fires when any domain has been shut down, has suspended, or is gone."""
 

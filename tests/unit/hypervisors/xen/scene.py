@@ -85,6 +85,8 @@ class Scene(TwoHosts):
     def session(self) -> Session:
         """All that the source has open; only what goes into the journal is looked at."""
         return Session(
+            kind="move",
+            host="a",
             migration="m-1",
             source="a",
             target="b",
