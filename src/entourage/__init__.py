@@ -53,7 +53,8 @@ async def migrate(
     from entourage.devices.base import Options  # noqa: PLC0415
     from entourage.hosts.route import Route  # noqa: PLC0415
     from entourage.settings.load import load_settings  # noqa: PLC0415
-    from entourage.source.migration import Migration, Request  # noqa: PLC0415
+    from entourage.source.migration import Migration  # noqa: PLC0415
+    from entourage.source.request import Request  # noqa: PLC0415
 
     request = Request(
         domain=domain,

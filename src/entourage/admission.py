@@ -11,7 +11,7 @@ from entourage.errors import DomainBusy, UsageError
 from entourage.handover.rules import refuses_start
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.base import Hypervisor
-from entourage.hypervisors.registry import elsewhere, find_domain, in_directory
+from entourage.hypervisors.registry import elsewhere, find_domain
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock, lock_holder
 from entourage.settings.model import Settings
@@ -77,6 +77,11 @@ def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
                 f"a migration of {name} ({one.peer_host}) is not settled here: {one.record}",
                 remedy=f"`entourage recover {name}` first",
             )
+        if starts and one.record is Record.RAN and one.peer_is_a_save:
+            raise DomainBusy(
+                f"{name} was restored from {one.peer_host}, and that is not recorded there yet",
+                remedy=f"`entourage recover {name}` first",
+            )
         if starts and one.record is Record.RAN:
             raise DomainBusy(
                 f"{name} came from {one.peer_host}, which has not confirmed that it let go",
@@ -87,10 +92,11 @@ def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
     if starts and tombstone is not None:
         gone = next(one for one in decisions if one.record is tombstone)
         host = gone.peer_host
-        if gone.role is Role.SOURCE and in_directory(gone.of_source.hypervisor_there):
+        if gone.role is Role.SOURCE and gone.peer_is_a_save:
             raise DomainBusy(
                 f"{name} is saved in {host}, or was restored from there",
-                remedy=f"`entourage restore {host}`; another of that name needs its own uuid",
+                remedy=f"`entourage restore {host}`; if that is gone for good, its disks start"
+                " with another uuid",
             )
         raise DomainBusy(
             f"{name} moved to {host}: it is that host's",
@@ -119,7 +125,7 @@ def unsettled(
     for standing in journal.decisions(uuid):
         if not standing.settled:
             # Of what was handed over, the host that it came from knows the rest.
-            there = standing.record is Record.RAN and not standing.peer_host.startswith("/")
+            there = standing.record is Record.RAN and not standing.peer_is_a_save
             asks = standing.peer_host if there else keeper
             reason = f"an earlier migration of it is not settled ({standing.record})"
             remedy = f"run `entourage recover {standing.name}` on {asks}"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from entourage.errors import DeadlineError
 
 
 class Clock:
@@ -27,3 +32,25 @@ class Clock:
     def set_by(self, asked: int, answered: int, there: int) -> None:
         """The target's clock showed ``there`` between these two moments of ours."""
         self._ahead = there - (asked + answered) // 2
+
+
+@asynccontextmanager
+async def within(seconds: float, what: str, remedy: str) -> AsyncGenerator[None]:
+    """Give the body so many seconds.
+
+    Args:
+        seconds: How many.
+        what: What the body does, in words: ``its recovery``.
+        remedy: What the user can do where they are not enough.
+
+    Raises:
+        DeadlineError: They were not. A TimeoutError of the body's own is passed on.
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DeadlineError(f"{what} did not end within {seconds:g} s", remedy=remedy) from error

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from contextlib import asynccontextmanager
 from typing import Any
 
+from entourage.clock import within
 from entourage.devices.base import AnyController, Here
 from entourage.devices.registry import controller_class
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
@@ -190,9 +191,10 @@ class DeviceSteps:
 
         async def one(controller: AnyController) -> str:
             try:
-                async with asyncio.timeout(self._timeouts.recover_timeout):
+                remedy = "see what keeps it, or raise migration.recover-timeout"
+                async with within(self._timeouts.recover_timeout, "that", remedy):
                     await controller.let_go(self._here(controller, "let_go"))
-            except (EntourageError, OSError, TimeoutError) as error:
+            except (EntourageError, OSError) as error:
                 return f"{controller.device.label} is not cleaned up: {plain_words(error)}"
             return ""
 
@@ -240,13 +242,12 @@ class DeviceSteps:
             label = controller.device.label
             told = self._finished[label]
             start, problem = self._now(), ""
-            limit = asyncio.timeout(patience)
+            remedy = "see what keeps it, or raise migration.recover-timeout"
             try:
-                async with limit:
+                async with within(patience, "recovery", remedy):
                     await controller.recover(self._here(controller, "recover"), told)
             except (EntourageError, OSError) as error:
-                late = f"recovery did not end within {patience:g} s"
-                problem = late if limit.expired() else plain_words(error)
+                problem = plain_words(error)
             except Exception as error:  # noqa: BLE001 - a plugin's bug must not stop the others
                 problem = f"recovery failed: {error!r}"
             self._emit(

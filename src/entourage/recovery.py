@@ -19,7 +19,7 @@ from entourage.hypervisors.registry import all_domains, elsewhere, in_directory,
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import Holder, lock_holder
 from entourage.settings.model import Settings
-from entourage.source.ask import TargetQuery, declare_fenced, is_untold, note_told, tell
+from entourage.source.ask import TargetQuery, Way, declare_fenced, is_untold, note_told, tell
 from entourage.source.reattach import reattach_source
 from entourage.target.reattach import reattach_target
 
@@ -51,6 +51,19 @@ _MEANS_SAVE: dict[Record, str] = {
 _SETTLED_SAVE: dict[Record, str] = {
     Record.BACK: "a save in {peer} was given up; it is this host's",
     Record.GONE: "it was saved in {peer}",
+}
+_MEANS_KEPT: dict[Record, str] = {
+    Record.ARMED: "it was being restored; whether it runs is in doubt",
+    Record.BACK: "it was not restored; its claim is not given up",
+    Record.GONE: "it was restored; that is not noted in it",
+    Record.GO: "it is whole; whether it has its name yet is not recorded",
+    Record.RAN: "it stands; {peer} has not confirmed that its copy is ended",
+}
+_SETTLED_KEPT: dict[Record, str] = {
+    Record.BACK: "it was not restored, and can be",
+    Record.GONE: "it was restored",
+    Record.NEVER: "{peer} has given it up",
+    Record.OWNS: "{peer} has saved it",
 }
 _UNDER_WAY = frozenset({Record.ARMED, Record.OPEN})
 _MIGRATES = " migrates "  # in what either half says that it does
@@ -157,8 +170,10 @@ async def status(settings: Settings, *, everything: bool = False) -> list[Standi
 def _meaning(decision: Decision) -> str:
     """What a record means, in a sentence with a place for the other host's name."""
     known = _SETTLED if decision.settled else _MEANS
-    if decision.role is Role.SOURCE and in_directory(decision.of_source.hypervisor_there):
+    if decision.role is Role.SOURCE and decision.peer_is_a_save:
         known = known | (_SETTLED_SAVE if decision.settled else _MEANS_SAVE)
+    elif in_directory(decision.hypervisor):  # what is kept for the save itself
+        known = known | (_SETTLED_KEPT if decision.settled else _MEANS_KEPT)
     return known[decision.record]
 
 
@@ -204,7 +219,7 @@ def _remedy(decision: Decision, *, busy: bool) -> str:
         return told if is_untold(decision) else ""
     if busy:
         return "wait: it is being worked on"
-    if decision.record is Record.RAN and not decision.peer_host.startswith("/"):
+    if decision.record is Record.RAN and not decision.peer_is_a_save:
         return f"entourage recover {decision.name}, on {decision.peer_host}"
     return f"entourage recover {decision.name}"
 
@@ -257,7 +272,7 @@ async def _recover_all(
     fenced: bool,
 ) -> list[Recovered]:
     done: list[Recovered] = []
-    silent = set[str]()  # hosts that have not answered
+    silent = set[Way]()  # see ``TargetQuery``
     for decision in journal.decisions():
         if decision.role not in roles or (decision.settled and not is_untold(decision)):
             continue
@@ -278,7 +293,12 @@ async def _recover_all(
 
 
 async def _settle(
-    journal: Journal, settings: Settings, decision: Decision, silent: set[str], *, fenced: bool
+    journal: Journal,
+    settings: Settings,
+    decision: Decision,
+    silent: set[Way],
+    *,
+    fenced: bool,
 ) -> Recovered:
     if decision.settled:
         problems = await tell(journal, settings, decision, silent)
@@ -299,7 +319,7 @@ async def _settle(
             # Of a device; what concerns the domain is among the findings.
             devices = [str(error) for error in failed if error.device]
             return _report(journal, decision, arrival.findings, [*arrival.problems, *devices])
-    if fenced and in_directory(decision.of_source.hypervisor_there):
+    if fenced and decision.peer_is_a_save:
         raise UsageError(
             f"{decision.peer_host} is a directory, whose record is on this host",
             remedy=f"`entourage recover {decision.name}`, without --target-is-fenced",

@@ -22,7 +22,6 @@ OTHER = f"{SHARED}/again"
 KEPT = (
     "/run/entourage/afar*",
     "/var/lib/entourage/afar*",
-    "/var/lib/entourage/saves-holder",
 )
 FPGA = """
 [[external]]

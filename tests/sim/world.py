@@ -10,7 +10,8 @@ from entourage.domain import Domain
 from entourage.events import MemoryLanded, RollbackStarted
 from entourage.hosts.route import Route
 from entourage.settings.model import AgentSettings, MigrationSettings, PathSettings, Settings
-from entourage.source.migration import Migration, Request
+from entourage.source.migration import Migration
+from entourage.source.request import Request
 from tests.sim.disk import Connection
 from tests.sim.guest import BUDGET, FREE, At, Copy, Guest
 from tests.sim.host import Host

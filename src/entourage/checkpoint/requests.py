@@ -15,7 +15,7 @@ from entourage.hypervisors.registry import starter_of_files
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import save_name
 from entourage.settings.model import Settings
-from entourage.source.migration import Request
+from entourage.source.request import Request
 
 _LOOPBACK = "127.0.0.1"  # where nothing goes: memory stays on this host
 _INSTEAD = {"xen": "xl save"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from entourage.errors import EntourageError, UsageError, plain_words
-from entourage.hosts.proxy_agent import own_settings
-from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.hypervisor import holder_of
+from entourage.hypervisors.saved.machine import objections
 from entourage.settings.model import Settings
 
 
@@ -73,16 +73,13 @@ def _looked_at(settings: Settings, directory: Path) -> Saved:
         manifest = manifests.read_manifest(directory)
     except UsageError as error:
         return Saved(directory=str(directory), against=(str(error),))
-    against: list[str] = []
     try:
-        holder = claim.holder(Path(own_settings(settings).paths.state))
-        if problem := claim.objection(directory, holder):
-            against.append("; ".join(problem))
+        found = objections(directory, manifest, holder_of(settings))
+        against = [f"{one.reason} ({one.remedy})" for one in found]
     except (EntourageError, OSError) as error:
-        against.append(plain_words(error))
+        against = [plain_words(error)]
     if manifests.is_copy(directory, manifest):
         against.append("it is a copy: --only-copy, if no other is restored")
-    against += [what for seal in manifest.disks if (what := manifests.changed(seal))]
     return Saved(
         directory=str(directory),
         domain=manifest.domain.name,

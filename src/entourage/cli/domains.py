@@ -33,11 +33,17 @@ NOT_THERE: Final = frozenset({"shut off", "crashed"})
 
 
 class Departed(msgspec.Struct, frozen=True, kw_only=True):
-    """A domain that left this host."""
+    """A domain that left this host.
+
+    Attributes:
+        host: Where to; of one that is saved the directory.
+        is_saved: Whether it is.
+    """
 
     name: str
     uuid: str
     host: str
+    is_saved: bool = False
 
 
 def start(settings: Settings, file: Path | None, name: str, connect: str | None = None) -> None:
@@ -121,15 +127,10 @@ def listing(states: Sequence[DomainState], gone: Sequence[Departed]) -> list[str
         for one in sorted(states, key=lambda one: one.name)
     ]
     rows += [
-        (one.name, one.uuid, _where(one.host), "-", "-")
+        (one.name, one.uuid, f"{'saved in' if one.is_saved else 'moved to'} {one.host}", "-", "-")
         for one in sorted(gone, key=lambda one: one.name)
     ]
     return columns(("Name", "UUID", "State", "Memory", "vCPUs"), rows, right=(3, 4))
-
-
-def _where(host: str) -> str:
-    """Where a domain has gone: to a host, or into the directory of a save."""
-    return f"saved in {host}" if host.startswith("/") else f"moved to {host}"
 
 
 def departed(settings: Settings) -> list[Departed]:
@@ -144,8 +145,10 @@ def departed(settings: Settings) -> list[Departed]:
             if one.never_came:
                 continue
             left = one.role is Role.SOURCE and one.record is Record.GONE
-            gone = Departed(name=one.name, uuid=one.domain, host=one.peer_host) if left else None
-            newest.setdefault(one.domain, gone)
+            gone = Departed(
+                name=one.name, uuid=one.domain, host=one.peer_host, is_saved=one.peer_is_a_save
+            )
+            newest.setdefault(one.domain, gone if left else None)
     return [one for one in newest.values() if one is not None]
 
 

@@ -11,7 +11,8 @@ from entourage.cli.signals import signals_to
 from entourage.cli.tell import tell, tell_bug
 from entourage.errors import EntourageError
 from entourage.events import Finished, Outcome
-from entourage.source.migration import Migration, Request
+from entourage.source.migration import Migration
+from entourage.source.request import Request
 
 EXIT_STATUS: Final[dict[Outcome, int]] = {
     "moved": 0,

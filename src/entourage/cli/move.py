@@ -128,7 +128,7 @@ def migrate(
 
     from entourage.cli import options  # noqa: PLC0415
     from entourage.cli.migrate import migrate as run_migration  # noqa: PLC0415
-    from entourage.source.migration import Request  # noqa: PLC0415
+    from entourage.source.request import Request  # noqa: PLC0415
 
     def make_request(note: Callable[[str], None]) -> Request:
         where = options.destination(host)

@@ -47,7 +47,7 @@ def save(
     from entourage.checkpoint.requests import save_request
     from entourage.cli import options
     from entourage.cli.migrate import migrate
-    from entourage.source.migration import Request
+    from entourage.source.request import Request
 
     def make_request(note: Callable[[str], None]) -> Request:
         settings = options.read_settings(config, note)
@@ -85,7 +85,7 @@ def restore(
     from entourage.checkpoint.requests import restore_request
     from entourage.cli import options
     from entourage.cli.migrate import migrate
-    from entourage.source.migration import Request
+    from entourage.source.request import Request
 
     def make_request(note: Callable[[str], None]) -> Request:
         settings = options.read_settings(config, note)

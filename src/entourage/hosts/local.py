@@ -13,8 +13,12 @@ from pathlib import Path
 from entourage.errors import HypervisorError, plain_words, what_to_do
 
 
-def listening_here(path: Path) -> socket.socket:
+def listening_here(path: Path, owner: int = -1) -> socket.socket:
     """A unix socket at ``path`` that only this user can connect to; one that is there is replaced.
+
+    Args:
+        path: Where; its directory is made, 0700.
+        owner: Who may connect beside root, by number.
 
     Raises:
         HypervisorError: It cannot be made.
@@ -28,7 +32,9 @@ def listening_here(path: Path) -> socket.socket:
                 path.unlink()
         server.bind(str(path))
         os.chmod(path, 0o600, follow_symlinks=True)  # noqa: PTH101 - bind made no link
-        server.listen(1)
+        if owner >= 0:
+            os.chown(path, owner, -1)
+        server.listen(8)
         server.settimeout(0)
     except OSError as error:
         server.close()

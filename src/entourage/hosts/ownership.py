@@ -15,12 +15,12 @@ from pathlib import Path
 
 import msgspec
 
+from entourage import durable
 from entourage.hosts.fileid import id_of
 
 RECORD = "owners.json"
 """The name of a record, in a directory that is not removed while it is there."""
 _VERSION = 1
-_MAKE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class GivenFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,14 +154,4 @@ def _read(record: Path) -> tuple[GivenFile, ...]:
 
 def _write(record: Path, files: tuple[GivenFile, ...]) -> None:
     """Write the record; the disk knows it when this returns."""
-    scratch = record.with_suffix(".new")
-    with os.fdopen(os.open(scratch, _MAKE, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(_Record(version=_VERSION, files=files)))
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(record)
-    directory = os.open(record.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    durable.write(record, msgspec.json.encode(_Record(version=_VERSION, files=files)))

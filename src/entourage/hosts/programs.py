@@ -6,10 +6,20 @@ import asyncio
 import contextlib
 import os
 import shutil
+from typing import Any
+
+import msgspec
 
 from entourage.errors import DeviceError
 
 _LOOKS_FOR = 30.0  # seconds
+
+
+class _Info(msgspec.Struct):
+    """What ``qemu-img info`` says of an image."""
+
+    filename: str
+    details: dict[str, Any] = msgspec.field(name="format-specific", default_factory=dict[str, Any])
 
 
 async def run(*command: str) -> tuple[int, str, str]:
@@ -64,6 +74,39 @@ async def qemu_img_info(path: str, image_format: str, *options: str) -> str:
             f"qemu-img could not read {path}, or what it is built on, in {_LOOKS_FOR:g} s",
             remedy="see what it waits for: qemu-img info --backing-chain",
         ) from None
+
+
+async def files_of_image(path: str, image_format: str) -> list[str]:
+    """The files that an image consists of: itself, what it is built on, where its data is.
+
+    Raises:
+        DeviceError: It cannot be read, or names what is no file.
+    """
+    if image_format == "raw":
+        return [path]
+    text = await qemu_img_info(path, image_format, "--backing-chain")
+    try:
+        chain = msgspec.json.decode(text, type=list[_Info])
+    except msgspec.MsgspecError as error:
+        raise DeviceError(
+            f"qemu-img info says what cannot be understood: {error}",
+            remedy=f"try it by hand: qemu-img info --backing-chain {path}",
+        ) from error
+    found = [path, *(local_path(one.filename, path) for one in chain[1:])]
+    data = (one.details.get("data", {}).get("data-file") for one in chain)
+    return [*found, *(local_path(str(name), path) for name in data if name)]
+
+
+def local_path(name: str, top: str) -> str:
+    """The path of a file that an image names, or a DeviceError where it is none."""
+    path = name.removeprefix("file:")
+    if not path.startswith("/"):
+        raise DeviceError(
+            f"{top} names {name}, which is no absolute path of a file",
+            remedy="name it by one, while the domain is off: qemu-img rebase -u -b, or"
+            " qemu-img amend -o data_file=",
+        )
+    return path
 
 
 async def qemu_img(*arguments: str) -> str:

@@ -37,7 +37,7 @@ def proxy_settings(settings: Settings) -> Settings:
 def own_settings(settings: Settings) -> Settings:
     """This host's own settings, also where these are its proxy agents' already."""
     paths = settings.paths
-    if Path(paths.state).name != _AFAR:
+    if not Path(paths.state).name == Path(paths.run).name == _AFAR:
         return settings
     places = {name: str(Path(getattr(paths, name)).parent) for name in ("state", "run")}
     return msgspec.structs.replace(settings, paths=msgspec.structs.replace(paths, **places))

@@ -73,26 +73,3 @@ def is_on_local_storage(path: Path) -> bool:
         if real.is_relative_to(mounted) and len(mounted.parts) >= longest:
             kind, longest = after.split()[0], len(mounted.parts)
     return kind in _LOCAL
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file, 0600, whole or not at all; it is on the disk when this returns. Blocks."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.unlink(missing_ok=True)
-    handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(handle, "wb") as file:  # noqa: PTH123 - made with these rights
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-    scratch.rename(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Wait until the names in a directory are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

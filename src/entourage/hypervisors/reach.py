@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.values import DataPlane
+from entourage.hypervisors.values import DataPlane, LocalData
 
 PRIVILEGED = 1024
 """Ports below it are those of the system's own services."""
@@ -31,6 +31,22 @@ def check_reach(plane: DataPlane, host: str, port: int, what: str) -> None:
             f"the target has {what} go to {host} port {port}, and was asked for"
             f" {plane.address}, ports {first} to {last}",
             remedy=NOT_OURS,
+        )
+
+
+def check_local(local: LocalData, uri: str) -> None:
+    """See that memory that does not leave this host goes to the socket that was named for it.
+
+    Args:
+        local: What the other half was asked to listen at.
+        uri: What it says that it listens at.
+
+    Raises:
+        HypervisorError: It is something else.
+    """
+    if uri != f"unix:{local.socket}":
+        raise HypervisorError(
+            f"memory is to go to {uri!r}, and does not leave this host", remedy=NOT_OURS
         )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from entourage import durable
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import TpmFacts
-from entourage.hypervisors.files import sync_directory
 
 _SWTPM = "swtpm"
 # swtpm's blobheader (src/swtpm/swtpm_nvstore.c): versions, its own size, flags, the file's length.
@@ -77,7 +77,7 @@ def sync_state(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    sync_directory(directory)
+    durable.sync_directory(directory)
 
 
 def _not_whole(path: Path) -> HypervisorError:
@@ -90,4 +90,4 @@ def _not_whole(path: Path) -> HypervisorError:
 def sync_parents(directory: Path) -> None:
     """Wait until the directory of a TPM's state is known on the disk: once it is made. Blocks."""
     for part in (directory.parent, directory.parent.parent):
-        sync_directory(part)
+        durable.sync_directory(part)

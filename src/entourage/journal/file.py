@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from entourage import durable
 from entourage.errors import JournalError
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _make_directory(directory: Path) -> None:
     _make_directory(directory.parent)
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-    _sync_directory(directory.parent)
+    durable.sync_directory(directory.parent)
 
 
 def _make(path: Path) -> None:
@@ -213,15 +214,7 @@ def _make(path: Path) -> None:
             os.link(scratch, path)
     finally:
         scratch.unlink()
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    durable.sync_directory(path.parent)
 
 
 def _look_inside(path: Path, connection: sqlite3.Connection) -> None:

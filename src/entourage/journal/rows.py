@@ -78,6 +78,11 @@ class Decision:
         return details.hypervisor
 
     @property
+    def peer_is_a_save(self) -> bool:
+        """Whether its other end is the directory of a save, and no host: a path, in its name."""
+        return self.peer_host.startswith("/")
+
+    @property
     def settled(self) -> bool:
         """Decided, and nothing left to be done here."""
         return self.record in TERMINAL and self.clean

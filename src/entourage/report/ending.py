@@ -127,6 +127,10 @@ def _of_a_save(started: MigrationStarted, finished: Finished) -> Text | None:
             return Text(f"{domain} can be {done} {directory}; nothing was touched", "bold green")
         case "failed":
             return Text(f"{domain} was not {done} {directory}", style="bold red")
+        case "in-doubt" if finished.runs_on:
+            known = f"{domain} is saved in {directory}" if saves else f"{domain} runs on this host"
+            text = Text(f"{known}; that is not recorded", style="bold red")
+            return text.append(f": type `entourage recover {domain}`", style="not bold")
         case "rolled-back" if not saves:
             return Text(f"{domain} was not restored; {directory} is as it was", "bold yellow")
         case "moved":

@@ -47,16 +47,16 @@ async def come_back(
     if failed is None or not _CAME_BACK.isdisjoint(side.findings):
         return problems
     name, source = session.machine.domain.name, session.source
-    recover = f"mend that, then `entourage recover {name}` on {source}"
+    recover = f"mend that, then `entourage recover {name}` on {session.host}"
     if side.runs_again or side.state.guest is Guest.DEAD:
         return [*problems, f"{source} cannot finish going back: {plain_words(failed)} ({recover})"]
-    said = (
-        f"{name} may stand still on {source}, which cannot let it run again: {plain_words(failed)};"
-        f" {session.target} was not told to run it"
-    )
+    said = f"{name} may stand still on {source}, which cannot let it run again"
+    if session.kind == "restore":
+        said = f"the claim on {source} cannot be given up"
+    said += f": {plain_words(failed)}; {session.target} was not told to run it"
     raise InDoubt(
         "; ".join([said, *problems]),
-        host=source,
+        host=session.host,
         remedy=recover,
     ) from failed
 

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
@@ -48,23 +48,31 @@ _ACTS_WITHIN: Final = 10.0  # seconds for another agent there to do what it is a
 _AGAIN: Final = 0.5  # seconds between two questions to a host that is still at it
 
 
+Way: TypeAlias = tuple[str, str]
+"""A target's host and hypervisor: one host may be reached in several ways."""
+
+
 class TargetQuery:
     """Asks the target of one migration what it decided, over a new link.
 
     Args:
         settings: This host's.
         decision: The migration.
-        silent: The hosts that have not answered just before: they are not asked again.
+        silent: The ways to a target by which none has answered just before: none is taken again.
     """
 
     def __init__(
-        self, settings: Settings, decision: Decision, silent: set[str] | None = None
+        self, settings: Settings, decision: Decision, silent: set[Way] | None = None
     ) -> None:
         reach = decision.of_source.ssh or settings.ssh
         self._settings = replace(settings, ssh=reach)
         self._decision = decision
-        self._silent = set[str]() if silent is None else silent
+        self._silent = set[Way]() if silent is None else silent
         self._link: Link | None = None
+
+    @property
+    def _way(self) -> Way:
+        return self._decision.peer_host, self._decision.of_source.hypervisor_there
 
     def send(self, message: Message) -> None:
         """Send a hand-over message, if there is a link."""
@@ -101,7 +109,7 @@ class TargetQuery:
         try:
             last = await self.talk(take)
         except (LinkError, TimeoutError):
-            self._silent.add(self._decision.peer_host)
+            self._silent.add(self._way)
             raise
         patience = time.monotonic() + _ACTS_WITHIN
         while last is not None and not last.settled and time.monotonic() < patience:
@@ -125,7 +133,7 @@ class TargetQuery:
             LinkError, TimeoutError: It cannot be reached, or does not answer.
             EntourageError: This host could not do what follows from the answer.
         """
-        if self._decision.peer_host in self._silent:
+        if self._way in self._silent:
             raise LinkLost("it did not do so just before", host=self._decision.peer_host)
         problems: list[str] = []
         broken: list[Exception] = []
@@ -229,7 +237,7 @@ def is_untold(decision: Decision) -> bool:
 
 
 async def tell(
-    journal: Journal, settings: Settings, decision: Decision, silent: set[str]
+    journal: Journal, settings: Settings, decision: Decision, silent: set[Way]
 ) -> list[str]:
     """Tell the target what was decided here, over a new link.
 

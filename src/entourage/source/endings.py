@@ -62,14 +62,15 @@ def raise_doubt(session: Session, error: Exception, *, runs_there: bool) -> NoRe
         InDoubt: Always.
     """
     name, target = session.machine.domain.name, session.target
+    done = "is saved in" if session.kind == "save" else "runs on"
     said = (
-        f"{name} runs on {target}, and this host could not act on it"
+        f"{name} {done} {target}, and this host could not act on it"
         if runs_there
         else f"{target} was told to run {name}, and this host cannot go on"
     )
     cause = ours(error)
     raise InDoubt(
         f"{said}: {cause}",
-        host=session.source,
-        remedy=f"mend that, then `entourage recover {name}` on {session.source}",
+        host=session.host,
+        remedy=f"mend that, then `entourage recover {name}` on {session.host}",
     ) from cause

@@ -8,12 +8,10 @@ import datetime as dt
 import uuid
 from typing import Any, NoReturn
 
-import msgspec
-
 from entourage import messages, testpoints
 from entourage.clock import Clock
 from entourage.device_steps import DeviceSteps, source_controllers
-from entourage.devices.base import Options, check_options
+from entourage.devices.base import check_options
 from entourage.errors import (
     EntourageError,
     GuestEnded,
@@ -45,47 +43,20 @@ from entourage.handover.values import (
     Record,
     Role,
 )
-from entourage.hosts.route import Route
 from entourage.journal.journal import Decision
-from entourage.settings.model import Settings
 from entourage.source.abort import come_back
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
 from entourage.source.endings import guest_ended, raise_doubt
 from entourage.source.outcome import await_outcome
 from entourage.source.phases import Phases
+from entourage.source.request import Request
 from entourage.source.role import SourceSide
 from entourage.source.session import Session, open_session
 from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 
 _OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused"}
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user asked for.
-
-    Attributes:
-        domain: The domain's name.
-        route: How the target is reached.
-        connect: The URI of the libvirtd that has the domain; None: whoever on this host has it.
-        settings: This host's settings, with what the command line changed.
-        options: What concerns devices.
-        live: False stops the guest before its memory is copied.
-        tool: An external migration tool for every class (``--tool``).
-        dry_run: TEST only.
-        paused: The guest is not to run where it goes, also if it runs here.
-    """
-
-    domain: str
-    route: Route
-    connect: str | None = None
-    settings: Settings = Settings()
-    options: Options = Options()
-    live: bool = True
-    tool: str | None = None
-    dry_run: bool = False
-    paused: bool = False
 
 
 class Migration:

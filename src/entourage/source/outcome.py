@@ -52,15 +52,26 @@ async def await_outcome(
         await side.take(Input.UNREACHABLE)  # after what is being acted on, if anything is
         if decided.is_set() or side.state.record in TERMINAL:
             return False  # as where this process stood still, and time and answer came together
-        name = session.machine.domain.name
-        told = session.failures_there.last
-        raise InDoubt(
-            f"{session.target} was told to run {name} and has not answered since"
-            f"{f', but for this: {told.message}' if told else ''}; the copy here stays stopped",
-            host=session.source,
-            remedy=f"once {session.target} can be reached: `entourage recover {name}`; if it is off"
-            f" for good: `entourage recover {name} --target-is-fenced`",
-        ) from None
+        raise _not_answered(session) from None
+
+
+def _not_answered(session: Session) -> InDoubt:
+    """What is told where the target has not said what it decided."""
+    name, told = session.machine.domain.name, session.failures_there.last
+    asked = "to keep" if session.kind == "save" else "to run"
+    stays = "the save stays claimed" if session.kind == "restore" else "the copy here stays stopped"
+    remedy = (
+        f"once {session.target} can be reached: `entourage recover {name}`; if it is off"
+        f" for good: `entourage recover {name} --target-is-fenced`"
+    )
+    if session.kind != "move":  # its other half is a process of this host
+        remedy = f"see that the save's storage answers, then `entourage recover {name}`"
+    return InDoubt(
+        f"{session.target} was told {asked} {name} and has not answered since"
+        f"{f', but for this: {told.message}' if told else ''}; {stays}",
+        host=session.host,
+        remedy=remedy,
+    )
 
 
 async def _answered(link: Link, side: SourceSide, decided: asyncio.Event) -> bool:

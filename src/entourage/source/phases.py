@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from typing import NoReturn
 
@@ -174,13 +175,15 @@ class Phases:
         """Complete the disk copies, send the last pages, wait until both sides have it all."""
         session, devices = self._session, self._devices
         since = self._clock.now()
-        if flush := await self._pre_switchover():
+        async with self._memory_shown():
+            flush = await session.machine.pre_switchover()
+        if flush:
             self._blackout.name(flush, session.source, until=self._clock.now(), since=since)
         with self._blackout.span("disk copies complete", session.source):
             await devices.settled()
         with self._blackout.span("last memory", session.source):
             await session.machine.continue_switchover()
-            async with asyncio.TaskGroup() as group:
+            async with self._memory_shown(), asyncio.TaskGroup() as group:
                 cookie = group.create_task(session.machine.landed())
                 group.create_task(session.landed_there())
         if data := cookie.result():
@@ -188,12 +191,11 @@ class Phases:
         session.landed = True
         self._emit(MemoryLanded(at=self._clock.now()))
 
-    async def _pre_switchover(self) -> str:
-        """See ``Machine.pre_switchover``; a save copies all of memory meanwhile."""
+    def _memory_shown(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Where the guest stands still for as long as all of memory takes, show how far that is."""
         if self._session.kind == "move":
-            return await self._session.machine.pre_switchover()
-        async with run_alongside(self._show_memory()):
-            return await self._session.machine.pre_switchover()
+            return contextlib.nullcontext()
+        return run_alongside(self._show_memory())
 
     async def _show_memory(self) -> NoReturn:
         """Show how far memory is where its guest stands still until all of it is there."""

@@ -83,7 +83,9 @@ class Session:
 
     Attributes:
         migration: The migration's id.
-        source, target: The names of both hosts.
+        kind: What is done with the domain.
+        host: This host's name.
+        source, target: The names of both hosts; of a save, its directory is one of them.
         hypervisor: The name of this host's.
         hypervisor_there: The name of the target's, of the same kind: who has it is asked.
         machine: The running domain.
@@ -100,6 +102,8 @@ class Session:
     """
 
     migration: str
+    kind: Kind
+    host: str
     source: str
     target: str
     hypervisor: str
@@ -126,13 +130,6 @@ class Session:
         return self.machine.domain.uuid or ""
 
     @property
-    def kind(self) -> Kind:
-        """What is done with the domain."""
-        if in_directory(self.hypervisor_there):
-            return "save"
-        return "restore" if in_directory(self.hypervisor) else "move"
-
-    @property
     def is_agentless(self) -> bool:
         """Whether no Entourage is on the target, and a proxy agent answers for it."""
         there = elsewhere(self.hypervisor_there)
@@ -141,7 +138,7 @@ class Session:
     @property
     def keeper(self) -> str:
         """The host that the target's half of the record is on."""
-        return self.target if self.kind == "move" and not self.is_agentless else self.source
+        return self.target if self.kind == "move" and not self.is_agentless else self.host
 
     @property
     def weaker(self) -> str:
@@ -231,6 +228,13 @@ class Session:
     async def landed_there(self) -> None:
         """Wait until the target has said that all of memory is there."""
         await self.has_landed_there.wait()
+
+
+def _kind(hypervisor: str, hypervisor_there: str) -> Kind:
+    """What is done with a domain, by the names of both hypervisors."""
+    if in_directory(hypervisor_there):
+        return "save"
+    return "restore" if in_directory(hypervisor) else "move"
 
 
 def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
@@ -324,6 +328,8 @@ async def open_session(
             )
         yield Session(
             migration=migration,
+            kind=_kind(hypervisor.name, there),
+            host=socket.gethostname(),
             source=source,
             target=target,
             hypervisor=hypervisor.name,

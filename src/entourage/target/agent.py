@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from entourage import messages
 from entourage.admission import arrival_generation, unsettled
+from entourage.clock import within
 from entourage.devices.base import AnyController, There
 from entourage.domain import Domain
 from entourage.errors import (
@@ -227,7 +228,9 @@ class Agent:
         if ask.half == "test":
             return await self._checking.run(half(self._there, ask.request))
         if ask.half == "recover":
-            async with asyncio.timeout(self._settings.migration.recover_timeout):
+            patience = self._settings.migration.recover_timeout
+            remedy = "see what keeps it there, or raise migration.recover-timeout there"
+            async with within(patience, f"the recovery of {ask.device} there", remedy):
                 return await half(self._there, ask.request)
         there, _ = self._making()
         return await self._arrival_tasks.run(half(there, ask.request))

@@ -52,6 +52,10 @@ class Caller:
         """
         if self.local:
             return
+        if said.startswith("/"):  # so is a save called, which no other host has here
+            raise UsageError(
+                f"{said!r} is no name of a host", host=host, remedy="name it otherwise"
+            )
         named = (self.source,) if self.source else settings.sources
         if not any(fnmatchcase(said, pattern) for pattern in named):
             where = "--source in authorized_keys" if self.source else "agent.sources"

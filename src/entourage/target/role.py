@@ -5,11 +5,11 @@ Used by the agent while its link lives, and by ``entourage recover`` after a cra
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from entourage.clock import within
 from entourage.devices.base import AnyController, There
 from entourage.errors import (
     EntourageError,
@@ -101,7 +101,8 @@ class TargetSide:
     @property
     def _where(self) -> str:
         """Where the user types what mends this half, as seen from the source."""
-        return "here" if self._agentless else "there"
+        saves = self._there is not None and self._there.incoming.is_save
+        return "here" if self._agentless or saves else "there"
 
     @property
     def domain(self) -> str:
@@ -207,10 +208,12 @@ class TargetSide:
         halves = [(controller, controller.persist) for controller in self._controllers]
         if released:  # the network first: it still looks for the guest on the source
             halves = [(each, each.arrived) for each in self._controllers] + halves
+        # Nobody hears GO before; afterwards a device may take its time (an image's room, say).
+        patience = self._there.settings.migration.recover_timeout if released else _SYNCS_WITHIN
         failed = False
         for controller, half in halves:
             try:
-                async with asyncio.timeout(_SYNCS_WITHIN):  # nobody hears GO, or RAN, before
+                async with within(patience, "that", "see what keeps it, and whether it is done"):
                     await half(self._there)
             except (EntourageError, OSError) as error:
                 failed = True

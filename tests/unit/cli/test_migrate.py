@@ -22,7 +22,7 @@ from entourage.errors import (
     UsageError,
 )
 from entourage.events import AnyEvent, Finished, GoSent, Listener, RollbackStarted
-from entourage.source.migration import Request
+from entourage.source.request import Request
 from entourage.steps import Refusal
 from tests.unit.report.test_samples import refused, rolled_back, started, success
 

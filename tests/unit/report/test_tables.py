@@ -236,13 +236,15 @@ tpm/tpm0      PREPARE          20 ms   ✗ exit status 1"""
         ("save", "clean-up-incomplete", "web1 is saved in /srv/x, in 2 s; not everything"),
         ("restore", "moved", "web1 is restored from /srv/x, in 2 s"),
         ("restore", "rolled-back", "web1 was not restored; /srv/x is as it was"),
-        ("restore", "in-doubt", "It is not certain who runs web1"),
+        ("save", "in-doubt", "web1 is saved in /srv/x; that is not recorded: type `entourage"),
+        ("restore", "in-doubt", "web1 runs on this host; that is not recorded: type `entourage"),
     ],
 )
 def test_the_end_of_a_save(kind: Kind, outcome: Outcome, says: str) -> None:
     source, target = ("a", "/srv/x") if kind == "save" else ("/srv/x", "this host")
     began = msgspec.structs.replace(started(), kind=kind, source=source, target=target)
-    over = Finished(at=2, outcome=outcome, seconds=2, runs_on="a" if "roll" in outcome else "")
+    runs_on = {"rolled-back": "a", "in-doubt": target}.get(outcome, "")
+    over = Finished(at=2, outcome=outcome, seconds=2, runs_on=runs_on)
     [*_, sentence] = ending([began, over], quiet=True)
     assert says in str(sentence)
 

@@ -22,8 +22,9 @@ from entourage.handover.values import Input, Record
 from entourage.hosts.route import Route
 from entourage.report.ending import ending
 from entourage.settings.model import MigrationSettings, Settings
-from entourage.source.migration import Migration, Request
+from entourage.source.migration import Migration
 from entourage.source.outcome import await_outcome
+from entourage.source.request import Request
 from tests.unit.report.test_samples import started
 from tests.unit.report.test_tables import text_of
 
@@ -51,6 +52,8 @@ def migration(side: Side) -> tuple[Any, Any, list[AnyEvent]]:
 
     noted: list[str] = []
     session = SimpleNamespace(
+        kind="move",
+        host="a",
         source="a",
         target="b",
         machine=SimpleNamespace(domain=Domain(name="web1", memory=1 << 30)),

@@ -233,7 +233,7 @@ async def test_a_host_that_did_not_answer_is_not_asked_again_in_the_same_run(
         pytest.fail("it did not answer")
 
     monkeypatch.setattr(ask, "agent_link", linked)
-    silent = set[str]()
+    silent = set[ask.Way]()
     for _ in range(2):
         with pytest.raises(LinkLost):
             await TargetQuery(Settings(), ARMED, silent).settle(take)

@@ -33,6 +33,8 @@ async def test_how_it_ended_and_what_to_do(why: str, said: str, remedy: str) -> 
     session: Any = SimpleNamespace(
         machine=SimpleNamespace(domain=SimpleNamespace(name="web1"), died=died),
         source="a",
+        host="a",
+        kind="move",
         target="b",
         hypervisor="xen",
     )

@@ -15,7 +15,8 @@ from entourage.events import AnyEvent
 from entourage.handover.values import Finding, Guest, Heard, Input, Record
 from entourage.hosts.route import Route
 from entourage.source.abort import come_back
-from entourage.source.migration import Migration, Request
+from entourage.source.migration import Migration
+from entourage.source.request import Request
 from entourage.source.session import FailuresThere
 
 
@@ -47,6 +48,8 @@ def session() -> Any:
 
     return SimpleNamespace(
         source="a",
+        host="a",
+        kind="move",
         target="b",
         keeper="b",
         machine=SimpleNamespace(domain=Domain(name="web1", memory=1 << 30)),

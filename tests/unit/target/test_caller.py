@@ -58,6 +58,8 @@ def test_a_stranger_saves_nothing_here(hypervisor: str) -> None:
     with pytest.raises(UsageError, match="not among those"):
         Caller().check("a", hypervisor, DEFAULT, "b")
     Caller(proxy=True, local=True).check("a", hypervisor, DEFAULT, "b")
+    with pytest.raises(UsageError, match="no name of a host"):
+        Caller().check("/srv/web1", "qemu", DEFAULT, "b")
 
 
 def test_the_settings_may_allow_more_and_less() -> None:

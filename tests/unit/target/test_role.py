@@ -37,6 +37,7 @@ class Disk:
     """An incoming machine on a host whose disk may be full."""
 
     full: bool = True
+    is_save: bool = False
     did: list[str] = field(default_factory=list[str])
     agentless: None = None
 

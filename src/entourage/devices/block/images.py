@@ -17,7 +17,7 @@ import msgspec
 
 from entourage.devices.block import storage
 from entourage.errors import DeviceError, what_to_do
-from entourage.hosts.programs import qemu_img, qemu_img_info
+from entourage.hosts.programs import local_path, qemu_img, qemu_img_info
 
 _MARGIN = 16 << 20
 
@@ -101,18 +101,6 @@ def _chain(path: str, text: str) -> list[Image]:
         _image(path if at == 0 else local_path(info["filename"], path), info["format"], info)
         for at, info in enumerate(msgspec.json.decode(text, type=list[dict[str, Any]]))
     ]
-
-
-def local_path(name: str, top: str) -> str:
-    """The path of a file that an image names, or a DeviceError where it is none."""
-    path = name.removeprefix("file:")
-    if not path.startswith("/"):
-        raise DeviceError(
-            f"{top} names {name}, which is no absolute path of a file",
-            remedy="name it by one, while the domain is off: qemu-img rebase -u -b, or"
-            " qemu-img amend -o data_file=",
-        )
-    return path
 
 
 def _image(path: str, image_format: str, info: dict[str, Any]) -> Image:

@@ -24,12 +24,12 @@ from typing import Any
 import msgspec
 
 from entourage.devices.block import storage
-from entourage.devices.block.images import NewImage, local_path
+from entourage.devices.block.images import NewImage
 from entourage.devices.block.storage import Seen, Spot, is_nonces_name
 from entourage.errors import DeviceError
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import NotAllowed, through
-from entourage.hosts.programs import qemu_img_info
+from entourage.hosts.programs import local_path, qemu_img_info
 
 _LONGEST_CHAIN = 64
 _SHA256 = re.compile("[0-9a-f]{64}")

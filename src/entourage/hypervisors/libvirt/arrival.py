@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
+from entourage import durable
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
 from entourage.hypervisors.libvirt.checkpoints import redefine
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
@@ -190,4 +190,4 @@ def sync_definitions() -> None:
     """Wait until the names of definitions are on the disk: libvirt syncs their files alone."""
     for directory in (_DEFINITIONS, _AUTOSTARTED):
         if directory.is_dir():
-            sync_directory(directory)
+            durable.sync_directory(directory)

@@ -7,14 +7,12 @@ that was here before must come back where the guest does not come. It stands in 
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 import msgspec
 
+from entourage import durable
 from entourage.errors import HypervisorError, plain_words
-from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.libvirt.checkpoints import Checkpoint
 
 
@@ -79,7 +77,7 @@ class NotesFile:
         """
         if self._path is not None:
             try:
-                _replace(self._path, msgspec.json.encode(notes))
+                durable.write(self._path, msgspec.json.encode(notes))
             except OSError as error:
                 raise HypervisorError(
                     f"{self._path} cannot be written: {plain_words(error)}",
@@ -92,20 +90,3 @@ class NotesFile:
         self._notes = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file anew: after a crash it is the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{secrets.token_hex(4)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(scratch, flags, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)

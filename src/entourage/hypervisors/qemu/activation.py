@@ -8,12 +8,14 @@ and a QEMU before 10.0 that is told to move again without its images ends itself
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 from entourage.domain import Domain
 from entourage.hypervisors.qemu.cmdline import node_name
+from entourage.hypervisors.qemu.exports import is_gone
 from entourage.hypervisors.qemu.paths import Places
-from entourage.hypervisors.qemu.qmp import Known, Monitor
+from entourage.hypervisors.qemu.qmp import CommandError, Monitor
 from entourage.hypervisors.qemu.sockets import listening
 
 _COMMAND_SINCE = (10, 0, 0)
@@ -31,26 +33,36 @@ async def take_images(monitor: Monitor, domain: Domain, where: Places) -> None:
         return
     if not domain.block:
         return
-    # An older one takes an image where it is to be exported. Nobody is told of that server.
-    with listening(where.run / "take.sock") as server:
-        (where.run / "take.sock").unlink()
-        await monitor.give(_SERVER, server.fileno())
-        address = {"type": "fd", "data": {"str": _SERVER}}
-        await monitor.execute("nbd-server-start", {"addr": address})
+    # An older one takes an image where it is to be exported. Nobody is told of that server; where
+    # there is one already, its user's, that will do as well.
+    started = await _start_server(monitor, where)
     try:
         for disk in domain.block:
-            monitor.known.exports_gone.discard(_EXPORT)
+            with contextlib.suppress(CommandError):  # of a process that was killed half-way
+                await monitor.execute("block-export-del", {"id": _EXPORT, "mode": "hard"})
             node = node_name(domain, disk)
+            monitor.known.exports_gone.discard(_EXPORT)
             await monitor.execute(
                 "block-export-add",
                 {"type": "nbd", "id": _EXPORT, "node-name": node, "name": node, "writable": False},
                 device=disk.label,
             )
             await monitor.execute("block-export-del", {"id": _EXPORT, "mode": "hard"})
-            await monitor.until(partial(_is_gone, _EXPORT))
+            await monitor.until(partial(is_gone, _EXPORT))
     finally:
-        await monitor.execute("nbd-server-stop")
+        if started:
+            await monitor.execute("nbd-server-stop")
 
 
-def _is_gone(export: str, known: Known) -> bool | None:
-    return export in known.exports_gone or None
+async def _start_server(monitor: Monitor, where: Places) -> bool:
+    """Have QEMU serve exports to nobody; False where it serves some already."""
+    path = where.run / "take.sock"
+    with listening(path) as server:
+        path.unlink()
+        await monitor.give(_SERVER, server.fileno())
+        address = {"type": "fd", "data": {"str": _SERVER}}
+        try:
+            await monitor.execute("nbd-server-start", {"addr": address})
+        except CommandError:
+            return False
+    return True

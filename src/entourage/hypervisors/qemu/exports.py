@@ -116,7 +116,7 @@ class Exports:
         alone = self._writable[:-1] if self._thread else self._writable
         for name in alone:
             await monitor.execute("block-export-del", {"id": name, "mode": "hard"})
-            await monitor.until(partial(_is_gone, name))
+            await monitor.until(partial(is_gone, name))
         # All at once: QEMU does them in this order.
         await asyncio.gather(
             monitor.execute("nbd-server-stop"),
@@ -172,5 +172,6 @@ def _undo(process: ProcessHandle, undo: Callable[[], object]) -> None:
             undo()
 
 
-def _is_gone(export: str, known: Known) -> bool | None:
+def is_gone(export: str, known: Known) -> bool | None:
+    """For ``Monitor.until``: whether an export is no more."""
     return export in known.exports_gone or None

@@ -249,8 +249,8 @@ class QemuIncoming(IncomingSeams):
     async def run(self, *, paused: bool) -> int:
         """Let the guest run (or stay as its user had paused it); ns of the monotonic clock.
 
-        Where QEMU dies before it has answered, the guest may have run: this returns as if it had,
-        and ``died`` tells the rest.
+        Where QEMU dies before it has answered, a guest that is not to stay paused may have run:
+        this returns as if it had, and ``died`` tells the rest.
         """
         monitor = self._standing()
         # What is dead before anything was said to it has never run.
@@ -258,9 +258,8 @@ class QemuIncoming(IncomingSeams):
             raise self._failure()
         if not self._has_tpm or any(helper.has_ended for helper in self._helpers):
             raise HypervisorError(_NO_TPM)
-        if paused:
-            with contextlib.suppress(MonitorLostError):  # ``died`` tells
-                await take_images(monitor, self._domain, self._where)
+        if paused:  # where QEMU is gone by now, the guest has never run
+            await take_images(monitor, self._domain, self._where)
             self._released = True
             return time.monotonic_ns()
         self._released = True

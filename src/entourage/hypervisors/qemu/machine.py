@@ -167,8 +167,7 @@ class QemuMachine(MachineSeams):
         domain = self.domain
         await self._tidied()
         if not self.was_running:  # whoever brought it here may not have done so
-            with contextlib.suppress(CommandError):
-                await take_images(self._handle.monitor, domain, self._handle.where)
+            await take_images(self._handle.monitor, domain, self._handle.where)
         self._plane = self._mirrors.plane = plane
         if plane.secret is not None:
             handle = self._handle

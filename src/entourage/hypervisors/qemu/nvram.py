@@ -8,10 +8,10 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from entourage import durable
 from entourage.domain import Block, Boot, Domain
 from entourage.errors import HypervisorError, UsageError, plain_words
 from entourage.hosts.resources import Ledger, place
-from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.qemu.resolve import begins_like_qcow2
 
 _BIOS_BLOCK = 64 << 10
@@ -74,7 +74,7 @@ def make_variables(domain: Domain, ledger: Ledger) -> None:
         with contextlib.suppress(FileExistsError):  # meanwhile: it is as good
             place(scratch, path, ledger)
         scratch.unlink(missing_ok=True)
-        sync_directory(path.parent)
+        durable.sync_directory(path.parent)
     except OSError as error:
         raise HypervisorError(
             f"{path} cannot be made: {plain_words(error)}",

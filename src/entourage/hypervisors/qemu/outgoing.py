@@ -15,7 +15,7 @@ from entourage.hypervisors.base import DataPlane, Ticket
 from entourage.hypervisors.qemu.errors import device_of
 from entourage.hypervisors.qemu.handle import Handle
 from entourage.hypervisors.qemu.qmp import CommandError, Known
-from entourage.hypervisors.reach import check_reach
+from entourage.hypervisors.reach import check_local, check_reach
 
 _GREETED_WITHIN = 10.0  # seconds; the guest runs meanwhile
 ENDED = frozenset({"none", "completed", "failed", "cancelled"})
@@ -59,10 +59,7 @@ async def memory_way(ticket: Ticket, plane: DataPlane | None) -> AsyncGenerator[
     """
     local = plane.local if plane is not None else None
     if local is not None:
-        if ticket.uri != f"unix:{local.socket}":
-            raise HypervisorError(
-                f"memory is to go to {ticket.uri!r}, and does not leave this host"
-            )
+        check_local(local, ticket.uri)
         async with connected_here(local.socket) as connection:
             yield connection
         return

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from entourage import durable
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.process import start_time
-from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.qemu.paths import Places, places, run_root, state_root
 from entourage.settings.model import Settings
 
@@ -93,23 +92,16 @@ def write_running(where: Places, running: Running) -> None:
 
 def write_owned(where: Places, domain: Domain) -> None:
     """Write down that this host owns the domain; durable when this returns."""
-    where.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = where.record.with_suffix(".new")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(domain))
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(where.record)
-    for directory in (where.state, where.state.parent, where.state.parent.parent):
-        sync_directory(directory)
+    durable.write(where.record, msgspec.json.encode(domain))
+    for directory in (where.state.parent, where.state.parent.parent):
+        durable.sync_directory(directory)
 
 
 def disown(where: Places) -> None:
     """This host owns the domain no more; durable when this returns."""
     with contextlib.suppress(FileNotFoundError):
         where.record.unlink()
-        sync_directory(where.state)
+        durable.sync_directory(where.state)
     remove_if_empty(where.state)
 
 

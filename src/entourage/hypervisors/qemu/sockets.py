@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Generator
 from pathlib import Path
+
+from entourage.hosts.local import listening_here
 
 
 @contextlib.contextmanager
@@ -19,11 +20,6 @@ def listening(path: Path, owner: int = -1) -> Generator[socket.socket]:
         path: Where.
         owner: Who may connect beside root, by number.
     """
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.bind(str(path))
-        path.chmod(0o600)
-        if owner >= 0:
-            os.chown(path, owner, -1)
-        server.listen(8)
+    with listening_here(path, owner) as server:
+        server.setblocking(True)  # noqa: FBT003 - as who inherits it expects
         yield server

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from entourage import durable
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError
 from entourage.hosts.account import Account
@@ -17,7 +18,6 @@ from entourage.hosts.process import ProcessHandle, launch
 from entourage.hosts.resources import Ledger, marked_processes
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import TpmFacts
-from entourage.hypervisors.files import sync_directory
 from entourage.hypervisors.qemu.access import let_through
 from entourage.hypervisors.qemu.paths import Places
 from entourage.hypervisors.qemu.record import remove_if_empty
@@ -185,7 +185,7 @@ def erase_state(directory: Path) -> None:
     finally:
         os.close(handle)
     shutil.rmtree(directory)
-    sync_directory(directory.parent)
+    durable.sync_directory(directory.parent)
     remove_if_empty(directory.parent)
 
 

@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from entourage.domain import Domain
-from entourage.errors import UsageError, plain_words, what_to_do
+from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.hosts.parts import HostPart
-from entourage.hosts.proxy_agent import own_settings
+from entourage.hosts.proxy_agent import own_settings, proxy_settings
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import DomainState, Incoming, Machine
-from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.incoming import SavingIncoming
 from entourage.hypervisors.saved.machine import SavedMachine
+from entourage.hypervisors.saved.place import Place
+from entourage.journal.journal import Journal
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size
 from entourage.steps import Refusal
@@ -56,8 +57,8 @@ class SavedHypervisor:
 
         Its user may have removed it since: then nothing is left of it to be restored.
         """
-        directory = self._directory
-        if directory.parent.is_dir() and not os.path.lexists(directory):  # noqa: ASYNC240 - a look
+        if not await asyncio.to_thread(os.path.lexists, self._directory):
+            # Whether its storage is mounted, is seen before anything is made of that.
             return await self._machine(manifests.removed(domain))
         return await self._machine(await self._manifest(domain.name))
 
@@ -70,8 +71,9 @@ class SavedHypervisor:
         return manifest
 
     async def _machine(self, manifest: manifests.Manifest) -> SavedMachine:
-        holder = await asyncio.to_thread(claim.holder, Path(self._settings.paths.state))
-        return SavedMachine(self._directory, manifest, holder)
+        holder = await asyncio.to_thread(holder_of, self._settings)
+        place = Place(self._directory, manifest.domain.uuid, Path(self._settings.paths.state))
+        return SavedMachine(self._directory, manifest, holder, place)
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:
         """A machine to be saved."""
@@ -88,9 +90,11 @@ class SavedHypervisor:
         except OSError as error:
             return [Refusal("domain", host, plain_words(error), what_to_do(error))]
         for disk in domain.block:
-            if not Path(disk.path).is_file():  # noqa: ASYNC240 - looked at before
-                reason = f"{disk.path} is no file: whether it changes until then cannot be seen"
-                found.append(Refusal(disk.label, host, reason, "shut the domain down instead"))
+            try:
+                await manifests.sealed(disk)
+            except EntourageError as error:
+                remedy = error.remedy or "shut the domain down instead"
+                found.append(Refusal(disk.label, host, error.message, remedy))
         return found
 
     def _problems(self, domain: Domain) -> Iterator[tuple[str, str]]:
@@ -139,3 +143,12 @@ class SavedHypervisor:
     async def stop(self, name: str, *, force: bool, patience: float) -> None:  # noqa: ARG002
         """It does not run."""
         raise UsageError(f"{name} is saved in {self._directory}, and does not run")
+
+
+def holder_of(settings: Settings) -> str:
+    """What this host's claims are known by; empty where it has never saved or restored. Blocks."""
+    path = Path(proxy_settings(settings).paths.state, "journal.db")
+    if not path.exists():
+        return ""
+    with Journal.open(path, read_only=True) as journal:
+        return journal.uuid

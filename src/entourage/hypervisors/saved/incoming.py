@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import os
 import shutil
 import socket
 import time
@@ -17,8 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from entourage import durable
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError, InDoubt, UsageError, plain_words, what_to_do
 from entourage.handover.values import Guest
@@ -26,24 +24,12 @@ from entourage.hosts.local import listening_here
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
-from entourage.hypervisors.files import sync_directory, write_synced
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.stream import Flow, into_file
 from entourage.hypervisors.seams import IncomingSeams
 from entourage.hypervisors.values import LocalData, TpmFacts
 from entourage.version import __version__
-
-
-class _Note(msgspec.Struct, frozen=True):
-    """What this host must know of a save under way to see what has become of it.
-
-    Attributes:
-        parent: The inode's number of the directory that it is in: another one is not mounted yet.
-        generation: Of the domain in it.
-    """
-
-    parent: int
-    generation: int
 
 
 class SavedTpmArrival:
@@ -81,7 +67,7 @@ class SavingIncoming(IncomingSeams):
         self._domain = domain
         self._directory = directory
         self._partial = manifests.partial(directory, domain)
-        self._note = state / f"saves-{domain.uuid}.json"
+        self._place = Place(directory, domain.uuid, state)
         self._ledger = ledger
         self._facts = facts
         self._local: LocalData | None = None
@@ -101,38 +87,11 @@ class SavingIncoming(IncomingSeams):
 
     def _seen(self) -> Guest:
         """What is there; raises HypervisorError where that cannot be seen."""
-        generation = self._checked()
+        generation = self._place.check()
         if manifests.is_of(self._directory, self._domain, generation):
             return Guest.RUNNING
         whole = manifests.is_of(self._partial, self._domain, generation)
         return Guest.STOPPED if whole else Guest.DEAD
-
-    def _checked(self) -> int | None:
-        """See that the file system is the one that it was; returns the save's generation.
-
-        Raises:
-            HypervisorError: It is not: it is not mounted, say.
-        """
-        parent = self._directory.parent
-        try:
-            note = msgspec.json.decode(self._note.read_bytes(), type=_Note)
-        except FileNotFoundError:  # nothing is made yet, or all is done
-            return None
-        except (OSError, msgspec.MsgspecError) as error:
-            raise HypervisorError(
-                f"{self._note} cannot be read: {plain_words(error)}",
-                remedy=f"if nothing of a save is in {parent}, delete it",
-            ) from error
-        try:
-            same = parent.stat().st_ino == note.parent
-        except OSError:
-            same = False
-        if not same:
-            raise HypervisorError(
-                f"{parent} is not the directory that it was: what was saved there cannot be seen",
-                remedy="mount it again",
-            )
-        return note.generation
 
     async def offers(self) -> Mapping[str, str]:
         """Nothing that the source must know."""
@@ -147,25 +106,18 @@ class SavingIncoming(IncomingSeams):
         if plane.local is None:
             raise HypervisorError("a machine is saved by a process of the host that it runs on")
         self._domain, self._local = domain, plane.local
-        note = _Note(parent=self._parent().st_ino, generation=plane.local.generation)
         try:
-            await asyncio.to_thread(self._make, note)
+            await asyncio.to_thread(self._make, plane.local.generation)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         except UsageError as error:
             raise HypervisorError(error.message, remedy=error.remedy) from error
 
-    def _parent(self) -> os.stat_result:
-        try:
-            return self._directory.parent.stat()
-        except OSError as error:
-            raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
-
-    def _make(self, note: _Note) -> None:
+    def _make(self, generation: int) -> None:
         # No row of the ledger: undoing one would take what is not mounted for what is not there.
-        write_synced(self._note, msgspec.json.encode(note))
+        self._place.note(generation)
         self._partial.mkdir(mode=0o700)
-        sync_directory(self._partial.parent)
+        durable.sync_directory(self._partial.parent)
         manifests.check_owners(self._partial)
 
     async def listen(self) -> Ticket:
@@ -264,14 +216,19 @@ class SavingIncoming(IncomingSeams):
             return False
 
     def _publish(self) -> None:
-        self._checked()
-        if self._partial.exists():  # else another process has done it, and not got to the sync
+        generation = self._place.check()
+        # Another process may have done it, and not got to the sync.
+        if not manifests.is_of(self._directory, self._domain, generation):
             self._partial.rename(self._directory)  # over an empty directory, and over nothing else
-        sync_directory(self._directory.parent)
+        durable.sync_directory(self._directory.parent)
 
     async def halt(self) -> None:
         """Take the name back: it is a save without a right to be restored."""
-        await asyncio.to_thread(self._directory.rename, self._partial)
+        try:
+            await asyncio.to_thread(self._directory.rename, self._partial)
+            await asyncio.to_thread(durable.sync_directory, self._directory.parent)
+        except OSError as error:
+            raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
 
     async def persist_definition(self) -> None:
         """The save has it."""
@@ -279,7 +236,7 @@ class SavingIncoming(IncomingSeams):
     async def finish_arrival(self) -> None:
         """Nothing is left of it but the save."""
         await self.close()
-        await asyncio.to_thread(self._note.unlink, missing_ok=True)
+        await asyncio.to_thread(self._place.forget)
 
     async def kill(self) -> None:
         """Remove what was made; it was never whole, or nobody may restore it."""
@@ -287,7 +244,7 @@ class SavingIncoming(IncomingSeams):
         await asyncio.to_thread(self._remove)
 
     def _remove(self) -> None:
-        self._checked()
+        self._place.check()
         for last in (False, True):
             try:
                 shutil.rmtree(self._partial)
@@ -296,7 +253,7 @@ class SavingIncoming(IncomingSeams):
             except OSError:  # a thread that was given up may have made one more file
                 if last:
                     raise
-        self._note.unlink(missing_ok=True)
+        self._place.forget()
 
     async def close(self) -> None:
         """Let go of the stream."""

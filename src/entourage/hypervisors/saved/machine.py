@@ -7,10 +7,10 @@ to run away is the claim: it is on the save's disk before GO is said, and nobody
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,9 +21,11 @@ from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.handover.values import Guest
 from entourage.hosts.local import connected_here
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
+from entourage.hypervisors.reach import check_local
 from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.manifest import MEMORY, Manifest
+from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.stream import Flow, from_file
 from entourage.hypervisors.seams import MachineSeams
 from entourage.hypervisors.values import TpmFacts
@@ -58,11 +60,13 @@ class SavedMachine(MachineSeams):
         directory: The save's.
         manifest: What it consists of.
         holder: What this host's claims are known by.
+        place: Where it is, as this host notes it.
     """
 
     non_live = True
 
-    def __init__(self, directory: Path, manifest: Manifest, holder: str) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, holder: str, place: Place) -> None:
+        self._place = place
         self._directory = directory
         self._manifest = manifest
         self._holder = holder
@@ -105,17 +109,8 @@ class SavedMachine(MachineSeams):
 
     async def blockers(self) -> Sequence[Refusal]:
         """A claim, a disk that has changed, memory that is damaged."""
-        return await asyncio.to_thread(self._objections) or await self._damage()
-
-    def _objections(self) -> list[Refusal]:
-        host = socket.gethostname()
-        found: list[Refusal] = []
-        if problem := claim.objection(self._directory, self._holder):
-            found.append(Refusal("domain", host, *problem))
-        remedy = "put back what it was, if you have it; its guest would destroy what is there now"
-        changes = ((seal.device, manifests.changed(seal)) for seal in self._manifest.disks)
-        found += [Refusal(device, host, what, remedy) for device, what in changes if what]
-        return found
+        against = await asyncio.to_thread(objections, self._directory, self._manifest, self._holder)
+        return against or await self._damage()
 
     async def _damage(self) -> list[Refusal]:
         problem = await manifests.memory_problem(self._directory, self._manifest)
@@ -151,8 +146,9 @@ class SavedMachine(MachineSeams):
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
         """Begin to send memory."""
         local = self._plane.local if self._plane else None
-        if local is None or ticket.uri != f"unix:{local.socket}":
-            raise HypervisorError(f"a save is not restored to {ticket.uri}")
+        if local is None:
+            raise HypervisorError("a save is restored by a process of the host that it is on")
+        check_local(local, ticket.uri)
         async with connected_here(local.socket) as connection:
             # The flow's own: the context closes this one.
             self._flow = from_file(self._directory / MEMORY, connection.dup())
@@ -193,6 +189,10 @@ class SavedMachine(MachineSeams):
 
     async def disarm_deadman(self) -> None:
         """Claim the save: from here on nobody else restores it, until this is given up."""
+        try:
+            await asyncio.to_thread(self._place.note, self.generation)
+        except OSError as error:
+            raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         await asyncio.to_thread(claim.take, self._directory, self._holder)
 
     async def halt(self) -> None:
@@ -201,10 +201,36 @@ class SavedMachine(MachineSeams):
     async def release(self) -> None:
         """The guest runs: nobody restores the save any more."""
         await self.close()
-        await asyncio.to_thread(claim.confirm, self._directory, self._holder)
+        await asyncio.to_thread(self._settle, claim.confirm)
 
     async def abort(self) -> None:
         """The guest was never let run: others may restore the save."""
         await self.close()
-        with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(claim.give_up, self._directory, self._holder)
+        await asyncio.to_thread(self._settle, claim.give_up)
+
+    def _settle(self, how: Callable[[Path, str], None]) -> None:
+        """Do something with the claim, unless its user has removed the save meanwhile."""
+        self._place.check()
+        try:
+            if os.path.lexists(self._directory):
+                how(self._directory, self._holder)
+        except OSError as error:
+            raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
+        self._place.forget()
+
+
+def objections(directory: Path, manifest: Manifest, holder: str) -> list[Refusal]:
+    """What speaks against restoring a save here, but for what takes long to see. Blocks.
+
+    Args:
+        directory: The save's.
+        manifest: What it consists of.
+        holder: What this host's claims are known by.
+    """
+    host = socket.gethostname()
+    found: list[Refusal] = []
+    if problem := claim.objection(directory, holder):
+        found.append(Refusal("domain", host, *problem))
+    remedy = "put back what it was, if you have it; its guest would destroy what is there now"
+    changes = ((seal.device, manifests.changed(seal)) for seal in manifest.disks)
+    return found + [Refusal(device, host, what, remedy) for device, what in changes if what]

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import msgspec
 
+from entourage import durable
 from entourage.domain import Block, Domain
-from entourage.errors import HypervisorError, UsageError, plain_words, what_to_do
-from entourage.hypervisors.files import sync_directory
+from entourage.errors import DeviceError, HypervisorError, UsageError, plain_words, what_to_do
+from entourage.hosts import programs
 from entourage.hypervisors.values import TpmFacts
 
 FORMAT = 1
@@ -95,12 +96,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tpm: TpmFacts | None = None
 
 
-class _Image(msgspec.Struct):
-    """What ``qemu-img info`` says of an image."""
-
-    filename: str
-
-
 class _Format(msgspec.Struct):
     """What is looked at first."""
 
@@ -131,12 +126,7 @@ def partial(directory: Path, domain: Domain) -> Path:
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write it; it and the names beside it are on the disk when this returns. Blocks."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    handle = os.open(directory / _MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(handle, "wb") as file:  # noqa: PTH123 - made with these rights
-        file.write(text)
-        file.flush()
-        os.fsync(handle)
-    sync_directory(directory)
+    durable.make(directory / _MANIFEST, text)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -148,10 +138,21 @@ def read_manifest(directory: Path) -> Manifest:
     check_owners(directory)
     for path in (directory / _MANIFEST, directory / MEMORY):
         _check_owner(directory, path)
-    path = directory / _MANIFEST
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST)
+        return _read(directory)
+    except FileNotFoundError as error:
+        raise _no_save(directory) from error
+    except OSError as error:
+        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+
+
+def _read(directory: Path) -> Manifest:
+    """Raises OSError, or UsageError where it is none that is understood."""
+    path = directory / _MANIFEST
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:  # noqa: PTH123 - no FIFO holds it up
+        text = file.read(_LARGEST)
+    try:
         said = msgspec.json.decode(text, type=_Format).format
         if said > FORMAT:
             raise UsageError(
@@ -159,8 +160,6 @@ def read_manifest(directory: Path) -> Manifest:
                 remedy=f"this one reads format {FORMAT}: upgrade it",
             )
         return msgspec.json.decode(text, type=Manifest)
-    except OSError as error:
-        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path} is damaged: {error}", remedy="use another copy of the save, if there is one"
@@ -175,7 +174,10 @@ def check_owners(directory: Path) -> None:
     """
     _check_owner(directory, directory)
     for above in directory.parents:
-        status = above.stat()
+        try:
+            status = above.stat()
+        except OSError as error:
+            raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
         replaceable = status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX
         if status.st_uid not in {0, os.geteuid()} or replaceable:
             raise UsageError(
@@ -228,15 +230,13 @@ def is_of(directory: Path, domain: Domain, generation: int | None) -> bool:
         HypervisorError: That cannot be seen.
     """
     try:
-        text = (directory / _MANIFEST).read_bytes()
+        found = _read(directory)
     except FileNotFoundError:
         return False
+    except UsageError as error:
+        raise HypervisorError(error.message, remedy=error.remedy) from error
     except OSError as error:
         raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
-    try:
-        found = msgspec.json.decode(text, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
     return found.domain.uuid == domain.uuid and generation in {None, found.generation}
 
 
@@ -252,22 +252,13 @@ async def measured(path: Path) -> SavedFile:
 
 
 async def _sha256(path: Path) -> str:
-    process = await asyncio.create_subprocess_exec(
-        "sha256sum", "--binary", "--zero", "--", str(path),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)},
-    )  # fmt: skip
     try:
-        stdout, stderr = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode:
-        raise HypervisorError(f"{path} cannot be read: {stderr.decode(errors='replace').strip()}")
-    return stdout[:64].decode("ascii")
+        status, out, said = await programs.run("sha256sum", "--binary", "--zero", "--", str(path))
+    except DeviceError as error:
+        raise HypervisorError(error.message, remedy="install coreutils") from error
+    if status:
+        raise HypervisorError(f"{path} cannot be read: {said}", remedy="see the kernel's log")
+    return out[:64]
 
 
 async def memory_problem(directory: Path, manifest: Manifest) -> tuple[str, str] | None:
@@ -292,9 +283,14 @@ async def sealed(disk: Block) -> list[Seal]:
     """What the images of a disk are now; QEMU has written all of it.
 
     Raises:
-        HypervisorError: One cannot be looked at, or is no file.
+        HypervisorError, DeviceError: One cannot be looked at, or is no file.
     """
-    return [_sealed(disk, path) for path in await _images(disk)]
+    try:
+        files = await programs.files_of_image(disk.path, disk.format)
+    except DeviceError as error:
+        error.device = disk.label
+        raise
+    return [_sealed(disk, path) for path in files]
 
 
 def _sealed(disk: Block, path: str) -> Seal:
@@ -309,25 +305,6 @@ def _sealed(disk: Block, path: str) -> Seal:
             f"{path} is no file, and whether it changes cannot be seen", device=disk.label
         )
     return Seal(device=disk.label, path=path, size=status.st_size, modified=status.st_mtime_ns)
-
-
-async def _images(disk: Block) -> list[str]:
-    """The image that a guest writes to, and those that it is built on."""
-    if disk.format == "raw":
-        return [disk.path]
-    process = await asyncio.create_subprocess_exec(
-        *("qemu-img", "info", "--force-share", "--backing-chain", "--output=json"),
-        *("-f", disk.format, "--", disk.path),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    stdout, stderr = await process.communicate()
-    try:
-        return [image.filename for image in msgspec.json.decode(stdout, type=list[_Image])]
-    except msgspec.MsgspecError as error:
-        said = stderr.decode(errors="replace").strip() or "qemu-img said nothing of it"
-        raise HypervisorError(f"{disk.path} cannot be read: {said}", device=disk.label) from error
 
 
 def changed(seal: Seal) -> str:

@@ -11,9 +11,13 @@ import contextlib
 import fcntl
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from entourage.errors import HypervisorError
+
+_ENDS_WITHIN = 10.0  # seconds
 _AT_ONCE = 1 << 20  # bytes, also the most that a pipe may hold without privileges
 
 
@@ -36,20 +40,47 @@ class Flow:
         connection.setblocking(True)  # noqa: FBT003 - the name of it
         self.done = 0
         self._connection = connection
-        self._task = asyncio.create_task(asyncio.to_thread(move, connection, self._moved))
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        # Not one of the loop's: storage that does not answer would keep the process from ending.
+        thread = threading.Thread(target=self._run, args=(move,), name="memory", daemon=True)
+        thread.start()
+
+    def _run(self, move: Callable[[socket.socket, Callable[[int], None]], None]) -> None:
+        error: OSError | None = None
+        try:
+            move(self._connection, self._moved)
+        except OSError as failed:
+            error = failed
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._ended, error)
 
     def _moved(self, count: int) -> None:
         self.done += count
 
+    def _ended(self, error: OSError | None) -> None:
+        if not self._over.done():
+            self._over.set_result(None) if error is None else self._over.set_exception(error)
+
     async def finished(self) -> None:
         """Wait until all is moved; raises OSError where it could not be."""
-        await asyncio.shield(self._task)
+        await asyncio.shield(self._over)
 
     async def end(self) -> None:
-        """End it wherever it is."""
+        """End it wherever it is.
+
+        Raises:
+            HypervisorError: The storage does not answer.
+        """
         with contextlib.suppress(OSError):  # it has ended
             self._connection.shutdown(socket.SHUT_RDWR)
-        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.wait({self._over}, timeout=_ENDS_WITHIN)
+        if not self._over.done():
+            raise HypervisorError(
+                f"the storage has not answered for {_ENDS_WITHIN:g} s",
+                remedy="see whether its server is there; `entourage recover` removes what is left",
+            )
+        self._over.exception()  # told by ``finished``, if anybody asked
         self._connection.close()
 
 

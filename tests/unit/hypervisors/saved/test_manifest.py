@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from entourage.domain import Block, Domain
-from entourage.errors import HypervisorError, UsageError
+from entourage.errors import DeviceError, HypervisorError, UsageError
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.manifest import Manifest
 
@@ -164,8 +164,16 @@ def test_what_a_disk_is_built_on_is_sealed_too(tmp_path: Path) -> None:
     seals = asyncio.run(manifests.sealed(disk))
     assert [seal.path for seal in seals] == [str(top), str(base)]
     top.write_bytes(b"QFI\xfb")
-    with pytest.raises(HypervisorError, match="cannot be read"):
+    with pytest.raises(DeviceError, match="qemu-img info failed"):
         asyncio.run(manifests.sealed(disk))
+
+
+def test_where_the_data_of_a_disk_is_kept_is_sealed_too(tmp_path: Path) -> None:
+    top, data = tmp_path / "top.qcow2", tmp_path / "data.raw"
+    options = ["-f", "qcow2", "-o", f"data_file={data}"]
+    subprocess.run(["qemu-img", "create", "-q", *options, top, "1M"], check=True)
+    seals = asyncio.run(manifests.sealed(Block(id="disk0", path=str(top), format="qcow2")))
+    assert [seal.path for seal in seals] == [str(top), str(data)]
 
 
 def test_what_is_no_file_has_no_seal() -> None:

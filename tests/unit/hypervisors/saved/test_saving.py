@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from entourage.errors import HypervisorError, InDoubt, UsageError
 from entourage.handover.values import Guest
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane, Plan
+from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import SavedHypervisor
 from entourage.hypervisors.saved.incoming import SavingIncoming
+from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.values import LocalData
 from entourage.settings.model import PathSettings, Settings
 
@@ -44,13 +47,18 @@ async def arrived(tmp_path: Path, domain: Domain) -> tuple[SavingIncoming, Memor
     ledger = MemoryLedger()
     state = tmp_path / "state"
     incoming = SavingIncoming(domain, tmp_path / "saved", ledger, {"qemu": "7.2"}, state)
+    await landed(incoming, tmp_path, domain)
+    return incoming, ledger
+
+
+async def landed(incoming: SavingIncoming, tmp_path: Path, domain: Domain) -> None:
+    """Have its memory come."""
     await incoming.build(domain, plane(tmp_path), PLAN)
     ticket = await incoming.listen()
     with socket.socket(socket.AF_UNIX) as source:
         await asyncio.to_thread(source.connect, ticket.uri.removeprefix("unix:"))
         await asyncio.to_thread(source.sendall, b"QEVM" + bytes(1000))
     await incoming.landed()
-    return incoming, ledger
 
 
 async def test_it_is_there_once_it_is_let_run(tmp_path: Path, domain: Domain) -> None:
@@ -206,3 +214,57 @@ async def test_a_save_is_of_one_domain(tmp_path: Path, domain: Domain) -> None:
 def hypervisor(tmp_path: Path) -> SavedHypervisor:
     paths = PathSettings(state=str(tmp_path / "state"), run=str(tmp_path / "run"))
     return SavedHypervisor(Settings(paths=paths), str(tmp_path / "saved"))
+
+
+async def restored(tmp_path: Path, where: Path, domain: Domain) -> SavedMachine:
+    """A save, taken up as ``recover`` does."""
+    paths = PathSettings(state=str(tmp_path / "state"), run=str(tmp_path / "run"))
+    machine = await SavedHypervisor(Settings(paths=paths), str(where)).reattach_machine(domain)
+    assert isinstance(machine, SavedMachine)
+    return machine
+
+
+@pytest.mark.parametrize("end", ["release", "abort"])
+async def test_a_claim_on_storage_that_is_not_mounted_is_not_settled(
+    tmp_path: Path, domain: Domain, end: str
+) -> None:
+    mount = tmp_path / "mnt"
+    mount.mkdir()
+    incoming = SavingIncoming(domain, mount / "saved", MemoryLedger(), {}, tmp_path / "state")
+    await landed(incoming, tmp_path, domain)
+    await incoming.run(paused=False)
+    await incoming.finish_arrival()
+    await (await restored(tmp_path, mount / "saved", domain)).disarm_deadman()
+    mount.rename(tmp_path / "away")
+    mount.mkdir()
+    machine = await restored(tmp_path, mount / "saved", domain)
+    with pytest.raises(HypervisorError, match="not the directory that it was"):
+        await getattr(machine, end)()
+    mount.rmdir()
+    (tmp_path / "away").rename(mount)
+    machine = await restored(tmp_path, mount / "saved", domain)
+    await getattr(machine, end)()
+    claimed = claim.read_claim(mount / "saved")
+    assert (claimed.restored if claimed else None) == (True if end == "release" else None)
+    assert not list((tmp_path / "state").iterdir())
+
+
+async def test_the_claim_on_a_save_that_was_removed_is_settled(
+    tmp_path: Path, domain: Domain
+) -> None:
+    incoming, _ = await arrived(tmp_path, domain)
+    await incoming.run(paused=False)
+    await incoming.finish_arrival()
+    machine = await restored(tmp_path, tmp_path / "saved", domain)
+    await machine.disarm_deadman()
+    shutil.rmtree(tmp_path / "saved")
+    await (await restored(tmp_path, tmp_path / "saved", domain)).release()
+    assert not list((tmp_path / "state").iterdir())
+
+
+async def test_what_is_gone_was_not_published(tmp_path: Path, domain: Domain) -> None:
+    incoming, _ = await arrived(tmp_path, domain)
+    await incoming.close()
+    shutil.rmtree(manifests.partial(tmp_path / "saved", domain))
+    with pytest.raises((HypervisorError, InDoubt)):
+        await incoming.run(paused=False)
