@@ -15,6 +15,7 @@ from typing import Any
 from entourage.clock import within
 from entourage.devices.base import AnyController, Here
 from entourage.devices.registry import controller_class
+from entourage.devices.saved import saved_class
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Domain
 from entourage.errors import (
@@ -38,7 +39,7 @@ from entourage.steps import Planned, Refusal, Step
 
 
 def source_controllers(
-    domain: Domain, settings: Settings, tool: str | None = None
+    domain: Domain, settings: Settings, tool: str | None = None, *, saved: bool = False
 ) -> list[AnyController]:
     """A controller for each device of a domain that is to leave this host.
 
@@ -46,10 +47,13 @@ def source_controllers(
         domain: The running configuration.
         settings: This host's: they may name external tools.
         tool: One for every class, from the command line.
+        saved: It is saved in a directory, or restored from one.
     """
     controllers: list[AnyController] = []
     for device in domain.devices:
         kind = controller_class(device)
+        if kind is not None and saved:
+            kind = saved_class(kind)
         command = tool_for(device, settings, tool)
         if kind is None:
             controllers.append(ExternalController(device, command))

@@ -7,6 +7,7 @@ file leaves out is None here until the hypervisor that starts the domain has res
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -303,6 +304,14 @@ class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         key = label.partition("/")[0]
         kept = tuple(device for device in getattr(self, key) if device.label != label)
         return msgspec.structs.replace(self, **{key: kept})
+
+    def with_paths(self, paths: Mapping[str, str]) -> Domain:
+        """The same with some of its disks at other paths, by their ids."""
+        domain = self
+        for disk in self.block:
+            if disk.id in paths:
+                domain = domain.with_device(msgspec.structs.replace(disk, path=paths[disk.id]))
+        return domain
 
     def with_device(self, new: Device) -> Domain:
         """The same domain with ``new`` in the place of the device that has its label."""

@@ -21,7 +21,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_d
     at: float
 
 
-Kind: TypeAlias = Literal["move", "save", "restore"]
+Kind: TypeAlias = Literal["move", "save", "checkpoint", "restore"]
 """What is done with a domain: it moves to a host, into a directory, or out of one."""
 
 
@@ -38,7 +38,8 @@ class MigrationStarted(Event, frozen=True, tag="migration-started"):
     time: str
     """Wall-clock time of the source, ISO 8601 with offset."""
     kind: Kind = "move"
-    """``save``: the target is the directory of a save; ``restore``: the source is."""
+    """``save``: the target is the directory of a save; ``checkpoint``: the same, and the guest goes
+    on here; ``restore``: the source is such a directory."""
 
 
 class DeviceRefused(Event, frozen=True, tag="device-refused"):
@@ -203,6 +204,7 @@ class DeviceRecovered(Event, frozen=True, tag="device-recovered"):
 
 Outcome: TypeAlias = Literal[
     "moved",
+    "saved",
     "can-move",
     "refused",
     "rolled-back",
@@ -216,9 +218,8 @@ Outcome: TypeAlias = Literal[
 class Finished(Event, frozen=True, tag="finished"):
     """The last event. ``outcome`` is what the exit status says.
 
-    ``moved`` 0, ``can-move`` (a dry run) 0, ``failed`` 1 to 3, ``refused`` 3,
-    ``rolled-back`` 4, ``clean-up-incomplete`` 5, ``in-doubt`` 6,
-    ``guest-ended`` 7.
+    ``moved`` 0, ``saved`` (a checkpoint) 0, ``can-move`` (a dry run) 0, ``failed`` 1 to 3,
+    ``refused`` 3, ``rolled-back`` 4, ``clean-up-incomplete`` 5, ``in-doubt`` 6, ``guest-ended`` 7.
     """
 
     outcome: Outcome

@@ -222,6 +222,8 @@ DEVICE = Question("device", AskDevice, object)
 OPEN = Question("open", Open, Opened)
 BUILD = Question("build", Plan, NoneType)
 LISTEN = Question("listen", NoneType, Ticket)
+PUBLISH = Question("publish", NoneType, NoneType)
+"""Of a checkpoint, once memory has landed: have it whole, under its name. Its guest goes on."""
 ABORT = Question("abort", NoneType, list[str])
 BYE = Question("bye", NoneType, Farewell)
 # One-way messages: the hand-over's (both ways), the source's, and the agent's to the source.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from entourage.admission import known
+from entourage.checkpoint.disks import Disks
 from entourage.devices.base import Options
+from entourage.domain import Block, Domain
 from entourage.errors import UsageError
 from entourage.hosts.proxy_agent import THIS_HOST
 from entourage.hosts.route import Route
 from entourage.hypervisors.registry import starter_of_files
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import save_name
+from entourage.hypervisors.saved.manifest import copy_path
 from entourage.settings.model import Settings
 from entourage.source.request import Request
 
@@ -26,6 +30,10 @@ async def save_request(
     name: str,
     directory: str,
     *,
+    checkpoint: bool = False,
+    disks: Disks | None = None,
+    allow_tpm_rollback: bool = False,
+    live: bool = True,
     tool: str | None = None,
     dry_run: bool = False,
 ) -> Request:
@@ -35,30 +43,64 @@ async def save_request(
         settings: This host's.
         name: The domain's.
         directory: Where to.
+        checkpoint: The guest goes on here.
+        disks: What becomes of its disks; None: a checkpoint copies them, else they stay.
+        allow_tpm_rollback: Its user accepts that a TPM goes back when a checkpoint is restored.
+        live: The guest of a checkpoint runs while its memory is copied.
         tool: An external tool for every class.
         dry_run: TEST only.
 
     Raises:
-        UsageError: There is no such domain, or it cannot be saved yet.
+        UsageError: There is no such domain, or it cannot be saved so.
     """
-    hypervisor, _ = await known(settings, name)
+    hypervisor, domain = await known(settings, name)
     if hypervisor.name != starter_of_files():
         instead = _INSTEAD.get(hypervisor.name, "virsh save")
         raise UsageError(
             f"{name} is a domain of {hypervisor.name}, and only Entourage's own machines are saved",
             remedy=f"`{instead}` saves its memory, but not what is attached to it",
         )
+    disks = disks or (Disks.COPY if checkpoint else Disks.KEEP)
+    written = [disk for disk in domain.block if not disk.is_only_read]
+    if checkpoint:
+        _check_checkpoint(domain, written, disks, allow_tpm_rollback=allow_tpm_rollback)
     where = _absolute(directory)
+    copied = written if disks is Disks.COPY else []
     return Request(
         domain=name,
         route=Route(host=where, agentless=save_name(where), by_ssh="no"),
         connect=hypervisor.name,
         settings=_here(settings),
-        options=Options(),
-        live=False,
+        options=Options(
+            disks={disk.id: str(copy_path(Path(where), disk)) for disk in copied},
+            copies=frozenset(disk.id for disk in copied),
+            sealed=disks is not Disks.REFERENCE,
+            keep_source_disks=True,
+        ),
+        live=live and checkpoint,
         tool=tool,
         dry_run=dry_run,
+        checkpoint=checkpoint,
     )
+
+
+def _check_checkpoint(
+    domain: Domain, written: Sequence[Block], disks: Disks, *, allow_tpm_rollback: bool
+) -> None:
+    """Raises UsageError where a guest that goes on cannot be restored by what is saved of it."""
+    if written and disks is Disks.KEEP:
+        raise UsageError(
+            f"{domain.name} goes on and writes to {', '.join(disk.label for disk in written)}:"
+            " with its disks kept, the checkpoint could never be restored",
+            remedy="--disks=copy, or --disks=reference if you keep them as they are at that moment"
+            " (a snapshot of the storage)",
+        )
+    if domain.tpm and not allow_tpm_rollback:
+        raise UsageError(
+            f"{domain.name} has a TPM, which would go back with the checkpoint: what must"
+            " never go back in it does (bad PINs that were counted, versions that were revoked)",
+            remedy="--allow-tpm-rollback, if its guest relies on no such thing",
+        )
 
 
 def restore_request(
@@ -67,7 +109,9 @@ def restore_request(
     *,
     paused: bool = False,
     only_copy: bool = False,
-    nets: dict[str, str] | None = None,
+    revert: bool = False,
+    nets: Mapping[str, str] | None = None,
+    disks: Mapping[str, str] | None = None,
     tool: str | None = None,
     dry_run: bool = False,
 ) -> Request:
@@ -78,32 +122,67 @@ def restore_request(
         directory: Where it is saved.
         paused: The guest is not to run at once.
         only_copy: The user vouches that this copy of the directory is the only one restored.
+        revert: The user vouches that the machine of this checkpoint runs nowhere, and gives up
+            what it did since.
         nets: Other bridges, by those that it had.
+        disks: Where disks that were copied are written to, by their ids.
         tool: An external tool for every class.
         dry_run: TEST only.
 
     Raises:
-        UsageError: There is no save, or it is a copy of one.
+        UsageError: There is no save, it is a copy of one, or a checkpoint.
     """
     where = _absolute(directory)
     manifest = manifests.read_manifest(Path(where))
-    if not only_copy and manifests.is_copy(Path(where), manifest):
+    name = manifest.domain.name
+    if manifest.checkpoint and not revert:
+        raise UsageError(
+            f"{where} is a checkpoint: {name} went on after it, on {manifest.host}",
+            remedy="if it is off, wherever it has gone, and what it did since is to be given up:"
+            " --revert",
+        )
+    if not manifest.checkpoint and not only_copy and manifests.is_copy(Path(where), manifest):
         raise UsageError(
             f"{where} is a copy of what was saved on {manifest.host}: whether that was restored"
             " already, or another copy, cannot be seen from here",
             remedy="if it was not, and will not be: --only-copy",
         )
+    places = _places(manifest, disks or {})
     return Request(
-        domain=manifest.domain.name,
+        domain=name,
         route=Route(host=THIS_HOST),
         connect=save_name(where),
         settings=_here(settings),
-        options=Options(nets=nets or {}),
+        options=Options(
+            nets=dict(nets or {}),
+            disks=places,
+            copies=frozenset(places),
+            keep_source_disks=True,
+        ),
         live=False,
         tool=tool,
         dry_run=dry_run,
         paused=paused,
     )
+
+
+def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Where each disk that was copied is written to: where it was, or where its user wants it."""
+    labels = {copy.device for copy in manifest.copies}
+    were = {disk.id: disk.path for disk in manifest.domain.block if disk.label in labels}
+    for disk in wanted:
+        if disk not in were:
+            raise UsageError(
+                f"--disk {disk}=…: no such disk was copied into the save",
+                remedy=f"it has: {', '.join(sorted(were)) or 'none'}",
+            )
+    for disk, path in were.items():
+        if disk not in wanted and Path(path).is_block_device():
+            raise UsageError(
+                f"{disk} was the device {path}, and would be written over",
+                remedy=f"--disk {disk}=/a/file makes a file of it",
+            )
+    return were | {disk: str(Path(path).absolute()) for disk, path in wanted.items()}
 
 
 def _absolute(directory: str) -> str:

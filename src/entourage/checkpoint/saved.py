@@ -24,7 +24,8 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
         uuid: The machine's.
         made: When, ISO 8601 with an offset.
         host: On which host.
-        size: Bytes of its memory's file.
+        checkpoint: It went on after that.
+        size: Bytes of its memory's file, and of copied disks'.
         devices: What is in it, or was there.
         against: Why it cannot be restored here, each a sentence with what to do; empty: it can.
     """
@@ -34,6 +35,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     uuid: str = ""
     made: str = ""
     host: str = ""
+    checkpoint: bool = False
     size: int = 0
     devices: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
@@ -78,7 +80,7 @@ def _looked_at(settings: Settings, directory: Path) -> Saved:
         against = [f"{one.reason} ({one.remedy})" for one in found]
     except (EntourageError, OSError) as error:
         against = [plain_words(error)]
-    if manifests.is_copy(directory, manifest):
+    if not manifest.checkpoint and manifests.is_copy(directory, manifest):
         against.append("it is a copy: --only-copy, if no other is restored")
     return Saved(
         directory=str(directory),
@@ -86,7 +88,8 @@ def _looked_at(settings: Settings, directory: Path) -> Saved:
         uuid=manifest.domain.uuid or "",
         made=manifest.made,
         host=manifest.host,
-        size=manifest.memory.size,
+        checkpoint=manifest.checkpoint,
+        size=manifest.size,
         devices=tuple(device.label for device in manifest.domain.devices),
         against=tuple(against),
     )

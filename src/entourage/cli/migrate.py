@@ -16,6 +16,7 @@ from entourage.source.request import Request
 
 EXIT_STATUS: Final[dict[Outcome, int]] = {
     "moved": 0,
+    "saved": 0,
     "can-move": 0,
     "failed": 1,
     "refused": 3,

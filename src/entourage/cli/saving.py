@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from entourage.checkpoint.disks import Disks
 from entourage.cli.params import Config, DomainName, Json
 
 # Commands import what they need when they run: `--help` and a shell's TAB must not wait for it.
@@ -30,6 +31,26 @@ def save(
     domain: DomainName,
     directory: _Directory,
     *,
+    checkpoint: Annotated[
+        bool,
+        typer.Option("--checkpoint", "-c", help="The guest goes on here, as with xl save -c."),
+    ] = False,
+    disks: Annotated[
+        Disks | None,
+        typer.Option(
+            help="Disks stay where they are and must not change, are copied (as a checkpoint does),"
+            " or are yours to keep as they are.",
+        ),
+    ] = None,
+    allow_tpm_rollback: Annotated[
+        bool,
+        typer.Option(
+            "--allow-tpm-rollback", help="A checkpoint's TPM may go back when it is restored."
+        ),
+    ] = False,
+    non_live: Annotated[
+        bool, typer.Option("--non-live", help="Stop the guest while its memory is copied.")
+    ] = False,
     dry_run: _DryRun = False,
     tool: _Tool = None,
     config: Config = None,
@@ -37,9 +58,9 @@ def save(
     verbose: _Verbose = False,
     quiet: _Quiet = False,
 ) -> int:
-    """Save a running domain into a directory, with its TPM; it ends here.
+    """Save a running domain into a directory, with its TPM; it ends here, unless --checkpoint.
 
-    Its disks stay where they are. Where anything goes wrong, it runs on.
+    Its disks stay where they are, or are copied. Where anything goes wrong, it runs on.
     """
     import asyncio
     from collections.abc import Callable
@@ -51,7 +72,19 @@ def save(
 
     def make_request(note: Callable[[str], None]) -> Request:
         settings = options.read_settings(config, note)
-        return asyncio.run(save_request(settings, domain, directory, tool=tool, dry_run=dry_run))
+        return asyncio.run(
+            save_request(
+                settings,
+                domain,
+                directory,
+                checkpoint=checkpoint,
+                disks=disks,
+                allow_tpm_rollback=allow_tpm_rollback,
+                live=not non_live,
+                tool=tool,
+                dry_run=dry_run,
+            )
+        )
 
     return migrate(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
 
@@ -68,9 +101,20 @@ def restore(
             "--only-copy", help="I vouch that this copy of the directory is the only one restored."
         ),
     ] = False,
+    revert: Annotated[
+        bool,
+        typer.Option(
+            "--revert",
+            help="Of a checkpoint: I vouch that the domain is off, and give up what it did since.",
+        ),
+    ] = False,
     net: Annotated[
         list[str] | None,
         typer.Option(metavar="SAVED=HERE", help="Another bridge, as br0=br1; repeatable."),
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=PATH", help="Where a copied disk is written to; repeatable."),
     ] = None,
     dry_run: _DryRun = False,
     tool: _Tool = None,
@@ -89,13 +133,15 @@ def restore(
 
     def make_request(note: Callable[[str], None]) -> Request:
         settings = options.read_settings(config, note)
-        wanted = options.device_options(options.Devices(nets=net or ()))
+        wanted = options.device_options(options.Devices(nets=net or (), disks=disk or ()))
         return restore_request(
             settings,
             directory,
             paused=paused,
             only_copy=only_copy,
+            revert=revert,
             nets=wanted.nets,
+            disks=wanted.disks,
             tool=tool,
             dry_run=dry_run,
         )
@@ -130,9 +176,11 @@ def saved(
     for one in found:
         lines.append(f"{one.directory}: {one.domain or 'cannot be read'}")
         if one.domain:
-            lines.append(f"  saved      {one.made} on {one.host}, {size(one.size)}")
+            kind = "checkpoint" if one.checkpoint else "saved     "
+            lines.append(f"  {kind} {one.made} on {one.host}, {size(one.size)}")
             lines.append(f"  devices    {', '.join(one.devices) or 'none'}")
         lines += [f"  against    {problem}" for problem in one.against]
         if not one.against:
-            lines.append(f"  restore    entourage restore {one.directory}")
+            revert = " --revert" if one.checkpoint else ""
+            lines.append(f"  restore    entourage restore{revert} {one.directory}")
     put(*(lines or ["nothing is saved there"]))

@@ -51,6 +51,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     pci: dict[str, str] = {}
     """The same of a PCI device (``--pci pci0=0000:41:00.0``)."""
     keep_source_disks: bool = False
+    copies: frozenset[str] = frozenset()
+    """The ids of disks that are copied into a save, or out of one."""
+    sealed: bool = False
+    """Of a save: the other disks must be what they are when it is restored."""
 
 
 def check_options(domain: Domain, options: Options) -> None:

@@ -1,21 +1,37 @@
-"""The target's halves of devices where the target is a save: nothing of the host is used by it."""
+"""Devices whose other end is a save: nothing of the host is used by one."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from entourage.devices.base import AnyController, There
+from entourage.devices.base import AnyController, Here, There
+from entourage.devices.block import making, space
+from entourage.devices.block.controller import BlockController
+from entourage.devices.block.images import Image, NewImage
+from entourage.devices.block.requests import Fill, Make, Open
+from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.net import Bridge, NetController
+from entourage.devices.refusals import refuse
 from entourage.domain import Net
+from entourage.errors import DeviceError, EntourageError, plain_words, what_to_do
+from entourage.hosts import programs
+from entourage.hypervisors.base import Export
+from entourage.hypervisors.saved import manifest as manifests
+from entourage.steps import Refusal
 
 _ANY_MTU = 65535
+_COPY_IT = "--disks=copy copies it into the save"
 
 
 def saved_class(kind: type[AnyController]) -> type[AnyController]:
-    """The class whose target half does what a save needs of it."""
-    return SavedNet if kind is NetController else kind
+    """The class that does what a save needs: either half of it, where the other end is one."""
+    return {NetController: SavedNet, BlockController: SavedBlock}.get(kind, kind)  # type: ignore[arg-type]
 
 
 class SavedNet(NetController):
@@ -30,3 +46,89 @@ class SavedNet(NetController):
         nic = msgspec.convert(request, Net)
         there.domain = there.domain.with_device(nic)
         return nic
+
+
+class SavedBlock(BlockController):
+    """A disk that stays where it is and is sealed, or is copied into a save, or out of one."""
+
+    async def test(self, here: Here) -> Sequence[Refusal]:
+        """Of one that stays, whether it will be seen that it has changed."""
+        found = [*await super().test(here)]
+        disk = self.device
+        if here.options.sealed and disk.id not in here.options.copies:
+            try:
+                await manifests.sealed(disk)
+            except EntourageError as error:
+                remedy = error.remedy or _COPY_IT
+                found.append(refuse(disk, here.source, error.message, remedy))
+        return found
+
+    async def _decide(self, here: Here, chain: list[Image], path: str) -> list[Refusal]:
+        """What is in a save is nowhere else: the whole of it is copied, whatever is there."""
+        if self.device.id not in here.options.copies:
+            return await super()._decide(here, chain, path)
+        return await self._copy(here, chain[0], path, None, onto=False)
+
+    # The target's half, where that is the save
+
+    async def test_there(self, there: There, request: Any) -> Any:
+        """See whether a copy has room beside memory."""
+        if request.get("type") != "fit" or not there.incoming.is_save:
+            return await super().test_there(there, request)
+        return self._fitting(there, msgspec.convert(request, Fit).new)
+
+    def _fitting(self, there: There, new: NewImage) -> Fitting:
+        disk, found = self.device, list[Refusal]()
+        if not programs.has_qemu_nbd():
+            remedy = "install qemu-utils"
+            found.append(refuse(disk, there.host, "qemu-nbd is not installed", remedy))
+        above = _directory(new).parent
+        if above.is_dir():  # else the save itself is refused
+            there.space.setdefault(above.stat().st_dev, {})["memory"] = there.domain.memory
+            if refusal := space.too_full(disk, there, new, str(above)):
+                remedy = "make room, or choose another directory"
+                found.append(dataclasses.replace(refusal, remedy=remedy))
+        return Fitting(refusals=found)
+
+    async def prepare_there(self, there: There, request: Any) -> Any:
+        """Remember what is to be made: the save's directory comes later."""
+        if not there.incoming.is_save:
+            return await super().prepare_there(there, request)
+        self._made = msgspec.convert(request, Make).new
+        return True
+
+    async def connect_there(self, there: There, request: Any) -> Any:
+        """Make the image in the save, and take the mirror's writes."""
+        if not there.incoming.is_save:
+            return await super().connect_there(there, request)
+        asked: Open | Fill = msgspec.convert(request, Open | Fill)
+        return await self._taken(there) if isinstance(asked, Open) else None
+
+    async def _taken(self, there: There) -> Export:
+        disk, new, exports = self.device_there(there), self._made, there.incoming.exports
+        if new is None or exports is None:
+            raise DeviceError("it was not prepared", device=disk.label, host=there.host)
+        new = msgspec.structs.replace(new, format=disk.format, preallocated=False, backing=None)
+        path = manifests.copy_path(manifests.partial(_directory(new), there.domain), disk)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            handle = os.open(path, flags, 0o600)
+            try:
+                if new.format == "raw":
+                    os.ftruncate(handle, new.size)
+                await making.fill_in(new, handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise DeviceError(
+                f"{path} cannot be made: {plain_words(error)}",
+                device=disk.label,
+                host=there.host,
+                remedy=what_to_do(error),
+            ) from error
+        return await exports.export(disk)
+
+
+def _directory(new: NewImage) -> Path:
+    """The save's, by the path that a copy in it will have: DIR/disks/ID."""
+    return Path(new.path).parents[1]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -22,8 +23,15 @@ class _Info(msgspec.Struct):
     details: dict[str, Any] = msgspec.field(name="format-specific", default_factory=dict[str, Any])
 
 
-async def run(*command: str) -> tuple[int, str, str]:
+async def run(
+    *command: str, environment: Mapping[str, str] | None = None, umask: int = -1
+) -> tuple[int, str, str]:
     """Run a program; it is ended where this is cancelled.
+
+    Args:
+        command: The program and its arguments.
+        environment: More of it.
+        umask: Another one than this process's.
 
     Returns:
         Its status, its output, and what it said on stderr in one line.
@@ -37,12 +45,13 @@ async def run(*command: str) -> tuple[int, str, str]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=os.environ | {"LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **(environment or {})},
+            umask=umask,
         )
     except OSError as error:
         raise DeviceError(
             f"{command[0]} cannot be run: {error.strerror}",
-            remedy="install qemu-utils" if command[0] == "qemu-img" else "",
+            remedy="install qemu-utils" if command[0].startswith("qemu-") else "",
         ) from error
     try:
         out, err = await process.communicate()
@@ -124,3 +133,8 @@ async def qemu_img(*arguments: str) -> str:
 def has_qemu_img() -> bool:
     """Whether this host has ``qemu-img``."""
     return shutil.which("qemu-img") is not None
+
+
+def has_qemu_nbd() -> bool:
+    """Whether this host has ``qemu-nbd``."""
+    return shutil.which("qemu-nbd") is not None

@@ -141,12 +141,15 @@ def marked_processes(marker: str) -> list[int]:
     return [pid for pid in pids if carries(pid, marker)]
 
 
-async def end_processes(marker: str, *, patience: float = 5.0) -> None:
+async def end_processes(
+    marker: str, *, patience: float = 5.0, how: signal.Signals = signal.SIGKILL
+) -> None:
     """End all processes that carry the marker, at once, and wait until they are gone.
 
     Args:
         marker: The value of ``ENTOURAGE_RESOURCE``.
-        patience: Seconds to wait for the kernel.
+        patience: Seconds to wait for the kernel, or for what they do on another signal.
+        how: That signal.
 
     Raises:
         EntourageError: One is still there.
@@ -156,15 +159,15 @@ async def end_processes(marker: str, *, patience: float = 5.0) -> None:
         for pid in marked_processes(marker):
             with contextlib.suppress(ProcessLookupError):
                 handles.append(os.pidfd_open(pid))
-                signal.pidfd_send_signal(handles[-1], signal.SIGKILL)
+                signal.pidfd_send_signal(handles[-1], how)
         for handle in handles:
-            await _gone(handle, patience)
+            await _gone(handle, patience, how)
     finally:
         for handle in handles:
             os.close(handle)
 
 
-async def _gone(pidfd: int, patience: float) -> None:
+async def _gone(pidfd: int, patience: float, how: signal.Signals) -> None:
     """Wait until the process of a pidfd has ended."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -173,7 +176,7 @@ async def _gone(pidfd: int, patience: float) -> None:
         async with asyncio.timeout(patience):
             await ended.wait()
     except TimeoutError as error:
-        raise EntourageError(f"a process does not end ({patience:g} s after SIGKILL)") from error
+        raise EntourageError(f"a process does not end ({patience:g} s after {how.name})") from error
     finally:
         loop.remove_reader(pidfd)
     with contextlib.suppress(ChildProcessError):

@@ -171,14 +171,18 @@ def answered_within(connection: socket.socket, patience: float) -> Generator[Non
     """Shut a connection down, whoever else has a copy of it, if this is not left in time.
 
     Args:
-        connection: Of this process's event loop, to a host that may fall silent.
-        patience: Seconds for what takes no time on the way; eight round trips come on top.
+        connection: Of this process's event loop, to a host or a process that may fall silent.
+        patience: Seconds for what takes no time on the way; over TCP eight round trips come on top.
 
     Raises:
         FellSilentError: What was done with the connection failed after it had been shut down.
     """
-    host, port = connection.getpeername()[:2]
-    patience += tcpinfo.of(connection).answers_within
+    if connection.family == socket.AF_UNIX:
+        peer = str(connection.getpeername())
+    else:
+        host, port = connection.getpeername()[:2]
+        peer = f"{bracketed(host)}:{port}"
+        patience += tcpinfo.of(connection).answers_within
     late = False
 
     def shut() -> None:
@@ -193,7 +197,7 @@ def answered_within(connection: socket.socket, patience: float) -> Generator[Non
     except HypervisorError as error:
         if late:
             raise FellSilentError(
-                f"{bracketed(host)}:{port} took the connection and fell silent",
+                f"{peer} took the connection and fell silent",
                 device=error.device,
                 remedy="see whether the target is alive and what filters the way to it",
             ) from error

@@ -23,6 +23,7 @@ from entourage.hypervisors.seams import (
     DiskExports,
     DiskMirroring,
     Plugging,
+    Publishing,
     TpmArrival,
     TpmState,
     Unplugging,
@@ -294,6 +295,11 @@ class Incoming(Protocol):
     @property
     def plugging(self) -> Plugging | None:
         """None: none of the host's own devices can be plugged in."""
+        ...
+
+    @property
+    def publishing(self) -> Publishing | None:
+        """None: what has landed is let run, or removed."""
         ...
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from urllib.parse import unquote
 
 from entourage.errors import HypervisorError
@@ -44,9 +45,24 @@ def check_local(local: LocalData, uri: str) -> None:
     Raises:
         HypervisorError: It is something else.
     """
-    if uri != f"unix:{local.socket}":
+    _check_socket(uri, {f"unix:{local.socket}"}, "memory")
+
+
+def check_local_disk(local: LocalData, path: str, disk: str) -> None:
+    """The same of a disk.
+
+    Args:
+        local: What the other half was asked to listen at.
+        path: The socket that it says it listens at.
+        disk: The disk's id.
+    """
+    _check_socket(path, {local.disk_socket(), local.disk_socket(disk)}, f"block/{disk}")
+
+
+def _check_socket(said: str, asked: Collection[str], what: str) -> None:
+    if said not in asked:
         raise HypervisorError(
-            f"memory is to go to {uri!r}, and does not leave this host", remedy=NOT_OURS
+            f"{what} is to go to {said!r}, and does not leave this host", remedy=NOT_OURS
         )
 
 

@@ -171,6 +171,14 @@ class Plugging(Protocol):
         ...
 
 
+class Publishing(Protocol):
+    """Keeps what has landed, while the guest goes on where it was: a checkpoint; on the target."""
+
+    async def publish(self) -> None:
+        """Memory has landed: have all of it on the disk under its name; that is not undone."""
+        ...
+
+
 class MachineSeams:
     """The seams of a ``Machine`` whose backend has none; it overrides those that it has."""
 
@@ -244,6 +252,11 @@ class IncomingSeams:
     @property
     def plugging(self) -> Plugging | None:
         """None of the host's own devices can be plugged in."""
+        return None
+
+    @property
+    def publishing(self) -> Publishing | None:
+        """What has landed is let run, or removed."""
         return None
 
     @property

@@ -28,11 +28,18 @@ class DomainState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a disk of the target's machine takes the mirror's writes."""
+    """Where a disk of the target's machine takes the mirror's writes.
+
+    Attributes:
+        host, port: The target's address, numeric, and its TCP port.
+        name: The NBD export's.
+        socket: A unix socket instead, where both are processes of one host.
+    """
 
     host: str
     port: int
     name: str
+    socket: str = ""
 
 
 class NewVolume(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,17 +102,27 @@ class Secret(msgspec.Struct, frozen=True):
 
 
 class LocalData(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory does not leave this host: a machine is saved, or restored.
+    """Memory and disks do not leave this host: a machine is saved, or restored.
 
     Attributes:
-        socket: The unix socket at which it is taken.
+        socket: The unix socket at which memory is taken.
         generation: The domain's, as the source's journal counts it.
         paused: The guest was paused by its user, and stays so.
+        checkpoint: The guest goes on here after it was saved.
+        copies: The disks that are copied into the save: the path of each here, by its id.
+        sealed: The others must be what they are when it is restored.
     """
 
     socket: str
     generation: int
     paused: bool
+    checkpoint: bool = False
+    copies: dict[str, str] = {}
+    sealed: bool = False
+
+    def disk_socket(self, disk: str = "") -> str:
+        """The unix socket at which the writes of a disk are taken, by its id; of all, without."""
+        return f"{self.socket}.disk{disk and '.'}{disk}"
 
 
 class DataPlane(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,7 +43,8 @@ def ending(
         parts.append(steps_table(events, glyphs=glyphs))
     if not quiet:
         parts.append(timeline(events, width=width, glyphs=glyphs))
-        parts.append(recovery_table(events, glyphs=glyphs))
+        if view.finished is None or view.finished.outcome != "saved":  # then nothing had failed
+            parts.append(recovery_table(events, glyphs=glyphs))
     if view.finished is not None:
         parts.append(_problems(view.finished.problems))
         parts.append(_sentence(view, view.finished))
@@ -116,7 +117,7 @@ def _sentence(view: View, finished: Finished) -> Text | None:
 def _of_a_save(started: MigrationStarted, finished: Finished) -> Text | None:
     """The same of a domain that was saved or restored; None where it is what a move says."""
     domain, source = clean(started.domain), clean(started.source)
-    saves = started.kind == "save"
+    saves = started.kind in {"save", "checkpoint"}
     directory = clean(started.target) if saves else source
     done = "saved in" if saves else "restored from"
     took = duration(finished.seconds)
@@ -135,6 +136,12 @@ def _of_a_save(started: MigrationStarted, finished: Finished) -> Text | None:
             return Text(f"{domain} was not restored; {directory} is as it was", "bold yellow")
         case "moved":
             return Text(f"{domain} is {done} {directory}, in {took}", style="bold green")
+        case "saved":
+            still = finished.blackout
+            paused = "" if still is None else f"; it stood still for {duration(still)}"
+            left = "; not everything is cleaned up" if finished.problems else ""
+            said = f"{domain} is saved in {directory}, in {took}, and goes on{paused}"
+            return Text(said, style="bold green").append(left, style="yellow")
         case "clean-up-incomplete":
             text = Text(f"{domain} is {done} {directory}, in {took}", style="bold green")
             return text.append("; not everything is cleaned up", style="yellow")

@@ -67,7 +67,7 @@ def plan_table(
             words = _memory(planned, one, kind)
         else:
             words = _device(one, source, target, kind)
-        if kind != "restore":  # what is in a save stays there
+        if kind in {"move", "save"}:  # else all of it stays where it is
             words = [*words, *_afterwards(one, source)]
         table.add_row(clean(one.device), clean("; ".join(words)))
     for device, reasons in _by_device(refusals):
@@ -94,7 +94,7 @@ def _device(one: PlannedDevice, source: str, target: str, kind: Kind) -> list[st
     match one.action:
         case "in-place" if kind != "move":
             words = f"{moved} stays where it is"
-        case "remade" if kind == "save":
+        case "remade" if kind in {"save", "checkpoint"}:
             words = "made anew when it is restored"
         case "in-place":
             words = f"{moved} stays: both hosts see it, or have the same"

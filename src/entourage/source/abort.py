@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from entourage import messages
 from entourage.errors import EntourageError, InDoubt, LinkError, ours, plain_words
@@ -20,7 +20,11 @@ _CAME_BACK = frozenset({Finding.CAME_BACK, Finding.CAME_BACK_DEAD})
 
 
 async def come_back(
-    session: Session, side: SourceSide, *, hurries: Callable[[], bool]
+    session: Session,
+    side: SourceSide,
+    *,
+    hurries: Callable[[], bool],
+    before: Callable[[], Awaitable[object]] | None = None,
 ) -> list[str]:
     """Let the guest run here again, put its devices back, and have the target undo what it made.
 
@@ -28,6 +32,8 @@ async def come_back(
         session: All that is open.
         side: The migration's source.
         hurries: See ``undone_there``.
+        before: What is done first of what the target does, while the guest is let run; never
+            raises.
 
     Returns:
         What was not put back, not written down or not undone, each a sentence.
@@ -35,7 +41,13 @@ async def come_back(
     Raises:
         InDoubt: The guest could not be let run again; nobody else may.
     """
-    undone = asyncio.create_task(abort_there(session))
+
+    async def over_there() -> list[str]:
+        if before is not None:
+            await before()
+        return await abort_there(session)
+
+    undone = asyncio.create_task(over_there())
     failed = await _failure(side)
     if failed is not None and side.state.live:
         # A hypervisor that has refused once may not do so again; its guest may stand still.

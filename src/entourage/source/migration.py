@@ -35,7 +35,6 @@ from entourage.events import (
 from entourage.handover.rules import Source
 from entourage.handover.values import (
     Finding,
-    Guest,
     Heard,
     Input,
     Message,
@@ -47,6 +46,7 @@ from entourage.journal.journal import Decision
 from entourage.source.abort import come_back
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
+from entourage.source.checkpoint import keep
 from entourage.source.endings import guest_ended, raise_doubt
 from entourage.source.outcome import await_outcome
 from entourage.source.phases import Phases
@@ -130,6 +130,7 @@ class Migration:
                 settings=self._settings,
                 options=request.options,
                 tool=request.tool,
+                checkpoint=request.checkpoint,
                 emit=self._emit,
                 clock=self._clock,
             ) as session:
@@ -173,7 +174,12 @@ class Migration:
     async def _move(self, session: Session) -> Finished:
         """Run the migration to one of its ends: rolled back, in doubt, or moved."""
         devices = DeviceSteps(
-            source_controllers(session.machine.domain, self._settings, self._request.tool),
+            source_controllers(
+                session.machine.domain,
+                self._settings,
+                self._request.tool,
+                saved=session.kind != "move",
+            ),
             session.here,
             self._settings.migration,
             self._emit,
@@ -195,6 +201,9 @@ class Migration:
             await self._go_back(session, side, error)
         if self._request.dry_run:
             return self._finish("can-move", runs_on=session.source)
+        if self._request.checkpoint:
+            problems = await keep(session, side, given_up=lambda: self._interrupted)
+            return self._finish("saved", runs_on=session.source, problems=problems)
         await self._hand_over(session, side)
         problems = (*side.problems, *map(str, session.failures_there.all))
         outcome = "clean-up-incomplete" if problems else "moved"
@@ -241,7 +250,7 @@ class Migration:
         )
         session.note("going back")
         problems = await come_back(session, side, hurries=lambda: bool(self._interrupted))
-        if side.state.guest is Guest.DEAD or Finding.CAME_BACK_DEAD in side.findings:
+        if side.has_ended:
             raise await guest_ended(session, problems) from error
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(

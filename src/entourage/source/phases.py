@@ -73,7 +73,8 @@ class Phases:
             reason = "its hypervisor moves a domain only while it runs"
             found.append(Refusal("domain", session.source, reason, "leave out --non-live"))
         # The domain first: the agent makes the devices' other halves when it hears of it.
-        about = messages.TestDomain(domain=domain, facts=dict(facts))
+        there = domain.with_paths(session.options.disks)
+        about = messages.TestDomain(domain=there, facts=dict(facts))
         for answer in await session.link.call(messages.TEST, about):
             (warnings if answer.only_warns else found).append(answer)
         for warning in warnings:

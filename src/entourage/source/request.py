@@ -22,6 +22,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         tool: An external migration tool for every class (``--tool``).
         dry_run: TEST only.
         paused: The guest is not to run where it goes, also if it runs here.
+        checkpoint: The guest goes on here, once it is saved.
     """
 
     domain: str
@@ -33,3 +34,4 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tool: str | None = None
     dry_run: bool = False
     paused: bool = False
+    checkpoint: bool = False

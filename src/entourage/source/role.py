@@ -90,6 +90,11 @@ class SourceSide:
         """What the role knows now."""
         return self._executor.state
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the guest has ended by itself."""
+        return self.state.guest is Guest.DEAD or Finding.CAME_BACK_DEAD in self.findings
+
     async def _do(self, effect: Effect) -> AnyInput | None:
         match effect:
             case Flush():

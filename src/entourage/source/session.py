@@ -155,8 +155,16 @@ class Session:
         wanted = self.settings.migration
         local = None
         if self.kind != "move":
+            disks = {disk.id: disk.path for disk in self.machine.domain.block}
             path = Path(own_settings(self.settings).paths.run, f"{self.migration}.sock")
-            local = LocalData(socket=str(path), generation=generation, paused=paused)
+            local = LocalData(
+                socket=str(path),
+                generation=generation,
+                paused=paused,
+                checkpoint=self.kind == "checkpoint",
+                copies={disk: disks[disk] for disk in self.options.copies},
+                sealed=self.options.sealed,
+            )
         encrypted = wanted.tls and local is None
         secret = Secret("entourage", secrets.token_bytes(32)) if encrypted else None
         return DataPlane(
@@ -278,6 +286,7 @@ async def open_session(
     settings: Settings,
     options: Options,
     tool: str | None,
+    checkpoint: bool = False,
     emit: Listener,
     clock: Clock,
 ) -> AsyncGenerator[Session]:
@@ -291,6 +300,7 @@ async def open_session(
         settings: This host's.
         options: What the user asked for, of devices.
         tool: An external tool for every class.
+        checkpoint: The domain goes on here, once it is saved.
         emit: Takes the events.
         clock: The migration's.
 
@@ -328,7 +338,7 @@ async def open_session(
             )
         yield Session(
             migration=migration,
-            kind=_kind(hypervisor.name, there),
+            kind="checkpoint" if checkpoint else _kind(hypervisor.name, there),
             host=socket.gethostname(),
             source=source,
             target=target,

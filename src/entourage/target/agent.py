@@ -60,6 +60,7 @@ from entourage.target.reattach import reattach_target
 from entourage.target.role import TargetSide
 from entourage.target.shown import Shown, arriving
 from entourage.target.way import WayProof
+from entourage.testpoints import reached
 from entourage.version import __version__
 
 Body = TypeVar("Body")
@@ -110,6 +111,7 @@ class Agent:
         link.on(messages.LISTEN, self._on_listen)
         link.on(messages.PROGRESS, self._on_progress)
         link.on(messages.SWITCHOVER_COOKIE, self._on_switchover_cookie)
+        link.on(messages.PUBLISH, self._on_publish)
         link.on(messages.ABORT, self._on_abort)
         link.on(messages.BYE, self._on_bye)
         link.on(messages.HANDOVER, self._on_handover)
@@ -334,6 +336,15 @@ class Agent:
                 self._tell_failure(error)  # not even GO has libvirt keep what that names
                 return
             there.incoming.accept_cookie(said.data)
+
+    async def _on_publish(self, _: None) -> None:
+        """Have a checkpoint whole; its guest never runs here."""
+        there, _opening = self._making()
+        publishing = there.incoming.publishing
+        if publishing is None:
+            raise UsageError("what is not saved cannot be published")
+        await self._arrival_tasks.run(publishing.publish())
+        reached("target.published")
 
     async def _on_abort(self, _: None) -> list[str]:
         """Undo everything, if that is still to be decided here; what could not be undone."""

@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from entourage.checkpoint import requests
+from entourage.checkpoint.disks import Disks
 from entourage.checkpoint.requests import restore_request, save_request
 from entourage.checkpoint.saved import saves
+from entourage.domain import Block, Domain, Tpm
 from entourage.errors import UsageError
 from entourage.hypervisors.registry import counterpart, elsewhere, in_directory
 from entourage.hypervisors.saved import claim
@@ -27,9 +30,18 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(paths=PathSettings(state=str(tmp_path / "state"), run=str(tmp_path / "run")))
 
 
-def known(monkeypatch: pytest.MonkeyPatch, hypervisor: str) -> None:
+DISKS = (
+    Block(id="disk0", path="/srv/d0.raw"),
+    Block(id="cd0", path="/srv/cd.iso", model="ide-cd"),
+)
+
+
+def known(monkeypatch: pytest.MonkeyPatch, hypervisor: str, *, tpm: bool = False) -> None:
+    tpms = (Tpm(id="tpm0"),) if tpm else ()
+    domain = Domain(name="web1", memory=1 << 30, block=DISKS, tpm=tpms)
+
     async def found(*_asked: object) -> tuple[object, object]:
-        return SimpleNamespace(name=hypervisor), None
+        return SimpleNamespace(name=hypervisor), domain
 
     monkeypatch.setattr(requests, "known", found)
 
@@ -43,9 +55,42 @@ async def test_a_save_goes_to_a_directory(
     where = f"{tmp_path}/x"
     assert (request.route.host, request.route.agentless) == (where, f"save:{where}")
     assert (request.live, request.settings.migration.tls) == (False, False)
+    assert (request.options.copies, request.options.sealed) == (frozenset(), True)
     assert in_directory(f"save:{where}") == where
     assert (elsewhere("qemu"), in_directory("qemu+ssh://b/system")) == (None, "")
     assert counterpart(f"save:{where}") == "qemu"
+
+
+async def test_a_checkpoint_copies_what_its_guest_writes(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known(monkeypatch, "qemu")
+    request = await save_request(settings, "web1", f"{tmp_path}/x", checkpoint=True)
+    assert (request.live, request.checkpoint) == (True, True)
+    assert request.options.disks == {"disk0": f"{tmp_path}/x/disks/disk0"}
+    assert request.options.copies == {"disk0"}
+    assert (request.options.sealed, request.options.keep_source_disks) == (True, True)
+    own = await save_request(
+        settings, "web1", f"{tmp_path}/x", checkpoint=True, disks=Disks.REFERENCE
+    )
+    assert (own.options.copies, own.options.sealed) == (frozenset(), False)
+
+
+@pytest.mark.parametrize(
+    ("disks", "tpm", "remedy"),
+    [(Disks.KEEP, False, "--disks=copy"), (None, True, "--allow-tpm-rollback")],
+)
+async def test_what_nobody_could_go_back_to_is_refused(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    disks: Disks | None,
+    tpm: bool,  # noqa: FBT001 - a case's
+    remedy: str,
+) -> None:
+    known(monkeypatch, "qemu", tpm=tpm)
+    with pytest.raises(UsageError) as told:
+        await save_request(settings, "web1", "/srv/x", checkpoint=True, disks=disks)
+    assert remedy in told.value.remedy
 
 
 @pytest.mark.parametrize(("hypervisor", "tool"), [("xen", "xl"), ("qemu:///system", "virsh")])
@@ -84,6 +129,37 @@ def test_a_copy_needs_a_word(settings: Settings, saved: Path, tmp_path: Path) ->
     [first, second] = asyncio.run(saves(settings, [str(tmp_path)]))
     assert (first.directory, len(first.against)) == (str(copy), 1)
     assert (second.directory, second.against) == (str(saved), ())
+
+
+def test_a_checkpoint_needs_another_word(settings: Settings, saved: Path) -> None:
+    manifest = msgspec.structs.replace(manifests.read_manifest(saved), checkpoint=True)
+    (saved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(UsageError, match="is a checkpoint") as told:
+        restore_request(settings, str(saved), only_copy=True)
+    assert "--revert" in told.value.remedy
+    assert restore_request(settings, str(saved), revert=True).domain == "web1"
+    [shown] = asyncio.run(saves(settings, [str(saved)]))
+    assert (shown.checkpoint, shown.against) == (True, ())
+
+
+def test_a_copied_disk_goes_where_it_was_or_where_it_is_wanted(
+    settings: Settings, saved: Path
+) -> None:
+    manifest = manifests.read_manifest(saved)
+    copy = manifests.Copy(device="block/disk0", format="raw", file=manifest.memory)
+    manifest = msgspec.structs.replace(manifest, copies=(copy,), disks=())
+    (saved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(UsageError, match="no save"):  # the copy itself is not there
+        restore_request(settings, str(saved))
+    (saved / "disks").mkdir(mode=0o700)
+    (saved / "disks" / "disk0").touch(mode=0o600)
+    was = manifest.domain.block[0].path
+    request = restore_request(settings, str(saved))
+    assert (request.options.disks, request.options.copies) == ({"disk0": was}, {"disk0"})
+    request = restore_request(settings, str(saved), disks={"disk0": "/srv/new"})
+    assert request.options.disks == {"disk0": "/srv/new"}
+    with pytest.raises(UsageError, match="no such disk"):
+        restore_request(settings, str(saved), disks={"disk1": "/srv/new"})
 
 
 def test_what_speaks_against_a_save_is_shown(settings: Settings, saved: Path) -> None:

@@ -34,7 +34,7 @@ def has(backend: type[Any], seams: type[Any]) -> set[str]:
         (QemuMachine, {"definition", "mirroring", "tpm", "announcing"}),
         (LibvirtMachine, {"definition", "carrying", "tpm", "announcing"}),
         (XenMachine, {"definition", "carrying", "announcing", "unplugging"}),
-        (SavedMachine, {"tpm"}),
+        (SavedMachine, {"mirroring", "tpm"}),
     ],
 )
 def test_what_a_machine_has(backend: type[Any], expected: set[str]) -> None:
@@ -48,7 +48,7 @@ def test_what_a_machine_has(backend: type[Any], expected: set[str]) -> None:
         (LibvirtIncoming, {"takes", "tpm", "announcing"}),
         (AgentlessIncoming, {"takes", "tpm", "announcing", "agentless"}),
         (XenIncoming, {"takes", "announcing", "plugging"}),
-        (SavingIncoming, {"tpm"}),
+        (SavingIncoming, {"takes", "exports", "publishing", "tpm"}),
     ],
 )
 def test_what_a_machine_that_is_built_has(backend: type[Any], expected: set[str]) -> None:

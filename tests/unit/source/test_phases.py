@@ -12,7 +12,7 @@ import pytest
 from entourage import messages
 from entourage.clock import Clock
 from entourage.device_steps import DeviceSteps
-from entourage.devices.base import AnyController
+from entourage.devices.base import AnyController, Options
 from entourage.domain import Domain
 from entourage.errors import Refused
 from entourage.events import AnyEvent, DeviceRefused, SpanDone, Warned
@@ -95,6 +95,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
         link=Link(),
         clock=clock,
         settings=Settings(),
+        options=Options(),
         source="a",
         target="b",
         blockers=(),

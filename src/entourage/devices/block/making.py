@@ -44,7 +44,7 @@ async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed
             scratch = directory / name
             emptied = _emptied(scratch, new, allowed)
             handle = await asyncio.to_thread(stack.enter_context, emptied)
-            done = await _fill_in(new, handle)
+            done = await fill_in(new, handle)
             place(scratch, directory / final.name, ledger, known_as=final)
             # The name, too, must survive a power cut once the guest runs on it.
             await asyncio.to_thread(sync, directory)
@@ -80,8 +80,12 @@ def _emptied(scratch: Path, new: NewImage, allowed: Allowed) -> Generator[int]:
         os.close(handle)
 
 
-async def _fill_in(new: NewImage, handle: int) -> bool:
-    """Make an image of the empty file, by its descriptor alone; see ``create``."""
+async def fill_in(new: NewImage, handle: int) -> bool:
+    """Make an image of an empty file, by its descriptor alone; synced when this returns.
+
+    Returns:
+        False where it should be preallocated and the filesystem has no way to do that.
+    """
     path = through(handle)
     try:
         if new.format == "qcow2":

@@ -89,12 +89,12 @@ def _fit_file(disk: Block, there: There, new: NewImage) -> list[Refusal]:
     if new.format != "raw" and not programs.has_qemu_img():
         reason = "qemu-img is not installed"
         found.append(refuse(disk, there.host, reason, "install qemu-utils there"))
-    if refusal := _too_full(disk, there, new, str(directory)):
+    if refusal := too_full(disk, there, new, str(directory)):
         found.append(refusal)
     return found
 
 
-def _too_full(disk: Block, there: There, new: NewImage, directory: str) -> Refusal | None:
+def too_full(disk: Block, there: There, new: NewImage, directory: str) -> Refusal | None:
     """Count this disk, and see whether all that go to its filesystem fit together."""
     number, free = storage.free_space(directory)
     claims = there.space.setdefault(number, {})

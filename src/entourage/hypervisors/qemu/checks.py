@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -151,8 +152,20 @@ async def test_incoming(
             reasons.append((error.message, error.remedy))
     return [
         *(Refusal("domain", host, reason, remedy) for reason, remedy in reasons),
+        *_states_of_tpms(domain, host, settings),
         *await _access(domain, host, settings),
     ]
+
+
+def _states_of_tpms(domain: Domain, host: str, settings: Settings) -> Iterator[Refusal]:
+    """TPMs that have a state here already, which nobody writes over."""
+    with contextlib.suppress(UsageError):  # told already
+        where = places(settings, str(domain.uuid), domain.name)
+        for tpm in domain.tpm:
+            state = where.tpm_state(tpm.id)
+            if tpm.type == "emulator" and state.is_dir():
+                reason = "there is a state of this TPM on this host already"
+                yield Refusal(tpm.label, host, reason, f"move {state} away")
 
 
 async def _access(domain: Domain, host: str, settings: Settings) -> list[Refusal]:
@@ -188,9 +201,10 @@ def _taken(domain: Domain, host: str, settings: Settings) -> Iterator[Reason]:
             continue
         if not entry.alive:
             stop = f"`entourage stop {entry.domain.name}`"  # which gives its files back
+            away = f"move {entry.places.state}, its record and its TPM's state, away"
             yield (
                 f"there is a domain {entry.domain.name} here already, shut off",
-                f"if it is of no use any more: {stop} on {host}, then delete {entry.places.record}",
+                f"if it is of no use any more: {stop} on {host}, then {away}",
             )
         elif entry.running is not None and entry.running.incoming:
             yield (

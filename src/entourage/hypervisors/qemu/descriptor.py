@@ -21,7 +21,7 @@ def _open(settings: Settings, _name: str) -> Hypervisor:
 
 def _delete_hint(_name: str, domain: str) -> str:
     """Its files go back to whom they belonged first."""
-    return f"`entourage stop {domain}`, then delete its domain.json beneath paths.state"
+    return f"`entourage stop {domain}`, then move its directory beneath paths.state away"
 
 
 BACKEND = Backend(

@@ -12,6 +12,7 @@ from pathlib import Path
 from entourage.domain import Block
 from entourage.errors import HypervisorError
 from entourage.hosts.account import Account
+from entourage.hosts.local import listening_here
 from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger
 from entourage.hosts.tcp import listening_in_range
@@ -43,7 +44,7 @@ class Exports:
         self._account: Account | None = None
         self._machine: tuple[Up, DataPlane] | None = None
         self._host = ""
-        self._port = 0
+        self._serves: tuple[str, int] | None = None  # a socket's path, or a port
         self._starting = asyncio.Lock()
         self._giving = asyncio.Lock()
         self._allow_core: Callable[[], None] = lambda: None
@@ -66,10 +67,13 @@ class Exports:
         up, plane = self._built()
         monitor, domain = up.monitor, up.running.domain
         async with self._starting:
-            if not self._port:
-                self._port = await self._start_server(monitor, plane)
+            if self._serves is None:
+                self._serves = await self._start_server(monitor, plane)
                 self._allow_core = _without_core(up.process)
-                if plane.secret is None or tls_in_threads(monitor.version):
+                # Not for what is copied out of a save: no guest waits for it, and its client goes
+                # as soon as it is done, of which an export in a thread makes QEMU abort (below).
+                threads = plane.secret is None or tls_in_threads(monitor.version)
+                if plane.local is None and threads:
                     await monitor.execute(
                         "object-add", {"qom-type": "iothread", "id": EXPORT_THREAD}
                     )
@@ -96,7 +100,8 @@ class Exports:
             },
             device=disk.label,
         )
-        return Export(host=plane.address, port=self._port, name=export)
+        path, port = self._serves
+        return Export(host=plane.address, port=port, name=export, socket=path)
 
     async def close(self) -> None:
         """Close all exports, where there are any: the guest's disks are the machine's alone.
@@ -108,7 +113,7 @@ class Exports:
         due: the next export's end, which wants the same lock (``bdrv_graph_wrlock: Assertion
         '!has_writer' failed``). Seen in 11.1.3; 10.0.13 has no such wait.
         """
-        if not self._port:
+        if self._serves is None:
             return
         up, _ = self._built()
         monitor = up.monitor
@@ -122,20 +127,29 @@ class Exports:
             monitor.execute("nbd-server-stop"),
             *(monitor.execute("blockdev-del", {"node-name": name}) for name in self._writable),
         )
-        self._port = 0
+        if path := self._serves[0]:
+            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+        self._serves = None
         self._writable.clear()
         self._allow_core()
 
-    async def _start_server(self, monitor: Monitor, plane: DataPlane) -> int:
+    async def _start_server(self, monitor: Monitor, plane: DataPlane) -> tuple[str, int]:
+        """Returns where it listens: a socket's path and 0, or nothing and a port."""
         tls = {} if plane.secret is None else {"tls-creds": keys.OBJECT}
-        with listening_in_range(self._host, plane.ports) as server:
+        path = "" if plane.local is None else plane.local.disk_socket()
+        if path:
+            self._ledger.record("scratch", path=path)
+        with (
+            listening_here(Path(path))
+            if path
+            else listening_in_range(self._host, plane.ports) as server
+        ):
             await monitor.give("nbd", server.fileno())
             address = {"type": "fd", "data": {"str": "nbd"}}
             await monitor.execute(
                 "nbd-server-start", {"addr": address, "max-connections": 0, **tls}
             )
-            port: int = server.getsockname()[1]
-            return port
+            return (path, 0) if path else ("", int(server.getsockname()[1]))
 
     def _built(self) -> tuple[Up, DataPlane]:
         if self._machine is None:

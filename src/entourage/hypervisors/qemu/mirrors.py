@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
+from entourage.hosts.local import connected_here
 from entourage.hosts.tcp import FellSilentError, answered_within, connected
 from entourage.hypervisors.base import DataPlane, DiskCopy, Export
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
 from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
-from entourage.hypervisors.reach import check_reach
+from entourage.hypervisors.reach import check_local_disk, check_reach
 
 _SHOW_EVERY = 0.25
 # Seconds that the guest may stand still for, at most, while QEMU's main loop greets the target; how
@@ -59,7 +61,9 @@ class Mirrors:
             "export": export.name,
             "discard": "unmap",
         }
-        if self.plane is not None:
+        if self.plane is not None and self.plane.local is not None:
+            check_local_disk(self.plane.local, export.socket, disk.id)
+        elif self.plane is not None:
             check_reach(self.plane, export.host, export.port, disk.path)
         if self.plane is not None and self.plane.secret is not None:
             node["tls-creds"] = keys.OBJECT
@@ -103,7 +107,7 @@ class Mirrors:
         """Open the target's export, which a busy target's QEMU may be slow to greet."""
         for left in reversed(range(_GREETINGS)):
             try:
-                async with connected(export.host, export.port, device=disk.label) as connection:
+                async with _connected(export, disk) as connection:
                     with answered_within(connection, _GREETED_WITHIN):
                         await self._monitor.give(node["node-name"], connection.fileno())
                         await self._run("blockdev-add", node, disk)
@@ -235,3 +239,12 @@ class Mirrors:
 
     async def _run(self, command: str, arguments: dict[str, Any], disk: Block) -> Any:
         return await self._monitor.execute(command, arguments, device=disk.label)
+
+
+def _connected(
+    export: Export, disk: Block
+) -> contextlib.AbstractAsyncContextManager[socket.socket]:
+    """A connection to where a disk's writes are taken."""
+    if export.socket:
+        return connected_here(export.socket)
+    return connected(export.host, export.port, device=disk.label)

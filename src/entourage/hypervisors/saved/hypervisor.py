@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from entourage.domain import Domain
-from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
+from entourage.errors import UsageError, plain_words, what_to_do
 from entourage.hosts.parts import HostPart
 from entourage.hosts.proxy_agent import own_settings, proxy_settings
 from entourage.hosts.resources import Ledger
@@ -86,16 +86,9 @@ class SavedHypervisor:
         """What speaks against saving this domain here."""
         self._facts.update(facts)
         try:
-            found = [Refusal("domain", host, *problem) for problem in self._problems(domain)]
+            return [Refusal("domain", host, *problem) for problem in self._problems(domain)]
         except OSError as error:
             return [Refusal("domain", host, plain_words(error), what_to_do(error))]
-        for disk in domain.block:
-            try:
-                await manifests.sealed(disk)
-            except EntourageError as error:
-                remedy = error.remedy or "shut the domain down instead"
-                found.append(Refusal(disk.label, host, error.message, remedy))
-        return found
 
     def _problems(self, domain: Domain) -> Iterator[tuple[str, str]]:
         directory, parent = self._directory, self._directory.parent

@@ -25,9 +25,10 @@ from entourage.hosts.resources import Ledger
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.copies import CopiesIn
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.stream import Flow, into_file
-from entourage.hypervisors.seams import IncomingSeams
+from entourage.hypervisors.seams import DiskCopy, IncomingSeams
 from entourage.hypervisors.values import LocalData, TpmFacts
 from entourage.version import __version__
 
@@ -71,9 +72,26 @@ class SavingIncoming(IncomingSeams):
         self._ledger = ledger
         self._facts = facts
         self._local: LocalData | None = None
+        self._copies = CopiesIn(self._partial, ledger)
+        self._publishing: asyncio.Task[None] | None = None
         self._flow: asyncio.Future[Flow] | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._landing: asyncio.Task[Any] | None = None
+
+    @property
+    def takes(self) -> frozenset[DiskCopy]:
+        """What a source mirrors; a medium that is only read stays where it is."""
+        return frozenset({DiskCopy.MIRROR})
+
+    @property
+    def exports(self) -> CopiesIn:
+        """Each disk has a server of its own."""
+        return self._copies
+
+    @property
+    def publishing(self) -> SavingIncoming:
+        """It is kept where its guest goes on."""
+        return self
 
     @property
     def tpm(self) -> SavedTpmArrival:
@@ -107,16 +125,20 @@ class SavingIncoming(IncomingSeams):
             raise HypervisorError("a machine is saved by a process of the host that it runs on")
         self._domain, self._local = domain, plane.local
         try:
-            await asyncio.to_thread(self._make, plane.local.generation)
+            copies = bool(plane.local.copies)
+            await asyncio.to_thread(self._make, plane.local.generation, copies=copies)
+            self._copies.stands(plane.local)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         except UsageError as error:
             raise HypervisorError(error.message, remedy=error.remedy) from error
 
-    def _make(self, generation: int) -> None:
+    def _make(self, generation: int, *, copies: bool) -> None:
         # No row of the ledger: undoing one would take what is not mounted for what is not there.
         self._place.note(generation)
         self._partial.mkdir(mode=0o700)
+        if copies:
+            (self._partial / manifests.DISKS).mkdir(mode=0o700)
         durable.sync_directory(self._partial.parent)
         manifests.check_owners(self._partial)
 
@@ -151,7 +173,8 @@ class SavingIncoming(IncomingSeams):
         self._landing = asyncio.current_task()
         try:
             await (await self._flow).finished()
-            await self._write_down()
+            if not self._needs_local().checkpoint:  # else its guest waits for this to go on
+                await self._write_down()
         except OSError as error:
             raise HypervisorError(
                 f"memory cannot be saved: {plain_words(error)}", remedy=what_to_do(error)
@@ -162,9 +185,13 @@ class SavingIncoming(IncomingSeams):
             self._landing = None
 
     async def _write_down(self) -> None:
-        memory = await manifests.measured(self._partial / manifests.MEMORY)
+        path = self._partial / manifests.MEMORY
+        await asyncio.to_thread(durable.sync_file, path)
+        memory = await manifests.measured(path)
         local = self._needs_local()
-        seals = [seal for disk in self._domain.block for seal in await manifests.sealed(disk)]
+        kept = [disk for disk in self._domain.block if disk.id not in local.copies]
+        seals = [seal for disk in kept for seal in await manifests.sealed(disk) if local.sealed]
+        copies = await self._copies.written()
         has_tpm = any(tpm.type == "emulator" for tpm in self._domain.tpm)
         manifest = manifests.Manifest(
             format=manifests.FORMAT,
@@ -173,15 +200,37 @@ class SavingIncoming(IncomingSeams):
             host=socket.gethostname(),
             generation=local.generation,
             was_running=not local.paused,
-            domain=self._domain,
+            domain=self._domain.with_paths(local.copies),
             facts=dict(self._facts),
             memory=memory,
             disks=tuple(seals),
+            copies=copies,
+            checkpoint=local.checkpoint,
             tpm=await swtpm.facts() if has_tpm else None,
         )
         await asyncio.to_thread(manifests.write_manifest, self._partial, manifest)
         # What cannot be read again would be lost.
         await asyncio.to_thread(manifests.read_manifest, self._partial)
+
+    async def publish(self) -> None:
+        """Have the save of a guest that goes on whole, under its name; that cannot be undone.
+
+        Raises:
+            HypervisorError: It is not; what was made of it is still to be removed.
+        """
+        if not self._needs_local().checkpoint or self._landing is not None:
+            raise HypervisorError("it is no checkpoint, or its memory is not there yet")
+        try:
+            await self._write_down()
+            # Whoever gives it up meanwhile waits until it is known which of both it is.
+            self._publishing = asyncio.create_task(asyncio.to_thread(self._publish))
+            await asyncio.shield(self._publishing)
+        except OSError as error:
+            raise HypervisorError(
+                f"it cannot be written down: {plain_words(error)}", remedy=what_to_do(error)
+            ) from error
+        except UsageError as error:
+            raise HypervisorError(error.message, remedy=error.remedy) from error
 
     def accept_cookie(self, cookie: bytes) -> None:
         """QEMU's own stream said everything."""
@@ -263,6 +312,9 @@ class SavingIncoming(IncomingSeams):
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.gather(self._accepting, return_exceptions=True)
+        if self._publishing is not None:
+            await asyncio.gather(self._publishing, return_exceptions=True)
+        await self._copies.close()
         flow = self._flow
         if flow is not None and flow.done() and not flow.cancelled() and not flow.exception():
             await flow.result().end()

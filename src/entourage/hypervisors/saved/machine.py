@@ -24,6 +24,7 @@ from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.reach import check_local
 from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.copies import CopiesOut, in_the_save
 from entourage.hypervisors.saved.manifest import MEMORY, Manifest
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.stream import Flow, from_file
@@ -70,13 +71,15 @@ class SavedMachine(MachineSeams):
         self._directory = directory
         self._manifest = manifest
         self._holder = holder
+        self._domain = in_the_save(manifest.domain, directory, manifest.copies)
+        self._copies = CopiesOut()
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
 
     @property
     def domain(self) -> Domain:
-        """The configuration with which it was saved."""
-        return self._manifest.domain
+        """The configuration with which it was saved; disks that were copied are in the save."""
+        return self._domain
 
     @property
     def generation(self) -> int:
@@ -87,6 +90,11 @@ class SavedMachine(MachineSeams):
     def was_running(self) -> bool:
         """False where its user had paused the guest before it was saved."""
         return self._manifest.was_running
+
+    @property
+    def mirroring(self) -> CopiesOut:
+        """Disks that were copied are copied out of the save."""
+        return self._copies
 
     @property
     def tpm(self) -> SavedTpm:
@@ -113,8 +121,15 @@ class SavedMachine(MachineSeams):
         return against or await self._damage()
 
     async def _damage(self) -> list[Refusal]:
-        problem = await manifests.memory_problem(self._directory, self._manifest)
-        return [Refusal("memory", socket.gethostname(), *problem)] if problem else []
+        files = [("memory", self._directory / MEMORY, self._manifest.memory)]
+        for copy in self._manifest.copies:
+            disk = next(one for one in self.domain.block if one.label == copy.device)
+            files.append((copy.device, Path(disk.path), copy.file))
+        host, found = socket.gethostname(), list[Refusal]()
+        for device, path, saved in files:
+            if problem := await manifests.problem_of(path, saved):
+                found.append(Refusal(device, host, *problem))
+        return found
 
     async def died(self) -> str:
         """It does not die."""
@@ -132,7 +147,7 @@ class SavedMachine(MachineSeams):
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002
     ) -> None:
         """Nothing needs to be set up."""
-        self._plane = plane
+        self._plane = self._copies.plane = plane
 
     @property
     def in_the_clear(self) -> str:
@@ -199,9 +214,10 @@ class SavedMachine(MachineSeams):
         """It stands still."""
 
     async def release(self) -> None:
-        """The guest runs: nobody restores the save any more."""
+        """The guest runs: nobody restores the save any more; a checkpoint again, if asked to."""
         await self.close()
-        await asyncio.to_thread(self._settle, claim.confirm)
+        settle = claim.give_up if self._manifest.checkpoint else claim.confirm
+        await asyncio.to_thread(self._settle, settle)
 
     async def abort(self) -> None:
         """The guest was never let run: others may restore the save."""

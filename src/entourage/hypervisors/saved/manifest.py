@@ -5,6 +5,7 @@
     DIR/                 0700, and everything in it 0600
         manifest.json    written last; without it there is no save
         memory           QEMU's stream: memory, CPUs, devices, and the TPM's state
+        disks/ID         a disk that was copied, in its own format, by its id
         claim.json       who restores it, or has restored it; not there where nobody does
 
 While it is being made, the directory is called ``DIR.UUID.partial``, with the domain's UUID.
@@ -28,6 +29,7 @@ from entourage.hypervisors.values import TpmFacts
 
 FORMAT = 1
 MEMORY = "memory"
+DISKS = "disks"
 _MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 _LARGEST = 16 << 20
@@ -66,6 +68,20 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     modified: int
 
 
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk that was copied into the save, as of the moment of its memory.
+
+    Attributes:
+        device: Its label.
+        format: ``raw`` or ``qcow2``.
+        file: ``disks/ID``.
+    """
+
+    device: str
+    format: str
+    file: SavedFile
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A save.
 
@@ -81,6 +97,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         tpm: What the TPM's emulator could do; None where there is none.
         memory: The file of that name.
         disks: The images of its disks, which stayed where they are.
+        copies: The disks that were copied. Their paths in ``domain`` are where they were.
+        checkpoint: The guest went on after it: restored, it goes back to what it was.
     """
 
     format: int
@@ -93,7 +111,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, str]
     memory: SavedFile
     disks: tuple[Seal, ...] = ()
+    copies: tuple[Copy, ...] = ()
+    checkpoint: bool = False
     tpm: TpmFacts | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory and of the copies of disks, as files."""
+        return self.memory.size + sum(copy.file.size for copy in self.copies)
 
 
 class _Format(msgspec.Struct):
@@ -139,11 +164,17 @@ def read_manifest(directory: Path) -> Manifest:
     for path in (directory / _MANIFEST, directory / MEMORY):
         _check_owner(directory, path)
     try:
-        return _read(directory)
+        manifest = _read(directory)
     except FileNotFoundError as error:
         raise _no_save(directory) from error
     except OSError as error:
         raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+    copied = {copy.device for copy in manifest.copies}
+    for disk in manifest.domain.block:
+        if disk.label in copied:
+            _check_owner(directory, directory / DISKS)
+            _check_owner(directory, copy_path(directory, disk))
+    return manifest
 
 
 def _read(directory: Path) -> Manifest:
@@ -193,7 +224,7 @@ def _check_owner(directory: Path, path: Path) -> None:
         raise _no_save(directory) from error
     except OSError as error:
         raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
-    wanted = stat.S_ISDIR if path == directory else stat.S_ISREG
+    wanted = stat.S_ISDIR if path in {directory, directory / DISKS} else stat.S_ISREG
     if not wanted(status.st_mode):
         raise _no_save(directory)
     if status.st_uid not in {0, os.geteuid()} or status.st_mode & _OTHERS_WRITE:
@@ -261,16 +292,23 @@ async def _sha256(path: Path) -> str:
     return out[:64]
 
 
-async def memory_problem(directory: Path, manifest: Manifest) -> tuple[str, str] | None:
-    """What is wrong with the memory of a save, and what to do; None where it is what was saved."""
-    path, saved = directory / MEMORY, manifest.memory
-    if path.stat().st_size != saved.size:
-        reason = f"{path} has {path.stat().st_size} bytes, and {saved.size} were saved"
-    elif await _sha256(path) != saved.sha256:
-        reason = f"{path} is damaged: its content is not what was saved"
-    else:
-        return None
-    return reason, "use another copy of the save, if there is one"
+async def problem_of(path: Path, saved: SavedFile) -> tuple[str, str] | None:
+    """What is wrong with a file of a save, and what to do; None where it is what was saved."""
+    remedy = "use another copy of the save, if there is one"
+    try:
+        size = (await asyncio.to_thread(path.lstat)).st_size
+    except OSError as error:
+        return plain_words(error), remedy
+    if size != saved.size:
+        return f"{path} has {size} bytes, and {saved.size} were saved", remedy
+    if await _sha256(path) != saved.sha256:
+        return f"{path} is damaged: its content is not what was saved", remedy
+    return None
+
+
+def copy_path(directory: Path, disk: Block) -> Path:
+    """Where the copy of a disk is, in a save's directory."""
+    return directory / DISKS / disk.id
 
 
 def is_copy(directory: Path, manifest: Manifest) -> bool:

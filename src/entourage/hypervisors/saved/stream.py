@@ -85,7 +85,7 @@ class Flow:
 
 
 def into_file(connection: socket.socket, path: Path) -> Flow:
-    """Write what comes into a new file, 0600, until the other end closes; it is synced then."""
+    """Write what comes into a new file, 0600, until the other end closes; it is not synced."""
 
     def move(source: socket.socket, moved: Callable[[int], None]) -> None:
         out, inward = os.pipe2(os.O_CLOEXEC)
@@ -99,7 +99,6 @@ def into_file(connection: socket.socket, path: Path) -> Flow:
                     written = os.splice(out, handle, count)
                     count -= written
                     moved(written)
-            os.fsync(handle)
         finally:
             for descriptor in (out, inward, handle):
                 if descriptor >= 0:

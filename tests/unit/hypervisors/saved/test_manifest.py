@@ -114,15 +114,15 @@ def test_what_is_not_whole_is_told_as_that(saved: Path) -> None:
 
 def test_damage_is_found(saved: Path) -> None:
     manifest = manifests.read_manifest(saved)
-    assert asyncio.run(manifests.memory_problem(saved, manifest)) is None
+    assert asyncio.run(manifests.problem_of(saved / "memory", manifest.memory)) is None
     memory = saved / "memory"
     content = memory.read_bytes()
     memory.write_bytes(content[:50] + b"\1" + content[51:])
-    problem = asyncio.run(manifests.memory_problem(saved, manifest))
+    problem = asyncio.run(manifests.problem_of(saved / "memory", manifest.memory))
     assert problem is not None
     assert "damaged" in problem[0]
     memory.write_bytes(content[:-1])
-    problem = asyncio.run(manifests.memory_problem(saved, manifest))
+    problem = asyncio.run(manifests.problem_of(saved / "memory", manifest.memory))
     assert problem is not None
     assert "103 bytes, and 104 were saved" in problem[0]
 

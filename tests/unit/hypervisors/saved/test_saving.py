@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -37,23 +38,27 @@ def domain(tmp_path: Path) -> Domain:
     return Domain(name="web1", uuid=UUID, memory=1 << 20, block=(block,))
 
 
-def plane(tmp_path: Path) -> DataPlane:
-    local = LocalData(socket=str(tmp_path / "run" / "m.sock"), generation=4, paused=True)
+def plane(tmp_path: Path, **more: Any) -> DataPlane:
+    socket = str(tmp_path / "run" / "m.sock")
+    local = LocalData(socket=socket, generation=4, paused=True, sealed=True)
+    local = msgspec.structs.replace(local, **more)
     return DataPlane(address="127.0.0.1", ports=(1, 2), secret=None, local=local)
 
 
-async def arrived(tmp_path: Path, domain: Domain) -> tuple[SavingIncoming, MemoryLedger]:
+async def arrived(
+    tmp_path: Path, domain: Domain, **more: Any
+) -> tuple[SavingIncoming, MemoryLedger]:
     """A save whose memory is all there."""
     ledger = MemoryLedger()
     state = tmp_path / "state"
     incoming = SavingIncoming(domain, tmp_path / "saved", ledger, {"qemu": "7.2"}, state)
-    await landed(incoming, tmp_path, domain)
+    await landed(incoming, tmp_path, domain, **more)
     return incoming, ledger
 
 
-async def landed(incoming: SavingIncoming, tmp_path: Path, domain: Domain) -> None:
+async def landed(incoming: SavingIncoming, tmp_path: Path, domain: Domain, **more: Any) -> None:
     """Have its memory come."""
-    await incoming.build(domain, plane(tmp_path), PLAN)
+    await incoming.build(domain, plane(tmp_path, **more), PLAN)
     ticket = await incoming.listen()
     with socket.socket(socket.AF_UNIX) as source:
         await asyncio.to_thread(source.connect, ticket.uri.removeprefix("unix:"))
@@ -76,6 +81,39 @@ async def test_it_is_there_once_it_is_let_run(tmp_path: Path, domain: Domain) ->
     assert directory.stat().st_mode & 0o777 == 0o700
     assert not list((tmp_path / "run").iterdir())
     assert not list((tmp_path / "state").iterdir())
+
+
+async def test_a_checkpoint_is_kept_though_it_is_given_up(tmp_path: Path, domain: Domain) -> None:
+    """For the rules it went back; what was published before stays."""
+    incoming, ledger = await arrived(tmp_path, domain, checkpoint=True, sealed=False)
+    directory = tmp_path / "saved"
+    assert not directory.exists()
+    await incoming.publish()
+    await incoming.kill()
+    assert await ledger.undo() == []
+    manifest = manifests.read_manifest(directory)
+    assert (manifest.checkpoint, manifest.disks) == (True, ())
+    assert not list((tmp_path / "state").iterdir())
+
+
+async def test_only_a_checkpoint_is_published(tmp_path: Path, domain: Domain) -> None:
+    incoming, _ = await arrived(tmp_path, domain)
+    with pytest.raises(HypervisorError, match="no checkpoint"):
+        await incoming.publish()
+    await incoming.kill()
+
+
+async def test_a_checkpoint_that_cannot_be_kept_leaves_nothing(
+    tmp_path: Path, domain: Domain
+) -> None:
+    incoming, _ = await arrived(tmp_path, domain, checkpoint=True)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "mine").touch()
+    with pytest.raises(HypervisorError, match="cannot be written down"):
+        await incoming.publish()
+    await incoming.kill()
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["mine"]
+    assert not list(tmp_path.glob("*.partial"))
 
 
 async def test_nothing_is_left_of_one_that_is_given_up(tmp_path: Path, domain: Domain) -> None:
@@ -191,13 +229,6 @@ async def test_what_could_not_be_restored_is_not_saved(tmp_path: Path, domain: D
     )
     with pytest.raises(HypervisorError, match="others than root"):
         await incoming.build(domain, plane(tmp_path), PLAN)
-
-
-async def test_a_device_cannot_be_sealed(tmp_path: Path, domain: Domain) -> None:
-    device = msgspec.structs.replace(domain.block[0], path="/dev/null")
-    domain = msgspec.structs.replace(domain, block=(device,))
-    [refusal] = await hypervisor(tmp_path).test_incoming(domain, "here", {})
-    assert (refusal.device, "is no file" in refusal.reason) == ("block/disk0", True)
 
 
 async def test_a_save_is_of_one_domain(tmp_path: Path, domain: Domain) -> None:

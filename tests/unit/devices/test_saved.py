@@ -1,0 +1,102 @@
+"""A disk of a machine that is saved: it stays and is sealed, or it is copied."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from entourage.devices.base import Options
+from entourage.devices.block.controller import BlockController
+from entourage.devices.block.images import NewImage
+from entourage.devices.block.requests import Make, Open
+from entourage.devices.block.space import Fit, Fitting
+from entourage.devices.saved import SavedBlock, saved_class
+from entourage.devices.tpm import TpmController
+from entourage.domain import Block, Domain
+from entourage.hypervisors.base import DiskCopy, Export
+from entourage.steps import Refusal
+
+UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
+SIZE = 1 << 20
+
+
+def test_which_class_has_another_end() -> None:
+    assert saved_class(BlockController) is SavedBlock
+    assert saved_class(TpmController) is TpmController
+
+
+@pytest.mark.parametrize(("sealed", "copied"), [(True, False), (False, False), (True, True)])
+async def test_what_stays_must_be_seen_to_change(
+    monkeypatch: pytest.MonkeyPatch,
+    sealed: bool,  # noqa: FBT001 - a case's
+    copied: bool,  # noqa: FBT001 - same
+) -> None:
+    async def nothing(*_: object) -> Sequence[Refusal]:
+        return ()
+
+    monkeypatch.setattr(BlockController, "test", nothing)
+    copies = frozenset({"disk0"} if copied else ())
+    here: Any = SimpleNamespace(source="a", options=Options(sealed=sealed, copies=copies))
+    found = await SavedBlock(Block(id="disk0", path="/dev/null")).test(here)
+    assert bool(found) == (sealed and not copied)
+    for refusal in found:
+        assert "is no file" in refusal.reason
+        assert "--disks=copy" in refusal.remedy
+
+
+class Exports:
+    """Takes note of what is exported."""
+
+    def __init__(self) -> None:
+        self.exported: list[str] = []
+
+    async def export(self, disk: Block) -> Export:
+        self.exported.append(disk.label)
+        return Export(host="", port=0, name=disk.id, socket="/run/x")
+
+
+def there(directory: Path) -> Any:
+    """A save in a directory, of a domain with one disk."""
+    disk = Block(id="disk0", path=f"{directory}/disks/disk0")
+    domain = Domain(name="web1", uuid=UUID, memory=1 << 20, block=(disk,))
+    incoming = SimpleNamespace(is_save=True, exports=Exports())
+    return SimpleNamespace(host="a", domain=domain, incoming=incoming, space={})
+
+
+def new(directory: Path, size: int = SIZE) -> NewImage:
+    path = f"{directory}/disks/disk0"
+    return NewImage(path=path, format="raw", size=size, room=size, preallocated=True)
+
+
+def fit(directory: Path, size: int) -> Any:
+    asked = Fit(new=new(directory, size), onto_device=False, need=DiskCopy.MIRROR)
+    return msgspec.to_builtins(asked)
+
+
+async def test_a_copy_needs_room_beside_memory(tmp_path: Path) -> None:
+    far, controller = there(tmp_path / "x"), SavedBlock(Block(id="disk0", path="/srv/x"))
+    assert await controller.test_there(far, fit(tmp_path / "x", SIZE)) == Fitting()
+    answer = await controller.test_there(far, fit(tmp_path / "x", 1 << 60))
+    [refusal] = answer.refusals
+    assert "together with memory" in refusal.reason
+    assert "another directory" in refusal.remedy
+
+
+async def test_an_image_is_made_in_the_save_and_taken(tmp_path: Path) -> None:
+    directory = tmp_path / "x"
+    far, controller = there(directory), SavedBlock(Block(id="disk0", path="/srv/x"))
+    disks = tmp_path / f"x.{UUID}.partial" / "disks"
+    disks.mkdir(parents=True)
+    assert await controller.prepare_there(far, msgspec.to_builtins(Make(new=new(directory))))
+    export = await controller.connect_there(far, msgspec.to_builtins(Open()))
+    assert export.socket == "/run/x"
+    status = await asyncio.to_thread((disks / "disk0").stat)
+    assert (status.st_size, stat.S_IMODE(status.st_mode), status.st_blocks) == (SIZE, 0o600, 0)
+    assert cast("Exports", far.incoming.exports).exported == ["block/disk0"]

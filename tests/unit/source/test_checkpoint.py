@@ -1,0 +1,80 @@
+"""The end of a checkpoint: its guest goes on whatever becomes of what was saved."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from entourage import messages
+from entourage.errors import GuestEnded, HypervisorError, Interrupted, MigrationFailed
+from entourage.handover.values import Input
+from entourage.source.checkpoint import keep
+from tests.unit.source.test_going_back import Side, session
+
+
+def asked(answer: Any) -> tuple[Any, list[Any]]:
+    """A session whose target answers PUBLISH so, and what it was asked for."""
+    opened: Any = session()
+    heard: list[Any] = []
+
+    async def call(kind: Any, _body: None) -> Any:
+        heard.append(kind)
+        if kind is messages.ABORT:
+            return list[str]()
+        if answer == "never":
+            await asyncio.get_running_loop().create_future()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    opened.link = SimpleNamespace(call=call, quiet=0.0)
+    opened.note = str
+    return opened, heard
+
+
+class Ended(Side):
+    has_ended = True
+
+
+class Lives(Side):
+    has_ended = False
+
+
+async def test_it_is_kept_and_then_settled() -> None:
+    opened, heard = asked(None)
+    side = Lives()
+    assert await keep(opened, cast("Any", side), given_up=lambda: "") == ()
+    assert side.taken == [Input.ABORT]
+    assert heard == [messages.PUBLISH, messages.ABORT]
+
+
+async def test_what_cannot_be_kept_is_told_while_its_guest_runs() -> None:
+    opened, heard = asked(HypervisorError("the disk is full", remedy="make room"))
+    side = Lives()
+    with pytest.raises(MigrationFailed, match="the disk is full") as failed:
+        await keep(opened, cast("Any", side), given_up=lambda: "")
+    assert (failed.value.exit_code, failed.value.remedy) == (4, "make room")
+    assert side.taken == [Input.ABORT]
+    assert heard[-1] is messages.ABORT
+
+
+async def test_it_can_be_given_up_while_it_is_written_down() -> None:
+    opened, heard = asked("never")
+    with pytest.raises(Interrupted, match="given up: Ctrl-C"):
+        await keep(opened, cast("Any", Lives()), given_up=lambda: "Ctrl-C")
+    assert heard[-1] is messages.ABORT
+
+
+async def test_a_guest_that_has_ended_is_no_checkpoint_that_went_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ended(*_: object) -> GuestEnded:
+        return GuestEnded("it is off")
+
+    monkeypatch.setattr("entourage.source.checkpoint.guest_ended", ended)
+    opened, _ = asked(None)
+    with pytest.raises(GuestEnded):
+        await keep(opened, cast("Any", Ended()), given_up=lambda: "")
