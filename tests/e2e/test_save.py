@@ -195,6 +195,27 @@ def test_what_has_changed_is_refused(ready: World) -> None:
     went_on(world, restore(world, DIR, "--only-copy"))
 
 
+def test_all_at_shutdown_and_at_boot(ready: World) -> None:
+    """As the unit does it: saved and restored; what cannot be saved is ended."""
+    world = ready
+    tool = ("--tool", str(world.tool()))
+    done = run(world, "save", "--all", "--at-shutdown", *tool, OTHER)
+    assert done.status == 0, str(done)
+    assert names(world.here, OTHER) == [world.name]
+    is_gone(world, f"{OTHER}/{world.name}")
+    done = run(world, "restore", "--all", *tool, OTHER)
+    assert done.status == 0, str(done)
+    assert names(world.here, OTHER) == []
+    world.lives()
+    assert run(world, "restore", "--all", *tool, OTHER).status == 0  # nothing is to be restored
+    world.here.run(["mkdir", "-p", f"{OTHER}/{world.name}/mine"])
+    done = run(world, "save", "--all", "--at-shutdown", "--timeout", "1s", *tool, OTHER)
+    assert done.status == 4, str(done)
+    assert "is there already" in reasons(done), str(done)
+    assert not world.answers()
+    world.restart()
+
+
 def flip(path: Path) -> None:
     """Flip a bit in the middle of a file."""
     with path.open("r+b") as file:

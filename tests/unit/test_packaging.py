@@ -1,4 +1,4 @@
-"""What a package brings beside the program."""
+"""What the wheel brings for systemd is what the code and the documents call it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from entourage.hypervisors.qemu.access import USUAL_USER
+from entourage.hosts.process import SAVES_UNIT
 
 ROOT = Path(__file__).parents[2]
-SYSUSERS = ROOT / "packaging" / "sysusers.d" / "entourage.conf"
+UNITS = sorted((ROOT / "packaging" / "systemd").glob("*.service"))
 
 
-def test_the_wheel_brings_what_makes_qemus_user() -> None:
+def test_the_unit_of_saves_is_packed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["shared-data"] == {
-        str(SYSUSERS.relative_to(ROOT)): "lib/sysusers.d/entourage.conf"
-    }
-    [line] = [line for line in SYSUSERS.read_text().splitlines() if not line.startswith("#")]
-    assert line.split()[:2] == ["u", USUAL_USER]
-    assert line.endswith(" /usr/sbin/nologin")
+    packed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    for unit in UNITS:
+        path = str(unit.relative_to(ROOT))
+        assert packed[path] == f"lib/systemd/system/{unit.name}"
+    assert SAVES_UNIT in {unit.name for unit in UNITS}
 
 
-@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="there is no systemd")
-def test_systemd_makes_that_user(tmp_path: Path) -> None:
-    command = ["systemd-sysusers", "--dry-run", f"--root={tmp_path}", str(SYSUSERS)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert f"Creating user '{USUAL_USER}'" in done.stdout + done.stderr
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_understands_it(unit: Path, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("there is no systemd-analyze")
+    copy = tmp_path / unit.name
+    text = unit.read_text()
+    # What it starts need not be installed here.
+    copy.write_text(text.replace("=entourage ", "=/bin/true "))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False
+    )
+    said = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert not said, done.stderr

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from entourage.checkpoint.disks import Disks
-from entourage.cli.params import Config, DomainName, Json
+from entourage.cli import complete
+from entourage.cli.params import Config, Json
+from entourage.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from entourage.settings.model import Settings
 
 # Commands import what they need when they run: `--help` and a shell's TAB must not wait for it.
 # ruff: noqa: PLC0415
@@ -24,13 +31,34 @@ _Tool = Annotated[
     str | None,
     typer.Option(metavar="COMMAND", help="External migration tool for every class of device."),
 ]
-_Directory = Annotated[str, typer.Argument(metavar="DIR", help="The save's directory.")]
+_Directory = Annotated[
+    str | None, typer.Argument(metavar="DIR", help="The save's directory.", show_default=False)
+]
 
 
 def save(
-    domain: DomainName,
-    directory: _Directory,
+    domain: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DOMAIN",
+            help="Its name.",
+            autocompletion=complete.domains,
+            show_default=False,
+        ),
+    ] = None,
+    directory: _Directory = None,
     *,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Each of Entourage's own machines, into DIR/NAME."),
+    ] = False,
+    at_shutdown: Annotated[
+        bool,
+        typer.Option("--at-shutdown", help="Of --all: shut down, or end, what cannot be saved."),
+    ] = False,
+    timeout: Annotated[
+        str, typer.Option(metavar="DURATION", help="How long a guest may take to shut down.")
+    ] = "60s",
     checkpoint: Annotated[
         bool,
         typer.Option("--checkpoint", "-c", help="The guest goes on here, as with xl save -c."),
@@ -70,6 +98,21 @@ def save(
     from entourage.cli.migrate import migrate
     from entourage.source.request import Request
 
+    if everything:
+        if checkpoint or disks or dry_run or directory:
+            raise _not_with_all("--checkpoint, --disks, --dry-run and DOMAIN")
+        return _save_all(
+            domain,  # the only argument
+            at_shutdown=at_shutdown,
+            timeout=timeout,
+            tool=tool,
+            config=config,
+            json=json,
+            quiet=quiet,
+        )
+    if domain is None or directory is None:
+        raise _lacks("DOMAIN and DIR", "entourage save DOMAIN DIR")
+
     def make_request(note: Callable[[str], None]) -> Request:
         settings = options.read_settings(config, note)
         return asyncio.run(
@@ -89,9 +132,56 @@ def save(
     return migrate(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
 
 
-def restore(
-    directory: _Directory,
+def _save_all(
+    directory: str | None,
     *,
+    at_shutdown: bool,
+    timeout: str,
+    tool: str | None,
+    config: Path | None,
+    json: bool,
+    quiet: bool,
+) -> int:
+    from entourage.checkpoint.everything import usual_place
+    from entourage.cli import options
+    from entourage.cli.saving_all import save_all
+
+    patience = options.duration("--timeout", timeout)
+    settings = _settings(config)
+    return save_all(
+        settings,
+        directory or usual_place(settings),
+        at_shutdown=at_shutdown,
+        patience=patience,
+        tool=tool,
+        json=json,
+        quiet=quiet,
+    )
+
+
+def _settings(config: Path | None) -> Settings:
+    from entourage.cli import options
+    from entourage.cli.tell import say
+    from entourage.report.text import clean
+
+    return options.read_settings(config, lambda note: say(clean(f"entourage: note: {note}")))
+
+
+def _lacks(what: str, usage: str) -> UsageError:
+    return UsageError(f"{what} must be named", remedy=f"{usage}; or --all")
+
+
+def _not_with_all(what: str) -> UsageError:
+    return UsageError(f"{what} are of one machine, not of --all", remedy="leave them out")
+
+
+def restore(
+    directory: _Directory = None,
+    *,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Each save in DIR, which is removed once it is restored."),
+    ] = False,
     paused: Annotated[
         bool, typer.Option("--paused", "-p", help="Leave the guest paused, as xl does.")
     ] = False,
@@ -126,10 +216,21 @@ def restore(
     """Restore a saved domain: it goes on where it was saved. It does so once."""
     from collections.abc import Callable
 
+    from entourage.checkpoint.everything import usual_place
     from entourage.checkpoint.requests import restore_request
     from entourage.cli import options
     from entourage.cli.migrate import migrate
+    from entourage.cli.saving_all import restore_all
     from entourage.source.request import Request
+
+    if everything:
+        if paused or only_copy or revert or net or disk or dry_run:
+            raise _not_with_all("--paused, --only-copy, --revert, --net, --disk and --dry-run")
+        settings = _settings(config)
+        where = directory or usual_place(settings)
+        return restore_all(settings, where, tool=tool, json=json, quiet=quiet)
+    if directory is None:
+        raise _lacks("DIR", "entourage restore DIR")
 
     def make_request(note: Callable[[str], None]) -> Request:
         settings = options.read_settings(config, note)
@@ -162,12 +263,10 @@ def saved(
     import asyncio
 
     from entourage.checkpoint.saved import saves
-    from entourage.cli import options
     from entourage.cli.output import put, put_json
-    from entourage.cli.tell import say
-    from entourage.report.text import clean, size
+    from entourage.report.text import size
 
-    settings = options.read_settings(config, lambda note: say(clean(f"entourage: note: {note}")))
+    settings = _settings(config)
     found = asyncio.run(saves(settings, directories or ["."]))
     if json:
         put_json(found)

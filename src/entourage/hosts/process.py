@@ -22,6 +22,8 @@ from entourage.hosts.resources import MARKER, carries, marked_processes
 
 _SYSTEMD_RUNS = Path("/run/systemd/system")
 _SCOPE_PATIENCE = 5.0
+SAVES_UNIT = "entourage-saves.service"
+"""Saves all machines at shutdown, and restores them at boot (packaging/systemd)."""
 Ended: TypeAlias = "asyncio.Future[None]"
 _started_here: set[int] = set()
 
@@ -239,7 +241,9 @@ def scope_request(pid: int, unit: str, *, user: bool) -> list[str]:
         "org.freedesktop.systemd1", "/org/freedesktop/systemd1",
         "org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))",
         f"{unit}.scope", "fail",
-        "3",
+        "4",
+        # As the host shuts down, that one is stopped first: it saves what runs.
+        "Before", "as", "1", SAVES_UNIT,
         "PIDs", "au", "1", str(pid),
         "Description", "s", "started by Entourage",
         "CollectMode", "s", "inactive-or-failed",

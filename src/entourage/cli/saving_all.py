@@ -1,0 +1,102 @@
+"""``entourage save --all`` and ``restore --all``: one machine after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from entourage.checkpoint import everything
+from entourage.checkpoint.requests import restore_request, save_request
+from entourage.cli import domains
+from entourage.cli.migrate import migrate
+from entourage.cli.tell import say, tell
+from entourage.errors import EntourageError, UsageError
+from entourage.report.text import clean
+from entourage.settings.model import Settings
+from entourage.source.request import Request
+
+_SOME_STAYED = 4
+_RAISED = 1
+
+
+def save_all(
+    settings: Settings,
+    directory: str,
+    *,
+    at_shutdown: bool,
+    patience: float,
+    tool: str | None,
+    json: bool,
+    quiet: bool,
+) -> int:
+    """Save each of Entourage's own machines that runs; returns the exit status.
+
+    Args:
+        settings: This host's.
+        directory: Where to: each goes into a directory of its name.
+        at_shutdown: What cannot be saved is shut down, and what does not shut down is ended.
+        patience: Seconds for a guest to shut down.
+        tool: An external tool for every class.
+        json: Print events.
+        quiet: Show less.
+    """
+    everything.make_place(directory)
+    failed = 0
+    for name in asyncio.run(everything.running(settings)):
+
+        def request(note: Callable[[str], None], name: str = name) -> Request:
+            del note
+            where = str(Path(directory, name))
+            return asyncio.run(save_request(settings, name, where, tool=tool))
+
+        status = migrate(request, json=json, verbose=False, quiet=quiet, dry_run=False)
+        if status:
+            failed += 1
+            if at_shutdown and status in {_RAISED, 2, 3, 4}:  # else it is not this host's for sure
+                _shut_down(settings, name, patience)
+    return _SOME_STAYED if failed else 0
+
+
+def _shut_down(settings: Settings, name: str, patience: float) -> None:
+    """Have a machine that cannot be saved end well, or at least end."""
+    for force in (False, True):
+        how = "ended" if force else "shut down"
+        say(clean(f"entourage: {name} cannot be saved, and is {how}"))
+        try:
+            domains.stop(settings, name, force=force, patience=patience)
+        except UsageError as error:  # it does not run any more
+            tell(error)
+            return
+        except EntourageError as error:
+            tell(error)
+        else:
+            return
+
+
+def restore_all(
+    settings: Settings, directory: str, *, tool: str | None, json: bool, quiet: bool
+) -> int:
+    """Restore each save in a directory, and remove it; returns the exit status.
+
+    Args:
+        settings: This host's.
+        directory: Where they are.
+        tool: An external tool for every class.
+        json: Print events.
+        quiet: Show less.
+    """
+    failed = 0
+    for path in everything.to_restore(directory):
+
+        def request(note: Callable[[str], None], path: Path = path) -> Request:
+            del note
+            return restore_request(settings, str(path), tool=tool)
+
+        status = migrate(request, json=json, verbose=False, quiet=quiet, dry_run=False)
+        try:
+            everything.forget(path)
+        except EntourageError as error:
+            status = tell(error)
+        failed += status != 0
+    return _SOME_STAYED if failed else 0
