@@ -15,6 +15,7 @@ import msgspec
 from entourage.errors import DomainBusy, EntourageError, UsageError, plain_words
 from entourage.handover.values import Finding, Input, Record, Role
 from entourage.hosts.proxy_agent import proxy_settings
+from entourage.hosts.route import host_of
 from entourage.hypervisors.registry import all_domains, elsewhere, in_directory, start_command
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import Holder, lock_holder
@@ -319,7 +320,7 @@ async def _settle(
             # Of a device; what concerns the domain is among the findings.
             devices = [str(error) for error in failed if error.device]
             return _report(journal, decision, arrival.findings, [*arrival.problems, *devices])
-    if fenced and decision.peer_is_a_save:
+    if fenced and decision.peer_is_a_save and not host_of(decision.peer_host):
         raise UsageError(
             f"{decision.peer_host} is a directory, whose record is on this host",
             remedy=f"`entourage recover {decision.name}`, without --target-is-fenced",

@@ -13,12 +13,13 @@ from lab.host import Host
 from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.points import Points
-from tests.e2e.run import PATIENCE, Run
+from tests.e2e.run import PATIENCE, Run, far
 from tests.e2e.shared import SHARED, shared_storage
 from tests.e2e.world import EMULATED, World, qmp
 
 DIR = f"{SHARED}/saved"
 OTHER = f"{SHARED}/again"
+FAR = "/srv/far"
 KEPT = (
     "/run/entourage/afar*",
     "/var/lib/entourage/afar*",
@@ -50,7 +51,7 @@ def ready(world: World) -> Generator[World]:
     world.lives()
     yield world
     for host in (world.here, world.there):
-        host.run(["rm", "-rf", DIR, OTHER])
+        host.run(["rm", "-rf", DIR, OTHER, FAR])
 
 
 def run(world: World, *words: str, host: Host | None = None) -> Run:
@@ -140,6 +141,59 @@ def test_on_the_other_host(ready: World) -> None:
     assert lost.status == 3, str(lost)
     assert f"it was restored on {world.here.name}" in reasons(lost), str(lost)
     world.moved(world.migrate("--tool", str(world.tool())))
+
+
+def test_onto_another_host(ready: World) -> None:
+    """By the agent there; what its way is cut off from is no save."""
+    world = ready
+    place = f"{world.there.name}:{FAR}"
+    done = save(world, place)
+    assert done.status == 0, str(done)
+    assert not world.answers()
+    assert names(world.there, FAR) == ["manifest.json", "memory"]
+    refused = world.here.run(["entourage", "start", world.name], check=False)
+    assert refused.returncode == 3
+    assert place in refused.stderr
+    done = restore(world, FAR, host=world.there)
+    assert done.status == 0, str(done)
+    world.here, world.there = world.there, world.here
+    world.lives()
+    left = world.there.wait_clean(world.clean[world.there.name], ignore=world.kept)
+    assert not left, str(left)
+
+
+CUT = [
+    ("ssh -N", "source.guest-stopped", "guest"),
+    pytest.param("ssh -N", "source.step-started.1", "guest", marks=pytest.mark.matrix),
+    pytest.param("entourage agent", "target.after.flush-go", "save", marks=pytest.mark.matrix),
+    pytest.param("entourage agent", "target.before.flush-go", "guest", marks=pytest.mark.matrix),
+]
+
+
+@pytest.mark.parametrize(("what", "point", "left"), CUT)
+def test_cut_off_on_its_way_to_another_host(ready: World, what: str, point: str, left: str) -> None:
+    world = ready
+    place, at_target = f"{world.there.name}:{FAR}", point.startswith("target")
+    argv = ["entourage", "save", "--json", "--tool", str(world.tool()), "--", world.name, place]
+    with Points(world.there if at_target else world.here, point) as points:
+        remote = far(**points.env) if at_target else far()
+        env = {} if at_target else points.env
+        argv[2:2] = ["--remote-command", remote]
+        process = world.here.popen(argv, env=env)
+        points.wait(point, lambda: process.poll() is None)
+        host = world.here if what.startswith("ssh") else world.there
+        host.run(["pkill", "-KILL", "-f", what])
+        points.open()
+        process.communicate(timeout=PATIENCE)
+    for host in (world.here, world.there):
+        recovered = host.run(["entourage", "recover"], check=False, timeout=PATIENCE)
+        assert recovered.returncode == 0, recovered
+    assert world.there.path(FAR).exists() == (left == "save")
+    if left == "save":
+        assert not world.answers()
+        assert restore(world, FAR, host=world.there).status == 0
+        world.here, world.there = world.there, world.here
+    world.lives()
 
 
 @pytest.mark.matrix

@@ -13,7 +13,7 @@ from entourage.devices.base import Options
 from entourage.domain import Block, Domain
 from entourage.errors import UsageError
 from entourage.hosts.proxy_agent import THIS_HOST
-from entourage.hosts.route import Route
+from entourage.hosts.route import Route, host_of
 from entourage.hypervisors.registry import starter_of_files
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import save_name
@@ -42,7 +42,7 @@ async def save_request(
     Args:
         settings: This host's.
         name: The domain's.
-        directory: Where to.
+        directory: Where to; ``HOST:/DIRECTORY`` on another host.
         checkpoint: The guest goes on here.
         disks: What becomes of its disks; None: a checkpoint copies them, else they stay.
         allow_tpm_rollback: Its user accepts that a TPM goes back when a checkpoint is restored.
@@ -64,11 +64,15 @@ async def save_request(
     written = [disk for disk in domain.block if not disk.is_only_read]
     if checkpoint:
         _check_checkpoint(domain, written, disks, allow_tpm_rollback=allow_tpm_rollback)
-    where = _absolute(directory)
+    far = host_of(directory)
+    where = directory[len(far) + 1 :] if far else _absolute(directory)
+    if far:
+        _check_far(where)
+    place = f"{far}:{where}" if far else where
     copied = written if disks is Disks.COPY else []
     return Request(
         domain=name,
-        route=Route(host=where, agentless=save_name(where), by_ssh="no"),
+        route=Route(host=place, agentless=save_name(where), by_ssh="no"),
         connect=hypervisor.name,
         settings=_here(settings),
         options=Options(
@@ -183,6 +187,13 @@ def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str
                 remedy=f"--disk {disk}=/a/file makes a file of it",
             )
     return were | {disk: str(Path(path).absolute()) for disk, path in wanted.items()}
+
+
+def _check_far(directory: str) -> None:
+    """Raises UsageError where a path on another host cannot be a save's."""
+    path = Path(directory)
+    if path.name in {"", ".."} or ".." in path.parts or not directory.isprintable():
+        raise UsageError(f"{directory!r} is no directory to save in", remedy="name one to be made")
 
 
 def _absolute(directory: str) -> str:

@@ -25,6 +25,7 @@ class _Words:
         forced: This is the command of a key (sshd sets what was asked for in the environment).
         proxy: A source on this same host has started it, for a target without Entourage.
         local: A process of this same host has started it, to save or restore a machine.
+        saves: A source has started it, which saves machines on this host.
         join: Hand a stream to a running agent: its socket, and what the stream is.
     """
 
@@ -33,6 +34,7 @@ class _Words:
     forced: bool = False
     proxy: bool = False
     local: bool = False
+    saves: bool = False
     join: tuple[str, str] | None = None
 
 
@@ -71,6 +73,12 @@ def _run(words: _Words) -> int:
     from entourage.target.serve import serve  # noqa: PLC0415 - same
 
     settings = load_settings(_config(words))
+    if words.saves:
+        from entourage.hosts.proxy_agent import proxy_settings  # noqa: PLC0415 - seldom needed
+
+        # Who may log in, and give it no other command, is the user whose directory it is.
+        settings = proxy_settings(settings)
+        words.proxy = words.local = True
     asyncio.run(serve(settings, Caller(proxy=words.proxy, local=words.local, source=words.source)))
     return 0
 
@@ -107,6 +115,8 @@ def _understood(options: Sequence[str]) -> _Words:
                 words.proxy = True
             case ["--local", *rest]:
                 words.local = True
+            case ["--saves", *rest]:
+                words.saves = True
             case ["--join", path, what, *rest]:
                 words.join = path, what
             case _:

@@ -34,6 +34,14 @@ _Tool = Annotated[
 _Directory = Annotated[
     str | None, typer.Argument(metavar="DIR", help="The save's directory.", show_default=False)
 ]
+_Place = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DIR|HOST:DIR",
+        help="The save's directory, here or on another host.",
+        show_default=False,
+    ),
+]
 
 
 def save(
@@ -46,7 +54,7 @@ def save(
             show_default=False,
         ),
     ] = None,
-    directory: _Directory = None,
+    directory: _Place = None,
     *,
     everything: Annotated[
         bool,
@@ -79,6 +87,16 @@ def save(
     non_live: Annotated[
         bool, typer.Option("--non-live", help="Stop the guest while its memory is copied.")
     ] = False,
+    remote_command: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help='What runs on the other host, as "entourage".'),
+    ] = None,
+    ssh_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ssh-option", "-o", metavar="OPTION", help="For ssh, as Port=2222; repeatable."
+        ),
+    ] = None,
     dry_run: _DryRun = False,
     tool: _Tool = None,
     config: Config = None,
@@ -114,7 +132,8 @@ def save(
         raise _lacks("DOMAIN and DIR", "entourage save DOMAIN DIR")
 
     def make_request(note: Callable[[str], None]) -> Request:
-        settings = options.read_settings(config, note)
+        typed = options.Typed(remote_command=remote_command, ssh_options=ssh_option or ())
+        settings = options.with_typed(options.read_settings(config, note), typed)
         return asyncio.run(
             save_request(
                 settings,

@@ -12,7 +12,7 @@ import msgspec
 
 from entourage.devices.base import AnyController, Here, There
 from entourage.devices.block import making, space
-from entourage.devices.block.controller import BlockController
+from entourage.devices.block.controller import BlockController, Placement
 from entourage.devices.block.images import Image, NewImage
 from entourage.devices.block.requests import Fill, Make, Open
 from entourage.devices.block.space import Fit, Fitting
@@ -23,6 +23,7 @@ from entourage.errors import DeviceError, EntourageError, plain_words, what_to_d
 from entourage.hosts import programs
 from entourage.hypervisors.base import Export
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.steps import Refusal
 
 _ANY_MTU = 65535
@@ -65,9 +66,17 @@ class SavedBlock(BlockController):
 
     async def _decide(self, here: Here, chain: list[Image], path: str) -> list[Refusal]:
         """What is in a save is nowhere else: the whole of it is copied, whatever is there."""
-        if self.device.id not in here.options.copies:
-            return await super()._decide(here, chain, path)
-        return await self._copy(here, chain[0], path, None, onto=False)
+        disk, restored = self.device, isinstance(here.machine, SavedMachine)
+        if disk.id in here.options.copies:
+            return await self._copy(here, chain[0], path, None, onto=False)
+        if not restored and not here.options.sealed:
+            return []
+        found = await super()._decide(here, chain, path)
+        if not restored and self.placement is not Placement.STAY:
+            self.placement = Placement.STAY
+            reason = f"{path} is to stay, and is not seen there"
+            found.append(refuse(disk, here.target, reason, _COPY_IT))
+        return found
 
     # The target's half, where that is the save
 

@@ -23,3 +23,9 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     there: str | None = None
     agentless: str | None = None
     by_ssh: Literal["yes", "if-it-answers", "no"] = "yes"
+
+
+def host_of(place: str) -> str:
+    """The host of a save's place, ``HOST:/DIRECTORY``; empty where that is on this one."""
+    host, colon, _ = place.partition(":/")
+    return host if colon and "/" not in host else ""

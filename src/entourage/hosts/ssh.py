@@ -10,6 +10,7 @@ import shlex
 import signal
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 
 from entourage.errors import LinkLost, NoAgent, UsageError
 from entourage.hosts.child import linked
@@ -19,6 +20,7 @@ from entourage.settings.model import Settings
 LOGIN_WITHIN = 120.0
 """Seconds for the agent's first word where somebody types a password: sshd's LoginGraceTime."""
 _LOGIN_UNASKED = 30.0  # the same where nobody does: a host may have to wait for a name server
+_LOOK_AGAIN = 0.02  # seconds
 _PROXIES = frozenset({"proxyjump", "proxycommand"})
 _CONFIGURED_WITHIN = 5.0  # seconds
 _configurations: dict[tuple[str, ...], Mapping[str, str]] = {}
@@ -91,8 +93,15 @@ async def _asked(command: Sequence[str]) -> Mapping[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def start_agent(host: str, settings: Settings) -> AsyncGenerator[Link]:
+async def start_agent(
+    host: str, settings: Settings, options: Sequence[str] = ()
+) -> AsyncGenerator[Link]:
     """A link to the agent that ssh starts on ``host``; both end with the context.
+
+    Args:
+        host: Its name, as ssh knows it.
+        settings: This host's.
+        options: Of the agent.
 
     Raises:
         LinkError: ssh cannot be run. That the host cannot be reached shows at the first call, as
@@ -111,7 +120,7 @@ async def start_agent(host: str, settings: Settings) -> AsyncGenerator[Link]:
     if known and known.get("connecttimeout", "none") == "none" and not _PROXIES.intersection(known):
         defaults += ["-o", f"ConnectTimeout={math.ceil(silence)}"]
     async with linked(
-        ssh_command(host, settings, ["agent"], defaults=defaults),
+        ssh_command(host, settings, ["agent", *options], defaults=defaults),
         peer=host,
         silence=silence,
         first_word=max(LOGIN_WITHIN if asks else _LOGIN_UNASKED, silence),
@@ -119,6 +128,70 @@ async def start_agent(host: str, settings: Settings) -> AsyncGenerator[Link]:
         remedy="install openssh-client",
     ) as link:
         yield link
+
+
+@contextlib.asynccontextmanager
+async def forwarded(host: str, settings: Settings, sockets: Sequence[str]) -> AsyncGenerator[None]:
+    """Sockets of this host, which ssh connects to those of the same paths on another one.
+
+    What listens there need not be there yet. Only this user can connect to them here.
+
+    Args:
+        host: Its name, as ssh knows it.
+        settings: This host's.
+        sockets: Their paths; the directories are there.
+
+    Raises:
+        LinkLost: They cannot be had.
+    """
+    command = ssh_command(host, settings, [])[:-3]  # no command is run there
+    options = [
+        *("-N", "-o", "ExitOnForwardFailure=yes"),
+        *("-o", "StreamLocalBindMask=0177", "-o", "StreamLocalBindUnlink=yes"),
+        *(word for path in sockets for word in ("-L", f"{path}:{path}")),
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, *options, "--", host, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
+    )
+    try:
+        await _await_sockets(host, process, sockets)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        await asyncio.to_thread(_unlink, sockets)
+
+
+async def _await_sockets(
+    host: str, process: asyncio.subprocess.Process, sockets: Sequence[str]
+) -> None:
+    """Wait until ssh has logged in, and listens."""
+    asks = _somebody_is_there()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LOGIN_WITHIN if asks else _LOGIN_UNASKED):
+            while process.returncode is None and not all(map(_is_socket, sockets)):  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(_LOOK_AGAIN)
+            if process.returncode is None:
+                return
+    said = ""
+    if process.returncode is not None and process.stderr is not None:
+        said = " ".join((await process.stderr.read()).decode(errors="replace").split())
+    raise LinkLost(
+        f"ssh forwards no sockets{said and ': '}{said}",
+        host=host,
+        remedy="sshd there needs AllowStreamLocalForwarding, and a login as the user whose"
+        " directory it is",
+    )
+
+
+def _unlink(sockets: Sequence[str]) -> None:
+    for path in sockets:
+        Path(path).unlink(missing_ok=True)
+
+
+def _is_socket(path: str) -> bool:
+    return Path(path).is_socket()
 
 
 def _somebody_is_there() -> bool:

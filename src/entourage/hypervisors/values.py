@@ -111,6 +111,7 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint: The guest goes on here after it was saved.
         copies: The disks that are copied into the save: the path of each here, by its id.
         sealed: The others must be what they are when it is restored.
+        far: They go to another host, by sockets that ssh connects to those of the same paths there.
     """
 
     socket: str
@@ -119,6 +120,7 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: bool = False
     copies: dict[str, str] = {}
     sealed: bool = False
+    far: bool = False
 
     def disk_socket(self, disk: str = "") -> str:
         """The unix socket at which the writes of a disk are taken, by its id; of all, without."""

@@ -79,8 +79,8 @@ class Decision:
 
     @property
     def peer_is_a_save(self) -> bool:
-        """Whether its other end is the directory of a save, and no host: a path, in its name."""
-        return self.peer_host.startswith("/")
+        """Whether its other end is the directory of a save: a path, perhaps on another host."""
+        return "/" in self.peer_host
 
     @property
     def settled(self) -> bool:

@@ -26,7 +26,8 @@ from entourage.events import Kind, Listener
 from entourage.handover.values import Message
 from entourage.hosts.link import Link
 from entourage.hosts.proxy_agent import own_settings, proxy_settings
-from entourage.hosts.route import Route
+from entourage.hosts.route import Route, host_of
+from entourage.hosts.ssh import forwarded
 from entourage.hypervisors.agents import agent_link
 from entourage.hypervisors.base import DataPlane, Machine, Secret
 from entourage.hypervisors.registry import (
@@ -138,7 +139,9 @@ class Session:
     @property
     def keeper(self) -> str:
         """The host that the target's half of the record is on."""
-        return self.target if self.kind == "move" and not self.is_agentless else self.host
+        if self.kind == "move":
+            return self.host if self.is_agentless else self.target
+        return host_of(self.target) or self.host
 
     @property
     def weaker(self) -> str:
@@ -156,9 +159,9 @@ class Session:
         local = None
         if self.kind != "move":
             disks = {disk.id: disk.path for disk in self.machine.domain.block}
-            path = Path(own_settings(self.settings).paths.run, f"{self.migration}.sock")
             local = LocalData(
-                socket=str(path),
+                socket=_local_socket(self.settings, self.migration),
+                far=bool(host_of(self.target)),
                 generation=generation,
                 paused=paused,
                 checkpoint=self.kind == "checkpoint",
@@ -243,6 +246,17 @@ def _kind(hypervisor: str, hypervisor_there: str) -> Kind:
     if in_directory(hypervisor_there):
         return "save"
     return "restore" if in_directory(hypervisor) else "move"
+
+
+def _local_socket(settings: Settings, migration: str) -> str:
+    """Where memory is taken that does not leave this host, or leaves it by ssh alone."""
+    return str(Path(own_settings(settings).paths.run, f"{migration}.sock"))
+
+
+def _sockets(settings: Settings, migration: str, options: Options) -> list[str]:
+    """All those that memory and disks go by."""
+    local = LocalData(socket=_local_socket(settings, migration), generation=0, paused=False)
+    return [local.socket, *(local.disk_socket(disk) for disk in sorted(options.copies))]
 
 
 def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
@@ -332,6 +346,9 @@ async def open_session(
             _reached(route, there, _hello(migration, source, there), settings, clock)
         )
         link, welcome, there = reached
+        if in_directory(there) and (far := host_of(target)):
+            sockets = _sockets(settings, migration, options)
+            await stack.enter_async_context(forwarded(far, settings, sockets))
         if welcome.journal == journal.uuid:
             raise UsageError(
                 f"{target} is this host", remedy=f"{name} runs here already; name another host"

@@ -52,7 +52,7 @@ class Caller:
         """
         if self.local:
             return
-        if said.startswith("/"):  # so is a save called, which no other host has here
+        if "/" in said:  # so is a save called, which no other host has here
             raise UsageError(
                 f"{said!r} is no name of a host", host=host, remedy="name it otherwise"
             )

@@ -16,6 +16,7 @@ from entourage.checkpoint.requests import restore_request, save_request
 from entourage.checkpoint.saved import saves
 from entourage.domain import Block, Domain, Tpm
 from entourage.errors import UsageError
+from entourage.hosts.route import host_of
 from entourage.hypervisors.registry import counterpart, elsewhere, in_directory
 from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
@@ -59,6 +60,24 @@ async def test_a_save_goes_to_a_directory(
     assert in_directory(f"save:{where}") == where
     assert (elsewhere("qemu"), in_directory("qemu+ssh://b/system")) == (None, "")
     assert counterpart(f"save:{where}") == "qemu"
+
+
+async def test_a_save_may_go_to_another_host(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known(monkeypatch, "qemu")
+    request = await save_request(settings, "web1", "root@b:/backup/web1", disks=Disks.COPY)
+    assert request.route.host == "root@b:/backup/web1"
+    assert request.route.agentless == "save:/backup/web1"
+    assert request.options.disks == {"disk0": "/backup/web1/disks/disk0"}
+    for wrong in ("b:/", "b:/backup/../x", "b:/x\n"):
+        with pytest.raises(UsageError, match="no directory to save in"):
+            await save_request(settings, "web1", wrong)
+
+
+def test_what_is_another_hosts() -> None:
+    places = ["b:/x", "root@b:/x:/y", "[::1]:/x", "/srv/b:/x", "b:x", "x", "/x"]
+    assert [host_of(place) for place in places] == ["b", "root@b", "[::1]", "", "", "", ""]
 
 
 async def test_a_checkpoint_copies_what_its_guest_writes(

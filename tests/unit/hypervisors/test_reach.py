@@ -103,8 +103,8 @@ async def test_memory_that_stays_here_goes_nowhere_else(uri: str) -> None:
     local = LocalData(socket="/run/entourage/m.sock", generation=1, paused=False)
     plane = msgspec.structs.replace(PLANE, local=local)
     with pytest.raises(HypervisorError, match="does not leave this host"):
-        async with memory_way(Ticket(uri=uri), plane):
+        async with memory_way(Ticket(uri=uri), plane, print):
             pass
     with pytest.raises(HypervisorError, match="no TCP port"):
-        async with memory_way(Ticket(uri="unix:/run/entourage/m.sock"), PLANE):
+        async with memory_way(Ticket(uri="unix:/run/entourage/m.sock"), PLANE, print):
             pass

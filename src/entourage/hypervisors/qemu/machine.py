@@ -24,6 +24,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
+from entourage.hosts.flow import Flow
 from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.qemu import keys, looks
@@ -78,6 +79,7 @@ class QemuMachine(MachineSeams):
         self._handle = handle
         self._outgoing = Outgoing(handle)
         self._plane: DataPlane | None = None
+        self._flows: list[Flow] = []
         self._mirrors = Mirrors(handle.monitor, handle.domain, self.pre_switchover)
         self._rollback = Rollback(handle, self._outgoing, self._mirrors)
         self._deadman: Deadman | None = None
@@ -129,6 +131,8 @@ class QemuMachine(MachineSeams):
     async def close(self) -> None:
         """Let go of the machine without changing it."""
         await self._tidied()
+        for flow in self._flows:
+            await flow.end()
         await self._handle.close()
         if self._deadman is not None:
             self._deadman.close()
@@ -217,7 +221,7 @@ class QemuMachine(MachineSeams):
         known = self._handle.monitor.known
         known.migration, known.held_at, known.stopped_at = "", 0, 0
         self._outgoing.sending = False
-        async with memory_way(ticket, self._plane) as connection:
+        async with memory_way(ticket, self._plane, self._flows.append) as connection:
             if not live and self.was_running:
                 await self._handle.monitor.execute("stop")
             with greeted(connection):

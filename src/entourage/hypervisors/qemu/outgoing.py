@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 from entourage.errors import HypervisorError
+from entourage.hosts.flow import Flow, relayed
 from entourage.hosts.local import connected_here
 from entourage.hosts.tcp import answered_within, connected
 from entourage.hypervisors.base import DataPlane, Ticket
@@ -47,12 +48,15 @@ def place_of(ticket: Ticket) -> tuple[str, int]:
 
 
 @contextlib.asynccontextmanager
-async def memory_way(ticket: Ticket, plane: DataPlane | None) -> AsyncGenerator[socket.socket]:
+async def memory_way(
+    ticket: Ticket, plane: DataPlane | None, passed_on: Callable[[Flow], None]
+) -> AsyncGenerator[socket.socket]:
     """A connection to where memory is taken; closed here at the end.
 
     Args:
         ticket: What the target has said.
         plane: How the data travels: a target names nothing else.
+        passed_on: Takes what passes memory on that goes by ssh.
 
     Raises:
         HypervisorError: It does; or there is no way.
@@ -61,7 +65,13 @@ async def memory_way(ticket: Ticket, plane: DataPlane | None) -> AsyncGenerator[
     if local is not None:
         check_local(local, ticket.uri)
         async with connected_here(local.socket) as connection:
-            yield connection
+            if not local.far:
+                yield connection
+                return
+            mine, its = socket.socketpair()
+            passed_on(relayed(mine, connection.dup()))
+            with its:
+                yield its
         return
     place = place_of(ticket)
     if plane is not None:

@@ -98,6 +98,8 @@ class SavedHypervisor:
         if not parent.is_dir():
             yield f"there is no directory {parent}", "make it"
             return
+        if (real := parent.resolve()) != parent:
+            yield f"{parent} is a link to {real}", f"name it so: {real / directory.name}"
         if directory.name.endswith(manifests.PARTIAL):
             yield f"{manifests.PARTIAL} is what a save under way is called", "choose another name"
         if directory.is_symlink() or not directory.is_dir():

@@ -20,6 +20,7 @@ from entourage import durable
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError, InDoubt, UsageError, plain_words, what_to_do
 from entourage.handover.values import Guest
+from entourage.hosts.flow import Flow, end_checked, into_file
 from entourage.hosts.local import listening_here
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors import swtpm
@@ -27,7 +28,6 @@ from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import CopiesIn
 from entourage.hypervisors.saved.place import Place
-from entourage.hypervisors.saved.stream import Flow, into_file
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
 from entourage.hypervisors.values import LocalData, TpmFacts
 from entourage.version import __version__
@@ -173,6 +173,8 @@ class SavingIncoming(IncomingSeams):
         self._landing = asyncio.current_task()
         try:
             await (await self._flow).finished()
+            if self._needs_local().far:
+                await asyncio.to_thread(end_checked, self._partial / manifests.MEMORY)
             if not self._needs_local().checkpoint:  # else its guest waits for this to go on
                 await self._write_down()
         except OSError as error:

@@ -19,6 +19,7 @@ import msgspec
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.handover.values import Guest
+from entourage.hosts.flow import Flow, from_file
 from entourage.hosts.local import connected_here
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.reach import check_local
@@ -27,7 +28,6 @@ from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import CopiesOut, in_the_save
 from entourage.hypervisors.saved.manifest import MEMORY, Manifest
 from entourage.hypervisors.saved.place import Place
-from entourage.hypervisors.saved.stream import Flow, from_file
 from entourage.hypervisors.seams import MachineSeams
 from entourage.hypervisors.values import TpmFacts
 from entourage.steps import Refusal

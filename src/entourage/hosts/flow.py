@@ -1,4 +1,4 @@
-"""Memory on its way between a socket and a file. The kernel moves it; no byte passes through here.
+"""Memory on its way from or to a socket. The kernel moves it; no byte passes through here.
 
 Each way is a thread in a system call that blocks: ``Flow.end`` shuts the socket down, which ends
 the call.
@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from pathlib import Path
 from entourage.errors import HypervisorError
 
 _ENDS_WITHIN = 10.0  # seconds
+_MAGIC = b"whole:"
+_TRAILER = struct.Struct(">6sQ")
 _AT_ONCE = 1 << 20  # bytes, also the most that a pipe may hold without privileges
 
 
@@ -27,6 +30,7 @@ class Flow:
     Args:
         connection: The socket; owned by the flow.
         move: Moves everything; it is told how far it is.
+        also: Another socket that it waits for; closed by ``move``.
 
     Attributes:
         done: Bytes that were moved.
@@ -36,7 +40,10 @@ class Flow:
         self,
         connection: socket.socket,
         move: Callable[[socket.socket, Callable[[int], None]], None],
+        *,
+        also: socket.socket | None = None,
     ) -> None:
+        self._also = also
         connection.setblocking(True)  # noqa: FBT003 - the name of it
         self.done = 0
         self._connection = connection
@@ -72,8 +79,10 @@ class Flow:
         Raises:
             HypervisorError: The storage does not answer.
         """
-        with contextlib.suppress(OSError):  # it has ended
-            self._connection.shutdown(socket.SHUT_RDWR)
+        for one in (self._connection, self._also):
+            with contextlib.suppress(OSError):  # it has ended
+                if one is not None:
+                    one.shutdown(socket.SHUT_RDWR)
         await asyncio.wait({self._over}, timeout=_ENDS_WITHIN)
         if not self._over.done():
             raise HypervisorError(
@@ -88,23 +97,29 @@ def into_file(connection: socket.socket, path: Path) -> Flow:
     """Write what comes into a new file, 0600, until the other end closes; it is not synced."""
 
     def move(source: socket.socket, moved: Callable[[int], None]) -> None:
-        out, inward = os.pipe2(os.O_CLOEXEC)
-        handle = -1
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with contextlib.suppress(OSError):  # smaller, and slower
-                fcntl.fcntl(inward, fcntl.F_SETPIPE_SZ, _AT_ONCE)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            while count := os.splice(source.fileno(), inward, _AT_ONCE):
-                while count:
-                    written = os.splice(out, handle, count)
-                    count -= written
-                    moved(written)
+            _spliced(source.fileno(), handle, moved)
         finally:
-            for descriptor in (out, inward, handle):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            os.close(handle)
 
     return Flow(connection, move)
+
+
+def _spliced(source: int, target: int, moved: Callable[[int], None]) -> None:
+    """Move all that a descriptor has into another, by a pipe of the kernel's."""
+    out, inward = os.pipe2(os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # smaller, and slower
+            fcntl.fcntl(inward, fcntl.F_SETPIPE_SZ, _AT_ONCE)
+        while count := os.splice(source, inward, _AT_ONCE):
+            while count:
+                written = os.splice(out, target, count)
+                count -= written
+                moved(written)
+    finally:
+        os.close(out)
+        os.close(inward)
 
 
 def from_file(path: Path, connection: socket.socket) -> Flow:
@@ -119,3 +134,49 @@ def from_file(path: Path, connection: socket.socket) -> Flow:
         target.shutdown(socket.SHUT_WR)
 
     return Flow(connection, move)
+
+
+def relayed(source: socket.socket, target: socket.socket) -> Flow:
+    """Pass on what comes, until the source closes; then say how much it was.
+
+    Whoever takes it at the far end of an ssh sees it end as well where that was cut off.
+
+    Args:
+        source: Where it comes from; owned by the flow.
+        target: Where it goes to; the same.
+    """
+
+    def move(coming: socket.socket, moved: Callable[[int], None]) -> None:
+        total = 0
+
+        def count(more: int) -> None:
+            nonlocal total
+            total += more
+            moved(more)
+
+        with target:
+            target.setblocking(True)  # noqa: FBT003 - the name of it
+            _spliced(coming.fileno(), target.fileno(), count)
+            target.sendall(_TRAILER.pack(_MAGIC, total))
+            target.shutdown(socket.SHUT_WR)
+
+    return Flow(source, move, also=target)
+
+
+def end_checked(path: Path) -> None:
+    """See that a file has all that was passed on to it, and leave no more than that in it. Blocks.
+
+    Raises:
+        HypervisorError: Not all of it came.
+        OSError: It cannot be read, or not be cut.
+    """
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END) - _TRAILER.size
+        file.seek(max(size, 0))
+        end = file.read()
+        if size < 0 or _TRAILER.unpack(end) != (_MAGIC, size):
+            raise HypervisorError(
+                "memory did not come whole: it was cut off on its way",
+                remedy="see whether ssh to that host stays up, then try again",
+            )
+        file.truncate(size)
