@@ -22,6 +22,7 @@ from entourage.cli.app import app
 from entourage.errors import Refused
 from entourage.events import Finished
 from entourage.settings.domainfile import domain_from_toml
+from entourage.settings.sxp import KNOWN_KEYS
 from entourage.steps import Refusal
 from scripts.site_hooks import OUTSIDE, with_links_of_the_site
 
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / path for path in OUTSIDE)])
 USERS = ["README.md", *(f"docs/{name}.md" for name in (
     "architecture", "benchmarks", "cli", "devices", "domain-file", "events", "faults", "handover",
-    "libvirt", "recovery", "security", "settings", "tool", "xen",
+    "libvirt", "recovery", "saving", "security", "settings", "tool", "xen", "xend",
 ))]  # fmt: skip
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^    (\S.*)$", re.MULTILINE)
@@ -234,3 +235,9 @@ def test_the_first_change_can_be_made_and_its_test_passes(tmp_path: Path) -> Non
     assert "1 failed" in ran()
     applied(change)
     assert "1 passed" in ran()
+
+
+def test_each_key_of_xends_configuration_has_its_place() -> None:
+    page = (ROOT / "docs" / "xend.md").read_text()
+    named = set(re.findall(r"`([^`]+)`", page.split("## `xend-config.sxp`")[1]))
+    assert sorted(KNOWN_KEYS - named) == []
