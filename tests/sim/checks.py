@@ -89,6 +89,10 @@ def _told(world: World, status: int, said: str) -> None:
     if world.hurries and came <= _PROMPT and world.loop.now - world.said_back > _PROMPT_WITHIN:
         world.violated(f"Ctrl-C took {world.loop.now - world.said_back:.1f} s")
     waited_for = world.loop.now - world.landed < _ACTS_WITHIN
+    if world.checkpoint:
+        if status == 0 and (not b.kept or (rows(a, "source") != [("back", True)] and not spoilt)):
+            world.violated(f"saved, and it is not kept: {rows(a, 'source')}")
+        return
     if status == 0 and came <= _CALLS and waited_for:
         if b.excused_thing:
             world.violated("a device failed on arrival, and nothing is told")
@@ -177,7 +181,12 @@ def _free_or_dead(world: World, name: str) -> bool:
 
 def _means(world: World, status: int, said: str) -> None:
     a, ran_there = world.a.copy, "b" in world.guest.let_run
-    if status in {0, 5}:
+    if world.checkpoint:
+        if ran_there:
+            world.violated("a checkpoint was let run")
+        if status in {0, 4} and not _free_or_dead(world, "a"):
+            world.violated(f"status {status}, and the guest does not run on: {said}")
+    elif status in {0, 5}:
         if not world.released_there(world.a):
             world.violated(f"status {status}, and the target never ran it")
         if status == 0 and a is not None and a.alive:

@@ -49,6 +49,8 @@ class Host:
         self.finished: dict[str, Step] = {}
         self.unanswered = ""
         self.defined = self.lost_incoming = False
+        self.kept = False
+        """Of a checkpoint: all of it is on the disk, under its name."""
         self.excused_tpm = self.excused_thing = self.must_tell = False
         self.other: Host = self
 
@@ -192,7 +194,7 @@ class Host:
                     peer="the source",
                     silence=settings.migration.link_silence,
                 )
-                process.agent = Agent(link, settings, journal, Caller())
+                process.agent = Agent(link, settings, journal, Caller(local=self.world.checkpoint))
                 await process.agent.run()
         except EntourageError as error:
             process.status = error.exit_code

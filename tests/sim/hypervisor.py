@@ -320,6 +320,19 @@ class SimIncoming(IncomingSeams):
         if copy.at is not At.LANDED:
             raise HypervisorError("the machine being built has failed")
 
+    @property
+    def publishing(self) -> SimIncoming | None:
+        return self if self.host.world.checkpoint else None
+
+    async def publish(self) -> None:
+        await self.host.asked("publish")
+        copy = self._standing()
+        if copy.at is not At.LANDED:
+            self.host.world.violated(f"a checkpoint is kept of what is {copy.at}")
+        await self.host.takes(self.host.world.rng.choice((0.01, 0.5, 5.0)))
+        self.host.kept = True
+        await self.host.answers("publish")
+
     def accept_cookie(self, cookie: bytes) -> None:
         self.cookie = cookie
 

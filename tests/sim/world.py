@@ -27,6 +27,9 @@ class Violation(Exception):  # noqa: N818 - what was found
     """Something that must never be."""
 
 
+_CHECKPOINTS = 0.1  # of all seeds
+
+
 class World:
     """All of it.
 
@@ -62,6 +65,9 @@ class World:
         self.went_back = self.landed = 0.0
         """When it began to go back, and when all of memory had landed."""
         self.live = self.rng.random() > 0.1
+        drawn = random.Random(f"kind {seed}").random()  # noqa: S311 - it must repeat
+        self.checkpoint = drawn < _CHECKPOINTS
+        """Whether the guest goes on where it is, and what has landed is kept."""
         self.copying = 1.0 if self.rng.random() > 0.03 else self.rng.uniform(25, 45)
         """Seconds that the disk's copy takes."""
         self._counted = 0
@@ -163,6 +169,7 @@ class World:
             route=Route(host="b"),
             settings=self.a.settings,
             live=self.live,
+            checkpoint=self.checkpoint,
         )
         self.migration = Migration(request, self.listen)
         return await self.migration.run()

@@ -73,15 +73,18 @@ def start(settings: Settings, file: Path | None, name: str, connect: str | None 
 def stop(
     settings: Settings, name: str, *, force: bool, patience: float, connect: str | None = None
 ) -> None:
-    """Shut a domain down, or end it at once."""
-
-    async def run() -> None:
-        hypervisor, domain = await known(settings, name, connect)
-        with manual_access(settings, domain.name, domain.uuid, "stops it", starts=False):
-            await hypervisor.stop(name, force=force, patience=patience)
-
-    asyncio.run(run())
+    """Shut a domain down, or end it at once, and say so."""
+    asyncio.run(switch_off(settings, name, force=force, patience=patience, connect=connect))
     put(f"{name} is shut off")
+
+
+async def switch_off(
+    settings: Settings, name: str, *, force: bool, patience: float, connect: str | None = None
+) -> None:
+    """Shut a domain down within ``patience`` seconds, or end it at once."""
+    hypervisor, domain = await known(settings, name, connect)
+    with manual_access(settings, domain.name, domain.uuid, "stops it", starts=False):
+        await hypervisor.stop(name, force=force, patience=patience)
 
 
 def show(settings: Settings, name: str, *, as_json: bool, connect: str | None = None) -> None:

@@ -64,7 +64,7 @@ def _shut_down(settings: Settings, name: str, patience: float) -> None:
         how = "ended" if force else "shut down"
         say(clean(f"entourage: {name} cannot be saved, and is {how}"))
         try:
-            domains.stop(settings, name, force=force, patience=patience)
+            asyncio.run(domains.switch_off(settings, name, force=force, patience=patience))
         except UsageError as error:  # it does not run any more
             tell(error)
             return

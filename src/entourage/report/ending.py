@@ -136,7 +136,7 @@ def _of_a_save(started: MigrationStarted, finished: Finished) -> Text | None:
             return Text(f"{domain} was not restored; {directory} is as it was", "bold yellow")
         case "moved":
             return Text(f"{domain} is {done} {directory}, in {took}", style="bold green")
-        case "saved":
+        case "saved" | "clean-up-incomplete" if started.kind == "checkpoint":
             still = finished.blackout
             paused = "" if still is None else f"; it stood still for {duration(still)}"
             left = "; not everything is cleaned up" if finished.problems else ""

@@ -7,17 +7,58 @@ from collections.abc import Callable
 
 from entourage import messages
 from entourage.errors import EntourageError, Interrupted, MigrationFailed, ours
-from entourage.source.abort import come_back
+from entourage.source.abort import abort_there, come_back
 from entourage.source.endings import guest_ended
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
 
 _LOOK_AGAIN = 0.1  # seconds
+_NOT_KNOWN = "its target fell silent; whether it is kept shows in the directory"
 
 
-async def keep(
-    session: Session, side: SourceSide, *, given_up: Callable[[], str]
-) -> tuple[str, ...]:
+class Keeping:
+    """Has the target keep what has landed, while the guest goes on.
+
+    Args:
+        session: All that is open.
+        given_up: Why the user has interrupted it; empty while he has not.
+
+    Attributes:
+        done: It is kept, whatever the user wants now.
+        failed: Why it is not, once that is known.
+    """
+
+    def __init__(self, session: Session, given_up: Callable[[], str]) -> None:
+        self.done = False
+        self.failed: EntourageError | None = None
+        self._session = session
+        self._given_up = given_up
+
+    def hurries(self) -> bool:
+        """Whether somebody waits for the prompt."""
+        return bool(self._given_up())
+
+    async def ask(self) -> None:
+        """Ask for it, and take back what was asked where the user gives it up meanwhile.
+
+        What the target answers then is the truth: it may have been as good as done.
+        """
+        asked = asyncio.create_task(self._session.link.call(messages.PUBLISH, None))
+        try:
+            while not (asked.done() or self._given_up()):
+                await asyncio.wait({asked}, timeout=_LOOK_AGAIN)
+            if not asked.done():
+                await abort_there(self._session)
+            await asked
+            self.done = True
+        except Exception as error:  # noqa: BLE001 - told once the guest runs
+            why = self._given_up()
+            self.failed = Interrupted(f"given up: {why}") if why else ours(error)
+        finally:
+            asked.cancel()
+
+
+async def keep(session: Session, side: SourceSide, keeping: Keeping) -> tuple[str, ...]:
     """Let the guest run here again, and have the directory keep what has landed in it.
 
     For the rules of the hand-over it is a migration that went back: nobody but this host may ever
@@ -26,7 +67,7 @@ async def keep(
     Args:
         session: All that is open; memory has landed, and every device has gone through SYNC.
         side: The migration's source.
-        given_up: Why the user has interrupted it; empty while he has not.
+        keeping: Asks the target.
 
     Returns:
         What was not put back or not cleaned up, each a sentence.
@@ -36,28 +77,12 @@ async def keep(
         GuestEnded: The guest has ended by itself.
         InDoubt: The guest could not be let run again; nobody else may.
     """
-    failed: list[EntourageError] = []
-
-    async def publish() -> None:
-        asked = asyncio.create_task(session.link.call(messages.PUBLISH, None))
-        try:
-            while not (asked.done() or given_up()):
-                await asyncio.wait({asked}, timeout=_LOOK_AGAIN)
-            if asked.done():
-                asked.result()
-            else:
-                failed.append(Interrupted(f"given up: {given_up()}"))
-        except Exception as error:  # noqa: BLE001 - told below, once the guest runs
-            failed.append(ours(error))
-        finally:
-            asked.cancel()
-
     session.note("writing the checkpoint down")
-    problems = await come_back(session, side, hurries=lambda: bool(given_up()), before=publish)
+    problems = await come_back(session, side, hurries=keeping.hurries, before=keeping.ask)
     if side.has_ended:
         raise await guest_ended(session, problems)
-    if failed:
-        [error] = failed
+    if not keeping.done:
+        error = keeping.failed or Interrupted(_NOT_KNOWN, host=session.target)
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(
             error.message,

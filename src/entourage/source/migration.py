@@ -46,7 +46,7 @@ from entourage.journal.journal import Decision
 from entourage.source.abort import come_back
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
-from entourage.source.checkpoint import keep
+from entourage.source.checkpoint import Keeping, keep
 from entourage.source.endings import guest_ended, raise_doubt
 from entourage.source.outcome import await_outcome
 from entourage.source.phases import Phases
@@ -83,6 +83,7 @@ class Migration:
         self._interrupted = ""
         self._decided = asyncio.Event()
         self._broken: Exception | None = None
+        self._keeping: Keeping | None = None
         self._runs_there = ""  # the target, once it has said that it runs the guest
 
     async def _story(self, session: Session, devices: DeviceSteps, side: SourceSide) -> None:
@@ -160,8 +161,10 @@ class Migration:
         """The user interrupts the migration.
 
         Returns:
-            False where the hand-over has begun: the migration completes.
+            False where the hand-over has begun, or a checkpoint is kept: it completes.
         """
+        if self._keeping and self._keeping.done:
+            return False
         state = self._side.state if self._side else None
         if state and state.record not in {None, Record.BACK} and not state.live:
             return False
@@ -202,8 +205,10 @@ class Migration:
         if self._request.dry_run:
             return self._finish("can-move", runs_on=session.source)
         if self._request.checkpoint:
-            problems = await keep(session, side, given_up=lambda: self._interrupted)
-            return self._finish("saved", runs_on=session.source, problems=problems)
+            self._keeping = Keeping(session, lambda: self._interrupted)
+            problems = await keep(session, side, self._keeping)
+            outcome = "clean-up-incomplete" if problems else "saved"
+            return self._finish(outcome, runs_on=session.source, problems=problems)
         await self._hand_over(session, side)
         problems = (*side.problems, *map(str, session.failures_there.all))
         outcome = "clean-up-incomplete" if problems else "moved"

@@ -11,7 +11,7 @@ import pytest
 from entourage import messages
 from entourage.errors import GuestEnded, HypervisorError, Interrupted, MigrationFailed
 from entourage.handover.values import Input
-from entourage.source.checkpoint import keep
+from entourage.source.checkpoint import Keeping, keep
 from tests.unit.source.test_going_back import Side, session
 
 
@@ -19,13 +19,17 @@ def asked(answer: Any) -> tuple[Any, list[Any]]:
     """A session whose target answers PUBLISH so, and what it was asked for."""
     opened: Any = session()
     heard: list[Any] = []
+    called_off = asyncio.Event()
 
     async def call(kind: Any, _body: None) -> Any:
         heard.append(kind)
         if kind is messages.ABORT:
+            called_off.set()
             return list[str]()
-        if answer == "never":
-            await asyncio.get_running_loop().create_future()
+        if answer in {"called off", "done all the same"}:
+            await called_off.wait()
+        if answer == "called off":
+            raise HypervisorError("the migration was called off")
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -46,7 +50,7 @@ class Lives(Side):
 async def test_it_is_kept_and_then_settled() -> None:
     opened, heard = asked(None)
     side = Lives()
-    assert await keep(opened, cast("Any", side), given_up=lambda: "") == ()
+    assert await keep(opened, cast("Any", side), Keeping(opened, lambda: "")) == ()
     assert side.taken == [Input.ABORT]
     assert heard == [messages.PUBLISH, messages.ABORT]
 
@@ -55,17 +59,24 @@ async def test_what_cannot_be_kept_is_told_while_its_guest_runs() -> None:
     opened, heard = asked(HypervisorError("the disk is full", remedy="make room"))
     side = Lives()
     with pytest.raises(MigrationFailed, match="the disk is full") as failed:
-        await keep(opened, cast("Any", side), given_up=lambda: "")
+        await keep(opened, cast("Any", side), Keeping(opened, lambda: ""))
     assert (failed.value.exit_code, failed.value.remedy) == (4, "make room")
     assert side.taken == [Input.ABORT]
     assert heard[-1] is messages.ABORT
 
 
 async def test_it_can_be_given_up_while_it_is_written_down() -> None:
-    opened, heard = asked("never")
+    opened, heard = asked("called off")
     with pytest.raises(Interrupted, match="given up: Ctrl-C"):
-        await keep(opened, cast("Any", Lives()), given_up=lambda: "Ctrl-C")
+        await keep(opened, cast("Any", Lives()), Keeping(opened, lambda: "Ctrl-C"))
     assert heard[-1] is messages.ABORT
+
+
+async def test_what_was_as_good_as_done_is_kept_though_it_was_given_up() -> None:
+    opened, _ = asked("done all the same")
+    keeping = Keeping(opened, lambda: "Ctrl-C")
+    assert await keep(opened, cast("Any", Lives()), keeping) == ()
+    assert keeping.done
 
 
 async def test_a_guest_that_has_ended_is_no_checkpoint_that_went_on(
@@ -77,4 +88,4 @@ async def test_a_guest_that_has_ended_is_no_checkpoint_that_went_on(
     monkeypatch.setattr("entourage.source.checkpoint.guest_ended", ended)
     opened, _ = asked(None)
     with pytest.raises(GuestEnded):
-        await keep(opened, cast("Any", Ended()), given_up=lambda: "")
+        await keep(opened, cast("Any", Ended()), Keeping(opened, lambda: ""))
