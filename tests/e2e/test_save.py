@@ -162,9 +162,39 @@ def test_onto_another_host(ready: World) -> None:
     assert not left, str(left)
 
 
+@pytest.mark.parametrize("host", ["", "there"])
+def test_compressed_and_encrypted(ready: World, host: str) -> None:
+    world = ready
+    made = world.here.run(["age-keygen", "-o", "/root/key"], check=False)
+    recipient = made.stderr.split()[-1]
+    world.there.path("/root/key").write_bytes(world.here.path("/root/key").read_bytes())
+    place = f"{world.there.name}:{FAR}" if host else DIR
+    directory, where = (FAR, world.there) if host else (DIR, world.here)
+    done = save(world, place, "--compress", "--encrypt", recipient)
+    assert done.status == 0, str(done)
+    memory = where.path(f"{directory}/memory")
+    assert memory.read_bytes()[:18] == b"age-encryption.org"
+    assert memory.stat().st_size < (150 << 20)
+    refused = restore(world, directory, host=where)
+    assert refused.status == 2, str(refused)
+    assert "--identity" in refused.stderr
+    where.run(["age-keygen", "-o", "/root/other"])
+    wrong = restore(world, directory, "--identity", "/root/other", host=where)
+    assert wrong.status == 4, str(wrong)
+    assert "no identity matched" in str(wrong), str(wrong)
+    done = restore(world, directory, "--identity", "/root/key", host=where)
+    assert done.status == 0, str(done)
+    if host:
+        world.here, world.there = world.there, world.here
+    world.lives()
+    for each in (world.here, world.there):
+        each.run(["rm", "-f", "/root/key", "/root/other"])
+
+
 CUT = [
-    ("ssh -N", "source.guest-stopped", "guest"),
-    pytest.param("ssh -N", "source.step-started.1", "guest", marks=pytest.mark.matrix),
+    ("StreamLocalBindMask", "source.guest-stopped", "guest"),
+    pytest.param("StreamLocalBindMask", "source.step-started.1", "guest", marks=pytest.mark.matrix),
+    pytest.param("entourage save", "source.step-started.2", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage agent", "target.after.flush-go", "save", marks=pytest.mark.matrix),
     pytest.param("entourage agent", "target.before.flush-go", "guest", marks=pytest.mark.matrix),
 ]
@@ -181,7 +211,7 @@ def test_cut_off_on_its_way_to_another_host(ready: World, what: str, point: str,
         argv[2:2] = ["--remote-command", remote]
         process = world.here.popen(argv, env=env)
         points.wait(point, lambda: process.poll() is None)
-        host = world.here if what.startswith("ssh") else world.there
+        host = world.there if at_target else world.here
         host.run(["pkill", "-KILL", "-f", what])
         points.open()
         process.communicate(timeout=PATIENCE)
@@ -189,6 +219,9 @@ def test_cut_off_on_its_way_to_another_host(ready: World, what: str, point: str,
         recovered = host.run(["entourage", "recover"], check=False, timeout=PATIENCE)
         assert recovered.returncode == 0, recovered
     assert world.there.path(FAR).exists() == (left == "save")
+    if left == "guest":
+        world.is_clean(world.there)
+        assert not [name for name in names(world.here, "/run/entourage") if ".sock" in name]
     if left == "save":
         assert not world.answers()
         assert restore(world, FAR, host=world.there).status == 0

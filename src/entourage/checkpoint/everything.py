@@ -12,8 +12,6 @@ from entourage.hypervisors.registry import open_hypervisor, starter_of_files
 from entourage.hypervisors.saved import claim, manifest
 from entourage.settings.model import Settings
 
-_RUNS = frozenset({"running", "paused"})
-
 
 def usual_place(settings: Settings) -> str:
     """The directory for the saves of all of this host's machines, where none is named."""
@@ -35,7 +33,7 @@ def make_place(directory: str) -> None:
 async def running(settings: Settings) -> Sequence[str]:
     """The names of Entourage's own machines that run here; libvirt and xl see to theirs."""
     found = await open_hypervisor(settings, starter_of_files()).domains()
-    return sorted(state.name for state in found if state.state in _RUNS)
+    return sorted(one.name for one in found if one.pid is not None and one.state != "incoming")
 
 
 def to_restore(directory: str) -> list[Path]:

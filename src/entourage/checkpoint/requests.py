@@ -12,6 +12,7 @@ from entourage.checkpoint.disks import Disks
 from entourage.devices.base import Options
 from entourage.domain import Block, Domain
 from entourage.errors import UsageError
+from entourage.hosts.filters import COMPRESS, ENCRYPT, Filter, absolute, check
 from entourage.hosts.proxy_agent import THIS_HOST
 from entourage.hosts.route import Route, host_of
 from entourage.hypervisors.registry import starter_of_files
@@ -34,6 +35,8 @@ async def save_request(
     disks: Disks | None = None,
     allow_tpm_rollback: bool = False,
     live: bool = True,
+    compress: bool = False,
+    encrypt: str = "",
     tool: str | None = None,
     dry_run: bool = False,
 ) -> Request:
@@ -47,6 +50,8 @@ async def save_request(
         disks: What becomes of its disks; None: a checkpoint copies them, else they stay.
         allow_tpm_rollback: Its user accepts that a TPM goes back when a checkpoint is restored.
         live: The guest of a checkpoint runs while its memory is copied.
+        compress: Memory goes through zstd.
+        encrypt: An age recipient, or a file of recipients, to whom memory is encrypted.
         tool: An external tool for every class.
         dry_run: TEST only.
 
@@ -64,6 +69,16 @@ async def save_request(
     written = [disk for disk in domain.block if not disk.is_only_read]
     if checkpoint:
         _check_checkpoint(domain, written, disks, allow_tpm_rollback=allow_tpm_rollback)
+    through = (
+        *((Filter(COMPRESS),) if compress else ()),
+        *((Filter(ENCRYPT, absolute(encrypt)),) if encrypt else ()),
+    )
+    check(through)
+    if encrypt and disks is Disks.COPY and written:
+        raise UsageError(
+            "copies of disks are not encrypted, and have what the guest has written",
+            remedy="--disks=reference, or without --encrypt onto storage that encrypts",
+        )
     far = host_of(directory)
     where = directory[len(far) + 1 :] if far else _absolute(directory)
     if far:
@@ -80,6 +95,7 @@ async def save_request(
             copies=frozenset(disk.id for disk in copied),
             sealed=disks is not Disks.REFERENCE,
             keep_source_disks=True,
+            filters=through,
         ),
         live=live and checkpoint,
         tool=tool,
@@ -114,6 +130,7 @@ def restore_request(
     paused: bool = False,
     only_copy: bool = False,
     revert: bool = False,
+    identity: str = "",
     nets: Mapping[str, str] | None = None,
     disks: Mapping[str, str] | None = None,
     tool: str | None = None,
@@ -128,6 +145,7 @@ def restore_request(
         only_copy: The user vouches that this copy of the directory is the only one restored.
         revert: The user vouches that the machine of this checkpoint runs nowhere, and gives up
             what it did since.
+        identity: The file of age identities by which memory is decrypted.
         nets: Other bridges, by those that it had.
         disks: Where disks that were copied are written to, by their ids.
         tool: An external tool for every class.
@@ -145,12 +163,22 @@ def restore_request(
             remedy="if it is off, wherever it has gone, and what it did since is to be given up:"
             " --revert",
         )
+    if revert and not manifest.checkpoint:
+        raise UsageError(
+            f"{where} is no checkpoint: {name} ended as it was saved", remedy="leave --revert out"
+        )
     if not manifest.checkpoint and not only_copy and manifests.is_copy(Path(where), manifest):
         raise UsageError(
             f"{where} is a copy of what was saved on {manifest.host}: whether that was restored"
             " already, or another copy, cannot be seen from here",
             remedy="if it was not, and will not be: --only-copy",
         )
+    through = tuple(
+        Filter(one, absolute(identity) if one == ENCRYPT else "") for one in manifest.filters
+    )
+    check(through)
+    if ENCRYPT in manifest.filters and not identity:
+        raise UsageError(f"{where} is encrypted", remedy="--identity FILE, an age identity")
     places = _places(manifest, disks or {})
     return Request(
         domain=name,
@@ -162,6 +190,7 @@ def restore_request(
             disks=places,
             copies=frozenset(places),
             keep_source_disks=True,
+            filters=through,
         ),
         live=False,
         tool=tool,
@@ -184,7 +213,7 @@ def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str
         if disk not in wanted and Path(path).is_block_device():
             raise UsageError(
                 f"{disk} was the device {path}, and would be written over",
-                remedy=f"--disk {disk}=/a/file makes a file of it",
+                remedy=f"--disk {disk}={path} does so, --disk {disk}=/a/file makes a file of it",
             )
     return were | {disk: str(Path(path).absolute()) for disk, path in wanted.items()}
 

@@ -87,6 +87,15 @@ def save(
     non_live: Annotated[
         bool, typer.Option("--non-live", help="Stop the guest while its memory is copied.")
     ] = False,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Have memory go through zstd.")
+    ] = False,
+    encrypt: Annotated[
+        str,
+        typer.Option(
+            metavar="RECIPIENT", help="Encrypt memory to an age recipient, or a file of them."
+        ),
+    ] = "",
     remote_command: Annotated[
         str | None,
         typer.Option(metavar="COMMAND", help='What runs on the other host, as "entourage".'),
@@ -117,8 +126,9 @@ def save(
     from entourage.source.request import Request
 
     if everything:
-        if checkpoint or disks or dry_run or directory:
-            raise _not_with_all("--checkpoint, --disks, --dry-run and DOMAIN")
+        more = (dry_run, directory, remote_command, ssh_option, compress, encrypt)
+        if checkpoint or disks or any(more):
+            raise _not_with_all("DOMAIN, and what is said of its save,")
         return _save_all(
             domain,  # the only argument
             at_shutdown=at_shutdown,
@@ -128,8 +138,14 @@ def save(
             json=json,
             quiet=quiet,
         )
+    if at_shutdown:
+        raise UsageError("--at-shutdown is of --all", remedy="leave it out, or DOMAIN")
     if domain is None or directory is None:
         raise _lacks("DOMAIN and DIR", "entourage save DOMAIN DIR")
+    if (allow_tpm_rollback or non_live) and not checkpoint:
+        raise UsageError(
+            "--allow-tpm-rollback and --non-live are of a --checkpoint", remedy="leave them out"
+        )
 
     def make_request(note: Callable[[str], None]) -> Request:
         typed = options.Typed(remote_command=remote_command, ssh_options=ssh_option or ())
@@ -143,6 +159,8 @@ def save(
                 disks=disks,
                 allow_tpm_rollback=allow_tpm_rollback,
                 live=not non_live,
+                compress=compress,
+                encrypt=encrypt,
                 tool=tool,
                 dry_run=dry_run,
             )
@@ -217,6 +235,9 @@ def restore(
             help="Of a checkpoint: I vouch that the domain is off, and give up what it did since.",
         ),
     ] = False,
+    identity: Annotated[
+        str, typer.Option(metavar="FILE", help="The age identity that decrypts memory.")
+    ] = "",
     net: Annotated[
         list[str] | None,
         typer.Option(metavar="SAVED=HERE", help="Another bridge, as br0=br1; repeatable."),
@@ -243,7 +264,7 @@ def restore(
     from entourage.source.request import Request
 
     if everything:
-        if paused or only_copy or revert or net or disk or dry_run:
+        if any((paused, only_copy, revert, identity, net, disk, dry_run)):
             raise _not_with_all("--paused, --only-copy, --revert, --net, --disk and --dry-run")
         settings = _settings(config)
         where = directory or usual_place(settings)
@@ -260,6 +281,7 @@ def restore(
             paused=paused,
             only_copy=only_copy,
             revert=revert,
+            identity=identity,
             nets=wanted.nets,
             disks=wanted.disks,
             tool=tool,

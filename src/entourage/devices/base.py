@@ -21,6 +21,7 @@ from entourage.domain import Device, Domain
 from entourage.errors import UsageError
 from entourage.events import AnyEvent
 from entourage.hosts.allowed import Allowed
+from entourage.hosts.filters import Filter
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import Incoming, Machine
 from entourage.settings.model import Settings
@@ -53,6 +54,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     keep_source_disks: bool = False
     copies: frozenset[str] = frozenset()
     """The ids of disks that are copied into a save, or out of one."""
+    filters: tuple[Filter, ...] = ()
+    """Of a save, and of its restore: what memory goes through into it."""
     sealed: bool = False
     """Of a save: the other disks must be what they are when it is restored."""
 

@@ -16,6 +16,7 @@ from entourage.devices.block.controller import BlockController, Placement
 from entourage.devices.block.images import Image, NewImage
 from entourage.devices.block.requests import Fill, Make, Open
 from entourage.devices.block.space import Fit, Fitting
+from entourage.devices.block.storage import Spot
 from entourage.devices.net import Bridge, NetController
 from entourage.devices.refusals import refuse
 from entourage.domain import Net
@@ -68,7 +69,10 @@ class SavedBlock(BlockController):
         """What is in a save is nowhere else: the whole of it is copied, whatever is there."""
         disk, restored = self.device, isinstance(here.machine, SavedMachine)
         if disk.id in here.options.copies:
-            return await self._copy(here, chain[0], path, None, onto=False)
+            [there] = await self._ask(here)([Spot(path=path)])
+            # Only one that its user has named: see ``restore_request``.
+            onto = restored and there.kind == "device"
+            return await self._copy(here, chain[0], path, None, onto=onto)
         if not restored and not here.options.sealed:
             return []
         found = await super()._decide(here, chain, path)

@@ -144,14 +144,15 @@ async def forwarded(host: str, settings: Settings, sockets: Sequence[str]) -> As
     Raises:
         LinkLost: They cannot be had.
     """
-    command = ssh_command(host, settings, [])[:-3]  # no command is run there
+    *command, _separator, _host, _command = ssh_command(host, settings, [])
     options = [
-        *("-N", "-o", "ExitOnForwardFailure=yes"),
+        *("-o", "ExitOnForwardFailure=yes"),
         *("-o", "StreamLocalBindMask=0177", "-o", "StreamLocalBindUnlink=yes"),
         *(word for path in sockets for word in ("-L", f"{path}:{path}")),
     ]
+    # Both ends of it end with this process, however that ends: nothing is written to the pipe.
     process = await asyncio.create_subprocess_exec(
-        *command, *options, "--", host, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
+        *command, *options, "--", host, "cat", stdin=PIPE, stdout=DEVNULL, stderr=PIPE
     )
     try:
         await _await_sockets(host, process, sockets)

@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from entourage.hosts.filters import Filter
+
 Plan: TypeAlias = msgspec.Raw
 """What the target's half must know of the source's before it can build: a value of its backend's.
 
@@ -111,6 +113,7 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint: The guest goes on here after it was saved.
         copies: The disks that are copied into the save: the path of each here, by its id.
         sealed: The others must be what they are when it is restored.
+        filters: What memory goes through, in this order; in the other one out of a save.
         far: They go to another host, by sockets that ssh connects to those of the same paths there.
     """
 
@@ -120,6 +123,7 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: bool = False
     copies: dict[str, str] = {}
     sealed: bool = False
+    filters: tuple[Filter, ...] = ()
     far: bool = False
 
     def disk_socket(self, disk: str = "") -> str:

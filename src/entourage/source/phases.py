@@ -121,6 +121,7 @@ class Phases:
         side.decision = dataclasses.replace(side.decision, details=details)
         await side.take(Input.BEGIN)
         opened = await session.link.call(messages.OPEN, opening)
+        await session.forward(plane)
         stages = self._settings.migration.convergence
         await session.machine.arm(
             plane,

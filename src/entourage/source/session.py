@@ -23,7 +23,7 @@ from entourage.clock import Clock
 from entourage.devices.base import AnyController, Here, Options
 from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError, UsageError
 from entourage.events import Kind, Listener
-from entourage.handover.values import Message
+from entourage.handover.values import Message, Role
 from entourage.hosts.link import Link
 from entourage.hosts.proxy_agent import own_settings, proxy_settings
 from entourage.hosts.route import Route, host_of
@@ -39,7 +39,7 @@ from entourage.hypervisors.registry import (
 )
 from entourage.hypervisors.values import LocalData
 from entourage.journal.details import SourceDetails
-from entourage.journal.journal import Journal
+from entourage.journal.journal import Journal, MigrationLedger
 from entourage.journal.lock import DomainLock, domain_lock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal, Step
@@ -94,6 +94,7 @@ class Session:
         link: To the target's agent; another one after it was lost in doubt.
         welcome: What the agent said of itself.
         clock: Puts both hosts' moments on one scale.
+        held: Takes what else is to be closed at the end.
         has_landed_there: Set when the target has said LANDED.
         failures_there: What went wrong on the target without having been asked for.
         blockers: What the hypervisor itself marks as not migratable.
@@ -119,6 +120,7 @@ class Session:
     welcome: messages.Welcome
     clock: Clock
     emit: Listener
+    held: contextlib.AsyncExitStack
     has_landed_there: asyncio.Event = field(default_factory=asyncio.Event)
     failures_there: FailuresThere = field(default_factory=FailuresThere)
     blockers: tuple[Refusal, ...] = ()
@@ -167,6 +169,7 @@ class Session:
                 checkpoint=self.kind == "checkpoint",
                 copies={disk: disks[disk] for disk in self.options.copies},
                 sealed=self.options.sealed,
+                filters=self.options.filters,
             )
         encrypted = wanted.tls and local is None
         secret = Secret("entourage", secrets.token_bytes(32)) if encrypted else None
@@ -178,6 +181,24 @@ class Session:
             bandwidth=wanted.bandwidth,
             host=self.target,
         )
+
+    async def forward(self, plane: DataPlane) -> None:
+        """Have ssh take what goes to a save on another host; written down before it is made.
+
+        Args:
+            plane: What ``plane`` has said.
+
+        Raises:
+            LinkLost: It does not.
+        """
+        local, far = plane.local, host_of(self.target)
+        if local is None or not local.far:
+            return
+        sockets = [local.socket, *(local.disk_socket(disk) for disk in sorted(local.copies))]
+        ledger = MigrationLedger(self.journal, self.migration, Role.SOURCE)
+        for path in sockets:
+            ledger.record("scratch", path=path)
+        await self.held.enter_async_context(forwarded(far, self.settings, sockets))
 
     def here(self, controller: AnyController, half: str, settled: Callable[[], None]) -> Here:
         """What the source half of a controller works with, in this half of a step."""
@@ -251,12 +272,6 @@ def _kind(hypervisor: str, hypervisor_there: str) -> Kind:
 def _local_socket(settings: Settings, migration: str) -> str:
     """Where memory is taken that does not leave this host, or leaves it by ssh alone."""
     return str(Path(own_settings(settings).paths.run, f"{migration}.sock"))
-
-
-def _sockets(settings: Settings, migration: str, options: Options) -> list[str]:
-    """All those that memory and disks go by."""
-    local = LocalData(socket=_local_socket(settings, migration), generation=0, paused=False)
-    return [local.socket, *(local.disk_socket(disk) for disk in sorted(options.copies))]
 
 
 def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
@@ -346,9 +361,6 @@ async def open_session(
             _reached(route, there, _hello(migration, source, there), settings, clock)
         )
         link, welcome, there = reached
-        if in_directory(there) and (far := host_of(target)):
-            sockets = _sockets(settings, migration, options)
-            await stack.enter_async_context(forwarded(far, settings, sockets))
         if welcome.journal == journal.uuid:
             raise UsageError(
                 f"{target} is this host", remedy=f"{name} runs here already; name another host"
@@ -371,6 +383,7 @@ async def open_session(
             welcome=welcome,
             clock=clock,
             emit=emit,
+            held=stack,
         )
 
 

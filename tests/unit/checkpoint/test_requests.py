@@ -141,6 +141,8 @@ def test_a_copy_needs_a_word(settings: Settings, saved: Path, tmp_path: Path) ->
     for path in saved.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
         (copy / path.name).chmod(0o600)
+    with pytest.raises(UsageError, match="is no checkpoint"):
+        restore_request(settings, str(saved), revert=True)
     with pytest.raises(UsageError, match="is a copy") as told:
         restore_request(settings, str(copy))
     assert "--only-copy" in told.value.remedy

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
 from entourage.devices.base import Options
+from entourage.devices.block import images
 from entourage.devices.block.controller import BlockController
 from entourage.devices.block.images import NewImage
 from entourage.devices.block.requests import Make, Open
@@ -21,6 +23,7 @@ from entourage.devices.saved import SavedBlock, saved_class
 from entourage.devices.tpm import TpmController
 from entourage.domain import Block, Domain
 from entourage.hypervisors.base import DiskCopy, Export
+from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.steps import Refusal
 
 UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
@@ -49,6 +52,44 @@ async def test_what_stays_must_be_seen_to_change(
     for refusal in found:
         assert "is no file" in refusal.reason
         assert "--disks=copy" in refusal.remedy
+
+
+@pytest.mark.parametrize(
+    ("restored", "kind", "onto"),
+    [(True, "device", True), (True, "none", False), (False, "device", False)],
+)
+async def test_only_a_device_that_was_named_is_written_over(
+    monkeypatch: pytest.MonkeyPatch,
+    restored: bool,  # noqa: FBT001 - a case's
+    kind: str,
+    onto: bool,  # noqa: FBT001 - same
+) -> None:
+    asked: list[bool] = []
+
+    async def copy(*_: object, onto: bool) -> list[Refusal]:
+        asked.append(onto)
+        return []
+
+    async def inspected(*_: object) -> list[str]:
+        return ["image"]
+
+    async def look(*_: object) -> list[Any]:
+        return [SimpleNamespace(kind=kind)]
+
+    monkeypatch.setattr(BlockController, "_copy", copy)
+    monkeypatch.setattr(images, "inspect", inspected)
+    machine = SavedMachine.__new__(SavedMachine) if restored else object()
+    here: Any = SimpleNamespace(
+        source="a",
+        machine=machine,
+        options=Options(copies=frozenset({"disk0"}), disks={"disk0": "/dev/vg/x"}),
+        blockers=(),
+        peer=look,
+    )
+    controller = SavedBlock(Block(id="disk0", path="/srv/x"))
+    monkeypatch.setattr(controller, "_clash", Mock(return_value=None))
+    assert await controller.test(here) == []
+    assert asked == [onto]
 
 
 class Exports:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -109,6 +110,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
         journal=SimpleNamespace(uuid="A"),
         lock=SimpleNamespace(fileno=lambda: 0),
         plane=plane,
+        forward=AsyncMock(),
         details=details,
     )
     device_steps = DeviceSteps(

@@ -22,9 +22,8 @@ from typing import Any
 import msgspec
 
 from entourage.domain import Domain
-from entourage.errors import GoneError, HypervisorError
+from entourage.errors import GoneError, HypervisorError, plain_words, what_to_do
 from entourage.handover.values import Guest
-from entourage.hosts.flow import Flow
 from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.qemu import keys, looks
@@ -38,6 +37,7 @@ from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.outgoing import (
     ENDED,
     Outgoing,
+    PassedOn,
     greeted,
     memory_way,
     migration_capabilities,
@@ -79,7 +79,7 @@ class QemuMachine(MachineSeams):
         self._handle = handle
         self._outgoing = Outgoing(handle)
         self._plane: DataPlane | None = None
-        self._flows: list[Flow] = []
+        self._passed_on: list[PassedOn] = []
         self._mirrors = Mirrors(handle.monitor, handle.domain, self.pre_switchover)
         self._rollback = Rollback(handle, self._outgoing, self._mirrors)
         self._deadman: Deadman | None = None
@@ -131,8 +131,8 @@ class QemuMachine(MachineSeams):
     async def close(self) -> None:
         """Let go of the machine without changing it."""
         await self._tidied()
-        for flow in self._flows:
-            await flow.end()
+        for way in self._passed_on:
+            await way.end()
         await self._handle.close()
         if self._deadman is not None:
             self._deadman.close()
@@ -221,7 +221,7 @@ class QemuMachine(MachineSeams):
         known = self._handle.monitor.known
         known.migration, known.held_at, known.stopped_at = "", 0, 0
         self._outgoing.sending = False
-        async with memory_way(ticket, self._plane, self._flows.append) as connection:
+        async with memory_way(ticket, self._plane, self._passed_on.append) as connection:
             if not live and self.was_running:
                 await self._handle.monitor.execute("stop")
             with greeted(connection):
@@ -290,6 +290,13 @@ class QemuMachine(MachineSeams):
     async def landed(self) -> bytes:
         """Wait until the source says that all has been sent and taken."""
         await self._outgoing.reach("completed")
+        try:
+            for way in self._passed_on:
+                await way.finished()
+        except OSError as error:
+            raise HypervisorError(
+                f"memory cannot be sent: {plain_words(error)}", remedy=what_to_do(error)
+            ) from error
         return b""
 
     async def disarm_deadman(self) -> None:

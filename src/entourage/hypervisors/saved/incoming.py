@@ -207,6 +207,7 @@ class SavingIncoming(IncomingSeams):
             memory=memory,
             disks=tuple(seals),
             copies=copies,
+            filters=tuple(one.name for one in local.filters),
             checkpoint=local.checkpoint,
             tpm=await swtpm.facts() if has_tpm else None,
         )

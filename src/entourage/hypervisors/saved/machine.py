@@ -19,6 +19,7 @@ import msgspec
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.handover.values import Guest
+from entourage.hosts.filters import Filter, Pipeline
 from entourage.hosts.flow import Flow, from_file
 from entourage.hosts.local import connected_here
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
@@ -75,6 +76,7 @@ class SavedMachine(MachineSeams):
         self._copies = CopiesOut()
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
+        self._pipeline: Pipeline | None = None
 
     @property
     def domain(self) -> Domain:
@@ -110,6 +112,9 @@ class SavedMachine(MachineSeams):
         if self._flow is not None:
             await self._flow.end()
             self._flow = None
+        if self._pipeline is not None:
+            await self._pipeline.end()
+            self._pipeline = None
 
     async def facts(self) -> Mapping[str, str]:
         """What the hypervisor that it was saved in said of itself."""
@@ -165,8 +170,22 @@ class SavedMachine(MachineSeams):
             raise HypervisorError("a save is restored by a process of the host that it is on")
         check_local(local, ticket.uri)
         async with connected_here(local.socket) as connection:
+            if local.filters:
+                self._pipeline = await self._unfiltered(local.filters, connection.fileno())
+                return
             # The flow's own: the context closes this one.
             self._flow = from_file(self._directory / MEMORY, connection.dup())
+
+    async def _unfiltered(self, filters: Sequence[Filter], target: int) -> Pipeline:
+        """Have memory go through the programs that it went through, the last of them first."""
+        handle = await asyncio.to_thread(
+            os.open, self._directory / MEMORY, os.O_RDONLY | os.O_CLOEXEC
+        )
+        try:
+            commands = [one.back() for one in reversed(filters)]
+            return await Pipeline.begin(commands, handle, target)
+        finally:
+            os.close(handle)
 
     async def progress(self) -> MemoryProgress:
         """How much was sent."""
@@ -192,6 +211,9 @@ class SavedMachine(MachineSeams):
 
     async def landed(self) -> bytes:
         """Wait until all was sent."""
+        if self._pipeline is not None:
+            await self._pipeline.finished()
+            return b""
         if self._flow is None:
             raise HypervisorError("nothing is being restored")
         try:

@@ -98,6 +98,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         memory: The file of that name.
         disks: The images of its disks, which stayed where they are.
         copies: The disks that were copied. Their paths in ``domain`` are where they were.
+        filters: The programs that memory went through, the first of them first.
         checkpoint: The guest went on after it: restored, it goes back to what it was.
     """
 
@@ -112,6 +113,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     memory: SavedFile
     disks: tuple[Seal, ...] = ()
     copies: tuple[Copy, ...] = ()
+    filters: tuple[str, ...] = ()
     checkpoint: bool = False
     tpm: TpmFacts | None = None
 

@@ -102,6 +102,7 @@ class Scene(TwoHosts):
             welcome=cast("Any", None),
             clock=cast("Any", None),
             emit=self.events.append,
+            held=cast("Any", None),
         )
 
 
