@@ -89,7 +89,7 @@ test-libvirt-all: $(STAMP)
 # libvirt and QEMU of Debian's backports, on both hosts; then only on the target.
 test-libvirt-backports: $(STAMP)
 	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e/libvirt -m "not matrix"
-	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/libvirt/test_upgrade.py
+	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/libvirt/test_upgrade.py tests/e2e/libvirt/test_save.py::test_on_the_other_host
 
 # Two nested Xen hosts, booted from Debian's packages; what they boot from is made once.
 test-xen: XEN_CASES := -m "not matrix"

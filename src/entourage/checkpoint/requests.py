@@ -15,7 +15,7 @@ from entourage.errors import UsageError
 from entourage.hosts.filters import COMPRESS, ENCRYPT, Filter, absolute, check
 from entourage.hosts.proxy_agent import THIS_HOST
 from entourage.hosts.route import Route, host_of
-from entourage.hypervisors.registry import starter_of_files
+from entourage.hypervisors.registry import saves_by, starter_of_files, usual
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import save_name
 from entourage.hypervisors.saved.manifest import copy_path
@@ -23,7 +23,6 @@ from entourage.settings.model import Settings
 from entourage.source.request import Request
 
 _LOOPBACK = "127.0.0.1"  # where nothing goes: memory stays on this host
-_INSTEAD = {"xen": "xl save"}
 
 
 async def save_request(
@@ -59,11 +58,19 @@ async def save_request(
         UsageError: There is no such domain, or it cannot be saved so.
     """
     hypervisor, domain = await known(settings, name)
-    if hypervisor.name != starter_of_files():
-        instead = _INSTEAD.get(hypervisor.name, "virsh save")
+    if instead := saves_by(hypervisor.name):
         raise UsageError(
-            f"{name} is a domain of {hypervisor.name}, and only Entourage's own machines are saved",
+            f"{name} is a domain of {hypervisor.name}, and none of those is saved",
             remedy=f"`{instead}` saves its memory, but not what is attached to it",
+        )
+    if hypervisor.name != starter_of_files() and (
+        checkpoint or disks is not None or compress or encrypt or host_of(directory)
+    ):
+        raise UsageError(
+            f"{name} is a domain of {hypervisor.name}, of which only memory is saved, on this host,"
+            " as it is",
+            remedy="--checkpoint, --disks, --compress, --encrypt and another host's directory are"
+            " for Entourage's own machines",
         )
     disks = disks or (Disks.COPY if checkpoint else Disks.KEEP)
     written = [disk for disk in domain.block if not disk.is_only_read]
@@ -182,7 +189,7 @@ def restore_request(
     places = _places(manifest, disks or {})
     return Request(
         domain=name,
-        route=Route(host=THIS_HOST),
+        route=Route(host=THIS_HOST, there=_restored_by(where, manifest.hypervisor)),
         connect=save_name(where),
         settings=_here(settings),
         options=Options(
@@ -223,6 +230,20 @@ def _check_far(directory: str) -> None:
     path = Path(directory)
     if path.name in {"", ".."} or ".." in path.parts or not directory.isprintable():
         raise UsageError(f"{directory!r} is no directory to save in", remedy="name one to be made")
+
+
+def _restored_by(where: str, hypervisor: str) -> str | None:
+    """The hypervisor that restores a save, where it is another than that of Entourage's own.
+
+    Raises:
+        UsageError: It is none of this host's, which are called as everywhere.
+    """
+    if hypervisor and (saves_by(hypervisor) or usual(hypervisor) != hypervisor):
+        raise UsageError(
+            f"{where} was saved by {hypervisor}, which is no hypervisor of this host",
+            remedy="restore it where there is one",
+        )
+    return hypervisor or None
 
 
 def _absolute(directory: str) -> str:

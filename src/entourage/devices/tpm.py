@@ -58,9 +58,11 @@ class TpmController(Controller[Tpm]):
             found += _compare(tpm, here, await state.facts(), answer.facts)
         return found
 
-    def planned(self, here: Here) -> Planned:  # noqa: ARG002 - it is the same for all
-        """Its state is in the stream, and erased here."""
-        return Planned(action="with-memory", erased="its state")
+    def planned(self, here: Here) -> Planned:
+        """Its state is in the stream, and erased here, unless it is what its user keeps here."""
+        state = here.machine.tpm
+        stays = state is not None and state.stays
+        return Planned(action="with-memory", erased="" if stays else "its state")
 
     async def test_there(self, there: There, request: Any) -> Any:  # noqa: ARG002 - nothing to ask
         """Say what the emulator of this host can do."""

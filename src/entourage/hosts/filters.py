@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from entourage.errors import HypervisorError, UsageError, plain_words
+from entourage.errors import HypervisorError, UsageError, plain_words, what_to_do
 
 COMPRESS, ENCRYPT = "zstd", "age"
 _SAID = 4096  # bytes of what a program says that are kept
@@ -100,7 +100,9 @@ class Pipeline:
         except OSError as error:
             for _, process in started:
                 process.kill()
-            raise HypervisorError(f"memory has no way: {plain_words(error)}") from error
+            raise HypervisorError(
+                f"memory has no way: {plain_words(error)}", remedy=what_to_do(error)
+            ) from error
         finally:
             for descriptor in opened:
                 os.close(descriptor)

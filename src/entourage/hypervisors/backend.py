@@ -98,6 +98,7 @@ class Backend:
         must_answer: Whether a list of all domains of this host fails where this one does not
             answer; else its domains are left out.
         starts_files: Whether it starts a domain from a domain file.
+        saves_by: What a user types to save a domain where Entourage cannot; empty where it can.
         destination: Parses a target that the user has written; None where it is no URI of this
             backend.
         name_elsewhere: Returns the name of the hypervisor behind a URI, on a host without
@@ -120,6 +121,7 @@ class Backend:
     delete_hint: Callable[[str, str], str] = _unknown
     must_answer: bool = False
     starts_files: bool = False
+    saves_by: str = "the hypervisor's own command"
     destination: Callable[[str], Destination | None] = _nowhere
     name_elsewhere: Callable[[str], str] = lambda _uri: ""
     elsewhere: Callable[[str], Elsewhere | None] = _nowhere

@@ -98,6 +98,14 @@ class Machine(Protocol):
         ...
 
     @property
+    def saving(self) -> Machine | None:
+        """The same machine, where its backend saves it otherwise than it moves it; else None.
+
+        Both share what is open, and only the one that is used is closed.
+        """
+        ...
+
+    @property
     def generation(self) -> int:
         """Of a machine that was saved: the domain's, then, as the journals count it; else 0."""
         ...

@@ -66,6 +66,25 @@ def _check_socket(said: str, asked: Collection[str], what: str) -> None:
         )
 
 
+def image_of_save(plane: DataPlane, uuid: str, said: bytes) -> str:
+    """The file that a hypervisor itself writes a machine into which is saved.
+
+    Args:
+        plane: How the data travels: to a save, whose directory is the name of the target.
+        uuid: The domain's.
+        said: What the other half says: the cookie of its ticket.
+
+    Raises:
+        HypervisorError: It is another file than that of this save: any other would be overwritten.
+    """
+    expected = f"{plane.host}.{uuid}.partial/memory"
+    if not plane.host.startswith("/") or said != expected.encode():
+        raise HypervisorError(
+            f"memory is to be written to {said!r}, and not into the save", remedy=NOT_OURS
+        )
+    return expected
+
+
 def check_host(plane: DataPlane, host: str, port: int | None, what: str) -> None:
     """The same where the target chooses the port by its own configuration.
 

@@ -59,6 +59,11 @@ def starter_of_files() -> str:
     return next(backend.usual for backend in BUILT_IN if backend.starts_files)
 
 
+def saves_by(name: str) -> str:
+    """What a user types to save a domain of a hypervisor, in the place of us; empty where we do."""
+    return backend_of(name).saves_by
+
+
 def usual(name: str) -> str:
     """The name of this host's usual hypervisor of the same kind as the one of this name."""
     return backend_of(name).usual

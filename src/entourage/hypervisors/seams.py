@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from entourage.domain import Block, Net, Pci, Tpm, Usb
 from entourage.hosts.parts import HostPart, PartsCheck
 from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.values import Export, Plan, TpmFacts
 from entourage.steps import Planned
+
+if TYPE_CHECKING:
+    from entourage.hypervisors.base import Machine
 
 HostDevice: TypeAlias = Usb | Pci
 """One of the host's own, which no hypervisor can carry: it is taken out, and another plugged in."""
@@ -108,6 +111,11 @@ class DiskExports(Protocol):
 class TpmState(Protocol):
     """The state of an emulated TPM travels with the memory; on the source."""
 
+    @property
+    def stays(self) -> bool:
+        """Whether the state stays on this host as well: it is part of what its user keeps here."""
+        ...
+
     async def facts(self) -> TpmFacts:
         """What the TPM emulator that this machine uses can do."""
         ...
@@ -183,6 +191,11 @@ class MachineSeams:
     """The seams of a ``Machine`` whose backend has none; it overrides those that it has."""
 
     generation = 0
+
+    @property
+    def saving(self) -> Machine | None:
+        """It is saved as it is moved."""
+        return None
 
     @property
     def definition(self) -> Planned | None:

@@ -131,6 +131,35 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.socket}.disk{disk and '.'}{disk}"
 
 
+RESTORES = "restores"
+"""A fact of a machine that its own hypervisor is to restore: it is there that it was saved."""
+
+
+class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan of a machine that is saved by a hypervisor which writes memory into a file itself.
+
+    One that sends memory has another plan, which reads as an empty one of these.
+
+    Attributes:
+        hypervisor: Its name, by which it is found again where the machine is restored; empty: it
+            sends memory to the socket of ``LocalData``.
+    """
+
+    hypervisor: str = ""
+
+
+class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan of a machine that such a hypervisor is to restore.
+
+    Attributes:
+        file: The path of the file that it has written.
+        kept: What it has said about the machine as the file was whole; in its own words.
+    """
+
+    file: str
+    kept: bytes
+
+
 class DataPlane(msgspec.Struct, frozen=True, kw_only=True):
     """How disks and memory travel.
 

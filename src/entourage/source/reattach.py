@@ -13,7 +13,7 @@ from entourage.devices.base import AnyController, Here, Options
 from entourage.errors import LinkLost
 from entourage.handover.rules import Source
 from entourage.handover.values import Input, Message, Role
-from entourage.hypervisors.registry import open_hypervisor
+from entourage.hypervisors.registry import in_directory, open_hypervisor
 from entourage.journal.file import not_understood
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
@@ -48,6 +48,8 @@ async def reattach_source(
             raise not_understood(journal.path, f"decision {decision.migration}", "it has no domain")
         hypervisor = open_hypervisor(settings, details.hypervisor)
         machine = await hypervisor.reattach_machine(domain)
+        if in_directory(details.hypervisor_there):
+            machine = machine.saving or machine
         stack.push_async_callback(machine.close)
         guest = await machine.reattach(was_running=details.was_running)
         options = Options(keep_source_disks=details.keep_source_disks)

@@ -356,6 +356,8 @@ async def open_session(
             domain_lock(Path(paths.run), uuid, f"migrates {name} to {target}")
         )
         machine = await hypervisor.machine(name)
+        if route.agentless is not None and in_directory(route.agentless):
+            machine = machine.saving or machine
         stack.push_async_callback(machine.close)
         reached = await stack.enter_async_context(
             _reached(route, there, _hello(migration, source, there), settings, clock)

@@ -112,12 +112,12 @@ async def test_what_nobody_could_go_back_to_is_refused(
     assert remedy in told.value.remedy
 
 
-@pytest.mark.parametrize(("hypervisor", "tool"), [("xen", "xl"), ("qemu:///system", "virsh")])
+@pytest.mark.parametrize(("hypervisor", "tool"), [("xen", "xl"), ("qemu:///session", "virsh")])
 async def test_what_cannot_be_saved_yet_is_said(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, hypervisor: str, tool: str
 ) -> None:
     known(monkeypatch, hypervisor)
-    with pytest.raises(UsageError, match="only Entourage's own machines") as told:
+    with pytest.raises(UsageError, match="none of those is saved") as told:
         await save_request(settings, "web1", "/srv/x")
     assert f"{tool} save" in told.value.remedy
 
@@ -130,6 +130,39 @@ async def test_where_nothing_can_be_saved(
     monkeypatch.chdir("/")
     with pytest.raises(UsageError, match="no directory to save in"):
         await save_request(settings, "web1", directory)
+
+
+async def test_libvirts_domains_are_saved(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known(monkeypatch, "qemu:///system")
+    assert (await save_request(settings, "web1", "/srv/x")).connect == "qemu:///system"
+
+
+@pytest.mark.parametrize(
+    ("hypervisor", "there"), [("", None), ("qemu:///system", "qemu:///system")]
+)
+def test_who_has_saved_it_restores_it(
+    settings: Settings, saved: Path, hypervisor: str, there: str | None
+) -> None:
+    write_anew(saved, hypervisor)
+    assert restore_request(settings, str(saved)).route.there == there
+
+
+@pytest.mark.parametrize("hypervisor", ["qemu+ssh://b/system", "xen", "qemu:///session", "x"])
+def test_nobody_elses_hypervisor_restores_it(
+    settings: Settings, saved: Path, hypervisor: str
+) -> None:
+    write_anew(saved, hypervisor)
+    with pytest.raises(UsageError, match="hypervisor"):
+        restore_request(settings, str(saved))
+
+
+def write_anew(saved: Path, hypervisor: str) -> None:
+    """Have it saved by this one."""
+    manifest = manifests.read_manifest(saved)
+    (saved / "manifest.json").unlink()
+    manifests.write_manifest(saved, msgspec.structs.replace(manifest, hypervisor=hypervisor))
 
 
 def test_a_copy_needs_a_word(settings: Settings, saved: Path, tmp_path: Path) -> None:

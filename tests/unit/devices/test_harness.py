@@ -86,6 +86,10 @@ class FakeMachine(MachineSeams):
     async def facts(self) -> TpmFacts:
         return self.swtpm
 
+    @property
+    def stays(self) -> bool:
+        return "erasing" in self.lacks
+
     async def erase(self, tpm: Tpm) -> None:
         self.note("erase_tpm", tpm.label)
 

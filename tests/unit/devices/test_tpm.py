@@ -100,3 +100,11 @@ async def test_what_the_hypervisor_marks_is_refused(tmp_path: Path) -> None:
     move = Move(tmp_path)
     move.hosts.blockers = (Refusal("tpm/tpm0", "a", "says no", "mend it"),)
     assert await move.test() == list(move.hosts.blockers)
+
+
+@pytest.mark.parametrize(("lacks", "erased"), [((), "its state"), (("erasing",), "")])
+def test_what_is_erased_is_told(tmp_path: Path, lacks: tuple[str, ...], erased: str) -> None:
+    move = Move(tmp_path)
+    move.hosts.machine.lacks = frozenset(lacks)
+    here = move.hosts.here(move.controller.test_there)
+    assert move.controller.planned(here).erased == erased

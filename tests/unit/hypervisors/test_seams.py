@@ -32,7 +32,7 @@ def has(backend: type[Any], seams: type[Any]) -> set[str]:
     ("backend", "expected"),
     [
         (QemuMachine, {"definition", "mirroring", "tpm", "announcing"}),
-        (LibvirtMachine, {"definition", "carrying", "tpm", "announcing"}),
+        (LibvirtMachine, {"definition", "carrying", "tpm", "announcing", "saving"}),
         (XenMachine, {"definition", "carrying", "announcing", "unplugging"}),
         (SavedMachine, {"mirroring", "tpm"}),
     ],

@@ -14,6 +14,7 @@ from entourage.hypervisors.libvirt.constants import OFF, STATE_NAMES, State
 from entourage.hypervisors.libvirt.errors import plain
 from entourage.hypervisors.libvirt.looks import version_in
 from entourage.hypervisors.libvirt.needs import needs
+from entourage.hypervisors.values import RESTORES
 from entourage.steps import Refusal
 
 Reason: TypeAlias = tuple[str, str]
@@ -42,7 +43,7 @@ async def test_incoming(
     """
     raw = connection.raw
     reasons = versions(facts, await ask(raw.getLibVersion), await ask(raw.getVersion), host)
-    found = await taken(connection, domain, host)
+    found = await taken(connection, domain, host, restores=RESTORES in facts)
     if files:
         found += await boot_refusals(domain, host, facts)
     found += await needs(connection, facts, host, files=files)
@@ -85,14 +86,26 @@ def _parts(version: int) -> tuple[int, int, int]:
     return version // 1_000_000, version // 1000 % 1000, version % 1000
 
 
-async def taken(connection: Connection, domain: Domain, host: str) -> list[Refusal]:
-    """A domain of that name or UUID that is here already; its own definition is replaced."""
+async def taken(
+    connection: Connection, domain: Domain, host: str, *, restores: bool = False
+) -> list[Refusal]:
+    """A domain of that name or UUID that is here already.
+
+    Args:
+        connection: To the libvirtd that is to build it.
+        domain: The domain.
+        host: What this host is called in refusals.
+        restores: Whether it is restored, by libvirt's own restore: then its own definition stays;
+            else it is replaced.
+    """
     mine = await connection.domain(str(domain.uuid))
     found = mine or await connection.named(domain.name)
     if found is None:
         return []
 
     def look() -> tuple[str, int, bool]:
+        if restores and mine is not None:
+            return found.name(), found.state(0)[0], bool(found.hasManagedSaveImage(0))
         keeps = found.hasManagedSaveImage(0) or found.snapshotNum(0) or found.listAllCheckpoints(0)
         return found.name(), found.state(0)[0], bool(keeps)
 
@@ -100,6 +113,12 @@ async def taken(connection: Connection, domain: Domain, host: str) -> list[Refus
     reason = f"there is a domain {name} here already, {STATE_NAMES.get(State(state), 'unknown')}"
     if state not in OFF:
         return [Refusal("domain", host, reason, f"see `virsh list` on {host}")]
+    if restores and mine is not None and name == domain.name:
+        if not keeps:
+            return []
+        reason = f"libvirt keeps a saved state of {name} here, which `virsh start` would go on from"
+        remedy = f"if that is older: virsh managedsave-remove {name}"
+        return [Refusal("domain", host, reason, remedy)]
     if mine is not None and name == domain.name and not keeps:
         reason = f"the definition of {name} that is here, {STATE_NAMES[State(state)]}, is replaced"
         return [Refusal("domain", host, reason, only_warns=True)]

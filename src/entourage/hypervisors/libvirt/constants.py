@@ -105,6 +105,13 @@ class Lifecycle(enum.IntEnum):
     CRASHED = 8
 
 
+NO_METADATA: Final = 1 << 2
+"""``VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA``."""
+IMAGE_XML_SECURE: Final = 1 << 0
+"""``VIR_DOMAIN_SAVE_IMAGE_XML_SECURE``."""
+SAVE_PAUSED: Final = 1 << 2
+"""``VIR_DOMAIN_SAVE_PAUSED``."""
+
 XML_SECURE: Final = 1
 XML_INACTIVE: Final = 2
 XML_MIGRATABLE: Final = 8

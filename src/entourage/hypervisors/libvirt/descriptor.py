@@ -81,6 +81,7 @@ BACKEND = Backend(
     name_elsewhere=uri.agentless_name,
     elsewhere=uri.elsewhere,
     same_as=uri.same_as,
+    saves_by="",
 )
 SESSION = dataclasses.replace(
     BACKEND,
@@ -90,5 +91,6 @@ SESSION = dataclasses.replace(
     answers_to=_is_session,
     is_here=_session_is_here,
     counterpart=_session_there,
+    saves_by="virsh save",
     destination=_no_uri,
 )

@@ -168,13 +168,21 @@ class Handle:
         said = SHUT_OFF.get(reason) if state == State.SHUT_OFF else None
         return f"its machine has ended ({said or 'libvirt does not know why'})"
 
+    async def end(self) -> None:
+        """End it; a definition that it has stays. What is gone already is no error."""
+        await self._end(forget=False)
+
     async def destroy(self) -> None:
         """End it and forget its definition; what is gone already is no error."""
+        await self._end(forget=True)
+
+    async def _end(self, *, forget: bool) -> None:
         name = self.domain.name
         if self.raw is not None:
             with contextlib.suppress(RefusedError):  # it does not run
                 await ask(self.raw.destroy)
-            await undefine(self.raw, name, here=True)
+            if forget:
+                await undefine(self.raw, name, here=True)
             if await self.is_there():
                 raise HypervisorError(
                     f"libvirt does not end {name}", remedy=f"virsh destroy {name}"

@@ -27,7 +27,9 @@ from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.libvirt.restoring import RestoringIncoming
 from entourage.hypervisors.side import read_side, with_side
+from entourage.hypervisors.values import RESTORES
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
@@ -46,6 +48,7 @@ class LibvirtHypervisor:
     def __init__(self, settings: Settings, uri: str) -> None:
         self._settings = settings
         self._uri = uri
+        self._restores = False
         self.name = uri
 
     async def domains(self) -> Sequence[DomainState]:
@@ -116,8 +119,12 @@ class LibvirtHypervisor:
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:  # noqa: ARG002 - see its docstring
         """A machine to be built here.
 
-        It makes nothing that a ledger could name: libvirtd itself ends what nobody finishes.
+        It makes nothing that a ledger could name: libvirtd itself ends what nobody finishes; and
+        what is restored has a file of its own.
         """
+        restoring = Path(self._settings.paths.state, f"{domain.uuid}.restoring")
+        if self._restores or restoring.exists():
+            return RestoringIncoming(self._uri, domain, restoring)
         return LibvirtIncoming(self._uri, domain, self._notes(domain))
 
     def _notes(self, domain: Domain) -> Path:
@@ -129,6 +136,7 @@ class LibvirtHypervisor:
     ) -> Sequence[Refusal]:
         """What speaks against building this domain here."""
         await asyncio.to_thread(phases)
+        self._restores = RESTORES in facts
         connection = await Connection.open(self._uri)
         try:
             return await checks.test_incoming(connection, domain, host, facts, files=True)

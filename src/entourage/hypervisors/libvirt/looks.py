@@ -50,11 +50,20 @@ def version_in(said: str) -> int:
 async def blockers(handle: Handle, found: Survey) -> Sequence[Refusal]:
     """What speaks against moving it, or waits for its next start; and what libvirt itself says.
 
-    That is asked by a Begin that begins nothing; not where it would only wait for a job's end.
+    That is not asked where it would only wait for a job's end.
     """
-    host = socket.gethostname()
     if found.begun:
         return [*found.begun, *found.pending]
+    return [*await asked(handle, "move"), *found.pending]
+
+
+async def asked(handle: Handle, doing: str) -> Sequence[Refusal]:
+    """What libvirt itself has against moving it: it is asked by a Begin that begins nothing.
+
+    Args:
+        handle: The domain, as libvirtd has it.
+        doing: What is to be done with it, in a word.
+    """
     try:
         library = await asyncio.to_thread(phases)
         await ask(library.begin, handle.raw, {}, Flag.LIVE | Flag.UNSAFE)
@@ -63,13 +72,12 @@ async def blockers(handle: Handle, found: Survey) -> Sequence[Refusal]:
         return [
             Refusal(
                 device_of(handle.domain, reason) or "domain",
-                host,
-                f"libvirt cannot move it: {reason}",
+                socket.gethostname(),
+                f"libvirt cannot {doing} it: {reason}",
                 "take out of the domain what it names, and try again",
-            ),
-            *found.pending,
+            )
         ]
-    return found.pending
+    return ()
 
 
 def _text(cpu: ET.Element | None) -> str:

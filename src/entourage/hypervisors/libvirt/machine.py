@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,6 +116,13 @@ class LibvirtMachine(MachineSeams):
     def announcing(self) -> SourceAnnouncing:
         """QEMU has announced it at the target, and so must here again."""
         return SourceAnnouncing(self._handle)
+
+    @property
+    def saving(self) -> LibvirtMachine | None:
+        """It is saved by a snapshot of its memory."""
+        from entourage.hypervisors.libvirt.saving import LibvirtSaving  # noqa: PLC0415 - it is one
+
+        return LibvirtSaving(self._handle, self._log, socket.gethostname())
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""

@@ -45,14 +45,21 @@ class Survey:
     """What was found.
 
     Attributes:
-        begun: What libvirt does with it just now, or what it keeps of it here: it cannot move.
+        jobs: What libvirt does with it just now: it can neither move nor be saved.
+        snapshots: What libvirt keeps of it here: it cannot move.
         traits: What of each of its disks matters for a copy.
         pending: What waits for its next start, or is not known: it can move, and the user is told.
     """
 
-    begun: Sequence[Refusal]
+    jobs: Sequence[Refusal]
+    snapshots: Sequence[Refusal]
     pending: Sequence[Refusal]
     traits: Mapping[str, Traits]
+
+    @property
+    def begun(self) -> Sequence[Refusal]:
+        """All that keeps it from being moved."""
+        return [*self.jobs, *self.snapshots]
 
 
 async def survey(handle: Handle) -> Survey:
@@ -62,7 +69,6 @@ async def survey(handle: Handle) -> Survey:
     def look() -> Survey:
         raw, domain = handle.raw, handle.domain
         live = parse(raw.XMLDesc(0))
-        begun = [*_jobs(raw, live, host), *_snapshots(raw, host)]
         pending: list[Refusal] = []
         if not handle.transient:
             kept = parse(raw.XMLDesc(XML_INACTIVE))
@@ -72,7 +78,8 @@ async def survey(handle: Handle) -> Survey:
         if handle.connection.raw.getVersion() < EXPORTS_FROM_THREADS:
             pending += _without_threads(live, host)
         known = {device.label for device in domain.devices}
-        return Survey([_of_device(each, known) for each in begun], pending, traits_of(live))
+        jobs = [_of_device(each, known) for each in _jobs(raw, live, host)]
+        return Survey(jobs, list(_snapshots(raw, host)), pending, traits_of(live))
 
     return await ask(look)
 

@@ -25,6 +25,8 @@ class SourceTpm:
         domain: The running configuration.
     """
 
+    stays = False
+
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
 
@@ -47,6 +49,15 @@ class SourceTpm:
                 device=tpm.label,
                 remedy="erase it, unless both hosts share that directory",
             )
+
+
+class KeptTpm(SourceTpm):
+    """The same of a domain that is saved: its state is of its definition, and both stay."""
+
+    stays = True
+
+    async def erase(self, tpm: Tpm) -> None:
+        """The state is in the save, and here for who starts the domain from its disks."""
 
 
 class TargetTpm:

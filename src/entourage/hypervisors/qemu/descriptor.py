@@ -34,4 +34,5 @@ BACKEND = Backend(
     delete_hint=_delete_hint,
     must_answer=True,
     starts_files=True,
+    saves_by="",
 )

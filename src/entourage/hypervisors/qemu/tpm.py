@@ -197,6 +197,8 @@ class QemuTpm:
         where: Its places.
     """
 
+    stays = False
+
     def __init__(self, domain: Domain, where: Places) -> None:
         self._domain = domain
         self._where = where

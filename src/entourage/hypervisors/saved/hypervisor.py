@@ -17,6 +17,7 @@ from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.incoming import SavingIncoming
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.saved.place import Place
+from entourage.hypervisors.saved.written import WrittenMachine
 from entourage.journal.journal import Journal
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size
@@ -73,7 +74,8 @@ class SavedHypervisor:
     async def _machine(self, manifest: manifests.Manifest) -> SavedMachine:
         holder = await asyncio.to_thread(holder_of, self._settings)
         place = Place(self._directory, manifest.domain.uuid, Path(self._settings.paths.state))
-        return SavedMachine(self._directory, manifest, holder, place)
+        kind = WrittenMachine if manifest.hypervisor else SavedMachine
+        return kind(self._directory, manifest, holder, place)
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:
         """A machine to be saved."""

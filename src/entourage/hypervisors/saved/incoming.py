@@ -28,6 +28,7 @@ from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import CopiesIn
 from entourage.hypervisors.saved.place import Place
+from entourage.hypervisors.saved.written import WrittenFile
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
 from entourage.hypervisors.values import LocalData, TpmFacts
 from entourage.version import __version__
@@ -74,6 +75,7 @@ class SavingIncoming(IncomingSeams):
         self._local: LocalData | None = None
         self._copies = CopiesIn(self._partial, ledger)
         self._publishing: asyncio.Task[None] | None = None
+        self._written: WrittenFile | None = None
         self._flow: asyncio.Future[Flow] | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._landing: asyncio.Task[Any] | None = None
@@ -119,10 +121,11 @@ class SavingIncoming(IncomingSeams):
         """None."""
         return {}
 
-    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - see base
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Make the directory."""
         if plane.local is None:
             raise HypervisorError("a machine is saved by a process of the host that it runs on")
+        self._written = WrittenFile(plan, self._partial / manifests.MEMORY)
         self._domain, self._local = domain, plane.local
         try:
             copies = bool(plane.local.copies)
@@ -149,19 +152,22 @@ class SavingIncoming(IncomingSeams):
         server = listening_here(Path(path))
         loop = asyncio.get_running_loop()
         flow: asyncio.Future[Flow] = loop.create_future()
-        self._flow = flow
+        self._flow, written = flow, self._written
 
         async def accept() -> None:
             try:
                 with server:
                     connection, _ = await loop.sock_accept(server)
                 await asyncio.to_thread(Path(path).unlink, missing_ok=True)
-                flow.set_result(into_file(connection, self._partial / manifests.MEMORY))
+                if written is not None and written.hypervisor:
+                    flow.set_result(written.flow(connection))
+                else:
+                    flow.set_result(into_file(connection, self._partial / manifests.MEMORY))
             except OSError as error:
                 flow.set_exception(error)
 
         self._accepting = asyncio.create_task(accept())
-        return Ticket(uri=f"unix:{path}")
+        return Ticket(uri=f"unix:{path}", cookie=written.cookie if written else b"")
 
     async def landed(self) -> None:
         """Wait until memory is on the disk, then write down what the save consists of.
@@ -210,6 +216,8 @@ class SavingIncoming(IncomingSeams):
             filters=tuple(one.name for one in local.filters),
             checkpoint=local.checkpoint,
             tpm=await swtpm.facts() if has_tpm else None,
+            hypervisor=self._written.hypervisor if self._written else "",
+            kept=self._written.kept if self._written else b"",
         )
         await asyncio.to_thread(manifests.write_manifest, self._partial, manifest)
         # What cannot be read again would be lost.

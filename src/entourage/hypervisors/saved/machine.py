@@ -44,6 +44,8 @@ class SavedTpm:
         facts: What its emulator could do.
     """
 
+    stays = True
+
     def __init__(self, facts: TpmFacts | None) -> None:
         self._facts = facts or TpmFacts()
 

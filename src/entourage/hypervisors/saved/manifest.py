@@ -94,6 +94,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         was_running: False where its user had paused the guest.
         domain: The running configuration.
         facts: What the hypervisor said of itself; compared with the one that restores it.
+        hypervisor: The name of the one that has written memory itself, and reads it; empty where it
+            is QEMU's stream, of one of Entourage's own machines.
+        kept: What that one has said about it, in its own words.
         tpm: What the TPM's emulator could do; None where there is none.
         memory: The file of that name.
         disks: The images of its disks, which stayed where they are.
@@ -116,6 +119,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     filters: tuple[str, ...] = ()
     checkpoint: bool = False
     tpm: TpmFacts | None = None
+    hypervisor: str = ""
+    kept: bytes = b""
 
     @property
     def size(self) -> int:

@@ -32,6 +32,7 @@ def _open(settings: Settings, _name: str) -> Hypervisor:
 
 BACKEND = Backend(
     kind="Xen",
+    saves_by="xl save",
     names=_NAME,
     usual=_NAME,
     answers_to=lambda name: name == _NAME,

@@ -59,6 +59,7 @@ class FakeDomain:
         snapshots, checkpoints: The names of the first; the XML of the second.
         state: Its state.
         refuses: Whether libvirt refuses to undefine it.
+        managed: Whether libvirt keeps a saved state of it.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class FakeDomain:
         checkpoints: Sequence[str] = (),
         state: State = State.RUNNING,
         refuses: bool = False,
+        managed: bool = False,
     ) -> None:
         self._live, self._kept = live, kept
         self._job, self._block_jobs = job or {}, block_jobs or {}
         self._snapshots, self._checkpoints = snapshots, checkpoints
-        self._state, self._refuses = state, refuses
+        self._state, self._refuses, self._managed = state, refuses, managed
         self.told: list[Any] = []
 
     def XMLDesc(self, flags: int) -> str:  # noqa: N802 - libvirt's
@@ -97,7 +99,7 @@ class FakeDomain:
         return self._block_jobs.get(disk, {})
 
     def hasManagedSaveImage(self, _flags: int) -> bool:  # noqa: N802 - libvirt's
-        return False
+        return self._managed
 
     def snapshotNum(self, _flags: int) -> int:  # noqa: N802 - libvirt's
         return len(self._snapshots)

@@ -334,3 +334,18 @@ async def test_its_own_definition_that_is_off_is_in_nobodys_way(
     [found] = await checks.taken(connection, DOMAIN, "b")
     assert found.only_warns is warns
     assert reason in found.reason
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (FakeDomain(state=State.SHUT_OFF, snapshots=["s"]), ""),  # it stays as it is
+        (FakeDomain(state=State.SHUT_OFF, managed=True), "virsh start` would go on from"),
+        (FakeDomain(state=State.RUNNING), "here already, running"),
+    ],
+)
+async def test_a_restore_leaves_it_as_it_is(raw: FakeDomain, reason: str) -> None:
+    connection: Any = FakeConnection(raw)
+    found = await checks.taken(connection, DOMAIN, "b", restores=True)
+    assert [one.only_warns for one in found] == [False] * bool(reason)
+    assert reason in "".join(one.reason for one in found)

@@ -31,7 +31,7 @@ async def look(raw: FakeDomain, qemu: int = 7_002_000) -> Survey:
 
 
 async def test_an_ordinary_domain_has_nothing_to_tell() -> None:
-    assert await look(FakeDomain(xml(VDA), xml(VDA))) == Survey([], [], {"vda": Traits()})
+    assert await look(FakeDomain(xml(VDA), xml(VDA))) == Survey([], [], [], {"vda": Traits()})
 
 
 async def test_an_io_thread_that_is_lost_until_the_next_start_is_told_of() -> None:

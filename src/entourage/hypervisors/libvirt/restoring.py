@@ -1,0 +1,361 @@
+"""A libvirt domain that is being restored here: the target's half, of which a save is the source.
+
+    build    write down what is being done: another process must know what it may end
+    landed   libvirt has read memory's file; the guest stands still, all its devices there
+    run      note that it may have run, then resume
+    kill     end it; only what nobody has let run
+
+A definition that is here stays as it is, as with ``virsh restore``; where there is none, the one
+that the domain was saved with is written down, once it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from entourage import durable
+from entourage.domain import Domain
+from entourage.errors import HypervisorError, InDoubt, plain_words
+from entourage.handover.values import Guest
+from entourage.hosts.parts import HostPart
+from entourage.hypervisors import swtpm
+from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
+from entourage.hypervisors.libvirt import handed, volumes
+from entourage.hypervisors.libvirt.arrival import sync_definitions
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
+from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
+from entourage.hypervisors.libvirt.domainxml import read_domain
+from entourage.hypervisors.libvirt.errors import plain
+from entourage.hypervisors.libvirt.events import Feed
+from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
+from entourage.hypervisors.libvirt.lookups import lookups_of
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
+from entourage.hypervisors.libvirt.process import check_ended
+from entourage.hypervisors.libvirt.retarget import retarget
+from entourage.hypervisors.libvirt.tpm import state_of
+from entourage.hypervisors.values import RestorePlan
+
+_GONE = frozenset({*OFF, State.NONE})
+_BEGINS_WITHIN = 1.0  # seconds for a libvirtd that was asked to restore to show the domain
+_LOOK_AGAIN = 0.05
+_SETTLES_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
+_BACK_WITHIN = 600.0  # seconds for a libvirtd that went away in the middle of GO
+
+
+class Restoring(msgspec.Struct, frozen=True, kw_only=True):
+    """What another process must know of a restore.
+
+    Attributes:
+        begun: libvirt was, or is about to be, asked to restore it.
+        resumed: The guest was, or is about to be, let run.
+        definition: The XML that is to be written down; empty: none.
+        autostart: Whether it is to start with this host, as it did with that where it was saved.
+    """
+
+    begun: bool = False
+    resumed: bool = False
+    definition: str = ""
+    autostart: bool = False
+
+
+class RestoringIncoming(LibvirtIncoming):
+    """A domain that is being restored on this host.
+
+    Args:
+        uri: Of this host's libvirtd.
+        domain: The domain.
+        file: What is known of the restore is written there.
+    """
+
+    def __init__(self, uri: str, domain: Domain, file: Path) -> None:
+        super().__init__(uri, domain)
+        self._file = file
+        self._memory = ""
+        self._restoring: asyncio.Future[Any] | None = None
+
+    @property
+    def takes(self) -> frozenset[DiskCopy]:
+        """Its disks are where they were."""
+        return frozenset()
+
+    async def offers(self) -> Mapping[str, str]:
+        """Nothing; it is noted that the domain is one that is restored."""
+        await self._note(Restoring())
+        return {}
+
+    async def data_ports(
+        self,
+        address: str,  # noqa: ARG002 - see base
+        ports: tuple[int, int],  # noqa: ARG002
+    ) -> tuple[int, int] | None:
+        """Nothing comes by TCP."""
+        return None
+
+    async def attach(self) -> Guest:
+        """Take up a restore that another process began; what became of the guest."""
+        noted, state = await self._noted(), await self._settled_state()
+        if state in {State.RUNNING, State.BLOCKED, State.SHUTDOWN}:
+            return Guest.RUNNING
+        if state not in _GONE:
+            return Guest.STOPPED
+        await check_ended(self._domain.name, self._uuid)
+        return Guest.STOPPED if noted and not noted.resumed else Guest.DEAD
+
+    async def host_parts(self, plan: Plan) -> Sequence[HostPart]:
+        """What of this host the XML names that libvirt will be given."""
+        adapted, connection = await self._adapted(plan), await self._connected()
+        self._offered = await handed.emulators(connection)
+        return await handed.planned(connection, adapted, self._offered)
+
+    async def parts_of_cookie(self, cookie: bytes) -> Sequence[HostPart]:  # noqa: ARG002 - see base
+        """There is none."""
+        return ()
+
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
+        """See that there is room for it in libvirt, and write down what is to be done."""
+        if plane.local is None:
+            raise HypervisorError("a machine is restored by a process of the host that it is on")
+        self._domain = domain
+        self._plan = await self._adapted(plan)
+        handed.check_plan(self._plan, domain)
+        self._memory = _read(plan).file
+        if self._feed is None:
+            self._feed = await Feed.open(self._uri, self._uuid)
+        if (state := await self._state()) not in _GONE:
+            raise HypervisorError(
+                f"there is a domain {domain.name} here by now, {State(state).name.lower()}",
+                remedy="see `virsh list`",
+            )
+        kept = "" if self._plan.transient else self._plan.parameters.get(Parameter.PERSIST_XML, "")
+        noted = Restoring(
+            begun=True, definition=str(kept), autostart=bool(kept) and self._plan.autostart
+        )
+        await self._note(noted)
+
+    async def listen(self) -> Ticket:
+        """Have libvirt read memory; its guest does not run before it is told to."""
+        connection = await self._connected()
+        xml = str(self._plan.parameters[Parameter.DEST_XML])
+        self._restoring = call(connection.raw.restoreFlags, self._memory, xml, SAVE_PAUSED)
+        return Ticket(uri=f"file:{self._memory}")
+
+    async def landed(self) -> None:
+        """Wait until libvirt has read memory, and QEMU has it."""
+        if self._restoring is None:
+            raise HypervisorError("the machine is not built")
+        try:
+            await asyncio.shield(self._restoring)
+        except RefusedError as error:
+            reason = self._last_said() or plain(error.message)
+            raise HypervisorError(f"libvirt cannot restore it: {reason}") from error
+        await self._sync_parents()
+
+    async def _sync_parents(self) -> None:
+        """What its TPM's state has of directories is on the disk; see ``TargetTpm.sync``."""
+        for tpm in self._domain.tpm:
+            if (state := state_of(self._domain, tpm)).is_dir():
+                await asyncio.to_thread(swtpm.sync_parents, state)
+
+    def accept_cookie(self, cookie: bytes) -> None:
+        """Its source has none."""
+
+    async def died(self) -> str:
+        """Returns, with the reason, when the machine is gone: it outlives its libvirtd."""
+        with contextlib.suppress(HypervisorError):  # there is nothing more to hear
+            reason = await self._heard().until(lambda known: known.ended or None)
+            return self._last_said() or reason
+        return await asyncio.get_running_loop().create_future()
+
+    async def run(self, *, paused: bool) -> int:
+        """Let the guest run (or stay as its user had paused it); ns of the clock.
+
+        Raises:
+            HypervisorError: It was refused, and the guest provably never ran.
+            InDoubt: Nobody knows whether it has.
+        """
+        feed, state, noted = self._feed, await self._state_again(), await self._noted()
+        noted = noted or Restoring()
+        if state in _GONE:
+            gone = HypervisorError("the machine that was restored here is gone, and never ran")
+            raise self._doubt(gone) if noted.resumed else gone
+        self._released = True
+        await self._note(msgspec.structs.replace(noted, resumed=True))
+        if paused or state == State.RUNNING:
+            return time.monotonic_ns()
+        if feed is not None:
+            feed.known.resumed_at = 0
+        try:
+            await self._resume(None if noted.resumed else noted)
+        except LostError:
+            try:
+                self._connection = await self._open(_BACK_WITHIN)
+                await self._resume(None)
+            except LostError as error:
+                raise self._doubt(error) from error
+        return (feed.known.resumed_at if feed is not None else 0) or time.monotonic_ns()
+
+    async def _state_again(self) -> int:
+        """Its state, also of a libvirtd that went away and is back: nobody has let it run yet."""
+        try:
+            return await self._state()
+        except LostError:
+            self._connection = await self._open(_SETTLES_WITHIN)
+            return await self._state()
+
+    async def _resume(self, noted: Restoring | None) -> None:
+        """Let the guest run.
+
+        Args:
+            noted: What was noted before, where nobody has ever tried to; else None.
+
+        Raises:
+            HypervisorError: It was refused, and has never run: that is noted again.
+            LostError: libvirtd went away.
+            InDoubt: It does not run, and may have.
+        """
+        raw = await self._raw()
+        try:
+            if raw is None:
+                raise self._doubt(HypervisorError("its machine is gone"))
+            await ask(raw.resume)
+        except RefusedError as error:
+            if (state := await self._state()) in {State.RUNNING, State.BLOCKED}:
+                return
+            if state != State.PAUSED or noted is None:
+                raise self._doubt(error) from error
+            await self._note(noted)
+            raise HypervisorError(error.message, remedy=error.remedy) from error
+
+    def _doubt(self, error: HypervisorError) -> InDoubt:
+        name = self._domain.name
+        return InDoubt(
+            f"whether {name} has run is not known: {error.message}",
+            remedy=f"once libvirtd answers: `entourage recover {name}`",
+        )
+
+    async def persist_definition(self) -> None:
+        """Write its definition down, where libvirt has none of it here; it starts as before."""
+        noted, raw = await self._noted(), await self._raw()
+        if noted is None or raw is None or not noted.definition:
+            return
+        connection = await self._connected()
+
+        def define() -> None:
+            kept = raw if raw.isPersistent() else connection.raw.defineXML(noted.definition)
+            if noted.autostart:
+                kept.setAutostart(1)
+
+        await ask(define)
+        await asyncio.to_thread(sync_definitions)
+
+    async def finish_arrival(self) -> None:
+        """Nothing of it is open any more."""
+        connection = await self._connected()
+        await asyncio.to_thread(self._file.unlink, missing_ok=True)
+        await volumes.refresh(connection, [disk.path for disk in self._domain.block])
+
+    async def kill(self) -> None:
+        """End the machine, which never ran; a definition that was here stays.
+
+        Raises:
+            HypervisorError: It runs: somebody has started or resumed it.
+        """
+        if self._restoring is not None:
+            await asyncio.wait({self._restoring})
+        noted = await self._noted()
+        if noted is not None and noted.begun:
+            if self._connection is not None and not await self._connection.alive():
+                self._connection = await self._open(_SETTLES_WITHIN)
+            await self._end()
+        await asyncio.to_thread(self._file.unlink, missing_ok=True)
+
+    async def _end(self) -> None:
+        name = self._domain.name
+        state = await self._settled_state()
+        if state in {State.RUNNING, State.BLOCKED}:
+            raise HypervisorError(
+                f"{name} runs, and was not let run by its restore",
+                remedy=f"if it was not you who has started it, `virsh destroy {name}`;"
+                f" then `entourage recover {name}`",
+            )
+        if state not in _GONE and (raw := await self._raw()) is not None:
+            with contextlib.suppress(RefusedError):  # it has ended by itself
+                await ask(raw.destroy)
+        await check_ended(name, self._uuid)
+
+    async def _settled_state(self) -> int:
+        """Its state, once a libvirtd that was just asked to restore it has had time to begin."""
+        deadline = time.monotonic() + (0 if self._restoring is not None else _BEGINS_WITHIN)
+        # Nobody tells of a domain that does not come.
+        while (state := await self._state()) in _GONE and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_AGAIN)
+        return state
+
+    async def _raw(self) -> Any:
+        return await (await self._connected()).domain(self._uuid)
+
+    async def _state(self) -> int:
+        """Its ``virDomainState``; NONE where there is no such domain."""
+        try:
+            raw = await self._raw()
+            return State.NONE if raw is None else int((await ask(raw.state, 0))[0])
+        except RefusedError:  # it went away meanwhile
+            return State.NONE
+
+    async def _adapted(self, plan: Plan) -> LibvirtPlan:
+        """What was kept of it, with the places in it that the domain is to have here."""
+        try:
+            kept = msgspec.msgpack.decode(_read(plan).kept, type=LibvirtPlan)
+        except msgspec.DecodeError as error:
+            raise HypervisorError(f"what is kept in the save cannot be read: {error}") from error
+        handed.check_plan(kept, self._domain)
+        connection = await self._connected()
+
+        def adapt() -> dict[str, str | int | list[str]]:
+            lookups = lookups_of(connection)
+            was = read_domain(str(kept.parameters[Parameter.DEST_XML]), lookups)
+            return {
+                name: retarget(str(text), was, self._domain, lookups)
+                for name, text in kept.parameters.items()
+                if name in {Parameter.DEST_XML, Parameter.PERSIST_XML}
+            }
+
+        return msgspec.structs.replace(kept, xml="", flags=0, parameters=await ask(adapt))
+
+    async def _noted(self) -> Restoring | None:
+        def read() -> Restoring | None:
+            try:
+                return msgspec.json.decode(self._file.read_bytes(), type=Restoring)
+            except FileNotFoundError:
+                return None
+            except (OSError, msgspec.DecodeError) as error:
+                raise HypervisorError(
+                    f"{self._file} cannot be read: {plain_words(error)}",
+                    remedy="it says how far a restore has come: read it, then move it away",
+                ) from error
+
+        return await asyncio.to_thread(read)
+
+    async def _note(self, noted: Restoring) -> None:
+        """Write it down; on the disk when this returns."""
+        try:
+            await asyncio.to_thread(durable.write, self._file, msgspec.json.encode(noted))
+        except OSError as error:
+            raise HypervisorError(
+                f"{self._file} cannot be written: {plain_words(error)}",
+                remedy="make room there, or mend what is wrong with that directory",
+            ) from error
+
+
+def _read(plan: Plan) -> RestorePlan:
+    try:
+        return msgspec.msgpack.decode(plan, type=RestorePlan)
+    except msgspec.DecodeError as error:
+        raise HypervisorError(f"the save's plan cannot be read: {error}") from error

@@ -1,0 +1,108 @@
+"""Saves whose memory a hypervisor writes and reads itself, as libvirt does.
+
+Nothing of it goes through the socket that memory else takes: as the file is whole, what the
+hypervisor has to say about it does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hosts.flow import Flow
+from entourage.hypervisors.base import MemoryProgress, Plan, Ticket
+from entourage.hypervisors.reach import NOT_OURS
+from entourage.hypervisors.saved.machine import SavedMachine
+from entourage.hypervisors.saved.manifest import MEMORY
+from entourage.hypervisors.values import RESTORES, RestorePlan, SavePlan
+
+_LARGEST = 16 << 20  # bytes that may be said about a machine
+_AT_ONCE = 1 << 16
+
+
+class WrittenFile:
+    """A file that the hypervisor writes, until it says that it is whole.
+
+    Args:
+        plan: What the source's hypervisor has said as the machine was to be saved.
+        path: The file.
+
+    Attributes:
+        hypervisor: Who writes it; empty where memory comes by the socket.
+        kept: What was said about it; empty before that.
+    """
+
+    def __init__(self, plan: Plan, path: Path) -> None:
+        try:
+            self.hypervisor = msgspec.msgpack.decode(plan, type=SavePlan).hypervisor
+        except msgspec.DecodeError as error:
+            raise HypervisorError(f"the source's plan cannot be read: {error}") from error
+        self.kept = b""
+        self._path = path
+
+    @property
+    def cookie(self) -> bytes:
+        """That of the ticket: where memory is to be written to."""
+        return str(self._path).encode() if self.hypervisor else b""
+
+    def flow(self, connection: socket.socket) -> Flow:
+        """Take what is said, and have the file on the disk."""
+        return Flow(connection, self._take)
+
+    def _take(self, source: socket.socket, moved: Callable[[int], None]) -> None:
+        said = bytearray()
+        while more := source.recv(_AT_ONCE):
+            said += more
+            if len(said) > _LARGEST:
+                raise OSError(f"more than {_LARGEST} bytes are said about it")
+        if not said:
+            raise OSError("the source has ended before its file was whole")
+        # Its hypervisor has not: after a power cut there would be a save with a hole in it.
+        handle = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchown(handle, os.geteuid(), -1)
+            os.fchmod(handle, 0o600)
+            os.fsync(handle)
+            moved(os.fstat(handle).st_size)
+        finally:
+            os.close(handle)
+        self.kept = bytes(said)
+
+
+class WrittenMachine(SavedMachine):
+    """A saved machine whose memory its hypervisor reads itself."""
+
+    async def facts(self) -> Mapping[str, str]:
+        """What the hypervisor that it was saved in said of itself, and that it is restored."""
+        return {**await super().facts(), RESTORES: "yes"}
+
+    async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - the target changes what it must
+        """Where the file is, and what was said about it."""
+        plan = RestorePlan(file=self._file, kept=self._manifest.kept)
+        return Plan(msgspec.msgpack.encode(plan))
+
+    async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
+        """Nothing is sent: the target's hypervisor reads it."""
+        if ticket.uri != f"file:{self._file}":
+            raise HypervisorError(
+                f"memory is to go to {ticket.uri!r}, and stays where it is", remedy=NOT_OURS
+            )
+
+    async def progress(self) -> MemoryProgress:
+        """How far its hypervisor is, it does not say."""
+        size = self._manifest.memory.size
+        return MemoryProgress(remaining=size, total=size, dirty_rate=0.0, rate=0.0, iteration=1)
+
+    async def landed(self) -> bytes:
+        """The target says when it has it."""
+        return b""
+
+    @property
+    def _file(self) -> str:
+        return str(self._directory / MEMORY)

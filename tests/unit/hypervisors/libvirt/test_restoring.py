@@ -1,0 +1,287 @@
+"""A libvirt domain that is restored: what another process makes of it, and what it never ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from entourage.domain import Domain, Net
+from entourage.errors import HypervisorError, InDoubt
+from entourage.handover.values import Guest
+from entourage.hypervisors.base import DataPlane, Plan
+from entourage.hypervisors.libvirt import restoring as module
+from entourage.hypervisors.libvirt.connection import Connection, LostError
+from entourage.hypervisors.libvirt.constants import Parameter, State
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
+from entourage.hypervisors.libvirt.restoring import Restoring, RestoringIncoming
+from entourage.hypervisors.values import RestorePlan
+from tests.unit.hypervisors.libvirt.fakes import Failed
+
+UUID = "5b6e6d0e-0000-4000-8000-000000000001"
+MAC = "52:54:00:00:00:01"
+NIC = Net(id="net0", bridge="br0", mac=MAC)
+DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 28, net=(NIC,))
+XML = (
+    f"<domain type='kvm'><name>web1</name><uuid>{UUID}</uuid><memory unit='b'>268435456</memory>"
+    "<os><type machine='q35'>hvm</type></os><devices><interface type='bridge'>"
+    f"<mac address='{MAC}'/><source bridge='br0'/></interface></devices></domain>"
+)
+
+
+class Raw:
+    """A fake of ``virDomain``, and of what libvirtd does with it."""
+
+    def __init__(self, state: State, *, defined: bool = True, refuses: bool = False) -> None:
+        self.now, self.defined, self.refuses = state, defined, refuses
+        self.told: list[Any] = []
+        self.loses = 0
+
+    def state(self, _flags: int) -> tuple[int, int]:
+        return self.now, 0
+
+    def resume(self) -> None:
+        self.told.append("resume")
+        if self.loses:
+            self.loses -= 1
+            raise Failed("it went away", domain=7)
+        if self.refuses:
+            raise Failed("no lock")
+        self.now = State.RUNNING
+
+    def destroy(self) -> None:
+        self.told.append("destroy")
+        self.now = State.SHUT_OFF
+
+    def isPersistent(self) -> bool:  # noqa: N802 - libvirt's
+        return self.defined
+
+    def defineXML(self, text: str) -> Raw:  # noqa: N802 - libvirt's
+        self.told.append(text)
+        return self
+
+    def setAutostart(self, on: int) -> None:  # noqa: N802 - libvirt's
+        self.told.append(on)
+
+
+class Here(RestoringIncoming):
+    """With a libvirtd that shows this domain, or none."""
+
+    def __init__(self, file: Path, raw: Raw | None) -> None:
+        super().__init__("qemu:///system", DOMAIN, file)
+        self.raw = raw
+
+    async def _open(self, patience: float = 0) -> Connection:
+        async def domain(_uuid: str) -> Raw | None:
+            return self.raw
+
+        async def alive() -> bool:
+            return True
+
+        connection: Any = SimpleNamespace(raw=self.raw, domain=domain, alive=alive)
+        return connection
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ended(_name: str, _uuid: str) -> None:
+        pass
+
+    monkeypatch.setattr(module, "check_ended", ended)
+    monkeypatch.setattr(module, "_BEGINS_WITHIN", 0.0)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / f"{UUID}.restoring"
+
+
+def note(file: Path, **said: Any) -> None:
+    file.write_bytes(msgspec.json.encode(Restoring(begun=True, **said)))
+
+
+def noted(file: Path) -> Restoring:
+    return msgspec.json.decode(file.read_bytes(), type=Restoring)
+
+
+@pytest.mark.parametrize(
+    ("state", "resumed", "guest"),
+    [
+        (State.PAUSED, False, Guest.STOPPED),
+        (State.PAUSED, True, Guest.STOPPED),
+        (State.RUNNING, True, Guest.RUNNING),
+        (State.SHUT_OFF, False, Guest.STOPPED),  # it certainly never ran
+        (State.SHUT_OFF, True, Guest.DEAD),  # it may have
+    ],
+)
+async def test_what_another_process_finds(
+    file: Path, *, state: State, resumed: bool, guest: Guest
+) -> None:
+    note(file, resumed=resumed)
+    assert await Here(file, Raw(state)).attach() is guest
+
+
+async def test_that_it_may_run_is_noted_before_it_does(file: Path) -> None:
+    note(file)
+    raw = Raw(State.PAUSED)
+    await Here(file, raw).run(paused=False)
+    assert (raw.told, noted(file).resumed) == (["resume"], True)
+
+
+async def test_one_that_was_paused_stays_so(file: Path) -> None:
+    note(file)
+    raw = Raw(State.PAUSED)
+    await Here(file, raw).run(paused=True)
+    assert (raw.told, noted(file).resumed) == ([], True)
+
+
+async def test_a_resume_that_is_refused_is_taken_back(file: Path) -> None:
+    note(file)
+    with pytest.raises(HypervisorError, match="no lock"):
+        await Here(file, Raw(State.PAUSED, refuses=True)).run(paused=False)
+    assert not noted(file).resumed
+
+
+async def test_what_is_gone_never_ran(file: Path) -> None:
+    note(file)
+    with pytest.raises(HypervisorError, match="never ran"):
+        await Here(file, None).run(paused=False)
+    assert not noted(file).resumed
+
+
+async def test_a_libvirtd_that_comes_back_is_told_again(file: Path) -> None:
+    note(file)
+    raw = Raw(State.PAUSED)
+    raw.loses = 1
+    await Here(file, raw).run(paused=False)
+    assert raw.told == ["resume", "resume"]
+    raw.now, raw.loses = State.PAUSED, 2
+    with pytest.raises(InDoubt):
+        await Here(file, raw).run(paused=False)
+    assert noted(file).resumed
+
+
+async def test_only_what_nobody_let_run_is_ended(file: Path) -> None:
+    note(file)
+    raw = Raw(State.PAUSED)
+    await Here(file, raw).kill()
+    assert (raw.told, file.exists()) == (["destroy"], False)
+    note(file)
+    raw = Raw(State.RUNNING)
+    with pytest.raises(HypervisorError, match="was not let run by its restore") as told:
+        await Here(file, raw).kill()
+    assert "virsh destroy web1" in told.value.remedy
+    assert (raw.told, file.exists()) == ([], True)
+
+
+async def test_what_libvirt_was_not_asked_for_is_not_ended(file: Path) -> None:
+    """Its user may have started the definition that is here."""
+    raw = Raw(State.PAUSED)
+    incoming = Here(file, raw)
+    await incoming.offers()
+    assert file.exists()
+    await incoming.kill()
+    assert (raw.told, file.exists()) == ([], False)
+
+
+@pytest.mark.parametrize(("defined", "told"), [(True, [1]), (False, ["<kept/>", 1])])
+async def test_a_definition_that_is_here_stays(
+    file: Path,
+    defined: bool,  # noqa: FBT001 - a parameter
+    told: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "sync_definitions", lambda: None)
+    note(file, definition="<kept/>", autostart=True)
+    raw = Raw(State.RUNNING, defined=defined)
+    await Here(file, raw).persist_definition()
+    assert raw.told == told
+
+
+async def test_a_file_that_is_damaged_is_told_of(file: Path) -> None:
+    file.write_bytes(b"{")
+    with pytest.raises(HypervisorError, match="cannot be read"):
+        await Here(file, None).kill()
+
+
+# What it is built of
+
+
+def planned(xml: str = XML, **more: Any) -> Plan:
+    parameters: dict[str, str | int | list[str]] = {Parameter.DEST_XML: xml, **more}
+    kept = msgspec.msgpack.encode(LibvirtPlan(parameters=parameters))
+    return Plan(msgspec.msgpack.encode(RestorePlan(file="/backup/web1/memory", kept=kept)))
+
+
+async def test_the_xml_has_the_bridge_that_was_named(file: Path) -> None:
+    nic = msgspec.structs.replace(NIC, bridge="br7")
+    incoming: Any = Here(file, None)
+    incoming._domain = msgspec.structs.replace(DOMAIN, net=(nic,))
+    adapted = await incoming._adapted(planned())
+    assert 'bridge="br7"' in str(adapted.parameters[Parameter.DEST_XML])
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (planned(XML.replace("web1", "web2")), "is not that of web1"),
+        (planned(XML, **{Parameter.BANDWIDTH: "x"}), "a parameter that is not known"),
+        (Plan(msgspec.msgpack.encode(RestorePlan(file="/x", kept=b"\xff"))), "cannot be read"),
+        (Plan(b"\xff"), "cannot be read"),
+    ],
+)
+async def test_what_is_not_this_domains_is_refused(file: Path, plan: Plan, says: str) -> None:
+    with pytest.raises(HypervisorError, match=says):
+        await Here(file, None).host_parts(plan)
+
+
+async def test_it_comes_from_this_host_alone(file: Path) -> None:
+    plane = DataPlane(address="10.0.0.2", ports=(1, 2), secret=None)
+    with pytest.raises(HypervisorError, match="by a process of the host"):
+        await Here(file, None).build(DOMAIN, plane, planned())
+    assert not file.exists()
+
+
+async def test_lost_is_lost(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A libvirtd that does not come back leaves it in doubt."""
+    note(file)
+    raw = Raw(State.PAUSED)
+    raw.loses = 1
+    incoming: Any = Here(file, raw)
+    await incoming._connected()
+
+    async def gone(_self: Here, _patience: float = 0) -> Connection:
+        raise LostError("libvirtd has not come back")
+
+    monkeypatch.setattr(Here, "_open", gone)
+    with pytest.raises(InDoubt, match="has not come back"):
+        await incoming.run(paused=False)
+
+
+async def test_one_that_went_away_before_is_asked_again(file: Path) -> None:
+    """Nobody has let the guest run by then."""
+    note(file)
+    raw = Raw(State.PAUSED)
+    incoming: Any = Here(file, raw)
+    connection = await incoming._connected()
+
+    async def lost(_uuid: str) -> Raw:
+        raise LostError("it went away")
+
+    connection.domain = lost
+    await incoming.run(paused=False)
+    assert raw.told == ["resume"]
+
+
+@pytest.mark.parametrize("raw", [None, Raw(State.PAUSED, refuses=True)])
+async def test_what_another_process_may_have_let_run_is_in_doubt(
+    file: Path, raw: Raw | None
+) -> None:
+    """Only a first attempt can prove that the guest never ran."""
+    note(file, resumed=True)
+    with pytest.raises(InDoubt):
+        await Here(file, raw).run(paused=False)
+    assert noted(file).resumed

@@ -1,0 +1,100 @@
+"""Saves whose memory a hypervisor writes and reads itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors.base import DataPlane, Plan, Ticket
+from entourage.hypervisors.reach import image_of_save
+from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.hypervisor import SavedHypervisor
+from entourage.hypervisors.saved.incoming import SavingIncoming
+from entourage.hypervisors.values import RESTORES, LocalData, RestorePlan, SavePlan
+from entourage.settings.model import PathSettings, Settings
+
+UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
+DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 20)
+PLAN = Plan(msgspec.msgpack.encode(SavePlan(hypervisor="qemu:///system")))
+
+
+async def saved(tmp_path: Path, said: bytes, *, writes: bool = True) -> SavingIncoming:
+    """Have a hypervisor write memory, say something about it, and end."""
+    local = LocalData(socket=str(tmp_path / "run" / "m.sock"), generation=4, paused=False)
+    plane = DataPlane(
+        address="", ports=(1, 2), secret=None, local=local, host=str(tmp_path / "saved")
+    )
+    incoming = SavingIncoming(
+        DOMAIN, tmp_path / "saved", MemoryLedger(), {"qemu": "7.2"}, tmp_path / "state"
+    )
+    await incoming.build(DOMAIN, plane, PLAN)
+    ticket = await incoming.listen()
+    file = Path(image_of_save(plane, UUID, ticket.cookie))
+    assert file == manifests.partial(tmp_path / "saved", DOMAIN) / manifests.MEMORY
+    if writes:
+        file.write_bytes(b"LibvirtQemudSave")
+    with socket.socket(socket.AF_UNIX) as source:
+        await asyncio.to_thread(source.connect, ticket.uri.removeprefix("unix:"))
+        await asyncio.to_thread(source.sendall, said)
+    try:
+        await incoming.landed()
+    finally:
+        await incoming.close()
+    return incoming
+
+
+async def test_what_is_said_about_it_is_kept(tmp_path: Path) -> None:
+    incoming = await saved(tmp_path, b"its XML")
+    await incoming.run(paused=False)
+    manifest = manifests.read_manifest(tmp_path / "saved")
+    assert (manifest.hypervisor, manifest.kept) == ("qemu:///system", b"its XML")
+    assert (tmp_path / "saved" / "memory").stat().st_mode & 0o777 == 0o600
+    assert manifest.memory.size == len(b"LibvirtQemudSave")
+
+
+@pytest.mark.parametrize(
+    ("said", "writes", "reason"),
+    [(b"", True, "before its file was whole"), (b"its XML", False, "no such file")],
+)
+async def test_what_is_not_whole_is_no_save(
+    tmp_path: Path, *, said: bytes, writes: bool, reason: str
+) -> None:
+    with pytest.raises(HypervisorError, match=f"(?i){reason}"):
+        await saved(tmp_path, said, writes=writes)
+    assert not (tmp_path / "saved").exists()
+
+
+async def test_it_is_restored_from_where_it_is(tmp_path: Path) -> None:
+    incoming = await saved(tmp_path, b"its XML")
+    await incoming.run(paused=False)
+    paths = PathSettings(state=str(tmp_path / "state"), run=str(tmp_path / "run"))
+    hypervisor = SavedHypervisor(Settings(paths=paths), str(tmp_path / "saved"))
+    machine = await hypervisor.machine("web1")
+    assert RESTORES in await machine.facts()
+    plan = msgspec.msgpack.decode(await machine.plan(DOMAIN), type=RestorePlan)
+    assert plan == RestorePlan(file=str(tmp_path / "saved" / "memory"), kept=b"its XML")
+    await machine.start(Ticket(uri=f"file:{plan.file}"), live=False)
+    assert await machine.landed() == b""
+    with pytest.raises(HypervisorError, match="stays where it is"):
+        await machine.start(Ticket(uri="unix:/run/other.sock"), live=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("/backup/web1", b"/etc/passwd"),
+        ("/backup/web1", b"/backup/web1/memory"),
+        ("b", f"b.{UUID}.partial/memory".encode()),
+    ],
+)
+def test_no_other_file_is_written_into(host: str, said: bytes) -> None:
+    plane = DataPlane(address="", ports=(1, 2), secret=None, host=host)
+    with pytest.raises(HypervisorError, match="not into the save"):
+        image_of_save(plane, UUID, said)
