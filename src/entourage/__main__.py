@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from entourage.cli.agent import agent  # noqa: PLC0415 - without what draws and parses
 
             return agent(options)
+        case ["attend", "--answer", *options]:
+            from entourage.cli.answer import answer  # noqa: PLC0415 - same
+
+            return answer(options)
         case _:
             from entourage.cli.app import run  # noqa: PLC0415 - same
 

@@ -133,19 +133,22 @@ def unsettled(
     return found
 
 
-def arrival_generation(journal: Journal, domain: str, said: int) -> int:
+def arrival_generation(journal: Journal, domain: str, said: int, *, unseen: bool = False) -> int:
     """The generation that an arrival gets in this host's journal.
 
-    It is what the source says, but for one case: a host without Entourage has never heard of the
-    migration that took the domain there. Coming back from it, with an Entourage that was installed
-    since, the domain is not older than that departure, whatever its generation says.
+    It is what the source says, but for two cases, in which the domain is not older than what stands
+    here, whatever its generation says. A domain whose migrations are somebody else's may have come
+    to the source unattended, which has counted fewer of them then. And a host without Entourage has
+    never heard of the migration that took the domain there, from which it comes back now, with an
+    Entourage that was installed since.
 
     Args:
         journal: This host's.
         domain: The domain's UUID.
         said: The source's own.
+        unseen: Whether it may have come and gone without a record.
     """
     came = [one for one in journal.decisions(domain) if not one.never_came]
     newer = [one for one in came if one.generation >= said]
     there = [elsewhere(one.of_source.hypervisor_there) for one in newer]
-    return journal.next_generation(domain) if newer and all(there) else said
+    return journal.next_generation(domain) if newer and (unseen or all(there)) else said

@@ -7,6 +7,7 @@ Both go by the journal and by what the hypervisor shows; the rules are those of 
 from __future__ import annotations
 
 import datetime as dt
+import socket
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -249,7 +250,8 @@ async def recover(
     # what is decided here settles most of what proxy agents keep for targets.
     done = await _recover_in(proxies, name, {Role.SOURCE}, dry_run=dry_run, fenced=False)
     done += await _recover_in(own, name, set(Role), dry_run=dry_run, fenced=target_is_fenced)
-    return done + await _recover_in(proxies, name, {Role.TARGET}, dry_run=dry_run, fenced=False)
+    fenced = target_is_fenced  # of a save that another host has made here
+    return done + await _recover_in(proxies, name, {Role.TARGET}, dry_run=dry_run, fenced=fenced)
 
 
 async def _recover_in(
@@ -277,8 +279,9 @@ async def _recover_all(
     for decision in journal.decisions():
         if decision.role not in roles or (decision.settled and not is_untold(decision)):
             continue
-        if _proxied_host(decision) and decision.record in {Record.GO, Record.RAN}:
-            continue  # the source's own record asks it, or tells it
+        ours = not in_directory(decision.hypervisor) or decision.peer_host == socket.gethostname()
+        if _proxied_host(decision) and ours and decision.record in {Record.GO, Record.RAN}:
+            continue  # the source's own record, on this host, asks it, or tells it
         if name is not None and name not in {decision.name, decision.domain}:
             continue
         if dry_run:
@@ -313,7 +316,7 @@ async def _settle(
             send=lambda _message: None,
             on_failure=failed.append,
         ) as arrival:
-            if fenced:
+            if fenced and decision.peer_host != socket.gethostname():
                 await arrival.take(Input.PEER_IS_FENCED)
             if arrival.record is Record.RAN:
                 await arrival.take(Input.UNREACHABLE)

@@ -22,6 +22,7 @@ from typing import Any, cast
 import msgspec
 
 from entourage import messages
+from entourage.attend.bus import converse
 from entourage.domain import Block, Domain, Net
 from entourage.errors import EntourageError, HypervisorError, LinkError
 from entourage.handover.values import Record, Role
@@ -254,6 +255,45 @@ async def _qmp(data: bytes) -> None:
                     await monitor.close()
 
 
+class _Helper:
+    """Has state, and takes any."""
+
+    def check_expected(self) -> None:
+        pass
+
+    async def save(self) -> bytes:
+        return b"state"
+
+    async def load(self, state: bytes) -> None:
+        if not state:
+            raise HypervisorError("nothing")
+
+    def connected(self) -> None:
+        pass
+
+    def gone(self) -> None:
+        pass
+
+
+class _Answers(_Nowhere):
+    """Takes answers; nobody reads them."""
+
+    def write(self, data: bytes) -> None:
+        """Forget it."""
+
+    async def drain(self) -> None:
+        pass
+
+
+async def _dbus(data: bytes) -> None:
+    """What a QEMU says on the bus of its domain; it must be let go by the end of it."""
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n" + data)
+    reader.feed_eof()
+    async with asyncio.timeout(5):
+        await converse(_Helper(), reader, cast("asyncio.StreamWriter", _Answers()))
+
+
 def _qmp_examples() -> list[bytes]:
     greeting = {
         "QMP": {
@@ -406,6 +446,7 @@ def targets() -> list[Target]:
         len(config),
     ) + config  # fmt: skip
     sxp = [path.read_bytes() for path in sorted((DATA / "settings" / "data").glob("*.sxp"))]
+    calls = sorted((HERE / "examples").glob("dbus-*.bin"))  # as QEMU 7.2 has made them
     return [
         Target("domain-file", _toml_of("domain-file.md"), _domain_file),
         Target("settings", _toml_of("settings.md"), _settings_file),
@@ -419,5 +460,6 @@ def targets() -> list[Target]:
         Target("xl-parts", [config, _xl_hvm()], _xl_parts),
         Target("link", _frames(), _link),
         Target("qmp", _qmp_examples(), _qmp),
+        Target("dbus", [each.read_bytes() for each in calls], _dbus),
         Target("journal", journal.examples, journal.take),
     ]

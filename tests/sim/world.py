@@ -6,6 +6,7 @@ import errno
 import random
 from typing import Any
 
+from entourage.devices.base import Options
 from entourage.domain import Domain
 from entourage.events import MemoryLanded, RollbackStarted
 from entourage.hosts.route import Route
@@ -169,7 +170,7 @@ class World:
             route=Route(host="b"),
             settings=self.a.settings,
             live=self.live,
-            checkpoint=self.checkpoint,
+            options=Options(checkpoint=self.checkpoint),
         )
         self.migration = Migration(request, self.listen)
         return await self.migration.run()

@@ -1,4 +1,4 @@
-"""What the wheel brings for systemd is what the code and the documents call it."""
+"""What a package brings beside the program."""
 
 from __future__ import annotations
 
@@ -10,30 +10,52 @@ from pathlib import Path
 import pytest
 
 from entourage.hosts.process import SAVES_UNIT
+from entourage.hypervisors.qemu.access import USUAL_USER
 
 ROOT = Path(__file__).parents[2]
+SYSUSERS = ROOT / "packaging" / "sysusers.d" / "entourage.conf"
 UNITS = sorted((ROOT / "packaging" / "systemd").glob("*.service"))
 
 
-def test_the_unit_of_saves_is_packed() -> None:
+def test_the_wheel_brings_what_a_host_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    shared = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    assert shared[str(SYSUSERS.relative_to(ROOT))] == "lib/sysusers.d/entourage.conf"
+    assert all((ROOT / path).is_file() for path in shared)
+    told = "".join((ROOT / "docs" / name).read_text() for name in ("attend.md", "saving.md"))
+    for path in shared.values():
+        assert path == "lib/sysusers.d/entourage.conf" or f"/opt/entourage/{path}" in told
     for unit in UNITS:
-        path = str(unit.relative_to(ROOT))
-        assert packed[path] == f"lib/systemd/system/{unit.name}"
+        assert shared[str(unit.relative_to(ROOT))] == f"lib/systemd/system/{unit.name}"
     assert SAVES_UNIT in {unit.name for unit in UNITS}
 
 
+def test_qemus_user_is_who_the_package_makes() -> None:
+    [line] = [line for line in SYSUSERS.read_text().splitlines() if not line.startswith("#")]
+    assert line.split()[:2] == ["u", USUAL_USER]
+    assert line.endswith(" /usr/sbin/nologin")
+
+
+@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="there is no systemd")
+def test_systemd_makes_that_user(tmp_path: Path) -> None:
+    command = ["systemd-sysusers", "--dry-run", f"--root={tmp_path}", str(SYSUSERS)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert f"Creating user '{USUAL_USER}'" in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_systemd_understands_it(unit: Path, tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("there is no systemd-analyze")
+def test_systemd_understands_the_unit(unit: Path, tmp_path: Path) -> None:
     copy = tmp_path / unit.name
-    text = unit.read_text()
-    # What it starts need not be installed here.
-    copy.write_text(text.replace("=entourage ", "=/bin/true "))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False
-    )
-    said = [line for line in done.stderr.splitlines() if unit.name in line]
-    assert not said, done.stderr
+    copy.write_text(unit.read_text().replace("/opt/entourage/bin/entourage", "/bin/true"))
+    command = ["systemd-analyze", "verify", "--man=no", str(copy)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("apparmor_parser") is None, reason="there is no AppArmor")
+def test_apparmor_understands_the_abstraction(tmp_path: Path) -> None:
+    rules = (ROOT / "packaging/apparmor/libvirt-qemu").read_text()
+    profile = tmp_path / "profile"
+    profile.write_text(f"profile test {{\n{rules}\n}}\n")
+    subprocess.run(["apparmor_parser", "--skip-kernel-load", str(profile)], check=True)

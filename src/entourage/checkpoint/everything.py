@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from entourage.errors import EntourageError, HypervisorError, UsageError, plain_
 from entourage.hypervisors.registry import open_hypervisor, starter_of_files
 from entourage.hypervisors.saved import claim, manifest
 from entourage.settings.model import Settings
+
+_SYSTEMD_RUNS = Path("/run/systemd/system")
 
 
 def usual_place(settings: Settings) -> str:
@@ -34,6 +37,15 @@ async def running(settings: Settings) -> Sequence[str]:
     """The names of Entourage's own machines that run here; libvirt and xl see to theirs."""
     found = await open_hypervisor(settings, starter_of_files()).domains()
     return sorted(one.name for one in found if one.pid is not None and one.state != "incoming")
+
+
+def is_going_down() -> bool:
+    """Whether this host shuts down; where systemd does not run it, that is taken for granted."""
+    if not _SYSTEMD_RUNS.is_dir():
+        return True
+    command = ["systemctl", "is-system-running"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() == "stopping"
 
 
 def to_restore(directory: str) -> list[Path]:

@@ -12,7 +12,15 @@ from entourage.checkpoint.disks import Disks
 from entourage.devices.base import Options
 from entourage.domain import Block, Domain
 from entourage.errors import UsageError
-from entourage.hosts.filters import COMPRESS, ENCRYPT, Filter, absolute, check
+from entourage.hosts.filters import (
+    COMPRESS,
+    ENCRYPT,
+    Filter,
+    absolute,
+    check,
+    check_key,
+    check_recipient,
+)
 from entourage.hosts.proxy_agent import THIS_HOST
 from entourage.hosts.route import Route, host_of
 from entourage.hypervisors.registry import saves_by, starter_of_files, usual
@@ -35,7 +43,7 @@ async def save_request(
     allow_tpm_rollback: bool = False,
     live: bool = True,
     compress: bool = False,
-    encrypt: str = "",
+    encrypt: str | None = None,
     tool: str | None = None,
     dry_run: bool = False,
 ) -> Request:
@@ -80,11 +88,20 @@ async def save_request(
         *((Filter(COMPRESS),) if compress else ()),
         *((Filter(ENCRYPT, absolute(encrypt)),) if encrypt else ()),
     )
+    if encrypt == "":
+        raise UsageError("--encrypt names nobody", remedy="an age recipient, or a file of them")
     check(through)
+    if encrypt:
+        check_recipient(through[-1])
     if encrypt and disks is Disks.COPY and written:
         raise UsageError(
             "copies of disks are not encrypted, and have what the guest has written",
             remedy="--disks=reference, or without --encrypt onto storage that encrypts",
+        )
+    if ":" in directory.partition("/")[0] and not host_of(directory):
+        raise UsageError(
+            f"{directory!r} is no directory to save in",
+            remedy="HOST:/DIRECTORY on another host, ./NAME:… here",
         )
     far = host_of(directory)
     where = directory[len(far) + 1 :] if far else _absolute(directory)
@@ -101,13 +118,13 @@ async def save_request(
             disks={disk.id: str(copy_path(Path(where), disk)) for disk in copied},
             copies=frozenset(disk.id for disk in copied),
             sealed=disks is not Disks.REFERENCE,
+            checkpoint=checkpoint,
             keep_source_disks=True,
             filters=through,
         ),
         live=live and checkpoint,
         tool=tool,
         dry_run=dry_run,
-        checkpoint=checkpoint,
     )
 
 
@@ -186,6 +203,8 @@ def restore_request(
     check(through)
     if ENCRYPT in manifest.filters and not identity:
         raise UsageError(f"{where} is encrypted", remedy="--identity FILE, an age identity")
+    if through and through[-1].name == ENCRYPT:
+        check_key(through[-1], Path(where, manifests.MEMORY))
     places = _places(manifest, disks or {})
     return Request(
         domain=name,
@@ -196,6 +215,7 @@ def restore_request(
             nets=dict(nets or {}),
             disks=places,
             copies=frozenset(places),
+            revert=revert,
             keep_source_disks=True,
             filters=through,
         ),

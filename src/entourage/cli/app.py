@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from entourage.cli import here, move, saving
+from entourage.cli import attend, here, move, saving
 from entourage.cli.params import EXIT_STATUS_HELP, RECOVER_STATUS_HELP
 from entourage.cli.tell import INTERRUPTED, say, tell, tell_bug
 from entourage.errors import EntourageError
@@ -97,4 +97,5 @@ app.command()(here.console)
 app.command()(here.stop)
 app.command()(here.status)
 app.command(epilog=RECOVER_STATUS_HELP, short_help="Settle what is in doubt.")(here.recover)
+app.command(short_help="Attend migrations that another tool drives.")(attend.attend)
 app.command(hidden=True)(here.agent)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from entourage.admission import known, manual_access
+from entourage.attend.shown import read_all
 from entourage.cli.output import columns, put, put_json, put_toml
 from entourage.cli.tell import say
 from entourage.domain import Domain
@@ -115,18 +116,33 @@ def list_domains(
     here = {state.uuid for state in states}
     shown = [state for state in states if everything or state.state not in NOT_THERE]
     gone = [one for one in departed(settings) if one.uuid not in here] if everything else []
+    attended = {one.uuid for one in read_all(settings) if not (one.off or one.problem)}
     if as_json:
-        rows = [msgspec.to_builtins(state) | {"host": ""} for state in shown]
-        rows += [msgspec.to_builtins(_as_state(one)) | {"host": one.host} for one in gone]
+        rows = [
+            msgspec.to_builtins(state) | {"host": "", "attended": state.uuid in attended}
+            for state in shown
+        ]
+        rows += [
+            msgspec.to_builtins(_as_state(one)) | {"host": one.host, "attended": False}
+            for one in gone
+        ]
         put_json(rows)
         return
-    put(*listing(shown, gone))
+    put(*listing(shown, gone, attended))
 
 
-def listing(states: Sequence[DomainState], gone: Sequence[Departed]) -> list[str]:
-    """The lines of the list."""
+def listing(
+    states: Sequence[DomainState], gone: Sequence[Departed], attended: Container[str] = ()
+) -> list[str]:
+    """The lines of the list.
+
+    Args:
+        states: The domains that are here.
+        gone: Those that left.
+        attended: The UUIDs of those whose migrations are attended.
+    """
     rows = [
-        (one.name, one.uuid, one.state, _memory(one.memory), str(one.vcpus or "-"))
+        (one.name, one.uuid, _state(one, attended), _memory(one.memory), str(one.vcpus or "-"))
         for one in sorted(states, key=lambda one: one.name)
     ]
     rows += [
@@ -134,6 +150,10 @@ def listing(states: Sequence[DomainState], gone: Sequence[Departed]) -> list[str
         for one in sorted(gone, key=lambda one: one.name)
     ]
     return columns(("Name", "UUID", "State", "Memory", "vCPUs"), rows, right=(3, 4))
+
+
+def _state(one: DomainState, attended: Container[str]) -> str:
+    return f"{one.state}, attended" if one.uuid in attended else one.state
 
 
 def departed(settings: Settings) -> list[Departed]:

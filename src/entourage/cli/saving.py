@@ -91,11 +91,11 @@ def save(
         bool, typer.Option("--compress", help="Have memory go through zstd.")
     ] = False,
     encrypt: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="RECIPIENT", help="Encrypt memory to an age recipient, or a file of them."
         ),
-    ] = "",
+    ] = None,
     remote_command: Annotated[
         str | None,
         typer.Option(metavar="COMMAND", help='What runs on the other host, as "entourage".'),
@@ -126,8 +126,8 @@ def save(
     from entourage.source.request import Request
 
     if everything:
-        more = (dry_run, directory, remote_command, ssh_option, compress, encrypt)
-        if checkpoint or disks or any(more):
+        more = (dry_run, directory, remote_command, ssh_option, compress, encrypt, non_live)
+        if checkpoint or disks or allow_tpm_rollback or any(more):
             raise _not_with_all("DOMAIN, and what is said of its save,")
         return _save_all(
             domain,  # the only argument
@@ -265,7 +265,7 @@ def restore(
 
     if everything:
         if any((paused, only_copy, revert, identity, net, disk, dry_run)):
-            raise _not_with_all("--paused, --only-copy, --revert, --net, --disk and --dry-run")
+            raise _not_with_all("what is said of the restore of one, and --dry-run,")
         settings = _settings(config)
         where = directory or usual_place(settings)
         return restore_all(settings, where, tool=tool, json=json, quiet=quiet)

@@ -12,6 +12,7 @@ from entourage.cli import domains
 from entourage.cli.migrate import migrate
 from entourage.cli.tell import say, tell
 from entourage.errors import EntourageError, UsageError
+from entourage.hosts.route import host_of
 from entourage.report.text import clean
 from entourage.settings.model import Settings
 from entourage.source.request import Request
@@ -41,7 +42,10 @@ def save_all(
         json: Print events.
         quiet: Show less.
     """
+    if host_of(directory):
+        raise UsageError("--all saves onto this host", remedy="name a directory of it")
     everything.make_place(directory)
+    at_shutdown = at_shutdown and everything.is_going_down()
     failed = 0
     for name in asyncio.run(everything.running(settings)):
 
@@ -50,6 +54,7 @@ def save_all(
             where = str(Path(directory, name))
             return asyncio.run(save_request(settings, name, where, tool=tool))
 
+        everything.forget(Path(directory, name))  # one that was restored by hand
         status = migrate(request, json=json, verbose=False, quiet=quiet, dry_run=False)
         if status:
             failed += 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from entourage import recovery
+from entourage.attend.shown import AttendedDomain, lines, read_all
 from entourage.cli.output import put, put_json
 from entourage.errors import UsageError
 from entourage.handover.values import Finding, Record
@@ -39,7 +40,12 @@ def status(settings: Settings, *, everything: bool, as_json: bool) -> None:
     if as_json:
         put_json(standings)
     else:
-        put(*status_lines(standings))
+        put(*status_lines(standings), *attended_lines(read_all(settings)))
+
+
+def attended_lines(attended: Sequence[AttendedDomain]) -> list[str]:
+    """One block for each domain whose migrations are attended."""
+    return [line for one in attended for line in lines(one, brief=True)]
 
 
 def recover(

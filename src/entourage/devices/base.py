@@ -56,6 +56,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The ids of disks that are copied into a save, or out of one."""
     filters: tuple[Filter, ...] = ()
     """Of a save, and of its restore: what memory goes through into it."""
+    checkpoint: bool = False
+    """Of a save: the guest goes on here, once it is saved."""
+    revert: bool = False
+    """Of a restore: the guest goes back to a checkpoint, whatever it did since."""
     sealed: bool = False
     """Of a save: the other disks must be what they are when it is restored."""
 

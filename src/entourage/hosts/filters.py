@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import subprocess
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,45 @@ def check(filters: Sequence[Filter]) -> None:
             raise UsageError(f"{one.key} cannot be read", remedy="see whether it is there")
 
 
+def check_recipient(one: Filter) -> None:
+    """See that something can be encrypted to it. Blocks.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    done = subprocess.run(
+        one.there(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UsageError(
+            f"nothing can be encrypted to {one.key}: {' '.join(done.stderr.split())}",
+            remedy="name an age recipient, an ssh public key, or a file of them",
+        )
+
+
+def check_key(one: Filter, path: Path) -> None:
+    """See that a key decrypts a file, by its beginning. Blocks.
+
+    Raises:
+        UsageError: It does not.
+    """
+    with (
+        path.open("rb") as file,
+        subprocess.Popen(
+            one.back(), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        out, err = process.stdout, process.stderr
+        begun = out.read(1) if out is not None else b""
+        process.kill()
+        said = err.read(_SAID).decode(errors="replace") if err is not None else ""
+    if not begun:
+        raise UsageError(
+            f"{one.key} does not decrypt {path}: {' '.join(said.split())}",
+            remedy="name the identity of one of those that it was encrypted to",
+        )
+
+
 class Pipeline:
     """Filters, one behind the other, under way.
 
@@ -70,7 +110,7 @@ class Pipeline:
 
     def __init__(self, processes: Sequence[tuple[str, Process]]) -> None:
         self._processes = processes
-        self._said = [asyncio.create_task(_heard(process)) for _, process in processes]
+        self._said = [asyncio.create_task(kept(process.stderr)) for _, process in processes]
 
     @classmethod
     async def begin(cls, commands: Sequence[Sequence[str]], source: int, target: int) -> Pipeline:
@@ -85,6 +125,8 @@ class Pipeline:
             HypervisorError: One cannot be started.
         """
         started: list[tuple[str, Process]] = []
+        for descriptor in (source, target):  # of a program that knows of nothing else
+            os.set_blocking(descriptor, True)
         reads, opened = source, list[int]()
         try:
             for command in commands:
@@ -100,6 +142,7 @@ class Pipeline:
         except OSError as error:
             for _, process in started:
                 process.kill()
+                await process.communicate()
             raise HypervisorError(
                 f"memory has no way: {plain_words(error)}", remedy=what_to_do(error)
             ) from error
@@ -114,10 +157,13 @@ class Pipeline:
         Raises:
             HypervisorError: One of them has failed.
         """
+        failed: list[tuple[int, str]] = []
         for (name, process), said in zip(self._processes, self._said, strict=True):
             if status := await process.wait():
                 words = " ".join((await said).split()) or f"status {status}"
-                raise HypervisorError(f"memory did not go through {name}: {words}")
+                failed.append((status, f"memory did not go through {name}: {words}"))
+        if failed:  # those before one that has failed end by a signal, SIGPIPE
+            raise HypervisorError(max(failed)[1])
 
     async def end(self) -> None:
         """End them, wherever they are."""
@@ -128,15 +174,15 @@ class Pipeline:
         await asyncio.gather(*self._said)
 
 
-async def _heard(process: Process) -> str:
-    """What it says on stderr, as far as that is kept; the rest is read, or it would wait."""
-    kept = b""
-    if process.stderr is not None:
-        while more := await process.stderr.read(_SAID):
-            kept = (kept + more)[:_SAID]
-    return kept.decode(errors="replace")
+async def kept(stream: asyncio.StreamReader | None) -> str:
+    """The beginning of what a program says; the rest is read, or it would wait for that."""
+    beginning = b""
+    if stream is not None:
+        while more := await stream.read(_SAID):
+            beginning = (beginning + more)[:_SAID]
+    return beginning.decode(errors="replace")
 
 
 def absolute(key: str) -> str:
     """A recipient as it is; of a file, its absolute path."""
-    return str(Path(key).absolute()) if "/" in key or Path(key).is_file() else key
+    return key if key.startswith(("age1", "ssh-")) else str(Path(key).absolute())

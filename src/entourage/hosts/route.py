@@ -27,5 +27,5 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 def host_of(place: str) -> str:
     """The host of a save's place, ``HOST:/DIRECTORY``; empty where that is on this one."""
-    host, colon, _ = place.partition(":/")
-    return host if colon and "/" not in host else ""
+    host, colon, path = place.partition(":/")
+    return host if colon and "/" not in host and not path.startswith("/") else ""

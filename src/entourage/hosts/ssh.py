@@ -14,6 +14,7 @@ from pathlib import Path
 
 from entourage.errors import LinkLost, NoAgent, UsageError
 from entourage.hosts.child import linked
+from entourage.hosts.filters import kept
 from entourage.hosts.link import Link
 from entourage.settings.model import Settings
 
@@ -94,14 +95,14 @@ async def _asked(command: Sequence[str]) -> Mapping[str, str]:
 
 @contextlib.asynccontextmanager
 async def start_agent(
-    host: str, settings: Settings, options: Sequence[str] = ()
+    host: str, settings: Settings, remote: Sequence[str] = ("agent",)
 ) -> AsyncGenerator[Link]:
     """A link to the agent that ssh starts on ``host``; both end with the context.
 
     Args:
         host: Its name, as ssh knows it.
         settings: This host's.
-        options: Of the agent.
+        remote: What else of Entourage is to be started there instead.
 
     Raises:
         LinkError: ssh cannot be run. That the host cannot be reached shows at the first call, as
@@ -120,7 +121,7 @@ async def start_agent(
     if known and known.get("connecttimeout", "none") == "none" and not _PROXIES.intersection(known):
         defaults += ["-o", f"ConnectTimeout={math.ceil(silence)}"]
     async with linked(
-        ssh_command(host, settings, ["agent", *options], defaults=defaults),
+        ssh_command(host, settings, remote, defaults=defaults),
         peer=host,
         silence=silence,
         first_word=max(LOGIN_WITHIN if asks else _LOGIN_UNASKED, silence),
@@ -146,7 +147,8 @@ async def forwarded(host: str, settings: Settings, sockets: Sequence[str]) -> As
     """
     *command, _separator, _host, _command = ssh_command(host, settings, [])
     options = [
-        *("-o", "ExitOnForwardFailure=yes"),
+        # A master would keep what it forwards when this one ends.
+        *("-o", "ControlPath=none", "-o", "ControlMaster=no"),
         *("-o", "StreamLocalBindMask=0177", "-o", "StreamLocalBindUnlink=yes"),
         *(word for path in sockets for word in ("-L", f"{path}:{path}")),
     ]
@@ -154,18 +156,23 @@ async def forwarded(host: str, settings: Settings, sockets: Sequence[str]) -> As
     process = await asyncio.create_subprocess_exec(
         *command, *options, "--", host, "cat", stdin=PIPE, stdout=DEVNULL, stderr=PIPE
     )
+    said = asyncio.create_task(kept(process.stderr))
     try:
-        await _await_sockets(host, process, sockets)
+        await _await_sockets(host, process, sockets, said)
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+        await said
         await asyncio.to_thread(_unlink, sockets)
 
 
 async def _await_sockets(
-    host: str, process: asyncio.subprocess.Process, sockets: Sequence[str]
+    host: str,
+    process: asyncio.subprocess.Process,
+    sockets: Sequence[str],
+    said: asyncio.Task[str],
 ) -> None:
     """Wait until ssh has logged in, and listens."""
     asks = _somebody_is_there()
@@ -175,11 +182,9 @@ async def _await_sockets(
                 await asyncio.sleep(_LOOK_AGAIN)
             if process.returncode is None:
                 return
-    said = ""
-    if process.returncode is not None and process.stderr is not None:
-        said = " ".join((await process.stderr.read()).decode(errors="replace").split())
+    words = " ".join((await said).split()) if process.returncode is not None else ""
     raise LinkLost(
-        f"ssh forwards no sockets{said and ': '}{said}",
+        f"ssh forwards no sockets{words and ': '}{words}",
         host=host,
         remedy="sshd there needs AllowStreamLocalForwarding, and a login as the user whose"
         " directory it is",

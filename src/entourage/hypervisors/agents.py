@@ -29,5 +29,5 @@ def agent_link(host: str, hypervisor: str, settings: Settings) -> AbstractAsyncC
     if there is None:
         return ssh.start_agent(host, settings)
     if not there.is_host and (far := host_of(host)):
-        return ssh.start_agent(far, settings, ["--saves"])
+        return ssh.start_agent(far, settings, ["agent", "--saves"])
     return proxy_agent.proxy_link(host, settings, local=not there.is_host)

@@ -95,6 +95,8 @@ class Backend:
             say of no socket for it (``DomainState.console``); empty for none. Given the same.
         delete_hint: Returns what a user does there, in words, to be rid of a domain that is of no
             use any more. Given the same.
+        unseen: Whether its domains may come and go without a record of ours: somebody else migrates
+            them, and is not always attended.
         must_answer: Whether a list of all domains of this host fails where this one does not
             answer; else its domains are left out.
         starts_files: Whether it starts a domain from a domain file.
@@ -119,6 +121,7 @@ class Backend:
     start_command: Callable[[str, str], str] = _by_us
     console_command: Callable[[str, str], str] = lambda _name, _domain: ""
     delete_hint: Callable[[str, str], str] = _unknown
+    unseen: bool = False
     must_answer: bool = False
     starts_files: bool = False
     saves_by: str = "the hypervisor's own command"

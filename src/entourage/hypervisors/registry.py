@@ -14,6 +14,7 @@ from entourage.errors import (
     UsageError,
     plain_words,
 )
+from entourage.hypervisors.attended.descriptor import BACKEND as ATTENDED
 from entourage.hypervisors.backend import Backend, Destination, Elsewhere
 from entourage.hypervisors.base import DomainState, Hypervisor
 from entourage.hypervisors.libvirt.descriptor import BACKEND as LIBVIRT
@@ -25,7 +26,7 @@ from entourage.hypervisors.xen.descriptor import BACKEND as XEN
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
-BUILT_IN = (QEMU, XEN, SAVED, SESSION, LIBVIRT)
+BUILT_IN = (QEMU, XEN, SAVED, ATTENDED, SESSION, LIBVIRT)
 _PATIENCE = 5.0
 """Seconds for a hypervisor that nobody has named to say what domains it has."""
 
@@ -98,6 +99,11 @@ def elsewhere(name: str) -> Elsewhere | None:
         return backend_of(name).elsewhere(name)
     except UsageError:
         return None
+
+
+def unseen(name: str) -> bool:
+    """Whether the domains of the hypervisor of that name may come and go without a record."""
+    return backend_of(name).unseen
 
 
 def in_directory(name: str) -> str:

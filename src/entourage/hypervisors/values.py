@@ -113,6 +113,7 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint: The guest goes on here after it was saved.
         copies: The disks that are copied into the save: the path of each here, by its id.
         sealed: The others must be what they are when it is restored.
+        revert: The machine goes back: it is older than what this host has recorded of it since.
         filters: What memory goes through, in this order; in the other one out of a save.
         far: They go to another host, by sockets that ssh connects to those of the same paths there.
     """
@@ -123,6 +124,7 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: bool = False
     copies: dict[str, str] = {}
     sealed: bool = False
+    revert: bool = False
     filters: tuple[Filter, ...] = ()
     far: bool = False
 

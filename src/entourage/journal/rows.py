@@ -80,7 +80,7 @@ class Decision:
     @property
     def peer_is_a_save(self) -> bool:
         """Whether its other end is the directory of a save: a path, perhaps on another host."""
-        return "/" in self.peer_host
+        return "/" in self.peer_host and "://" not in self.peer_host
 
     @property
     def settled(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -117,6 +117,13 @@ class AgentSettings(_Section, frozen=True):
     """Open an image that both hosts are said to see, and nothing proves it (``shared = "yes"``)."""
 
 
+class AttendSettings(_Section, frozen=True):
+    """How migrations that are another tool's are attended (``entourage attend``)."""
+
+    unattended: Literal["refuse", "allow"] = "refuse"
+    """Whether an attended domain may migrate where a daemon is missing, its devices left behind."""
+
+
 class QemuSettings(_Section, frozen=True):
     """How Entourage's own machines run on this host."""
 
@@ -150,6 +157,7 @@ class Settings(_Section, frozen=True):
     tool: ToolSettings = ToolSettings()
     ssh: SshSettings = SshSettings()
     agent: AgentSettings = AgentSettings()
+    attend: AttendSettings = AttendSettings()
     qemu: QemuSettings = QemuSettings()
     journal: JournalSettings = JournalSettings()
     paths: PathSettings = PathSettings()

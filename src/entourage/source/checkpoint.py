@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Callable
 
 from entourage import messages
-from entourage.errors import EntourageError, Interrupted, MigrationFailed, ours
+from entourage.errors import EntourageError, Interrupted, LinkError, MigrationFailed, ours
 from entourage.source.abort import abort_there, come_back
 from entourage.source.endings import guest_ended
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
 
 _LOOK_AGAIN = 0.1  # seconds
-_NOT_KNOWN = "its target fell silent; whether it is kept shows in the directory"
+_ANSWERS_WITHIN = 10.0  # seconds for a target that was told to give it up
+_NOT_KNOWN = "whether the checkpoint is kept shows in its directory: `entourage saved` there"
 
 
 class Keeping:
@@ -49,8 +50,13 @@ class Keeping:
                 await asyncio.wait({asked}, timeout=_LOOK_AGAIN)
             if not asked.done():
                 await abort_there(self._session)
-            await asked
-            self.done = True
+                await asyncio.wait({asked}, timeout=_ANSWERS_WITHIN)
+            if asked.done():
+                asked.result()
+                self.done = True
+        except LinkError as error:
+            error.message += f"; {_NOT_KNOWN}"
+            self.failed = error
         except Exception as error:  # noqa: BLE001 - told once the guest runs
             why = self._given_up()
             self.failed = Interrupted(f"given up: {why}") if why else ours(error)

@@ -52,7 +52,7 @@ from entourage.source.outcome import await_outcome
 from entourage.source.phases import Phases
 from entourage.source.request import Request
 from entourage.source.role import SourceSide
-from entourage.source.session import Session, open_session
+from entourage.source.session import Opening, Session, open_session
 from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 
@@ -65,11 +65,15 @@ class Migration:
     Args:
         request: What is asked for.
         listener: Takes every event, in order; must return at once.
+        opening: What opens the session; see ``open_session``.
     """
 
-    def __init__(self, request: Request, listener: Listener) -> None:
+    def __init__(
+        self, request: Request, listener: Listener, opening: Opening = open_session
+    ) -> None:
         self.id = uuid.uuid4().hex
         self._request = request
+        self._open_session = opening
         self._settings = request.settings
         self._emit = listener if not testpoints.ON else testpoints.announced(listener)
         self._clock = Clock()
@@ -123,7 +127,7 @@ class Migration:
         request = self._request
         self._opening = asyncio.current_task()
         try:
-            async with open_session(
+            async with self._open_session(
                 self.id,
                 request.domain,
                 request.route,
@@ -131,7 +135,6 @@ class Migration:
                 settings=self._settings,
                 options=request.options,
                 tool=request.tool,
-                checkpoint=request.checkpoint,
                 emit=self._emit,
                 clock=self._clock,
             ) as session:
@@ -204,7 +207,7 @@ class Migration:
             await self._go_back(session, side, error)
         if self._request.dry_run:
             return self._finish("can-move", runs_on=session.source)
-        if self._request.checkpoint:
+        if self._request.options.checkpoint:
             self._keeping = Keeping(session, lambda: self._interrupted)
             problems = await keep(session, side, self._keeping)
             outcome = "clean-up-incomplete" if problems else "saved"

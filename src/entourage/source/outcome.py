@@ -9,6 +9,7 @@ from entourage import messages
 from entourage.errors import InDoubt, LinkError
 from entourage.handover.values import TERMINAL, Connected, Input
 from entourage.hosts.link import Link
+from entourage.hosts.route import host_of
 from entourage.settings.model import Settings
 from entourage.source.role import SourceSide
 from entourage.source.session import Session, another_link
@@ -64,7 +65,13 @@ def _not_answered(session: Session) -> InDoubt:
         f"once {session.target} can be reached: `entourage recover {name}`; if it is off"
         f" for good: `entourage recover {name} --target-is-fenced`"
     )
-    if session.kind != "move":  # its other half is a process of this host
+    if (far := host_of(session.target)) and session.kind != "move":
+        remedy = (
+            f"once {far} can be reached: `entourage recover {name}`; if it is off for good, and"
+            f" nobody has restored that directory, or ever will: `entourage recover {name}"
+            " --target-is-fenced`"
+        )
+    elif session.kind != "move":  # its other half is a process of this host
         remedy = f"see that the save's storage answers, then `entourage recover {name}`"
     return InDoubt(
         f"{session.target} was told {asked} {name} and has not answered since"

@@ -22,7 +22,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         tool: An external migration tool for every class (``--tool``).
         dry_run: TEST only.
         paused: The guest is not to run where it goes, also if it runs here.
-        checkpoint: The guest goes on here, once it is saved.
     """
 
     domain: str
@@ -34,4 +33,3 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tool: str | None = None
     dry_run: bool = False
     paused: bool = False
-    checkpoint: bool = False

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
 
@@ -46,6 +46,26 @@ from entourage.steps import Refusal, Step
 from entourage.version import __version__
 
 Reply = TypeVar("Reply")
+
+
+class Opening(Protocol):
+    """What opens a session, and closes it again: ``open_session``."""
+
+    def __call__(  # noqa: D102 - as there
+        self,
+        migration: str,
+        name: str,
+        route: Route,
+        *,
+        connect: str | None,
+        settings: Settings,
+        options: Options,
+        tool: str | None,
+        emit: Listener,
+        clock: Clock,
+    ) -> contextlib.AbstractAsyncContextManager[Session]: ...
+
+
 _AGAIN_WITHIN = 20.0  # seconds for one attempt to reach the target again
 _MOST_TOLD = 100  # failures of a target that are kept
 _WEAKER = (
@@ -170,6 +190,7 @@ class Session:
                 copies={disk: disks[disk] for disk in self.options.copies},
                 sealed=self.options.sealed,
                 filters=self.options.filters,
+                revert=self.options.revert,
             )
         encrypted = wanted.tls and local is None
         secret = Secret("entourage", secrets.token_bytes(32)) if encrypted else None
@@ -274,7 +295,8 @@ def _local_socket(settings: Settings, migration: str) -> str:
     return str(Path(own_settings(settings).paths.run, f"{migration}.sock"))
 
 
-def _hello(migration: str, source: str, hypervisor: str) -> messages.Hello:
+def hello_of(migration: str, source: str, hypervisor: str) -> messages.Hello:
+    """The first word on a link: who calls, about which migration, and for which hypervisor."""
     return messages.Hello(
         version=__version__,
         protocol=messages.OLDEST,
@@ -315,7 +337,6 @@ async def open_session(
     settings: Settings,
     options: Options,
     tool: str | None,
-    checkpoint: bool = False,
     emit: Listener,
     clock: Clock,
 ) -> AsyncGenerator[Session]:
@@ -329,7 +350,6 @@ async def open_session(
         settings: This host's.
         options: What the user asked for, of devices.
         tool: An external tool for every class.
-        checkpoint: The domain goes on here, once it is saved.
         emit: Takes the events.
         clock: The migration's.
 
@@ -360,7 +380,7 @@ async def open_session(
             machine = machine.saving or machine
         stack.push_async_callback(machine.close)
         reached = await stack.enter_async_context(
-            _reached(route, there, _hello(migration, source, there), settings, clock)
+            _reached(route, there, hello_of(migration, source, there), settings, clock)
         )
         link, welcome, there = reached
         if welcome.journal == journal.uuid:
@@ -369,7 +389,7 @@ async def open_session(
             )
         yield Session(
             migration=migration,
-            kind="checkpoint" if checkpoint else _kind(hypervisor.name, there),
+            kind="checkpoint" if options.checkpoint else _kind(hypervisor.name, there),
             host=socket.gethostname(),
             source=source,
             target=target,
@@ -416,7 +436,7 @@ async def _reached(
 async def another_link(session: Session) -> AsyncGenerator[Session]:
     """The same session with a new link, after the old one was lost."""
     async with agent_link(session.target, session.hypervisor_there, session.settings) as link:
-        hello = _hello(session.migration, session.source, session.hypervisor_there)
+        hello = hello_of(session.migration, session.source, session.hypervisor_there)
         patience = max(_AGAIN_WITHIN, session.settings.migration.link_silence)
         try:
             async with asyncio.timeout(patience):

@@ -46,7 +46,7 @@ from entourage.hosts.frames import Notice
 from entourage.hosts.link import Link
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Hypervisor, Incoming, Plan, Ticket
-from entourage.hypervisors.registry import elsewhere, open_hypervisor, start_command
+from entourage.hypervisors.registry import elsewhere, open_hypervisor, start_command, unseen
 from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal, MigrationLedger
 from entourage.journal.lock import domain_lock
@@ -69,6 +69,10 @@ _IDLES_FOR = 300.0
 """Seconds that a link may last on which nothing is asked, and no migration is."""
 
 
+async def _nothing() -> None:
+    """Somebody else serves the link."""
+
+
 class Agent:
     """The target's half of a migration, for one link.
 
@@ -77,10 +81,19 @@ class Agent:
         settings: This host's.
         journal: This host's.
         caller: What is known of the source before it says anything.
+        hypervisor: The only one that may be asked for; None: any that the settings allow.
     """
 
-    def __init__(self, link: Link, settings: Settings, journal: Journal, caller: Caller) -> None:
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        journal: Journal,
+        caller: Caller,
+        hypervisor: Hypervisor | None = None,
+    ) -> None:
         self._link = link
+        self._only = hypervisor
         self._caller = caller
         self._checks = Checks(settings, proxy=caller.proxy, local=caller.local)
         self._settings = settings
@@ -116,9 +129,13 @@ class Agent:
         link.on(messages.BYE, self._on_bye)
         link.on(messages.HANDOVER, self._on_handover)
 
-    async def run(self) -> None:
-        """Serve until the link ends; then undo what was made, unless GO was said."""
-        serving = asyncio.create_task(self._link.serve())
+    async def run(self, *, served: bool = False) -> None:
+        """Serve until the link ends; then undo what was made, unless GO was said.
+
+        Args:
+            served: Somebody else serves the link already.
+        """
+        serving = asyncio.create_task(_nothing() if served else self._link.serve())
         lost = asyncio.create_task(self._link.lost())
         asked = asyncio.create_task(self._asked_to_end.wait())
         idle = asyncio.create_task(self._idle())
@@ -179,7 +196,9 @@ class Agent:
         if self._hello is not None and hello != self._hello:
             raise UsageError("one link is about one migration")
         self._caller.check(hello.source, hello.hypervisor, self._settings.agent, self._host)
-        self._hypervisor = open_hypervisor(self._settings, hello.hypervisor)
+        if self._only is not None and hello.hypervisor != self._only.name:
+            raise UsageError(f"this link is about a domain of {self._only.name!r}")
+        self._hypervisor = self._only or open_hypervisor(self._settings, hello.hypervisor)
         self._hello = hello
         if there := elsewhere(hello.hypervisor):
             self._host = there.name
@@ -243,7 +262,8 @@ class Agent:
         uuid = opening.domain.uuid
         if self._opening or self._side is not None or hello is None or uuid is None:
             raise UsageError("one agent opens one migration, of a domain with a UUID")
-        if opening.plane.local is not None and not self._caller.local:
+        local = opening.plane.local
+        if local is not None and not self._caller.local:
             raise UsageError("memory comes by a socket of this host for its own processes only")
         self._opening = True  # the next one may come while this one is looked at
         await self._way.close()  # its ports may be the only ones
@@ -271,7 +291,13 @@ class Agent:
             role=Role.TARGET,
             domain=uuid,
             name=name,
-            generation=arrival_generation(self._journal, uuid, opening.generation),
+            generation=arrival_generation(
+                self._journal,
+                uuid,
+                opening.generation,
+                # What its user has it go back to is older than what stands here.
+                unseen=unseen(hypervisor.name) or (local is not None and local.revert),
+            ),
             record=Record.OPEN,
             peer_host=hello.source,
             peer_journal=opening.source_journal,

@@ -85,7 +85,7 @@ async def test_a_checkpoint_copies_what_its_guest_writes(
 ) -> None:
     known(monkeypatch, "qemu")
     request = await save_request(settings, "web1", f"{tmp_path}/x", checkpoint=True)
-    assert (request.live, request.checkpoint) == (True, True)
+    assert (request.live, request.options.checkpoint) == (True, True)
     assert request.options.disks == {"disk0": f"{tmp_path}/x/disks/disk0"}
     assert request.options.copies == {"disk0"}
     assert (request.options.sealed, request.options.keep_source_disks) == (True, True)

@@ -28,7 +28,7 @@ from entourage.settings.domainfile import domain_from_toml
 DOCS = Path(__file__).parents[3] / "docs"
 COMMANDS = (
     *("migrate", "check", "start", "list", "show", "console", "stop"),
-    *("status", "recover", "agent", "save", "restore", "saved"),
+    *("status", "recover", "agent", "attend", "save", "restore", "saved"),
 )
 UUID = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11"
 GONE = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d12"

@@ -12,7 +12,7 @@ import pytest
 
 from entourage.errors import HypervisorError, UsageError
 from entourage.hosts import filters
-from entourage.hosts.filters import COMPRESS, ENCRYPT, Filter, Pipeline, absolute, check
+from entourage.hosts.filters import COMPRESS, ENCRYPT, Filter, Pipeline, absolute, check, check_key
 
 DATA = os.urandom(1 << 20) + bytes(4 << 20)
 has_age = pytest.mark.skipif(shutil.which("age") is None, reason="there is no age")
@@ -58,6 +58,10 @@ async def test_recipients_may_be_in_a_file(tmp_path: Path) -> None:
     await through([Filter(ENCRYPT, str(tmp_path / "all")).there()], plain, saved)
     await through([Filter(ENCRYPT, str(key)).back()], saved, again)
     assert again.read_bytes() == DATA
+    check_key(Filter(ENCRYPT, str(key)), saved)
+    keygen(tmp_path / "other")
+    with pytest.raises(UsageError, match="does not decrypt"):
+        check_key(Filter(ENCRYPT, str(tmp_path / "other")), saved)
 
 
 async def test_what_cannot_be_run_is_told(tmp_path: Path) -> None:

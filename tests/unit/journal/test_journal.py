@@ -149,6 +149,16 @@ def test_an_old_generation_is_refused(journal: Journal, generation: int) -> None
         journal.begin(replace(OPEN, migration="m-2", generation=generation))
 
 
+def test_a_domain_that_came_to_its_source_unattended(journal: Journal) -> None:
+    """Its source has counted fewer migrations than this host."""
+    journal.begin(OPEN)
+    come(journal)
+    said = OPEN.generation
+    assert arrival_generation(journal, "d-1", said) == said
+    assert arrival_generation(journal, "d-1", said, unseen=True) == said + 1
+    assert arrival_generation(journal, "d-1", said + 5, unseen=True) == said + 5
+
+
 def test_what_never_came_is_only_a_claim(journal: Journal) -> None:
     """A stranger who opens a migration of any generation keeps no domain away, or here."""
     journal.begin(replace(OPEN, generation=1 << 52))

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree as ET
 
+from entourage.hypervisors.libvirt.attending import without_object
 from entourage.hypervisors.libvirt.bootfiles import about
 from entourage.hypervisors.libvirt.connection import RefusedError, ask, phases
 from entourage.hypervisors.libvirt.constants import XML_INACTIVE, XML_MIGRATABLE, Flag
@@ -24,7 +25,7 @@ _VERSION = re.compile("[0-9]{1,12}")
 async def facts(handle: Handle) -> Mapping[str, str]:
     """Versions, what the machine is made of, the CPU, the XML, digests of the boot files."""
     raw = handle.connection.raw
-    text: str = await ask(handle.raw.XMLDesc, XML_MIGRATABLE)
+    text = without_object(await ask(handle.raw.XMLDesc, XML_MIGRATABLE))
     xml = parse(text)
     kind, cpu = xml.find("os/type"), xml.find("cpu")
     found = {

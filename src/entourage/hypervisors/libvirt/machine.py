@@ -31,7 +31,7 @@ from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
 from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
-from entourage.hypervisors.libvirt import looks, tls, volumes
+from entourage.hypervisors.libvirt import attending, looks, tls, volumes
 from entourage.hypervisors.libvirt.announcing import SourceAnnouncing
 from entourage.hypervisors.libvirt.checkpoints import Checkpoint, checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call, phases
@@ -248,12 +248,15 @@ class LibvirtMachine(MachineSeams):
         if differs(self.domain, target):
             moved, lookups = (self.domain, target), lookups_of(handle.connection)
             running = await ask(handle.raw.XMLDesc, XML_SECURE | XML_MIGRATABLE)
+            running = attending.without_object(running)
             parameters[Parameter.DEST_XML] = await ask(retarget, running, *moved, lookups)
             if not handle.transient:
                 kept = await ask(handle.raw.XMLDesc, XML_SECURE | XML_INACTIVE | XML_MIGRATABLE)
                 parameters[Parameter.PERSIST_XML] = await ask(retarget, kept, *moved, lookups)
         autostart, checkpoints = await ask(_beside, handle)
+        await attending.withdraw(handle.raw)
         xml, cookie = await self._job.begin(handle, parameters, flags)
+        xml = attending.without_object(xml)
         parameters[Parameter.DEST_XML] = unthreaded(xml, disks.names, self._qemu_there)
         plan = LibvirtPlan(
             xml=xml,

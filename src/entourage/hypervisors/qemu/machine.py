@@ -62,6 +62,7 @@ _HARDLY_THROTTLED = {
     "throttle-trigger-threshold": 100,
 }
 _THROTTLED = {"max-cpu-throttle": 99, "throttle-trigger-threshold": 50}
+_SAYS_WITHIN = 1.0  # seconds for a program that memory goes through to say why it has ended
 _DEFAULTS = {**_THROTTLED, "cpu-throttle-initial": 20, "cpu-throttle-increment": 10}
 
 
@@ -131,11 +132,13 @@ class QemuMachine(MachineSeams):
     async def close(self) -> None:
         """Let go of the machine without changing it."""
         await self._tidied()
-        for way in self._passed_on:
-            await way.end()
-        await self._handle.close()
-        if self._deadman is not None:
-            self._deadman.close()
+        try:
+            for way in self._passed_on:
+                await way.end()
+        finally:
+            await self._handle.close()
+            if self._deadman is not None:
+                self._deadman.close()
 
     async def facts(self) -> Mapping[str, str]:
         """QEMU's version, digests of the boot files; with KVM the CPU's flags."""
@@ -289,7 +292,11 @@ class QemuMachine(MachineSeams):
 
     async def landed(self) -> bytes:
         """Wait until the source says that all has been sent and taken."""
-        await self._outgoing.reach("completed")
+        try:
+            await self._outgoing.reach("completed")
+        except HypervisorError:
+            await self._explained()
+            raise
         try:
             for way in self._passed_on:
                 await way.finished()
@@ -298,6 +305,17 @@ class QemuMachine(MachineSeams):
                 f"memory cannot be sent: {plain_words(error)}", remedy=what_to_do(error)
             ) from error
         return b""
+
+    async def _explained(self) -> None:
+        """Where a program on memory's way has failed: that is the reason, and QEMU does not know.
+
+        Raises:
+            HypervisorError: One has.
+        """
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_SAYS_WITHIN):
+                for way in self._passed_on:
+                    await way.finished()
 
     async def disarm_deadman(self) -> None:
         """GO may be sent next: from when this returns, nothing resumes the guest by itself."""

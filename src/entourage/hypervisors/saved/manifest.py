@@ -340,7 +340,7 @@ async def sealed(disk: Block) -> list[Seal]:
 
 def _sealed(disk: Block, path: str) -> Seal:
     try:
-        status = os.stat(path)  # noqa: PTH116 - a path of the domain's
+        status = _seen(path)
     except OSError as error:
         raise HypervisorError(
             plain_words(error), device=disk.label, remedy=what_to_do(error)
@@ -352,10 +352,19 @@ def _sealed(disk: Block, path: str) -> Seal:
     return Seal(device=disk.label, path=path, size=status.st_size, modified=status.st_mtime_ns)
 
 
+def _seen(path: str) -> os.stat_result:
+    """What a file is: opened for it, since a network's file system tells from memory otherwise."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.fstat(handle)
+    finally:
+        os.close(handle)
+
+
 def changed(seal: Seal) -> str:
     """What has become of a disk since; empty where it is what it was. Blocks."""
     try:
-        now = os.stat(seal.path)  # noqa: PTH116 - as above
+        now = _seen(seal.path)
     except OSError as error:
         return plain_words(error)
     if (now.st_size, now.st_mtime_ns) != (seal.size, seal.modified):

@@ -1,0 +1,247 @@
+"""The private bus of one domain: its QEMU is the only client, and this process the only helper.
+
+QEMU's ``dbus-vmstate`` object connects here, and calls ``Save`` once its guest has stopped on the
+source, and ``Load`` on the target before its guest may run. A bus of its own for each domain means
+that no QEMU can speak to another's helper; ``dbus-daemon`` has no part in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from pathlib import Path
+from typing import Final, Protocol
+
+from entourage.attend import wire
+from entourage.errors import EntourageError, HypervisorError
+from entourage.hosts.local import listening_here
+from entourage.hypervisors.attended.switchover import ID, MOST_STATE
+
+_INTERFACE: Final = "org.qemu.VMState1"
+_OBJECT: Final = "/org/qemu/VMState1"
+_BUS: Final = "org.freedesktop.DBus"
+_BUS_OBJECT: Final = "/org/freedesktop/DBus"
+_HELPER, _CLIENT = ":1.0", ":1.1"
+_RUNS_ALREADY: Final = (2).to_bytes(4, "little")
+_FAILED: Final = "org.freedesktop.DBus.Error.Failed"
+_UNKNOWN: Final = "org.freedesktop.DBus.Error.UnknownMethod"
+_NO_NAME: Final = "org.freedesktop.DBus.Error.NameHasNoOwner"
+_LINE: Final = 1024  # bytes, of the authentication
+_LINES: Final = 16
+_MOST_CLIENTS: Final = 4
+
+
+class Helper(Protocol):
+    """Whoever takes a domain's state out of its QEMU, and puts it in."""
+
+    def check_expected(self) -> None:
+        """QEMU wants to know who has state: it writes, or has read, a stream.
+
+        Raises:
+            EntourageError: Not one that we know of, as where the domain is being saved into a file.
+                QEMU then gives up, on the source before it has written anything of it.
+        """
+        ...
+
+    async def save(self) -> bytes:
+        """The guest has stopped: what is to stand in QEMU's stream.
+
+        Raises:
+            EntourageError: The migration is refused; QEMU's target then fails to load.
+        """
+        ...
+
+    async def load(self, state: bytes) -> None:
+        """What stood there arrived; returns once the guest may run.
+
+        Raises:
+            EntourageError: It may not.
+        """
+        ...
+
+    def connected(self) -> None:
+        """A QEMU is on the bus."""
+        ...
+
+    def gone(self) -> None:
+        """It went away, or its object was removed."""
+        ...
+
+
+class Bus:
+    """The bus of one domain.
+
+    Args:
+        path: Of its socket.
+        helper: Who is called.
+        owner: The user whom QEMU runs as, by number: no other but root may connect.
+    """
+
+    def __init__(self, path: Path, helper: Helper, owner: int) -> None:
+        self._path = path
+        self._helper = helper
+        self._owner = owner
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Listen; what an earlier process has left at the socket's path is replaced.
+
+        Raises:
+            HypervisorError: It cannot be made.
+        """
+        if self._server is not None:
+            return
+        listening = listening_here(self._path, self._owner)
+        self._server = await asyncio.start_unix_server(self._on_client, sock=listening)
+
+    async def close(self) -> None:
+        """Close it, and let go of who is on it: a call that waits then fails in QEMU."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for task in self._clients:
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= _MOST_CLIENTS:
+            writer.close()
+            return
+        task = asyncio.get_running_loop().create_task(converse(self._helper, reader, writer))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+
+async def converse(
+    helper: Helper, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Serve one client until it goes away, or says what no QEMU says.
+
+    Args:
+        helper: Who is called.
+        reader: What the client says.
+        writer: What it is told; closed at the end.
+    """
+    try:
+        await _authenticate(reader, writer)
+        await _Conversation(helper, reader, writer).run()
+    except (OSError, wire.WireError, asyncio.IncompleteReadError):
+        pass  # it went away, or is no QEMU
+    finally:
+        writer.close()
+
+
+async def _authenticate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Let in whoever could open the socket: its owner and mode are the check."""
+    if await reader.readexactly(1) != b"\0":
+        raise wire.WireError("no client of D-Bus")
+    for _ in range(_LINES):
+        try:
+            line = await reader.readuntil(b"\n")
+        except asyncio.LimitOverrunError as error:
+            raise wire.WireError("no client of D-Bus") from error
+        if len(line) > _LINE:
+            raise wire.WireError("no client of D-Bus")
+        match line.split():
+            case [b"AUTH", b"EXTERNAL", _] | [b"DATA", *_]:
+                writer.write(f"OK {secrets.token_hex(16)}\r\n".encode())
+            case [b"AUTH", b"EXTERNAL"]:
+                writer.write(b"DATA\r\n")
+            case [b"AUTH", *_]:
+                writer.write(b"REJECTED EXTERNAL\r\n")
+            case [b"BEGIN"]:
+                return
+            case _:
+                writer.write(b"ERROR\r\n")
+    raise wire.WireError("no client of D-Bus")
+
+
+class _Conversation:
+    """What one QEMU says; calls of its own run one after the other, as it makes them."""
+
+    def __init__(
+        self, helper: Helper, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._helper = helper
+        self._reader = reader
+        self._writer = writer
+        self._serial = 0
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Answer until it goes away."""
+        self._helper.connected()
+        try:
+            while True:
+                fixed = await self._reader.readexactly(wire.FIXED)
+                rest = await self._reader.readexactly(wire.length_of(fixed))
+                message = wire.parse(fixed + rest)
+                if message.kind != wire.CALL:
+                    continue
+                if self._calls:
+                    raise wire.WireError("a call before the last one was answered")
+                if message.member in {"Save", "Load"}:  # meanwhile it is seen to go away
+                    task = asyncio.create_task(self._answer(message))
+                    self._calls.add(task)
+                    task.add_done_callback(self._calls.discard)
+                else:
+                    await self._answer(message)
+        finally:
+            for task in self._calls:
+                task.cancel()
+            self._helper.gone()
+
+    async def _answer(self, call: wire.Message) -> None:
+        self._serial += 1
+        try:
+            signature, body = await self._do(call)
+            said = wire.reply(call, self._serial, signature, body)
+        except EntourageError as error:
+            said = wire.fault(call, self._serial, _FAILED, str(error))
+        except KeyError:
+            said = wire.fault(call, self._serial, _NO_NAME, "nobody has that name")
+        except NotImplementedError:
+            said = wire.fault(call, self._serial, _UNKNOWN, f"no {call.member} here")
+        if not call.flags & wire.NO_REPLY:
+            self._writer.write(said)
+            await self._writer.drain()
+
+    async def _do(self, call: wire.Message) -> tuple[str, bytes]:
+        match call.interface, call.member:
+            case ("org.freedesktop.DBus", "Hello"):
+                return "s", wire.text(_CLIENT)
+            case ("org.freedesktop.DBus", "AddMatch" | "RemoveMatch"):
+                return "", b""
+            case ("org.freedesktop.DBus", "ListQueuedOwners"):
+                _owner(call.text())
+                self._helper.check_expected()
+                return "as", wire.texts([_HELPER])
+            case ("org.freedesktop.DBus", "GetNameOwner"):
+                return "s", wire.text(_owner(call.text()))
+            case ("org.freedesktop.DBus", "StartServiceByName"):
+                _owner(call.text())
+                return "u", _RUNS_ALREADY
+            case ("org.freedesktop.DBus.Properties", "GetAll") if call.path == _BUS_OBJECT:
+                return "a{sv}", wire.properties({})
+            case ("org.freedesktop.DBus.Properties", "GetAll") if call.path == _OBJECT:
+                return "a{sv}", wire.properties({"Id": ID})
+            case ("org.qemu.VMState1", "Save") if call.path == _OBJECT:
+                return "ay", wire.blob(await self._helper.save())
+            case ("org.qemu.VMState1", "Load") if call.path == _OBJECT:
+                state = call.data()
+                if len(state) > MOST_STATE:
+                    raise HypervisorError("what was loaded is no state of Entourage's")
+                await self._helper.load(state)
+                return "", b""
+            case _:
+                raise NotImplementedError
+
+
+def _owner(name: str) -> str:
+    """Whose a name is; raises KeyError where it is nobody's."""
+    return {_BUS: _BUS, _HELPER: _HELPER, _INTERFACE: _HELPER}[name]

@@ -1,0 +1,100 @@
+#!/usr/bin/python3 -IS
+"""libvirt's hook: asks the daemon of this host before a domain may come.
+
+``/etc/libvirt/hooks/qemu.d/entourage`` is this file. It is called for each domain and each of its
+operations, and libvirt waits for it: so it imports nothing but Python's own, does nothing for a
+domain that is not attended, and never calls libvirt.
+"""
+
+import os
+import sys
+
+_MARK = b"urn:entourage:attend"
+_OBJECT = b"dbus-vmstate,id=entourage-attend,"
+_SOCKET = "/run/entourage/attend/control"
+_SETTINGS = "/etc/entourage/entourage.toml"
+_OPERATIONS = frozenset({"migrate", "restore", "stopped", "release"})
+_TOLD_WITHIN = 1.0  # seconds, of what nobody waits for
+
+
+def main(words: list[str]) -> int:
+    """Answer libvirt; returns the exit status: another than 0 refuses the migration.
+
+    Args:
+        words: The domain's name, the operation, the sub-operation and a dash.
+    """
+    if len(words) < 3 or words[1] not in _OPERATIONS:  # noqa: PLR2004 - see hooks.html of libvirt
+        return 0
+    xml = sys.stdin.buffer.read()
+    if _MARK not in xml and _OBJECT not in xml:
+        return 0
+    begins = words[1:3] == ["migrate", "begin"]
+    restores = words[1] == "restore"  # what was saved has no state of ours in it
+    without = _without_object(xml) if (begins or restores) and _OBJECT in xml else xml
+    answer: dict[str, str] = {}
+    try:
+        if _MARK in xml and not restores:
+            answer = _asked(words[:3], without, None if begins else _TOLD_WITHIN)
+    except (OSError, ValueError) as error:
+        if begins and not _may_go_alone(words[0], error):
+            return 1
+    if why_not := answer.get("refuse"):
+        print(f"entourage: {why_not}", file=sys.stderr)  # noqa: T201 - libvirt shows it
+        return 1
+    sys.stdout.write(answer.get("xml") or (without.decode() if without != xml else ""))
+    return 0
+
+
+def _without_object(xml: bytes) -> bytes:
+    """The XML without QEMU's object of an earlier arrival: its bus was on another host."""
+    import re  # noqa: PLC0415 - not for domains that never were attended
+
+    ours = rb"<qemu:arg value=(['\"])-object\1/>\s*<qemu:arg value=(['\"])" + _OBJECT
+    return re.sub(ours + rb"[^'\"]*\2/>\s*", b"", xml)
+
+
+def _asked(words: list[str], xml: bytes, patience: float | None) -> dict[str, str]:
+    """What the daemon says."""
+    import json  # noqa: PLC0415 - not for domains that are not attended
+    import socket  # noqa: PLC0415 - same
+
+    run = os.environ.get("ENTOURAGE_RUN_DIR")
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.settimeout(patience)
+        daemon.connect(f"{run}/attend/control" if run else _SOCKET)
+        daemon.sendall(json.dumps({"hook": words, "xml": xml.decode()}).encode() + b"\n")
+        with daemon.makefile("rb") as answer:
+            said: dict[str, str] | None = json.loads(answer.readline() or b"null")
+    if said is None:
+        raise ValueError("it went away")
+    return said
+
+
+def _may_go_alone(name: str, error: Exception) -> bool:
+    """Whether a domain may leave its devices behind, as the settings say; else that is told."""
+    allowed = "refuse"
+    try:
+        import tomllib  # noqa: PLC0415 - only here
+
+        with open(os.environ.get("ENTOURAGE_CONFIG", _SETTINGS), "rb") as file:  # noqa: PTH123
+            allowed = tomllib.load(file).get("attend", {}).get("unattended", "refuse")
+    except (ImportError, OSError, ValueError, AttributeError):
+        pass  # then it is as nobody had said anything
+    if allowed == "allow":
+        return True
+    print(  # noqa: T201 - libvirt shows it
+        f"entourage: {name} has devices that Entourage must bring, and its daemon does not answer"
+        f" on this host ({error}): start it there (systemctl start entourage-attend), or set"
+        ' attend.unattended = "allow" in its settings to leave these devices behind',
+        file=sys.stderr,
+    )
+    return False
+
+
+def command() -> None:
+    """The program."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()

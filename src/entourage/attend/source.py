@@ -1,0 +1,222 @@
+"""An attended migration from this host: the same as any of ours, but for who drives its machine."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import socket
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+
+import msgspec
+
+from entourage.attend.attended import Attended
+from entourage.attend.shown import LastTry
+from entourage.attend.words import ENDED, Begin, Ended
+from entourage.clock import Clock
+from entourage.devices.base import Options
+from entourage.domain import Domain
+from entourage.errors import (
+    DomainBusy,
+    EntourageError,
+    LinkLost,
+    MigrationFailed,
+    Refused,
+    UsageError,
+    ours,
+)
+from entourage.events import AnyEvent, Finished, Listener
+from entourage.hosts.link import Link
+from entourage.hosts.route import Route
+from entourage.hypervisors.attended.machine import AttendedMachine
+from entourage.hypervisors.attended.switchover import PATIENCE, SourceSwitchover
+from entourage.hypervisors.attended.toolstack import Shown, Toolstack
+from entourage.journal.journal import Journal
+from entourage.journal.lock import domain_lock
+from entourage.settings.model import ConvergenceStage, Settings
+from entourage.source.migration import Migration
+from entourage.source.request import Request
+from entourage.source.session import Session, greet, hello_of
+
+_NEVER = 86400.0 * 365
+_THEIRS = (ConvergenceStage(after=_NEVER, downtime_limit=1.0),)
+"""How pre-copy converges is the business of whoever drives it."""
+
+
+def attended_settings(settings: Settings) -> Settings:
+    """The settings of a migration that somebody else drives."""
+    migration = msgspec.structs.replace(
+        settings.migration,
+        max_blackout=min(settings.migration.max_blackout, PATIENCE),
+        convergence=_THEIRS,
+    )
+    return msgspec.structs.replace(settings, migration=migration)
+
+
+class Departure:
+    """One attended migration from this host.
+
+    Args:
+        attended: The domain.
+        begin: What the target has asked.
+        link: To the target, which has opened it.
+        toolstack: This host's.
+        hypervisor: The name of the attended hypervisor, on both hosts.
+        settings: This host's.
+        listening: Makes what takes the events, of the domain's UUID and name.
+
+    Raises:
+        UsageError: It is another migration than this host knows of.
+        DomainBusy: One is under way.
+    """
+
+    def __init__(
+        self,
+        attended: Attended | None,
+        begin: Begin,
+        link: Link,
+        *,
+        toolstack: Toolstack,
+        hypervisor: str,
+        settings: Settings,
+        listening: Callable[[str, str], Listener],
+    ) -> None:
+        if attended is None or attended.domain is None or begin.nonce not in attended.nonces:
+            raise UsageError(
+                "this host does not attend that migration",
+                remedy=f"`entourage attend --check` on {socket.gethostname()} says what it attends",
+            )
+        if attended.busy:
+            raise DomainBusy(f"another migration of {attended.domain.name} is under way")
+        self._attended = attended
+        self._domain = attended.domain
+        self._target = begin.target
+        self._link = link
+        self._toolstack = toolstack
+        self._hypervisor = hypervisor
+        self._settings = attended_settings(settings)
+        self._emit = listening(attended.uuid, attended.domain.name)
+        self._finished: Finished | None = None
+        attended.source = self._switchover = SourceSwitchover(begin.nonce)
+        self._migration: Migration | None = None
+
+    def interrupt(self) -> bool:
+        """The daemon is stopped: go back; returns False where the hand-over has begun."""
+        return self._migration is not None and self._migration.interrupt("the daemon is stopped")
+
+    async def run(self) -> None:
+        """Take its devices along; what became of it is in ``attended.last``."""
+        request = Request(
+            domain=self._domain.name, route=Route(host=self._target), settings=self._settings
+        )
+        failed: EntourageError | None = None
+        try:
+            self._migration = Migration(request, self._listen, self._opening)
+            await self._migration.run()
+        except EntourageError as error:
+            failed = error
+        except Exception as error:  # noqa: BLE001 - a bug of one migration's must not end the others
+            failed = ours(error)
+        finally:
+            self._switchover.refuse("its devices are not attended any more")
+            self._attended.source = None
+            self._attended.nonces = ("", self._attended.nonce)  # the next one has another
+        self._attended.last = self._last(failed)
+        if failed is not None:
+            refusals = failed.refusals if isinstance(failed, Refused) else ()
+            ended = Ended(message=_where(failed), remedy=failed.remedy, refusals=refusals)
+            with contextlib.suppress(LinkLost):
+                self._link.tell(ENDED, ended)
+
+    def _listen(self, event: AnyEvent) -> None:
+        if isinstance(event, Finished):
+            self._finished = event
+        self._emit(event)
+
+    def _last(self, failed: EntourageError | None) -> LastTry:
+        finished = self._finished
+        outcome = finished.outcome if finished is not None else "failed"
+        if isinstance(failed, MigrationFailed) and failed.recovery_errors:
+            failed.message = "; ".join([failed.message, *failed.recovery_errors])
+        return LastTry(
+            target=self._target,
+            ended=dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+            outcome=outcome,
+            message=_where(failed) if failed else "",
+            remedy=failed.remedy if failed else "",
+            refusals=failed.refusals if isinstance(failed, Refused) else (),
+            blackout=finished.blackout if finished is not None else None,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _opening(
+        self,
+        migration: str,
+        name: str,
+        route: Route,  # noqa: ARG002 - the target has opened the link
+        *,
+        connect: str | None,  # noqa: ARG002 - the domain is known
+        settings: Settings,
+        options: Options,
+        tool: str | None,
+        emit: Listener,
+        clock: Clock,
+    ) -> AsyncGenerator[Session]:
+        """As ``open_session``, of a domain that is attended."""
+        host, target, uuid = socket.gethostname(), self._target, self._attended.uuid
+        async with contextlib.AsyncExitStack() as stack:
+            journal = stack.enter_context(
+                Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal)
+            )
+            lock = stack.enter_context(
+                domain_lock(Path(settings.paths.run), uuid, f"migrates {name} to {target}")
+            )
+            machine = await self._machine(self._domain)
+            stack.push_async_callback(machine.close)
+            hello = hello_of(migration, host, self._hypervisor)
+            welcome = await greet(self._link, clock, hello)
+            if welcome.journal == journal.uuid:
+                raise UsageError(f"{target} is this host")
+            yield Session(
+                migration=migration,
+                kind="move",
+                host=host,
+                source=host,
+                target=target,
+                hypervisor=self._hypervisor,
+                hypervisor_there=self._hypervisor,
+                settings=settings,
+                options=options,
+                tool=tool,
+                machine=machine,
+                journal=journal,
+                lock=lock,
+                link=self._link,
+                welcome=welcome,
+                clock=clock,
+                emit=emit,
+                held=stack,
+            )
+
+    async def _machine(self, domain: Domain) -> AttendedMachine:
+        uuid = self._attended.uuid
+        watch = await self._toolstack.watch(uuid)
+        try:
+            shown = await self._toolstack.shown(uuid)
+        except BaseException:
+            await watch.close()
+            raise
+        return AttendedMachine(
+            self._toolstack,
+            domain,
+            was_running=shown is not Shown.PAUSED,
+            switchover=self._switchover,
+            socket=str(self._attended.path),
+            watch=watch,
+        )
+
+
+def _where(error: EntourageError) -> str:
+    """What happened, to what, without the remedy."""
+    where = " on ".join(part for part in (error.device, error.host) if part)
+    return f"{where}: {error.message}" if where else error.message

@@ -1,0 +1,1 @@
+"""Machines whose migration somebody else drives, as ``virsh migrate``."""

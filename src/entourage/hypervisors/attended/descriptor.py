@@ -1,0 +1,59 @@
+"""What the backend of attended migrations says of itself.
+
+It is called ``attended:`` and the toolstack's own name, ``attended:qemu:///system``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from entourage.errors import UsageError
+from entourage.hypervisors.backend import Backend
+
+if TYPE_CHECKING:
+    from entourage.hypervisors.attended.toolstack import Toolstack
+    from entourage.hypervisors.base import Hypervisor
+    from entourage.settings.model import Settings
+
+_SCHEME = "attended:"
+LIBVIRT = "qemu:///system"
+
+
+def attended_name(toolstack: str) -> str:
+    """The name of the hypervisor that a toolstack's attended domains are."""
+    return f"{_SCHEME}{toolstack}"
+
+
+def open_toolstack(settings: Settings, name: str) -> Toolstack:
+    """The toolstack of that name on this host.
+
+    Raises:
+        UsageError: There is none that can be attended.
+    """
+    del settings  # another one may need them
+    if name == LIBVIRT:
+        from entourage.hypervisors.libvirt.toolstack import LibvirtToolstack  # noqa: PLC0415
+
+        return LibvirtToolstack(name)
+    raise UsageError(
+        f"migrations of {name!r} cannot be attended", remedy=f"only those of {LIBVIRT}"
+    )
+
+
+def _open(settings: Settings, name: str) -> Hypervisor:
+    from entourage.hypervisors.attended.hypervisor import AttendedHypervisor  # noqa: PLC0415
+
+    return AttendedHypervisor(name, open_toolstack(settings, name.removeprefix(_SCHEME)))
+
+
+BACKEND = Backend(
+    kind="attended migrations",
+    names=f"{_SCHEME}{LIBVIRT}",
+    usual=attended_name(LIBVIRT),
+    answers_to=lambda name: name.startswith(_SCHEME),
+    is_here=lambda: False,  # its domains are the toolstack's
+    unseen=True,
+    open=_open,
+    start_command=lambda _name, domain: f"entourage start {domain}",
+    same_as=lambda name: name.removeprefix(_SCHEME),
+)

@@ -1,0 +1,141 @@
+"""Where a migration of ours meets the calls of QEMU's ``dbus-vmstate``: one object on each host.
+
+The object on the source waits in ``save`` and the one on the target in ``load``, both called by the
+domain's QEMU while its guest stands still; the machine's two halves call the other methods. QEMU
+gives such a call up after 25 seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from entourage.errors import HypervisorError
+
+ID: Final = "entourage"
+"""How the helper is called in the ``id-list`` of QEMU's object."""
+MOST_STATE: Final = 4096
+"""Bytes of QEMU's stream that are ours: only what tells one migration from another."""
+PATIENCE: Final = 20.0
+"""Seconds that a guest may stand still at most, whatever the settings allow: QEMU waits for 25."""
+_MARK = b"entourage attend 1 "
+
+
+def state_of(nonce: str) -> bytes:
+    """What goes through QEMU's stream."""
+    return _MARK + nonce.encode()
+
+
+class SourceSwitchover:
+    """The switchover on the source.
+
+    Args:
+        nonce: What tells this migration from others.
+
+    Attributes:
+        saved_at: When QEMU has called Save, in ns of the monotonic clock; 0 where it has not.
+    """
+
+    def __init__(self, nonce: str) -> None:
+        self.saved_at = 0
+        self._nonce = nonce
+        self._ready = False
+        self._why_not = ""
+        self._saved = asyncio.Event()
+        self._answered = asyncio.Event()
+
+    def check(self) -> None:
+        """See that QEMU may ask for our state; raises HypervisorError where it may not."""
+        if self._why_not:
+            raise HypervisorError(self._why_not)
+        if not self._ready:
+            raise HypervisorError("its devices are not prepared: the target has not asked for them")
+
+    async def save(self) -> bytes:
+        """QEMU asks for our state: its guest has stopped.
+
+        Raises:
+            HypervisorError: The migration is refused.
+        """
+        self.check()
+        self.saved_at = time.monotonic_ns()
+        self._saved.set()
+        await self._answered.wait()
+        if self._why_not:
+            raise HypervisorError(self._why_not)
+        return state_of(self._nonce)
+
+    def ready(self) -> None:
+        """Every device is prepared: the guest may stop from now on."""
+        self._ready = True
+
+    async def saved(self) -> int:
+        """Wait for QEMU's Save; that moment, in ns of the monotonic clock."""
+        await self._saved.wait()
+        return self.saved_at
+
+    def go_on(self) -> None:
+        """Let QEMU send the rest."""
+        self._answered.set()
+
+    def refuse(self, why: str) -> None:
+        """Have QEMU's migration fail, now or when it calls Save; too late where that was answered.
+
+        Then the target's Load is refused, because its half was given up as well.
+        """
+        self._why_not = why
+        self._answered.set()
+
+
+class TargetSwitchover:
+    """The switchover on the target.
+
+    Args:
+        nonce: What tells this migration from others.
+
+    Attributes:
+        listening: Set when every device is prepared: the hook may answer.
+    """
+
+    def __init__(self, nonce: str) -> None:
+        self._nonce = nonce
+        self.listening = asyncio.Event()
+        self._loaded = asyncio.Event()
+        self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def load(self, state: bytes) -> None:
+        """QEMU has all of memory; returns once its guest may run.
+
+        Raises:
+            HypervisorError: It may not.
+        """
+        if state != state_of(self._nonce):
+            raise HypervisorError("it is the state of another migration")
+        self._loaded.set()
+        await asyncio.shield(self._answer)
+
+    async def loaded(self) -> None:
+        """Wait until QEMU has all of memory."""
+        await self._loaded.wait()
+
+    def let_run(self) -> None:
+        """Let the guest run, as far as we are concerned."""
+        if not self._answer.done():
+            self._answer.set_result(None)
+
+    def refuse(self, why: str) -> None:
+        """Never let it run."""
+        if not self._answer.done():
+            self._answer.set_exception(HypervisorError(why))
+            self._answer.exception()  # retrieved: perhaps nobody waits
+
+    def end(self, why: str) -> None:
+        """The machine is gone, or will never come."""
+        if not self._ended.done():
+            self._ended.set_result(why)
+
+    async def ended(self) -> str:
+        """Returns, with the reason, when the machine is gone; never before."""
+        return await asyncio.shield(self._ended)

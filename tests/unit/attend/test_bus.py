@@ -1,0 +1,190 @@
+"""The bus of a domain, with a real QEMU on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.attend.bus import Bus
+from entourage.errors import HypervisorError
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+pytestmark = pytest.mark.skipif(not Path(QEMU).exists(), reason="needs QEMU")
+
+
+class Recording:
+    """A helper that notes what QEMU asks of it."""
+
+    def __init__(self, answer: bytes | str = b"state") -> None:
+        self.answer = answer
+        self.saved = 0
+        self.expected = True
+        self.loaded: list[bytes] = []
+        self.on_bus = asyncio.Event()
+        self.left = asyncio.Event()
+
+    def check_expected(self) -> None:
+        if not self.expected:
+            raise HypervisorError("nobody attends it")
+
+    async def save(self) -> bytes:
+        self.saved += 1
+        if isinstance(self.answer, str):
+            raise HypervisorError(self.answer)
+        return self.answer
+
+    async def load(self, state: bytes) -> None:
+        self.loaded.append(state)
+        if isinstance(self.answer, str):
+            raise HypervisorError(self.answer)
+
+    def connected(self) -> None:
+        self.on_bus.set()
+
+    def gone(self) -> None:
+        self.left.set()
+
+
+class Qemu:
+    """A QEMU without a machine, and its monitor."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.said = ""
+
+    async def ask(self, command: str, **arguments: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        request = {"execute": command, "arguments": arguments, "id": command}
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        while line := await self.process.stdout.readline():
+            answer = json.loads(line)
+            if answer.get("id") == command:
+                return answer.get("return", answer.get("error"))
+        raise EOFError
+
+    async def migrated(self) -> str:
+        while True:
+            status = (await self.ask("query-migrate")).get("status", "")
+            if status in {"completed", "failed"}:
+                return str(status)
+            await asyncio.sleep(0.01)  # the monitor tells nobody who has not asked for events
+
+
+@asynccontextmanager
+async def qemu(address: Path, *more: str) -> AsyncGenerator[Qemu]:
+    process = await asyncio.create_subprocess_exec(
+        QEMU, "-M", "none", "-nodefaults", "-display", "none", "-qmp", "stdio",
+        "-object", f"dbus-vmstate,id=o,addr=unix:path={address},id-list=entourage", *more,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    one = Qemu(process)
+    try:
+        await one.ask("qmp_capabilities")
+        yield one
+    finally:
+        if process.returncode is None:
+            process.kill()
+        _, stderr = await process.communicate()
+        one.said = stderr.decode()
+
+
+@asynccontextmanager
+async def bus(path: Path, helper: Recording) -> AsyncGenerator[Bus]:
+    one = Bus(path, helper, os.getuid())
+    await one.open()
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+async def test_state_goes_from_one_qemu_to_the_other(tmp_path: Path) -> None:
+    helper, there, stream = Recording(b"\0\1nonce"), Recording(), tmp_path / "stream"
+    async with bus(tmp_path / "a", helper), qemu(tmp_path / "a") as source:
+        await helper.on_bus.wait()
+        await source.ask("migrate", uri=f"exec:cat >{stream}")
+        assert await source.migrated() == "completed"
+    async with asyncio.timeout(10):
+        await helper.left.wait()
+    assert (helper.saved, helper.loaded) == (1, [])
+    async with bus(tmp_path / "b", there), qemu(tmp_path / "b", "-incoming", "defer") as target:
+        await target.ask("migrate-incoming", uri=f"exec:cat {stream}")
+        assert await target.migrated() == "completed"
+    assert there.loaded == [b"\0\1nonce"]
+
+
+async def test_a_load_that_is_refused_fails_the_migration(tmp_path: Path) -> None:
+    helper, there, stream = Recording(), Recording("not now"), tmp_path / "stream"
+    async with bus(tmp_path / "a", helper), qemu(tmp_path / "a") as source:
+        await source.ask("migrate", uri=f"exec:cat >{stream}")
+        await source.migrated()
+    async with bus(tmp_path / "b", there), qemu(tmp_path / "b", "-incoming", "defer") as target:
+        await target.ask("migrate-incoming", uri=f"exec:cat {stream}")
+        async with asyncio.timeout(10):
+            await there.left.wait()
+    assert "not now" in target.said
+
+
+async def test_a_bus_that_is_closed_fails_the_migration(tmp_path: Path) -> None:
+    helper = Recording()
+    async with bus(tmp_path / "a", helper) as one, qemu(tmp_path / "a") as source:
+        await helper.on_bus.wait()
+        await one.close()
+        await source.ask("migrate", uri="exec:cat >/dev/null")
+        assert await source.migrated() == "failed"
+    assert helper.saved == 0
+
+
+async def test_what_nobody_attends_fails_before_anything_is_saved(tmp_path: Path) -> None:
+    """A domain that is saved into a file could not be restored from it."""
+    helper = Recording()
+    helper.expected = False
+    async with bus(tmp_path / "a", helper), qemu(tmp_path / "a") as source:
+        await source.ask("migrate", uri="exec:cat >/dev/null")
+        assert await source.migrated() == "failed"
+        assert (await source.ask("query-status"))["running"]
+    assert helper.saved == 0
+    assert "nobody attends it" in source.said
+
+
+GARBAGE = [
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n" + b"\xff" * 64,
+    b"\0AUTH EXTERNAL 30\r\nBEGIN\r\nl\1\0\1\xff\xff\xff\xff\1\0\0\0\xff\xff\xff\xff",
+    b"\0AUTH EXTERNAL 30\r\nBEGIN\r\nl\1\0\1\0\0\0\0\1\0\0\0\x08\0\0\0\1\1s\0\xff\xff\0\0",
+    b"\0" + b"AUTH\r\n" * 100,
+    b"\0" + b"x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("said", GARBAGE)
+async def test_who_is_no_qemu_is_let_go(tmp_path: Path, said: bytes) -> None:
+    helper = Recording()
+    async with bus(tmp_path / "a", helper):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "a")
+        writer.write(said)
+        async with asyncio.timeout(10):
+            try:
+                while await reader.read(4096):
+                    pass
+            except ConnectionError:
+                pass
+        writer.close()
+    assert helper.saved == 0
+
+
+async def test_only_its_owner_may_connect(tmp_path: Path) -> None:
+    async with bus(tmp_path / "a", Recording()):
+        status = (tmp_path / "a").stat()
+        assert (status.st_mode & 0o777, status.st_uid) == (0o600, os.getuid())
+    assert not (tmp_path / "a").exists()

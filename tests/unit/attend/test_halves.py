@@ -1,0 +1,327 @@
+"""The two halves of a machine that somebody else migrates, with a toolstack that does as told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from entourage.domain import Domain, External, Tpm
+from entourage.errors import GoneError, HypervisorError, InDoubt
+from entourage.handover.values import Guest
+from entourage.hypervisors.attended import incoming as incoming_module
+from entourage.hypervisors.attended import machine as machine_module
+from entourage.hypervisors.attended.hypervisor import AttendedHypervisor
+from entourage.hypervisors.attended.incoming import AttendedIncoming
+from entourage.hypervisors.attended.machine import AttendedMachine
+from entourage.hypervisors.attended.switchover import (
+    SourceSwitchover,
+    TargetSwitchover,
+    state_of,
+)
+from entourage.hypervisors.attended.toolstack import Shown
+from entourage.hypervisors.base import Ticket
+from tests.unit.eventually import eventually
+
+UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
+DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 28, external=(External(id="x", type="x"),))
+TICKET = Ticket(uri="attended")
+
+
+class FakeWatch:
+    """Says what a test has it say."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.stopped: asyncio.Future[int] = loop.create_future()
+        self.running: asyncio.Future[int] = loop.create_future()
+        self.over: asyncio.Future[str] = loop.create_future()
+        self.word: asyncio.Future[str] = loop.create_future()
+
+    async def switches(self) -> int:
+        return await asyncio.shield(self.stopped)
+
+    async def resumed(self) -> int:
+        return await asyncio.shield(self.running)
+
+    async def ended(self) -> str:
+        return await asyncio.shield(self.over)
+
+    async def given_up(self) -> str:
+        return await asyncio.shield(self.word)
+
+    async def close(self) -> None:
+        pass
+
+
+class FakeToolstack:
+    """Shows what a test has it show, and notes what it is asked to do."""
+
+    def __init__(self, shown: Shown | Exception = Shown.RUNNING, *, job: bool = True) -> None:
+        self.now = shown
+        self.job = job
+        self.gave_up = 0
+        self.objects: list[str] = []
+
+    async def shown(self, uuid: str) -> Shown:
+        assert uuid == UUID
+        if isinstance(self.now, Exception):
+            raise self.now
+        return self.now
+
+    async def migrates(self, uuid: str) -> bool:
+        return self.job
+
+    async def give_up(self, uuid: str) -> None:
+        self.gave_up += 1
+        self.now = Shown.RUNNING
+
+    async def add_object(self, uuid: str, socket: str) -> None:
+        self.objects.append(socket)
+
+
+def source(
+    stack: FakeToolstack, watch: FakeWatch | None
+) -> tuple[AttendedMachine, SourceSwitchover]:
+    switchover = SourceSwitchover("00ff")
+    machine = AttendedMachine(stack, DOMAIN, switchover=switchover, watch=watch)  # type: ignore[arg-type]
+    return machine, switchover
+
+
+def target(
+    stack: FakeToolstack, watch: FakeWatch | None
+) -> tuple[AttendedIncoming, TargetSwitchover]:
+    switchover = TargetSwitchover("00ff")
+    return AttendedIncoming(stack, DOMAIN, switchover, watch), switchover  # type: ignore[arg-type]
+
+
+# The source's
+
+
+async def test_no_state_is_given_before_the_devices_are_prepared() -> None:
+    machine, switchover = source(FakeToolstack(), FakeWatch())
+    with pytest.raises(HypervisorError, match="not prepared"):
+        await switchover.save()
+    await machine.start(TICKET, live=True)
+    saving = asyncio.create_task(switchover.save())
+    assert await machine.stopped() == switchover.saved_at
+    await machine.continue_switchover()
+    assert await saving == state_of("00ff")
+    assert await machine.landed() == b""
+
+
+async def test_the_stop_is_heard_of_before_qemu_calls() -> None:
+    watch = FakeWatch()
+    machine, switchover = source(FakeToolstack(), watch)
+    await machine.start(TICKET, live=True)
+    watch.stopped.set_result(4711)
+    assert await machine.stopped() == 4711
+    assert not switchover.saved_at
+
+
+async def test_a_stop_without_a_moment_is_now() -> None:
+    watch = FakeWatch()
+    machine, _ = source(FakeToolstack(), watch)
+    watch.stopped.set_result(0)
+    before = time.monotonic_ns()
+    assert before <= await machine.stopped() <= time.monotonic_ns()
+
+
+async def test_a_libvirtd_that_went_away_is_waited_for() -> None:
+    """What it would have said is not known; QEMU's call still comes."""
+    watch = FakeWatch()
+    machine, switchover = source(FakeToolstack(HypervisorError("it is off")), watch)
+    await machine.start(TICKET, live=True)
+    for each in (watch.stopped, watch.word):
+        each.set_exception(HypervisorError("it is off"))
+    stopping = asyncio.create_task(machine.stopped())
+    await asyncio.sleep(0)
+    saving = asyncio.create_task(switchover.save())
+    assert await stopping
+    saving.cancel()
+
+
+@pytest.mark.parametrize("half", ["stopped", "landed"])
+async def test_a_migration_that_qemu_gives_up_is_a_failure(half: str) -> None:
+    watch = FakeWatch()
+    machine, _ = source(FakeToolstack(), watch)
+    watch.word.set_result("cancelled")
+    with pytest.raises(HypervisorError, match="cancelled"):
+        await getattr(machine, half)()
+
+
+async def test_a_job_that_is_gone_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "_LOOK_EVERY", 0.001)
+    stack = FakeToolstack()
+    machine, _ = source(stack, FakeWatch())
+    stopping = asyncio.create_task(machine.stopped())
+    await asyncio.sleep(0.01)
+    stack.job = False
+    with pytest.raises(HypervisorError, match="given up by who began it"):
+        await stopping
+
+
+async def test_a_job_that_never_begins_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "_LOOK_EVERY", 0.001)
+    monkeypatch.setattr(machine_module, "_BEGINS_WITHIN", 0.02)
+    machine, _ = source(FakeToolstack(job=False), FakeWatch())
+    with pytest.raises(HypervisorError, match="was not begun within"):
+        await machine.stopped()
+
+
+async def test_the_way_back_while_the_guest_runs_ends_the_job() -> None:
+    stack = FakeToolstack()
+    machine, switchover = source(stack, FakeWatch())
+    await machine.start(TICKET, live=True)
+    await machine.abort()
+    assert stack.gave_up == 1
+    with pytest.raises(HypervisorError, match="could not be moved"):
+        await switchover.save()
+
+
+async def test_the_way_back_of_a_stopped_guest_waits_for_it() -> None:
+    stack = FakeToolstack(Shown.HELD)
+    machine, switchover = source(stack, FakeWatch())
+    await machine.start(TICKET, live=True)
+    saving = asyncio.create_task(switchover.save())
+    await eventually(lambda: switchover.saved_at)
+    aborting = asyncio.create_task(machine.abort())
+    with pytest.raises(HypervisorError, match="could not be moved"):
+        await saving
+    assert not aborting.done()
+    assert not stack.gave_up  # QEMU's own failure brings it back
+    stack.now = Shown.RUNNING
+    await aborting
+
+
+async def test_a_guest_that_has_ended_does_not_come_back() -> None:
+    with pytest.raises(GoneError):
+        await AttendedMachine(FakeToolstack(Shown.OFF), DOMAIN).abort()  # type: ignore[arg-type]
+
+
+async def test_one_that_stands_still_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "_RUNS_WITHIN", 0.02)
+    machine = AttendedMachine(FakeToolstack(Shown.HELD), DOMAIN)  # type: ignore[arg-type]
+    with pytest.raises(HypervisorError, match="stands still") as told:
+        await machine.abort()
+    assert "virsh resume web1" in told.value.remedy
+
+
+async def test_a_copy_that_stays_behind_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "_ENDS_WITHIN", 0.02)
+    machine, _ = source(FakeToolstack(Shown.HELD), FakeWatch())
+    with pytest.raises(HypervisorError, match="has not been ended"):
+        await machine.release()
+    gone, _ = source(FakeToolstack(Shown.ABSENT), FakeWatch())
+    await gone.release()
+
+
+@pytest.mark.parametrize(
+    ("shown", "guest"),
+    [
+        (Shown.RUNNING, Guest.RUNNING),
+        (Shown.PAUSED, Guest.RUNNING),
+        (Shown.HELD, Guest.STOPPED),
+        (Shown.OFF, Guest.DEAD),
+        (Shown.ABSENT, Guest.DEAD),
+    ],
+)
+async def test_what_a_crash_has_left_on_the_source(shown: Shown, guest: Guest) -> None:
+    machine = AttendedMachine(FakeToolstack(shown), DOMAIN)  # type: ignore[arg-type]
+    assert await machine.reattach(was_running=True) is guest
+
+
+# The target's
+
+
+async def test_the_guest_may_run_once_load_is_answered() -> None:
+    watch = FakeWatch()
+    machine, switchover = target(FakeToolstack(Shown.HELD), watch)
+    assert not switchover.listening.is_set()
+    await machine.listen()
+    assert switchover.listening.is_set()
+    loading = asyncio.create_task(switchover.load(state_of("00ff")))
+    await machine.landed()
+    assert not loading.done()
+    running = asyncio.create_task(machine.run(paused=False))
+    await loading
+    watch.running.set_result(4711)
+    assert await running == 4711
+
+
+async def test_the_state_of_another_migration_is_refused() -> None:
+    _, switchover = target(FakeToolstack(Shown.HELD), FakeWatch())
+    for state in (state_of("0000"), b"", b"\xff" * 100):
+        with pytest.raises(HypervisorError, match="another migration"):
+            await switchover.load(state)
+
+
+@pytest.mark.parametrize("shown", [Shown.ABSENT, Shown.OFF])
+async def test_a_driver_that_gives_up_at_the_very_end(
+    monkeypatch: pytest.MonkeyPatch, shown: Shown
+) -> None:
+    """Also where it has an old definition: nothing was heard of a guest that runs."""
+    monkeypatch.setattr(incoming_module, "_LOOK_FIRST", 0)
+    machine, _ = target(FakeToolstack(shown), FakeWatch())
+    with pytest.raises(HypervisorError, match="at its very end"):
+        await machine.run(paused=False)
+
+
+async def test_what_was_not_heard_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming_module, "_LOOK_FIRST", 0)
+    watch = FakeWatch()
+    watch.running.set_exception(HypervisorError("its daemon is off"))
+    machine, _ = target(FakeToolstack(Shown.RUNNING), watch)
+    assert await machine.run(paused=False)
+
+
+async def test_what_nobody_says_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming_module, "_LOOK_FIRST", 0)
+    monkeypatch.setattr(incoming_module, "_RUNS_WITHIN", 0.02)
+    machine, _ = target(FakeToolstack(HypervisorError("its daemon is off")), FakeWatch())
+    with pytest.raises(InDoubt):
+        await machine.run(paused=False)
+
+
+async def test_what_is_given_up_is_never_loaded() -> None:
+    machine, switchover = target(FakeToolstack(Shown.ABSENT), FakeWatch())
+    loading = asyncio.create_task(switchover.load(state_of("00ff")))
+    await machine.landed()
+    await machine.kill()
+    with pytest.raises(HypervisorError, match="did not come"):
+        await loading
+
+
+@pytest.mark.parametrize(
+    ("shown", "guest"),
+    [
+        (Shown.RUNNING, Guest.RUNNING),
+        (Shown.PAUSED, Guest.RUNNING),
+        (Shown.HELD, Guest.STOPPED),
+        (Shown.OFF, Guest.DEAD),
+        (Shown.ABSENT, Guest.STOPPED),
+    ],
+)
+async def test_what_a_crash_has_left_on_the_target(shown: Shown, guest: Guest) -> None:
+    machine = AttendedIncoming(FakeToolstack(shown), DOMAIN)  # type: ignore[arg-type]
+    assert await machine.attach() is guest
+
+
+async def test_only_what_is_ours_is_taken() -> None:
+    switchover = TargetSwitchover("00ff")
+    hypervisor = AttendedHypervisor("attended:x", FakeToolstack(), switchover, uuid=UUID)  # type: ignore[arg-type]
+    assert not await hypervisor.test_incoming(DOMAIN, "b", {})
+    more = Domain(name="web1", uuid=UUID, memory=1 << 28, tpm=(Tpm(id="tpm0"),))
+    [refusal] = await hypervisor.test_incoming(more, "b", {})
+    assert refusal.device == "tpm/tpm0"
+    other = Domain(name="web1", uuid=UUID[::-1], memory=1 << 28)
+    [refusal] = await hypervisor.test_incoming(other, "b", {})
+    assert refusal.device == "domain"
+
+
+async def test_a_stranger_has_no_domain_attended() -> None:
+    """A key for the agent is none for the daemon."""
+    hypervisor = AttendedHypervisor("attended:x", FakeToolstack())  # type: ignore[arg-type]
+    [refusal] = await hypervisor.test_incoming(DOMAIN, "b", {})
+    assert "no daemon attends" in refusal.reason

@@ -1,0 +1,154 @@
+"""libvirt's hook: what it prints and how it ends, with a daemon's socket and without one."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from entourage.attend import hook
+
+HOOK = Path(hook.__file__)
+ATTENDED = "<domain><migration xmlns='urn:entourage:attend'/></domain>"
+
+
+def run(tmp_path: Path, xml: str, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "ENTOURAGE_RUN_DIR": str(tmp_path),
+        "ENTOURAGE_CONFIG": str(tmp_path / "settings.toml"),
+    }
+    return subprocess.run(
+        [sys.executable, "-IS", str(HOOK), *words],
+        input=xml,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def answering(tmp_path: Path, answer: bytes) -> list[dict[str, str]]:
+    """Be the daemon, once; what it is asked comes into the list."""
+    (tmp_path / "attend").mkdir()
+    asked: list[dict[str, str]] = []
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "attend/control"))
+    server.listen()
+
+    def serve() -> None:
+        with server, server.accept()[0] as client, client.makefile("rwb") as lines:
+            asked.append(json.loads(lines.readline()))
+            lines.write(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return asked
+
+
+def test_a_domain_that_is_not_attended_is_not_touched(tmp_path: Path) -> None:
+    done = run(tmp_path, "<domain/>", "web1", "migrate", "begin", "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_for_it_nothing_is_imported_that_takes_time() -> None:
+    program = f"""import sys
+sys.path.insert(0, {str(HOOK.parent)!r})
+import hook
+hook.main(["web1", "migrate", "begin", "-"])
+print(sorted({{"json", "socket", "tomllib", "re", "typing"}} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", program],
+        input="<domain/>",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("operation", ["prepare", "start", "started", "reconnect"])
+def test_other_operations_are_nothing_to_it(tmp_path: Path, operation: str) -> None:
+    done = run(tmp_path, ATTENDED, "web1", operation, "begin", "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_the_daemon_says_is_printed(tmp_path: Path) -> None:
+    asked = answering(tmp_path, b'{"xml": "<domain>more</domain>"}\n')
+    done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "<domain>more</domain>", "")
+    assert asked == [{"hook": ["web1", "migrate", "begin"], "xml": ATTENDED}]
+
+
+def test_a_refusal_is_told(tmp_path: Path) -> None:
+    answering(tmp_path, b'{"refuse": "external/dongle on a: no tool"}\n')
+    done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
+    assert done.returncode == 1
+    assert done.stderr == "entourage: external/dongle on a: no tool\n"
+
+
+def test_a_daemon_that_dies_meanwhile_refuses(tmp_path: Path) -> None:
+    answering(tmp_path, b"")
+    done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
+    assert done.returncode == 1
+    assert "its daemon does not answer on this host" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [(None, 1), ('[attend]\nunattended = "allow"\n', 0), ("attend = 3\n", 1), ("[[[\n", 1)],
+)
+def test_without_a_daemon_the_settings_say(
+    tmp_path: Path, settings: str | None, status: int
+) -> None:
+    if settings is not None:
+        (tmp_path / "settings.toml").write_text(settings)
+    done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
+    assert (done.returncode, done.stdout) == (status, "")
+    assert not status or "systemctl start entourage-attend" in done.stderr
+
+
+def test_nobody_waits_for_a_daemon_when_a_domain_has_ended(tmp_path: Path) -> None:
+    assert run(tmp_path, ATTENDED, "web1", "release", "end", "-").returncode == 0
+
+
+ARRIVED = """<domain>
+  <qemu:commandline>
+    <qemu:arg value='-object'/>
+    <qemu:arg value='dbus-vmstate,id=entourage-attend,addr=unix:path=/x,id-list=entourage'/>
+    <qemu:arg value='-object'/>
+    <qemu:arg value='rng-random,id=mine'/>
+  </qemu:commandline>
+  {}
+</domain>
+"""
+
+
+def test_an_object_of_an_earlier_arrival_is_taken_out(tmp_path: Path) -> None:
+    """Its bus was on the host that the domain leaves."""
+    done = run(tmp_path, ARRIVED.format(""), "web1", "migrate", "begin", "-")
+    assert done.returncode == 0
+    assert "entourage" not in done.stdout
+    assert done.stdout.count("-object") == 1
+    assert "rng-random,id=mine" in done.stdout
+
+
+def test_a_domain_that_was_saved_is_restored_without_it(tmp_path: Path) -> None:
+    """Nobody listens at its bus then; and no daemon is asked."""
+    done = run(tmp_path, ARRIVED.format(ATTENDED), "web1", "restore", "begin", "-")
+    assert done.returncode == 0
+    assert "id=entourage-attend" not in done.stdout
+    assert "rng-random,id=mine" in done.stdout
+
+
+def test_the_daemon_does_not_see_it(tmp_path: Path) -> None:
+    asked = answering(tmp_path, b"{}\n")
+    done = run(tmp_path, ARRIVED.format(ATTENDED), "web1", "migrate", "begin", "-")
+    assert done.returncode == 0
+    assert "id=entourage-attend" not in asked[0]["xml"]
+    assert done.stdout == asked[0]["xml"]
