@@ -22,7 +22,7 @@ from entourage.hosts.filters import (
     check_recipient,
 )
 from entourage.hosts.proxy_agent import THIS_HOST
-from entourage.hosts.route import Route, host_of
+from entourage.hosts.route import Route, checked_host_of, host_of
 from entourage.hypervisors.registry import saves_by, starter_of_files, usual
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import save_name
@@ -98,12 +98,7 @@ async def save_request(
             "copies of disks are not encrypted, and have what the guest has written",
             remedy="--disks=reference, or without --encrypt onto storage that encrypts",
         )
-    if ":" in directory.partition("/")[0] and not host_of(directory):
-        raise UsageError(
-            f"{directory!r} is no directory to save in",
-            remedy="HOST:/DIRECTORY on another host, ./NAME:… here",
-        )
-    far = host_of(directory)
+    far = checked_host_of(directory)
     where = directory[len(far) + 1 :] if far else _absolute(directory)
     if far:
         _check_far(where)

@@ -68,12 +68,14 @@ def check_recipient(one: Filter) -> None:
     Raises:
         UsageError: It cannot.
     """
+    nothing = subprocess.DEVNULL
     done = subprocess.run(
-        one.there(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        one.there(), stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, check=False
     )
     if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())
         raise UsageError(
-            f"nothing can be encrypted to {one.key}: {' '.join(done.stderr.split())}",
+            f"nothing can be encrypted to {one.key}: {said}",
             remedy="name an age recipient, an ssh public key, or a file of them",
         )
 

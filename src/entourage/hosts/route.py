@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from entourage.errors import UsageError
+
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """How a target is reached.
@@ -29,3 +31,18 @@ def host_of(place: str) -> str:
     """The host of a save's place, ``HOST:/DIRECTORY``; empty where that is on this one."""
     host, colon, path = place.partition(":/")
     return host if colon and "/" not in host and not path.startswith("/") else ""
+
+
+def checked_host_of(place: str) -> str:
+    """As ``host_of``, of what somebody has typed.
+
+    Raises:
+        UsageError: It could mean either.
+    """
+    host = host_of(place)
+    if not host and ":" in place.split("/", maxsplit=1)[0]:
+        raise UsageError(
+            f"{place!r} is no directory to save in",
+            remedy="HOST:/DIRECTORY on another host, ./NAME:… here",
+        )
+    return host

@@ -30,7 +30,9 @@ def test_there_and_back(world: AttendWorld) -> None:
         assert finished["blackout"]
 
 
-@pytest.mark.parametrize("p2p", [False, True], ids=["direct", "p2p"])
+@pytest.mark.parametrize(
+    "p2p", [False, pytest.param(True, marks=pytest.mark.matrix)], ids=["direct", "p2p"]
+)
 def test_a_refusal_is_virshs_error(world: AttendWorld, *, p2p: bool) -> None:
     """With every reason; where libvirt hides it, `attend --check` has it."""
     tool = world.tool()
@@ -49,7 +51,7 @@ def test_a_refusal_is_virshs_error(world: AttendWorld, *, p2p: bool) -> None:
             assert f"{label} on {world.here.name}: its external tool" in done.stderr
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("step", [2, *(pytest.param(n, marks=pytest.mark.matrix) for n in (1, 3))])
 def test_a_device_that_fails(world: AttendWorld, step: int) -> None:
     tool = world.tool(FAILS.format(step=step))
     done = world.virsh(p2p=step == 2)
@@ -62,6 +64,7 @@ def test_a_device_that_fails(world: AttendWorld, step: int) -> None:
     assert "external/dongle" in world.shown()["last"]["message"]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_device_that_hangs(world: AttendWorld, step: int) -> None:
     tool = world.tool(HANGS.format(step=step))
@@ -72,6 +75,7 @@ def test_a_device_that_hangs(world: AttendWorld, step: int) -> None:
     assert told["dongle"] == [*ALL[:step], f"r{step - 1}"], told
 
 
+@pytest.mark.matrix
 def test_it_is_not_attended_any_more(world: AttendWorld) -> None:
     """Then it is libvirt's alone, and its XML as it was; and attended again."""
     tool = world.tool()
@@ -88,6 +92,7 @@ def test_it_is_not_attended_any_more(world: AttendWorld) -> None:
     assert steps(tool) == {"dongle": ALL, "meter": ALL}
 
 
+@pytest.mark.matrix
 def test_entourage_moves_it_itself(world: AttendWorld) -> None:
     """Nobody attends that; afterwards it is attended again, also where it came back."""
     tool = world.tool()
@@ -110,6 +115,7 @@ def attended_again(world: AttendWorld) -> None:
     world.running = world.here.snapshot()  # its bus is there again
 
 
+@pytest.mark.matrix
 def test_it_is_saved_only_where_it_is_not_attended(world: AttendWorld) -> None:
     """What would stand in the file could not be restored: it is refused, and the guest runs on."""
     world.came(world.virsh())  # it has QEMU's object in its XML now
@@ -135,6 +141,7 @@ def test_the_hook_without_a_daemon(world: AttendWorld, daemons: dict[str, Attend
     assert tool.calls() == []
 
 
+@pytest.mark.matrix
 def test_no_daemon_on_the_source(world: AttendWorld, daemons: dict[str, Attend]) -> None:
     tool = world.tool()
     daemons[world.here.name].kill()
@@ -149,6 +156,7 @@ def test_no_daemon_on_the_source(world: AttendWorld, daemons: dict[str, Attend])
     assert steps(tool) == {"dongle": ALL, "meter": ALL}
 
 
+@pytest.mark.matrix
 def test_a_target_without_the_hook(world: AttendWorld) -> None:
     """Nobody leaves devices behind by mistake: QEMU's object keeps the guest here."""
     tool = world.tool()
@@ -161,6 +169,7 @@ def test_a_target_without_the_hook(world: AttendWorld) -> None:
     assert tool.calls() == []
 
 
+@pytest.mark.matrix
 def test_a_domain_is_let_go_without_a_daemon(
     world: AttendWorld, daemons: dict[str, Attend]
 ) -> None:
@@ -177,6 +186,7 @@ def test_a_domain_is_let_go_without_a_daemon(
     assert tool.calls() == []
 
 
+@pytest.mark.matrix
 def test_virsh_gives_up_while_the_guest_runs(world: AttendWorld) -> None:
     tool = world.tool()
     with world.begin_virsh("--bandwidth", "1") as virsh:
@@ -216,6 +226,7 @@ def wait_for_job(world: AttendWorld) -> None:
         time.sleep(0.05)  # virsh tells nobody how far it is
 
 
+@pytest.mark.matrix
 def test_settings_that_allow_it(world: AttendWorld, daemons: dict[str, Attend]) -> None:
     """Then a domain goes without its devices where no daemon is."""
     tool = world.tool()

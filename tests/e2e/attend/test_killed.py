@@ -38,12 +38,12 @@ class Case:
 CORE = [
     Case("daemon", STOPPED, "source"),
     Case("daemon", GO_SAID, "target"),
+]
+MATRIX = [
     Case("daemon", GO_STANDS, "source"),
     Case("daemon", RELEASED, "target"),
     Case("source-libvirtd", PRE_COPY, "source"),
     Case("target-libvirtd", PRE_COPY, "source"),
-]
-MATRIX = [
     Case("daemon", ARMED, "source"),
     Case("daemon", OPENED, "source"),
     Case("daemon", PRE_COPY, "source"),

@@ -33,6 +33,7 @@ def test_its_xml_is_as_it_was(world: AttendWorld, daemons: dict[str, Attend]) ->
     assert "has no device for Entourage" in shown.stderr
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("p2p", [False, True], ids=["direct", "p2p"])
 def test_it_moves(world: AttendWorld, *, p2p: bool) -> None:
     tool = world.tool()

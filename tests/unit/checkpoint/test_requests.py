@@ -70,7 +70,7 @@ async def test_a_save_may_go_to_another_host(
     assert request.route.host == "root@b:/backup/web1"
     assert request.route.agentless == "save:/backup/web1"
     assert request.options.disks == {"disk0": "/backup/web1/disks/disk0"}
-    for wrong in ("b:/", "b:/backup/../x", "b:/x\n"):
+    for wrong in ("b:/", "b:/backup/../x", "b:/x\n", "b:web1"):
         with pytest.raises(UsageError, match="no directory to save in"):
             await save_request(settings, "web1", wrong)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,7 +14,16 @@ import pytest
 
 from entourage.errors import HypervisorError, UsageError
 from entourage.hosts import filters
-from entourage.hosts.filters import COMPRESS, ENCRYPT, Filter, Pipeline, absolute, check, check_key
+from entourage.hosts.filters import (
+    COMPRESS,
+    ENCRYPT,
+    Filter,
+    Pipeline,
+    absolute,
+    check,
+    check_key,
+    check_recipient,
+)
 
 DATA = os.urandom(1 << 20) + bytes(4 << 20)
 has_age = pytest.mark.skipif(shutil.which("age") is None, reason="there is no age")
@@ -94,3 +105,36 @@ def test_a_file_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "all").touch()
     assert absolute("all") == str(tmp_path / "all")
     assert absolute("age1abc") == "age1abc"
+    assert absolute("ssh-ed25519 AAAA/b+c me") == "ssh-ed25519 AAAA/b+c me"
+
+
+@has_age
+def test_a_recipient_is_tried(tmp_path: Path) -> None:
+    check_recipient(Filter(ENCRYPT, keygen(tmp_path / "key")))
+    with pytest.raises(UsageError, match="nothing can be encrypted to age1typo"):
+        check_recipient(Filter(ENCRYPT, "age1typo"))
+
+
+@pytest.mark.parametrize("way", ["in", "out"])
+async def test_sockets_that_do_not_block_are_waited_for(tmp_path: Path, way: str) -> None:
+    """Both ends of memory's way are an event loop's; a slow one holds it up, and ends nothing."""
+    plain = tmp_path / "plain"
+    plain.write_bytes(DATA)
+    mine, its = socket.socketpair()
+    its.setblocking(False)  # noqa: FBT003 - the name of it
+    with plain.open("rb") as file, (tmp_path / "out").open("wb") as out:
+        ends = (its.fileno(), out.fileno()) if way == "in" else (file.fileno(), its.fileno())
+        pipeline = await Pipeline.begin([["cat"]], *ends)
+    its.close()
+    with mine:
+        if way == "in":
+            await asyncio.to_thread(mine.sendall, DATA)
+            mine.shutdown(socket.SHUT_WR)
+            await pipeline.finished()
+            came = (tmp_path / "out").read_bytes()
+        else:
+            with mine.makefile("rb") as read:
+                came = await asyncio.to_thread(read.read)
+            await pipeline.finished()
+    await pipeline.end()
+    assert came == DATA
