@@ -165,21 +165,6 @@ def test_back_to_what_it_was(ready: World) -> None:
     world.disks = (Disk("/srv/c2.raw"), world.disks[1])
 
 
-@pytest.mark.matrix
-def test_back_to_what_it_was_on_another_host(ready: World) -> None:
-    """Its disks are on this host alone, and are copied by the agent there."""
-    world = ready
-    there = f"{world.there.name}:{DIR}"
-    done = run(world, *CHECKPOINT, "--tool", str(world.tool()), "--", world.name, there)
-    assert done.status == 0, str(done)
-    world.lives()
-    assert not world.here.path(DIR).exists()
-    world.here.run(["entourage", "stop", "--force", world.name])
-    out_of_the_way(world)
-    world.here, world.there = world.there, world.here
-    went_back(world, restore(world, "--revert"))
-
-
 def out_of_the_way(world: World) -> None:
     """Do what the refusals say: what the guest was before it goes back is taken away."""
     [state] = [path.name for path in world.here.path("/var/lib/entourage/domains").iterdir()]

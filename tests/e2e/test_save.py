@@ -228,6 +228,31 @@ def test_cut_off_on_its_way_to_another_host(ready: World, what: str, point: str,
 
 
 @pytest.mark.matrix
+def test_its_source_is_gone_for_good(ready: World) -> None:
+    """The save on another host stands, and nobody confirms that it was let go of."""
+    world = ready
+    place = f"{world.there.name}:{FAR}"
+    argv = ["entourage", "save", "--json", "--tool", str(world.tool()), "--", world.name, place]
+    with Points(world.here, "source.go-sent") as points:
+        process = world.here.popen(argv, env=points.env)
+        points.wait("source.go-sent", lambda: process.poll() is None)
+        world.here.run(["pkill", "-KILL", "-f", "entourage save"])
+        points.open()
+        process.communicate(timeout=PATIENCE)
+    silent = world.there.run(["entourage", "recover"], check=False, timeout=PATIENCE)
+    assert silent.returncode == 6, silent
+    refused = restore(world, FAR, host=world.there)
+    assert refused.status == 3, str(refused)
+    fenced = ["entourage", "recover", "--target-is-fenced"]
+    assert world.there.run(fenced, check=False, timeout=PATIENCE).returncode == 0
+    assert restore(world, FAR, host=world.there).status == 0
+    assert world.here.run(["entourage", "recover"], check=False, timeout=PATIENCE).returncode == 0
+    world.here, world.there = world.there, world.here
+    world.lives()
+    world.is_clean(world.there)
+
+
+@pytest.mark.matrix
 def test_a_copy_of_the_directory(ready: World) -> None:
     world = ready
     assert save(world).status == 0

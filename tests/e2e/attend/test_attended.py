@@ -116,6 +116,23 @@ def attended_again(world: AttendWorld) -> None:
 
 
 @pytest.mark.matrix
+def test_entourage_saves_it_itself(world: AttendWorld) -> None:
+    """With its devices, also where it has arrived attended."""
+    tool = world.tool()
+    world.came(world.virsh())  # it has QEMU's object in its XML now
+    tool.calls()
+    world.here.run(["entourage", "save", world.name, "/root/saved"], timeout=PATIENCE)
+    assert not world.answers()
+    world.here.run(["entourage", "restore", "/root/saved"], timeout=PATIENCE)
+    world.lives()
+    attended_again(world)
+    world.here.run(["rm", "-r", "/root/saved"])
+    world.came(world.virsh())
+    for told in steps(tool).values():
+        assert told.count("3") == 4, told
+
+
+@pytest.mark.matrix
 def test_it_is_saved_only_where_it_is_not_attended(world: AttendWorld) -> None:
     """What would stand in the file could not be restored: it is refused, and the guest runs on."""
     world.came(world.virsh())  # it has QEMU's object in its XML now

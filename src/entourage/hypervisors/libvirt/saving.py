@@ -28,7 +28,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
 from entourage.hypervisors.base import Plan, Ticket
-from entourage.hypervisors.libvirt import looks
+from entourage.hypervisors.libvirt import attending, looks
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
@@ -120,7 +120,8 @@ class LibvirtSaving(LibvirtMachine):
         return found
 
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - nothing of it is changed
-        """All that the save must know before: who restores it."""
+        """All that the save must know before: who restores it. Nobody attends that."""
+        await attending.withdraw(self._handle.raw)
         return Plan(msgspec.msgpack.encode(SavePlan(hypervisor=self._handle.connection.uri)))
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see saving
@@ -168,7 +169,9 @@ class LibvirtSaving(LibvirtMachine):
         def ask_all() -> LibvirtPlan:
             raw = handle.raw
             written = handle.connection.raw.saveImageGetXMLDesc(self._file, IMAGE_XML_SECURE)
-            parameters: dict[str, str | int | list[str]] = {Parameter.DEST_XML: written}
+            parameters: dict[str, str | int | list[str]] = {
+                Parameter.DEST_XML: attending.without_object(written)
+            }
             if not handle.transient:
                 parameters[Parameter.PERSIST_XML] = raw.XMLDesc(
                     XML_SECURE | XML_INACTIVE | XML_MIGRATABLE
