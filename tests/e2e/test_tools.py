@@ -8,7 +8,7 @@ import pytest
 
 from lab.hosts import Lab
 from lab.observer import Observer
-from tests.e2e.run import Run
+from tests.e2e.run import PATIENCE, Run
 from tests.e2e.world import EMULATED, World
 
 # A shell that saw this would leave /root/pwned behind, which is looked for.
@@ -122,6 +122,23 @@ def test_a_config_of_xend(world: World) -> None:
     world.stayed(run, status=3)
     assert set(run.refusals) == {"external/fpga0"}
     assert tool.calls() == []
+
+
+@pytest.mark.matrix
+def test_recover_knows_a_tool_of_another_file(world: World) -> None:
+    """The migration had its settings from a file that nobody names any more."""
+    tool = world.tool()
+    config = "/usr/local/etc/once.toml"
+    world.here.path(config).write_text(f'[tool]\ncommand = "{tool}"\n')
+    with world.under("source.step-done.1", options=("--config", config)) as under:
+        under.wait("source.step-done.1")
+        under.process.kill()
+    world.here.run(["rm", config])
+    done = world.here.run(["entourage", "recover"], check=False, timeout=PATIENCE)
+    assert done.returncode == 0, done
+    told = {call[1] for call in tool.calls() if call[-1] == "-recover"}
+    assert told == set(TYPES)
+    world.is_as_before()
 
 
 def test_a_tool_that_is_not_there(world: World) -> None:

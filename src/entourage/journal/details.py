@@ -13,7 +13,7 @@ import msgspec
 
 from entourage.domain import Domain
 from entourage.handover.values import Role
-from entourage.settings.model import SshSettings
+from entourage.settings.model import SshSettings, ToolSettings
 from entourage.steps import Step
 
 VERSION: Final = 2
@@ -32,6 +32,7 @@ class SourceDetails(msgspec.Struct, frozen=True, kw_only=True):
         ssh: How the target is reached; None: as this host's settings say.
         keep_source_disks: Whether copied disks stay here.
         tool: An external tool for every class, from the command line.
+        tools: What the settings of that migration say of external tools; None: as they are now.
         step: What every device has finished.
         memos: What each device must know, by its label.
         peer_is_fenced: The user has vouched that the target is off.
@@ -46,6 +47,7 @@ class SourceDetails(msgspec.Struct, frozen=True, kw_only=True):
     ssh: SshSettings | None = None
     keep_source_disks: bool = False
     tool: str | None = None
+    tools: ToolSettings | None = None
     step: Step = Step.NONE
     memos: Mapping[str, Mapping[str, Any]] = {}
     peer_is_fenced: bool = msgspec.field(default=False, name="peer-is-fenced")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from entourage.events import (
@@ -24,6 +25,8 @@ from entourage.report.text import clean, duration, joined, rate, size
 from entourage.steps import Step
 
 _EVERY: Final = 10.0
+_TRACE: Final = re.compile(r"\++ ")
+"""How a line of ``set -x`` begins: xend's own tools have hundreds, from Xen 3.3 on."""
 
 
 def note(event: AnyEvent) -> str | None:
@@ -34,10 +37,14 @@ def note(event: AnyEvent) -> str | None:
             return clean(
                 f"warning: {where}: {event.message}" if where else f"warning: {event.message}"
             )
-        case ToolSaid():
-            return clean(f"{event.device} {event.step.name}: {event.line}")
+        case ToolSaid() if not _TRACE.match(event.line):
+            return _said(event)
         case _:
             return None
+
+
+def _said(event: ToolSaid) -> str:
+    return clean(f"{event.device} {event.step.name}: {event.line}")
 
 
 class Teller:
@@ -103,6 +110,8 @@ class Teller:
         match event:
             case DeviceStepDone():
                 return f"{event.device} {event.step.name} {duration(event.seconds)}"
+            case ToolSaid():
+                return _said(event)
             case PolicyChanged():
                 throttle = ", slowing the guest down" if event.throttle else ""
                 return (

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from entourage.clock import Clock
 from entourage.device_steps import DeviceSteps, source_controllers
 from entourage.devices.base import AnyController, Here, Options
@@ -46,6 +48,8 @@ async def reattach_source(
         domain = details.domain
         if domain is None:
             raise not_understood(journal.path, f"decision {decision.migration}", "it has no domain")
+        if details.tools is not None:  # as they were, by whichever file that was
+            settings = msgspec.structs.replace(settings, tool=details.tools)
         hypervisor = open_hypervisor(settings, details.hypervisor)
         machine = await hypervisor.reattach_machine(domain)
         if in_directory(details.hypervisor_there):

@@ -258,6 +258,7 @@ class Session:
             ssh=self.settings.ssh,
             keep_source_disks=self.options.keep_source_disks,
             tool=self.tool,
+            tools=self.settings.tool,
             step=step,
             memos={
                 controller.device.label: controller.memo()

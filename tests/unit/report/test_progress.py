@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from entourage.events import AnyEvent, CopyProgress, GuestResumed, GuestStopped, SpanDone
+from entourage.events import (
+    AnyEvent,
+    CopyProgress,
+    GuestResumed,
+    GuestStopped,
+    SpanDone,
+    ToolSaid,
+)
 from entourage.report.jsonl import JsonLines
 from entourage.report.lines import Teller
 from entourage.report.outlet import Outlet
@@ -23,6 +30,7 @@ from entourage.report.progress import (
 )
 from entourage.report.stream import Recorder, Stream
 from entourage.report.text import ASCII
+from entourage.steps import Step
 from tests.unit.report.test_samples import rolled_back, started, success, warned
 
 
@@ -276,3 +284,11 @@ def test_no_stream_at_all() -> None:
     outlet.close()
     with pytest.raises(OSError, match="no file"):
         outlet.fileno()
+
+
+def test_what_a_tool_traces_is_shown_only_with_verbose() -> None:
+    """``set -x`` in it: hundreds of lines."""
+    said = ToolSaid(at=1.0, device="tpm/tpm0", step=Step.PREPARE, line="busy: trying again")
+    traced = ToolSaid(at=1.0, device="tpm/tpm0", step=Step.PREPARE, line="++ echo done")
+    assert [bool(Teller().tell(event)) for event in (said, traced)] == [True, False]
+    assert "++ echo done" in (Teller(verbose=True).tell(traced) or "")

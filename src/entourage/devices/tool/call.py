@@ -10,6 +10,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from entourage.errors import DeviceError
 from entourage.settings.command import split_command
 from entourage.settings.textfile import printable
 from entourage.steps import Step
+
+_READS_WITHIN = 5.0  # seconds for a shell to read a script
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +157,28 @@ def check(command: str) -> str | None:
             head = file.read(256)
     except OSError:  # it may be executed, but not read
         return None
-    if b"\0" in head or head.startswith(b"#!"):
+    if b"\0" in head:
         return None
-    return f"{name} is a script without a first line as #!/bin/sh, and no shell guesses one"
+    if not head.startswith(b"#!"):
+        return f"{name} is a script without a first line as #!/bin/sh, and no shell guesses one"
+    return _not_of_its_shell(found, head)
+
+
+def _not_of_its_shell(script: str, head: bytes) -> str | None:
+    """Why the shell of a script's first line cannot read it; None where it can, or is another.
+
+    Those of Xen 3.0.2 to 3.0.4 say ``#!/bin/sh``, and are written for bash. Nothing is run: ``-n``
+    only reads.
+    """
+    if head[2:].split(b"\n")[0].split()[:1] != [b"/bin/sh"]:
+        return None
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-n", script], capture_output=True, check=False, timeout=_READS_WITHIN
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if not done.returncode:
+        return None
+    said = printable(" ".join(done.stderr.decode(errors="replace").split()))
+    return f"/bin/sh cannot read it ({said}); if it is written for bash, set /bin/bash {script}"

@@ -225,3 +225,17 @@ def test_check(tmp_path: Path) -> None:
     plain.write_text("echo no first line\n")
     plain.chmod(0o755)
     assert "without a first line as #!/bin/sh" in (check(str(plain)) or "")
+
+
+def test_a_tool_that_is_written_for_another_shell(tmp_path: Path) -> None:
+    """As xend's own of 2006: what its first line says cannot read it. It is not run."""
+    script = tmp_path / "tool"
+    script.write_text('#!/bin/sh\ntouch "$0.ran"\nfunction migrate() {\n  a=(1 2)\n}\n')
+    script.chmod(0o755)
+    problem = check(str(script)) or ""
+    assert "/bin/sh cannot read it" in problem
+    assert f"set /bin/bash {script}" in problem
+    assert check(f"/bin/bash {script}") is None
+    script.write_text("#!/bin/bash\na=(1 2)\n")
+    assert check(str(script)) is None
+    assert not (tmp_path / "tool.ran").exists()
