@@ -29,7 +29,8 @@ def test_back_to_what_it_was_on_another_host(ready: World) -> None:
     world.lives()
     assert not world.here.path(DIR).exists()
     # It is older than what is recorded of it since.
-    assert world.migrate("--max-blackout", "1ms").status == 4
+    late = world.migrate("--tool", str(world.tool()), "--max-blackout", "1ms")
+    assert late.status == 4, str(late)
     world.here.run(["entourage", "stop", "--force", world.name])
     out_of_the_way(world)
     world.here, world.there = world.there, world.here

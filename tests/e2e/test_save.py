@@ -240,10 +240,11 @@ def test_its_source_is_gone_for_good(ready: World) -> None:
         points.open()
         process.communicate(timeout=PATIENCE)
     silent = world.there.run(["entourage", "recover"], check=False, timeout=PATIENCE)
-    assert silent.returncode == 6, silent
+    assert silent.returncode == 5, silent
     refused = restore(world, FAR, host=world.there)
-    assert refused.status == 3, str(refused)
-    fenced = ["entourage", "recover", "--target-is-fenced"]
+    assert refused.status == 1, str(refused)
+    assert "is not settled here" in refused.stderr
+    fenced = ["entourage", "recover", world.name, "--target-is-fenced"]
     assert world.there.run(fenced, check=False, timeout=PATIENCE).returncode == 0
     assert restore(world, FAR, host=world.there).status == 0
     assert world.here.run(["entourage", "recover"], check=False, timeout=PATIENCE).returncode == 0

@@ -130,8 +130,8 @@ def test_recover_knows_a_tool_of_another_file(world: World) -> None:
     tool = world.tool()
     config = "/usr/local/etc/once.toml"
     world.here.path(config).write_text(f'[tool]\ncommand = "{tool}"\n')
-    with world.under("source.step-done.1", options=("--config", config)) as under:
-        under.wait("source.step-done.1")
+    with world.under("source.step-started.2", options=("--config", config)) as under:
+        under.wait("source.step-started.2")
         under.process.kill()
     world.here.run(["rm", config])
     done = world.here.run(["entourage", "recover"], check=False, timeout=PATIENCE)
