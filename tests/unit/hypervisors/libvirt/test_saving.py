@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -14,8 +15,8 @@ import pytest
 from entourage.domain import Block, Domain, Tpm
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane, Ticket
+from entourage.hypervisors.libvirt import attending, looks, saving
 from entourage.hypervisors.libvirt import handle as handles
-from entourage.hypervisors.libvirt import looks, saving
 from entourage.hypervisors.libvirt.connection import RefusedError
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.domainxml import parse
@@ -122,9 +123,12 @@ def test_an_empty_drive_is_no_disk_out_of_sight() -> None:
     assert list(out_of_sight(parse(xml(VDA)), DOMAIN)) == []
 
 
-async def test_the_save_knows_who_restores_it() -> None:
+async def test_the_save_knows_who_restores_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    withdrawn = AsyncMock()  # of what attends plain virsh; tests/e2e/attend has it
+    monkeypatch.setattr(attending, "withdraw", withdrawn)
     plan = msgspec.msgpack.decode(await machine(FakeDomain()).plan(DOMAIN), type=SavePlan)
     assert plan.hypervisor == "qemu:///system"
+    withdrawn.assert_awaited_once()
 
 
 def test_a_machine_that_moves_is_saved_by_this_one() -> None:
