@@ -162,7 +162,7 @@ def test_onto_another_host(ready: World) -> None:
     assert not left, str(left)
 
 
-@pytest.mark.parametrize("host", ["", "there"])
+@pytest.mark.parametrize("host", ["", pytest.param("there", marks=pytest.mark.matrix)])
 def test_compressed_and_encrypted(ready: World, host: str) -> None:
     world = ready
     made = world.here.run(["age-keygen", "-o", "/root/key"])

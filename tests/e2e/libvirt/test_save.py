@@ -494,7 +494,7 @@ def test_killed_while_it_is_saved(ready: LibvirtWorld, victim: str, point: str, 
 
 
 RESTORED = [
-    ("entourage", "source.after.disarm-deadman", "save"),
+    pytest.param("entourage", "source.after.disarm-deadman", "save", marks=pytest.mark.matrix),
     pytest.param("agent", "target.after.flush-go", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage", "source.after.flush-armed", "save", marks=pytest.mark.matrix),
     pytest.param("agent", "target.before.flush-go", "save", marks=pytest.mark.matrix),
