@@ -37,9 +37,9 @@ class Case:
 
 CORE = [
     Case("daemon", STOPPED, "source"),
-    Case("daemon", GO_SAID, "target"),
 ]
 MATRIX = [
+    Case("daemon", GO_SAID, "target"),
     Case("daemon", GO_STANDS, "source"),
     Case("daemon", RELEASED, "target"),
     Case("source-libvirtd", PRE_COPY, "source"),

@@ -177,6 +177,7 @@ def test_twice_in_a_row(ready: LibvirtWorld) -> None:
     went_on(world, restore(world, OTHER))
 
 
+@pytest.mark.matrix
 def test_on_the_other_host(ready: LibvirtWorld) -> None:
     world = ready
     assert save(world).status == 0
