@@ -2,8 +2,9 @@
 
 The deadman itself is a program of its own, ``deadman_program.py``; what it does to the guest is its
 backend's (``qemu/deadman.py``, ``libvirt/deadman.py``). It is told by one letter each, and answers
-with the capital: ``g`` GO may be sent, never resume; ``d`` all is over, end. The end of file means
-that the process that it watches is dead; that it is frozen shows in that it says no ``h`` any more.
+with the capital: ``g`` GO may be sent, never resume; ``d`` all is over, end; ``w`` do you act? The
+end of file means that the process that it watches is dead; that it is frozen shows in that it says
+no ``h`` any more. Once it acts it takes no more letters; its end of file says that it has acted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _PROGRAM = Path(__file__).with_name("deadman_program.py")
 _START_PATIENCE = 10.0
 _ANSWER_PATIENCE = 0.5
 _LIVES_EVERY = 0.2  # seconds
+_ACTS_WITHIN = 15.0  # seconds, where the hypervisor answers
 _IT = "the process that would resume the guest if this one died"
 _ITS_LAST_WORDS = "what it said last is in the domain's log"
 
@@ -111,6 +113,17 @@ class Deadman:
                 f"{_IT} is gone: {plain_words(error)}", remedy=_ITS_LAST_WORDS
             ) from error
         await self._hear(b"G", _ANSWER_PATIENCE)
+
+    async def not_acting(self) -> None:
+        """Wait until it is certain that it does not act now: it watches, or it has ended.
+
+        This process may have been frozen for so long that it acts already. A hypervisor that is
+        told by both at once to give one migration up may not survive that (libvirtd 9.0).
+        """
+        with contextlib.suppress(OSError):  # it takes nothing: it acts, or has ended
+            self._end.send(b"w")
+        with contextlib.suppress(HypervisorError):  # ended, or silent for so long
+            await self._hear(b"W", _ACTS_WITHIN)
 
     async def dismiss(self) -> None:
         """All is over, the guest runs or is gone: it ends and gives up the lock."""

@@ -6,13 +6,15 @@ the guest's hypervisor to itself and one end of a socket pair; the other end is 
 It says ``A`` once it watches, and then is told
 
     ``h``  the parent is not frozen; not answered
+    ``w``  the same, and the parent wants to know whether this acts; answered ``W`` if not
     ``g``  GO may be sent: from now on never resume; answered ``G``
     ``d``  all is over: end; answered ``D``
 
 and the end of file means that the parent is dead: if GO was not said, the migration is given up and
 the guest resumed. The same is done once the guest has stood still for longer than the parent may
 hold it, and nothing is heard of the parent: it would have gone back by itself. What a parent that
-goes on after that says finds nobody: GO cannot be said any more.
+goes on after that says finds nobody: GO cannot be said any more. It hears the end of file when this
+has done what it could, and can then act without acting at the same time.
 
 How that is done is its backend's: a file that defines
 
@@ -23,6 +25,7 @@ it runs as ``python -I -S deadman_program.py SOCKET-FD RUN-AGAIN BUDGET BACKEND-
 with the seconds that the guest may stand still as the budget, empty where there is no limit.
 """
 
+import contextlib
 import importlib.util
 import os
 import select
@@ -86,7 +89,9 @@ class _Parent:
         self.heard_at = time.monotonic()
         self.is_dead = not words
         for word in words:
-            if word == ord("g"):
+            if word == ord("w"):
+                self._end.sendall(b"W")
+            elif word == ord("g"):
                 self.may_resume = False
                 self._end.sendall(b"G")
             elif word == ord("d"):
@@ -119,7 +124,9 @@ def main(arguments: list[str]) -> int:
     end.sendall(b"A")
     parent = _Parent(end)
     if _must_act(parent, guest, float(budget) if budget else None):
-        end.close()  # what the parent says from here on, nobody takes
+        # What the parent says from here on, nobody takes; it hears the end of this process.
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RD)
         # However long the hypervisor does not answer: nobody else lets the guest run.
         said = guest.give_up(run_again=run_again == "1")
         why = "" if parent.is_dead else "it was held for too long by a process that is frozen: "

@@ -82,11 +82,15 @@ class LibvirtDomain:
             while self._busy() and time.monotonic() < failed:
                 time.sleep(_SOON)
         deadline = time.monotonic() + _ENDS_WITHIN
+        waited = False  # for a Confirm that was under way: it lets the guest run, and soon ends
         while self._busy() and time.monotonic() < deadline:
             if self._where() == "completed":
-                self._take_back()
-            else:
-                self._library.virDomainAbortJob(self._domain)
+                if waited and self.state() == _PAUSED:
+                    self._take_back()
+                waited = True
+                time.sleep(_AGAIN)
+                continue
+            self._library.virDomainAbortJob(self._domain)
             time.sleep(_AGAIN)
             if self._busy() and self.state() == _PAUSED:
                 # A QEMU that was cancelled just as it stopped may sleep for ever.
@@ -96,7 +100,8 @@ class LibvirtDomain:
         """Have libvirt let the guest run again whose memory was all sent: nobody runs it there.
 
         Once Perform has returned, the job waits for Confirm as long as the process that began it
-        lives, frozen or not, and no abort ends it.
+        lives, frozen or not, and no abort ends it. Whoever calls this must know that no other
+        Confirm is under way: of two at once libvirtd (9.0) dies.
         """
         self._library.virDomainMigrateConfirm3Params(
             self._domain, None, 0, None, 0, ctypes.c_uint(_LIVE), 1

@@ -385,6 +385,8 @@ class LibvirtMachine(MachineSeams):
 
     async def abort(self) -> None:
         """Give the migration up at whatever point: the guest runs here again, or stays paused."""
+        if self._deadman is not None:
+            await self._deadman.not_acting()
         try:
             await self._rollback.abort()
         except GoneError:

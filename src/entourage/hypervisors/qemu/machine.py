@@ -343,6 +343,8 @@ class QemuMachine(MachineSeams):
         over; ``close`` waits for it.
         """
         handle = self._handle
+        if self._deadman is not None:
+            await self._deadman.not_acting()
         try:
             await self._rollback.abort()
         except MonitorLostError as error:

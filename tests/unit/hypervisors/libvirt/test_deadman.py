@@ -82,6 +82,24 @@ def test_memory_is_cut_off_once_the_copies_of_a_stopped_guest_have_ended(
     assert domain.told == [told]
 
 
+def test_a_confirm_that_is_under_way_has_no_second_beside_it() -> None:
+    """Of two at once libvirtd dies. The one that is under way lets the guest run, and ends."""
+
+    class Confirming(Answering):
+        looked = 0
+
+        def state(self) -> int:
+            return RUNNING
+
+        def _busy(self) -> bool:
+            self.looked += 1
+            return self.looked < 10
+
+    domain = Confirming("completed", looks=0, state=PAUSED)
+    domain.end_job()
+    assert domain.told == []
+
+
 def test_a_libvirtd_that_does_not_answer_keeps_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

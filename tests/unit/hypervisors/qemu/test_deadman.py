@@ -212,6 +212,30 @@ async def test_a_parent_that_lives_may_hold_the_guest_and_a_frozen_one_may_not(
     assert "held for too long by a process that is frozen" in (tmp_path / "log").read_text()
 
 
+async def test_a_parent_that_goes_on_waits_until_it_has_acted(guest: Guest, tmp_path: Path) -> None:
+    """Both at once would be too much for the hypervisor."""
+    hand = await arm(guest, budget=0.1)
+    guest.not_finalized = 3  # it takes its time
+    guest.say("STOP")
+    guest.say("MIGRATION", status="pre-switchover")
+    freeze(hand)
+    await eventually(lambda: guest.did)
+    assert guest.status != "running"
+    await hand.not_acting()
+    assert guest.status == "running"
+    assert "the guest runs again" in (tmp_path / "log").read_text()
+    await hand.not_acting()
+    hand.close()
+
+
+async def test_asked_whether_it_acts_it_watches_on(guest: Guest) -> None:
+    hand = await arm(guest)
+    await asyncio.wait_for(hand.not_acting(), 5)
+    assert guest.did == []
+    hand.close()
+    await asyncio.wait_for(guest.runs.wait(), 5)
+
+
 @pytest.mark.parametrize(
     ("budget", "said"),
     [(60, ["STOP", "pre-switchover"]), (0.1, ["STOP", "device", "RESUME"]), (0.1, ["STOP"])],
