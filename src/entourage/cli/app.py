@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from entourage.cli import attend, here, move, saving
+from entourage.cli import attend, fleet, here, move, saving
 from entourage.cli.params import EXIT_STATUS_HELP, RECOVER_STATUS_HELP
 from entourage.cli.tell import INTERRUPTED, say, tell, tell_bug
 from entourage.errors import EntourageError
@@ -98,4 +98,7 @@ app.command()(here.stop)
 app.command()(here.status)
 app.command(epilog=RECOVER_STATUS_HELP, short_help="Settle what is in doubt.")(here.recover)
 app.command(short_help="Attend migrations that another tool drives.")(attend.attend)
+app.command()(fleet.cordon)
+app.command()(fleet.uncordon)
+app.command()(fleet.room)
 app.command(hidden=True)(here.agent)

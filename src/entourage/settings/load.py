@@ -20,7 +20,7 @@ from entourage.settings.command import split_command
 from entourage.settings.model import MigrationSettings, Settings, ToolSettings
 from entourage.settings.sxp import settings_from_sxp
 from entourage.settings.textfile import decode, parse_toml, printable, read_bytes, shown
-from entourage.settings.typed import RATE, Dialect, build, did_you_mean, fields_of
+from entourage.settings.typed import RATE, SIZE, Dialect, build, did_you_mean, fields_of
 
 DEFAULT_PATH = Path("/etc/entourage/entourage.toml")
 CONFIG_VARIABLE = "ENTOURAGE_CONFIG"
@@ -84,7 +84,8 @@ def settings_from_toml(text: str, path: Path) -> Settings:
     """
     where = shown(path)
     raw = parse_toml(text, path)
-    settings = build(raw, Settings, Dialect(where, units={"bandwidth": RATE}, elsewhere=_TABLES))
+    units = {"bandwidth": RATE, "domains-memory": SIZE}
+    settings = build(raw, Settings, Dialect(where, units=units, elsewhere=_TABLES))
     _check_migration(settings.migration, where)
     _check_ports(settings.agent.ports, where, "agent.ports")
     _check_tool(settings.tool, where)

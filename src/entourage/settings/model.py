@@ -111,6 +111,11 @@ class AgentSettings(_Section, frozen=True):
     """Users and groups that an image may be given to; others' become root's."""
     links: Annotated[int, Meta(ge=1, le=4096)] = 256
     """How many migrations of one source may be open here at once; each has one link."""
+    arrivals: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    """How many domains may arrive here at once, from whichever source; None: as many as come."""
+    domains_memory: Annotated[int, Meta(ge=1)] | None = None
+    """Bytes of memory that the domains here may have in sum, those that arrive included; None: what
+    the hypervisor finds free."""
     allow_unencrypted: bool = False
     """Take memory and disks of Entourage's own machines in the clear where that is asked for."""
     believe_shared: bool = False

@@ -58,6 +58,7 @@ from entourage.target.controllers import target_controllers
 from entourage.target.making import CancellableTasks
 from entourage.target.reattach import reattach_target
 from entourage.target.role import TargetSide
+from entourage.target.room import admitted, arrivals_slot, no_room
 from entourage.target.shown import Shown, arriving
 from entourage.target.way import WayProof
 from entourage.testpoints import reached
@@ -218,6 +219,8 @@ class Agent:
         self._checks.begin(test.domain, test.facts)
         self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         refusals = await self._refusals(hypervisor, test.domain)
+        if not self._caller.proxy:
+            refusals += await no_room(self._settings, self._journal, test.domain, self._host)
         keeper = socket.gethostname()  # of the record: a proxy agent's host is the source
         return refusals + unsettled(self._settings, self._journal, test.domain, self._host, keeper)
 
@@ -281,6 +284,7 @@ class Agent:
         run_dir = Path(self._settings.paths.run)
         if not self._caller.proxy:  # one that this host itself has started is no stranger's
             self._held.enter_context(own_slot(self._caller, self._settings, self._host))
+            self._held.enter_context(arrivals_slot(self._settings, self._host))
         name = opening.domain.name
         lock = self._held.enter_context(domain_lock(run_dir, uuid, arriving(hello, name)))
         self._shown = Shown(lock, hello, name)
@@ -314,9 +318,11 @@ class Agent:
             on_resumed=self._resumed,
             call_off=self._arrival_tasks.call_off,
         )
-        if self._given_up:  # by who asked for it, or with the link, while it was looked at
-            raise UsageError("the migration was called off")
-        await side.take(Input.BEGIN)
+        room = admitted(self._settings, self._journal, opening.domain, self._host)
+        async with contextlib.nullcontext() if self._caller.proxy else room:
+            if self._given_up:  # by who asked for it, or with the link, while it was looked at
+                raise UsageError("the migration was called off")
+            await side.take(Input.BEGIN)
         self._open, self._side = opening, side
         there, _ = self._making()
         return messages.Opened(offers=dict(await there.incoming.offers()))

@@ -29,6 +29,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 COMMANDS = (
     *("migrate", "check", "start", "list", "show", "console", "stop"),
     *("status", "recover", "agent", "attend", "save", "restore", "saved"),
+    *("cordon", "uncordon", "room"),
 )
 UUID = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11"
 GONE = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d12"

@@ -1,0 +1,160 @@
+"""``entourage cordon``, ``uncordon``, ``room``: whether this host takes domains, and how many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from entourage import cordon
+from entourage.cli.output import columns, put, put_json
+from entourage.cli.tell import say
+from entourage.domain import Domain
+from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
+from entourage.hosts import usb
+from entourage.hypervisors.registry import all_domains, find_domain
+from entourage.hypervisors.values import DomainState
+from entourage.settings.model import Settings
+from entourage.settings.units import format_size
+
+_OFF: Final = frozenset({"shut off", "crashed"})
+_MEMINFO: Final = Path("/proc/meminfo")
+
+
+class DomainHere(msgspec.Struct, frozen=True, kw_only=True):
+    """A domain that runs on this host.
+
+    Attributes:
+        memory: Bytes.
+        devices: The host's own devices that it has, as ``usb:1050:0407``, and how many of each.
+        bridges: Those that its NICs are on.
+    """
+
+    name: str
+    uuid: str
+    state: str
+    memory: int
+    vcpus: int
+    devices: Mapping[str, int] = {}
+    bridges: Sequence[str] = ()
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """What this host has, and what of it is left.
+
+    Attributes:
+        host: What it calls itself.
+        memory: Bytes that its domains may have in sum.
+        free: Bytes of them that are left.
+        devices: Its own devices that no domain here has, as ``usb:1050:0407``, and how many.
+        arrivals: How many domains may arrive at once; None: as many as come.
+        cordons: While there is one, it takes no domains.
+        domains: What runs here.
+    """
+
+    host: str
+    memory: int
+    free: int
+    devices: Mapping[str, int]
+    arrivals: int | None
+    cordons: Sequence[cordon.Cordon]
+    domains: Sequence[DomainHere]
+
+
+def put_up(settings: Settings, name: str, reason: str) -> None:
+    """Have this host take no domains, and say so."""
+    try:
+        cordon.put_up(settings, name, reason)
+    except OSError as error:
+        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+    put(f"{socket.gethostname()} takes no domains (cordon {name})")
+
+
+def lift(settings: Settings, name: str | None) -> None:
+    """Lift a cordon, or all of them (None), and say what is left."""
+    names = [one.name for one in cordon.cordons(settings)] if name is None else [name]
+    try:
+        for each in names:
+            if not cordon.lift(settings, each) and name is not None:
+                say(f"entourage: note: there was no cordon {name}")
+    except OSError as error:
+        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+    left = [one.name for one in cordon.cordons(settings)]
+    host = socket.gethostname()
+    still = f"still takes no domains (cordon {', '.join(left)})" if left else "takes domains"
+    put(f"{host} {still}")
+
+
+def room(settings: Settings, *, as_json: bool) -> None:
+    """Print what this host has, and what of it is left."""
+    found = asyncio.run(_room(settings))
+    if as_json:
+        put_json(found)
+        return
+    put(
+        f"{found.host}: {format_size(found.free)} of {format_size(found.memory)} are left for"
+        " domains",
+        *(f"takes no domains: cordon {one}" for one in found.cordons),
+    )
+    rows = [(one.name, one.state, format_size(one.memory)) for one in found.domains]
+    put(*columns(("Name", "State", "Memory"), rows, right=(2,)))
+
+
+async def _room(settings: Settings) -> Room:
+    states = [one for one in await all_domains(settings) if one.state not in _OFF]
+    here = [await _here(settings, one) for one in sorted(states, key=lambda one: one.name)]
+    used = sum(one.memory for one in here)
+    total, available = meminfo()
+    memory = settings.agent.domains_memory or total
+    free = min(memory - used, available)
+    taken: Counter[str] = Counter()
+    for one in here:
+        taken.update(one.devices)
+    plugged = Counter(
+        f"usb:{one.vendor:04x}:{one.product:04x}" for one in usb.devices() if not one.is_hub
+    )
+    return Room(
+        host=socket.gethostname(),
+        memory=memory,
+        free=max(0, free),
+        devices=dict(plugged - taken),
+        arrivals=settings.agent.arrivals,
+        cordons=cordon.cordons(settings),
+        domains=here,
+    )
+
+
+async def _here(settings: Settings, state: DomainState) -> DomainHere:
+    """With its devices, where its hypervisor says which they are; TEST says the rest."""
+    domain: Domain | None = None
+    with contextlib.suppress(EntourageError):
+        _, domain = await find_domain(settings, state.name)
+    devices: Counter[str] = Counter()
+    if domain is not None:
+        owned = [one for one in domain.usb if one.host_names]
+        devices.update(f"usb:{one.host_names[-1]}" for one in owned)
+    return DomainHere(
+        name=state.name,
+        uuid=state.uuid,
+        state=state.state,
+        memory=state.memory,
+        vcpus=state.vcpus,
+        devices=dict(devices),
+        bridges=sorted({nic.bridge for nic in domain.net}) if domain else (),
+    )
+
+
+def meminfo(path: Path = _MEMINFO) -> tuple[int, int]:
+    """Bytes of memory that there are, and that are available; what the kernel does not say is 0."""
+    found: dict[str, int] = {}
+    for line in path.read_text(encoding="ascii").splitlines():
+        key, _, value = line.partition(":")
+        with contextlib.suppress(ValueError, IndexError):
+            found[key] = int(value.split()[0]) << 10
+    return found.get("MemTotal", 0), found.get("MemAvailable", 0)
