@@ -17,14 +17,14 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from entourage.devices import registry as devices
 from entourage.domain import ADDED
 from entourage.handover import executor
-from entourage.hosts import child, link, resources, slots, ssh
+from entourage.hosts import child, link, resources, slots, ssh, threads
 from entourage.hypervisors import registry
 from entourage.journal import file, journal, lock
 from entourage.source import ask, migration, plan, session
@@ -191,6 +191,11 @@ class _Asyncio:
         return getattr(asyncio, name)
 
 
+def _threaded(loop: asyncio.AbstractEventLoop, work: Callable[[], Any]) -> asyncio.Future[Any]:
+    """A thread of its own: the loop's does it at a moment of its choice."""
+    return loop.run_in_executor(None, work)
+
+
 class _Moment:
     def astimezone(self) -> _Moment:
         return self
@@ -262,6 +267,7 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
     for module in (child, ssh):
         put(module, "asyncio", _Asyncio())
     put(devices, "_entries", tuple)
+    put(threads, "_begin", _threaded)
     put(session, "socket", SimpleNamespace(gethostname=lambda: Here.loop.current.host.name))
     put(ask, "socket", session.socket)
     put(agent, "socket", session.socket)

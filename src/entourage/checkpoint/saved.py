@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from entourage.errors import EntourageError, UsageError, plain_words
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import holder_of
 from entourage.hypervisors.saved.machine import objections
@@ -53,7 +53,7 @@ async def saves(settings: Settings, directories: Sequence[str]) -> list[Saved]:
     Raises:
         UsageError: There is no such directory.
     """
-    return await asyncio.to_thread(_saves, settings, directories)
+    return await in_thread(_saves, settings, directories)
 
 
 def _saves(settings: Settings, directories: Sequence[str]) -> list[Saved]:

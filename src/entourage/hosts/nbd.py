@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import uuid
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from entourage.errors import DeviceError, EntourageError, HypervisorError
 from entourage.hosts import programs
 from entourage.hosts.resources import MARKER, Ledger, end_processes
+from entourage.hosts.threads import in_thread
 
 _WRITES_WITHIN = 300.0  # seconds for what is still in memory to be written to slow storage
 
@@ -38,7 +38,7 @@ class NbdServer:
         Raises:
             DeviceError: It cannot be served.
         """
-        await asyncio.to_thread(self._make_room)
+        await in_thread(self._make_room)
         self._ledger.record("scratch", path=self._socket)
         self._ledger.record("process", marker=self._marker)
         status, _, said = await programs.run(
@@ -55,7 +55,7 @@ class NbdServer:
     async def kill(self) -> None:
         """End it, whatever it has not written yet; again is no error."""
         await end_processes(self._marker)
-        await asyncio.to_thread(self._forget)
+        await in_thread(self._forget)
 
     async def end(self) -> None:
         """Write what is still in memory, and end; again is no error.
@@ -70,7 +70,7 @@ class NbdServer:
                 f"the storage has not answered for {_WRITES_WITHIN:g} s",
                 remedy="see whether its server is there",
             ) from error
-        await asyncio.to_thread(self._forget)
+        await in_thread(self._forget)
 
     def _make_room(self) -> None:
         Path(self._socket).parent.mkdir(mode=0o700, parents=True, exist_ok=True)

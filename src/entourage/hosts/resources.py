@@ -20,6 +20,7 @@ from typing import Protocol
 from entourage.errors import EntourageError, plain_words
 from entourage.hosts.fileid import file_id
 from entourage.hosts.ownership import RECORD, give_back
+from entourage.hosts.threads import in_thread
 
 # In the environment of every process that is made for good; children inherit it.
 MARKER = "ENTOURAGE_RESOURCE"
@@ -81,13 +82,13 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
         case "process":
             await end_processes(str(spec["marker"]))
         case "scratch":
-            await asyncio.to_thread(Path(str(spec["path"])).unlink, missing_ok=True)
+            await in_thread(Path(str(spec["path"])).unlink, missing_ok=True)
         case "file":
-            await asyncio.to_thread(_remove, Path(str(spec["path"])), str(spec["id"]))
+            await in_thread(_remove, Path(str(spec["path"])), str(spec["id"]))
         case "dir":
-            await asyncio.to_thread(_remove_directory, Path(str(spec["path"])))
+            await in_thread(_remove_directory, Path(str(spec["path"])))
         case "owners":
-            await asyncio.to_thread(give_back, Path(str(spec["path"])))
+            await in_thread(give_back, Path(str(spec["path"])))
         case "tap":
             await remove_tap(str(spec["name"]))
         case _:

@@ -16,6 +16,7 @@ from entourage.errors import LinkLost, NoAgent, UsageError
 from entourage.hosts.child import linked
 from entourage.hosts.filters import kept
 from entourage.hosts.link import Link
+from entourage.hosts.threads import in_thread
 from entourage.settings.model import Settings
 
 LOGIN_WITHIN = 120.0
@@ -165,7 +166,7 @@ async def forwarded(host: str, settings: Settings, sockets: Sequence[str]) -> As
             process.kill()
         await process.wait()
         await said
-        await asyncio.to_thread(_unlink, sockets)
+        await in_thread(_unlink, sockets)
 
 
 async def _await_sockets(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import stat
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from entourage.domain import Domain
+from entourage.hosts.threads import in_thread
 
 # All others are taken for storage that another host may see: NFS, CephFS, FUSE, GFS2 and the like.
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
@@ -51,7 +51,7 @@ async def boot_problems(
 
 async def boot_problem(path: str, host: str, facts: Mapping[str, str]) -> tuple[str, str] | None:
     """The same of one file; None where it is the source's."""
-    here, there = await asyncio.to_thread(digest, path), facts.get(f"sha256:{path}", "")
+    here, there = await in_thread(digest, path), facts.get(f"sha256:{path}", "")
     if not here:
         return f"there is no {path}, which it boots from", f"copy it to {host}"
     if not there:

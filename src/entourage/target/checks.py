@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -13,6 +12,7 @@ from entourage.domain import Domain
 from entourage.errors import Refused
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.parts import HostPart, Kind
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import Hypervisor
 from entourage.hypervisors.registry import known_to_others
 from entourage.settings.model import Settings
@@ -68,7 +68,7 @@ class Checks:
             left_out = tested - {device.label for device in domain.devices}
             parts = [part for part in parts if part.device not in left_out]
             asking = partial(self.allowed.not_allowed, built=False, parts=parts)
-            found = await asyncio.to_thread(asking, domain, host)
+            found = await in_thread(asking, domain, host)
             asked = hypervisor.name
             found += await known_to_others(self._settings, domain, asked, host)
         if not any(refusal.device == "domain" for refusal in found):
@@ -89,7 +89,7 @@ class Checks:
             EntourageError: An image names what is not allowed, or cannot be read.
         """
         asking = partial(self.allowed.not_allowed, built=True, parts=parts)
-        if found := await asyncio.to_thread(asking, there.domain, there.host):
+        if found := await in_thread(asking, there.domain, there.host):
             raise Refused(found)
         images = {(disk.path, disk.format) for disk in there.domain.block}
         files = (part for part in parts if part.kind is Kind.IMAGE and part.name.startswith("/"))

@@ -34,6 +34,7 @@ from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.refusals import marked, no_way, refuse, warn
 from entourage.domain import Block
 from entourage.errors import DeviceError, plain_words, what_to_do
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DiskCopy, Export
 from entourage.steps import Planned, Refusal, Step
 
@@ -210,7 +211,7 @@ class BlockController(Controller[Block]):
         if need is DiskCopy.MIRROR_READONLY and found:
             return found
         slack = await images.room(image, flat=backing is None)
-        new = await asyncio.to_thread(images.like, image, path, room=slack, below=backing)
+        new = await in_thread(images.like, image, path, room=slack, below=backing)
         if disk.size is not None:
             new = msgspec.structs.replace(new, size=disk.size)
         fitting = await here.peer(Fit(new=new, onto_device=onto, need=need), Fitting)
@@ -220,7 +221,7 @@ class BlockController(Controller[Block]):
             if onto:  # QEMU mirrors onto what is as large, and the guest goes on seeing that
                 self.target_device = msgspec.structs.replace(disk, path=path, size=new.size)
             if image.kind == "file" and not disk.is_only_read:
-                self._copied = await asyncio.to_thread(as_it_is, image.path)
+                self._copied = await in_thread(as_it_is, image.path)
             if image.bitmaps and carrying is None:  # libvirt has them travel with the data
                 warn(here, disk, here.source, f"bitmaps stay behind: {', '.join(image.bitmaps)}")
             for warning in fitting.warnings:
@@ -270,7 +271,7 @@ class BlockController(Controller[Block]):
                         remedy=what_to_do(error),
                     ) from error
             case Fit():
-                return await asyncio.to_thread(space.fit, self.device, there, asked)
+                return await in_thread(space.fit, self.device, there, asked)
 
     # PREPARE
 
@@ -366,7 +367,7 @@ class BlockController(Controller[Block]):
         if copied is None or here.options.keep_source_disks:
             return
         try:
-            is_another = not await asyncio.to_thread(delete, copied)
+            is_another = not await in_thread(delete, copied)
         except OSError as error:
             raise DeviceError(
                 f"{copied.path} cannot be deleted: {error.strerror}",

@@ -6,7 +6,6 @@ the host as its backing file. The format is what the domain says.
 
 from __future__ import annotations
 
-import asyncio
 import grp
 import os
 import pwd
@@ -18,6 +17,7 @@ import msgspec
 from entourage.devices.block import storage
 from entourage.errors import DeviceError, what_to_do
 from entourage.hosts.programs import local_path, qemu_img, qemu_img_info
+from entourage.hosts.threads import in_thread
 
 _MARGIN = 16 << 20
 
@@ -87,10 +87,10 @@ async def inspect(path: str, image_format: str) -> list[Image]:
         DeviceError: It cannot be read, or is not what the domain says.
     """
     if image_format == "raw":
-        return [await asyncio.to_thread(_image, path, "raw", {})]
+        return [await in_thread(_image, path, "raw", {})]
     text = await qemu_img_info(path, image_format, "--backing-chain")
     try:
-        return await asyncio.to_thread(_chain, path, text)
+        return await in_thread(_chain, path, text)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DeviceError(f"qemu-img info says what cannot be understood: {error}") from error
 

@@ -5,7 +5,6 @@ It is made by its descriptor, and known by that: somebody may put another file a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import grp
 import os
@@ -21,6 +20,7 @@ from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import through
 from entourage.hosts.programs import qemu_img, run
 from entourage.hosts.resources import Ledger, place
+from entourage.hosts.threads import in_thread
 
 
 async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed) -> bool:
@@ -43,11 +43,11 @@ async def create(new: NewImage, migration: str, ledger: Ledger, allowed: Allowed
             ledger.record("scratch", path=str(final.parent / name))
             scratch = directory / name
             emptied = _emptied(scratch, new, allowed)
-            handle = await asyncio.to_thread(stack.enter_context, emptied)
+            handle = await in_thread(stack.enter_context, emptied)
             done = await fill_in(new, handle)
             place(scratch, directory / final.name, ledger, known_as=final)
             # The name, too, must survive a power cut once the guest runs on it.
-            await asyncio.to_thread(sync, directory)
+            await in_thread(sync, directory)
             allowed.make(str(final), new.format, handle)
     except FileExistsError as error:
         raise DeviceError(
@@ -94,7 +94,7 @@ async def fill_in(new: NewImage, handle: int) -> bool:
     except DeviceError as error:
         error.message = error.message.replace(path, new.path)
         raise
-    await asyncio.to_thread(os.fsync, handle)
+    await in_thread(os.fsync, handle)
     return done
 
 

@@ -13,7 +13,6 @@ here is what proves it, and what must be proven.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
@@ -30,6 +29,7 @@ from entourage.errors import DeviceError
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.beneath import NotAllowed, through
 from entourage.hosts.programs import local_path, qemu_img_info
+from entourage.hosts.threads import in_thread
 
 _LONGEST_CHAIN = 64
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -50,7 +50,7 @@ async def look(spot: Spot, allowed: Allowed) -> Seen:
     Raises:
         NotAllowed: It is none that the other host may name.
     """
-    return await asyncio.to_thread(_look, spot, allowed)
+    return await in_thread(_look, spot, allowed)
 
 
 def _look(spot: Spot, allowed: Allowed) -> Seen:
@@ -123,14 +123,14 @@ async def digest(path: str, known: str, allowed: Allowed) -> str:
         OSError: It cannot be read.
     """
     named = allowed.has_device(path)
-    real = path if named else await asyncio.to_thread(allowed.images.real, path)
+    real = path if named else await in_thread(allowed.images.real, path)
     if not _SHA256.fullmatch(known):
         return ""
     if named:
         return known if await storage.digest(real) == known else ""
     with contextlib.ExitStack() as stack:
         # A filesystem that hangs keeps nobody else from being answered.
-        handle = await asyncio.to_thread(stack.enter_context, allowed.images.opened(real))
+        handle = await in_thread(stack.enter_context, allowed.images.opened(real))
         if await storage.digest(through(handle)) != known:
             return ""
         allowed.prove_content(real, handle)

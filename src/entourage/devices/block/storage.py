@@ -7,7 +7,6 @@ compared by what their hardware says of itself, and by some of what is on them.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import hashlib
@@ -25,6 +24,7 @@ from typing import Literal
 import msgspec
 
 from entourage.devices.block.hardware import WEAK, boot_id, identities
+from entourage.hosts.threads import in_thread
 
 _MARK = "entourage nonce"
 _PREFIX, _SUFFIX = ".entourage-", ".nonce"
@@ -81,7 +81,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 async def look(spot: Spot) -> Seen:
     """See what is at a path, in a thread: network storage may take its time."""
-    return await asyncio.to_thread(look_now, spot)
+    return await in_thread(look_now, spot)
 
 
 def look_now(spot: Spot, opens: str = "") -> Seen:
@@ -258,7 +258,7 @@ async def digest(path: str) -> str:
     """SHA-256 of what a guest sees, in a thread that ends soon when this is cancelled."""
     stop = threading.Event()
     try:
-        return await asyncio.to_thread(_digest, path, stop)
+        return await in_thread(_digest, path, stop)
     finally:
         stop.set()
 

@@ -6,7 +6,6 @@ the domain that was here before is set aside, and put back if the guest does not
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import msgspec
 from entourage import durable
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
 from entourage.hypervisors.libvirt.checkpoints import redefine
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
@@ -45,7 +45,7 @@ async def make_way(raw: Any, plan: LibvirtPlan, file: NotesFile) -> None:
         plan: The source's.
         file: Takes the notes.
     """
-    before = await asyncio.to_thread(file.read)
+    before = await in_thread(file.read)
 
     def look() -> tuple[str, bool]:
         if raw is None:
@@ -66,7 +66,7 @@ async def make_way(raw: Any, plan: LibvirtPlan, file: NotesFile) -> None:
         replaced=replaced,
         replaced_autostart=autostart,
     )
-    await asyncio.to_thread(file.write, notes)
+    await in_thread(file.write, notes)
     if raw is not None:
         await set_aside(raw)
 
@@ -82,10 +82,10 @@ async def finish(raw: Any, file: NotesFile, *, here: bool) -> list[str]:
     Returns:
         What could not be done, each a sentence.
     """
-    notes = await asyncio.to_thread(file.read)
+    notes = await in_thread(file.read)
     if notes is not None and notes.replaced:  # never to be put back by a later arrival
         notes = msgspec.structs.replace(notes, replaced="")
-        await asyncio.to_thread(file.write, notes)
+        await in_thread(file.write, notes)
     if notes is None or raw is None:
         return []
     problems = await ask(redefine, raw, notes.checkpoints)
@@ -96,7 +96,7 @@ async def finish(raw: Any, file: NotesFile, *, here: bool) -> list[str]:
         elif notes.autostart:
             await ask(raw.setAutostart, 1)
             if here:
-                await asyncio.to_thread(sync_definitions)
+                await in_thread(sync_definitions)
     except RefusedError as error:
         name = await ask(raw.name)
         problems.append(
@@ -158,7 +158,7 @@ async def put_back(connection: Connection, domain: Domain, file: NotesFile, *, h
     Raises:
         HypervisorError: libvirt does not take it; the notes still have it.
     """
-    notes = await asyncio.to_thread(file.read)
+    notes = await in_thread(file.read)
     if notes is not None and notes.replaced:
         raw = await connection.domain(str(domain.uuid))
 
@@ -177,8 +177,8 @@ async def put_back(connection: Connection, domain: Domain, file: NotesFile, *, h
                 f" the XML is in {file.name}",
             ) from error
         if here:
-            await asyncio.to_thread(sync_definitions)
-    await asyncio.to_thread(file.remove)
+            await in_thread(sync_definitions)
+    await in_thread(file.remove)
 
 
 def _kept(raw: Any) -> str:

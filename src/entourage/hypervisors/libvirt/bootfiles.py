@@ -6,12 +6,12 @@ what else differs, the guest meets at its next boot.
 
 from __future__ import annotations
 
-import asyncio
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from entourage.domain import Domain
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.files import boot_problem, digest
 from entourage.steps import Refusal
 
@@ -30,11 +30,11 @@ async def boot_refusals(domain: Domain, host: str, facts: Mapping[str, str]) -> 
         if problem is None:
             continue
         reason, remedy = problem
-        other = bool(facts.get(f"sha256:{path}")) and await asyncio.to_thread(_is_public, path)
+        other = bool(facts.get(f"sha256:{path}")) and await in_thread(_is_public, path)
         if other and path != domain.boot.firmware:
             told = f"{reason}: the next boot differs"
             found.append(Refusal("domain", host, told, only_warns=True))
-        elif other and facts.get(f"size:{path}") == await asyncio.to_thread(size, path):
+        elif other and facts.get(f"size:{path}") == await in_thread(size, path):
             told = f"{reason}, but another build of the same size: its next start differs"
             found.append(Refusal("domain", host, told, only_warns=True))
         elif other and facts.get(f"size:{path}"):
@@ -50,8 +50,8 @@ async def about(domain: Domain) -> dict[str, str]:
     """What the target is told of the files that it boots from: digest and size of each."""
     found: dict[str, str] = {}
     for path in domain.boot.files:
-        found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
-        found[f"size:{path}"] = await asyncio.to_thread(size, path)
+        found[f"sha256:{path}"] = await in_thread(digest, path)
+        found[f"size:{path}"] = await in_thread(size, path)
     return found
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from entourage.errors import HypervisorError, HypervisorOff, UsageError
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.capi import Phases
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN
 
@@ -90,30 +91,16 @@ def call(function: Callable[..., Result], *arguments: Any, **named: Any) -> asyn
 
     Errors of libvirt's come as LostError or RefusedError.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
 
-    def done(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-            future.exception()  # retrieved: whoever was cancelled meanwhile does not ask
-
-    def run() -> None:
-        result: Any = None
-        problem: BaseException | None = None
+    def made() -> Result:
         try:
-            result = function(*arguments, **named)
-        except Exception as error:  # noqa: BLE001 - it is told to who asked
-            problem = told(error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(done, result, problem)
+            return function(*arguments, **named)
+        except Exception as error:
+            if (ours := told(error)) is error:
+                raise
+            raise ours from error
 
-    threading.Thread(target=run, name="libvirt-call", daemon=True).start()
-    return future
+    return in_thread(made)
 
 
 async def ask(function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
@@ -190,7 +177,7 @@ class Connection:
             UsageError: libvirt's Python module is missing.
             LostError, RefusedError: There is no way to that libvirtd.
         """
-        libvirt = await asyncio.to_thread(bindings)
+        libvirt = await in_thread(bindings)
 
         def connect() -> Any:
             raw = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)

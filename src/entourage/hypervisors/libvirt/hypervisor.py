@@ -12,6 +12,7 @@ from entourage.domain import Domain
 from entourage.errors import DomainBusy, HypervisorError, UsageError
 from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.libvirt import checks, handed
 from entourage.hypervisors.libvirt.connection import (
@@ -73,7 +74,7 @@ class LibvirtHypervisor:
 
     async def machine(self, name: str) -> Machine:
         """Open a running domain; raises UsageError where there is none, or it does not run."""
-        await asyncio.to_thread(phases)
+        await in_thread(phases)
         connection = await Connection.open(self._uri)
         try:
             raw = await self._named(connection, name)
@@ -135,7 +136,7 @@ class LibvirtHypervisor:
         self, domain: Domain, host: str, facts: Mapping[str, str]
     ) -> Sequence[Refusal]:
         """What speaks against building this domain here."""
-        await asyncio.to_thread(phases)
+        await in_thread(phases)
         self._restores = RESTORES in facts
         connection = await Connection.open(self._uri)
         try:

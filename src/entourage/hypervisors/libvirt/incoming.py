@@ -25,6 +25,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt
 from entourage.handover.values import Guest
 from entourage.hosts.parts import HostPart
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket, TpmArrival
@@ -119,7 +120,7 @@ class LibvirtIncoming(IncomingSeams):
         """By what name its TLS certificate is checked, and which QEMU builds the machine."""
         connection = await self._connected()
         qemu = str(await ask(connection.raw.getVersion))
-        return {"tls": await asyncio.to_thread(tls.can_take), "qemu": qemu}
+        return {"tls": await in_thread(tls.can_take), "qemu": qemu}
 
     async def data_ports(
         self,
@@ -130,7 +131,7 @@ class LibvirtIncoming(IncomingSeams):
         if not self._on_this_host:
             return None
         handed.check_address(address)
-        return await asyncio.to_thread(migration_ports, conf_of(self._uri))
+        return await in_thread(migration_ports, conf_of(self._uri))
 
     async def networks(self) -> Mapping[str, str]:
         """Libvirt's networks that are up here: their bridge, by their name."""
@@ -187,7 +188,7 @@ class LibvirtIncoming(IncomingSeams):
         if plane.address:  # else libvirt goes by the name that the host has for itself
             self._parameters[Parameter.URI] = handed.listening_at(plane.address)
         await make_way(await connection.domain(self._uuid), self._plan, self._notes)
-        library = await asyncio.to_thread(phases)
+        library = await in_thread(phases)
         self._preparing = call(
             library.prepare, connection.raw, self._parameters, self._plan.cookie, self._flags
         )
@@ -197,10 +198,10 @@ class LibvirtIncoming(IncomingSeams):
     async def _watch_emulators(self) -> None:
         """Know of each swtpm that was started here; what it has of directories is on the disk."""
         if any(tpm.type == "emulator" for tpm in self._domain.tpm):
-            self._emulators = await asyncio.to_thread(Emulators, STATES / self._uuid)
+            self._emulators = await in_thread(Emulators, STATES / self._uuid)
         for tpm in self._domain.tpm:
             if (state := state_of(self._domain, tpm)).is_dir():
-                await asyncio.to_thread(swtpm.sync_parents, state)
+                await in_thread(swtpm.sync_parents, state)
 
     @property
     def _flags(self) -> int:
@@ -365,7 +366,7 @@ class LibvirtIncoming(IncomingSeams):
     async def persist_definition(self) -> None:
         """Finish wrote the definition down before the guest could run; now it is on the disk."""
         if self._on_this_host:
-            await asyncio.to_thread(sync_definitions)
+            await in_thread(sync_definitions)
 
     async def finish_arrival(self) -> None:
         """After the guest runs: what libvirt does not carry is made so here.
@@ -376,7 +377,7 @@ class LibvirtIncoming(IncomingSeams):
         connection = await self._connected()
         raw = await connection.domain(self._uuid)
         problems = await finish(raw, self._notes, here=self._on_this_host)
-        await asyncio.to_thread(self._notes.remove)
+        await in_thread(self._notes.remove)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         if problems:
             raise HypervisorError("; ".join(problems))
@@ -400,7 +401,7 @@ class LibvirtIncoming(IncomingSeams):
         connection = await self._connected()
         if not await connection.alive():
             self._connection = connection = await self._open(_SETTLES_WITHIN)
-        notes, here = await asyncio.to_thread(self._notes.read), self._on_this_host
+        notes, here = await in_thread(self._notes.read), self._on_this_host
         if preparing is not None or not self._begun:  # else there is nothing of this migration's
             made = preparing is not None or notes is not None
             await forget(connection, self._domain, notes, made=made, here=here)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import socket
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree as ET
 
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.attending import without_object
 from entourage.hypervisors.libvirt.bootfiles import about
 from entourage.hypervisors.libvirt.connection import RefusedError, ask, phases
@@ -66,7 +66,7 @@ async def asked(handle: Handle, doing: str) -> Sequence[Refusal]:
         doing: What is to be done with it, in a word.
     """
     try:
-        library = await asyncio.to_thread(phases)
+        library = await in_thread(phases)
         await ask(library.begin, handle.raw, {}, Flag.LIVE | Flag.UNSAFE)
     except RefusedError as error:
         reason = plain(error.message)

@@ -29,6 +29,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.libvirt import attending, looks, tls, volumes
@@ -277,7 +278,7 @@ class LibvirtMachine(MachineSeams):
         self._check_reach(ticket.uri)
         parameters = job.parameters | {Parameter.URI: ticket.uri}
         flags = job.flags if live else job.flags & ~Flag.LIVE
-        await asyncio.to_thread(job.list_calls, self.domain.name, ticket.uri)
+        await in_thread(job.list_calls, self.domain.name, ticket.uri)
         performing = call(phases().perform, handle.raw, parameters, ticket.cookie, flags)
         job.performing = performing
 

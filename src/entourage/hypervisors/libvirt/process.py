@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle
+from entourage.hosts.threads import in_thread
 
 _ENDS_WITHIN = 5.0  # seconds
 _LOOK_AGAIN = 0.1  # seconds
@@ -45,7 +46,7 @@ async def check_ended(name: str, uuid: str) -> None:
         HypervisorError: It has one: libvirtd could not take it up again when it was restarted.
     """
     deadline = time.monotonic() + _ENDS_WITHIN
-    while await asyncio.to_thread(outlives, uuid):
+    while await in_thread(outlives, uuid):
         if time.monotonic() < deadline:  # a libvirtd that has just begun ends what it cannot use
             await asyncio.sleep(_LOOK_AGAIN)
             continue

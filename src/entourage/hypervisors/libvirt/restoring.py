@@ -25,6 +25,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt, plain_words
 from entourage.handover.values import Guest
 from entourage.hosts.parts import HostPart
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.libvirt import handed, volumes
@@ -161,7 +162,7 @@ class RestoringIncoming(LibvirtIncoming):
         """What its TPM's state has of directories is on the disk; see ``TargetTpm.sync``."""
         for tpm in self._domain.tpm:
             if (state := state_of(self._domain, tpm)).is_dir():
-                await asyncio.to_thread(swtpm.sync_parents, state)
+                await in_thread(swtpm.sync_parents, state)
 
     def accept_cookie(self, cookie: bytes) -> None:
         """Its source has none."""
@@ -253,12 +254,12 @@ class RestoringIncoming(LibvirtIncoming):
                 kept.setAutostart(1)
 
         await ask(define)
-        await asyncio.to_thread(sync_definitions)
+        await in_thread(sync_definitions)
 
     async def finish_arrival(self) -> None:
         """Nothing of it is open any more."""
         connection = await self._connected()
-        await asyncio.to_thread(self._file.unlink, missing_ok=True)
+        await in_thread(self._file.unlink, missing_ok=True)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
 
     async def kill(self) -> None:
@@ -274,7 +275,7 @@ class RestoringIncoming(LibvirtIncoming):
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
             await self._end()
-        await asyncio.to_thread(self._file.unlink, missing_ok=True)
+        await in_thread(self._file.unlink, missing_ok=True)
 
     async def _end(self) -> None:
         name = self._domain.name
@@ -341,12 +342,12 @@ class RestoringIncoming(LibvirtIncoming):
                     remedy="it says how far a restore has come: read it, then move it away",
                 ) from error
 
-        return await asyncio.to_thread(read)
+        return await in_thread(read)
 
     async def _note(self, noted: Restoring) -> None:
         """Write it down; on the disk when this returns."""
         try:
-            await asyncio.to_thread(durable.write, self._file, msgspec.json.encode(noted))
+            await in_thread(durable.write, self._file, msgspec.json.encode(noted))
         except OSError as error:
             raise HypervisorError(
                 f"{self._file} cannot be written: {plain_words(error)}",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from entourage.errors import HypervisorError
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.events import Known
@@ -199,7 +200,7 @@ class Rollback:
         waiting: set[asyncio.Future[Any]] = {pressed, performing}
         began = time.monotonic()
         if not await self._came(waiting, _STUCK_AFTER, lambda: time.monotonic() - began):
-            await asyncio.to_thread(self._hang_up)
+            await in_thread(self._hang_up)
         # To its end: a word of it that takes effect later would stop a guest that is back.
         await asyncio.wait({pressed}, timeout=_ENDS_WITHIN)
         if pressed.done():
@@ -232,7 +233,7 @@ class Rollback:
             if ended:
                 return True
             held_up = unanswered() > _SILENT_AFTER
-            await asyncio.to_thread(self._hang_up_on_silence, held_up=held_up, answers=answers)
+            await in_thread(self._hang_up_on_silence, held_up=held_up, answers=answers)
         return any(each.done() for each in waiting)
 
     def _hang_up_on_silence(self, *, held_up: bool, answers: bool) -> None:

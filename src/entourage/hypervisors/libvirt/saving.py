@@ -27,6 +27,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import Plan, Ticket
 from entourage.hypervisors.libvirt import attending, looks
 from entourage.hypervisors.libvirt.arrival import sync_definitions
@@ -217,7 +218,7 @@ class LibvirtSaving(LibvirtMachine):
         await self._handle.end()
         if raw is not None and not self._handle.transient:
             await ask(stay_off)
-            await asyncio.to_thread(sync_definitions)
+            await in_thread(sync_definitions)
 
 
 def snapshot_xml(file: str, live: ET.Element) -> str:

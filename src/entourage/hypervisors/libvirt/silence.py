@@ -12,6 +12,7 @@ import asyncio
 
 from entourage.errors import HypervisorError
 from entourage.hosts.hangup import Calls
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.job import Job
 
 _LOOK_EVERY = 0.05
@@ -34,7 +35,7 @@ async def fallen_silent(job: Job) -> None:
     """
     while job.calls is not None and not job.disks.under_way:
         held_up = job.disks.unanswered > _SILENT_AFTER
-        if await asyncio.to_thread(_hang_up, job.calls, job.port, held_up=held_up):
+        if await in_thread(_hang_up, job.calls, job.port, held_up=held_up):
             raise HypervisorError(
                 f"{job.host} fell silent while the copies of the disks were connected, so that the"
                 " guest would have stood still",

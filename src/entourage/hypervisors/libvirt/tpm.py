@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import TpmFacts
 
@@ -77,4 +77,4 @@ class TargetTpm:
     async def sync(self, tpm: Tpm) -> None:
         """Flush the TPM's state, file and directory, to this host's disk."""
         if (state := state_of(self._domain, tpm)).is_dir():
-            await asyncio.to_thread(swtpm.sync_state, state)
+            await in_thread(swtpm.sync_state, state)

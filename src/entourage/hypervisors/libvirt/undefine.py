@@ -6,10 +6,10 @@ at the other host, and the TPM's state where its directory is on storage that ot
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from entourage.errors import HypervisorError
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.files import is_on_local_storage
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
 from entourage.hypervisors.libvirt.tpm import STATES
@@ -33,7 +33,7 @@ async def undefine(raw: Any, name: str, *, here: bool) -> None:
     Raises:
         HypervisorError: The definition is still there.
     """
-    alone = here and await asyncio.to_thread(is_on_local_storage, STATES)
+    alone = here and await in_thread(is_on_local_storage, STATES)
     try:
         await ask(raw.undefineFlags, flags(await ask(_version, raw), tpm_is_alone=alone))
     except RefusedError as error:

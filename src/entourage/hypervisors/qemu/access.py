@@ -23,6 +23,7 @@ from entourage.hosts.account import Account, Wanted
 from entourage.hosts.ownership import give, give_back, given
 from entourage.hosts.programs import qemu_img_info
 from entourage.hosts.resources import Ledger
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.files import is_on_local_storage
 from entourage.hypervisors.qemu.cmdline import is_readonly
 from entourage.hypervisors.qemu.paths import Places
@@ -102,9 +103,9 @@ async def problems(domain: Domain, where: Places, account: Account | None) -> li
         for tpm in domain.tpm
         if tpm.type == "external" and tpm.socket
     ]
-    opened += await asyncio.to_thread(_of_disks, domain)
+    opened += await in_thread(_of_disks, domain)
     denied = await _denied(account, opened)
-    there = await asyncio.to_thread(lambda: [Path(one.wanted.path).exists() for one in denied])
+    there = await in_thread(lambda: [Path(one.wanted.path).exists() for one in denied])
     return found + [
         _problem(one, account) for one, exists in zip(denied, there, strict=True) if exists
     ]
@@ -131,7 +132,7 @@ async def let_user_in(
     """
     try:
         # What an earlier machine had, whose guest has shut down, or whose host has lost its power.
-        await asyncio.to_thread(give_back, where.owners)
+        await in_thread(give_back, where.owners)
     except OSError as error:
         raise HypervisorError(
             f"files cannot be given back: {plain_words(error)}", remedy=what_to_do(error)
@@ -212,7 +213,7 @@ async def _give(
         ledger.record("dir", path=str(where.state))
         where.state.mkdir(mode=0o700, parents=True)
     ledger.record("owners", path=str(where.owners))
-    giving = asyncio.create_task(asyncio.to_thread(_give_some, where.owners, paths, account.uid))
+    giving = in_thread(_give_some, where.owners, paths, account.uid)
     try:
         with contextlib.suppress(OSError):  # what could not be given is still denied
             await asyncio.shield(giving)

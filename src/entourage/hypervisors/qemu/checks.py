@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from entourage.errors import EntourageError, HypervisorError, UsageError
 from entourage.hosts.account import Account
 from entourage.hosts.allowed import images_of
 from entourage.hosts.beneath import Beneath
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.files import boot_problems
 from entourage.hypervisors.qemu import access, binary, nvram
 from entourage.hypervisors.qemu.cmdline import is_readonly
@@ -174,7 +174,7 @@ async def _access(domain: Domain, host: str, settings: Settings) -> list[Refusal
     Of disks, only those are looked at that may be opened here: a stranger may have named them.
     """
     allowed = images_of(settings.agent)
-    disks = await asyncio.to_thread(lambda: [d for d in domain.block if _is_beneath(allowed, d)])
+    disks = await in_thread(lambda: [d for d in domain.block if _is_beneath(allowed, d)])
     domain = msgspec.structs.replace(domain, block=tuple(disks))
     try:
         where = places(settings, str(domain.uuid), domain.name)

@@ -16,6 +16,7 @@ from entourage.hosts.local import listening_here
 from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger
 from entourage.hosts.tcp import listening_in_range
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, Export
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.access import let_user_write
@@ -128,7 +129,7 @@ class Exports:
             *(monitor.execute("blockdev-del", {"node-name": name}) for name in self._writable),
         )
         if path := self._serves[0]:
-            await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+            await in_thread(Path(path).unlink, missing_ok=True)
         self._serves = None
         self._writable.clear()
         self._allow_core()

@@ -10,6 +10,7 @@ from pathlib import Path
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError, plain_words
 from entourage.hosts.process import ProcessHandle, await_marked, last_lines
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.qemu.access import take_back
 from entourage.hypervisors.qemu.errors import plain
 from entourage.hypervisors.qemu.paths import Places
@@ -152,7 +153,7 @@ async def after_end(running: Running, where: Places, *, moved: bool = False) -> 
     if running.marker:
         await await_marked(running.marker, _QUIT_PATIENCE)
     try:
-        await asyncio.to_thread(take_back, where, moved=moved)
+        await in_thread(take_back, where, moved=moved)
     except OSError as error:
         # No reason to keep a machine that has ended; the next start tries again.
         with contextlib.suppress(OSError), where.log.open("a") as log:

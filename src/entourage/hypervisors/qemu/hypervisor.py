@@ -17,6 +17,7 @@ from entourage.errors import (
 from entourage.hosts.parts import HostPart
 from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger, MemoryLedger
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.qemu import binary, checks, nvram
 from entourage.hypervisors.qemu.access import account_of, notes, take_back
@@ -122,10 +123,10 @@ class QemuHypervisor:
         await checks.check_access(resolved, where, account)
         ledger = MemoryLedger()
         try:
-            await asyncio.to_thread(nvram.make_variables, domain, ledger)
+            await in_thread(nvram.make_variables, domain, ledger)
             up = await bring_up(resolved, where, ledger, incoming=False, account=account)
             try:
-                await asyncio.to_thread(write_owned, where, up.running.domain)
+                await in_thread(write_owned, where, up.running.domain)
                 await up.monitor.execute("cont")
             finally:
                 await up.monitor.close()
@@ -133,7 +134,7 @@ class QemuHypervisor:
                     process.close()
         except BaseException as error:
             if known is None:
-                await asyncio.shield(asyncio.to_thread(disown, where))
+                await asyncio.shield(in_thread(disown, where))
             await asyncio.shield(ledger.undo())
             if isinstance(error, OSError):
                 raise HypervisorError(
@@ -154,7 +155,7 @@ class QemuHypervisor:
         process = None if running is None else ProcessHandle.open(running.pid, running.began)
         if running is None or process is None:
             try:
-                await asyncio.to_thread(take_back, entry.places, moved=False)
+                await in_thread(take_back, entry.places, moved=False)
             except OSError as error:
                 raise HypervisorError(
                     f"{name} does not run, and its files are not given back: {plain_words(error)}",

@@ -19,6 +19,7 @@ from entourage.hosts.local import listening_here
 from entourage.hosts.process import ProcessHandle, last_lines
 from entourage.hosts.resources import Ledger, end_processes
 from entourage.hosts.tcp import bindable, bracketed, listening_in_range
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.backlog import bound
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.qemu import keys
@@ -122,7 +123,7 @@ class QemuIncoming(IncomingSeams):
         self._domain = running.domain
         self._released = status not in _NEVER_RELEASED
         emulated = any(tpm.type == "emulator" for tpm in self._domain.tpm)
-        self._has_tpm = not emulated or await asyncio.to_thread(tpms.is_alive, running.marker)
+        self._has_tpm = not emulated or await in_thread(tpms.is_alive, running.marker)
         return Guest.RUNNING if self._released else Guest.STOPPED
 
     async def offers(self) -> Mapping[str, str]:
@@ -201,7 +202,7 @@ class QemuIncoming(IncomingSeams):
         with server:
             connection, _ = await asyncio.get_running_loop().sock_accept(server)
             if server.family == socket.AF_UNIX:
-                await asyncio.to_thread(Path(server.getsockname()).unlink, missing_ok=True)
+                await in_thread(Path(server.getsockname()).unlink, missing_ok=True)
         with connection:
             if connection.family != socket.AF_UNIX:
                 with contextlib.suppress(OSError):  # gone already: QEMU will say so
@@ -278,7 +279,7 @@ class QemuIncoming(IncomingSeams):
     async def persist_definition(self) -> None:
         """Write down the domain as this host's own, whether its machine lives or not; durable."""
         domain = self._running.domain if self._running is not None else self._domain
-        await asyncio.to_thread(write_owned, self._where, domain)
+        await in_thread(write_owned, self._where, domain)
 
     async def finish_arrival(self) -> None:
         """After the guest runs: drop the keys, and all that only an arrival needs."""
@@ -311,7 +312,7 @@ class QemuIncoming(IncomingSeams):
         if running is not None:
             await end_processes(running.marker)
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._explain)
+            await in_thread(self._explain)
         await self.close()
         keys.forget_file(self._where)
 

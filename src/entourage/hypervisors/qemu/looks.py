@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.qemu import tpm as tpms
 from entourage.hypervisors.qemu.binary import loses_state
@@ -25,7 +26,7 @@ async def facts(handle: Handle) -> Mapping[str, str]:
     if (entries := await largest_queue(handle.monitor)) > ORDINARY_QUEUE:
         found["virtio-queues"] = str(entries)
     for path in handle.domain.boot.files:
-        found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
+        found[f"sha256:{path}"] = await in_thread(digest, path)
     if handle.domain.accel == "kvm":
         found["cpu-flags"] = " ".join(sorted(cpu_flags()))
     return found
@@ -69,7 +70,7 @@ async def _dead_tpms(handle: Handle, host: str) -> list[Refusal]:
     """A TPM whose emulator has ended has lost what it had in memory: nothing can be moved."""
     domain = handle.domain
     emulated = [tpm for tpm in domain.tpm if tpm.type == "emulator"]
-    if not emulated or await asyncio.to_thread(tpms.is_alive, handle.running.marker):
+    if not emulated or await in_thread(tpms.is_alive, handle.running.marker):
         return []
     remedy = f"stop {domain.name} and start it again: the TPM's state on disk is whole"
     reason = "its emulator (swtpm) has ended"

@@ -24,6 +24,7 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError, plain_words, what_to_do
 from entourage.handover.values import Guest
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.qemu import keys, looks
@@ -333,7 +334,7 @@ class QemuMachine(MachineSeams):
         """The domain runs on the target: end the copy here and free what it held."""
         handle = self._handle
         await end_machine(handle.monitor, handle.process, handle.running, handle.where, moved=True)
-        await asyncio.to_thread(disown, handle.where)
+        await in_thread(disown, handle.where)
         await self._dismiss()
 
     async def abort(self) -> None:

@@ -16,6 +16,7 @@ from entourage.errors import HypervisorError
 from entourage.hosts.account import Account
 from entourage.hosts.process import ProcessHandle, launch
 from entourage.hosts.resources import Ledger, marked_processes
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import TpmFacts
 from entourage.hypervisors.qemu.access import let_through
@@ -211,7 +212,7 @@ class QemuTpm:
 
     async def erase(self, tpm: Tpm) -> None:
         """After ``release``: destroy the TPM's state on this host; nothing left is no error."""
-        await asyncio.to_thread(erase_state, self._where.tpm_state(tpm.id))
+        await in_thread(erase_state, self._where.tpm_state(tpm.id))
 
 
 class QemuTpmArrival:
@@ -230,4 +231,4 @@ class QemuTpmArrival:
 
     async def sync(self, tpm: Tpm) -> None:
         """Flush the TPM's state, file and directory, to this host's disk."""
-        await asyncio.to_thread(swtpm.sync_state, self._where.tpm_state(tpm.id))
+        await in_thread(swtpm.sync_state, self._where.tpm_state(tpm.id))

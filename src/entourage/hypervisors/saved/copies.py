@@ -14,6 +14,7 @@ from entourage.domain import Block, Domain
 from entourage.errors import DeviceError, HypervisorError, plain_words
 from entourage.hosts.nbd import NbdServer
 from entourage.hosts.resources import Ledger
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, Export
 from entourage.hypervisors.reach import check_local_disk
 from entourage.hypervisors.saved.manifest import Copy, copy_path, measured
@@ -63,8 +64,8 @@ class CopiesIn:
     async def _written(self, disk: Block, server: NbdServer) -> Copy:
         await server.end()
         path = copy_path(self._directory, disk)
-        await asyncio.to_thread(durable.sync_file, path)
-        await asyncio.to_thread(durable.sync_directory, path.parent)
+        await in_thread(durable.sync_file, path)
+        await in_thread(durable.sync_directory, path.parent)
         return Copy(device=disk.label, format=disk.format, file=await measured(path))
 
     async def close(self) -> None:
@@ -103,7 +104,7 @@ class CopiesOut:
 
     async def _copied(self, disk: Block, target: Mapping[str, str]) -> None:
         where = ",".join(f"{key}={text.replace(',', ',,')}" for key, text in target.items())
-        size = (await asyncio.to_thread(os.stat, disk.path)).st_size
+        size = (await in_thread(os.stat, disk.path)).st_size
         self._progress[disk.id] = (0, size)
         command = ("qemu-img", "convert", "-p", "-n", "-f", disk.format, "--target-image-opts")
         try:

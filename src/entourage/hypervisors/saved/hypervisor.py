@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from entourage.errors import UsageError, plain_words, what_to_do
 from entourage.hosts.parts import HostPart
 from entourage.hosts.proxy_agent import own_settings, proxy_settings
 from entourage.hosts.resources import Ledger
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.incoming import SavingIncoming
@@ -58,13 +58,13 @@ class SavedHypervisor:
 
         Its user may have removed it since: then nothing is left of it to be restored.
         """
-        if not await asyncio.to_thread(os.path.lexists, self._directory):
+        if not await in_thread(os.path.lexists, self._directory):
             # Whether its storage is mounted, is seen before anything is made of that.
             return await self._machine(manifests.removed(domain))
         return await self._machine(await self._manifest(domain.name))
 
     async def _manifest(self, name: str) -> manifests.Manifest:
-        manifest = await asyncio.to_thread(manifests.read_manifest, self._directory)
+        manifest = await in_thread(manifests.read_manifest, self._directory)
         if manifest.domain.name != name:
             raise UsageError(
                 f"{self._directory} is a save of {manifest.domain.name}, not of {name}"
@@ -72,7 +72,7 @@ class SavedHypervisor:
         return manifest
 
     async def _machine(self, manifest: manifests.Manifest) -> SavedMachine:
-        holder = await asyncio.to_thread(holder_of, self._settings)
+        holder = await in_thread(holder_of, self._settings)
         place = Place(self._directory, manifest.domain.uuid, Path(self._settings.paths.state))
         kind = WrittenMachine if manifest.hypervisor else SavedMachine
         return kind(self._directory, manifest, holder, place)

@@ -23,6 +23,7 @@ from entourage.handover.values import Guest
 from entourage.hosts.flow import Flow, end_checked, into_file
 from entourage.hosts.local import listening_here
 from entourage.hosts.resources import Ledger
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import manifest as manifests
@@ -74,7 +75,7 @@ class SavingIncoming(IncomingSeams):
         self._facts = facts
         self._local: LocalData | None = None
         self._copies = CopiesIn(self._partial, ledger)
-        self._publishing: asyncio.Task[None] | None = None
+        self._publishing: asyncio.Future[None] | None = None
         self._written: WrittenFile | None = None
         self._flow: asyncio.Future[Flow] | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -103,7 +104,7 @@ class SavingIncoming(IncomingSeams):
     async def attach(self) -> Guest:
         """What another process has made of it: nothing whole, all of it, or the save itself."""
         await self.close()
-        return await asyncio.to_thread(self._seen)
+        return await in_thread(self._seen)
 
     def _seen(self) -> Guest:
         """What is there; raises HypervisorError where that cannot be seen."""
@@ -129,7 +130,7 @@ class SavingIncoming(IncomingSeams):
         self._domain, self._local = domain, plane.local
         try:
             copies = bool(plane.local.copies)
-            await asyncio.to_thread(self._make, plane.local.generation, copies=copies)
+            await in_thread(self._make, plane.local.generation, copies=copies)
             self._copies.stands(plane.local)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
@@ -158,7 +159,7 @@ class SavingIncoming(IncomingSeams):
             try:
                 with server:
                     connection, _ = await loop.sock_accept(server)
-                await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+                await in_thread(Path(path).unlink, missing_ok=True)
                 if written is not None and written.hypervisor:
                     flow.set_result(written.flow(connection))
                 else:
@@ -180,7 +181,7 @@ class SavingIncoming(IncomingSeams):
         try:
             await (await self._flow).finished()
             if self._needs_local().far:
-                await asyncio.to_thread(end_checked, self._partial / manifests.MEMORY)
+                await in_thread(end_checked, self._partial / manifests.MEMORY)
             if not self._needs_local().checkpoint:  # else its guest waits for this to go on
                 await self._write_down()
         except OSError as error:
@@ -194,7 +195,7 @@ class SavingIncoming(IncomingSeams):
 
     async def _write_down(self) -> None:
         path = self._partial / manifests.MEMORY
-        await asyncio.to_thread(durable.sync_file, path)
+        await in_thread(durable.sync_file, path)
         memory = await manifests.measured(path)
         local = self._needs_local()
         kept = [disk for disk in self._domain.block if disk.id not in local.copies]
@@ -219,9 +220,9 @@ class SavingIncoming(IncomingSeams):
             hypervisor=self._written.hypervisor if self._written else "",
             kept=self._written.kept if self._written else b"",
         )
-        await asyncio.to_thread(manifests.write_manifest, self._partial, manifest)
+        await in_thread(manifests.write_manifest, self._partial, manifest)
         # What cannot be read again would be lost.
-        await asyncio.to_thread(manifests.read_manifest, self._partial)
+        await in_thread(manifests.read_manifest, self._partial)
 
     async def publish(self) -> None:
         """Have the save of a guest that goes on whole, under its name; that cannot be undone.
@@ -234,7 +235,7 @@ class SavingIncoming(IncomingSeams):
         try:
             await self._write_down()
             # Whoever gives it up meanwhile waits until it is known which of both it is.
-            self._publishing = asyncio.create_task(asyncio.to_thread(self._publish))
+            self._publishing = in_thread(self._publish)
             await asyncio.shield(self._publishing)
         except OSError as error:
             raise HypervisorError(
@@ -259,7 +260,7 @@ class SavingIncoming(IncomingSeams):
             InDoubt: Nobody knows: a network's file system may have done what it says it has not.
         """
         try:
-            await asyncio.to_thread(self._publish)
+            await in_thread(self._publish)
         except OSError as error:
             if await self._never_published():
                 raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
@@ -271,7 +272,7 @@ class SavingIncoming(IncomingSeams):
 
     async def _never_published(self) -> bool:
         try:
-            return await asyncio.to_thread(self._seen) is Guest.STOPPED
+            return await in_thread(self._seen) is Guest.STOPPED
         except HypervisorError:
             return False
 
@@ -285,8 +286,8 @@ class SavingIncoming(IncomingSeams):
     async def halt(self) -> None:
         """Take the name back: it is a save without a right to be restored."""
         try:
-            await asyncio.to_thread(self._directory.rename, self._partial)
-            await asyncio.to_thread(durable.sync_directory, self._directory.parent)
+            await in_thread(self._directory.rename, self._partial)
+            await in_thread(durable.sync_directory, self._directory.parent)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
 
@@ -296,12 +297,12 @@ class SavingIncoming(IncomingSeams):
     async def finish_arrival(self) -> None:
         """Nothing is left of it but the save."""
         await self.close()
-        await asyncio.to_thread(self._place.forget)
+        await in_thread(self._place.forget)
 
     async def kill(self) -> None:
         """Remove what was made; it was never whole, or nobody may restore it."""
         await self.close()
-        await asyncio.to_thread(self._remove)
+        await in_thread(self._remove)
 
     def _remove(self) -> None:
         self._place.check()

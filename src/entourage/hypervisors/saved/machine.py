@@ -22,6 +22,7 @@ from entourage.handover.values import Guest
 from entourage.hosts.filters import Filter, Pipeline
 from entourage.hosts.flow import Flow, from_file
 from entourage.hosts.local import connected_here
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.reach import check_local
 from entourage.hypervisors.saved import claim
@@ -124,7 +125,7 @@ class SavedMachine(MachineSeams):
 
     async def blockers(self) -> Sequence[Refusal]:
         """A claim, a disk that has changed, memory that is damaged."""
-        against = await asyncio.to_thread(objections, self._directory, self._manifest, self._holder)
+        against = await in_thread(objections, self._directory, self._manifest, self._holder)
         return against or await self._damage()
 
     async def _damage(self) -> list[Refusal]:
@@ -180,9 +181,7 @@ class SavedMachine(MachineSeams):
 
     async def _unfiltered(self, filters: Sequence[Filter], target: int) -> Pipeline:
         """Have memory go through the programs that it went through, the last of them first."""
-        handle = await asyncio.to_thread(
-            os.open, self._directory / MEMORY, os.O_RDONLY | os.O_CLOEXEC
-        )
+        handle = await in_thread(os.open, self._directory / MEMORY, os.O_RDONLY | os.O_CLOEXEC)
         try:
             commands = [one.back() for one in reversed(filters)]
             return await Pipeline.begin(commands, handle, target)
@@ -229,10 +228,10 @@ class SavedMachine(MachineSeams):
     async def disarm_deadman(self) -> None:
         """Claim the save: from here on nobody else restores it, until this is given up."""
         try:
-            await asyncio.to_thread(self._place.note, self.generation)
+            await in_thread(self._place.note, self.generation)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
-        await asyncio.to_thread(claim.take, self._directory, self._holder)
+        await in_thread(claim.take, self._directory, self._holder)
 
     async def halt(self) -> None:
         """It stands still."""
@@ -241,12 +240,12 @@ class SavedMachine(MachineSeams):
         """The guest runs: nobody restores the save any more; a checkpoint again, if asked to."""
         await self.close()
         settle = claim.give_up if self._manifest.checkpoint else claim.confirm
-        await asyncio.to_thread(self._settle, settle)
+        await in_thread(self._settle, settle)
 
     async def abort(self) -> None:
         """The guest was never let run: others may restore the save."""
         await self.close()
-        await asyncio.to_thread(self._settle, claim.give_up)
+        await in_thread(self._settle, claim.give_up)
 
     def _settle(self, how: Callable[[Path, str], None]) -> None:
         """Do something with the claim, unless its user has removed the save meanwhile."""

@@ -13,7 +13,6 @@ While it is being made, the directory is called ``DIR.UUID.partial``, with the d
 
 from __future__ import annotations
 
-import asyncio
 import glob
 import os
 import stat
@@ -25,6 +24,7 @@ from entourage import durable
 from entourage.domain import Block, Domain
 from entourage.errors import DeviceError, HypervisorError, UsageError, plain_words, what_to_do
 from entourage.hosts import programs
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.values import TpmFacts
 
 FORMAT = 1
@@ -280,7 +280,7 @@ def is_of(directory: Path, domain: Domain, generation: int | None) -> bool:
 
 async def measured(path: Path) -> SavedFile:
     """What is recorded of a file. Its content passes through no Python."""
-    status = await asyncio.to_thread(path.stat)
+    status = await in_thread(path.stat)
     return SavedFile(
         size=status.st_size,
         sha256=await _sha256(path),
@@ -303,7 +303,7 @@ async def problem_of(path: Path, saved: SavedFile) -> tuple[str, str] | None:
     """What is wrong with a file of a save, and what to do; None where it is what was saved."""
     remedy = "use another copy of the save, if there is one"
     try:
-        size = (await asyncio.to_thread(path.lstat)).st_size
+        size = (await in_thread(path.lstat)).st_size
     except OSError as error:
         return plain_words(error), remedy
     if size != saved.size:

@@ -10,6 +10,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, UsageError
 from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.side import read_side, with_side
 from entourage.hypervisors.xen import checks
@@ -111,7 +112,7 @@ class XenHypervisor:
                 config.pop(taken_out, None)
             return host_parts(config)
 
-        return await asyncio.to_thread(found)
+        return await in_thread(found)
 
     async def start(self, domain: Domain) -> None:
         """Not here: only its user has the file that xl starts a domain from.

@@ -33,6 +33,7 @@ from entourage.hosts.allowed import images_of
 from entourage.hosts.beneath import through
 from entourage.hosts.parts import HostPart, Kind, PartsCheck
 from entourage.hosts.resources import Ledger
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.seams import IncomingSeams
 from entourage.hypervisors.xen.arrivals import Arrivals
@@ -126,8 +127,8 @@ class XenIncoming(IncomingSeams):
 
     async def _look(self, config: dict[str, Any]) -> None:
         """See that what xl is to build is the domain that was asked for, and allowed here."""
-        await asyncio.to_thread(check_same, config, self._domain)
-        await self._check(await asyncio.to_thread(host_parts, config))
+        await in_thread(check_same, config, self._domain)
+        await self._check(await in_thread(host_parts, config))
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - ssh carries all
         """Wait for streams; xl's receiver makes the machine as it reads its own."""
@@ -159,7 +160,7 @@ class XenIncoming(IncomingSeams):
         if not disks:
             return {}
         beneath = images_of(self._settings.agent)
-        by_path = [disk for disk in disks if await asyncio.to_thread(_is_device, disk.path)]
+        by_path = [disk for disk in disks if await in_thread(_is_device, disk.path)]
         if by_path:  # what the settings do not name is not even opened
             await self._check([_device_part(disk) for disk in by_path])
 
@@ -180,7 +181,7 @@ class XenIncoming(IncomingSeams):
                     yield disk
 
         try:
-            found = await asyncio.to_thread(opened)
+            found = await in_thread(opened)
             await self._check(
                 [
                     _device_part(disk)
@@ -189,7 +190,7 @@ class XenIncoming(IncomingSeams):
                     for disk in disks
                 ]
             )
-            for disk in await asyncio.to_thread(lambda: list(exchanged())):
+            for disk in await in_thread(lambda: list(exchanged())):
                 message = f"{disk.path} has become another file meanwhile"
                 raise HypervisorError(message, device=disk.label)
         except OSError as error:
@@ -286,7 +287,7 @@ class XenIncoming(IncomingSeams):
         if self._arrivals is not None:
             await self._arrivals.close()
         self._images.close()
-        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        await in_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def persist_definition(self) -> None:
         """Nothing: xl keeps no definition of a domain that is off; its user has the file."""

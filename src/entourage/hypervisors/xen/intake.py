@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines, launch, start_time
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.xen import header
 from entourage.hypervisors.xen import xl as xl_program
 from entourage.hypervisors.xen.constants import GO
@@ -85,7 +86,7 @@ class Intake:
             finally:
                 os.close(ours)
 
-        return await asyncio.to_thread(read)
+        return await in_thread(read)
 
     async def _start(self, stream: int, begins: bytes) -> None:
         with contextlib.suppress(OSError):

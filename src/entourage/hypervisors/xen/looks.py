@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.files import digest
 from entourage.hypervisors.xen import hostdevices
 from entourage.hypervisors.xen.configuration import domain_type, unreadable_disks
@@ -28,7 +28,7 @@ async def facts(handle: Handle) -> Mapping[str, str]:
         "config": json.dumps(handle.config),
     }
     for path in handle.domain.boot.files:
-        found[f"sha256:{path}"] = await asyncio.to_thread(digest, path)
+        found[f"sha256:{path}"] = await in_thread(digest, path)
     return found
 
 
@@ -53,7 +53,7 @@ async def blockers(handle: Handle) -> Sequence[Refusal]:
         reason = f"PCI device {bdf} is attached by a name, and `xl list -l` does not have it"
         found.append(("domain", reason, f"`xl pci-detach {handle.domain.name} {bdf}`"))
     for disk in handle.domain.block:
-        if await asyncio.to_thread(_ends_within_a_sector, Path(disk.path)):
+        if await in_thread(_ends_within_a_sector, Path(disk.path)):
             reason = f"{disk.path} does not end with a whole sector"
             found.append((disk.label, reason, f"truncate -s %{_SECTOR} {disk.path}"))
     return [Refusal(device, host, reason, remedy) for device, reason, remedy in found]

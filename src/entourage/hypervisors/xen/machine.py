@@ -12,7 +12,6 @@ The six operations go by ``xl migrate``.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from entourage.domain import Domain, Net
 from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.ssh import ssh_command
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.seams import HostDevice, MachineSeams, Objection
 from entourage.hypervisors.xen import hostdevices, looks
@@ -309,7 +309,7 @@ class XenAnnouncing:
 
     async def announce(self, nets: Sequence[Net]) -> None:
         """Tell the network where the guest's MACs are."""
-        await asyncio.to_thread(announce, nets)
+        await in_thread(announce, nets)
 
 
 def changes(here: Domain, there: Domain) -> Changes:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from entourage.errors import HypervisorError
 from entourage.hosts.process import ProcessHandle, last_lines, launch
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.xen import xl as xl_program
 from entourage.hypervisors.xen.handle import Handle
 from entourage.hypervisors.xen.sender import Word
@@ -155,7 +156,7 @@ class Migrating:
         if self._end is not None:
             await self._end.close()
             self._end = None
-        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        await in_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def close(self) -> None:
         """Let go of both without ending them."""

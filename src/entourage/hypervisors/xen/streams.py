@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from entourage.domain import Block
 from entourage.errors import EntourageError, HypervisorError, plain_words, what_to_do
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.xen.copying import Sending
 from entourage.hypervisors.xen.sender import Word
 
@@ -101,7 +102,7 @@ class DiskCopy:
 
     async def _blocking(self, work: Any) -> Any:
         """Do it in a thread that is over before anybody closes what it uses."""
-        working = asyncio.ensure_future(asyncio.to_thread(work))
+        working = in_thread(work)
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
@@ -130,7 +131,7 @@ class DiskCopy:
         async with self._turn:
             if self._process is not None:
                 process, self._process = self._process, None
-                await asyncio.to_thread(process.wait)
+                await in_thread(process.wait)
                 for pipe in (process.stdin, process.stdout):
                     if pipe is not None:
                         with contextlib.suppress(OSError):
