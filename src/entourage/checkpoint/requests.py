@@ -23,6 +23,7 @@ from entourage.hosts.filters import (
 )
 from entourage.hosts.proxy_agent import THIS_HOST
 from entourage.hosts.route import Route, checked_host_of, host_of
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.registry import saves_by, starter_of_files, usual
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import save_name
@@ -90,9 +91,9 @@ async def save_request(
     )
     if encrypt == "":
         raise UsageError("--encrypt names nobody", remedy="an age recipient, or a file of them")
-    check(through)
+    await in_thread(check, through)
     if encrypt:
-        check_recipient(through[-1])
+        await check_recipient(through[-1])
     if encrypt and disks is Disks.COPY and written:
         raise UsageError(
             "copies of disks are not encrypted, and have what the guest has written",
@@ -142,7 +143,7 @@ def _check_checkpoint(
         )
 
 
-def restore_request(
+async def restore_request(
     settings: Settings,
     directory: str,
     *,
@@ -174,7 +175,7 @@ def restore_request(
         UsageError: There is no save, it is a copy of one, or a checkpoint.
     """
     where = _absolute(directory)
-    manifest = manifests.read_manifest(Path(where))
+    manifest = await in_thread(manifests.read_manifest, Path(where))
     name = manifest.domain.name
     if manifest.checkpoint and not revert:
         raise UsageError(
@@ -186,7 +187,8 @@ def restore_request(
         raise UsageError(
             f"{where} is no checkpoint: {name} ended as it was saved", remedy="leave --revert out"
         )
-    if not manifest.checkpoint and not only_copy and manifests.is_copy(Path(where), manifest):
+    is_copy = await in_thread(manifests.is_copy, Path(where), manifest)
+    if not manifest.checkpoint and not only_copy and is_copy:
         raise UsageError(
             f"{where} is a copy of what was saved on {manifest.host}: whether that was restored"
             " already, or another copy, cannot be seen from here",
@@ -195,12 +197,12 @@ def restore_request(
     through = tuple(
         Filter(one, absolute(identity) if one == ENCRYPT else "") for one in manifest.filters
     )
-    check(through)
+    await in_thread(check, through)
     if ENCRYPT in manifest.filters and not identity:
         raise UsageError(f"{where} is encrypted", remedy="--identity FILE, an age identity")
     if through and through[-1].name == ENCRYPT:
-        check_key(through[-1], Path(where, manifests.MEMORY))
-    places = _places(manifest, disks or {})
+        await check_key(through[-1], Path(where, manifests.MEMORY))
+    places = await in_thread(_places, manifest, disks or {})
     return Request(
         domain=name,
         route=Route(host=THIS_HOST, there=_restored_by(where, manifest.hypervisor)),

@@ -254,6 +254,7 @@ def restore(
     quiet: _Quiet = False,
 ) -> int:
     """Restore a saved domain: it goes on where it was saved. It does so once."""
+    import asyncio
     from collections.abc import Callable
 
     from entourage.checkpoint.everything import usual_place
@@ -275,17 +276,19 @@ def restore(
     def make_request(note: Callable[[str], None]) -> Request:
         settings = options.read_settings(config, note)
         wanted = options.device_options(options.Devices(nets=net or (), disks=disk or ()))
-        return restore_request(
-            settings,
-            directory,
-            paused=paused,
-            only_copy=only_copy,
-            revert=revert,
-            identity=identity,
-            nets=wanted.nets,
-            disks=wanted.disks,
-            tool=tool,
-            dry_run=dry_run,
+        return asyncio.run(
+            restore_request(
+                settings,
+                directory,
+                paused=paused,
+                only_copy=only_copy,
+                revert=revert,
+                identity=identity,
+                nets=wanted.nets,
+                disks=wanted.disks,
+                tool=tool,
+                dry_run=dry_run,
+            )
         )
 
     return migrate(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)

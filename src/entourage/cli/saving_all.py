@@ -96,7 +96,7 @@ def restore_all(
 
         def request(note: Callable[[str], None], path: Path = path) -> Request:
             del note
-            return restore_request(settings, str(path), tool=tool)
+            return asyncio.run(restore_request(settings, str(path), tool=tool))
 
         status = migrate(request, json=json, verbose=False, quiet=quiet, dry_run=False)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pwd
 import shutil
@@ -11,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from entourage.errors import HypervisorError
+from entourage.errors import DeviceError, HypervisorError
+from entourage.hosts import programs
 
 _SETPRIV = "setpriv"
+_ANSWERS_WITHIN = 30.0  # seconds: a file server may not
 # access(2) as the user: traversal, ACLs and what a file server says are all in its answer.
 _DENIED = """
 while [ $# -gt 0 ]; do
@@ -94,23 +95,18 @@ class Account(NamedTuple):
         if not wanted:
             return []
         arguments = [part for one in wanted for part in (one.how, one.path)]
-        process = await asyncio.create_subprocess_exec(
-            *self.command(), "/bin/sh", "-c", _DENIED, "sh", *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd="/",
-        )  # fmt: skip
         try:
-            stdout, stderr = await process.communicate()
-        except asyncio.CancelledError:
-            process.kill()
-            await process.wait()
-            raise
-        said = stdout.decode()
-        if process.returncode or len(said) != len(wanted):
+            status, said, problem = await programs.run(
+                *self.command(), "/bin/sh", "-c", _DENIED, "sh", *arguments,
+                within=_ANSWERS_WITHIN, cwd="/",
+            )  # fmt: skip
+        except DeviceError as error:
             raise HypervisorError(
-                f"nothing can be run as {self.name}: {stderr.decode(errors='replace').strip()}",
+                f"what {self.name} may open is not known: {error.message}", remedy=error.remedy
+            ) from error
+        if status or len(said) != len(wanted):
+            raise HypervisorError(
+                f"nothing can be run as {self.name}: {problem}",
                 remedy="run Entourage as root, with CAP_SETUID and CAP_SETGID",
             )
         return [one for one, answer in zip(wanted, said, strict=True) if answer == "n"]

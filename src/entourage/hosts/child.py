@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from entourage.errors import LinkError, LinkLost, plain_words
 from entourage.hosts.link import SILENT, Link
+from entourage.hosts.programs import kill
 
 Explain = Callable[[int | None, Sequence[str]], LinkLost]
 """From a process's exit status (None: it has none yet) and its last lines: what they mean."""
@@ -119,6 +120,6 @@ async def _end(process: asyncio.subprocess.Process, link: Link) -> None:
         await asyncio.wait({ended}, timeout=_OF_SILENT)
     finally:
         if not ended.done():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        await ended
+            await kill(process)
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
-import subprocess
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from entourage.errors import HypervisorError, UsageError, plain_words, what_to_do
+from entourage.errors import (
+    DeviceError,
+    HypervisorError,
+    UsageError,
+    plain_words,
+    what_to_do,
+)
+from entourage.hosts import programs
+from entourage.hosts.threads import in_thread
 
 COMPRESS, ENCRYPT = "zstd", "age"
 _SAID = 4096  # bytes of what a program says that are kept
+_ANSWERS_WITHIN = 30.0  # seconds for a program that is only tried
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -62,43 +69,56 @@ def check(filters: Sequence[Filter]) -> None:
             raise UsageError(f"{one.key} cannot be read", remedy="see whether it is there")
 
 
-def check_recipient(one: Filter) -> None:
-    """See that something can be encrypted to it. Blocks.
+async def check_recipient(one: Filter) -> None:
+    """See that something can be encrypted to it.
 
     Raises:
         UsageError: It cannot.
     """
-    nothing = subprocess.DEVNULL
-    done = subprocess.run(
-        one.there(), stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, check=False
-    )
-    if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())
+    try:
+        status, _, said = await programs.run(*one.there(), within=_ANSWERS_WITHIN)
+    except DeviceError as error:
+        raise UsageError(error.message, remedy=error.remedy) from error
+    if status:
         raise UsageError(
             f"nothing can be encrypted to {one.key}: {said}",
             remedy="name an age recipient, an ssh public key, or a file of them",
         )
 
 
-def check_key(one: Filter, path: Path) -> None:
-    """See that a key decrypts a file, by its beginning. Blocks.
+async def check_key(one: Filter, path: Path) -> None:
+    """See that a key decrypts a file, by its beginning.
 
     Raises:
-        UsageError: It does not.
+        UsageError: It does not, or not in time; or the file cannot be read.
     """
-    with (
-        path.open("rb") as file,
-        subprocess.Popen(
-            one.back(), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process,
-    ):
-        out, err = process.stdout, process.stderr
-        begun = out.read(1) if out is not None else b""
-        process.kill()
-        said = err.read(_SAID).decode(errors="replace") if err is not None else ""
+    try:
+        handle = await in_thread(os.open, path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *one.back(), stdin=handle, stdout=PIPE, stderr=PIPE
+        )
+    except OSError as error:
+        raise UsageError(
+            f"{one.name} cannot be run: {plain_words(error)}", remedy=f"install {one.name}"
+        ) from error
+    finally:
+        os.close(handle)
+    said = asyncio.create_task(kept(process.stderr))
+    try:
+        async with asyncio.timeout(_ANSWERS_WITHIN):
+            begun = await process.stdout.read(1) if process.stdout is not None else b""
+            words = "" if begun else " ".join((await said).split())
+    except TimeoutError:
+        begun, words = b"", f"not within {_ANSWERS_WITHIN:g} s"
+    finally:
+        await programs.kill(process)
+        said.cancel()
     if not begun:
         raise UsageError(
-            f"{one.key} does not decrypt {path}: {' '.join(said.split())}",
+            f"{one.key} does not decrypt {path}: {words}",
             remedy="name the identity of one of those that it was encrypted to",
         )
 
@@ -143,8 +163,7 @@ class Pipeline:
                 reads = following
         except OSError as error:
             for _, process in started:
-                process.kill()
-                await process.communicate()
+                await programs.kill(process)
             raise HypervisorError(
                 f"memory has no way: {plain_words(error)}", remedy=what_to_do(error)
             ) from error
@@ -170,10 +189,10 @@ class Pipeline:
     async def end(self) -> None:
         """End them, wherever they are."""
         for _, process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        await asyncio.gather(*self._said)
+            await programs.kill(process)
+        for said in self._said:  # of one that the kernel holds, it would not end
+            said.cancel()
+        await asyncio.gather(*self._said, return_exceptions=True)
 
 
 async def kept(stream: asyncio.StreamReader | None) -> str:

@@ -11,6 +11,7 @@ from entourage.hosts import programs
 from entourage.hosts.resources import MARKER, Ledger, end_processes
 from entourage.hosts.threads import in_thread
 
+_STARTS_WITHIN = 30.0  # seconds
 _WRITES_WITHIN = 300.0  # seconds for what is still in memory to be written to slow storage
 
 
@@ -48,6 +49,7 @@ class NbdServer:
             *("--discard=unmap", "--detect-zeroes=unmap", "--", str(path)),
             environment={MARKER: self._marker},
             umask=0o077,
+            within=_STARTS_WITHIN,
         )
         if status:
             raise DeviceError(f"{path} cannot be served: {said or f'status {status}'}")

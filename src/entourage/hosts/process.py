@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from entourage.errors import EntourageError, plain_words, what_to_do
+from entourage.hosts.programs import kill
 from entourage.hosts.resources import MARKER, carries, marked_processes
 
 _SYSTEMD_RUNS = Path("/run/systemd/system")
@@ -222,9 +223,9 @@ async def _give_scope(pid: int, unit: str, log: Path) -> None:
             if process.returncode:
                 problem = stderr.decode(errors="replace").strip()
         except TimeoutError:
-            process.kill()
-            await process.wait()
             problem = f"systemd does not answer within {_SCOPE_PATIENCE:g} s"
+        finally:
+            await kill(process)
     if problem:
         with log.open("a") as file:
             file.write(f"entourage: process {pid} has no systemd scope of its own: {problem}\n")

@@ -1,4 +1,4 @@
-"""Programs that look at disk images and make them: ``qemu-img``, ``fallocate``."""
+"""Programs that are run to their end: ``qemu-img``, ``ip``, ``age`` and the like."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import msgspec
 from entourage.errors import DeviceError
 
 _LOOKS_FOR = 30.0  # seconds
+_KILLED_WITHIN = 5.0  # seconds; one that the kernel holds, for a file server say, ends later
 
 
 class _Info(msgspec.Struct):
@@ -24,7 +25,11 @@ class _Info(msgspec.Struct):
 
 
 async def run(
-    *command: str, environment: Mapping[str, str] | None = None, umask: int = -1
+    *command: str,
+    environment: Mapping[str, str] | None = None,
+    umask: int = -1,
+    within: float | None = None,
+    cwd: str | None = None,
 ) -> tuple[int, str, str]:
     """Run a program; it is ended where this is cancelled.
 
@@ -32,12 +37,14 @@ async def run(
         command: The program and its arguments.
         environment: More of it.
         umask: Another one than this process's.
+        within: Seconds for it; None where it reads or writes as much as there is.
+        cwd: The directory that it is run in; None: this process's.
 
     Returns:
         Its status, its output, and what it said on stderr in one line.
 
     Raises:
-        DeviceError: It cannot be run.
+        DeviceError: It cannot be run, or has not ended in time.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -47,6 +54,7 @@ async def run(
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C", **(environment or {})},
             umask=umask,
+            cwd=cwd,
         )
     except OSError as error:
         raise DeviceError(
@@ -54,14 +62,31 @@ async def run(
             remedy="install qemu-utils" if command[0].startswith("qemu-") else "",
         ) from error
     try:
-        out, err = await process.communicate()
-    except asyncio.CancelledError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        raise
+        async with asyncio.timeout(within):
+            out, err = await process.communicate()
+    except TimeoutError:
+        raise DeviceError(
+            f"{command[0]} has not ended within {within:g} s",
+            remedy="see what it waits for: storage, or a server, that does not answer?",
+        ) from None
+    finally:
+        await kill(process)
     said = " ".join(err.decode(errors="replace").split())
     return process.returncode or 0, out.decode(errors="replace"), said
+
+
+async def kill(process: asyncio.subprocess.Process) -> None:
+    """End a program, wherever it is; one that has ended is no error.
+
+    One that does not even end then, since the kernel holds it, is not waited for.
+    """
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_KILLED_WITHIN):
+            await process.wait()
 
 
 async def qemu_img_info(path: str, image_format: str, *options: str) -> str:

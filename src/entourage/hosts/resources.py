@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Protocol
 
 from entourage.errors import EntourageError, plain_words
+from entourage.hosts import programs
 from entourage.hosts.fileid import file_id
 from entourage.hosts.ownership import RECORD, give_back
 from entourage.hosts.threads import in_thread
 
 # In the environment of every process that is made for good; children inherit it.
 MARKER = "ENTOURAGE_RESOURCE"
+_IP_WITHIN = 30.0  # seconds
 
 
 class Ledger(Protocol):
@@ -116,15 +118,10 @@ async def remove_tap(name: str) -> None:
     """Delete a tap device; one that is gone is no error."""
     if not Path("/sys/class/net", name).exists():  # noqa: ASYNC240 - /sys
         return
-    process = await asyncio.create_subprocess_exec(
-        "ip", "link", "delete", "dev", name,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    _, stderr = await process.communicate()
-    if process.returncode and Path("/sys/class/net", name).exists():  # noqa: ASYNC240 - /sys
-        raise EntourageError(f"tap {name} cannot be deleted: {stderr.decode().strip()}")
+    command = ("ip", "link", "delete", "dev", name)
+    status, _, said = await programs.run(*command, within=_IP_WITHIN)
+    if status and Path("/sys/class/net", name).exists():  # noqa: ASYNC240 - /sys
+        raise EntourageError(f"tap {name} cannot be deleted: {said}")
 
 
 def carries(pid: int, marker: str) -> bool:

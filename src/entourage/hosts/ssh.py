@@ -16,6 +16,7 @@ from entourage.errors import LinkLost, NoAgent, UsageError
 from entourage.hosts.child import linked
 from entourage.hosts.filters import kept
 from entourage.hosts.link import Link
+from entourage.hosts.programs import kill
 from entourage.hosts.threads import in_thread
 from entourage.settings.model import Settings
 
@@ -89,7 +90,7 @@ async def _asked(command: Sequence[str]) -> Mapping[str, str]:
     finally:
         if process.returncode is None:  # a "Match exec" runs whatever it likes
             os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await kill(process)
     lines = (line.partition(" ") for line in said.decode(errors="replace").splitlines())
     return {key: value.strip() for key, _, value in lines}
 
@@ -162,10 +163,9 @@ async def forwarded(host: str, settings: Settings, sockets: Sequence[str]) -> As
         await _await_sockets(host, process, sockets, said)
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        await said
+        await kill(process)
+        said.cancel()
+        await asyncio.gather(said, return_exceptions=True)
         await in_thread(_unlink, sockets)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -13,9 +12,11 @@ import msgspec
 
 from entourage import durable
 from entourage.errors import HypervisorError
+from entourage.hosts import programs
 from entourage.hypervisors.base import TpmFacts
 
 _SWTPM = "swtpm"
+_ANSWERS_WITHIN = 30.0  # seconds
 # swtpm's blobheader (src/swtpm/swtpm_nvstore.c): versions, its own size, flags, the file's length.
 _HEADER = struct.Struct(">BBHHI")
 
@@ -31,14 +32,9 @@ async def facts() -> TpmFacts:
     """What this host's swtpm can do; without a program where there is none."""
     if shutil.which(_SWTPM) is None:
         return TpmFacts()
-    process = await asyncio.create_subprocess_exec(
-        _SWTPM, "socket", "--print-capabilities",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    stdout, _ = await process.communicate()
-    return parse_capabilities(stdout.decode(errors="replace"))
+    command = (_SWTPM, "socket", "--print-capabilities")
+    _, said, _ = await programs.run(*command, within=_ANSWERS_WITHIN)
+    return parse_capabilities(said)
 
 
 def parse_capabilities(text: str) -> TpmFacts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,20 +141,20 @@ async def test_libvirts_domains_are_saved(
 @pytest.mark.parametrize(
     ("hypervisor", "there"), [("", None), ("qemu:///system", "qemu:///system")]
 )
-def test_who_has_saved_it_restores_it(
+async def test_who_has_saved_it_restores_it(
     settings: Settings, saved: Path, hypervisor: str, there: str | None
 ) -> None:
     write_anew(saved, hypervisor)
-    assert restore_request(settings, str(saved)).route.there == there
+    assert (await restore_request(settings, str(saved))).route.there == there
 
 
 @pytest.mark.parametrize("hypervisor", ["qemu+ssh://b/system", "xen", "qemu:///session", "x"])
-def test_nobody_elses_hypervisor_restores_it(
+async def test_nobody_elses_hypervisor_restores_it(
     settings: Settings, saved: Path, hypervisor: str
 ) -> None:
     write_anew(saved, hypervisor)
     with pytest.raises(UsageError, match="hypervisor"):
-        restore_request(settings, str(saved))
+        await restore_request(settings, str(saved))
 
 
 def write_anew(saved: Path, hypervisor: str) -> None:
@@ -165,8 +164,8 @@ def write_anew(saved: Path, hypervisor: str) -> None:
     manifests.write_manifest(saved, msgspec.structs.replace(manifest, hypervisor=hypervisor))
 
 
-def test_a_copy_needs_a_word(settings: Settings, saved: Path, tmp_path: Path) -> None:
-    request = restore_request(settings, str(saved), paused=True)
+async def test_a_copy_needs_a_word(settings: Settings, saved: Path, tmp_path: Path) -> None:
+    request = await restore_request(settings, str(saved), paused=True)
     assert (request.domain, request.paused) == ("web1", True)
     assert request.connect == f"save:{saved}"
     copy = tmp_path / "copy"
@@ -175,28 +174,28 @@ def test_a_copy_needs_a_word(settings: Settings, saved: Path, tmp_path: Path) ->
         (copy / path.name).write_bytes(path.read_bytes())
         (copy / path.name).chmod(0o600)
     with pytest.raises(UsageError, match="is no checkpoint"):
-        restore_request(settings, str(saved), revert=True)
+        await restore_request(settings, str(saved), revert=True)
     with pytest.raises(UsageError, match="is a copy") as told:
-        restore_request(settings, str(copy))
+        await restore_request(settings, str(copy))
     assert "--only-copy" in told.value.remedy
-    assert restore_request(settings, str(copy), only_copy=True).domain == "web1"
-    [first, second] = asyncio.run(saves(settings, [str(tmp_path)]))
+    assert (await restore_request(settings, str(copy), only_copy=True)).domain == "web1"
+    [first, second] = await saves(settings, [str(tmp_path)])
     assert (first.directory, len(first.against)) == (str(copy), 1)
     assert (second.directory, second.against) == (str(saved), ())
 
 
-def test_a_checkpoint_needs_another_word(settings: Settings, saved: Path) -> None:
+async def test_a_checkpoint_needs_another_word(settings: Settings, saved: Path) -> None:
     manifest = msgspec.structs.replace(manifests.read_manifest(saved), checkpoint=True)
     (saved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(UsageError, match="is a checkpoint") as told:
-        restore_request(settings, str(saved), only_copy=True)
+        await restore_request(settings, str(saved), only_copy=True)
     assert "--revert" in told.value.remedy
-    assert restore_request(settings, str(saved), revert=True).domain == "web1"
-    [shown] = asyncio.run(saves(settings, [str(saved)]))
+    assert (await restore_request(settings, str(saved), revert=True)).domain == "web1"
+    [shown] = await saves(settings, [str(saved)])
     assert (shown.checkpoint, shown.against) == (True, ())
 
 
-def test_a_copied_disk_goes_where_it_was_or_where_it_is_wanted(
+async def test_a_copied_disk_goes_where_it_was_or_where_it_is_wanted(
     settings: Settings, saved: Path
 ) -> None:
     manifest = manifests.read_manifest(saved)
@@ -204,28 +203,28 @@ def test_a_copied_disk_goes_where_it_was_or_where_it_is_wanted(
     manifest = msgspec.structs.replace(manifest, copies=(copy,), disks=())
     (saved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(UsageError, match="no save"):  # the copy itself is not there
-        restore_request(settings, str(saved))
+        await restore_request(settings, str(saved))
     (saved / "disks").mkdir(mode=0o700)
     (saved / "disks" / "disk0").touch(mode=0o600)
     was = manifest.domain.block[0].path
-    request = restore_request(settings, str(saved))
+    request = await restore_request(settings, str(saved))
     assert (request.options.disks, request.options.copies) == ({"disk0": was}, {"disk0"})
-    request = restore_request(settings, str(saved), disks={"disk0": "/srv/new"})
+    request = await restore_request(settings, str(saved), disks={"disk0": "/srv/new"})
     assert request.options.disks == {"disk0": "/srv/new"}
     with pytest.raises(UsageError, match="no such disk"):
-        restore_request(settings, str(saved), disks={"disk1": "/srv/new"})
+        await restore_request(settings, str(saved), disks={"disk1": "/srv/new"})
 
 
-def test_what_speaks_against_a_save_is_shown(settings: Settings, saved: Path) -> None:
+async def test_what_speaks_against_a_save_is_shown(settings: Settings, saved: Path) -> None:
     manifest = manifests.read_manifest(saved)
     os.utime(manifest.disks[0].path)
     claim.take(saved, "2" * 32)
-    [shown] = asyncio.run(saves(settings, [str(saved)]))
+    [shown] = await saves(settings, [str(saved)])
     assert len(shown.against) == 2
     assert "is being restored" in shown.against[0]
     assert "was written to" in shown.against[1]
     (saved / "manifest.json").write_bytes(b"{")
-    [shown] = asyncio.run(saves(settings, [str(saved)]))
+    [shown] = await saves(settings, [str(saved)])
     assert (shown.domain, len(shown.against)) == ("", 1)
     with pytest.raises(UsageError, match="no directory"):
-        asyncio.run(saves(settings, [f"{saved}/none"]))
+        await saves(settings, [f"{saved}/none"])

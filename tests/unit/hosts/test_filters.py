@@ -69,10 +69,10 @@ async def test_recipients_may_be_in_a_file(tmp_path: Path) -> None:
     await through([Filter(ENCRYPT, str(tmp_path / "all")).there()], plain, saved)
     await through([Filter(ENCRYPT, str(key)).back()], saved, again)
     assert again.read_bytes() == DATA
-    check_key(Filter(ENCRYPT, str(key)), saved)
+    await check_key(Filter(ENCRYPT, str(key)), saved)
     keygen(tmp_path / "other")
     with pytest.raises(UsageError, match="does not decrypt"):
-        check_key(Filter(ENCRYPT, str(tmp_path / "other")), saved)
+        await check_key(Filter(ENCRYPT, str(tmp_path / "other")), saved)
 
 
 async def test_what_cannot_be_run_is_told(tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_a_file_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @has_age
-def test_a_recipient_is_tried(tmp_path: Path) -> None:
-    check_recipient(Filter(ENCRYPT, keygen(tmp_path / "key")))
+async def test_a_recipient_is_tried(tmp_path: Path) -> None:
+    await check_recipient(Filter(ENCRYPT, keygen(tmp_path / "key")))
     with pytest.raises(UsageError, match="nothing can be encrypted to age1typo"):
-        check_recipient(Filter(ENCRYPT, "age1typo"))
+        await check_recipient(Filter(ENCRYPT, "age1typo"))
 
 
 @pytest.mark.parametrize("way", ["in", "out"])

@@ -12,10 +12,12 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from entourage.errors import HypervisorError
+from entourage.errors import DeviceError, HypervisorError
+from entourage.hosts import programs
 from entourage.settings.model import Settings
 
 _NAMES = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
+_ANSWERS_WITHIN = 30.0  # seconds
 _PROBE_PATIENCE = 3.0  # where KVM works it takes a tenth of that
 _PROBE_EXIT = 0x21
 _KVM = Path("/dev/kvm")
@@ -117,18 +119,14 @@ async def loses_state(models: Iterable[str]) -> list[str]:
 
 
 async def _ask(*arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        qemu(),
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    stdout, stderr = await process.communicate()
-    if process.returncode:
-        said = stderr.decode(errors="replace").strip()
-        raise HypervisorError(f"QEMU does not answer {' '.join(arguments)}: {said}")
-    return stdout.decode(errors="replace")
+    asked = " ".join(arguments)
+    try:
+        status, out, said = await programs.run(qemu(), *arguments, within=_ANSWERS_WITHIN)
+    except DeviceError as error:
+        raise HypervisorError(f"QEMU is asked {asked}: {error.message}") from error
+    if status:
+        raise HypervisorError(f"QEMU does not answer {asked}: {said}")
+    return out
 
 
 async def kvm_works(settings: Settings) -> bool:
@@ -185,6 +183,4 @@ async def run_probe(firmware: str, accel: str) -> int | None:
     except TimeoutError:
         return None
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await programs.kill(process)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from entourage import durable
 from entourage.domain import Domain, Tpm
-from entourage.errors import HypervisorError
+from entourage.errors import DeviceError, HypervisorError
+from entourage.hosts import programs
 from entourage.hosts.account import Account
 from entourage.hosts.process import ProcessHandle, launch
 from entourage.hosts.resources import Ledger, marked_processes
@@ -27,6 +27,7 @@ from entourage.hypervisors.swtpm import sync_parents
 
 _SWTPM = "swtpm"
 _SETUP = "swtpm_setup"
+_SETUP_WITHIN = 60.0  # seconds; it makes a key
 _STATE_AT_MOST = 16 << 20  # of a file; a swtpm that was taken over can claim any size
 
 
@@ -101,22 +102,20 @@ async def manufacture(where: Places, tpm: Tpm, account: Account | None = None) -
     version = ["--tpm2"] if tpm.version == "2.0" else []
     user = _as(account)
     runas = ["--runas", "root"] if account is None and os.geteuid() == 0 else []
-    process = await asyncio.create_subprocess_exec(
-        *user, _SETUP, *version, *runas, "--tpm-state", str(directory), "--createek",
-        "--not-overwrite",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        cwd="/",
-    )  # fmt: skip
-    stdout, _ = await process.communicate()
+    try:
+        status, out, said = await programs.run(
+            *user, _SETUP, *version, *runas, "--tpm-state", str(directory), "--createek",
+            "--not-overwrite", within=_SETUP_WITHIN, cwd="/",
+        )  # fmt: skip
+    except DeviceError as error:
+        status, out, said = 1, "", error.message
     where.log.parent.mkdir(parents=True, exist_ok=True)
-    if process.returncode:
+    if status:
         for leftover in directory.iterdir():
             if not leftover.is_dir():
                 leftover.unlink()
         with where.log.open("ab") as log:
-            log.write(stdout)
+            log.write(f"{out}{said}\n".encode())
             log.write(b"entourage: swtpm_setup failed; swtpm makes the TPM by itself\n")
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

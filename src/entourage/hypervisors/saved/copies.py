@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from entourage import durable
 from entourage.domain import Block, Domain
 from entourage.errors import DeviceError, HypervisorError, plain_words
+from entourage.hosts import programs
 from entourage.hosts.nbd import NbdServer
 from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
@@ -125,10 +125,7 @@ class CopiesOut:
         try:
             said = await self._watched(disk, size, process)
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+            await programs.kill(process)
         if process.returncode:
             raise DeviceError(f"it cannot be copied out of the save: {said}", device=disk.label)
         self._progress[disk.id] = (size, size)

@@ -319,8 +319,15 @@ def copy_path(directory: Path, disk: Block) -> Path:
 
 
 def is_copy(directory: Path, manifest: Manifest) -> bool:
-    """Whether this is not the directory that was saved into, but a copy of it."""
-    status = (directory / MEMORY).stat()
+    """Whether this is not the directory that was saved into, but a copy of it. Blocks.
+
+    Raises:
+        UsageError: That cannot be seen.
+    """
+    try:
+        status = (directory / MEMORY).lstat()
+    except OSError as error:
+        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
     return (status.st_ino, status.st_ctime_ns) != (manifest.memory.inode, manifest.memory.changed)
 
 

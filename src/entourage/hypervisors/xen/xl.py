@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from entourage.errors import HypervisorError, what_to_do
+from entourage.hosts.programs import kill
 
 _PLACES = "/usr/sbin:/usr/local/sbin:/sbin:/opt/xen/sbin"
 _CAPABILITIES = Path("/proc/xen/capabilities")
@@ -73,9 +74,7 @@ async def run(*command: str) -> str:
     except TimeoutError as error:
         raise HypervisorError(f"{name} {command[1]} does not end") from error
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await kill(process)
     if process.returncode:
         said = " / ".join(err.decode(errors="replace").split("\n")).strip(" /")
         raise HypervisorError(f"{name} {command[1]} failed: {said or process.returncode}")
