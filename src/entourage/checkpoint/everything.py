@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from entourage.errors import EntourageError, HypervisorError, UsageError, plain_words, what_to_do
+from entourage.errors import (
+    DeviceError,
+    EntourageError,
+    HypervisorError,
+    UsageError,
+    plain_words,
+    what_to_do,
+)
+from entourage.hosts import programs
 from entourage.hypervisors.registry import open_hypervisor, starter_of_files
 from entourage.hypervisors.saved import claim, manifest
 from entourage.settings.model import Settings
 
 _SYSTEMD_RUNS = Path("/run/systemd/system")
+_ANSWERS_WITHIN = 10.0  # seconds for systemd
 
 
 def usual_place(settings: Settings) -> str:
@@ -21,16 +29,38 @@ def usual_place(settings: Settings) -> str:
     return str(Path(settings.paths.state, "shutdown"))
 
 
-def make_place(directory: str) -> None:
-    """Make it, 0700, if it is not there. Blocks.
+def is_usual(settings: Settings, directory: str) -> bool:
+    """Whether it is that one: nobody else puts anything into it. Blocks."""
+    return Path(directory).resolve() == Path(usual_place(settings)).resolve()
+
+
+def make_place(settings: Settings, directory: str) -> None:
+    """See that it is there; the usual one is made, 0700. Blocks.
+
+    One that its user has named is not: what it is on may not be mounted.
 
     Raises:
-        UsageError: It cannot be made.
+        UsageError: It is not there, or cannot be made.
     """
     try:
-        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_usual(settings, directory):
+            Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif not Path(directory).is_dir():
+            raise _not_there(directory)
     except OSError as error:
         raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+
+
+def tidy(settings: Settings, directory: str, name: str) -> None:
+    """Have room for the save of a machine: of one that was restored by hand, the save is removed.
+
+    Only in the usual place: what is in a directory that its user has named is the user's. Blocks.
+
+    Raises:
+        HypervisorError: It cannot be removed, or not be looked at.
+    """
+    if is_usual(settings, directory):
+        forget(Path(directory, name))
 
 
 async def running(settings: Settings) -> Sequence[str]:
@@ -39,28 +69,35 @@ async def running(settings: Settings) -> Sequence[str]:
     return sorted(one.name for one in found if one.pid is not None and one.state != "incoming")
 
 
-def is_going_down() -> bool:
-    """Whether this host shuts down; where systemd does not run it, that is taken for granted."""
-    if not _SYSTEMD_RUNS.is_dir():
+async def is_going_down() -> bool:
+    """Whether this host shuts down; where systemd does not run it, that is taken for granted.
+
+    Where systemd does not answer, it is not: nobody's machine is ended for that.
+    """
+    if not _SYSTEMD_RUNS.is_dir():  # noqa: ASYNC240 - /run
         return True
-    command = ["systemctl", "is-system-running"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() == "stopping"
+    try:
+        _, said, _ = await programs.run("systemctl", "is-system-running", within=_ANSWERS_WITHIN)
+    except DeviceError:
+        return False
+    return said.strip() == "stopping"
 
 
-def to_restore(directory: str) -> list[Path]:
+def to_restore(settings: Settings, directory: str) -> list[Path]:
     """The saves that a directory holds and nobody has restored, in the order of their making.
 
     A checkpoint is none of them, for its guest went on. One that cannot be read is: restoring it
     will say why. Blocks.
 
     Raises:
-        UsageError: The directory cannot be looked at.
+        UsageError: The directory cannot be looked at, or one that its user has named is not there.
     """
     try:
         inside = [path for path in Path(directory).iterdir() if manifest.is_save(path)]
-    except FileNotFoundError:
-        return []
+    except FileNotFoundError as error:
+        if is_usual(settings, directory):
+            return []
+        raise _not_there(directory) from error
     except OSError as error:
         raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
     found: list[tuple[str, Path]] = []
@@ -94,3 +131,9 @@ def forget(directory: Path) -> None:
 def _is_restored(directory: Path) -> bool:
     found = claim.read_claim(directory)
     return found is not None and found.restored
+
+
+def _not_there(directory: str) -> UsageError:
+    return UsageError(
+        f"there is no directory {directory}", remedy="make it, or mount what it is on"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from entourage.cli.audience import Audience
 from entourage.cli.signals import signals_to
@@ -27,6 +27,19 @@ EXIT_STATUS: Final[dict[Outcome, int]] = {
 }
 
 
+class Ended(NamedTuple):
+    """How a migration ended.
+
+    Attributes:
+        status: The exit status.
+        interrupted: Its user has asked for its end (Ctrl-C, or what else ends a command), whether
+            it went back for that or was as good as done.
+    """
+
+    status: int
+    interrupted: bool
+
+
 def migrate(
     make_request: Callable[[Callable[[str], None]], Request],
     *,
@@ -35,7 +48,19 @@ def migrate(
     quiet: bool,
     dry_run: bool,
 ) -> int:
-    """Move a domain; returns the exit status.
+    """Move a domain; returns the exit status. See ``attempt``."""
+    return attempt(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run).status
+
+
+def attempt(
+    make_request: Callable[[Callable[[str], None]], Request],
+    *,
+    json: bool,
+    verbose: bool,
+    quiet: bool,
+    dry_run: bool,
+) -> Ended:
+    """Move a domain.
 
     Args:
         make_request: Makes the request of what was typed; is told where notes on it go.
@@ -44,23 +69,29 @@ def migrate(
         quiet: Show less: neither the plan nor how far it is.
         dry_run: Only TEST is done: its plan is the result, and is not shown before it.
     """
+    asked_to_end: list[str] = []
     audience = Audience(json=json, verbose=verbose, quiet=quiet, plan=not (quiet or dry_run))
     try:
         request = make_request(audience.note)
         audience.stream.hold = request.live
-        finished = asyncio.run(_run(Migration(request, audience.stream), audience))
+        finished = asyncio.run(_run(Migration(request, audience.stream), audience, asked_to_end))
     except EntourageError as error:
         audience.end(error)
-        return tell(error, verbose=verbose)
+        return Ended(tell(error, verbose=verbose), bool(asked_to_end))
     except Exception as error:  # noqa: BLE001 - where the domain runs is said even after a bug
         audience.end(error)
         told = tell_bug(error, verbose=verbose)
-        return (EXIT_STATUS[audience.finished.outcome] if audience.finished else 0) or told
+        status = EXIT_STATUS[audience.finished.outcome] if audience.finished else 0
+        return Ended(status or told, bool(asked_to_end))
     audience.end()
-    return EXIT_STATUS[finished.outcome]
+    return Ended(EXIT_STATUS[finished.outcome], bool(asked_to_end))
 
 
-async def _run(migration: Migration, audience: Audience) -> Finished:
-    with signals_to(migration.interrupt, audience.say):
+async def _run(migration: Migration, audience: Audience, asked_to_end: list[str]) -> Finished:
+    def interrupt(why: str) -> bool:
+        asked_to_end.append(why)
+        return migration.interrupt(why)
+
+    with signals_to(interrupt, audience.say):
         async with audience.watching():
             return await migration.run()

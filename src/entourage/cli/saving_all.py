@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from entourage.checkpoint import everything
 from entourage.checkpoint.requests import restore_request, save_request
 from entourage.cli import domains
-from entourage.cli.migrate import migrate
+from entourage.cli.migrate import attempt
 from entourage.cli.tell import say, tell
 from entourage.errors import EntourageError, UsageError
 from entourage.hosts.route import host_of
@@ -44,22 +44,27 @@ def save_all(
     """
     if host_of(directory):
         raise UsageError("--all saves onto this host", remedy="name a directory of it")
-    everything.make_place(directory)
-    at_shutdown = at_shutdown and everything.is_going_down()
+    everything.make_place(settings, directory)
+    at_shutdown = at_shutdown and asyncio.run(everything.is_going_down())
     failed = 0
-    for name in asyncio.run(everything.running(settings)):
+    names = asyncio.run(everything.running(settings))
+    for name in names:
 
         def request(note: Callable[[str], None], name: str = name) -> Request:
             del note
             where = str(Path(directory, name))
             return asyncio.run(save_request(settings, name, where, tool=tool))
 
-        everything.forget(Path(directory, name))  # one that was restored by hand
-        status = migrate(request, json=json, verbose=False, quiet=quiet, dry_run=False)
-        if status:
-            failed += 1
-            if at_shutdown and status in {_RAISED, 2, 3, 4}:  # else it is not this host's for sure
-                _shut_down(settings, name, patience)
+        try:
+            everything.tidy(settings, directory, name)
+        except EntourageError as error:  # the others are saved all the same; this one says why not
+            tell(error)
+        status, interrupted = attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
+        failed += status != 0
+        if interrupted:
+            return _interrupted("saved", names[names.index(name) + 1 :], failed)
+        if at_shutdown and status in {_RAISED, 2, 3, 4}:  # else it is not this host's for sure
+            _shut_down(settings, name, patience)
     return _SOME_STAYED if failed else 0
 
 
@@ -92,16 +97,27 @@ def restore_all(
         quiet: Show less.
     """
     failed = 0
-    for path in everything.to_restore(directory):
+    paths = everything.to_restore(settings, directory)
+    for path in paths:
 
         def request(note: Callable[[str], None], path: Path = path) -> Request:
             del note
             return asyncio.run(restore_request(settings, str(path), tool=tool))
 
-        status = migrate(request, json=json, verbose=False, quiet=quiet, dry_run=False)
+        status, interrupted = attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
         try:
             everything.forget(path)
         except EntourageError as error:
             status = tell(error)
         failed += status != 0
+        if interrupted:
+            left = [str(one) for one in paths[paths.index(path) + 1 :]]
+            return _interrupted("restored", left, failed)
     return _SOME_STAYED if failed else 0
+
+
+def _interrupted(done: str, left: Sequence[str], failed: int) -> int:
+    """Ctrl-C is meant for all of them: says which are left as they were; the exit status."""
+    if left:
+        say(clean(f"entourage: interrupted; not {done}: {', '.join(left)}"))
+    return _SOME_STAYED if left or failed else 0
