@@ -17,7 +17,7 @@ from types import MappingProxyType
 import msgspec
 
 from entourage.domain import Domain, Tpm
-from entourage.errors import HypervisorError, plain_words, what_to_do
+from entourage.errors import HypervisorError, UsageError, plain_words, what_to_do
 from entourage.handover.values import Guest
 from entourage.hosts.filters import Filter, Pipeline
 from entourage.hosts.flow import Flow, from_file
@@ -226,12 +226,34 @@ class SavedMachine(MachineSeams):
         return b""
 
     async def disarm_deadman(self) -> None:
-        """Claim the save: from here on nobody else restores it, until this is given up."""
+        """Claim the save: from here on nobody else restores it, until this is given up.
+
+        What TEST has seen of it is looked at again, for now nobody else may let its guest run.
+
+        Raises:
+            HypervisorError: Somebody else has claimed it, or it is not what it was at TEST.
+        """
         try:
             await in_thread(self._place.note, self.generation)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         await in_thread(claim.take, self._directory, self._holder)
+        await in_thread(self._check_again)
+
+    def _check_again(self) -> None:
+        try:
+            now = manifests.read_manifest(self._directory)
+        except UsageError as error:
+            raise HypervisorError(error.message, remedy=error.remedy) from error
+        if now != self._manifest:
+            raise HypervisorError(
+                f"{self._directory} is another save than it was a moment ago",
+                remedy="`entourage saved` shows what it is",
+            )
+        for refusal in broken_seals(self._manifest):
+            raise HypervisorError(
+                refusal.reason, device=refusal.device, host=refusal.host, remedy=refusal.remedy
+            )
 
     async def halt(self) -> None:
         """It stands still."""
@@ -270,6 +292,12 @@ def objections(directory: Path, manifest: Manifest, holder: str) -> list[Refusal
     found: list[Refusal] = []
     if problem := claim.objection(directory, holder):
         found.append(Refusal("domain", host, *problem))
+    return found + broken_seals(manifest)
+
+
+def broken_seals(manifest: Manifest) -> list[Refusal]:
+    """Disks that stayed where they are, and have changed since. Blocks."""
+    host = socket.gethostname()
     remedy = "put back what it was, if you have it; its guest would destroy what is there now"
     changes = ((seal.device, manifests.changed(seal)) for seal in manifest.disks)
-    return found + [Refusal(device, host, what, remedy) for device, what in changes if what]
+    return [Refusal(device, host, what, remedy) for device, what in changes if what]

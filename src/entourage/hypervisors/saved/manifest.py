@@ -16,9 +16,12 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from entourage import durable
 from entourage.domain import Block, Domain
@@ -34,6 +37,9 @@ _MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 _LARGEST = 16 << 20
 _OTHERS_WRITE = 0o022
+_Count: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+_Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+_Path: TypeAlias = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")]
 
 
 class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +52,8 @@ class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
             directory has others.
     """
 
-    size: int
-    sha256: str
+    size: _Count
+    sha256: _Sha256
     inode: int
     changed: int
 
@@ -63,8 +69,8 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     device: str
-    path: str
-    size: int
+    path: _Path
+    size: _Count
     modified: int
 
 
@@ -109,7 +115,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     entourage: str
     made: str
     host: str
-    generation: int
+    generation: _Count
     was_running: bool
     domain: Domain
     facts: dict[str, str]
@@ -176,6 +182,11 @@ def read_manifest(directory: Path) -> Manifest:
         raise _no_save(directory) from error
     except OSError as error:
         raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+    for problem in _contradictions(manifest):
+        raise UsageError(
+            f"{directory / _MANIFEST} is no manifest of a save: {problem}",
+            remedy="use another copy of the save, if there is one",
+        )
     copied = {copy.device for copy in manifest.copies}
     for disk in manifest.domain.block:
         if disk.label in copied:
@@ -202,6 +213,28 @@ def _read(directory: Path) -> Manifest:
         raise UsageError(
             f"{path} is damaged: {error}", remedy="use another copy of the save, if there is one"
         ) from error
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What no save has that was written here: a disk would be checked, or copied, as another."""
+    if manifest.domain.uuid is None:
+        yield "its domain has no UUID"
+    labels = [device.label for device in manifest.domain.devices]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        yield f"its domain has {', '.join(sorted(twice))} twice"
+    disks = {disk.label: disk for disk in manifest.domain.block}
+    copied = [copy.device for copy in manifest.copies]
+    sealed = [seal.device for seal in manifest.disks]
+    if unknown := {*copied, *sealed} - disks.keys():
+        yield f"its domain has no disk {', '.join(sorted(unknown))}"
+        return
+    if twice := {label for label in copied if copied.count(label) > 1}:
+        yield f"{', '.join(sorted(twice))} was copied twice"
+    if both := set(copied) & set(sealed):
+        yield f"{', '.join(sorted(both))} was copied, and has stayed where it is"
+    for copy in manifest.copies:
+        if copy.format != (saved := disks[copy.device].format):
+            yield f"{copy.device} is {saved}, and its copy {copy.format}"
 
 
 def check_owners(directory: Path) -> None:
@@ -360,7 +393,13 @@ def _sealed(disk: Block, path: str) -> Seal:
 
 
 def _seen(path: str) -> os.stat_result:
-    """What a file is: opened for it, since a network's file system tells from memory otherwise."""
+    """What a file is: opened for it, since a network's file system tells from memory otherwise.
+
+    What is no file is not opened: a device may do something about that.
+    """
+    status = os.stat(path)  # noqa: PTH116 - as the line below
+    if not stat.S_ISREG(status.st_mode):
+        return status
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return os.fstat(handle)

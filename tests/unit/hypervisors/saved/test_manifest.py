@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from entourage.domain import Block, Domain
 from entourage.errors import DeviceError, HypervisorError, UsageError
 from entourage.hypervisors.saved import manifest as manifests
-from entourage.hypervisors.saved.manifest import Manifest
+from entourage.hypervisors.saved.manifest import Copy, Manifest, SavedFile
 
+replace = msgspec.structs.replace
 UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
 
 
@@ -85,6 +87,66 @@ def test_a_manifest_that_is_none_is_told(saved: Path, content: bytes, says: str)
     with pytest.raises(UsageError, match=says) as told:
         manifests.read_manifest(saved)
     assert told.value.remedy
+
+
+COPY = Copy(
+    device="block/disk0",
+    format="raw",
+    file=SavedFile(size=1, sha256="0" * 64, inode=1, changed=1),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"copies": (COPY, COPY), "disks": ()}, "block/disk0 was copied twice"),
+        ({"copies": (COPY,)}, "block/disk0 was copied, and has stayed"),
+        ({"copies": (replace(COPY, format="qcow2"),), "disks": ()}, "is raw, and its copy qcow2"),
+        ({"copies": (replace(COPY, device="block/disk9"),)}, "has no disk block/disk9"),
+        ({"copies": (replace(COPY, device="net/disk0"),)}, "has no disk net/disk0"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_told(
+    saved: Path, changes: dict[str, Any], says: str
+) -> None:
+    rewritten(saved, replace(manifests.read_manifest(saved), **changes))
+    with pytest.raises(UsageError, match=says) as told:
+        manifests.read_manifest(saved)
+    assert told.value.remedy
+
+
+def test_of_a_disk_that_its_domain_has_not_nothing_is_believed(saved: Path, disk: Block) -> None:
+    manifest = manifests.read_manifest(saved)
+    twice = replace(manifest.domain, block=(disk, disk))
+    other = replace(manifest.domain, block=(replace(disk, id="disk1"),))
+    nameless = replace(manifest.domain, uuid=None)
+    for domain, says in ((twice, "twice"), (other, "no disk block/disk0"), (nameless, "no UUID")):
+        rewritten(saved, replace(manifest, domain=domain))
+        with pytest.raises(UsageError, match=says):
+            manifests.read_manifest(saved)
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now"),
+    [
+        ('"generation": 3', '"generation": -1'),
+        ('"generation": 3', f'"generation": {1 << 63}'),
+        ('"size": 104', '"size": -104'),
+        ('"sha256": "', '"sha256": "../'),
+        ('"device": "block/disk0",\n   "path": "/', '"device": "block/disk0",\n   "path": "../'),
+    ],
+)
+def test_what_cannot_be_counted_is_damage(saved: Path, was: str, is_now: str) -> None:
+    text = (saved / "manifest.json").read_text()
+    assert was in text
+    (saved / "manifest.json").write_text(text.replace(was, is_now))
+    with pytest.raises(UsageError, match="is damaged"):
+        manifests.read_manifest(saved)
+
+
+def rewritten(directory: Path, manifest: Manifest) -> None:
+    (directory / "manifest.json").unlink()
+    manifests.write_manifest(directory, manifest)
 
 
 @pytest.mark.parametrize("name", [".", "manifest.json", "memory"])

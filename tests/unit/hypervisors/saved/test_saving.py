@@ -280,6 +280,31 @@ async def test_a_claim_on_storage_that_is_not_mounted_is_not_settled(
     assert not list((tmp_path / "state").iterdir())
 
 
+@pytest.mark.parametrize("what", ["disk", "save"])
+async def test_what_changes_until_the_claim_is_seen(
+    tmp_path: Path, domain: Domain, what: str
+) -> None:
+    """TEST has looked at it; until the claim another restore of it may have run, and ended."""
+    incoming, _ = await arrived(tmp_path, domain)
+    await incoming.run(paused=False)
+    await incoming.finish_arrival()
+    machine = await restored(tmp_path, tmp_path / "saved", domain)
+    assert await machine.blockers() == []
+    if what == "disk":
+        os.utime(domain.block[0].path)
+    else:
+        manifest = manifests.read_manifest(tmp_path / "saved")
+        (tmp_path / "saved" / "manifest.json").unlink()
+        another = msgspec.structs.replace(manifest, generation=5)
+        manifests.write_manifest(tmp_path / "saved", another)
+    says = "was written to" if what == "disk" else "another save than it was"
+    with pytest.raises(HypervisorError, match=says) as told:
+        await machine.disarm_deadman()
+    assert told.value.remedy
+    await machine.abort()
+    assert claim.read_claim(tmp_path / "saved") is None
+
+
 async def test_the_claim_on_a_save_that_was_removed_is_settled(
     tmp_path: Path, domain: Domain
 ) -> None:
