@@ -15,7 +15,6 @@ from typing import Any
 from entourage.clock import within
 from entourage.devices.base import AnyController, Here
 from entourage.devices.registry import controller_class
-from entourage.devices.saved import saved_class
 from entourage.devices.tool.controller import ExternalController, Tooled, tool_for
 from entourage.domain import Domain
 from entourage.errors import (
@@ -51,9 +50,7 @@ def source_controllers(
     """
     controllers: list[AnyController] = []
     for device in domain.devices:
-        kind = controller_class(device)
-        if kind is not None and saved:
-            kind = saved_class(kind)
+        kind = controller_class(device, saved=saved)
         command = tool_for(device, settings, tool)
         if kind is None:
             controllers.append(ExternalController(device, command))

@@ -28,8 +28,13 @@ BUILT_IN: dict[str, type[AnyController]] = {
 }
 
 
-def controller_class(device: Device) -> type[AnyController] | None:
+def controller_class(device: Device, *, saved: bool = False) -> type[AnyController] | None:
     """The class of the device's controller; None where only an external tool can move it.
+
+    Args:
+        device: The device.
+        saved: Its domain is saved in a directory, or restored from one: either half of what is
+            built in does what that needs.
 
     Raises:
         UsageError: The package that brings it cannot be used, or two packages bring it.
@@ -39,7 +44,8 @@ def controller_class(device: Device) -> type[AnyController] | None:
     if not brought:
         if device.device_class in ADDED:
             return cast("type[AnyController]", added_controller(device.device_class))
-        return BUILT_IN.get(device.device_class)
+        built_in = BUILT_IN.get(device.device_class)
+        return _of_a_save(built_in) if saved and built_in is not None else built_in
     if len(brought) > 1:
         packages = " and ".join(sorted(_package(entry) for entry in brought))
         raise UsageError(
@@ -48,6 +54,12 @@ def controller_class(device: Device) -> type[AnyController] | None:
             remedy="remove one of them",
         )
     return _load(brought[0], device)
+
+
+def _of_a_save(kind: type[AnyController]) -> type[AnyController]:
+    from entourage.devices.saved import CONTROLLERS  # noqa: PLC0415 - a migration has no use for it
+
+    return CONTROLLERS.get(kind, kind)
 
 
 @functools.cache

@@ -31,11 +31,6 @@ _ANY_MTU = 65535
 _COPY_IT = "--disks=copy copies it into the save"
 
 
-def saved_class(kind: type[AnyController]) -> type[AnyController]:
-    """The class that does what a save needs: either half of it, where the other end is one."""
-    return {NetController: SavedNet, BlockController: SavedBlock}.get(kind, kind)  # type: ignore[arg-type]
-
-
 class SavedNet(NetController):
     """A NIC that goes nowhere: its bridge is looked for when it is restored."""
 
@@ -145,3 +140,10 @@ class SavedBlock(BlockController):
 def _directory(new: NewImage) -> Path:
     """The save's, by the path that a copy in it will have: DIR/disks/ID."""
     return Path(new.path).parents[1]
+
+
+CONTROLLERS: dict[type[AnyController], type[AnyController]] = {
+    NetController: SavedNet,
+    BlockController: SavedBlock,
+}
+"""In the place of those that are built in, where the other end is a save; others stay."""

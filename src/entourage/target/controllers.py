@@ -5,7 +5,6 @@ from __future__ import annotations
 from entourage.devices.base import AnyController, Controller
 from entourage.devices.registry import controller_class
 from entourage.devices.remote import agentless_class
-from entourage.devices.saved import saved_class
 from entourage.domain import Domain
 from entourage.hypervisors.base import Incoming
 
@@ -19,10 +18,9 @@ def target_controllers(domain: Domain, incoming: Incoming) -> list[AnyController
     """
     controllers: list[AnyController] = []
     for device in domain.devices:
-        kind: type[AnyController] = controller_class(device) or Controller
+        found = controller_class(device, saved=incoming.is_save)
+        kind: type[AnyController] = found or Controller
         if incoming.agentless is not None:
             kind = agentless_class(kind)
-        elif incoming.is_save:
-            kind = saved_class(kind)
         controllers.append(kind(device))
     return controllers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +21,11 @@ from entourage.devices.block.controller import BlockController
 from entourage.devices.block.images import NewImage
 from entourage.devices.block.requests import Make, Open
 from entourage.devices.block.space import Fit, Fitting
-from entourage.devices.saved import SavedBlock, saved_class
+from entourage.devices.net import NetController
+from entourage.devices.registry import controller_class
+from entourage.devices.saved import SavedBlock, SavedNet
 from entourage.devices.tpm import TpmController
-from entourage.domain import Block, Domain
+from entourage.domain import Block, Domain, External, Net, Tpm
 from entourage.hypervisors.base import DiskCopy, Export
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.steps import Refusal
@@ -31,8 +35,22 @@ SIZE = 1 << 20
 
 
 def test_which_class_has_another_end() -> None:
-    assert saved_class(BlockController) is SavedBlock
-    assert saved_class(TpmController) is TpmController
+    disk, nic, tpm = Block(id="d0", path="/srv/d0"), Net(id="n0", bridge="br0"), Tpm(id="t0")
+    assert controller_class(disk, saved=True) is SavedBlock
+    assert controller_class(nic, saved=True) is SavedNet
+    assert controller_class(tpm, saved=True) is TpmController
+    assert controller_class(disk) is BlockController
+    assert controller_class(nic) is NetController
+    assert controller_class(External(id="e0", type="fpga"), saved=True) is None
+
+
+def test_a_migration_does_not_wait_for_it() -> None:
+    """What only saves need is not imported for what is none."""
+    program = (
+        "import sys, entourage.device_steps, entourage.target.controllers;"
+        "sys.exit('entourage.devices.saved' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(("sealed", "copied"), [(True, False), (False, False), (True, True)])
