@@ -42,6 +42,31 @@ def make(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, 0700; its name is on the disk when this returns.
+
+    Raises:
+        FileExistsError: There is something already.
+    """
+    path.mkdir(mode=0o700)
+    sync_directory(path.parent)
+
+
+def rename(path: Path, name: Path) -> None:
+    """Give a file or directory another name beside it; it is on the disk when this returns."""
+    path.rename(name)
+    sync_directory(name.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file; that is on the disk when this returns. One that is not there is no error."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    sync_directory(path.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Wait until the names in a directory are on the disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

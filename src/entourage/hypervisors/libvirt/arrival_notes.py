@@ -89,4 +89,4 @@ class NotesFile:
         """All is done."""
         self._notes = None
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            durable.remove(self._path)

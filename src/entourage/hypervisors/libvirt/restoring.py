@@ -259,7 +259,7 @@ class RestoringIncoming(LibvirtIncoming):
     async def finish_arrival(self) -> None:
         """Nothing of it is open any more."""
         connection = await self._connected()
-        await in_thread(self._file.unlink, missing_ok=True)
+        await in_thread(durable.remove, self._file)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
 
     async def kill(self) -> None:
@@ -275,7 +275,7 @@ class RestoringIncoming(LibvirtIncoming):
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
             await self._end()
-        await in_thread(self._file.unlink, missing_ok=True)
+        await in_thread(durable.remove, self._file)
 
     async def _end(self) -> None:
         name = self._domain.name

@@ -110,5 +110,4 @@ def give_up(directory: Path, own: str) -> None:
     """The guest was never let run: take the claim back, if it is this host's. Blocks."""
     found = read_claim(directory)
     if found is not None and found.holder == own and not found.restored:
-        (directory / _CLAIM).unlink(missing_ok=True)
-        durable.sync_directory(directory)
+        durable.remove(directory / _CLAIM)

@@ -140,10 +140,9 @@ class SavingIncoming(IncomingSeams):
     def _make(self, generation: int, *, copies: bool) -> None:
         # No row of the ledger: undoing one would take what is not mounted for what is not there.
         self._place.note(generation)
-        self._partial.mkdir(mode=0o700)
+        durable.make_directory(self._partial)
         if copies:
-            (self._partial / manifests.DISKS).mkdir(mode=0o700)
-        durable.sync_directory(self._partial.parent)
+            durable.make_directory(self._partial / manifests.DISKS)
         manifests.check_owners(self._partial)
 
     async def listen(self) -> Ticket:
@@ -280,14 +279,15 @@ class SavingIncoming(IncomingSeams):
         generation = self._place.check()
         # Another process may have done it, and not got to the sync.
         if not manifests.is_of(self._directory, self._domain, generation):
-            self._partial.rename(self._directory)  # over an empty directory, and over nothing else
-        durable.sync_directory(self._directory.parent)
+            # Over an empty directory, and over nothing else.
+            durable.rename(self._partial, self._directory)
+        else:
+            durable.sync_directory(self._directory.parent)
 
     async def halt(self) -> None:
         """Take the name back: it is a save without a right to be restored."""
         try:
-            await in_thread(self._directory.rename, self._partial)
-            await in_thread(durable.sync_directory, self._directory.parent)
+            await in_thread(durable.rename, self._directory, self._partial)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
 

@@ -84,7 +84,7 @@ class Place:
 
     def forget(self) -> None:
         """Nothing of it is in doubt any more."""
-        self._path.unlink(missing_ok=True)
+        durable.remove(self._path)
 
     def _seen(self) -> tuple[int, int]:
         return os.statvfs(self._parent).f_fsid, self._parent.stat().st_ino

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from entourage import durable
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.flow import Flow
@@ -68,10 +69,10 @@ class WrittenFile:
         try:
             os.fchown(handle, os.geteuid(), -1)
             os.fchmod(handle, 0o600)
-            os.fsync(handle)
             moved(os.fstat(handle).st_size)
         finally:
             os.close(handle)
+        durable.sync_file(self._path)
         self.kept = bytes(said)
 
 
