@@ -27,7 +27,7 @@ from entourage.handover import executor
 from entourage.hosts import child, link, resources, slots, ssh, threads
 from entourage.hypervisors import registry
 from entourage.journal import file, journal, lock
-from entourage.source import ask, migration, plan, session
+from entourage.source import ask, migration, opening, plan, session
 from entourage.target import agent
 
 
@@ -268,9 +268,9 @@ def simulated(backend: Any, added: dict[str, str]) -> Generator[None]:
         put(module, "asyncio", _Asyncio())
     put(devices, "_entries", tuple)
     put(threads, "_begin", _threaded)
-    put(session, "socket", SimpleNamespace(gethostname=lambda: Here.loop.current.host.name))
-    put(ask, "socket", session.socket)
-    put(agent, "socket", session.socket)
+    put(opening, "socket", SimpleNamespace(gethostname=lambda: Here.loop.current.host.name))
+    put(ask, "socket", opening.socket)
+    put(agent, "socket", opening.socket)
     had = dict(ADDED)
     ADDED.update(added)
     put(sys, "unraisablehook", _unraisable)

@@ -29,7 +29,7 @@ from entourage.hypervisors.base import Plan, Ticket, TpmFacts
 from entourage.hypervisors.seams import IncomingSeams
 from entourage.journal.journal import Journal
 from entourage.settings.model import PathSettings, Settings
-from entourage.source.session import greet
+from entourage.source.greeting import greet
 from entourage.steps import Refusal
 from entourage.target import agent as agent_module
 from entourage.target.agent import Agent

@@ -34,9 +34,10 @@ from entourage.hypervisors.attended.toolstack import Shown, Toolstack
 from entourage.journal.journal import Journal
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import ConvergenceStage, Settings
+from entourage.source.greeting import greet, hello_of
 from entourage.source.migration import Migration
 from entourage.source.request import Request
-from entourage.source.session import Session, greet, hello_of
+from entourage.source.session import Session
 
 _NEVER = 86400.0 * 365
 _THEIRS = (ConvergenceStage(after=_NEVER, downtime_limit=1.0),)

@@ -18,12 +18,13 @@ from entourage.devices.block.requests import Fill, Make, Open
 from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.block.storage import Spot
 from entourage.devices.net import Bridge, NetController
-from entourage.devices.refusals import refuse
+from entourage.devices.refusals import refuse, warn
 from entourage.domain import Net
 from entourage.errors import DeviceError, EntourageError, plain_words, what_to_do
 from entourage.hosts import programs
 from entourage.hypervisors.base import Export
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.copies import Belonged, CopiesIn
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.steps import Refusal
 
@@ -67,7 +68,10 @@ class SavedBlock(BlockController):
             [there] = await self._ask(here)([Spot(path=path)])
             # Only one that its user has named: see ``restore_request``.
             onto = restored and there.kind == "device"
-            return await self._copy(here, chain[0], path, None, onto=onto)
+            found = await self._copy(here, chain[0], path, None, onto=onto)
+            if isinstance(here.machine, SavedMachine):
+                self._give_back(here, here.machine)
+            return found
         if not restored and not here.options.sealed:
             return []
         found = await super()._decide(here, chain, path)
@@ -76,6 +80,20 @@ class SavedBlock(BlockController):
             reason = f"{path} is to stay, and is not seen there"
             found.append(refuse(disk, here.target, reason, _COPY_IT))
         return found
+
+    def _give_back(self, here: Here, saved: SavedMachine) -> None:
+        """Have the restored image be whose it was, as far as this host's settings allow that."""
+        if self._new is None or self.placement is not Placement.MAKE:
+            return
+        mode, owner, group = saved.belonged(self.device.label)
+        self._new = msgspec.structs.replace(self._new, mode=mode, owner=owner, group=group)
+        may = {"", *here.settings.agent.owners}
+        if denied := [name for name in dict.fromkeys((owner, group)) if name not in may]:
+            message = (
+                f"it belonged to {owner}:{group}, and is to be root's in the place of"
+                f" {', '.join(denied)}: agent.owners does not name that, or chown it then"
+            )
+            warn(here, self.device, here.target, message)
 
     # The target's half, where that is the save
 
@@ -134,6 +152,8 @@ class SavedBlock(BlockController):
                 host=there.host,
                 remedy=what_to_do(error),
             ) from error
+        if isinstance(exports, CopiesIn):
+            exports.belonged(disk, Belonged(new.mode & 0o777, new.owner, new.group))
         return await exports.export(disk)
 
 

@@ -115,7 +115,7 @@ async def check_key(one: Filter, path: Path) -> None:
         begun, words = b"", f"not within {_ANSWERS_WITHIN:g} s"
     finally:
         await programs.kill(process)
-        said.cancel()
+        await programs.read_out(said, asyncio.create_task(kept(process.stdout)))
     if not begun:
         raise UsageError(
             f"{one.key} does not decrypt {path}: {words}",
@@ -164,6 +164,7 @@ class Pipeline:
         except OSError as error:
             for _, process in started:
                 await programs.kill(process)
+                await programs.read_out(asyncio.create_task(kept(process.stderr)))
             raise HypervisorError(
                 f"memory has no way: {plain_words(error)}", remedy=what_to_do(error)
             ) from error
@@ -190,9 +191,7 @@ class Pipeline:
         """End them, wherever they are."""
         for _, process in self._processes:
             await programs.kill(process)
-        for said in self._said:  # of one that the kernel holds, it would not end
-            said.cancel()
-        await asyncio.gather(*self._said, return_exceptions=True)
+        await programs.read_out(*self._said)
 
 
 async def kept(stream: asyncio.StreamReader | None) -> str:

@@ -12,6 +12,14 @@ from pathlib import Path
 
 from entourage.errors import HypervisorError, plain_words, what_to_do
 
+LONGEST = 107
+"""Bytes that a unix socket's path may have, by unix(7): ``sun_path`` has 108, with the NUL."""
+
+
+def too_long(*paths: str) -> bool:
+    """Whether one of them is longer than the path of a unix socket may be."""
+    return any(len(os.fsencode(path)) > LONGEST for path in paths)
+
 
 def listening_here(path: Path, owner: int = -1) -> socket.socket:
     """A unix socket at ``path`` that only this user can connect to; one that is there is replaced.

@@ -89,6 +89,16 @@ async def kill(process: asyncio.subprocess.Process) -> None:
             await process.wait()
 
 
+async def read_out(*reading: asyncio.Task[Any]) -> None:
+    """Have what a program that was killed has said read to its end, or its pipes stay open.
+
+    What one that the kernel holds says then, is not waited for.
+    """
+    _, waiting = await asyncio.wait(reading, timeout=_KILLED_WITHIN)
+    for task in waiting:
+        task.cancel()
+
+
 async def qemu_img_info(path: str, image_format: str, *options: str) -> str:
     """What ``qemu-img info`` says of an image that may be open, as JSON.
 

@@ -16,7 +16,7 @@ from entourage.errors import LinkLost, NoAgent, UsageError
 from entourage.hosts.child import linked
 from entourage.hosts.filters import kept
 from entourage.hosts.link import Link
-from entourage.hosts.programs import kill
+from entourage.hosts.programs import kill, read_out
 from entourage.hosts.threads import in_thread
 from entourage.settings.model import Settings
 
@@ -164,8 +164,7 @@ async def forwarded(host: str, settings: Settings, sockets: Sequence[str]) -> As
         yield
     finally:
         await kill(process)
-        said.cancel()
-        await asyncio.gather(said, return_exceptions=True)
+        await read_out(said)
         await in_thread(_unlink, sockets)
 
 

@@ -132,6 +132,12 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
         """The unix socket at which the writes of a disk are taken, by its id; of all, without."""
         return f"{self.socket}.disk{disk and '.'}{disk}"
 
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        """All that may be listened at."""
+        disks = (self.disk_socket(disk) for disk in sorted(self.copies))
+        return (self.socket, self.disk_socket(), *disks)
+
 
 RESTORES = "restores"
 """A fact of a machine that its own hypervisor is to restore: it is there that it was saved."""

@@ -39,8 +39,8 @@ from entourage.hosts.ssh import LOGIN_WITHIN
 from entourage.hypervisors.agents import agent_link
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import Settings
+from entourage.source.greeting import greet
 from entourage.source.role import SourceSide
-from entourage.source.session import greet
 from entourage.version import __version__
 
 _ANSWER_WITHIN: Final = 20.0  # seconds for the other host to answer, once it has been reached

@@ -48,11 +48,12 @@ from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
 from entourage.source.checkpoint import Keeping, keep
 from entourage.source.endings import guest_ended, raise_doubt
+from entourage.source.opening import Opening, open_session
 from entourage.source.outcome import await_outcome
 from entourage.source.phases import Phases
 from entourage.source.request import Request
 from entourage.source.role import SourceSide
-from entourage.source.session import Opening, Session, open_session
+from entourage.source.session import Session
 from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 

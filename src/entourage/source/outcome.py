@@ -11,8 +11,9 @@ from entourage.handover.values import TERMINAL, Connected, Input
 from entourage.hosts.link import Link
 from entourage.hosts.route import host_of
 from entourage.settings.model import Settings
+from entourage.source.opening import another_link
 from entourage.source.role import SourceSide
-from entourage.source.session import Session, another_link
+from entourage.source.session import Session
 
 _ASK_AFTER = 5.0  # seconds without an answer on a link that lives
 _TRY_AGAIN = 1.0  # seconds between two attempts to reach the target

@@ -72,6 +72,7 @@ class Phases:
         if not self._live and not session.machine.non_live:
             reason = "its hypervisor moves a domain only while it runs"
             found.append(Refusal("domain", session.source, reason, "leave out --non-live"))
+        found += session.sockets_too_long()
         # The domain first: the agent makes the devices' other halves when it hears of it.
         there = domain.with_paths(session.options.disks)
         about = messages.TestDomain(domain=there, facts=dict(facts))

@@ -1,72 +1,40 @@
-"""All that a migration has open while it goes on: machine, lock, journal and the link.
-
-``open_session`` opens them in the order in which they can be refused, and closes them again.
-"""
+"""All that a migration has open while it goes on: machine, lock, journal and the link."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
-import socket
-import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
-
-import msgspec
+from typing import Any, NoReturn, TypeVar
 
 from entourage import messages
-from entourage.admission import known
 from entourage.clock import Clock
 from entourage.devices.base import AnyController, Here, Options
-from entourage.errors import EntourageError, LinkLost, NoAgent, PeerVersionError, UsageError
+from entourage.errors import EntourageError, LinkLost
 from entourage.events import Kind, Listener
 from entourage.handover.values import Message, Role
 from entourage.hosts.link import Link
-from entourage.hosts.proxy_agent import own_settings, proxy_settings
-from entourage.hosts.route import Route, host_of
+from entourage.hosts.local import too_long
+from entourage.hosts.proxy_agent import own_settings
+from entourage.hosts.route import host_of
 from entourage.hosts.ssh import forwarded
-from entourage.hypervisors.agents import agent_link
 from entourage.hypervisors.base import DataPlane, Machine, Secret
 from entourage.hypervisors.registry import (
-    counterpart,
     elsewhere,
-    in_directory,
-    name_elsewhere,
-    usual,
 )
 from entourage.hypervisors.values import LocalData
 from entourage.journal.details import SourceDetails
 from entourage.journal.journal import Journal, MigrationLedger
-from entourage.journal.lock import DomainLock, domain_lock
+from entourage.journal.lock import DomainLock
 from entourage.settings.model import Settings
 from entourage.steps import Refusal, Step
-from entourage.version import __version__
 
 Reply = TypeVar("Reply")
 
 
-class Opening(Protocol):
-    """What opens a session, and closes it again: ``open_session``."""
-
-    def __call__(  # noqa: D102 - as there
-        self,
-        migration: str,
-        name: str,
-        route: Route,
-        *,
-        connect: str | None,
-        settings: Settings,
-        options: Options,
-        tool: str | None,
-        emit: Listener,
-        clock: Clock,
-    ) -> contextlib.AbstractAsyncContextManager[Session]: ...
-
-
-_AGAIN_WITHIN = 20.0  # seconds for one attempt to reach the target again
 _MOST_TOLD = 100  # failures of a target that are kept
 _WEAKER = (
     "has no Entourage: this host keeps its half of the record, asks its libvirt over the network,"
@@ -203,6 +171,15 @@ class Session:
             host=self.target,
         )
 
+    def sockets_too_long(self) -> list[Refusal]:
+        """Whether what is saved or restored could not be listened for."""
+        local = self.plane(0, paused=False).local
+        if local is None or not too_long(*local.sockets):
+            return []
+        reason = f"{self.settings.paths.run} is too long a path for sockets to be in"
+        remedy = "set paths.run to a shorter one, or give the disks that are copied shorter names"
+        return [Refusal("domain", self.host, reason, remedy)]
+
     async def forward(self, plane: DataPlane) -> None:
         """Have ssh take what goes to a save on another host; written down before it is made.
 
@@ -284,166 +261,6 @@ class Session:
         await self.has_landed_there.wait()
 
 
-def _kind(hypervisor: str, hypervisor_there: str) -> Kind:
-    """What is done with a domain, by the names of both hypervisors."""
-    if in_directory(hypervisor_there):
-        return "save"
-    return "restore" if in_directory(hypervisor) else "move"
-
-
 def _local_socket(settings: Settings, migration: str) -> str:
     """Where memory is taken that does not leave this host, or leaves it by ssh alone."""
     return str(Path(own_settings(settings).paths.run, f"{migration}.sock"))
-
-
-def hello_of(migration: str, source: str, hypervisor: str) -> messages.Hello:
-    """The first word on a link: who calls, about which migration, and for which hypervisor."""
-    return messages.Hello(
-        version=__version__,
-        protocol=messages.OLDEST,
-        newest=messages.NEWEST,
-        migration=migration,
-        source=source,
-        hypervisor=hypervisor,
-    )
-
-
-async def greet(link: Link, clock: Clock, hello: messages.Hello) -> messages.Welcome:
-    """Exchange Hello and Welcome, agree on a protocol, and measure the clock's offset.
-
-    Raises:
-        LinkLost, PeerVersionError: There is nobody to talk to.
-    """
-    asked = time.monotonic_ns()
-    welcome = await link.call(messages.HELLO, hello)
-    asked, welcome = time.monotonic_ns(), await link.call(messages.HELLO, hello)
-    clock.set_by(asked, time.monotonic_ns(), welcome.clock)
-    if not hello.protocol <= welcome.protocol <= (hello.newest or hello.protocol):
-        raise PeerVersionError(
-            f"Entourage {welcome.version} there speaks protocol {welcome.protocol},"
-            f" {__version__} here speaks {hello.speaks}",
-            host=link.peer,
-            remedy="install the same version on both hosts",
-        )
-    return welcome
-
-
-@contextlib.asynccontextmanager
-async def open_session(
-    migration: str,
-    name: str,
-    route: Route,
-    *,
-    connect: str | None,
-    settings: Settings,
-    options: Options,
-    tool: str | None,
-    emit: Listener,
-    clock: Clock,
-) -> AsyncGenerator[Session]:
-    """Open the domain, its lock, the journal and the link, and close them again.
-
-    Args:
-        migration: The migration's id.
-        name: The domain's name.
-        route: How the target is reached.
-        connect: The URI of the libvirtd that has the domain; None: whoever has it.
-        settings: This host's.
-        options: What the user asked for, of devices.
-        tool: An external tool for every class.
-        emit: Takes the events.
-        clock: The migration's.
-
-    Raises:
-        UsageError: No such domain, or the target is this host.
-        DomainBusy: Another command works on the domain.
-        JournalError: The journal cannot be trusted.
-        LinkError: The target cannot be reached, or has another Entourage.
-    """
-    if connect is None and route.there is not None:
-        connect = usual(route.there)  # who names one there means a domain of its like here
-    hypervisor, found = await known(settings, name, connect)
-    there = counterpart(hypervisor.name, route.there)
-    source, target = socket.gethostname(), route.host
-    paths = settings.paths
-    if directory := in_directory(hypervisor.name):  # of which this host keeps the record
-        source, paths = directory, proxy_settings(settings).paths
-    async with contextlib.AsyncExitStack() as stack:
-        journal = stack.enter_context(
-            Journal.open(Path(paths.state, "journal.db"), keep=settings.journal)
-        )
-        uuid = found.uuid or ""
-        lock = stack.enter_context(
-            domain_lock(Path(paths.run), uuid, f"migrates {name} to {target}")
-        )
-        machine = await hypervisor.machine(name)
-        if route.agentless is not None and in_directory(route.agentless):
-            machine = machine.saving or machine
-        stack.push_async_callback(machine.close)
-        reached = await stack.enter_async_context(
-            _reached(route, there, hello_of(migration, source, there), settings, clock)
-        )
-        link, welcome, there = reached
-        if welcome.journal == journal.uuid:
-            raise UsageError(
-                f"{target} is this host", remedy=f"{name} runs here already; name another host"
-            )
-        yield Session(
-            migration=migration,
-            kind="checkpoint" if options.checkpoint else _kind(hypervisor.name, there),
-            host=socket.gethostname(),
-            source=source,
-            target=target,
-            hypervisor=hypervisor.name,
-            hypervisor_there=there,
-            settings=settings,
-            options=options,
-            tool=tool,
-            machine=machine,
-            journal=journal,
-            lock=lock,
-            link=link,
-            welcome=welcome,
-            clock=clock,
-            emit=emit,
-            held=stack,
-        )
-
-
-@contextlib.asynccontextmanager
-async def _reached(
-    route: Route, there: str, hello: messages.Hello, settings: Settings, clock: Clock
-) -> AsyncGenerator[tuple[Link, messages.Welcome, str]]:
-    """The target's agent, or a proxy agent where it has none; and what its hypervisor is called."""
-    names = [] if route.by_ssh == "no" else [there]
-    if route.agentless is not None:
-        names.append(name_elsewhere(route.agentless))
-    for name in names:
-        async with contextlib.AsyncExitStack() as attempt:
-            link = await attempt.enter_async_context(agent_link(route.host, name, settings))
-            try:
-                about = msgspec.structs.replace(hello, hypervisor=name)
-                welcome = await greet(link, clock, about)
-            except LinkLost as error:
-                missing = isinstance(error, NoAgent) or route.by_ssh == "if-it-answers"
-                if missing and name is not names[-1]:
-                    continue
-                raise
-            yield link, welcome, name
-            return
-
-
-@contextlib.asynccontextmanager
-async def another_link(session: Session) -> AsyncGenerator[Session]:
-    """The same session with a new link, after the old one was lost."""
-    async with agent_link(session.target, session.hypervisor_there, session.settings) as link:
-        hello = hello_of(session.migration, session.source, session.hypervisor_there)
-        patience = max(_AGAIN_WITHIN, session.settings.migration.link_silence)
-        try:
-            async with asyncio.timeout(patience):
-                welcome = await greet(link, session.clock, hello)
-        except TimeoutError as error:
-            raise LinkLost("there was no answer in time", host=session.target) from error
-        link.take_handlers_of(session.link)
-        session.link, session.welcome = link, welcome
-        yield session

@@ -17,7 +17,7 @@ import pytest
 
 from entourage.devices.base import Options
 from entourage.devices.block import images
-from entourage.devices.block.controller import BlockController
+from entourage.devices.block.controller import BlockController, Placement
 from entourage.devices.block.images import NewImage
 from entourage.devices.block.requests import Make, Open
 from entourage.devices.block.space import Fit, Fitting
@@ -27,7 +27,9 @@ from entourage.devices.saved import SavedBlock, SavedNet
 from entourage.devices.tpm import TpmController
 from entourage.domain import Block, Domain, External, Net, Tpm
 from entourage.hypervisors.base import DiskCopy, Export
+from entourage.hypervisors.saved.copies import Belonged
 from entourage.hypervisors.saved.machine import SavedMachine
+from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
 UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
@@ -108,6 +110,30 @@ async def test_only_a_device_that_was_named_is_written_over(
     monkeypatch.setattr(controller, "_clash", Mock(return_value=None))
     assert await controller.test(here) == []
     assert asked == [onto]
+
+
+@pytest.mark.parametrize(
+    ("placement", "belonged", "warned"),
+    [
+        (Placement.MAKE, Belonged(0o660, "qemu", "qemu"), ""),
+        (Placement.MAKE, Belonged(0o600, "", ""), ""),
+        (Placement.MAKE, Belonged(0o644, "alice", "root"), "alice:root, and is to be root's"),
+        (Placement.ONTO, Belonged(0o644, "alice", "alice"), ""),
+    ],
+)
+def test_a_restored_image_is_whose_it_was(
+    tmp_path: Path, placement: Placement, belonged: Belonged, warned: str
+) -> None:
+    said: list[Any] = []
+    here: Any = SimpleNamespace(settings=Settings(), target="a", emit=said.append, now=lambda: 1.0)
+    controller: Any = SavedBlock(Block(id="disk0", path="/srv/x"))
+    controller.placement, controller._new = placement, new(tmp_path)
+    saved: Any = SimpleNamespace(belonged={"block/disk0": belonged}.get)
+    controller._give_back(here, saved)
+    given = Belonged(controller._new.mode, controller._new.owner, controller._new.group)
+    assert given == (belonged if placement is Placement.MAKE else Belonged(0o600, "", ""))
+    assert warned in "".join(one.message for one in said)
+    assert bool(said) == bool(warned)
 
 
 class Exports:

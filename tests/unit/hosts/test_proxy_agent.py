@@ -31,7 +31,7 @@ from entourage.journal.details import SourceDetails, TargetDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.recovery import recover, status
 from entourage.settings.model import PathSettings, Settings
-from entourage.source.session import greet
+from entourage.source.greeting import greet
 from entourage.target.reattach import reattach_target
 from entourage.version import __version__
 

@@ -110,6 +110,7 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
         journal=SimpleNamespace(uuid="A"),
         lock=SimpleNamespace(fileno=lambda: 0),
         plane=plane,
+        sockets_too_long=list,
         forward=AsyncMock(),
         details=details,
     )

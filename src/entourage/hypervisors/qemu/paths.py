@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from entourage.errors import UsageError
+from entourage.hosts.local import too_long
 from entourage.hosts.ownership import RECORD
 from entourage.settings.model import Settings
 
-_SOCKET_PATH_LIMIT = 107
-_LONGEST_SOCKET_NAME = len("/console.sock")
+_LONGEST_SOCKET_NAME = "console.sock"
 _LONGEST_LOG_NAME = 240
 
 
@@ -100,7 +100,7 @@ def places(settings: Settings, uuid: str, name: str) -> Places:
     """
     uuid = uuid.lower()
     run = run_root(settings) / hashlib.sha256(uuid.encode()).hexdigest()[:12]
-    if len(str(run).encode()) + _LONGEST_SOCKET_NAME > _SOCKET_PATH_LIMIT:
+    if too_long(str(run / _LONGEST_SOCKET_NAME)):
         raise UsageError(
             f"{settings.paths.run} is too long a path for sockets to be in",
             remedy="set paths.run to a shorter one",

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from entourage import durable
 from entourage.domain import Block, Domain
@@ -25,6 +26,19 @@ _PROGRESS = re.compile(rb"\((\d+\.\d+)/100%\)")
 _SAID = 4096  # bytes of what qemu-img prints that are looked at
 
 
+class Belonged(NamedTuple):
+    """Whose an image is.
+
+    Attributes:
+        mode: Its permissions.
+        owner, group: By name; empty: not known.
+    """
+
+    mode: int = 0o600
+    owner: str = ""
+    group: str = ""
+
+
 class CopiesIn:
     """Takes the writes of the source's mirrors, while a machine is being saved.
 
@@ -38,6 +52,11 @@ class CopiesIn:
         self._ledger = ledger
         self._local: LocalData | None = None
         self._servers: dict[str, tuple[Block, NbdServer]] = {}
+        self._belonged: dict[str, Belonged] = {}
+
+    def belonged(self, disk: Block, to: Belonged) -> None:
+        """Take whose the image is that is copied: who restores it is told."""
+        self._belonged[disk.label] = to
 
     def stands(self, local: LocalData) -> None:
         """The directory stands: from here on disks can be taken."""
@@ -66,7 +85,15 @@ class CopiesIn:
         path = copy_path(self._directory, disk)
         await in_thread(durable.sync_file, path)
         await in_thread(durable.sync_directory, path.parent)
-        return Copy(device=disk.label, format=disk.format, file=await measured(path))
+        file, to = await measured(path), self._belonged.get(disk.label, Belonged())
+        return Copy(
+            device=disk.label,
+            format=disk.format,
+            file=file,
+            mode=to.mode,
+            owner=to.owner,
+            group=to.group,
+        )
 
     async def close(self) -> None:
         """Nothing is taken any more."""

@@ -27,7 +27,7 @@ from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.reach import check_local
 from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
-from entourage.hypervisors.saved.copies import CopiesOut, in_the_save
+from entourage.hypervisors.saved.copies import Belonged, CopiesOut, in_the_save
 from entourage.hypervisors.saved.manifest import MEMORY, Manifest
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.seams import MachineSeams
@@ -100,6 +100,11 @@ class SavedMachine(MachineSeams):
     def mirroring(self) -> CopiesOut:
         """Disks that were copied are copied out of the save."""
         return self._copies
+
+    def belonged(self, label: str) -> Belonged:
+        """Whose the image of a disk was that was copied into the save."""
+        found = [copy for copy in self._manifest.copies if copy.device == label]
+        return Belonged(found[0].mode, found[0].owner, found[0].group) if found else Belonged()
 
     @property
     def tpm(self) -> SavedTpm:

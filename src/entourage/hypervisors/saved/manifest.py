@@ -81,11 +81,16 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
         device: Its label.
         format: ``raw`` or ``qcow2``.
         file: ``disks/ID``.
+        mode: The permissions that the image had.
+        owner, group: Whose it was, by name; empty where that is not known.
     """
 
     device: str
     format: str
     file: SavedFile
+    mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o600
+    owner: str = ""
+    group: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

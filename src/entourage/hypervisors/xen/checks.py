@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 from entourage.domain import Domain
+from entourage.hosts import local
 from entourage.hypervisors.files import boot_problems
 from entourage.hypervisors.xen.constants import AWAY, INCOMING, STREAMS, arrives_in
 from entourage.hypervisors.xen.xenstore import XenStore
@@ -13,7 +13,6 @@ from entourage.hypervisors.xen.xl import info
 from entourage.steps import Refusal
 
 _MIB = 1 << 20
-_SOCKET_PATH_LIMIT = 107  # unix(7): sun_path has 108, with the NUL
 _HVM = frozenset({"pvh", "hvm"})
 
 
@@ -37,7 +36,7 @@ async def test_incoming(
 
 def too_long(run: str, uuid: str) -> list[tuple[str, str]]:
     """Whether the socket for the streams would have a longer path than a socket may."""
-    if len(os.fsencode(arrives_in(run, uuid) / STREAMS)) <= _SOCKET_PATH_LIMIT:
+    if not local.too_long(str(arrives_in(run, uuid) / STREAMS)):
         return []
     return [(f"{run} is too long a path for sockets to be in", "set paths.run to a shorter one")]
 

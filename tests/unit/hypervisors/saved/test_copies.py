@@ -14,7 +14,7 @@ from entourage.errors import DeviceError, HypervisorError
 from entourage.hosts.nbd import NbdServer
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane, Export
-from entourage.hypervisors.saved.copies import CopiesIn, CopiesOut
+from entourage.hypervisors.saved.copies import Belonged, CopiesIn, CopiesOut
 from entourage.hypervisors.values import LocalData
 
 SIZE = 1 << 20
@@ -68,7 +68,9 @@ async def test_what_was_written_is_in_the_save(
     assert (export.socket, export.port) == (local.disk_socket("disk0"), 0)
     assert Path(export.socket).stat().st_mode & 0o077 == 0
     await asyncio.to_thread(write, export, content)
+    copies.belonged(disk, Belonged(0o640, "alice", "disk"))
     [copy] = await copies.written()
+    assert (copy.mode, copy.owner, copy.group) == (0o640, "alice", "disk")
     assert (copy.device, copy.format) == ("block/disk0", image_format)
     assert copy.file.size == (directory / "disks" / "disk0").stat().st_size
     await copies.close()
