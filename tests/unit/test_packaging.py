@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from entourage.attend import daemon, domains
 from entourage.hosts.process import SAVES_UNIT
 from entourage.hypervisors.qemu.access import USUAL_USER
 
@@ -28,6 +29,15 @@ def test_the_wheel_brings_what_a_host_needs() -> None:
     for unit in UNITS:
         assert shared[str(unit.relative_to(ROOT))] == f"lib/systemd/system/{unit.name}"
     assert SAVES_UNIT in {unit.name for unit in UNITS}
+
+
+def test_the_daemons_unit_leaves_it_the_time_that_it_takes() -> None:
+    """To bring migrations back, to end what it is at, and to let domains go."""
+    text = (ROOT / "packaging/systemd/entourage-attend.service").read_text()
+    [limit] = [line for line in text.splitlines() if line.startswith("TimeoutStopSec=")]
+    takes = (daemon._COMES_BACK_WITHIN, daemon._ENDS_WITHIN, domains._CLOSES_WITHIN)  # pyright: ignore[reportPrivateUsage]
+    assert sum(takes) < float(limit.partition("=")[2])
+    assert "RuntimeDirectoryMode=0711" in text.splitlines()
 
 
 def test_qemus_user_is_who_the_package_makes() -> None:

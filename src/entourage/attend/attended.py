@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import secrets
 import socket
 from pathlib import Path
@@ -26,11 +26,11 @@ class Attended:
 
     Attributes:
         domain: With only what is ours; None while it has not arrived.
-        nonces: What the next migration from here will be known by; and the one before that, which
-            a migration may still bring that was begun just then.
+        nonces: What the next migration from here will be known by; and others that one may still
+            bring: the one before, and one that could perhaps not be written.
         source: The switchover that is under way from here.
         target: The switchover that is under way to here.
-        on_bus: Whether its QEMU is connected.
+        joined: Set while its QEMU is connected.
         last: The last migration from here.
         problem: Why it cannot be attended now.
     """
@@ -39,14 +39,15 @@ class Attended:
         self.uuid = uuid
         self.path = path
         self.domain: Domain | None = None
-        self.nonces = ("", "")
+        self.nonces: tuple[str, ...] = ("",)
         self.source: SourceSwitchover | None = None
         self.target: TargetSwitchover | None = None
-        self.on_bus = False
+        self.joined = asyncio.Event()
         self.last: LastTry | None = None
         self.problem = ""
         self._toolstack = toolstack
         self._bus = Bus(path, self, owner)
+        self._bare = False  # it is known that its QEMU has no object of ours
 
     @property
     def nonce(self) -> str:
@@ -57,6 +58,24 @@ class Attended:
     def busy(self) -> bool:
         """Whether a migration of it is under way."""
         return self.source is not None or self.target is not None
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether its guest does so, for its switchover."""
+        return any(half is not None and half.stands_still for half in (self.source, self.target))
+
+    @property
+    def on_bus(self) -> bool:
+        """Whether its QEMU is connected."""
+        return self.joined.is_set()
+
+    def expects(self, nonce: str) -> bool:
+        """Whether a migration from here may bring this."""
+        return bool(nonce) and nonce in self.nonces
+
+    def renew(self) -> None:
+        """The next migration from here has another nonce; one may have been begun with this one."""
+        self.nonces = ("", self.nonce)
 
     async def open(self) -> None:
         """Open its bus; raises HypervisorError."""
@@ -74,20 +93,25 @@ class Attended:
         there = await self._toolstack.note(self.uuid)
         host = socket.gethostname()
         if there is None or there != Note(host=host, nonce=self.nonce):
-            self.nonces = (secrets.token_hex(16), self.nonce)
-            await self._toolstack.write_note(self.uuid, Note(host=host, nonce=self.nonce))
+            new, old = secrets.token_hex(16), self.nonce
+            self.nonces = ("", old, new)  # nobody knows whether it is written where that fails
+            await self._toolstack.write_note(self.uuid, Note(host=host, nonce=new))
+            self.nonces = (new, old)
         if guard and not self.on_bus:
             await self._toolstack.add_object(self.uuid, str(self.path))
-        elif not guard:
+        elif not guard and (self.on_bus or not self._bare):
             await self._toolstack.remove_object(self.uuid)
+        self._bare = not guard
 
     async def withdraw(self) -> None:
-        """Take note and object away from a domain that runs on, as if nobody had attended it."""
-        self.nonces = ("", "")
-        with contextlib.suppress(HypervisorError):
-            await self._toolstack.write_note(self.uuid, None)
-        with contextlib.suppress(HypervisorError):
-            await self._toolstack.remove_object(self.uuid)
+        """Take note and object away from a domain that runs on, as if nobody had attended it.
+
+        Raises:
+            HypervisorError: The toolstack says no.
+        """
+        self.nonces = ("",)
+        await self._toolstack.write_note(self.uuid, None)
+        await self._toolstack.remove_object(self.uuid)
 
     async def close(self) -> None:
         """Close its bus."""
@@ -121,10 +145,10 @@ class Attended:
 
     def connected(self) -> None:
         """Its QEMU has its object."""
-        self.on_bus = True
+        self.joined.set()
 
     def gone(self) -> None:
         """Its QEMU has ended, or its object was removed."""
-        self.on_bus = False
+        self.joined.clear()
         if self.target is not None:
             self.target.end("its QEMU has ended, or left its bus")

@@ -1,22 +1,29 @@
 """The private bus of one domain: its QEMU is the only client, and this process the only helper.
 
 QEMU's ``dbus-vmstate`` object connects here, and calls ``Save`` once its guest has stopped on the
-source, and ``Load`` on the target before its guest may run. A bus of its own for each domain means
-that no QEMU can speak to another's helper; ``dbus-daemon`` has no part in it.
+source, and ``Load`` on the target before its guest may run. ``dbus-daemon`` has no part in it.
+
+Only the user whom QEMU runs as, and root, may connect. All of libvirt's QEMUs are one user's, as a
+rule: what keeps one of them off another's bus is AppArmor or SELinux, where they do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
+import socket
+import struct
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
 from entourage.attend import wire
-from entourage.errors import EntourageError, HypervisorError
+from entourage.errors import EntourageError, plain_words
 from entourage.hosts.local import listening_here
-from entourage.hypervisors.attended.switchover import ID, MOST_STATE
+from entourage.hypervisors.attended.switchover import ID
 
 _INTERFACE: Final = "org.qemu.VMState1"
 _OBJECT: Final = "/org/qemu/VMState1"
@@ -30,6 +37,8 @@ _NO_NAME: Final = "org.freedesktop.DBus.Error.NameHasNoOwner"
 _LINE: Final = 1024  # bytes, of the authentication
 _LINES: Final = 16
 _MOST_CLIENTS: Final = 4
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: process, user, group
+_log = logging.getLogger(__name__)
 
 
 class Helper(Protocol):
@@ -65,7 +74,7 @@ class Helper(Protocol):
         ...
 
     def gone(self) -> None:
-        """It went away, or its object was removed."""
+        """The last one went away, or its object was removed."""
         ...
 
 
@@ -84,6 +93,7 @@ class Bus:
         self._owner = owner
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
+        self._connected = 0
 
     async def open(self) -> None:
         """Listen; what an earlier process has left at the socket's path is replaced.
@@ -109,16 +119,41 @@ class Bus:
             self._path.unlink(missing_ok=True)
 
     def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= _MOST_CLIENTS:
+        user = _user_of(writer.get_extra_info("socket"))
+        if len(self._clients) >= _MOST_CLIENTS or user not in {0, self._owner}:
+            _log.warning("%s: user %d, or one client more, was let go", self._path, user)
             writer.close()
             return
-        task = asyncio.get_running_loop().create_task(converse(self._helper, reader, writer))
+        conversation = converse(self._helper, reader, writer, self._on_bus)
+        task = asyncio.get_running_loop().create_task(conversation)
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
+    @contextlib.contextmanager
+    def _on_bus(self) -> Generator[None]:
+        """A client is on the bus: a second one that leaves is not the end of the first."""
+        self._connected += 1
+        self._helper.connected()
+        try:
+            yield
+        finally:
+            self._connected -= 1
+            if not self._connected:
+                self._helper.gone()
+
+
+def _user_of(connection: socket.socket) -> int:
+    """The user at the other end of a unix socket, as the kernel has it."""
+    length = _CREDENTIALS.size
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, length)
+    return int(_CREDENTIALS.unpack(peer)[1])
+
 
 async def converse(
-    helper: Helper, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    helper: Helper,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    on_bus: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> None:
     """Serve one client until it goes away, or says what no QEMU says.
 
@@ -126,10 +161,12 @@ async def converse(
         helper: Who is called.
         reader: What the client says.
         writer: What it is told; closed at the end.
+        on_bus: Entered for as long as it is on the bus.
     """
     try:
         await _authenticate(reader, writer)
-        await _Conversation(helper, reader, writer).run()
+        with on_bus():
+            await _Conversation(helper, reader, writer).run()
     except (OSError, wire.WireError, asyncio.IncompleteReadError):
         pass  # it went away, or is no QEMU
     finally:
@@ -175,7 +212,6 @@ class _Conversation:
 
     async def run(self) -> None:
         """Answer until it goes away."""
-        self._helper.connected()
         try:
             while True:
                 fixed = await self._reader.readexactly(wire.FIXED)
@@ -186,7 +222,7 @@ class _Conversation:
                 if self._calls:
                     raise wire.WireError("a call before the last one was answered")
                 if message.member in {"Save", "Load"}:  # meanwhile it is seen to go away
-                    task = asyncio.create_task(self._answer(message))
+                    task = asyncio.create_task(self._answer_meanwhile(message))
                     self._calls.add(task)
                     task.add_done_callback(self._calls.discard)
                 else:
@@ -194,7 +230,14 @@ class _Conversation:
         finally:
             for task in self._calls:
                 task.cancel()
-            self._helper.gone()
+
+    async def _answer_meanwhile(self, call: wire.Message) -> None:
+        """As ``_answer``; one whose words cannot be read is let go, so that its call fails."""
+        try:
+            await self._answer(call)
+        except (wire.WireError, OSError) as error:
+            _log.warning("a call of %s is not understood: %s", call.member, plain_words(error))
+            self._writer.close()
 
     async def _answer(self, call: wire.Message) -> None:
         self._serial += 1
@@ -233,10 +276,7 @@ class _Conversation:
             case ("org.qemu.VMState1", "Save") if call.path == _OBJECT:
                 return "ay", wire.blob(await self._helper.save())
             case ("org.qemu.VMState1", "Load") if call.path == _OBJECT:
-                state = call.data()
-                if len(state) > MOST_STATE:
-                    raise HypervisorError("what was loaded is no state of Entourage's")
-                await self._helper.load(state)
+                await self._helper.load(call.data())
                 return "", b""
             case _:
                 raise NotImplementedError

@@ -13,26 +13,29 @@ from typing import Any, Final
 
 import msgspec
 
-from entourage import recovery
 from entourage.attend import shown
 from entourage.attend.attended import Attended
 from entourage.attend.domains import Domains
 from entourage.attend.notify import notify
+from entourage.attend.settling import Settling
 from entourage.attend.source import Departure
 from entourage.attend.target import Arrival, NotAttendedError
-from entourage.attend.words import BEGIN, Begin
+from entourage.attend.words import BEGIN, Begin, SshHost
 from entourage.errors import (
     DomainBusy,
     EntourageError,
     UsageError,
+    ours,
     plain_words,
 )
 from entourage.events import AnyEvent, Listener
 from entourage.hosts.link import Link
 from entourage.hosts.local import listening_here
 from entourage.hypervisors.attended.descriptor import LIBVIRT, attended_name, open_toolstack
-from entourage.hypervisors.attended.toolstack import Note, Shown
+from entourage.hypervisors.attended.origin import SHOWN, Here, Where
+from entourage.hypervisors.attended.toolstack import ENDED, Note
 from entourage.journal.journal import Journal
+from entourage.journal.lock import domain_lock
 from entourage.report.lines import Teller
 from entourage.settings.model import Settings
 
@@ -43,10 +46,8 @@ LINK: Final = "link"
 _log = logging.getLogger(__name__)
 _HYPERVISOR = attended_name(LIBVIRT)
 _MOST = 16 << 20  # bytes of a domain's XML, and of what is asked with it
-_SETTLE_EVERY = 60.0  # seconds between two attempts to settle what a crash has left
-_SETTLES_SOON = 2.0
 _COMES_BACK_WITHIN = 25.0  # seconds for migrations from here to go back when the daemon is stopped
-_LOOKS_AGAIN = 1.0  # seconds, at a domain that another command works on
+_ENDS_WITHIN = 35.0  # seconds for all else: libvirt waits for 30 for what it is at
 _GONE = frozenset({"release", "stopped"})
 
 
@@ -90,24 +91,47 @@ class Daemon:
         self._settings = settings
         self._toolstack = open_toolstack(settings, LIBVIRT)
         self._domains = Domains(settings, self._toolstack, self._look_again)
+        self._settling = Settling(settings, self._domains, _HYPERVISOR)
         self._departures: dict[asyncio.Task[None], Departure] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._to_be_looked_at: set[str] = set()
         self._ended = asyncio.Event()
-        self._settle_now = asyncio.Event()
+        self._failed: BaseException | None = None
 
     async def run(self) -> None:
         """Attend until a signal comes.
 
         Raises:
-            EntourageError: It cannot begin: its sockets cannot be made, the journal not be opened.
+            UsageError: Another daemon attends here.
+            EntourageError: It cannot begin: its sockets cannot be made, the journal not be opened;
+                or it cannot go on.
         """
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(
+                    domain_lock(Path(self._settings.paths.run), shown.LOCK, "attends migrations")
+                )
+            except DomainBusy as busy:
+                raise UsageError(
+                    f"migrations are attended here already ({busy.message})",
+                    remedy="one daemon is enough for a host: `systemctl status entourage-attend`",
+                ) from busy
+            await self._run()
+        if self._failed is not None:
+            raise ours(self._failed)
+
+    def end(self) -> None:
+        """Have ``run`` return, as a signal does."""
+        self._ended.set()
+
+    async def _run(self) -> None:
         with Journal.open(Path(self._settings.paths.state, "journal.db")):
             pass  # what cannot work is told at once
         place = shown.directory(self._settings)
         self._domains.open()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._ended.set)
+            loop.add_signal_handler(number, self.end)
         control = await asyncio.start_unix_server(
             self._on_control, sock=listening_here(place / CONTROL), limit=_MOST
         )
@@ -115,8 +139,8 @@ class Daemon:
             self._on_link, sock=listening_here(place / LINK), limit=1 << 20
         )
         notify("READY=1\nSTATUS=looks for libvirtd")
-        self._start(self._follow())
-        self._start(self._settle())
+        for work in (self._follow(), self._settling.run()):
+            self._start(work).add_done_callback(self._cannot_go_on)
         try:
             await self._ended.wait()
         finally:
@@ -131,7 +155,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=_ENDS_WITHIN)
         await self._domains.close()
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -145,12 +169,21 @@ class Daemon:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("%s", plain_words(error))
 
-    def _look_again(self, uuid: str) -> None:
+    def _cannot_go_on(self, task: asyncio.Task[Any]) -> None:
+        """What must run as long as the daemon does has ended: systemd starts another."""
+        if not task.cancelled():
+            self._failed = task.exception() or RuntimeError("nothing is followed any more")
+            self._ended.set()
+
+    def _look_again(self, uuid: str, pause: float) -> None:
         async def later() -> None:
-            await asyncio.sleep(_LOOKS_AGAIN)
+            await asyncio.sleep(pause)
+            self._to_be_looked_at.discard(uuid)
             await self._domains.look(uuid)
 
-        self._start(later())
+        if uuid not in self._to_be_looked_at:
+            self._to_be_looked_at.add(uuid)
+            self._start(later())
 
     async def _follow(self) -> None:
         """Look at a domain when something becomes of it; at all of them when libvirtd is there."""
@@ -166,28 +199,34 @@ class Daemon:
     async def _on_link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         silence = self._settings.migration.link_silence
         link = Link(reader, writer, peer="the target", silence=silence)
+        begun: list[str] = []
         departures: list[asyncio.Task[None]] = []
 
         async def on_begin(begin: Begin) -> None:
-            if departures:
+            if begun:
                 raise UsageError("one link is about one migration")
+            begun.append(begin.uuid)
             link.peer = begin.target
-            one = self._domains.get(begin.uuid)
-            departure = Departure(
-                one,
-                begin,
-                link,
-                toolstack=self._toolstack,
-                hypervisor=_HYPERVISOR,
-                settings=self._settings,
-                listening=self._listener,
-            )
+            async with self._domains.turn(begin.uuid):
+                departure = Departure(
+                    self._domains.get(begin.uuid),
+                    begin,
+                    link,
+                    toolstack=self._toolstack,
+                    hypervisor=_HYPERVISOR,
+                    settings=self._settings,
+                    listening=self._listener,
+                )
             task = self._start(self._depart(departure, begin.uuid, link))
             departures.append(task)
             self._departures[task] = departure
             task.add_done_callback(lambda done: self._departures.pop(done, None))
 
+        async def on_where(asked: Where) -> Here:
+            return Here(shown=await self._toolstack.shown(asked.uuid))
+
         link.on(BEGIN, on_begin)
+        link.on(SHOWN, on_where)
         try:
             await link.serve()
         finally:
@@ -201,7 +240,7 @@ class Daemon:
         finally:
             link.close()
         await self._domains.look(uuid)
-        self._settle_now.set()
+        self._settling.soon()
 
     def _listener(self, uuid: str, name: str) -> Listener:
         """What takes the events of a migration from here: the log, and a file."""
@@ -219,7 +258,7 @@ class Daemon:
     async def _on_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             asked = msgspec.json.decode(await reader.readline(), type=Asked)
-            answered = await self._answer(asked)
+            answered = await _unless_gone(reader, self._answer(asked))
             writer.write(msgspec.json.encode(answered) + b"\n")
             await writer.drain()
         except (OSError, ValueError):
@@ -255,29 +294,41 @@ class Daemon:
         if note is None:
             return Answered()
         begin = _begin(coming.uuid, note)
-        uuid = begin.uuid
-        old = self._domains.get(uuid)
-        if old is not None and (old.busy or await self._toolstack.shown(uuid) is Shown.RUNNING):
-            raise DomainBusy(f"{coming.name} runs here, or is on its way")
-        one = self._domains.expect(uuid)
-        await one.open()
-        arrival = Arrival(
-            one,
-            note.host,
-            begin,
-            toolstack=self._toolstack,
-            hypervisor=_HYPERVISOR,
-            settings=self._settings,
-        )
-        running = self._start(self._arrive(arrival, one))
+        async with self._domains.turn(begin.uuid):
+            arrival, one = await self._expect(coming.name, note.host, begin)
+            running = self._start(self._arrive(arrival, one))
         try:
             await arrival.prepared(running)
+        except asyncio.CancelledError:  # libvirt does not wait for the answer any more
+            running.cancel()
+            raise
         except NotAttendedError as error:
             if self._settings.attend.unattended == "refuse":
                 raise
             _log.error("%s comes without its devices: %s", coming.name, error)
             return Answered()
         return Answered(xml=self._toolstack.with_object(xml, str(one.path)))
+
+    async def _expect(self, name: str, source: str, begin: Begin) -> tuple[Arrival, Attended]:
+        """A domain is about to come, and nothing else becomes of it meanwhile; in its turn."""
+        uuid = begin.uuid
+        if self._domains.is_busy(uuid) or await self._toolstack.shown(uuid) not in ENDED:
+            raise DomainBusy(f"{name} is here, or on its way")
+        one = self._domains.expect(uuid)
+        try:
+            await one.open()
+            arrival = Arrival(
+                one,
+                source,
+                begin,
+                toolstack=self._toolstack,
+                hypervisor=_HYPERVISOR,
+                settings=self._settings,
+            )
+        except BaseException:
+            self._start(self._domains.left_out(uuid))
+            raise
+        return arrival, one
 
     async def _arrive(self, arrival: Arrival, one: Attended) -> None:
         try:
@@ -286,7 +337,7 @@ class Daemon:
             one.target = None
             await self._domains.look(one.uuid)
             await self._domains.left_out(one.uuid)
-            self._settle_now.set()
+            self._settling.soon()
 
     def _gone(self, xml: str) -> None:
         coming = self._toolstack.arriving(xml)
@@ -294,40 +345,35 @@ class Daemon:
         if one is not None and one.target is not None:
             one.target.end("libvirt has ended its machine")
 
-    # What a crash has left
-
-    async def _settle(self) -> None:
-        """Settle what was left unsettled, of attended migrations, again and again."""
-        while True:
-            left = False
-            try:
-                for name in self._unsettled():
-                    done = await recovery.recover(self._settings, name)
-                    left = left or any(not one.settled for one in done)
-                    for one in done:
-                        _log.info("%s: %s -> %s", one.domain, one.before, one.after)
-            except EntourageError as error:
-                _log.error("what was left is not settled: %s", error)
-            self._settle_now.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SETTLES_SOON if left else _SETTLE_EVERY):
-                    await self._settle_now.wait()
-
-    def _unsettled(self) -> set[str]:
-        path = Path(self._settings.paths.state, "journal.db")
-        with Journal.open(path, read_only=True) as journal:
-            left = [one for one in journal.decisions() if not one.settled]
-        ours = {one.domain for one in left if one.hypervisor == _HYPERVISOR}
-        return {uuid for uuid in ours if not self._domains.is_busy(uuid)}
-
 
 def _begin(uuid: str, note: Note) -> Begin:
     """What the source is asked; raises UsageError where the hook was given something else."""
     said = {"uuid": uuid.lower(), "nonce": note.nonce, "target": socket.gethostname()}
     try:
+        msgspec.convert(note.host, SshHost)
         return msgspec.convert(said, Begin)
     except msgspec.ValidationError as error:
         raise UsageError(f"the domain's metadata is not Entourage's: {error}") from error
+
+
+async def _unless_gone(
+    reader: asyncio.StreamReader, answering: Coroutine[Any, Any, Answered]
+) -> Answered:
+    """An answer; given up where who has asked goes away, as a hook whose libvirtd was killed.
+
+    Raises:
+        ConnectionError: It has.
+    """
+    task, gone = asyncio.create_task(answering), asyncio.create_task(reader.read(1))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ConnectionError("nobody waits for the answer")
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 def main(settings: Settings) -> int:

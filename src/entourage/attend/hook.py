@@ -11,7 +11,7 @@ import sys
 
 _MARK = b"urn:entourage:attend"
 _OBJECT = b"dbus-vmstate,id=entourage-attend,"
-_SOCKET = "/run/entourage/attend/control"
+_RUN = "/run/entourage"
 _SETTINGS = "/etc/entourage/entourage.toml"
 _OPERATIONS = frozenset({"migrate", "restore", "stopped", "release"})
 _TOLD_WITHIN = 1.0  # seconds, of what nobody waits for
@@ -58,10 +58,10 @@ def _asked(words: list[str], xml: bytes, patience: float | None) -> dict[str, st
     import json  # noqa: PLC0415 - not for domains that are not attended
     import socket  # noqa: PLC0415 - same
 
-    run = os.environ.get("ENTOURAGE_RUN_DIR")
+    run = os.environ.get("ENTOURAGE_RUN_DIR") or str(_setting("paths", "run", _RUN))
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.settimeout(patience)
-        daemon.connect(f"{run}/attend/control" if run else _SOCKET)
+        daemon.connect(f"{run}/attend/control")
         daemon.sendall(json.dumps({"hook": words, "xml": xml.decode()}).encode() + b"\n")
         with daemon.makefile("rb") as answer:
             said: dict[str, str] | None = json.loads(answer.readline() or b"null")
@@ -70,17 +70,20 @@ def _asked(words: list[str], xml: bytes, patience: float | None) -> dict[str, st
     return said
 
 
-def _may_go_alone(name: str, error: Exception) -> bool:
-    """Whether a domain may leave its devices behind, as the settings say; else that is told."""
-    allowed = "refuse"
+def _setting(table: str, key: str, usual: str) -> object:
+    """What the settings say; the usual where they say nothing, or cannot be read."""
     try:
-        import tomllib  # noqa: PLC0415 - only here
+        import tomllib  # noqa: PLC0415 - not for domains that are not attended
 
         with open(os.environ.get("ENTOURAGE_CONFIG", _SETTINGS), "rb") as file:  # noqa: PTH123
-            allowed = tomllib.load(file).get("attend", {}).get("unattended", "refuse")
+            return tomllib.load(file).get(table, {}).get(key, usual)
     except (ImportError, OSError, ValueError, AttributeError):
-        pass  # then it is as nobody had said anything
-    if allowed == "allow":
+        return usual
+
+
+def _may_go_alone(name: str, error: Exception) -> bool:
+    """Whether a domain may leave its devices behind, as the settings say; else that is told."""
+    if _setting("attend", "unattended", "refuse") == "allow":
         return True
     print(  # noqa: T201 - libvirt shows it
         f"entourage: {name} has devices that Entourage must bring, and its daemon does not answer"

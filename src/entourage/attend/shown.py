@@ -1,7 +1,8 @@
 """What is shown of attended domains: files in the run directory, written by the daemon.
 
 ``entourage status``, ``list`` and ``attend --check`` read them; they need no daemon for it. They
-are gone after a reboot: what must be known after a crash is in the journal.
+stay when the daemon ends, so that the next one knows what became of the last migration, and are
+gone after a reboot: what must be known after a crash is in the journal.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from entourage.events import AnyEvent, CopyProgress, Finished
+from entourage.journal.lock import lock_holder
 from entourage.report.text import escaped
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
+
+LOCK: Final = "attend"
+"""Whose lock, in the run directory, the daemon holds as long as it runs."""
+_LEFT = "it does not run here any more"
+_NO_DAEMON = "no daemon runs on this host (systemctl start entourage-attend)"
 
 
 class LastTry(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,25 +116,33 @@ class EventsFile:
             self._file.close()
 
 
-def clear(settings: Settings) -> None:
-    """Remove what an earlier daemon has shown."""
-    for pattern in ("*.json", "*.jsonl"):
-        for left in directory(settings).glob(pattern):
-            left.unlink(missing_ok=True)
-
-
 def forget(settings: Settings, uuid: str) -> None:
-    """Remove it."""
+    """Remove a domain's file."""
     (directory(settings) / f"{uuid}.json").unlink(missing_ok=True)
 
 
+def left(settings: Settings, one: AttendedDomain) -> None:
+    """A domain is here no more; only where its last migration failed its user may still ask why."""
+    if one.last is None or one.last.outcome == "moved":
+        forget(settings, one.uuid)
+    else:
+        write(settings, msgspec.structs.replace(one, problem=_LEFT, off=False))
+
+
 def read_all(settings: Settings) -> list[AttendedDomain]:
-    """All of them, by name; what cannot be read is left out."""
+    """All of them, by name, those that are attended first; what cannot be read is left out.
+
+    Where no daemon runs, none is attended, whatever one has written that was killed.
+    """
     found: list[AttendedDomain] = []
+    alone = lock_holder(Path(settings.paths.run), LOCK) is None
     for path in directory(settings).glob("*.json"):
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            found.append(msgspec.json.decode(path.read_bytes(), type=AttendedDomain))
-    return sorted(found, key=lambda one: one.domain)
+            one = msgspec.json.decode(path.read_bytes(), type=AttendedDomain)
+            if alone and not one.problem:
+                one = msgspec.structs.replace(one, problem=_NO_DAEMON)
+            found.append(one)
+    return sorted(found, key=lambda one: (one.domain, bool(one.problem), one.uuid))
 
 
 _WEAKER = (

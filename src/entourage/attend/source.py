@@ -82,7 +82,7 @@ class Departure:
         settings: Settings,
         listening: Callable[[str, str], Listener],
     ) -> None:
-        if attended is None or attended.domain is None or begin.nonce not in attended.nonces:
+        if attended is None or attended.domain is None or not attended.expects(begin.nonce):
             raise UsageError(
                 "this host does not attend that migration",
                 remedy=f"`entourage attend --check` on {socket.gethostname()} says what it attends",
@@ -121,7 +121,7 @@ class Departure:
         finally:
             self._switchover.refuse("its devices are not attended any more")
             self._attended.source = None
-            self._attended.nonces = ("", self._attended.nonce)  # the next one has another
+            self._attended.renew()
         self._attended.last = self._last(failed)
         if failed is not None:
             refusals = failed.refusals if isinstance(failed, Refused) else ()

@@ -22,7 +22,6 @@ from entourage.target.caller import Caller
 
 _log = logging.getLogger(__name__)
 _STARTS_WITHIN = 120.0  # seconds from the hook's answer to the domain's QEMU
-_LOOK_EVERY = 1.0
 
 
 class NotAttendedError(EntourageError):
@@ -113,6 +112,7 @@ class Arrival:
                         self._switchover,
                         watch,
                         self._attended.uuid,
+                        settings=self._settings,
                     )
                     caller = Caller(source=host)
                     agent = Agent(link, self._settings, journal, caller, hypervisor)
@@ -140,9 +140,8 @@ class Arrival:
     async def _late(self) -> None:
         """Give up where nobody builds the machine that the hook has let through."""
         await self._switchover.listening.wait()
-        for _ in range(int(_STARTS_WITHIN / _LOOK_EVERY)):
-            if self._attended.on_bus:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STARTS_WITHIN):
+                await self._attended.joined.wait()
                 return
-            await asyncio.sleep(_LOOK_EVERY)
-        with contextlib.suppress(asyncio.InvalidStateError):
-            self._switchover.end(f"its QEMU was not started within {_STARTS_WITHIN:g} s")
+        self._switchover.end(f"its QEMU was not started within {_STARTS_WITHIN:g} s")

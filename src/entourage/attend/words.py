@@ -9,10 +9,14 @@ import msgspec
 from msgspec import Meta
 
 from entourage.hosts.frames import Notice, Question
+from entourage.hypervisors.attended.origin import Uuid
 from entourage.messages import HostName
 from entourage.steps import Refusal
 
 Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+
+SshHost = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}\Z")]
+"""What a domain's metadata may have ssh connect to: a host's name or address."""
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +28,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True):
         target: The target's name, as the source's ssh knows it.
     """
 
-    uuid: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+    uuid: Uuid
     nonce: Nonce
     target: HostName
 

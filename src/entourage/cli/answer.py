@@ -5,6 +5,7 @@ It hands its standard input and output to this host's daemon, and ends when eith
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -26,14 +27,21 @@ def answer(options: Sequence[str]) -> int:
             daemon.connect(path)
         except OSError as error:
             print(  # noqa: T201 - ssh carries it to who asked
-                f"entourage: nobody attends migrations here: {path}:"
-                f" {error.strerror or error}; start entourage-attend",
+                f"entourage: nobody attends migrations here ({_why(path, error)}):"
+                " start entourage-attend",
                 file=sys.stderr,
                 flush=True,
             )
             return 1
         _splice(daemon)
     return 0
+
+
+def _why(path: str, error: OSError) -> str:
+    """In words that nobody takes for those of a shell which has found no such program."""
+    if error.errno in {errno.ENOENT, errno.ECONNREFUSED}:
+        return f"nothing listens at {path}"
+    return f"{path}: {error.strerror or error}"
 
 
 def _run_directory(options: Sequence[str]) -> str:

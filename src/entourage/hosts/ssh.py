@@ -212,7 +212,9 @@ def _somebody_is_there() -> bool:
 def _explained(host: str, status: int | None, said: Sequence[str]) -> LinkLost:
     """What ssh or the agent said last is the best reason there is; and the remedy."""
     words = "; ".join(line for line in said if line)
-    if status == _NO_COMMAND or "not found" in words or "No such file" in words:
+    spoke = any(line.startswith("entourage: ") for line in said)
+    missing = "not found" in words or "No such file" in words
+    if status == _NO_COMMAND or (missing and not spoke):
         remedy = (
             f"install Entourage on {host}, or name it with --remote-command; a domain of libvirt's"
             f" can also move to qemu+ssh://{host}/system"

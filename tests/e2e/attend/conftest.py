@@ -34,7 +34,6 @@ def daemons(attend_lab: Lab) -> Generator[dict[str, Attend]]:
     for each in found.values():
         if each.runs:
             each.stop()
-        assert not list(each.host.path("/run/entourage/attend").glob("*.json"))
 
 
 @pytest.fixture(scope="module")

@@ -43,4 +43,5 @@ def test_it_moves(world: AttendWorld, *, p2p: bool) -> None:
     assert steps(tool) == {"dongle": [], "meter": []}
     journals = [host.path("/var/lib/entourage/journal.db") for host in (world.here, world.there)]
     assert all(journal.exists() for journal in journals)
-    assert not list(world.here.path("/run/entourage/attend").glob("*.json"))
+    uuid = Libvirtd(world.here).virsh("domuuid", world.name).stdout.strip()
+    assert not world.here.path(f"/run/entourage/attend/{uuid}.json").exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from entourage.attend.bus import Bus
+from entourage.attend.bus import Bus, _user_of  # pyright: ignore[reportPrivateUsage]
 from entourage.errors import HypervisorError
 
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -188,3 +190,76 @@ async def test_only_its_owner_may_connect(tmp_path: Path) -> None:
         status = (tmp_path / "a").stat()
         assert (status.st_mode & 0o777, status.st_uid) == (0o600, os.getuid())
     assert not (tmp_path / "a").exists()
+
+
+async def test_another_user_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the rights of the socket have become."""
+
+    def another(_connection: socket.socket) -> int:
+        return os.getuid() + 1
+
+    monkeypatch.setattr("entourage.attend.bus._user_of", another)
+    helper = Recording()
+    async with bus(tmp_path / "a", helper):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "a")
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+    assert not helper.on_bus.is_set()
+
+
+def test_the_user_is_whom_the_kernel_says() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        assert _user_of(here) == os.getuid()
+
+
+async def test_a_second_client_that_leaves_is_not_the_end(tmp_path: Path) -> None:
+    """A QEMU that is given its object anew is on the bus twice for a moment."""
+    helper = Recording()
+    async with bus(tmp_path / "a", helper), qemu(tmp_path / "a") as first:
+        await helper.on_bus.wait()
+        helper.on_bus.clear()
+        async with qemu(tmp_path / "a"):
+            await helper.on_bus.wait()
+        helper.on_bus.clear()
+        async with qemu(tmp_path / "a"):
+            await helper.on_bus.wait()  # by then the second one has left
+        await first.ask("query-status")
+        assert not helper.left.is_set()
+    async with asyncio.timeout(10):
+        await helper.left.wait()
+
+
+async def test_words_that_cannot_be_read_end_the_call(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else QEMU would wait for its answer, and its guest with it."""
+    helper = Recording()
+    async with bus(tmp_path / "a", helper):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "a")
+        writer.write(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n" + call("Load", b"\xff\0\0\0"))
+        async with asyncio.timeout(10):
+            said = await reader.read()
+        writer.close()
+    assert said.startswith(b"OK")
+    assert said[-1:] == b"\n"  # no answer
+    assert helper.loaded == []
+    assert "a call of Load is not understood" in caplog.text
+
+
+def call(member: str, body: bytes) -> bytes:
+    """A call of a helper's, as D-Bus has it; its signature promises an array of bytes."""
+    fields = b""
+    for code, kind, value in (
+        (1, b"o", "/org/qemu/VMState1"),
+        (2, b"s", "org.qemu.VMState1"),
+        (3, b"s", member),
+        (8, b"g", "ay" if body else ""),
+    ):
+        fields += b"\0" * (-len(fields) % 8) + bytes([code, 1]) + kind + b"\0"
+        text = value.encode()
+        length = bytes([len(text)]) if kind == b"g" else struct.pack("<I", len(text))
+        fields += length + text + b"\0"
+    head = struct.pack("<cBBBIII", b"l", 1, 0, 1, len(body), 1, len(fields))
+    return head + fields + b"\0" * (-len(fields) % 8) + body

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import tempfile
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -14,66 +16,44 @@ from entourage.attend.domains import Domains
 from entourage.domain import Domain, External
 from entourage.errors import ConfigError, HypervisorError
 from entourage.hypervisors.attended.switchover import SourceSwitchover
-from entourage.hypervisors.attended.toolstack import Note, Shown
+from entourage.hypervisors.attended.toolstack import Shown
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import AttendSettings, PathSettings, Settings
+from tests.unit.attend.standins import StandInToolstack
+from tests.unit.eventually import eventually
 
 UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
 PLAIN = Domain(name="web1", uuid=UUID, memory=1 << 28)
 OURS = msgspec.structs.replace(PLAIN, external=(External(id="dongle", type="x", tool="/bin/true"),))
 
 
-class FakeToolstack:
-    """One domain; notes what is put into it."""
-
-    def __init__(self) -> None:
-        self.now = Shown.RUNNING
-        self.domain: Domain | Exception = OURS
-        self.written: Note | None = None
-        self.writes = 0
-        self.objects = 0
-        self.refuses = False
-
-    async def shown(self, uuid: str) -> Shown:
-        assert uuid == UUID
-        return self.now
-
-    async def running(self) -> list[str]:
-        return [UUID] if self.now is Shown.RUNNING else []
-
-    async def read(self, uuid: str) -> Domain:
-        if isinstance(self.domain, Exception):
-            raise self.domain
-        return self.domain
-
-    async def note(self, uuid: str) -> Note | None:
-        return self.written
-
-    async def write_note(self, uuid: str, note: Note | None) -> None:
-        self.written = note
-        self.writes += 1
-
-    async def add_object(self, uuid: str, socket: str) -> None:
-        if self.refuses:
-            raise HypervisorError("QEMU takes no object")
-        self.objects += 1
-
-    async def remove_object(self, uuid: str) -> None:
-        self.objects = 0
-
-
 class Host:
     """A daemon's domains, and what they stand on."""
 
     def __init__(self, place: Path, unattended: str = "refuse") -> None:
-        self.stack = FakeToolstack()
+        self.stack = StandInToolstack(UUID, domain=OURS)
         self.again: list[str] = []
+        self.pauses: list[float] = []
+        self.held = contextlib.ExitStack()
         self.settings = Settings(
             attend=msgspec.convert({"unattended": unattended}, AttendSettings),
             paths=PathSettings(run=str(place / "run"), state=str(place)),
         )
-        self.domains = Domains(self.settings, self.stack, self.again.append)  # type: ignore[arg-type]
+        self.held.enter_context(domain_lock(place / "run", shown.LOCK, "attends migrations"))
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin, as another daemon than before."""
+        self.domains = Domains(self.settings, self.stack, self.look_again)
         self.domains.open()
+
+    def look_again(self, uuid: str, pause: float) -> None:
+        self.again.append(uuid)
+        self.pauses.append(pause)
+
+    async def end(self) -> None:
+        await self.domains.close()
+        self.held.close()
 
     @property
     def shown(self) -> list[shown.AttendedDomain]:
@@ -91,7 +71,7 @@ def place() -> Generator[Path]:
 async def host(place: Path) -> AsyncGenerator[Host]:
     one = Host(place)
     yield one
-    await one.domains.close()
+    await one.end()
 
 
 async def test_a_domain_with_a_device_of_ours_is_attended(host: Host) -> None:
@@ -100,7 +80,7 @@ async def test_a_domain_with_a_device_of_ours_is_attended(host: Host) -> None:
     assert one is not None
     assert host.stack.written is not None
     assert host.stack.written.nonce == one.nonce
-    assert host.stack.objects == 1
+    assert len(host.stack.objects) == 1
     assert one.path.is_socket()
     [told] = host.shown
     assert (told.domain, told.devices, told.problem) == ("web1", ("external/dongle",), "")
@@ -124,7 +104,7 @@ async def test_a_note_that_somebody_took_away_is_written_again(host: Host) -> No
 async def test_a_domain_without_one_is_not_touched(host: Host) -> None:
     host.stack.domain = PLAIN
     await host.domains.look(UUID)
-    assert (host.stack.writes, host.stack.objects, host.shown) == (0, 0, [])
+    assert (host.stack.writes, host.stack.objects, host.shown) == (0, [], [])
     assert host.domains.get(UUID) is None
 
 
@@ -132,7 +112,7 @@ async def test_a_device_that_is_taken_out(host: Host) -> None:
     await host.domains.look(UUID)
     host.stack.domain = PLAIN
     await host.domains.look(UUID)
-    assert (host.stack.written, host.stack.objects, host.shown) == (None, 0, [])
+    assert (host.stack.written, host.stack.objects, host.shown) == (None, [], [])
 
 
 @pytest.mark.parametrize("now", [Shown.OFF, Shown.ABSENT])
@@ -156,10 +136,10 @@ async def test_what_cannot_be_read_is_told(host: Host) -> None:
 
 
 async def test_a_qemu_that_takes_no_object_is_told(host: Host) -> None:
-    host.stack.refuses = True
+    host.stack.refuses = HypervisorError("QEMU takes no object")
     await host.domains.look(UUID)
     assert "takes no object" in host.shown[0].problem
-    host.stack.refuses = False
+    host.stack.refuses = None
     await host.domains.look(UUID)
     assert host.shown[0].problem == ""
 
@@ -167,7 +147,7 @@ async def test_a_qemu_that_takes_no_object_is_told(host: Host) -> None:
 async def test_it_is_switched_off_and_on(host: Host) -> None:
     await host.domains.look(UUID)
     assert await host.domains.switch("web1", off=True) == "web1: not attended any more"
-    assert (host.stack.written, host.stack.objects) == (None, 0)
+    assert (host.stack.written, host.stack.objects) == (None, [])
     assert host.shown[0].off
     assert "no domain of that name" in await host.domains.switch("web 2", off=True)
     assert await host.domains.switch("web1", off=False) == "web1: attended again"
@@ -220,10 +200,11 @@ async def test_when_the_daemon_ends(place: Path, unattended: str, *, left: bool)
     """Where nothing may be left behind, the object keeps the guest here meanwhile."""
     host = Host(place, unattended)
     await host.domains.look(UUID)
-    assert host.stack.objects == int(left)
-    await host.domains.close()
+    assert len(host.stack.objects) == int(left)
+    await host.end()
     assert (host.stack.written is not None) == left
-    assert host.shown == []
+    [told] = host.shown
+    assert "no daemon runs" in told.problem
 
 
 async def test_a_save_that_nobody_prepared_is_refused(host: Host) -> None:
@@ -234,3 +215,163 @@ async def test_a_save_that_nobody_prepared_is_refused(host: Host) -> None:
         await one.save()
     with pytest.raises(HypervisorError, match="nobody has announced"):
         await one.load(b"")
+
+
+async def test_one_of_them_is_attended_where_all_are_off(host: Host) -> None:
+    await host.domains.look(UUID)
+    await host.domains.switch("*", off=True)
+    assert host.shown[0].off
+    await host.domains.switch("web1", off=False)
+    assert not host.shown[0].off
+    assert host.stack.objects
+    await host.domains.switch("web1", off=True)
+    assert host.shown[0].off
+    path = Path(host.settings.paths.state, "attend.off")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_file_of_switches_that_cannot_be_read_is_told(host: Host) -> None:
+    """Nobody knows then whom its user has let go."""
+    Path(host.settings.paths.state, "attend.off").write_text("web1\n")
+    await host.domains.look(UUID)
+    assert host.again == [UUID]
+    assert not host.stack.objects
+    with pytest.raises(ConfigError, match=r"attend\.off"):
+        await host.domains.switch("web1", off=False)
+
+
+@pytest.mark.parametrize("what", ["shown", "read", "write", "show"])
+async def test_what_fails_is_tried_again_later_and_later(host: Host, what: str) -> None:
+    wrong = HypervisorError("not now")
+    await host.domains.look(UUID)
+    if what == "shown":
+        host.stack.now = wrong
+    elif what == "read":
+        host.stack.domain = wrong
+    elif what == "write":
+        host.stack.written, host.stack.refuses = None, wrong
+    else:
+        place = shown.directory(host.settings)
+        place.rename(f"{place}.away")
+        place.write_text("no directory")
+    for _ in range(9):
+        await host.domains.look(UUID)
+    assert host.again == [UUID] * 9
+    assert host.pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    if what == "show":
+        place = shown.directory(host.settings)
+        place.unlink()
+        Path(f"{place}.away").rename(place)
+    host.stack.now, host.stack.domain, host.stack.refuses = Shown.RUNNING, OURS, None
+    await host.domains.look(UUID)
+    assert len(host.again) == 9
+    assert host.shown[0].problem == ""
+    one = host.domains.get(UUID)
+    assert one is not None
+    assert host.stack.written is not None
+    assert host.stack.written.nonce == one.nonce
+
+
+async def test_a_note_that_could_not_be_written_is_none(host: Host) -> None:
+    """Nor is it forgotten: that it failed need not mean that it is not there."""
+    await host.domains.look(UUID)
+    one = host.domains.get(UUID)
+    assert one is not None
+    old = one.nonce
+    host.stack.written, host.stack.refuses = None, HypervisorError("not now")
+    await host.domains.look(UUID)
+    assert one.nonce == ""
+    assert one.expects(old)
+    assert len([each for each in one.nonces if each]) == 2
+    assert not one.expects("")
+
+
+async def test_a_domain_that_libvirt_migrates_is_not_changed(host: Host) -> None:
+    """libvirt would wait for its migration, and whoever attends that for this look."""
+    host.stack.job = True
+    await host.domains.look(UUID)
+    assert (host.stack.writes, host.again) == (0, [UUID])
+
+
+async def test_a_migration_that_begins_waits_for_a_look(host: Host) -> None:
+    """Else the look would go on with what it has seen before."""
+    await host.domains.look(UUID)
+    one = host.domains.get(UUID)
+    assert one is not None
+    host.stack.looking, host.stack.now = asyncio.Event(), Shown.ABSENT
+    before = host.stack.looks
+    looking = asyncio.create_task(host.domains.look(UUID))
+    await eventually(lambda: host.stack.looks > before)
+    order: list[str] = []
+
+    async def begin() -> None:
+        async with host.domains.turn(UUID):
+            order.append("begins")
+            assert host.domains.get(UUID) is None
+
+    beginning = asyncio.create_task(begin())
+    looking.add_done_callback(lambda _: order.append("looked"))
+    host.stack.looking.set()
+    await asyncio.gather(looking, beginning)
+    assert set(order) == {"begins", "looked"}
+    assert not one.path.exists()
+
+
+async def test_an_off_domain_whose_note_stays_is_tried_again(host: Host) -> None:
+    await host.domains.look(UUID)
+    host.stack.refuses = HypervisorError("not now")
+    await host.domains.switch("web1", off=True)
+    assert host.again == [UUID]
+    assert "not now" in host.shown[0].problem
+
+
+async def test_the_next_daemon_knows_of_the_last_migration(host: Host) -> None:
+    """Whoever restarts it can still ask why that was refused."""
+    await host.domains.look(UUID)
+    one = host.domains.get(UUID)
+    assert one is not None
+    one.last = shown.LastTry(target="b", ended="now", outcome="refused", message="no tool")
+    await host.domains.look(UUID)
+    await host.domains.close()
+    host.begin()
+    await host.domains.look(UUID)
+    last = host.shown[0].last
+    assert last is not None
+    assert last.message == "no tool"
+    host.stack.now = Shown.OFF
+    await host.domains.look(UUID)
+    [told] = host.shown
+    assert told.last == last
+    assert "not run here any more" in told.problem
+    host.stack.now = Shown.ABSENT
+    await host.domains.look(UUID)
+    assert host.shown == []
+
+
+async def test_what_has_gone_while_no_daemon_ran_is_not_shown_as_attended(host: Host) -> None:
+    await host.domains.look(UUID)
+    await host.domains.close()
+    host.begin()
+    host.stack.now = Shown.ABSENT
+    host.stack.changed.put_nowait("")
+    assert await anext(aiter(host.domains.follow())) == ""
+    assert host.shown == []
+
+
+async def test_all_are_looked_at_whenever_their_toolstack_is_there(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first attempt fails: the toolstack had just come back."""
+    monkeypatch.setattr("entourage.attend.domains._SOON", 0.001)
+    fails = [HypervisorError("not yet")]
+
+    async def owner() -> int:
+        if fails:
+            raise fails.pop()
+        return -1
+
+    monkeypatch.setattr(host.stack, "owner", owner)
+    host.stack.changed.put_nowait("")
+    following = aiter(host.domains.follow())
+    assert await anext(following) == ""
+    assert host.domains.get(UUID) is not None

@@ -8,9 +8,10 @@ import time
 import pytest
 
 from entourage.domain import Domain, External, Tpm
-from entourage.errors import GoneError, HypervisorError, InDoubt
+from entourage.errors import GoneError, HypervisorError, InDoubt, LinkLost
 from entourage.handover.values import Guest
 from entourage.hypervisors.attended import incoming as incoming_module
+from entourage.hypervisors.attended import looks as looks_module
 from entourage.hypervisors.attended import machine as machine_module
 from entourage.hypervisors.attended.hypervisor import AttendedHypervisor
 from entourage.hypervisors.attended.incoming import AttendedIncoming
@@ -22,6 +23,7 @@ from entourage.hypervisors.attended.switchover import (
 )
 from entourage.hypervisors.attended.toolstack import Shown
 from entourage.hypervisors.base import Ticket
+from tests.unit.attend.standins import StandInToolstack, StandInWatch
 from tests.unit.eventually import eventually
 
 UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
@@ -29,78 +31,37 @@ DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 28, external=(External(id="x
 TICKET = Ticket(uri="attended")
 
 
-class FakeWatch:
-    """Says what a test has it say."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.stopped: asyncio.Future[int] = loop.create_future()
-        self.running: asyncio.Future[int] = loop.create_future()
-        self.over: asyncio.Future[str] = loop.create_future()
-        self.word: asyncio.Future[str] = loop.create_future()
-
-    async def switches(self) -> int:
-        return await asyncio.shield(self.stopped)
-
-    async def resumed(self) -> int:
-        return await asyncio.shield(self.running)
-
-    async def ended(self) -> str:
-        return await asyncio.shield(self.over)
-
-    async def given_up(self) -> str:
-        return await asyncio.shield(self.word)
-
-    async def close(self) -> None:
-        pass
-
-
-class FakeToolstack:
-    """Shows what a test has it show, and notes what it is asked to do."""
-
+class FakeToolstack(StandInToolstack):
     def __init__(self, shown: Shown | Exception = Shown.RUNNING, *, job: bool = True) -> None:
-        self.now = shown
+        super().__init__(UUID, shown)
         self.job = job
-        self.gave_up = 0
-        self.objects: list[str] = []
-
-    async def shown(self, uuid: str) -> Shown:
-        assert uuid == UUID
-        if isinstance(self.now, Exception):
-            raise self.now
-        return self.now
+        self.jobs = 0
 
     async def migrates(self, uuid: str) -> bool:
-        return self.job
-
-    async def give_up(self, uuid: str) -> None:
-        self.gave_up += 1
-        self.now = Shown.RUNNING
-
-    async def add_object(self, uuid: str, socket: str) -> None:
-        self.objects.append(socket)
+        self.jobs += 1
+        return await super().migrates(uuid)
 
 
 def source(
-    stack: FakeToolstack, watch: FakeWatch | None
+    stack: FakeToolstack, watch: StandInWatch | None
 ) -> tuple[AttendedMachine, SourceSwitchover]:
     switchover = SourceSwitchover("00ff")
-    machine = AttendedMachine(stack, DOMAIN, switchover=switchover, watch=watch)  # type: ignore[arg-type]
+    machine = AttendedMachine(stack, DOMAIN, switchover=switchover, watch=watch)
     return machine, switchover
 
 
 def target(
-    stack: FakeToolstack, watch: FakeWatch | None
+    stack: FakeToolstack, watch: StandInWatch | None
 ) -> tuple[AttendedIncoming, TargetSwitchover]:
     switchover = TargetSwitchover("00ff")
-    return AttendedIncoming(stack, DOMAIN, switchover, watch), switchover  # type: ignore[arg-type]
+    return AttendedIncoming(stack, DOMAIN, switchover, watch), switchover
 
 
 # The source's
 
 
 async def test_no_state_is_given_before_the_devices_are_prepared() -> None:
-    machine, switchover = source(FakeToolstack(), FakeWatch())
+    machine, switchover = source(FakeToolstack(), StandInWatch())
     with pytest.raises(HypervisorError, match="not prepared"):
         await switchover.save()
     await machine.start(TICKET, live=True)
@@ -112,7 +73,7 @@ async def test_no_state_is_given_before_the_devices_are_prepared() -> None:
 
 
 async def test_the_stop_is_heard_of_before_qemu_calls() -> None:
-    watch = FakeWatch()
+    watch = StandInWatch()
     machine, switchover = source(FakeToolstack(), watch)
     await machine.start(TICKET, live=True)
     watch.stopped.set_result(4711)
@@ -121,30 +82,27 @@ async def test_the_stop_is_heard_of_before_qemu_calls() -> None:
 
 
 async def test_a_stop_without_a_moment_is_now() -> None:
-    watch = FakeWatch()
+    watch = StandInWatch()
     machine, _ = source(FakeToolstack(), watch)
     watch.stopped.set_result(0)
     before = time.monotonic_ns()
     assert before <= await machine.stopped() <= time.monotonic_ns()
 
 
-async def test_a_libvirtd_that_went_away_is_waited_for() -> None:
-    """What it would have said is not known; QEMU's call still comes."""
-    watch = FakeWatch()
-    machine, switchover = source(FakeToolstack(HypervisorError("it is off")), watch)
-    await machine.start(TICKET, live=True)
+@pytest.mark.parametrize("half", ["stopped", "landed"])
+async def test_a_libvirtd_that_goes_away_is_a_failure(half: str) -> None:
+    """It gives up whatever it migrated when it comes back."""
+    watch = StandInWatch()
+    machine, _ = source(FakeToolstack(), watch)
     for each in (watch.stopped, watch.word):
-        each.set_exception(HypervisorError("it is off"))
-    stopping = asyncio.create_task(machine.stopped())
-    await asyncio.sleep(0)
-    saving = asyncio.create_task(switchover.save())
-    assert await stopping
-    saving.cancel()
+        each.set_exception(HypervisorError("libvirtd has gone"))
+    with pytest.raises(HypervisorError, match="has gone"):
+        await getattr(machine, half)()
 
 
 @pytest.mark.parametrize("half", ["stopped", "landed"])
 async def test_a_migration_that_qemu_gives_up_is_a_failure(half: str) -> None:
-    watch = FakeWatch()
+    watch = StandInWatch()
     machine, _ = source(FakeToolstack(), watch)
     watch.word.set_result("cancelled")
     with pytest.raises(HypervisorError, match="cancelled"):
@@ -154,9 +112,9 @@ async def test_a_migration_that_qemu_gives_up_is_a_failure(half: str) -> None:
 async def test_a_job_that_is_gone_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_module, "_LOOK_EVERY", 0.001)
     stack = FakeToolstack()
-    machine, _ = source(stack, FakeWatch())
+    machine, _ = source(stack, StandInWatch())
     stopping = asyncio.create_task(machine.stopped())
-    await asyncio.sleep(0.01)
+    await eventually(lambda: stack.jobs)
     stack.job = False
     with pytest.raises(HypervisorError, match="given up by who began it"):
         await stopping
@@ -165,14 +123,14 @@ async def test_a_job_that_is_gone_is_a_failure(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_job_that_never_begins_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_module, "_LOOK_EVERY", 0.001)
     monkeypatch.setattr(machine_module, "_BEGINS_WITHIN", 0.02)
-    machine, _ = source(FakeToolstack(job=False), FakeWatch())
+    machine, _ = source(FakeToolstack(job=False), StandInWatch())
     with pytest.raises(HypervisorError, match="was not begun within"):
         await machine.stopped()
 
 
 async def test_the_way_back_while_the_guest_runs_ends_the_job() -> None:
     stack = FakeToolstack()
-    machine, switchover = source(stack, FakeWatch())
+    machine, switchover = source(stack, StandInWatch())
     await machine.start(TICKET, live=True)
     await machine.abort()
     assert stack.gave_up == 1
@@ -182,7 +140,7 @@ async def test_the_way_back_while_the_guest_runs_ends_the_job() -> None:
 
 async def test_the_way_back_of_a_stopped_guest_waits_for_it() -> None:
     stack = FakeToolstack(Shown.HELD)
-    machine, switchover = source(stack, FakeWatch())
+    machine, switchover = source(stack, StandInWatch())
     await machine.start(TICKET, live=True)
     saving = asyncio.create_task(switchover.save())
     await eventually(lambda: switchover.saved_at)
@@ -197,12 +155,12 @@ async def test_the_way_back_of_a_stopped_guest_waits_for_it() -> None:
 
 async def test_a_guest_that_has_ended_does_not_come_back() -> None:
     with pytest.raises(GoneError):
-        await AttendedMachine(FakeToolstack(Shown.OFF), DOMAIN).abort()  # type: ignore[arg-type]
+        await AttendedMachine(FakeToolstack(Shown.OFF), DOMAIN).abort()
 
 
 async def test_one_that_stands_still_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_module, "_RUNS_WITHIN", 0.02)
-    machine = AttendedMachine(FakeToolstack(Shown.HELD), DOMAIN)  # type: ignore[arg-type]
+    machine = AttendedMachine(FakeToolstack(Shown.HELD), DOMAIN)
     with pytest.raises(HypervisorError, match="stands still") as told:
         await machine.abort()
     assert "virsh resume web1" in told.value.remedy
@@ -210,10 +168,10 @@ async def test_one_that_stands_still_is_told_of(monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_copy_that_stays_behind_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_module, "_ENDS_WITHIN", 0.02)
-    machine, _ = source(FakeToolstack(Shown.HELD), FakeWatch())
+    machine, _ = source(FakeToolstack(Shown.HELD), StandInWatch())
     with pytest.raises(HypervisorError, match="has not been ended"):
         await machine.release()
-    gone, _ = source(FakeToolstack(Shown.ABSENT), FakeWatch())
+    gone, _ = source(FakeToolstack(Shown.ABSENT), StandInWatch())
     await gone.release()
 
 
@@ -228,7 +186,7 @@ async def test_a_copy_that_stays_behind_is_told_of(monkeypatch: pytest.MonkeyPat
     ],
 )
 async def test_what_a_crash_has_left_on_the_source(shown: Shown, guest: Guest) -> None:
-    machine = AttendedMachine(FakeToolstack(shown), DOMAIN)  # type: ignore[arg-type]
+    machine = AttendedMachine(FakeToolstack(shown), DOMAIN)
     assert await machine.reattach(was_running=True) is guest
 
 
@@ -236,7 +194,7 @@ async def test_what_a_crash_has_left_on_the_source(shown: Shown, guest: Guest) -
 
 
 async def test_the_guest_may_run_once_load_is_answered() -> None:
-    watch = FakeWatch()
+    watch = StandInWatch()
     machine, switchover = target(FakeToolstack(Shown.HELD), watch)
     assert not switchover.listening.is_set()
     await machine.listen()
@@ -251,41 +209,121 @@ async def test_the_guest_may_run_once_load_is_answered() -> None:
 
 
 async def test_the_state_of_another_migration_is_refused() -> None:
-    _, switchover = target(FakeToolstack(Shown.HELD), FakeWatch())
+    _, switchover = target(FakeToolstack(Shown.HELD), StandInWatch())
     for state in (state_of("0000"), b"", b"\xff" * 100):
         with pytest.raises(HypervisorError, match="another migration"):
             await switchover.load(state)
 
 
-@pytest.mark.parametrize("shown", [Shown.ABSENT, Shown.OFF])
+@pytest.mark.parametrize("shown", [Shown.ABSENT, Shown.OFF, Shown.IDLE, Shown.FAILED])
 async def test_a_driver_that_gives_up_at_the_very_end(
     monkeypatch: pytest.MonkeyPatch, shown: Shown
 ) -> None:
     """Also where it has an old definition: nothing was heard of a guest that runs."""
-    monkeypatch.setattr(incoming_module, "_LOOK_FIRST", 0)
-    machine, _ = target(FakeToolstack(shown), FakeWatch())
+    monkeypatch.setattr(looks_module, "LOOK_EVERY", 0.001)
+    machine, _ = target(FakeToolstack(shown), StandInWatch())
     with pytest.raises(HypervisorError, match="at its very end"):
         await machine.run(paused=False)
 
 
 async def test_what_was_not_heard_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming_module, "_LOOK_FIRST", 0)
-    watch = FakeWatch()
+    monkeypatch.setattr(looks_module, "LOOK_EVERY", 0.001)
+    watch = StandInWatch()
     watch.running.set_exception(HypervisorError("its daemon is off"))
     machine, _ = target(FakeToolstack(Shown.RUNNING), watch)
     assert await machine.run(paused=False)
 
 
 async def test_what_nobody_says_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming_module, "_LOOK_FIRST", 0)
+    monkeypatch.setattr(looks_module, "LOOK_EVERY", 0.001)
     monkeypatch.setattr(incoming_module, "_RUNS_WITHIN", 0.02)
-    machine, _ = target(FakeToolstack(HypervisorError("its daemon is off")), FakeWatch())
+    machine, _ = target(FakeToolstack(HypervisorError("its daemon is off")), StandInWatch())
     with pytest.raises(InDoubt):
         await machine.run(paused=False)
 
 
+@pytest.mark.parametrize("shown", [Shown.IDLE, Shown.ABSENT])
+@pytest.mark.parametrize(
+    ("there", "raised"),
+    [
+        (Shown.RUNNING, HypervisorError),
+        (Shown.PAUSED, HypervisorError),
+        (Shown.HELD, InDoubt),
+        (LinkLost("no answer"), InDoubt),
+        (TimeoutError(), InDoubt),
+        (Shown.OFF, None),
+        (Shown.IDLE, None),
+        (Shown.ABSENT, None),
+    ],
+)
+async def test_a_host_that_was_booted_since_asks_the_source(
+    shown: Shown, there: Shown | Exception, raised: type[Exception] | None
+) -> None:
+    """Nothing here says whether the guest ran for a moment; its source's toolstack has decided."""
+
+    async def ask() -> Shown:
+        if isinstance(there, Exception):
+            raise there
+        return there
+
+    machine = AttendedIncoming(FakeToolstack(shown), DOMAIN, source=ask)
+    if raised is None:
+        assert await machine.run(paused=False)
+        return
+    with pytest.raises(raised):
+        await machine.run(paused=False)
+
+
+async def test_whose_last_start_failed_needs_nobody_to_ask() -> None:
+    async def ask() -> Shown:
+        raise AssertionError
+
+    machine = AttendedIncoming(FakeToolstack(Shown.FAILED), DOMAIN, source=ask)
+    with pytest.raises(HypervisorError, match="at its very end"):
+        await machine.run(paused=False)
+
+
+async def test_nobody_polls_while_the_guest_waits() -> None:
+    """What is heard says when to look; a look takes a thread."""
+    stack, watch = FakeToolstack(Shown.HELD), StandInWatch()
+    machine, switchover = source(stack, watch)
+    switchover.saved_at = 1
+    aborting = asyncio.create_task(machine.abort())
+    await eventually(lambda: stack.looks)
+    stack.now = Shown.RUNNING
+    watch.more.set()
+    async with asyncio.timeout(looks_module.LOOK_EVERY / 2):
+        await aborting
+    assert stack.looks == 2
+
+
+async def test_what_is_not_heard_is_seen_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks_module, "LOOK_EVERY", 0.001)
+    stack = FakeToolstack(Shown.RUNNING)
+    machine, _ = source(stack, StandInWatch())
+    releasing = asyncio.create_task(machine.release())
+    await eventually(lambda: stack.looks > 2)
+    stack.now = Shown.OFF
+    await releasing
+
+
+async def test_a_guest_that_stands_still_is_known_to() -> None:
+    """Nothing that takes its time is begun meanwhile."""
+    watch = StandInWatch()
+    machine, switchover = source(FakeToolstack(), watch)
+    assert not switchover.stands_still
+    watch.stopped.set_result(4711)
+    await machine.stopped()
+    assert switchover.stands_still
+    _, there = target(FakeToolstack(Shown.HELD), StandInWatch())
+    loading = asyncio.create_task(there.load(state_of("00ff")))
+    await there.loaded()
+    assert there.stands_still
+    loading.cancel()
+
+
 async def test_what_is_given_up_is_never_loaded() -> None:
-    machine, switchover = target(FakeToolstack(Shown.ABSENT), FakeWatch())
+    machine, switchover = target(FakeToolstack(Shown.ABSENT), StandInWatch())
     loading = asyncio.create_task(switchover.load(state_of("00ff")))
     await machine.landed()
     await machine.kill()
@@ -300,17 +338,19 @@ async def test_what_is_given_up_is_never_loaded() -> None:
         (Shown.PAUSED, Guest.RUNNING),
         (Shown.HELD, Guest.STOPPED),
         (Shown.OFF, Guest.DEAD),
+        (Shown.IDLE, Guest.STOPPED),
+        (Shown.FAILED, Guest.STOPPED),
         (Shown.ABSENT, Guest.STOPPED),
     ],
 )
 async def test_what_a_crash_has_left_on_the_target(shown: Shown, guest: Guest) -> None:
-    machine = AttendedIncoming(FakeToolstack(shown), DOMAIN)  # type: ignore[arg-type]
+    machine = AttendedIncoming(FakeToolstack(shown), DOMAIN)
     assert await machine.attach() is guest
 
 
 async def test_only_what_is_ours_is_taken() -> None:
     switchover = TargetSwitchover("00ff")
-    hypervisor = AttendedHypervisor("attended:x", FakeToolstack(), switchover, uuid=UUID)  # type: ignore[arg-type]
+    hypervisor = AttendedHypervisor("attended:x", FakeToolstack(), switchover, uuid=UUID)
     assert not await hypervisor.test_incoming(DOMAIN, "b", {})
     more = Domain(name="web1", uuid=UUID, memory=1 << 28, tpm=(Tpm(id="tpm0"),))
     [refusal] = await hypervisor.test_incoming(more, "b", {})
@@ -322,6 +362,6 @@ async def test_only_what_is_ours_is_taken() -> None:
 
 async def test_a_stranger_has_no_domain_attended() -> None:
     """A key for the agent is none for the daemon."""
-    hypervisor = AttendedHypervisor("attended:x", FakeToolstack())  # type: ignore[arg-type]
+    hypervisor = AttendedHypervisor("attended:x", FakeToolstack())
     [refusal] = await hypervisor.test_incoming(DOMAIN, "b", {})
     assert "no daemon attends" in refusal.reason

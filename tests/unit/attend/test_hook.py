@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import socket
+import resource
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from entourage.attend import hook
+from tests.unit.attend.standins import answering
 
 HOOK = Path(hook.__file__)
 ATTENDED = "<domain><migration xmlns='urn:entourage:attend'/></domain>"
@@ -33,21 +32,8 @@ def run(tmp_path: Path, xml: str, *words: str) -> subprocess.CompletedProcess[st
     )
 
 
-def answering(tmp_path: Path, answer: bytes) -> list[dict[str, str]]:
-    """Be the daemon, once; what it is asked comes into the list."""
-    (tmp_path / "attend").mkdir()
-    asked: list[dict[str, str]] = []
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(tmp_path / "attend/control"))
-    server.listen()
-
-    def serve() -> None:
-        with server, server.accept()[0] as client, client.makefile("rwb") as lines:
-            asked.append(json.loads(lines.readline()))
-            lines.write(answer)
-
-    threading.Thread(target=serve, daemon=True).start()
-    return asked
+def daemon(tmp_path: Path, answer: bytes) -> list[dict[str, str]]:
+    return answering(tmp_path / "attend/control", answer)
 
 
 def test_a_domain_that_is_not_attended_is_not_touched(tmp_path: Path) -> None:
@@ -79,21 +65,21 @@ def test_other_operations_are_nothing_to_it(tmp_path: Path, operation: str) -> N
 
 
 def test_what_the_daemon_says_is_printed(tmp_path: Path) -> None:
-    asked = answering(tmp_path, b'{"xml": "<domain>more</domain>"}\n')
+    asked = daemon(tmp_path, b'{"xml": "<domain>more</domain>"}\n')
     done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
     assert (done.returncode, done.stdout, done.stderr) == (0, "<domain>more</domain>", "")
     assert asked == [{"hook": ["web1", "migrate", "begin"], "xml": ATTENDED}]
 
 
 def test_a_refusal_is_told(tmp_path: Path) -> None:
-    answering(tmp_path, b'{"refuse": "external/dongle on a: no tool"}\n')
+    daemon(tmp_path, b'{"refuse": "external/dongle on a: no tool"}\n')
     done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
     assert done.returncode == 1
     assert done.stderr == "entourage: external/dongle on a: no tool\n"
 
 
 def test_a_daemon_that_dies_meanwhile_refuses(tmp_path: Path) -> None:
-    answering(tmp_path, b"")
+    daemon(tmp_path, b"")
     done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
     assert done.returncode == 1
     assert "its daemon does not answer on this host" in done.stderr
@@ -147,8 +133,37 @@ def test_a_domain_that_was_saved_is_restored_without_it(tmp_path: Path) -> None:
 
 
 def test_the_daemon_does_not_see_it(tmp_path: Path) -> None:
-    asked = answering(tmp_path, b"{}\n")
+    asked = daemon(tmp_path, b"{}\n")
     done = run(tmp_path, ARRIVED.format(ATTENDED), "web1", "migrate", "begin", "-")
     assert done.returncode == 0
     assert "id=entourage-attend" not in asked[0]["xml"]
     assert done.stdout == asked[0]["xml"]
+
+
+def test_the_settings_say_where_the_daemon_is(tmp_path: Path) -> None:
+    """The hook is libvirt's child: nobody gives it an environment."""
+    asked = answering(tmp_path / "elsewhere/attend/control", b"{}\n")
+    (tmp_path / "settings.toml").write_text(f'[paths]\nrun = "{tmp_path}/elsewhere"\n')
+    done = subprocess.run(
+        [sys.executable, "-IS", str(HOOK), "web1", "migrate", "begin", "-"],
+        input=ATTENDED,
+        env={"ENTOURAGE_CONFIG": str(tmp_path / "settings.toml")},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert asked
+
+
+def test_it_is_quick(tmp_path: Path) -> None:
+    """Each start of a domain waits for it, also where it reads the settings."""
+    (tmp_path / "settings.toml").write_text("")
+    took: list[float] = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took) < 0.1, took

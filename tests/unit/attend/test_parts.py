@@ -17,6 +17,7 @@ from entourage.events import CopyProgress, Finished, GoSent
 from entourage.hypervisors.attended.toolstack import Note
 from entourage.hypervisors.libvirt.attending import arriving, with_object, without_object
 from entourage.hypervisors.libvirt.toolstack import owner_in
+from entourage.journal.lock import domain_lock
 from entourage.settings.model import PathSettings, Settings, ToolSettings
 from entourage.steps import Refusal
 
@@ -121,14 +122,17 @@ def test_what_is_shown_is_written_and_read(tmp_path: Path) -> None:
     one = AttendedDomain(domain="web1", uuid="u", devices=("external/dongle",), last=last)
     shown.write(settings, one)
     (tmp_path / "attend/other.json").write_text("{")
-    assert shown.read_all(settings) == [one]
+    with domain_lock(tmp_path, shown.LOCK, "attends migrations"):
+        assert shown.read_all(settings) == [one]
     assert [line.strip() for line in lines(one, brief=True)] == [
         "web1: attended: whoever migrates it takes these devices along",
         "device     external/dongle",
         "last       to b, 2026-01-01T00:00:00+00:00: refused",
         "external/dongle on a: no tool (install it)",
     ]
-    shown.forget(settings, "u")
+    shown.left(settings, one)
+    assert "any more" in shown.read_all(settings)[0].problem
+    shown.left(settings, msgspec.structs.replace(one, last=None))
     assert shown.read_all(settings) == []
 
 
@@ -144,5 +148,3 @@ def test_the_events_of_the_last_migration_are_kept(tmp_path: Path) -> None:
     assert [msgspec.json.decode(line)["event"] for line in lines_written] == ["go-sent", "finished"]
     assert msgspec.json.decode(lines_written[-1])["outcome"] == "moved"
     assert (tmp_path / "attend/u.jsonl").stat().st_mode & 0o777 == 0o600
-    shown.clear(settings)
-    assert not list((tmp_path / "attend").iterdir())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,9 @@ from entourage.attend import shown
 from entourage.attend.shown import AttendedDomain
 from entourage.cli.domains import listing
 from entourage.hypervisors.base import DomainState
+from entourage.journal.lock import domain_lock
 from entourage.settings.model import PathSettings, Settings
+from tests.unit.attend.standins import answering
 
 UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
 ONE = AttendedDomain(domain="web1", uuid=UUID, devices=("external/dongle",))
@@ -28,22 +29,15 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(paths=PathSettings(run=str(tmp_path / "run")))
 
 
+@pytest.fixture
+def running(settings: Settings) -> Generator[None]:
+    """A daemon runs, as far as its lock shows."""
+    with domain_lock(Path(settings.paths.run), shown.LOCK, "attends migrations"):
+        yield
+
+
 def daemon(tmp_path: Path, answer: bytes) -> list[dict[str, str]]:
-    """Be the daemon, once; what it is asked comes into the list."""
-    place = tmp_path / "run/attend"
-    place.mkdir(parents=True, exist_ok=True)
-    asked: list[dict[str, str]] = []
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(place / "control"))
-    server.listen()
-
-    def serve() -> None:
-        with server, server.accept()[0] as client, client.makefile("rwb") as lines:
-            asked.append(json.loads(lines.readline()))
-            lines.write(answer)
-
-    threading.Thread(target=serve, daemon=True).start()
-    return asked
+    return answering(tmp_path / "run/attend/control", answer)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +56,7 @@ def test_without_a_daemon(words: list[str], capsys: pytest.CaptureFixture[str]) 
     assert "systemctl start entourage-attend" in said
 
 
+@pytest.mark.usefixtures("running")
 def test_what_is_attended(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     shown.write(settings, ONE)
     assert main(["attend", "--check", "web1"]) == 0
@@ -73,6 +68,16 @@ def test_what_is_attended(settings: Settings, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["domain"] == "web1"
 
 
+def test_where_no_daemon_runs_nothing_is(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one that was killed has left what it had shown."""
+    shown.write(settings, ONE)
+    assert main(["attend", "--check", "web1"]) == 1
+    assert "not attended: no daemon runs" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("running")
 @pytest.mark.parametrize("why", ["off", "problem"])
 def test_what_is_not(settings: Settings, capsys: pytest.CaptureFixture[str], why: str) -> None:
     one = AttendedDomain(domain="web1", uuid=UUID, off=why == "off", problem="it is broken")
@@ -117,7 +122,9 @@ def test_what_the_daemon_cannot_do_is_told(
 
 def test_nobody_to_answer_for(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["attend", "--answer"]) == 1
-    assert "nobody attends migrations here" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "nobody attends migrations here" in said
+    assert "No such file" not in said  # the other host would take it for a missing program
 
 
 def test_the_list_says_so() -> None:

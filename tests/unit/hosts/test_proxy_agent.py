@@ -94,7 +94,11 @@ def test_the_name_of_a_hypervisor_afar() -> None:
 
 @pytest.mark.parametrize(
     ("script", "kind"),
-    [("echo 'sh: 1: entourage: not found' >&2; exit 127", NoAgent), ("exit 255", LinkLost)],
+    [
+        ("echo 'sh: 1: entourage: not found' >&2; exit 127", NoAgent),
+        ("exit 255", LinkLost),
+        ("echo 'entourage: /run/x: No such file or directory' >&2; exit 1", LinkLost),
+    ],
 )
 async def test_last_words_give_the_error_its_kind(script: str, kind: type[LinkLost]) -> None:
     from entourage.hosts.ssh import _explained  # noqa: PLC0415 # pyright: ignore[reportPrivateUsage]

@@ -43,7 +43,8 @@ def open_toolstack(settings: Settings, name: str) -> Toolstack:
 def _open(settings: Settings, name: str) -> Hypervisor:
     from entourage.hypervisors.attended.hypervisor import AttendedHypervisor  # noqa: PLC0415
 
-    return AttendedHypervisor(name, open_toolstack(settings, name.removeprefix(_SCHEME)))
+    toolstack = open_toolstack(settings, name.removeprefix(_SCHEME))
+    return AttendedHypervisor(name, toolstack, settings=settings)
 
 
 BACKEND = Backend(

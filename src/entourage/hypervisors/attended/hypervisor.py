@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from entourage.domain import TOOL_TYPES, Domain
@@ -10,9 +11,11 @@ from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.attended.incoming import AttendedIncoming
 from entourage.hypervisors.attended.machine import AttendedMachine
+from entourage.hypervisors.attended.origin import ask_source
 from entourage.hypervisors.attended.switchover import TargetSwitchover
 from entourage.hypervisors.attended.toolstack import Toolstack, Watch
 from entourage.hypervisors.base import DomainState, Incoming, Machine
+from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
 _NOT_OURS = "its migration is somebody else's, and only attended"
@@ -27,6 +30,7 @@ class AttendedHypervisor:
         switchover: Of the domain that arrives; None where migrations are only looked at.
         watch: What is heard of that domain.
         uuid: Of that domain: no other is taken.
+        settings: This host's; None where no source is to be asked.
     """
 
     def __init__(
@@ -36,8 +40,11 @@ class AttendedHypervisor:
         switchover: TargetSwitchover | None = None,
         watch: Watch | None = None,
         uuid: str | None = None,
+        *,
+        settings: Settings | None = None,
     ) -> None:
         self._uuid = uuid
+        self._settings = settings
         self.name = name
         self._toolstack = toolstack
         self._switchover = switchover
@@ -61,7 +68,10 @@ class AttendedHypervisor:
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:  # noqa: ARG002 - makes nothing
         """A machine that the toolstack builds."""
-        return AttendedIncoming(self._toolstack, domain, self._switchover, self._watch)
+        ask = None
+        if self._settings is not None:
+            ask = functools.partial(ask_source, self._settings, domain.uuid or "")
+        return AttendedIncoming(self._toolstack, domain, self._switchover, self._watch, ask)
 
     async def test_incoming(
         self,

@@ -9,23 +9,21 @@ kill    Load is refused; the driver ends its machine, not we
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from entourage.domain import Domain
-from entourage.errors import HypervisorError, InDoubt
+from entourage.errors import EntourageError, HypervisorError, InDoubt, plain_words
 from entourage.handover.values import Guest
+from entourage.hypervisors.attended.looks import Looks
 from entourage.hypervisors.attended.switchover import TargetSwitchover
-from entourage.hypervisors.attended.toolstack import Shown, Toolstack, Watch
+from entourage.hypervisors.attended.toolstack import ENDED, RELEASED, Shown, Toolstack, Watch
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.seams import IncomingSeams
 
 _RUNS_WITHIN = 60.0  # seconds from our yes to the guest; a libvirtd may be restarted meanwhile
 _GOES_WITHIN = 10.0
-_LOOK_AGAIN = 0.02
-_LOOK_FIRST = 0.2  # not in a usual blackout, whose end is heard of
-_RELEASED = frozenset({Shown.RUNNING, Shown.PAUSED})
+_NO_TRACE = "nothing of it is to be seen here, and"
 
 
 class AttendedIncoming(IncomingSeams):
@@ -36,6 +34,7 @@ class AttendedIncoming(IncomingSeams):
         domain: With only those devices that are ours.
         switchover: Where QEMU's Load arrives; None of one that is only looked at.
         watch: What is heard of it.
+        source: Asks what the source's toolstack shows of it.
     """
 
     def __init__(
@@ -44,8 +43,10 @@ class AttendedIncoming(IncomingSeams):
         domain: Domain,
         switchover: TargetSwitchover | None = None,
         watch: Watch | None = None,
+        source: Callable[[], Awaitable[Shown]] | None = None,
     ) -> None:
         self._toolstack = toolstack
+        self._source = source
         self._domain = domain
         self._switchover = switchover
         self._watch = watch
@@ -55,9 +56,9 @@ class AttendedIncoming(IncomingSeams):
         return self._domain.uuid or ""
 
     async def attach(self) -> Guest:
-        """What the toolstack shows; a machine that is not there, nor its definition, never ran."""
+        """What the toolstack shows; of one that it has not seen run, ``run`` finds out."""
         shown = await self._toolstack.shown(self._uuid)
-        if shown in _RELEASED:
+        if shown in RELEASED:
             return Guest.RUNNING
         return Guest.DEAD if shown is Shown.OFF else Guest.STOPPED
 
@@ -112,40 +113,55 @@ class AttendedIncoming(IncomingSeams):
             await asyncio.gather(resumed, looked, return_exceptions=True)
 
     async def _looked(self, resumed: asyncio.Task[int] | None = None) -> int:
-        """Ask until the guest runs, or never will; now, in ns of the monotonic clock.
+        """Look until the guest runs, or never will; now, in ns of the monotonic clock.
 
         Args:
             resumed: Ends when the guest is heard to run, and fails where nothing is heard any more:
                 as long as something would be, what is off has not run.
         """
-        if resumed is not None:
-            await asyncio.sleep(_LOOK_FIRST)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_RUNS_WITHIN):
-                while True:
-                    shown = await self._seen()
-                    if shown in _RELEASED:
-                        return time.monotonic_ns()
-                    unheard = resumed is not None and not resumed.done()
-                    if shown is Shown.ABSENT or (shown is Shown.OFF and unheard):
-                        raise HypervisorError(
-                            f"whoever migrated {self._domain.name} has given up at its very end"
-                        )
-                    if shown is Shown.OFF:  # it may have run: its definition came with that
-                        return time.monotonic_ns()
-                    await asyncio.sleep(_LOOK_AGAIN)
-        raise InDoubt(
-            f"whether {self._domain.name} runs is not known: its devices are here, and whoever"
-            " migrated it neither lets it run nor gives up",
+
+        def decided(shown: Shown) -> bool:
+            if shown is Shown.FAILED or (shown in ENDED and resumed and not resumed.done()):
+                raise self._given_up()
+            return shown in RELEASED or shown in ENDED
+
+        looks = Looks(self._toolstack, self._uuid, self._watch)
+        shown = await looks.until(decided, _RUNS_WITHIN, at_once=resumed is None)
+        if shown is Shown.HELD:
+            raise self._doubt("whoever migrated it neither lets it run nor gives up")
+        if shown in {Shown.IDLE, Shown.ABSENT}:
+            await self._see_it_left()
+        return time.monotonic_ns()  # of one that is off: it has run, and has ended since
+
+    async def _see_it_left(self) -> None:
+        """Nothing of it is to be seen here: it has run where its source's copy was ended.
+
+        Raises:
+            HypervisorError: It runs there: it never did here.
+            InDoubt: It stands still there, or nobody says.
+        """
+        if self._source is None:
+            raise self._given_up()
+        try:
+            there = await self._source()
+        except (EntourageError, OSError) as error:
+            raise self._doubt(
+                f"{_NO_TRACE} its source cannot be asked: {plain_words(error)}"
+            ) from error
+        if there in RELEASED:
+            raise self._given_up()
+        if there is Shown.HELD:
+            raise self._doubt(f"{_NO_TRACE} its source's copy stands still")
+
+    def _given_up(self) -> HypervisorError:
+        return HypervisorError(f"whoever migrated {self._domain.name} has given up at its very end")
+
+    def _doubt(self, why: str) -> InDoubt:
+        return InDoubt(
+            f"whether {self._domain.name} runs is not known: its devices are here, and {why}",
             remedy=f"see with the toolstack's own commands; then `entourage recover"
             f" {self._domain.name}`",
         )
-
-    async def _seen(self) -> Shown:
-        try:
-            return await self._toolstack.shown(self._uuid)
-        except HypervisorError:  # its daemon is restarted, perhaps
-            return Shown.HELD
 
     async def halt(self) -> None:
         """Which copy runs is the driver's to decide: this only tells of it.
@@ -169,10 +185,8 @@ class AttendedIncoming(IncomingSeams):
         if self._switchover is None:
             return
         self._switchover.refuse("its devices did not come: see `entourage status` on the source")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GOES_WITHIN):
-                while await self._seen() is Shown.HELD:  # noqa: ASYNC110 - it is asked
-                    await asyncio.sleep(_LOOK_AGAIN)
+        looks = Looks(self._toolstack, self._uuid, self._watch)
+        await looks.until(lambda shown: shown is not Shown.HELD, _GOES_WITHIN)
 
     @property
     def _switch(self) -> TargetSwitchover:

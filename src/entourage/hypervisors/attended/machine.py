@@ -21,27 +21,25 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.handover.values import Guest
+from entourage.hypervisors.attended.looks import Looks
 from entourage.hypervisors.attended.switchover import SourceSwitchover
-from entourage.hypervisors.attended.toolstack import Shown, Toolstack, Watch
+from entourage.hypervisors.attended.toolstack import ENDED, Shown, Toolstack, Watch
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Refusal
 
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-_LOOK_EVERY = 0.25  # seconds, while the guest runs
+_LOOK_EVERY = 0.25  # seconds, while the guest runs; each look takes a thread
 _BEGINS_WITHIN = 120.0  # seconds from our answer to the driver's own beginning
 _RUNS_WITHIN = 40.0  # seconds: longer than QEMU waits for us
 _ENDS_WITHIN = 60.0
-_LOOK_AGAIN = 0.02
-_ENDED = frozenset({Shown.OFF, Shown.ABSENT})
 _GUESTS: Mapping[Shown, Guest] = MappingProxyType(
     {
         Shown.RUNNING: Guest.RUNNING,
         Shown.PAUSED: Guest.RUNNING,
         Shown.HELD: Guest.STOPPED,
-        Shown.OFF: Guest.DEAD,
-        Shown.ABSENT: Guest.DEAD,
+        **dict.fromkeys(ENDED, Guest.DEAD),
     }
 )
 
@@ -102,7 +100,7 @@ class AttendedMachine(MachineSeams):
     async def died(self) -> str:
         """Returns, with the reason, when the machine is gone; never before."""
         if self._watch is None:
-            if await self._toolstack.shown(self._uuid) in _ENDED:
+            if await self._toolstack.shown(self._uuid) in ENDED:
                 return "its machine has ended"
             return await asyncio.get_running_loop().create_future()
         return await self._watch.ended()
@@ -157,7 +155,9 @@ class AttendedMachine(MachineSeams):
         Raises:
             HypervisorError: The driver has given up.
         """
-        return await self._unless_given_up(self._switches(), self._job_gone())
+        moment = await self._unless_given_up(self._switches(), self._job_gone())
+        self._switch.stands_still = True
+        return moment
 
     async def _switches(self) -> int:
         saved = asyncio.create_task(self._switch.saved())
@@ -170,11 +170,10 @@ class AttendedMachine(MachineSeams):
             await _ended(saved, heard)
 
     async def _heard(self) -> int:
-        """The moment of the stop, as the driver tells it."""
-        if self._watch is not None:
-            with contextlib.suppress(HypervisorError):  # its daemon went away: Save will come
-                return await self._watch.switches()
-        return await asyncio.get_running_loop().create_future()
+        """The moment of the stop, as the driver tells it; it gives up where its daemon has gone."""
+        if self._watch is None:
+            return await asyncio.get_running_loop().create_future()
+        return await self._watch.switches()
 
     async def _unless_given_up(
         self, wanted: Coroutine[Any, Any, int], *others: Coroutine[Any, Any, NoReturn]
@@ -194,11 +193,7 @@ class AttendedMachine(MachineSeams):
         if self._watch is None:
             await asyncio.get_running_loop().create_future()
             raise AssertionError
-        try:
-            word = await self._watch.given_up()
-        except HypervisorError:  # its daemon went away; whether the migration did, QEMU will show
-            await asyncio.get_running_loop().create_future()
-            raise
+        word = await self._watch.given_up()
         raise HypervisorError(f"the migration was given up: QEMU says {word}")
 
     async def _job_gone(self) -> NoReturn:
@@ -252,11 +247,9 @@ class AttendedMachine(MachineSeams):
 
     async def release(self) -> None:
         """Wait until the driver has ended its copy."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ENDS_WITHIN):
-                while await self._seen() not in _ENDED:  # noqa: ASYNC110 - it is asked
-                    await asyncio.sleep(_LOOK_AGAIN)
-                return
+        looks = Looks(self._toolstack, self._uuid, self._watch)
+        if await looks.until(lambda shown: shown in ENDED, _ENDS_WITHIN) in ENDED:
+            return
         raise HypervisorError(
             f"{self.domain.name} runs on the target, and its copy here has not been ended",
             remedy=f"see where it runs, then `virsh destroy {self.domain.name}` here",
@@ -274,12 +267,9 @@ class AttendedMachine(MachineSeams):
             if not self._switchover.saved_at:
                 with contextlib.suppress(HypervisorError):
                     await self._toolstack.give_up(self._uuid)
-        shown = Shown.HELD
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_RUNS_WITHIN):
-                while (shown := await self._seen()) is Shown.HELD:  # noqa: ASYNC110
-                    await asyncio.sleep(_LOOK_AGAIN)
-        if shown in _ENDED:
+        looks = Looks(self._toolstack, self._uuid, self._watch)
+        shown = await looks.until(lambda shown: shown is not Shown.HELD, _RUNS_WITHIN)
+        if shown in ENDED:
             raise GoneError(f"the machine of {self.domain.name} is gone")
         if shown is Shown.HELD:
             raise HypervisorError(
@@ -287,14 +277,6 @@ class AttendedMachine(MachineSeams):
                 remedy=f"see where it runs; only if that is nowhere, `virsh resume"
                 f" {self.domain.name}` here",
             )
-
-    async def _seen(self) -> Shown:
-        """What is shown; held, as long as nobody answers."""
-        try:
-            return await self._toolstack.shown(self._uuid)
-        except HypervisorError:
-            await asyncio.sleep(_LOOK_EVERY)
-            return Shown.HELD
 
     @property
     def _switch(self) -> SourceSwitchover:

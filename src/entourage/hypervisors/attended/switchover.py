@@ -15,8 +15,6 @@ from entourage.errors import HypervisorError
 
 ID: Final = "entourage"
 """How the helper is called in the ``id-list`` of QEMU's object."""
-MOST_STATE: Final = 4096
-"""Bytes of QEMU's stream that are ours: only what tells one migration from another."""
 PATIENCE: Final = 20.0
 """Seconds that a guest may stand still at most, whatever the settings allow: QEMU waits for 25."""
 _MARK = b"entourage attend 1 "
@@ -35,10 +33,12 @@ class SourceSwitchover:
 
     Attributes:
         saved_at: When QEMU has called Save, in ns of the monotonic clock; 0 where it has not.
+        stands_still: Whether the guest was stopped for its switchover.
     """
 
     def __init__(self, nonce: str) -> None:
         self.saved_at = 0
+        self.stands_still = False
         self._nonce = nonce
         self._ready = False
         self._why_not = ""
@@ -60,6 +60,7 @@ class SourceSwitchover:
         """
         self.check()
         self.saved_at = time.monotonic_ns()
+        self.stands_still = True
         self._saved.set()
         await self._answered.wait()
         if self._why_not:
@@ -96,11 +97,13 @@ class TargetSwitchover:
 
     Attributes:
         listening: Set when every device is prepared: the hook may answer.
+        stands_still: Whether the guest waits for its devices.
     """
 
     def __init__(self, nonce: str) -> None:
         self._nonce = nonce
         self.listening = asyncio.Event()
+        self.stands_still = False
         self._loaded = asyncio.Event()
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -113,6 +116,7 @@ class TargetSwitchover:
         """
         if state != state_of(self._nonce):
             raise HypervisorError("it is the state of another migration")
+        self.stands_still = True
         self._loaded.set()
         await asyncio.shield(self._answer)
 

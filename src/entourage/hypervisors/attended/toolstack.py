@@ -26,8 +26,19 @@ class Shown(enum.Enum):
     HELD = "held"
     """By a migration: on its way in, or stopped for the switchover."""
     OFF = "off"
-    """This host has its definition, and it does not run."""
+    """This host has its definition; it ran here, and does not any more."""
+    IDLE = "idle"
+    """This host has its definition, and its toolstack has not seen it run: since the host was
+    booted, for example."""
+    FAILED = "failed"
+    """Its last start here, or arrival, has failed: the guest has not run since."""
     ABSENT = "absent"
+
+
+ENDED: Final = frozenset({Shown.OFF, Shown.IDLE, Shown.FAILED, Shown.ABSENT})
+"""There is no machine of it here."""
+RELEASED: Final = frozenset({Shown.RUNNING, Shown.PAUSED})
+"""Its guest runs here, or would if its user let it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +75,8 @@ class Watch(Protocol):
         """Wait until the guest has been stopped for its switchover.
 
         Returns:
-            That moment, in ns of the monotonic clock; 0 where it was not told.
+            That moment, in ns of the monotonic clock; 0 where it was not told, and where the guest
+            had been stopped long before, by whoever migrates it or by its user.
 
         Raises:
             HypervisorError: There is nothing more to hear.
@@ -72,7 +84,7 @@ class Watch(Protocol):
         ...
 
     async def resumed(self) -> int:
-        """Wait until the guest is resumed; that moment, in ns of the monotonic clock.
+        """Wait until the guest runs again after its last stop; when, in ns of the monotonic clock.
 
         Raises:
             HypervisorError: There is nothing more to hear.
@@ -89,6 +101,14 @@ class Watch(Protocol):
 
     async def given_up(self) -> str:
         """Wait until QEMU says that its migration has failed or was cancelled; its word.
+
+        Raises:
+            HypervisorError: There is nothing more to hear.
+        """
+        ...
+
+    async def news(self) -> None:
+        """Wait until anything more is heard of it.
 
         Raises:
             HypervisorError: There is nothing more to hear.

@@ -33,6 +33,7 @@ class Known:
         iteration: Which round of the memory is under way.
         ended: Why the machine is gone; empty where it is not.
         lost: Why there is nothing more to hear; empty while there is.
+        heard: How many things were.
     """
 
     stopped_at: int = 0
@@ -41,6 +42,7 @@ class Known:
     iteration: int = 0
     ended: str = ""
     lost: str = ""
+    heard: int = 0
 
 
 class Feed:
@@ -166,6 +168,7 @@ class Feed:
     def _take(self, what: str, value: Any, keep: bool) -> None:  # noqa: FBT001 - see _tell
         """Know it; with ``keep``, unless QEMU's own word for it is known already."""
         known = self.known
+        known.heard += 1
         if what == "stopped_at" and not (keep and known.stopped_at > known.resumed_at):
             known.stopped_at = value
         elif what == "resumed_at" and not (keep and known.resumed_at > known.stopped_at):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -39,9 +40,10 @@ _METADATA = 23  # VIR_DOMAIN_EVENT_ID_METADATA_CHANGE
 _ACTIVE_ONLY = 1  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
 _JOBS = frozenset({1, 2})  # VIR_DOMAIN_JOB_BOUNDED, …_UNBOUNDED
 _PAUSED_BY_MIGRATION = frozenset({2, 11, 12, 13})  # virDomainPausedReason: also post-copy, starting
-_NEVER_STARTED = 6  # VIR_DOMAIN_SHUTOFF_FAILED
+_OFF = {0: Shown.IDLE, 6: Shown.FAILED}  # VIR_DOMAIN_SHUTOFF_UNKNOWN, …_FAILED
 _GIVEN_UP = frozenset({"failed", "cancelled", "cancelling"})  # QEMU's MigrationStatus
 _SWITCHES = frozenset({"pre-switchover", "device", "completed"})  # same
+_FOR_IT = 1_000_000_000  # ns from the guest's stop to QEMU's word that it switches over
 _AGAIN = 0.5  # seconds
 _MISSING = MemoryProgress(remaining=0, total=0, dirty_rate=0.0, rate=0.0, iteration=0)
 
@@ -57,13 +59,21 @@ class LibvirtWatch:
         self._feed = feed
 
     async def switches(self) -> int:
-        """Wait until the guest has been stopped for its switchover; the moment of its stop."""
+        """Wait until the guest has been stopped for its switchover; the moment of its stop.
+
+        ``virsh migrate --timeout`` suspends the guest, and goes on copying its memory; so may its
+        user. Such a stop is none of the switchover's.
+        """
         await self._feed.until(lambda known: known.migration in _SWITCHES or None)
-        return self._feed.known.stopped_at
+        known = self._feed.known
+        recent = time.monotonic_ns() - known.stopped_at < _FOR_IT
+        return known.stopped_at if recent and known.stopped_at > known.resumed_at else 0
 
     async def resumed(self) -> int:
-        """Wait until the guest is resumed; that moment."""
-        return await self._feed.until(lambda known: known.resumed_at or None)
+        """Wait until the guest runs again after its last stop; that moment."""
+        return await self._feed.until(
+            lambda known: known.resumed_at if known.resumed_at > known.stopped_at else None
+        )
 
     async def ended(self) -> str:
         """Wait until the machine is gone; why."""
@@ -74,6 +84,11 @@ class LibvirtWatch:
         return await self._feed.until(
             lambda known: known.migration if known.migration in _GIVEN_UP else None
         )
+
+    async def news(self) -> None:
+        """Wait until anything more is heard of it."""
+        before = self._feed.known.heard
+        await self._feed.until(lambda known: known.heard > before or None)
 
     async def close(self) -> None:
         """Hear no more."""
@@ -153,9 +168,7 @@ class LibvirtToolstack:
         if state in {State.PAUSED, State.SUSPENDED}:
             held = state == State.PAUSED and reason in _PAUSED_BY_MIGRATION
             return Shown.HELD if held else Shown.PAUSED
-        # One whose last start failed has not run since: no more than one that never was here.
-        never = state == State.SHUT_OFF and reason == _NEVER_STARTED
-        return Shown.ABSENT if never else Shown.OFF
+        return _OFF.get(reason, Shown.OFF) if state == State.SHUT_OFF else Shown.OFF
 
     async def watch(self, uuid: str) -> LibvirtWatch:
         """Listen to a domain."""
@@ -184,7 +197,11 @@ class LibvirtToolstack:
         meanwhile does not wait for the answer.
         """
         connection = await self._connected()
-        return await call(lambda: connection.raw.lookupByUUIDString(uuid).jobInfo())
+        try:
+            return await call(lambda: connection.raw.lookupByUUIDString(uuid).jobInfo())
+        except LostError:
+            await self._forget(connection)
+            raise
 
     async def give_up(self, uuid: str) -> None:
         """End a migration that is under way."""
@@ -215,8 +232,8 @@ class LibvirtToolstack:
 
     async def note(self, uuid: str) -> Note | None:
         """The note that is there."""
-        raw = await self._raw(uuid)
-        return attending.arriving(await ask(raw.XMLDesc, 0)).note
+        text = await self._asked(lambda c: c.raw.lookupByUUIDString(uuid).XMLDesc(0))
+        return attending.arriving(text).note
 
     def arriving(self, description: str) -> Arriving:
         """What the hook was given: the domain's XML."""
@@ -242,15 +259,27 @@ class LibvirtToolstack:
             return self._connection
 
     async def _asked(self, look: Callable[[Connection], Result]) -> Result:
-        """Ask libvirtd, over a new connection where the last one is gone."""
+        """Ask libvirtd; once more over a new connection where the one that there was is gone.
+
+        Whatever is asked so may be asked twice.
+        """
         connection = await self._connected()
         try:
             return await ask(look, connection)
         except LostError:
-            if self._connection is connection:
-                self._connection = None
-                await connection.close()
+            await self._forget(connection)
+        connection = await self._connected()
+        try:
+            return await ask(look, connection)
+        except LostError:
+            await self._forget(connection)
             raise
+
+    async def _forget(self, connection: Connection) -> None:
+        """Open another one the next time: that of a libvirtd which has gone stays dead."""
+        if self._connection is connection:
+            self._connection = None
+            await connection.close()
 
 
 def owner_in(capabilities: str) -> int:
