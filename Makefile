@@ -6,7 +6,7 @@ RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q --durations 10
 
 .PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-halves test-sim-mutants test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
-.PHONY: test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
+.PHONY: test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-attend-backports test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -92,6 +92,12 @@ test-attend: $(STAMP)
 
 test-attend-all: $(STAMP)
 	$(PYTEST) tests/e2e/attend
+
+# The core with libvirt and QEMU of Debian's backports, on both hosts; `make test-attend-backports
+# ATTEND_CASES=` tries every case.
+ATTEND_CASES := -m "not matrix"
+test-attend-backports: $(STAMP)
+	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e/attend $(ATTEND_CASES)
 
 # libvirt and QEMU of Debian's backports, on both hosts; then only on the target.
 test-libvirt-backports: $(STAMP)

@@ -7,8 +7,10 @@ from contextlib import ExitStack, contextmanager
 
 from lab.host import Host
 from lab.hosts import Lab
+from lab.libvirtd import Libvirtd
 
 SHARED = "/mnt/shared"
+POOL = "shared"
 
 
 @contextmanager
@@ -35,3 +37,14 @@ def shared_storage(lab: Lab, size: str = "256M") -> Generator[None]:
             host.run(["mount", device, SHARED])
             stack.callback(host.run, ["umount", SHARED])
         yield
+
+
+@contextmanager
+def pool(host: Host) -> Generator[None]:
+    """A storage pool of the shared directory: libvirt can look into nothing else from afar."""
+    daemon = Libvirtd(host)
+    daemon.virsh("pool-create-as", POOL, "dir", "--target", SHARED)
+    try:
+        yield
+    finally:
+        daemon.virsh("pool-destroy", POOL)

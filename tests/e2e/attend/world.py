@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from subprocess import CompletedProcess
@@ -190,9 +190,12 @@ class AttendWorld(LibvirtWorld):
                 Attend.of(lab[each]).start()
         return super().begin(lab, seen, name, **more)
 
-    def virsh(self, *options: str, p2p: bool = False) -> CompletedProcess[str]:
-        """Migrate it as libvirt's users do."""
+    def virsh(
+        self, *options: str, p2p: bool = False, without: Sequence[str] = ()
+    ) -> CompletedProcess[str]:
+        """Migrate it as libvirt's users do; ``without``: none of these options."""
         argv = self._virsh_migrate(["--p2p", *options] if p2p else options)
+        argv = [each for each in argv if each not in without]
         return self.here.run(argv, check=False, timeout=PATIENCE)
 
     @contextmanager

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 
 from lab.guest import Disk
-from lab.host import Host
 from lab.hosts import Lab
-from lab.libvirtd import Libvirtd, ssh_uri
+from lab.libvirtd import ssh_uri
 from lab.observer import Observer
 from tests.e2e.libvirt.world import NOT_THERE, LibvirtWorld
-from tests.e2e.shared import SHARED, shared_storage
-
-POOL = "shared"
-
-
-@contextmanager
-def pool(host: Host) -> Generator[None]:
-    """A storage pool of the shared directory: libvirt can look into nothing else from afar."""
-    daemon = Libvirtd(host)
-    daemon.virsh("pool-create-as", POOL, "dir", "--target", SHARED)
-    try:
-        yield
-    finally:
-        daemon.virsh("pool-destroy", POOL)
+from tests.e2e.shared import SHARED, pool, shared_storage
 
 
 @pytest.fixture(scope="module")
