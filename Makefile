@@ -6,7 +6,7 @@ RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q --durations 10
 
 .PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-halves test-sim-mutants test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
-.PHONY: test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-attend-backports test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
+.PHONY: sim-fleet test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-attend-backports test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -23,7 +23,7 @@ demo-record: $(STAMP)
 
 # What needs one core two at a time; the simulation's seeds in two halves.
 test: $(STAMP)
-	@$(MAKE) -j2 --output-sync=target test-sim-halves test-unit test-model lint test-fuzz
+	@$(MAKE) -j2 --output-sync=target test-sim-halves test-unit test-model lint test-fuzz sim-fleet
 	@$(MAKE) test-e2e test-qemu10 test-libvirt test-attend
 
 test-unit: $(STAMP)
@@ -42,6 +42,12 @@ test-sim: $(STAMP)
 test-sim-halves: test-sim-half-1 test-sim-half-2
 test-sim-half-%: $(STAMP)
 	$(RUN)python -m tests.sim --seeds $$(($(SEEDS) / 2)) --first $$(($(FIRST) + ($* - 1) * $(SEEDS) / 2))
+
+# Campaigns of simulated fleets; `make sim-fleet SIZES="1000 100000"` shows how time and memory grow.
+FLEETS := 300
+SIZES :=
+sim-fleet: $(STAMP)
+	$(RUN)python -m tests.simfleet $(if $(SIZES),$(addprefix --size ,$(SIZES)),--seeds $(FLEETS))
 
 test-sim-mutants: $(STAMP)
 	$(RUN)python -m tests.sim --mutants

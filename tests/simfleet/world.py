@@ -112,7 +112,7 @@ class World:
         self.leaving: Counter[str] = Counter()
         self.arriving: Counter[str] = Counter()
         self.replanners: list[Replanner] = []
-        self.begun = self.found_under_way = 0
+        self.begun = 0
         self._chances = refuses, fails, doubts
         self.may_begin = True
 
@@ -135,8 +135,6 @@ class World:
             if self.runs_on[move.uuid] == move.target:
                 return Result(kind="moved")
             task = self.under_way[move.uuid] = asyncio.create_task(self._migrate(move))
-        else:
-            self.found_under_way += 1
         return await asyncio.shield(task)
 
     async def _migrate(self, move: Move) -> Result:

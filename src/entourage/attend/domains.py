@@ -16,6 +16,7 @@ from entourage.attend.devices import attended_part
 from entourage.attend.off import ALL
 from entourage.attend.turns import Turns
 from entourage.errors import ConfigError, EntourageError, HypervisorError, plain_words
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.attended.toolstack import ENDED, Shown, Toolstack
 from entourage.journal.lock import lock_holder
 from entourage.settings.model import Settings
@@ -226,7 +227,7 @@ class Domains:
             ConfigError, OSError: What was switched before cannot be read, or this not be written.
         """
         now = switches.read(self._settings).switched(name, off=off)
-        await asyncio.to_thread(switches.write, self._settings, now)
+        await in_thread(switches.write, self._settings, now)
         await self._look_at_all()
         what = "all domains" if name == ALL else name
         known = {one.domain.name for one in self._known.values() if one.domain is not None}

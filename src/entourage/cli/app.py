@@ -101,4 +101,12 @@ app.command(short_help="Attend migrations that another tool drives.")(attend.att
 app.command()(fleet.cordon)
 app.command()(fleet.uncordon)
 app.command()(fleet.room)
+app.command()(fleet.abort)
+app.add_typer(fleet.hosts, name="hosts")
+app.command(epilog=fleet.FLEET_STATUS_HELP, short_help="Say which domain would go where.")(
+    fleet.plan
+)
+app.command(epilog=fleet.FLEET_STATUS_HELP, short_help="Empty a host.")(fleet.evacuate)
+app.add_typer(fleet.campaign, name="campaign")
+app.add_typer(fleet.fleet, name="fleet")
 app.command(hidden=True)(here.agent)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from entourage.cli.params import Config, Json
+from entourage.cli import complete
+from entourage.cli.params import Config, DomainName, Json
 from entourage.cli.tell import say
 from entourage.report.text import clean
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from entourage.settings.model import Settings
 
 # Commands import what they need when they run: `--help` and a shell's TAB must not wait for it.
@@ -56,6 +56,275 @@ def room(*, json: Json = False, config: Config = None) -> None:
     from entourage.cli import room
 
     room.room(_settings(config), as_json=json)
+
+
+hosts = typer.Typer(
+    help="The hosts of a fleet.", rich_markup_mode=None, invoke_without_command=True
+)
+fleet = typer.Typer(help="A controller of a fleet.", rich_markup_mode=None)
+campaign = typer.Typer(help="Campaigns: what was begun by `evacuate`.", rich_markup_mode=None)
+
+FLEET_STATUS_HELP = """\b
+Exit status:
+  0  all moved
+  1  it failed
+  2  wrong usage or settings
+  3  none can move
+  4  some stayed: each with why, and what to do
+"""
+Fleet = Annotated[
+    Path | None,
+    typer.Option(
+        "--fleet",
+        metavar="FILE",
+        help="The fleet's file, or a directory of them.  [default: /etc/entourage/fleet.toml]",
+        show_default=False,
+    ),
+]
+Database = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="Where campaigns are kept: postgresql://…  [default: a file of this host's]",
+        show_default=False,
+    ),
+]
+HostName = Annotated[
+    str,
+    typer.Argument(metavar="HOST", help="Its name in the fleet.", autocompletion=complete.hosts),
+]
+To = Annotated[
+    str, typer.Option("--to", metavar="HOST,…", help="Only to these.  [default: all others]")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="NAME", help="Only these domains; a pattern. Repeatable."),
+]
+Spread = Annotated[
+    bool | None,
+    typer.Option(
+        "--spread/--pack",
+        help="Prefer the host with the most, or the least, memory left."
+        "  [default: spread, unless only packed more find a place]",
+        show_default=False,
+    ),
+]
+CampaignName = Annotated[str, typer.Argument(metavar="NAME", help="The campaign's.")]
+
+
+@hosts.callback()
+def _hosts(context: typer.Context, *, fleet: Fleet = None, json: Json = False) -> None:
+    """List the hosts of the fleet; or add one, or take one away."""
+    from entourage.cli import fleeting
+
+    if context.invoked_subcommand is None:
+        fleeting.hosts(fleet, as_json=json)
+
+
+@hosts.command()
+def add(
+    name: Annotated[str, typer.Argument(metavar="HOST", help="Its name in the fleet.")],
+    *,
+    ssh: Annotated[
+        str, typer.Option(metavar="DEST", help="How ssh reaches it, if not by its name.")
+    ] = "",
+    from_others: Annotated[
+        str, typer.Option(metavar="DEST", help="How the other hosts' ssh does.")
+    ] = "",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="What domains may require. Repeatable."),
+    ] = None,
+    fleet: Fleet = None,
+) -> None:
+    """Add a host to the fleet, or change it."""
+    from entourage.cli import fleeting
+
+    fleeting.add(fleet, name, ssh, from_others, label or [])
+
+
+@hosts.command()
+def remove(name: HostName, *, fleet: Fleet = None) -> None:
+    """Take a host out of the fleet."""
+    from entourage.cli import fleeting
+
+    fleeting.remove(fleet, name)
+
+
+def plan(
+    host: Annotated[list[str], typer.Argument(metavar="HOST...", help="The hosts to be emptied.")],
+    *,
+    to: To = "",
+    only: Only = None,
+    spread: Spread = None,
+    fleet: Fleet = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Say which domain would go where, and why some cannot; nothing is touched."""
+    from entourage.cli import fleeting
+
+    wanted = fleeting.wanted(host, to, only or [], spread=spread)
+    return fleeting.plan(_settings(config), fleet, wanted, as_json=json)
+
+
+def evacuate(
+    host: Annotated[
+        list[str] | None, typer.Argument(metavar="[HOST...]", help="The hosts to be emptied.")
+    ] = None,
+    *,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="What `entourage plan --json` has written."),
+    ] = None,
+    to: To = "",
+    only: Only = None,
+    spread: Spread = None,
+    at_once: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="How many leave a host at once.")
+    ] = 2,
+    per_target: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="How many arrive at a host at once.")
+    ] = 1,
+    bandwidth: Annotated[
+        str, typer.Option(metavar="RATE", help="What memory may use of a host's network in sum.")
+    ] = "",
+    window: Annotated[str, typer.Option(metavar="HH:MM-HH:MM", help="When moves may begin.")] = "",
+    give_up_after: Annotated[
+        int, typer.Option(metavar="N", min=1, max=100, help="How often a domain is tried.")
+    ] = 3,
+    stop_after: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Stop when so many in a row did not move.")
+    ] = 5,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The campaign's.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    fleet: Fleet = None,
+    database: Database = "",
+    config: Config = None,
+) -> int:
+    """Empty a host: move what runs there to others. Nothing is ever shut down for it.
+
+    Ctrl-C begins nothing more; `campaign resume` goes on with it.
+    """
+    from entourage.cli import campaigns, fleeting
+
+    wanted = fleeting.wanted(host or [], to, only or [], spread=spread, has_plan=plan is not None)
+    limits = fleeting.limits(
+        at_once=at_once,
+        per_target=per_target,
+        attempts=give_up_after,
+        in_a_row=stop_after,
+        bandwidth=bandwidth,
+        window=window,
+    )
+    asked = campaigns.Asked(_settings(config), fleet, database)
+    return campaigns.evacuate(asked, wanted, limits, name=name, plan=plan, dry_run=dry_run)
+
+
+@campaign.command(name="list")
+def list_(
+    *, database: Database = "", fleet: Fleet = None, json: Json = False, config: Config = None
+) -> None:
+    """List campaigns, the newest first."""
+    from entourage.cli import campaigns
+
+    campaigns.list_campaigns(campaigns.Asked(_settings(config), fleet, database), as_json=json)
+
+
+@campaign.command(name="show")
+def show(
+    name: CampaignName,
+    *,
+    database: Database = "",
+    fleet: Fleet = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Show a campaign, and how far each of its domains has come."""
+    from entourage.cli import campaigns
+
+    asked = campaigns.Asked(_settings(config), fleet, database)
+    campaigns.show(asked, name, as_json=json)
+
+
+@campaign.command()
+def watch(
+    name: CampaignName, *, database: Database = "", fleet: Fleet = None, config: Config = None
+) -> int:
+    """Show a campaign that runs elsewhere, until it is over."""
+    from entourage.cli import campaigns
+
+    return campaigns.watch(campaigns.Asked(_settings(config), fleet, database), name)
+
+
+@campaign.command()
+def pause(
+    name: CampaignName, *, database: Database = "", fleet: Fleet = None, config: Config = None
+) -> None:
+    """Begin nothing more of a campaign; what moves is finished."""
+    from entourage.cli import campaigns
+
+    campaigns.wish(campaigns.Asked(_settings(config), fleet, database), name, "pause")
+
+
+@campaign.command()
+def resume(
+    name: CampaignName, *, database: Database = "", fleet: Fleet = None, config: Config = None
+) -> int:
+    """Go on with a campaign that was paused, or whose controller has died."""
+    from entourage.cli import campaigns
+
+    return campaigns.resume(campaigns.Asked(_settings(config), fleet, database), name)
+
+
+@campaign.command(name="abort")
+def _abort_campaign(
+    name: CampaignName,
+    *,
+    take_back: Annotated[
+        bool, typer.Option("--take-back", help="Have what moves go back, where it still can.")
+    ] = False,
+    database: Database = "",
+    fleet: Fleet = None,
+    config: Config = None,
+) -> None:
+    """End a campaign: nothing more is begun, and what moves is finished."""
+    from entourage.cli import campaigns
+
+    asked = campaigns.Asked(_settings(config), fleet, database)
+    campaigns.wish(asked, name, "take-back" if take_back else "abort")
+
+
+@campaign.command()
+def retry(
+    name: CampaignName, *, database: Database = "", fleet: Fleet = None, config: Config = None
+) -> int:
+    """Try again what stayed in a campaign that is over."""
+    from entourage.cli import campaigns
+
+    return campaigns.retry(campaigns.Asked(_settings(config), fleet, database), name)
+
+
+@fleet.command()
+def serve(*, database: Database = "", fleet: Fleet = None, config: Config = None) -> int:
+    """Be a controller: campaigns of controllers that are dead go on here."""
+    from entourage.cli import campaigns
+
+    return campaigns.serve(campaigns.Asked(_settings(config), fleet, database))
+
+
+@fleet.callback()
+def _fleet() -> None:
+    pass
+
+
+def abort(domain: DomainName, *, config: Config = None) -> None:
+    """Have a migration from this host go back, as Ctrl-C where it runs would."""
+    from entourage.cli import room
+
+    room.abort(_settings(config), domain)
 
 
 def _settings(config: Path | None) -> Settings:

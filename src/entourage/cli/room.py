@@ -17,11 +17,15 @@ from entourage.cli.output import columns, put, put_json
 from entourage.cli.tell import say
 from entourage.domain import Domain
 from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
+from entourage.handover.values import Role
 from entourage.hosts import usb
-from entourage.hypervisors.registry import all_domains, find_domain
+from entourage.hypervisors.registry import all_domains, find_domain, unseen
 from entourage.hypervisors.values import DomainState
+from entourage.journal.journal import Decision, Journal
+from entourage.journal.lock import interrupt_holder
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size
+from entourage.target.room import arriving
 
 _OFF: Final = frozenset({"shut off", "crashed"})
 _MEMINFO: Final = Path("/proc/meminfo")
@@ -55,6 +59,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         devices: Its own devices that no domain here has, as ``usb:1050:0407``, and how many.
         arrivals: How many domains may arrive at once; None: as many as come.
         cordons: While there is one, it takes no domains.
+        arriving: Names of domains that are on their way here.
         domains: What runs here.
     """
 
@@ -64,6 +69,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     devices: Mapping[str, int]
     arrivals: int | None
     cordons: Sequence[cordon.Cordon]
+    arriving: Sequence[str]
     domains: Sequence[DomainHere]
 
 
@@ -101,6 +107,7 @@ def room(settings: Settings, *, as_json: bool) -> None:
         f"{found.host}: {format_size(found.free)} of {format_size(found.memory)} are left for"
         " domains",
         *(f"takes no domains: cordon {one}" for one in found.cordons),
+        *(f"{name} is on its way here" for name in found.arriving),
     )
     rows = [(one.name, one.state, format_size(one.memory)) for one in found.domains]
     put(*columns(("Name", "State", "Memory"), rows, right=(2,)))
@@ -126,8 +133,17 @@ async def _room(settings: Settings) -> Room:
         devices=dict(plugged - taken),
         arrivals=settings.agent.arrivals,
         cordons=cordon.cordons(settings),
+        arriving=_arriving(settings),
         domains=here,
     )
+
+
+def _arriving(settings: Settings) -> list[str]:
+    path = Path(settings.paths.state, "journal.db")
+    if not path.exists():
+        return []
+    with Journal.open(path, read_only=True) as journal:
+        return [one.name for one in arriving(settings, journal)]
 
 
 async def _here(settings: Settings, state: DomainState) -> DomainHere:
@@ -158,3 +174,31 @@ def meminfo(path: Path = _MEMINFO) -> tuple[int, int]:
         with contextlib.suppress(ValueError, IndexError):
             found[key] = int(value.split()[0]) << 10
     return found.get("MemTotal", 0), found.get("MemAvailable", 0)
+
+
+def abort(settings: Settings, name: str) -> None:
+    """Have the process that moves a domain from this host give it up, as Ctrl-C would.
+
+    Raises:
+        UsageError: Nothing moves it.
+    """
+    path = Path(settings.paths.state, "journal.db")
+    found: list[Decision] = []
+    if path.exists():
+        with Journal.open(path, read_only=True) as journal:
+            found = [
+                one
+                for one in journal.decisions()
+                if one.name == name and one.role is Role.SOURCE and not one.settled
+            ]
+    for one in found:
+        if unseen(one.hypervisor):
+            raise UsageError(
+                f"another tool moves {name}", remedy=f"abort it there: virsh domjobabort {name}"
+            )
+        if interrupt_holder(Path(settings.paths.run), one.domain):
+            put(f"{name}: asked to go back, if it still can")
+            return
+    raise UsageError(
+        f"no migration of {name} from here is under way", remedy="`entourage status` shows what is"
+    )

@@ -17,8 +17,9 @@ import msgspec
 
 from entourage.fleet.values import Limits, Move, MoveState, Plan, Result
 
-Wish: TypeAlias = Literal["run", "pause", "abort"]
-"""What its user wants of a campaign."""
+Wish: TypeAlias = Literal["run", "pause", "abort", "take-back"]
+"""What its user wants of a campaign. ``abort``: begin nothing more; ``take-back``: and have what
+moves go back, if it still can."""
 Phase: TypeAlias = Literal["runs", "paused", "aborting", "ended", "stopped", "aborted"]
 OVER: Final = frozenset({"ended", "stopped", "aborted"})
 _PENDING: Final = frozenset({"waits", "moves"})
@@ -122,7 +123,7 @@ class Campaign:
         """Where it is."""
         if self.reason:
             return "aborting" if self._moving else "stopped"
-        if self.wish == "abort":
+        if self.wish in {"abort", "take-back"}:
             return "aborting" if self._moving else "aborted"
         if not self._pending:
             return "ended"
@@ -243,21 +244,6 @@ class Campaign:
                 self.reason = f"{self.in_a_row} in a row did not move; the last: {last}"
         elif result.kind == "moved":
             self.in_a_row = 0
-
-    def retry(self) -> int:
-        """Have what stayed, and what an abort left waiting, be tried anew; how many that is."""
-        count = 0
-        self.reason, self.in_a_row, self.wish = "", 0, "run"
-        for uuid, state in self.moves.items():
-            if state.status == "stays":
-                self._pending += 1
-                count += 1
-                self.moves[uuid] = msgspec.structs.replace(
-                    state, status="waits", attempts=0, not_before=0.0, tried=()
-                )
-                self._queue(uuid)
-        self.look_again()
-        return count
 
     def _queue(self, uuid: str) -> None:
         move = self.moves[uuid].move

@@ -86,6 +86,7 @@ class Planner:
                 source=one.host,
                 target=moved[id(group)],
                 memory=one.memory,
+                devices=one.devices,
             )
             for group, _ in placed
             for one in group.domains

@@ -84,13 +84,19 @@ class Obstacle(Value, frozen=True):
 
 
 class Move(Value, frozen=True):
-    """A domain that is to leave a host for another."""
+    """A domain that is to leave a host for another.
+
+    Attributes:
+        memory: Its own, which the target must have left.
+        devices: The host's own devices that it has, which the target must have as well.
+    """
 
     name: str
     uuid: str
     source: str
     target: str
     memory: int = 0
+    devices: Mapping[str, int] = {}
 
 
 class Stay(Value, frozen=True):

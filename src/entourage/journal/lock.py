@@ -6,14 +6,15 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entourage.errors import DomainBusy
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
 
 _LENGTH = 2048  # bytes: json writes up to twelve for a character
@@ -106,3 +107,38 @@ def _holder(descriptor: int) -> Holder:
         return Holder(int(content["pid"]), str(content["doing"]))
     except (ValueError, KeyError, TypeError):
         return Holder(0, "not known")
+
+
+def interrupt_holder(run_dir: Path, domain: str) -> bool:
+    """Send SIGINT to who works on the domain now, whose lock it holds when it is sent.
+
+    Returns:
+        Whether there was somebody.
+    """
+    holder = lock_holder(run_dir, domain)
+    if holder is None:
+        return False
+    try:
+        process = os.pidfd_open(holder.pid)
+    except OSError:
+        return False
+    try:
+        # It may be dead, its deadman hold the lock, and its number be another's.
+        if not _has_open(holder.pid, run_dir / f"{domain}.lock"):
+            return False
+        signal.pidfd_send_signal(process, signal.SIGINT)
+    except ProcessLookupError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(process)
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open."""
+    for descriptor in Path("/proc", str(pid), "fd").glob("*"):
+        with contextlib.suppress(OSError):
+            if os.path.samefile(descriptor, path):  # noqa: PTH121 - follows the link
+                return True
+    return False

@@ -15,6 +15,7 @@ from entourage.domain import Domain
 from entourage.errors import Refused, UsageError, plain_words, what_to_do
 from entourage.handover.values import Record, Role
 from entourage.hosts.slots import slot
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.registry import all_domains
 from entourage.hypervisors.values import DomainState
 from entourage.journal.details import TargetDetails
@@ -39,7 +40,7 @@ async def no_room(settings: Settings, journal: Journal, domain: Domain, host: st
         domain: The domain that is to arrive.
         host: What this host is called in refusals.
     """
-    found = [_refused(host, cordon) for cordon in await asyncio.to_thread(_cordoned, settings)]
+    found = [_refused(host, cordon) for cordon in await in_thread(_cordoned, settings)]
     most = settings.agent.domains_memory
     if most is not None:
         states = await all_domains(settings)

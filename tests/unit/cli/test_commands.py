@@ -29,7 +29,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 COMMANDS = (
     *("migrate", "check", "start", "list", "show", "console", "stop"),
     *("status", "recover", "agent", "attend", "save", "restore", "saved"),
-    *("cordon", "uncordon", "room"),
+    *("cordon", "uncordon", "room", "abort", "plan", "evacuate", "hosts", "campaign", "fleet"),
 )
 UUID = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11"
 GONE = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d12"
@@ -131,7 +131,13 @@ def test_every_command_and_option_is_in_the_document() -> None:
         assert f"\n## entourage {name}" in written
         told = "migrate" if name == "check" else name  # which has the same options
         section = written.split(f"\n## entourage {told}")[1].split("\n## ")[0]
-        for parameter in command.params:
+        inner: dict[str, Any] = getattr(command, "commands", {})
+        for each in inner:
+            assert f"{name} {each}" in section
+        for parameter in [
+            *command.params,
+            *(one for each in inner.values() for one in each.params),
+        ]:
             for option in (*parameter.opts, *parameter.secondary_opts):
                 if option.startswith("-") and option not in {"--help", "-h"}:
                     assert f"`{option}" in section, f"{option} of {name}"

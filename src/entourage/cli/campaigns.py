@@ -1,0 +1,476 @@
+"""``entourage evacuate`` and ``campaign``: campaigns are begun, shown, and told what is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from entourage.cli.fleeting import (
+    CANNOT,
+    SOME_STAY,
+    Wanted,
+    check_plan,
+    look,
+    place,
+    read_plan,
+    stay_lines,
+)
+from entourage.cli.output import columns, put, put_json
+from entourage.cli.tell import say
+from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
+from entourage.fleet import fleetfile
+from entourage.fleet.campaign import Wish
+from entourage.fleet.remote import Remote
+from entourage.fleet.values import Limits, Move, MoveState
+from entourage.report.text import clean
+from entourage.settings.model import Settings
+
+try:
+    from entourage.fleet.controller import Runner, Told
+    from entourage.fleet.database import open_engine
+    from entourage.fleet.durable import Durable, controller_name
+    from entourage.fleet.store import Spec, Store, Summary
+except ModuleNotFoundError as error:
+    raise UsageError(
+        f"campaigns need more packages ({error.name} is not there)",
+        remedy="pip install 'entourage[fleet]'",
+    ) from error
+
+_LOOK_EVERY: Final = 2.0  # seconds
+_STATUSES: Final = {
+    "waits": "waits",
+    "moves": "moves",
+    "moved": "moved",
+    "stays": "stays",
+    "doubt": "IN DOUBT",
+    "off": "is off",
+    "elsewhere": "is elsewhere",
+}
+
+
+class Asked:
+    """Where campaigns are kept, and who the hosts are.
+
+    Args:
+        settings: This host's.
+        fleet: The fleet's file, or directory.
+        database: A URL; empty: SQLite, below ``paths.state``.
+    """
+
+    def __init__(self, settings: Settings, fleet: Path | None, database: str) -> None:
+        self.settings = settings
+        self.fleet = fleetfile.load(fleet)
+        self.remote = Remote(self.fleet, settings)
+        self._database = database
+
+    def store(self) -> Store:
+        """The campaigns; raises EntourageError where they cannot be reached."""
+        url = self._database
+        if not url:
+            directory = Path(self.settings.paths.state)
+            try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+            url = f"sqlite:///{directory / 'fleet.db'}"
+        old = os.umask(0o077)  # names of domains and hosts are nobody else's
+        try:
+            return Store(open_engine(url))
+        finally:
+            os.umask(old)
+
+
+def evacuate(
+    asked: Asked,
+    wanted: Wanted,
+    limits: Limits,
+    *,
+    name: str,
+    plan: Path | None,
+    dry_run: bool,
+) -> int:
+    """Plan, and carry it out; returns the exit status."""
+    store = asked.store()
+    given = read_plan(plan) if plan is not None else None
+    if given is not None:
+        sources = list(dict.fromkeys(move.source for move in given.moves))
+        targets = list(dict.fromkeys(move.target for move in given.moves))
+        patterns = () if given.hosts else [move.name for move in given.moves]
+        wanted = Wanted(
+            sources=given.hosts or sources, targets=targets, patterns=patterns, style=wanted.style
+        )
+    name = name or f"{_what(wanted)}-{time.strftime('%m%d-%H%M%S')}"
+    emptied = () if wanted.patterns or dry_run else wanted.sources
+    with _cordoned(asked, name, emptied) as begun:
+        found, tests = asyncio.run(look(asked.remote, asked.fleet, wanted))
+        if given is not None:
+            check_plan(given, found, tests)
+        with store.planning() as planning:
+            planned = place(found, tests, wanted, planning.promised())
+            made = given or planned.plan
+            if not dry_run and made.moves:
+                share = (f"--bandwidth={limits.bandwidth // limits.at_once}",)
+                spec = Spec(
+                    plan=made,
+                    limits=limits,
+                    style=planned.style,
+                    hosts=planned.hosts,
+                    domains=planned.domains,
+                    refused=planned.refused,
+                    options=share if limits.bandwidth else (),
+                )
+                planning.add(name, spec)
+                begun.append(name)
+    for stay in made.stays:
+        say(*(clean(line) for line in stay_lines(stay)))
+    if not made.moves:
+        put("nothing can move" if made.stays else f"nothing runs on {', '.join(wanted.sources)}")
+        return CANNOT if made.stays else 0
+    if dry_run:
+        put(f"{len(made.moves)} to move, {len(made.stays)} cannot; nothing was touched")
+        return SOME_STAY if made.stays else 0
+    say(clean(f"entourage: campaign {name}: {len(made.moves)} to move, {len(made.stays)} stay"))
+    return run(asked, store, name)
+
+
+@contextlib.contextmanager
+def _cordoned(asked: Asked, name: str, hosts: Sequence[str]) -> Generator[list[str]]:
+    """Have hosts take nothing from now on, and wait for what is on its way there.
+
+    Yields:
+        A list: with anything in it the campaign has begun, and lifts the cordons at its end;
+        without, they are lifted here.
+    """
+    begun: list[str] = []
+
+    async def put_up() -> None:
+        for host in hosts:
+            await asked.remote.cordon(host, name, "a campaign empties this host")
+        for host in hosts:
+            while coming := (await asked.remote.room(host)).arriving:
+                say(clean(f"entourage: {', '.join(coming)} is on its way to {host}: waiting"))
+                await asyncio.sleep(_LOOK_EVERY)
+
+    async def lift() -> None:
+        for host in hosts:
+            with contextlib.suppress(EntourageError):
+                await asked.remote.uncordon(host, name)
+
+    try:
+        asyncio.run(put_up())
+        yield begun
+    finally:
+        if not begun:
+            asyncio.run(lift())
+
+
+def _what(wanted: Wanted) -> str:
+    return "-".join(["evacuate" if not wanted.patterns else "migrate", *wanted.sources])[:40]
+
+
+def run(asked: Asked, store: Store, name: str) -> int:
+    """Run a campaign in this terminal until it is over; returns the exit status."""
+    return asyncio.run(_run(asked, store, name))
+
+
+async def _run(asked: Asked, store: Store, name: str) -> int:
+    screen = Screen(store, name)
+    with controller_name(asked.settings) as owner:
+        runner = Runner(store, asked.remote, owner, screen)
+        async with Durable.open(runner, owner) as durable:
+            with _interrupts(lambda: store.wish(name, "pause")) as interrupted:
+                running = asyncio.create_task(durable.run(name))
+                leaving = asyncio.create_task(_left(store, name, interrupted))
+                drawing = asyncio.create_task(screen.draw())
+                await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                for task in (leaving, drawing):
+                    task.cancel()
+                await asyncio.gather(leaving, drawing, return_exceptions=True)
+                if running.done():
+                    running.result()  # raises
+                else:
+                    running.cancel()
+                    await asyncio.gather(running, return_exceptions=True)
+    screen.end()
+    return tell(store, name)
+
+
+async def _left(store: Store, name: str, interrupted: Sequence[int]) -> None:
+    """Returns once nothing moves any more of one that was interrupted, or at the second Ctrl-C."""
+    while True:
+        await asyncio.sleep(0.2)
+        if len(interrupted) > 1:
+            return
+        if interrupted and not store.summary(name).counts.get("moves"):
+            return
+
+
+@contextlib.contextmanager
+def _interrupts(pause: Callable[[], None]) -> Generator[Sequence[int]]:
+    """Ctrl-C begins nothing more; the second one leaves what moves to its hosts."""
+    heard: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def on(number: int) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            with contextlib.suppress(EntourageError):
+                pause()
+            say("entourage: nothing more is begun; what moves is waited for (again: not even that)")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, on, number)
+    try:
+        yield heard
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def tell(store: Store, name: str) -> int:
+    """Say how a campaign stands, and what each domain that did not move wants; the exit status."""
+    summary, states = store.summary(name), store.states(name)
+    stays = store.spec(name).plan.stays
+    lines: list[str] = []
+    for state in states:
+        if state.status not in {"moved", "waits", "moves"}:
+            lines.append(f"{state.move.name} {_STATUSES[state.status]}: {state.message}")
+            if state.remedy:
+                lines.append(f"  remedy: {state.remedy}")
+    put(*lines, _sums(summary, len(stays)))
+    if summary.reason:
+        put(f"it stopped: {summary.reason}")
+    if not summary.is_over:
+        put(f"it is paused; `entourage campaign resume {name}` goes on with it")
+    elif any(state.status in {"stays", "waits"} for state in states):
+        put(f"`entourage campaign retry {name}` tries them again")
+    moved = summary.counts.get("moved", 0) + summary.counts.get("elsewhere", 0)
+    if moved == len(states) and not stays:
+        return 0
+    return SOME_STAY
+
+
+def _sums(summary: Summary, planned_to_stay: int) -> str:
+    counts = dict(summary.counts)
+    if planned_to_stay:
+        counts["stays"] = counts.get("stays", 0) + planned_to_stay
+    parts = [f"{count} {_STATUSES[status]}" for status, count in counts.items() if count]
+    return f"{summary.name} {summary.phase}: {', '.join(parts) or 'nothing'}"
+
+
+class Screen(Told):
+    """A line for each domain, and a line of sums: in place on a terminal, else what changes."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._name = name
+        self._began = time.monotonic()
+        self._lines: dict[str, str] = {}
+        self._drawn = 0
+        self._terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._states = {one.move.uuid: one for one in store.states(name)}
+        for state in self._states.values():
+            self._lines[state.move.uuid] = _line(state)
+
+    def changed(self, campaign: str, state: MoveState) -> None:
+        """See ``Told``."""
+        if campaign != self._name:
+            return
+        self._states[state.move.uuid] = state
+        line = self._lines[state.move.uuid] = _line(state)
+        if not self._terminal:
+            say(clean(line))
+
+    def heard(self, campaign: str, move: Move, event: Mapping[str, Any]) -> None:
+        """See ``Told``."""
+        if campaign != self._name or event.get("event") != "copy-progress":
+            return
+        done, total = event.get("done"), event.get("total")
+        if isinstance(done, int) and isinstance(total, int) and total:
+            part = f"{event.get('what', '')} {100 * done // total} %"
+            self._lines[move.uuid] = f"{move.name} moves to {move.target}: {part}"
+
+    def note(self, campaign: str, message: str) -> None:
+        """See ``Told``."""
+        say(clean(f"entourage: note: {campaign}: {message}"))
+
+    async def draw(self) -> None:
+        """Again and again, on a terminal."""
+        while self._terminal:
+            self._redraw()
+            await asyncio.sleep(0.5)
+
+    def end(self) -> None:
+        """For the last time."""
+        if self._terminal:
+            self._redraw()
+
+    def _redraw(self) -> None:
+        height = max(3, os.get_terminal_size(sys.stderr.fileno()).lines - 2)
+        order = sorted(self._states.values(), key=lambda one: one.status not in {"moves", "waits"})
+        lines = [clean(self._lines[one.move.uuid]) for one in order][: height - 1]
+        lines.append(clean(self._sum()))
+        up = f"\x1b[{self._drawn}A" if self._drawn else ""
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        sys.stderr.write(up + "".join(f"\x1b[2K{line[: width - 1]}\n" for line in lines))
+        sys.stderr.write("\x1b[J")
+        sys.stderr.flush()
+        self._drawn = len(lines)
+
+    def _sum(self) -> str:
+        states = list(self._states.values())
+        done = [one for one in states if one.status not in {"waits", "moves"}]
+        moving = sum(one.status == "moves" for one in states)
+        text = f"{len(done)} of {len(states)} done, {moving} under way"
+        left = len(states) - len(done)
+        if done and left:
+            each = (time.monotonic() - self._began) / len(done)
+            first, last = (max(1, round(each * left * factor / 60)) for factor in (0.7, 1.5))
+            text += f"; {first} to {last} min left"
+        return text
+
+
+def _line(state: MoveState) -> str:
+    move = state.move
+    match state.status:
+        case "moved":
+            blackout = f", blackout {state.blackout * 1000:.0f} ms" if state.blackout else ""
+            return f"{move.name} moved to {move.target}{blackout}"
+        case "moves":
+            return f"{move.name} moves to {move.target}"
+        case "waits" if state.attempts:
+            return f"{move.name} is back on {move.source}, waits for {move.target}: {state.message}"
+        case "waits":
+            return f"{move.name} waits for {move.target}"
+        case _:
+            return f"{move.name} {_STATUSES[state.status]} ({move.source}): {state.message}"
+
+
+def list_campaigns(asked: Asked, *, as_json: bool) -> None:
+    """Print all campaigns, the newest first."""
+    found = asked.store().summaries()
+    if as_json:
+        put_json(found)
+        return
+    rows = [
+        (
+            one.name,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created)),
+            one.phase,
+            str(one.counts.get("moved", 0)),
+            str(sum(one.counts.values())),
+            one.owner,
+        )
+        for one in found
+    ]
+    put(*columns(("Campaign", "Begun", "State", "Moved", "Of", "Controller"), rows, right=(3, 4)))
+
+
+def show(asked: Asked, name: str, *, as_json: bool) -> None:
+    """Print one campaign, and each of its domains."""
+    store = asked.store()
+    summary, states = store.summary(name), store.states(name)
+    if as_json:
+        put_json({"summary": summary, "moves": states, "stays": store.spec(name).plan.stays})
+        return
+    put(*(_line(one) for one in states))
+    for stay in store.spec(name).plan.stays:
+        put(*stay_lines(stay))
+    put(_sums(summary, len(store.spec(name).plan.stays)))
+    if summary.reason:
+        put(f"it stopped: {summary.reason}")
+
+
+def wish(asked: Asked, name: str, wanted: Wish) -> None:
+    """Say what is wanted of a campaign that somebody runs."""
+    store = asked.store()
+    summary = store.summary(name)
+    if summary.is_over:
+        raise UsageError(f"{name} is over ({summary.phase})", remedy=f"campaign show {name}")
+    store.wish(name, wanted)
+    if wanted in {"abort", "take-back"}:
+        put(f"{name}: nothing more is begun")
+    elif wanted == "pause":
+        put(f"{name} is paused; `entourage campaign resume {name}` goes on with it")
+
+
+def resume(asked: Asked, name: str) -> int:
+    """Go on with a campaign: here, unless somebody runs it; returns the exit status."""
+    store = asked.store()
+    if store.summary(name).is_over:
+        return tell(store, name)
+    store.wish(name, "run")
+    return run(asked, store, name)
+
+
+def retry(asked: Asked, name: str) -> int:
+    """Try what stayed, and what an abort left, again; returns the exit status."""
+    store = asked.store()
+    if not store.summary(name).is_over:
+        raise UsageError(f"{name} is not over", remedy=f"entourage campaign resume {name}")
+    if not store.try_again(name):
+        put(f"{name}: nothing is left to be tried")
+        return tell(store, name)
+    return run(asked, store, name)
+
+
+def watch(asked: Asked, name: str) -> int:
+    """Show a campaign that somebody runs, until it is over; returns the exit status."""
+    store = asked.store()
+    screen = Screen(store, name)
+    seen = {one.move.uuid: one for one in store.states(name)}
+    with contextlib.suppress(KeyboardInterrupt):
+        while not store.summary(name).is_over:
+            for state in store.states(name):
+                if seen.get(state.move.uuid) != state:
+                    seen[state.move.uuid] = state
+                    screen.changed(name, state)
+            screen.end()
+            time.sleep(0.5)
+    return tell(store, name)
+
+
+def serve(asked: Asked) -> int:
+    """Be a controller: run what others have begun and cannot go on with, until a signal."""
+    return asyncio.run(_serve(asked))
+
+
+async def _serve(asked: Asked) -> int:
+    store = asked.store()
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, over.set)
+    with controller_name(asked.settings) as owner:
+        async with Durable.open(Runner(store, asked.remote, owner, Log()), owner) as durable:
+            say(f"entourage: controller {owner} runs")
+            while not over.is_set():
+                try:
+                    for dead in await durable.take_over():
+                        say(
+                            clean(f"entourage: controller {dead} is dead; its campaigns go on here")
+                        )
+                except EntourageError as error:  # the database may come back
+                    say(clean(f"entourage: {error}"))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), _LOOK_EVERY)
+    return 0
+
+
+class Log(Told):
+    """A line for each thing that happens, for a daemon's journal."""
+
+    def changed(self, campaign: str, state: MoveState) -> None:
+        """See ``Told``."""
+        say(clean(f"{campaign}: {_line(state)}"))
+
+    def note(self, campaign: str, message: str) -> None:
+        """See ``Told``."""
+        say(clean(f"{campaign}: note: {message}"))

@@ -1,0 +1,166 @@
+"""Runs campaigns on real hosts: what a terminal, a controller and the tests have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from entourage.errors import EntourageError
+from entourage.fleet.campaign import Campaign, Phase
+from entourage.fleet.engine import Driver, RealTime
+from entourage.fleet.ensure import Ensure
+from entourage.fleet.planner import Replanner
+from entourage.fleet.remote import Remote
+from entourage.fleet.store import Spec, Store, StoreSlots
+from entourage.fleet.values import Move, MoveState, Result
+
+_LOOK_EVERY: Final = 0.5  # seconds
+_GOES: Final = frozenset({"waits", "moves", "moved", "doubt"})
+
+
+class Told:
+    """Is told what happens in a campaign; a screen overrides what it shows."""
+
+    def changed(self, campaign: str, state: MoveState) -> None:
+        """A move has come further."""
+
+    def heard(self, campaign: str, move: Move, event: Mapping[str, Any]) -> None:
+        """`entourage migrate --json` said something on a move's source."""
+
+    def note(self, campaign: str, message: str) -> None:
+        """Something to know."""
+
+
+class RealWorld(RealTime):
+    """The hosts of a fleet, for one campaign.
+
+    Args:
+        ensure: Makes sure of a move.
+        replanner: Finds another target.
+    """
+
+    def __init__(self, ensure: Ensure, replanner: Replanner) -> None:
+        self._ensure = ensure
+        self._replanner = replanner
+
+    async def ensure(self, move: Move) -> Result:
+        """See ``engine.World``."""
+        return await self._ensure(move)
+
+    def elsewhere(self, state: MoveState) -> str | None:
+        """See ``engine.World``."""
+        return self._replanner.elsewhere(state)
+
+
+class Runner:
+    """Runs campaigns of a store.
+
+    Args:
+        store: Where they are.
+        remote: The hosts.
+        owner: What this controller is called.
+        told: Is told what happens.
+    """
+
+    def __init__(self, store: Store, remote: Remote, owner: str, told: Told) -> None:
+        self.store = store
+        self._remote = remote
+        self._owner = owner
+        self._told = told
+
+    async def drive(self, name: str) -> Phase:
+        """Run a campaign until it is over, from where it is; the hosts' cordons with it.
+
+        Raises:
+            FencedError: Another controller runs it now.
+            EntourageError: The store or a source cannot be reached.
+        """
+        self.store.claim(name, self._owner)
+        spec = self.store.spec(name)
+        self.store.phase(name, "runs")
+        await self._cordon(name, spec)
+        phase = await self._drive(name, spec)
+        await self._uncordon(name, spec)
+        return phase
+
+    async def _drive(self, name: str, spec: Spec) -> Phase:
+        campaign, world = self._made(name, spec)
+
+        def told(state: MoveState) -> None:
+            self.store.save(name, state)
+            self.store.phase(
+                name, campaign.phase, reason=campaign.reason, in_a_row=campaign.in_a_row
+            )
+            self._told.changed(name, state)
+
+        driver = Driver(campaign, world, told)
+        watching = asyncio.create_task(self._watch(name, driver))
+        running = asyncio.create_task(driver.run())
+        try:
+            await asyncio.wait({watching, running}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()  # raises
+            phase = await running
+        finally:
+            for task in (watching, running):
+                task.cancel()
+            await asyncio.gather(watching, running, return_exceptions=True)
+        self.store.phase(name, phase, reason=campaign.reason, in_a_row=campaign.in_a_row)
+        return phase
+
+    def _made(self, name: str, spec: Spec) -> tuple[Campaign, RealWorld]:
+        arrivals = {one.name: one.arrivals for one in spec.hosts if one.arrivals is not None}
+        slots = StoreSlots(self.store, name, self._owner, arrivals)
+        states = self.store.states(name)
+        campaign = Campaign(name, spec.plan, spec.limits, slots, states)
+        campaign.in_a_row = self.store.in_a_row(name)
+        refused: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for uuid, host, reason, remedy in spec.refused:
+            refused.setdefault((uuid, host), []).append((reason, remedy))
+        moves = [one.move for one in campaign.moves.values() if one.status in _GOES]
+        replanner = Replanner(spec.hosts, spec.domains, moves, refused, style=spec.style)
+        ensure = Ensure(self._remote, tuple(spec.options), self._heard(name))
+        return campaign, RealWorld(ensure, replanner)
+
+    def _heard(self, name: str) -> Callable[[Move, Mapping[str, Any]], None]:
+        return lambda move, event: self._told.heard(name, move, event)
+
+    async def _watch(self, name: str, driver: Driver) -> None:
+        """See what its user wants, and what other campaigns have freed; returns never.
+
+        Raises:
+            FencedError: Another controller runs it.
+        """
+        taken_back: set[str] = set()
+        while True:
+            wish = self.store.standing(name, self._owner)
+            if wish != driver.campaign.wish:
+                driver.campaign.wish = wish
+                self.store.phase(name, driver.campaign.phase, reason=driver.campaign.reason)
+            if wish == "take-back":
+                for move in driver.campaign.under_way:
+                    if move.uuid not in taken_back:
+                        taken_back.add(move.uuid)
+                        await self._take_back(name, move)
+            driver.wake()
+            await asyncio.sleep(_LOOK_EVERY)
+
+    async def _take_back(self, name: str, move: Move) -> None:
+        with contextlib.suppress(EntourageError):
+            ended = await self._remote.abort(move.name, move.source)
+            if ended.status:
+                self._told.note(name, f"{move.name} on {move.source}: {ended.said}")
+
+    async def _cordon(self, name: str, spec: Spec) -> None:
+        """What is emptied takes nothing meanwhile; raises EntourageError."""
+        for host in spec.plan.hosts:
+            await self._remote.cordon(host, name, "a campaign empties this host")
+
+    async def _uncordon(self, name: str, spec: Spec) -> None:
+        for host in spec.plan.hosts:
+            try:
+                await self._remote.uncordon(host, name)
+            except EntourageError as error:
+                self._told.note(name, f"{error}; `entourage uncordon --name {name}` on {host}")

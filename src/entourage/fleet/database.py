@@ -1,0 +1,99 @@
+"""The database of a fleet's campaigns: its tables, and how it is opened."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from typing import Any, Final
+
+import sqlalchemy as sa
+import sqlalchemy.event
+import sqlalchemy.exc
+
+from entourage.errors import EntourageError, UsageError
+
+_BUSY: Final = 30_000  # ms
+LOCK: Final = 0x656E746F  # PostgreSQL's advisory lock of who takes slots or plans
+META: Final = sa.MetaData()
+CAMPAIGNS: Final = sa.Table(
+    "entourage_campaigns",
+    META,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("wish", sa.String(16), nullable=False),
+    sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("in_a_row", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(128), nullable=False),
+)
+MOVES: Final = sa.Table(
+    "entourage_moves",
+    META,
+    sa.Column("campaign", sa.String(64), primary_key=True),
+    sa.Column("uuid", sa.String(36), primary_key=True),
+    sa.Column("source", sa.String(255), nullable=False),
+    sa.Column("target", sa.String(255), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Index("entourage_leaving", "status", "source"),
+    sa.Index("entourage_arriving", "status", "target"),
+)
+CONTROLLERS: Final = sa.Table(
+    "entourage_controllers",
+    META,
+    sa.Column("owner", sa.String(128), primary_key=True),
+    sa.Column("seen", sa.Float, nullable=False),
+)
+
+
+def open_engine(url: str, *, begins: bool = True) -> sa.Engine:
+    """The database of that URL; SQLite in WAL mode, each transaction begun for writing.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql://…``.
+        begins: Of SQLite: begin each transaction at its first statement, whatever that is. DBOS
+            says BEGIN itself in places, and is given an engine that does so only before it writes.
+
+    Raises:
+        UsageError: The URL is none, or there is no driver for it.
+    """
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        engine = sa.create_engine(parsed, connect_args={"check_same_thread": False})
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
+        raise UsageError(
+            f"--database: {error}", remedy="postgresql://user@host/name, or leave it out"
+        ) from error
+    if parsed.get_backend_name() != "sqlite":
+        raise UsageError(f"--database: {parsed.get_backend_name()} is not supported")
+
+    def connected(connection: Any, _record: Any) -> None:
+        setattr(connection, "isolation_level", None if begins else "IMMEDIATE")  # noqa: B010 - its API
+        for pragma in (
+            "journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={_BUSY}", "foreign_keys=ON"
+        ):  # fmt: skip
+            connection.execute(f"PRAGMA {pragma}")
+
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sqlalchemy.event.listen(engine, "connect", connected)
+    if begins:
+        sqlalchemy.event.listen(engine, "begin", begun)
+    return engine
+
+
+@contextlib.contextmanager
+def told() -> Generator[None]:
+    """Errors of the database as one of ours."""
+    try:
+        yield
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        cause: object = getattr(error, "orig", None) or error
+        raise EntourageError(
+            f"the fleet's database: {' '.join(str(cause).split())}",
+            remedy="see whether it can be reached and written",
+        ) from error

@@ -1,0 +1,214 @@
+"""Campaigns that outlive whoever runs them, by DBOS.
+
+What DBOS does: it keeps, in the database of the campaigns, which of them somebody is to run; it has
+one that was killed be run again when its controller comes back, or by another one that takes it
+over; and of two that run one at once it lets the result of one stand. What it does not do: how far
+a campaign has come is in ``entourage.fleet.store``, and what became of a domain only its hosts
+know, which are asked first. So a campaign is one workflow of one step, which can be run again from
+its beginning at any moment.
+
+Everything that DBOS keeps is portable JSON: its default, pickle, would let whoever can write the
+database run programs here. The application's version is fixed, so that an Entourage that was
+upgraded finds what was begun before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from pathlib import Path
+from typing import Final
+
+from dbos import (
+    DBOS,
+    DBOSConfig,
+    DBOSPortableJSONSerializer,
+    SetWorkflowID,
+    WorkflowSerializationFormat,
+)
+
+from entourage.errors import EntourageError, UsageError
+from entourage.fleet.campaign import Phase, Wish
+from entourage.fleet.controller import Runner
+from entourage.fleet.database import open_engine
+from entourage.fleet.values import MoveState
+from entourage.hosts.slots import slot
+from entourage.settings.model import Settings
+
+FORMAT: Final = "campaign-format-1"
+"""The version of what a workflow does; another one only where the store's form changes."""
+QUEUE: Final = "campaigns"
+SILENT_AFTER: Final = 15.0
+"""Seconds after which a controller that says nothing is dead, and another one takes over."""
+_BEAT_EVERY: Final = 3.0
+_LOOK_EVERY: Final = 0.5
+_MOST: Final = 64  # controllers on one host
+_LIVES: Final = frozenset({"PENDING", "ENQUEUED", "DELAYED"})
+_running: Runner | None = None
+
+
+@DBOS.step(preemptible=True)
+async def _drive(name: str) -> str:
+    assert _running is not None, "DBOS is launched with a runner"  # noqa: S101 - see Durable.open
+    return await _running.drive(name)
+
+
+@DBOS.workflow(name="campaign", serialization_type=WorkflowSerializationFormat.PORTABLE)
+async def _campaign(name: str) -> str:
+    return await _drive(name)
+
+
+@contextlib.contextmanager
+def controller_name(settings: Settings) -> Generator[str]:
+    """A name for this controller that no other living one has, and a dead one may have had.
+
+    So what was begun by one that was killed goes on when the next is started on this host.
+
+    Raises:
+        UsageError: There are too many, or the lock cannot be made.
+    """
+    with contextlib.ExitStack() as held:
+        for number in range(_MOST):
+            slots = slot(Path(settings.paths.run, "controllers"), str(number), 1)
+            try:
+                if held.enter_context(slots):
+                    yield f"{socket.gethostname()}-{number}"
+                    return
+            except OSError as error:
+                raise UsageError(
+                    f"the lock of a controller cannot be made: {error.strerror}",
+                    remedy=f"see whether {settings.paths.run} can be written",
+                ) from error
+        raise UsageError(
+            f"{_MOST} controllers run on this host", remedy="`entourage campaign list` says which"
+        )
+
+
+class Durable:
+    """Runs campaigns of the store; see ``engine.Engine``. Use ``Durable.open``.
+
+    Args:
+        runner: What runs one.
+        owner: What this controller is called.
+    """
+
+    def __init__(self, runner: Runner, owner: str) -> None:
+        self._runner = runner
+        self._owner = owner
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, runner: Runner, owner: str) -> AsyncGenerator[Durable]:
+        """Launch DBOS; what this controller's name had begun, and was killed, goes on at once.
+
+        Args:
+            runner: What runs a campaign.
+            owner: What this controller is called.
+        """
+        global _running  # noqa: PLW0603 - DBOS finds workflows by their names, in modules
+        _running = runner
+        url = runner.store.engine.url.render_as_string(hide_password=False)
+        for name in [name for name in os.environ if name.startswith("DBOS__")]:
+            del os.environ[name]  # they would connect this process to a service of DBOS's
+        config: DBOSConfig = {
+            "name": "entourage",
+            "system_database_engine": open_engine(url, begins=False),
+            "system_database_url": url,
+            "application_version": FORMAT,
+            "executor_id": owner,
+            "serializer": DBOSPortableJSONSerializer(),
+            "log_level": "ERROR",
+            "use_listen_notify": False,
+        }
+        DBOS(config=config)
+        durable = cls(runner, owner)
+        runner.store.beat(owner)
+        try:
+            await asyncio.to_thread(DBOS.launch)  # noqa: TID251 - its own threads are daemons
+            await DBOS.register_queue_async(
+                QUEUE, polling_interval_sec=1.0, on_conflict="never_update"
+            )
+            beating = asyncio.create_task(durable._beat())
+            try:
+                yield durable
+            finally:
+                beating.cancel()
+        finally:
+            await asyncio.to_thread(DBOS.destroy)  # noqa: TID251 - same
+            with contextlib.suppress(EntourageError):
+                runner.store.gone(owner)
+            _running = None
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(EntourageError):  # the next one may be heard
+                self._runner.store.beat(self._owner)
+            await asyncio.sleep(_BEAT_EVERY)
+
+    async def run(self, name: str) -> Phase:
+        """See ``engine.Engine``; one that another controller runs is waited for.
+
+        Raises:
+            EntourageError: It cannot go on: a source does not answer, or the database.
+        """
+        workflow, store = await self.begin(name), self._runner.store
+        while True:
+            summary = store.summary(name)
+            status = await DBOS.get_workflow_status_async(workflow)
+            if status is None or status.status not in _LIVES:
+                break
+            await asyncio.sleep(_LOOK_EVERY)
+        if summary.is_over or status is None or status.status == "SUCCESS":
+            return store.summary(name).phase
+        raise EntourageError(
+            f"the campaign {name} cannot go on: {status.error or status.status}",
+            remedy=f"mend that, then `entourage campaign resume {name}`",
+        )
+
+    async def begin(self, name: str) -> str:
+        """Have it run here, unless somebody runs it; the name of its workflow."""
+        attempt = 0
+        while (status := await DBOS.get_workflow_status_async(_id(name, attempt))) is not None:
+            if status.status in _LIVES:
+                return _id(name, attempt)
+            attempt += 1
+        with SetWorkflowID(_id(name, attempt)):
+            await DBOS.start_workflow_async(_campaign, name)
+        return _id(name, attempt)
+
+    async def take_over(self) -> list[str]:
+        """Have what dead controllers ran be run by those that live; the names of the dead."""
+        dead = self._runner.store.silent(SILENT_AFTER)
+        for owner in dead:
+            pending = await DBOS.list_workflows_async(
+                status="PENDING", executor_id=owner, load_input=False
+            )
+            for one in pending:
+                await DBOS.resume_workflow_async(one.workflow_id, queue_name=QUEUE)
+            self._runner.store.gone(owner)
+        return dead
+
+    async def signal(self, name: str, wish: Wish) -> None:
+        """See ``engine.Engine``."""
+        self._runner.store.wish(name, wish)
+
+    async def watch(self, name: str) -> AsyncIterator[MoveState]:
+        """See ``engine.Engine``; by looking, for another process may run it."""
+        store, seen = self._runner.store, dict[str, MoveState]()
+        while True:
+            over = store.summary(name).is_over
+            for state in store.states(name):
+                if seen.get(state.move.uuid) != state:
+                    seen[state.move.uuid] = state
+                    yield state
+            if over:
+                return
+            await asyncio.sleep(_LOOK_EVERY)
+
+
+def _id(name: str, attempt: int) -> str:
+    """A workflow's: one that ended is never run again; tried anew, a campaign is another one."""
+    return f"{name}/{attempt}"

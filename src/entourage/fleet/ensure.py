@@ -1,0 +1,156 @@
+"""Make sure that a domain runs on its target, whatever was begun before and by whom.
+
+Both hosts are asked first. What is under way is found and waited for; what is in doubt is settled
+by `entourage recover`; what has moved has moved. So this can be killed at any moment and done again
+by another process, also beside one that was thought to be dead: of two `entourage migrate` of one
+domain the second is refused by the domain's lock on its host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from entourage.errors import EntourageError
+from entourage.fleet.remote import Ended, Remote, RoomThere, StandingThere
+from entourage.fleet.values import Move, Result
+
+_LOOK_EVERY: Final = 1.0  # seconds
+_ROUNDS: Final = 4
+"""How often what is not settled is settled before it is called in doubt."""
+_OUTCOMES: Final[Mapping[str, str]] = {
+    "moved": "moved",
+    "clean-up-incomplete": "moved",
+    "refused": "refused",
+    "rolled-back": "back",
+    "failed": "back",
+    "guest-ended": "off",
+}
+
+Heard = Callable[[Move, Mapping[str, Any]], None]
+
+
+class Ensure:
+    """Makes sure of one move after the other.
+
+    Args:
+        remote: The hosts.
+        options: More of `entourage migrate`.
+        heard: Is told what happens to a move, as `entourage migrate --json` does.
+    """
+
+    def __init__(
+        self, remote: Remote, options: tuple[str, ...] = (), heard: Heard = lambda _, __: None
+    ) -> None:
+        self._remote = remote
+        self._options = options
+        self._heard = heard
+
+    async def __call__(self, move: Move) -> Result:
+        """Do it; what came of it. Raises nothing of Entourage's own."""
+        try:
+            return await self._make_sure(move)
+        except EntourageError as error:
+            return Result(kind="back", message=str(error), remedy=error.remedy)
+
+    async def _make_sure(self, move: Move) -> Result:
+        for _ in range(_ROUNDS):
+            standing = await self._look(move)
+            if isinstance(standing, Result):
+                return standing
+            if standing is None:
+                ended = await self._remote.migrate(
+                    move.name,
+                    move.source,
+                    move.target,
+                    self._options,
+                    lambda event: self._heard(move, event),
+                )
+                result = _result(ended)
+                if result is not None and not await self._is_anothers(move, result):
+                    return result
+            elif standing.doing:
+                await self._until_it_has_ended(move)
+            else:
+                await self._remote.recover(move.name, move.source)
+        return Result(
+            kind="doubt",
+            message="who runs it is in doubt",
+            remedy=f"`entourage status` on {move.source} and {move.target}",
+        )
+
+    async def _look(self, move: Move) -> Result | StandingThere | None:
+        """How it ended already; or what is under way, or not settled; or None: it can begin."""
+        here, there, standings = await asyncio.gather(
+            self._remote.room(move.source),
+            self._remote.room(move.target),
+            self._remote.standing(move.source),
+        )
+        mine = [
+            one
+            for one in standings
+            if one.uuid == move.uuid and one.role == "source" and not one.settled
+        ]
+        if mine:
+            return mine[0]
+        if _has(there, move) and not _has(here, move):
+            return Result(kind="moved")
+        if not _has(here, move):
+            return await self._find(move)
+        return None
+
+    async def _is_anothers(self, move: Move, result: Result) -> bool:
+        """Whether it was refused because another process moves it, which is then waited for."""
+        if result.kind not in {"back", "refused"}:
+            return False
+        standings = await self._remote.standing(move.source)
+        return any(one.uuid == move.uuid and one.doing for one in standings)
+
+    async def _find(self, move: Move) -> Result:
+        """It is on neither: on another host of the fleet, or it is off."""
+        for host in (one.name for one in self._remote.fleet.host):
+            if host in {move.source, move.target}:
+                continue
+            try:
+                room = await self._remote.room(host)
+            except EntourageError:
+                continue
+            if _has(room, move):
+                return Result(kind="elsewhere", message=f"it runs on {host}")
+        return Result(
+            kind="off",
+            message=f"it does not run on {move.source} any more, nor anywhere that answers",
+            remedy=f"`entourage list --all` on {move.source}",
+        )
+
+    async def _until_it_has_ended(self, move: Move) -> None:
+        while True:
+            standings = await self._remote.standing(move.source)
+            if not any(one.uuid == move.uuid and one.doing for one in standings):
+                return
+            await asyncio.sleep(_LOOK_EVERY)
+
+
+def _has(room: RoomThere, move: Move) -> bool:
+    return any(one.uuid == move.uuid for one in room.domains)
+
+
+def _result(ended: Ended) -> Result | None:
+    """What a migration ended with; None: look at both hosts again."""
+    message = str(ended.events.get("message", "")) or ended.said
+    outcome = str(ended.events.get("outcome", ""))
+    if ended.is_lost or outcome == "in-doubt":
+        return None
+    if not outcome:  # it was not begun: another command works on it, or it was typed wrongly
+        return Result(kind="back", message=message or f"exit status {ended.status}")
+    kind = _OUTCOMES.get(outcome)
+    if kind is None:
+        return None
+    blackout = ended.events.get("blackout")
+    problems: list[Any] = ended.events.get("problems") or []
+    return Result(
+        kind=kind,  # type: ignore[arg-type]
+        message=message if kind != "moved" else "; ".join(str(one) for one in problems),
+        blackout=blackout if kind == "moved" and isinstance(blackout, float) else None,
+    )

@@ -1,0 +1,303 @@
+"""Hosts of a fleet, asked and told by the commands that a user would type there, through ssh.
+
+What a host answers is JSON of its own Entourage, which may be older or newer: unknown fields are
+left aside, and what is missing is taken to be nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from entourage.errors import EntourageError, plain_words
+from entourage.fleet.fleetfile import FleetFile
+from entourage.hosts.programs import kill
+from entourage.hosts.ssh import ssh_command
+from entourage.settings.model import Settings
+
+_ANSWERS_WITHIN: Final = 60.0  # seconds, of what only asks
+_TESTS_WITHIN: Final = 180.0
+_SETTLES_WITHIN: Final = 300.0
+_NO_SSH: Final = 255
+"""What ssh ends with where it has not reached the host, or has lost it."""
+_LINE: Final = 1 << 22  # bytes
+
+
+class DomainThere(msgspec.Struct, frozen=True, kw_only=True):
+    """A domain that runs on a host, as `entourage room --json` has it."""
+
+    name: str
+    uuid: str
+    state: str = ""
+    memory: int = 0
+    devices: Mapping[str, int] = {}
+
+
+class CordonThere(msgspec.Struct, frozen=True, kw_only=True):
+    """A cordon, as `entourage room --json` has it."""
+
+    name: str
+    reason: str = ""
+
+
+class RoomThere(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host has, as `entourage room --json` says."""
+
+    host: str
+    memory: int
+    free: int
+    devices: Mapping[str, int] = {}
+    arrivals: int | None = None
+    cordons: Sequence[CordonThere] = ()
+    arriving: Sequence[str] = ()
+    domains: Sequence[DomainThere] = ()
+
+
+class StandingThere(msgspec.Struct, frozen=True, kw_only=True):
+    """A migration that is under way or not settled, as `entourage status --json` has it."""
+
+    domain: str
+    uuid: str
+    role: str
+    record: str
+    settled: bool
+    peer: str = ""
+    doing: str = ""
+    remedy: str = ""
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command ended.
+
+    Attributes:
+        status: Its exit status; 255 where ssh did not reach the host, or lost it.
+        events: Those of its last lines of JSON that are told at its end.
+        said: What it wrote to standard error, in one line.
+    """
+
+    status: int
+    events: Mapping[str, Any]
+    said: str
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether ssh has lost the host: what the command does is not known."""
+        return self.status == _NO_SSH
+
+
+class Remote:
+    """The hosts of a fleet.
+
+    Args:
+        fleet: Who they are.
+        settings: This host's: ssh's options, and how Entourage is called there.
+    """
+
+    def __init__(self, fleet: FleetFile, settings: Settings) -> None:
+        self.fleet = fleet
+        self._settings = settings
+
+    async def room(self, host: str) -> RoomThere:
+        """What a host has, and what runs there; raises EntourageError where it does not say."""
+        return await self._asked(host, RoomThere, "room", "--json")
+
+    async def standing(self, host: str) -> list[StandingThere]:
+        """Which migrations are under way or not settled there; raises EntourageError."""
+        return await self._asked(host, list[StandingThere], "status", "--json")
+
+    async def test(self, name: str, source: str, target: str) -> list[tuple[str, str]]:
+        """What is against a move, each with what to do about it.
+
+        Raises:
+            EntourageError: The source cannot be asked.
+        """
+        found: list[tuple[str, str]] = []
+
+        def heard(event: Mapping[str, Any]) -> None:
+            if event.get("event") == "device-refused":
+                where = f"{event.get('device', '')} on {event.get('host', '')}"
+                found.append((f"{where}: {event.get('reason', '')}", str(event.get("remedy", ""))))
+
+        there = self.as_others_see_it(target)
+        ended = await self._run(
+            source, ("check", name, there, "--json"), heard=heard, within=_TESTS_WITHIN
+        )
+        if found or not ended.status:
+            return found
+        return [(self._why(ended, source, "check"), str(ended.events.get("remedy", "")))]
+
+    async def migrate(
+        self,
+        name: str,
+        source: str,
+        target: str,
+        options: Sequence[str],
+        heard: Callable[[Mapping[str, Any]], None],
+    ) -> Ended:
+        """Have a domain move; where this is cancelled it moves on.
+
+        Args:
+            name: The domain's.
+            source: The host that it runs on.
+            target: The one that it goes to.
+            options: More of the command.
+            heard: Is told its events.
+
+        Raises:
+            EntourageError: ssh cannot be run.
+        """
+        command = ("migrate", name, self.as_others_see_it(target), "--json", *options)
+        return await self._run(source, command, heard=heard, within=None)
+
+    async def recover(self, name: str, host: str) -> Ended:
+        """Have what is in doubt there be settled; raises EntourageError where ssh cannot be run."""
+        return await self._run(host, ("recover", name), within=_SETTLES_WITHIN)
+
+    async def abort(self, name: str, host: str) -> Ended:
+        """Have a migration from there go back, if it still can."""
+        return await self._run(host, ("abort", name), within=_ANSWERS_WITHIN)
+
+    async def cordon(self, host: str, name: str, reason: str) -> None:
+        """Have a host take no domains; raises EntourageError."""
+        words = ("cordon", "--name", name, "--reason", reason)
+        self._must(await self._run(host, words, within=_ANSWERS_WITHIN), host, "cordon")
+
+    async def uncordon(self, host: str, name: str) -> None:
+        """Lift that; raises EntourageError."""
+        words = ("uncordon", "--name", name)
+        self._must(await self._run(host, words, within=_ANSWERS_WITHIN), host, "uncordon")
+
+    def as_others_see_it(self, host: str) -> str:
+        """What other hosts' ssh calls a host."""
+        return self.fleet.entry(host).from_others or host
+
+    def _must(self, ended: Ended, host: str, command: str) -> None:
+        if ended.status:
+            raise EntourageError(
+                self._why(ended, host, command), host=host, remedy=f"ssh {host} entourage {command}"
+            )
+
+    def _why(self, ended: Ended, host: str, command: str) -> str:
+        if ended.is_lost:
+            return f"ssh does not reach {host}: {ended.said or 'it says nothing'}"
+        said = str(ended.events.get("message", "")) or ended.said
+        return said or f"`entourage {command}` on {host} ended with {ended.status}"
+
+    async def _asked(self, host: str, kind: type[Any], *words: str) -> Any:
+        status, out, said = await self._output(host, words)
+        if status:
+            ended = Ended(status=status, events={}, said=said)
+            raise EntourageError(
+                self._why(ended, host, words[0]),
+                host=host,
+                remedy=f"see whether `ssh {self._ssh_name(host)} entourage {words[0]}` works here",
+            )
+        try:
+            return msgspec.json.decode(out, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise EntourageError(
+                f"what `entourage {words[0]}` says there cannot be understood: {error}",
+                host=host,
+                remedy="install the same version of Entourage on all hosts",
+            ) from error
+
+    async def _output(self, host: str, words: Sequence[str]) -> tuple[int, bytes, str]:
+        process = await self._start(host, words)
+        try:
+            async with asyncio.timeout(_ANSWERS_WITHIN):
+                out, err = await process.communicate()
+        except TimeoutError:
+            raise EntourageError(
+                f"`entourage {words[0]}` does not answer within {_ANSWERS_WITHIN:g} s",
+                host=host,
+                remedy="see what keeps that host busy",
+            ) from None
+        finally:
+            await kill(process)
+        return process.returncode or 0, out, _one_line(err)
+
+    async def _run(
+        self,
+        host: str,
+        words: Sequence[str],
+        *,
+        within: float | None,
+        heard: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> Ended:
+        """Run a command there, and take its lines of JSON."""
+        process = await self._start(host, words)
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        assert process.stderr is not None  # noqa: S101 - same
+        last: dict[str, Any] = {}
+        errors: deque[bytes] = deque(maxlen=20)
+
+        async def read_errors(stream: asyncio.StreamReader) -> None:
+            async for line in stream:
+                errors.append(line)
+
+        async def read_events(stream: asyncio.StreamReader) -> None:
+            async for line in stream:
+                event = _event(line)
+                if event.get("event") == "finished":
+                    last.update(event)
+                heard(event)
+
+        try:
+            async with asyncio.timeout(within), asyncio.TaskGroup() as group:
+                group.create_task(read_errors(process.stderr))
+                group.create_task(read_events(process.stdout))
+                group.create_task(process.wait())
+        except TimeoutError:
+            raise EntourageError(
+                f"`entourage {words[0]}` has not ended within {within:g} s",
+                host=host,
+                remedy="see what keeps that host busy",
+            ) from None
+        finally:
+            await kill(process)
+        return Ended(status=process.returncode or 0, events=last, said=_one_line(b"".join(errors)))
+
+    async def _start(self, host: str, words: Sequence[str]) -> asyncio.subprocess.Process:
+        entry = self.fleet.entry(host)
+        if host == socket.gethostname() and not entry.ssh:
+            # Its own session: what moves here moves on where this process is killed.
+            command = ["setsid", "--fork", "--wait", sys.executable, "-m", "entourage", *words]
+        else:
+            defaults = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+            command = ssh_command(self._ssh_name(host), self._settings, words, defaults=defaults)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *command,
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                limit=_LINE,
+                start_new_session=True,  # Ctrl-C is the controller's to understand
+            )
+        except OSError as error:
+            raise EntourageError(
+                f"{command[0]} cannot be run: {plain_words(error)}", remedy="install openssh-client"
+            ) from error
+
+    def _ssh_name(self, host: str) -> str:
+        return self.fleet.entry(host).ssh or host
+
+
+def _event(line: bytes) -> Mapping[str, Any]:
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        event = msgspec.json.decode(line)
+        if isinstance(event, dict):
+            return event  # pyright: ignore[reportUnknownVariableType]
+    return {}
+
+
+def _one_line(said: bytes) -> str:
+    return " ".join(said.decode(errors="replace").replace("entourage: ", "").split())

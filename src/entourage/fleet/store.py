@@ -1,0 +1,353 @@
+"""What is kept of campaigns: SQLite by default, PostgreSQL where several hosts control a fleet.
+
+A campaign's row says what its user wants and who runs it; a move's row how far it has come, and so
+which slots are taken: they are counted, never kept. Every method is one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+import sqlalchemy as sa
+
+from entourage.errors import EntourageError, UsageError
+from entourage.fleet.campaign import OVER, Phase, Wish
+from entourage.fleet.database import CAMPAIGNS, CONTROLLERS, LOCK, META, MOVES, told
+from entourage.fleet.placement import Style
+from entourage.fleet.values import FleetDomain, Host, Limits, Move, MoveState, Plan, Status, Value
+
+_PENDING: Final = ("waits", "moves")
+
+
+class Spec(Value, frozen=True):
+    """What a campaign was made of: enough to go on with it anywhere.
+
+    Attributes:
+        plan: What was planned.
+        limits: How it goes.
+        style: By which other targets are found.
+        hosts: The targets, with what they had left when it was planned.
+        domains: Those that move, and those that run on the targets.
+        refused: What TEST said: UUID, host, reason, remedy.
+        options: More of `entourage migrate`.
+    """
+
+    plan: Plan
+    limits: Limits = Limits()
+    style: Style = "pack"
+    hosts: Sequence[Host] = ()
+    domains: Sequence[FleetDomain] = ()
+    refused: Sequence[tuple[str, str, str, str]] = ()
+    options: Sequence[str] = ()
+
+
+class Summary(Value, frozen=True):
+    """A campaign in a line.
+
+    Attributes:
+        created: Seconds since 1970.
+        wish: What its user wants.
+        phase: Where it is.
+        reason: Why it stopped; empty where it has not.
+        owner: The controller that runs it, or ran it last.
+        counts: Its moves by status; those for which there is no place are not among them.
+    """
+
+    name: str
+    created: float
+    wish: Wish
+    phase: Phase
+    reason: str
+    owner: str
+    counts: Mapping[str, int]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will happen any more unless it is tried again."""
+        return self.phase in OVER
+
+
+class FencedError(EntourageError):
+    """Another controller runs the campaign now: this one was thought to be dead."""
+
+
+class Store:
+    """The campaigns of a database.
+
+    Args:
+        engine: Of ``open_engine``.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        with told():
+            META.create_all(engine)
+
+    @contextlib.contextmanager
+    def alone(self) -> Generator[sa.Connection]:
+        """A transaction beside which no other takes slots or plans."""
+        with told(), self.engine.begin() as connection:
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+            yield connection
+
+    @contextlib.contextmanager
+    def _read(self) -> Generator[sa.Connection]:
+        with told(), self.engine.begin() as connection:
+            yield connection
+
+    # Campaigns
+
+    @contextlib.contextmanager
+    def planning(self) -> Generator[Planning]:
+        """Plan with what others have promised, and add the campaign, beside nobody else."""
+        with self.alone() as connection:
+            yield Planning(connection)
+
+    def spec(self, name: str) -> Spec:
+        """What a campaign was made of; raises UsageError where there is none."""
+        return msgspec.json.decode(self._row(name).spec, type=Spec)
+
+    def states(self, name: str) -> list[MoveState]:
+        """How far its moves have come."""
+        query = sa.select(MOVES.c.state, MOVES.c.status).where(MOVES.c.campaign == name)
+        with self._read() as connection:
+            rows = connection.execute(query).all()
+        return [_state(row.state, row.status) for row in rows]
+
+    def summaries(self) -> list[Summary]:
+        """All campaigns, the newest first."""
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        grouped = (
+            sa.select(MOVES.c.campaign, MOVES.c.status, sa.func.count())
+            .group_by(MOVES.c.campaign, MOVES.c.status)
+        )  # fmt: skip
+        with self._read() as connection:
+            for campaign, status, count in connection.execute(grouped):
+                counts[campaign][status] = count
+            ordered = sa.select(CAMPAIGNS).order_by(CAMPAIGNS.c.created.desc())
+            rows = connection.execute(ordered).all()
+        return [_summary(row, counts[row.name]) for row in rows]
+
+    def summary(self, name: str) -> Summary:
+        """One campaign; raises UsageError where there is none."""
+        row = self._row(name)
+        grouped = (
+            sa.select(MOVES.c.status, sa.func.count())
+            .where(MOVES.c.campaign == name)
+            .group_by(MOVES.c.status)
+        )
+        with self._read() as connection:
+            counts = {row[0]: int(row[1]) for row in connection.execute(grouped)}
+        return _summary(row, counts)
+
+    def in_a_row(self, name: str) -> int:
+        """How many of it went back in a row."""
+        return int(self._row(name).in_a_row)
+
+    def _row(self, name: str) -> Any:
+        with self._read() as connection:
+            row = connection.execute(
+                sa.select(CAMPAIGNS).where(CAMPAIGNS.c.name == name)
+            ).one_or_none()
+        if row is None:
+            raise UsageError(
+                f"there is no campaign {name!r}", remedy="`entourage campaign list` shows them"
+            )
+        return row
+
+    def wish(self, name: str, wish: Wish) -> None:
+        """Say what is wanted of a campaign; whoever runs it sees it within a second."""
+        with self._read() as connection:
+            connection.execute(
+                sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(wish=wish)
+            )
+
+    def standing(self, name: str, owner: str) -> Wish:
+        """What is wanted of a campaign that this controller runs.
+
+        Raises:
+            FencedError: Another controller runs it now.
+        """
+        row = self._row(name)
+        if row.owner != owner:
+            raise FencedError(f"{name} is run by {row.owner} now")
+        return cast("Wish", row.wish)
+
+    def claim(self, name: str, owner: str) -> None:
+        """Run a campaign from now on; who ran it before finds itself fenced."""
+        with self.alone() as connection:
+            connection.execute(
+                sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(owner=owner)
+            )
+
+    def phase(
+        self, name: str, phase: Phase, *, reason: str = "", in_a_row: int | None = None
+    ) -> None:
+        """Say where a campaign is."""
+        values: dict[str, Any] = {"phase": phase, "reason": reason}
+        if in_a_row is not None:
+            values["in_a_row"] = in_a_row
+        with self._read() as connection:
+            connection.execute(
+                sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(**values)
+            )
+
+    def save(self, name: str, state: MoveState) -> None:
+        """Say how far a move has come; a slot that it held is free once it does not move."""
+        with self._read() as connection:
+            connection.execute(
+                sa.update(MOVES)
+                .where(MOVES.c.campaign == name, MOVES.c.uuid == state.move.uuid)
+                .values(
+                    source=state.move.source,
+                    target=state.move.target,
+                    status=state.status,
+                    state=msgspec.json.encode(state).decode(),
+                )
+            )
+
+    def try_again(self, name: str) -> int:
+        """Have what stayed, and what was left waiting, wait anew; how many that is."""
+        again = [one for one in self.states(name) if one.status in {"stays", "waits"}]
+        for state in again:
+            fresh = msgspec.structs.replace(
+                state, status="waits", attempts=0, not_before=0.0, tried=()
+            )
+            self.save(name, fresh)
+        if again:
+            self.wish(name, "run")
+            self.phase(name, "runs", in_a_row=0)
+        return len(again)
+
+    # Controllers
+
+    def beat(self, owner: str) -> None:
+        """A controller lives."""
+        with self._read() as connection:
+            now = time.time()
+            changed = connection.execute(
+                sa.update(CONTROLLERS).where(CONTROLLERS.c.owner == owner).values(seen=now)
+            )
+            if not changed.rowcount:
+                connection.execute(sa.insert(CONTROLLERS).values(owner=owner, seen=now))
+
+    def silent(self, seconds: float) -> list[str]:
+        """The controllers that have said nothing for so long, and have not said that they end."""
+        before = time.time() - seconds
+        query = sa.select(CONTROLLERS.c.owner).where(CONTROLLERS.c.seen < before)
+        with self._read() as connection:
+            return [row.owner for row in connection.execute(query)]
+
+    def gone(self, owner: str) -> None:
+        """A controller ends, or is known to be dead, and nothing of it is left to take over."""
+        with self._read() as connection:
+            connection.execute(sa.delete(CONTROLLERS).where(CONTROLLERS.c.owner == owner))
+
+
+class Planning:
+    """A transaction in which nobody else plans."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def promised(self) -> list[Move]:
+        """What other campaigns have yet to move: its memory there is not free."""
+        query = sa.select(MOVES.c.state).where(MOVES.c.status.in_(_PENDING))
+        rows = self._connection.execute(query)
+        return [msgspec.json.decode(row.state, type=MoveState).move for row in rows]
+
+    def add(self, name: str, spec: Spec) -> None:
+        """Add a campaign; raises UsageError where there is one of that name."""
+        known = sa.select(CAMPAIGNS.c.name).where(CAMPAIGNS.c.name == name)
+        if self._connection.execute(known).first() is not None:
+            raise UsageError(f"there is a campaign {name!r} already", remedy="another --name")
+        self._connection.execute(
+            sa.insert(CAMPAIGNS).values(
+                name=name,
+                created=time.time(),
+                spec=msgspec.json.encode(spec).decode(),
+                wish="run",
+                phase="runs",
+                reason="",
+                in_a_row=0,
+                owner="",
+            )
+        )
+        rows = [
+            {
+                "campaign": name,
+                "uuid": move.uuid,
+                "source": move.source,
+                "target": move.target,
+                "status": "waits",
+                "state": msgspec.json.encode(MoveState(move=move)).decode(),
+            }
+            for move in spec.plan.moves
+        ]
+        if rows:
+            self._connection.execute(sa.insert(MOVES), rows)
+
+
+class StoreSlots:
+    """Those of all campaigns of a database; see ``campaign.Slots``.
+
+    Args:
+        store: The database.
+        name: The campaign that takes them.
+        owner: The controller that runs it.
+        arrivals: By target, how many it lets arrive at once itself.
+    """
+
+    def __init__(
+        self, store: Store, name: str, owner: str, arrivals: Mapping[str, int] | None = None
+    ) -> None:
+        self._store, self._name, self._owner = store, name, owner
+        self._arrivals = arrivals or {}
+
+    def take(self, move: Move, limits: Limits) -> bool:
+        """See ``campaign.Slots``; raises FencedError where another controller runs the campaign."""
+        most = min(limits.per_target, self._arrivals.get(move.target, limits.per_target))
+        moving = sa.select(sa.func.count()).where(MOVES.c.status == "moves")
+        with self._store.alone() as connection:
+            owner = connection.execute(
+                sa.select(CAMPAIGNS.c.owner).where(CAMPAIGNS.c.name == self._name)
+            ).scalar_one()
+            if owner != self._owner:
+                raise FencedError(f"{self._name} is run by {owner} now")
+            leaving = connection.execute(moving.where(MOVES.c.source == move.source)).scalar_one()
+            arriving = connection.execute(moving.where(MOVES.c.target == move.target)).scalar_one()
+            if leaving >= limits.at_once or arriving >= most:
+                return False
+            connection.execute(
+                sa.update(MOVES)
+                .where(MOVES.c.campaign == self._name, MOVES.c.uuid == move.uuid)
+                .values(status="moves", target=move.target)
+            )
+        return True
+
+    def give_back(self, move: Move) -> None:
+        """Nothing: ``Store.save`` says that it has ended."""
+
+
+def _state(text: str, status: str) -> MoveState:
+    """A slot may have been taken by a process that died before it said more."""
+    state = msgspec.json.decode(text, type=MoveState)
+    return msgspec.structs.replace(state, status=cast("Status", status))
+
+
+def _summary(row: Any, counts: Mapping[str, int]) -> Summary:
+    return Summary(
+        name=row.name,
+        created=row.created,
+        wish=row.wish,
+        phase=row.phase,
+        reason=row.reason,
+        owner=row.owner,
+        counts=dict(counts),
+    )

@@ -1,0 +1,213 @@
+"""What a plan is made of: what runs where, what is left where, and TEST of each pair."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from entourage.errors import EntourageError, UsageError
+from entourage.fleet.fleetfile import FleetFile
+from entourage.fleet.remote import Remote, RoomThere
+from entourage.fleet.values import FleetDomain, Host, Move
+
+TESTS_AT_ONCE: Final = 4
+"""Each is a process on its source and one on its target."""
+_RUNS: Final = frozenset({"running", "paused", "blocked", "idle"})
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        hosts: The targets.
+        leaving: The domains that are to leave.
+        residents: What runs on the targets.
+        problems: What could not be asked, a sentence each.
+    """
+
+    hosts: Sequence[Host]
+    leaving: Sequence[FleetDomain]
+    residents: Sequence[FleetDomain]
+    problems: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Tests:
+    """What TEST said: by UUID and host, reasons and remedies."""
+
+    refused: dict[tuple[str, str], list[tuple[str, str]]] = field(
+        default_factory=dict[tuple[str, str], list[tuple[str, str]]]
+    )
+    asked: int = 0
+
+
+async def survey(
+    remote: Remote,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    patterns: Sequence[str] = (),
+) -> Survey:
+    """Ask all hosts at once.
+
+    Args:
+        remote: The hosts.
+        sources: Those that domains leave.
+        targets: Those that they may go to; one that does not answer is closed, and is told.
+        patterns: Which domains leave, by their names; none: all.
+
+    Raises:
+        EntourageError: A source does not answer.
+        UsageError: No domain of that name runs there.
+    """
+    names = list(dict.fromkeys((*sources, *targets)))
+    answers = await asyncio.gather(
+        *(remote.room(name) for name in names), return_exceptions=True
+    )  # fmt: skip
+    rooms: dict[str, RoomThere] = {}
+    problems: list[str] = []
+    failed: dict[str, str] = {}
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, RoomThere):
+            rooms[name] = answer
+        elif not isinstance(answer, EntourageError) or name in sources:
+            raise answer
+        else:
+            failed[name] = answer.message
+            problems.append(str(answer))
+    leaving: list[FleetDomain] = []
+    for source in sources:
+        leaving += _leaving(remote.fleet, source, rooms[source], patterns)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(one.name, pattern) for one in leaving):
+            raise UsageError(
+                f"no domain {pattern!r} runs on {', '.join(sources)}",
+                remedy="`entourage room` there lists them",
+            )
+    hosts = [_host(remote.fleet, name, rooms.get(name), failed.get(name, "")) for name in targets]
+    going = {one.uuid for one in leaving}
+    residents = [
+        one
+        for name in targets
+        if name in rooms
+        for one in _domains(remote.fleet, name, rooms[name])
+        if one.uuid not in going
+    ]
+    return Survey(hosts=hosts, leaving=leaving, residents=residents, problems=problems)
+
+
+async def tests_of(
+    remote: Remote,
+    found: Survey,
+    told: Callable[[int, int], None],
+) -> Tests:
+    """TEST each domain against each host that takes any; nothing is touched.
+
+    Args:
+        remote: The hosts.
+        found: What there is.
+        told: Is told how many are done, of how many.
+    """
+    tests, gate = Tests(), asyncio.Semaphore(TESTS_AT_ONCE)
+    pairs = [
+        (domain, host)
+        for domain in found.leaving
+        if not domain.pinned
+        for host in found.hosts
+        if not host.closed and host.name != domain.host
+    ]
+
+    async def test(domain: FleetDomain, host: Host) -> None:
+        async with gate:
+            try:
+                refused = await remote.test(domain.name, domain.host, host.name)
+            except EntourageError as error:
+                refused = [(str(error), error.remedy)]
+        tests.asked += 1
+        if refused:
+            tests.refused[(domain.uuid, host.name)] = refused
+        told(tests.asked, len(pairs))
+
+    await asyncio.gather(*(test(domain, host) for domain, host in pairs))
+    return tests
+
+
+def less(
+    hosts: Sequence[Host], domains: Sequence[FleetDomain], promised: Sequence[Move]
+) -> list[Host]:
+    """Hosts without what other campaigns have promised of them.
+
+    Args:
+        hosts: As they were found.
+        domains: What runs on them: what has arrived is counted there already.
+        promised: What other campaigns have yet to move.
+    """
+    there = {(one.uuid, one.host) for one in domains}
+    used: Counter[str] = Counter()
+    devices: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for move in promised:
+        if (move.uuid, move.target) not in there:
+            used[move.target] += move.memory
+            devices[move.target].update(move.devices)
+    return [
+        msgspec.structs.replace(
+            host,
+            free=host.free - used[host.name],
+            devices=dict(Counter(host.devices) - devices[host.name]),
+        )
+        for host in hosts
+    ]
+
+
+def _leaving(
+    fleet: FleetFile, source: str, room: RoomThere, patterns: Sequence[str]
+) -> list[FleetDomain]:
+    return [
+        one
+        for one in _domains(fleet, source, room)
+        if not patterns or any(fnmatch.fnmatchcase(one.name, each) for each in patterns)
+    ]
+
+
+def _domains(fleet: FleetFile, host: str, room: RoomThere) -> list[FleetDomain]:
+    found: list[FleetDomain] = []
+    for one in room.domains:
+        if one.state not in _RUNS:
+            continue
+        rule = fleet.rule(one.name)
+        found.append(
+            FleetDomain(
+                name=one.name,
+                uuid=one.uuid,
+                host=host,
+                memory=one.memory,
+                devices=one.devices,
+                require=rule.require,
+                together=rule.together,
+                apart=rule.apart,
+                pinned=rule.pinned,
+            )
+        )
+    return found
+
+
+def _host(fleet: FleetFile, name: str, room: RoomThere | None, problem: str) -> Host:
+    labels = fleet.entry(name).labels
+    if room is None:
+        return Host(name=name, memory=0, free=0, labels=labels, closed=problem)
+    names = ", ".join(one.name for one in room.cordons)
+    return Host(
+        name=name,
+        memory=room.memory,
+        free=room.free,
+        devices=room.devices,
+        labels=labels,
+        arrivals=room.arrivals,
+        closed=f"it takes no domains (cordon {names})" if names else "",
+    )
