@@ -115,26 +115,26 @@ async def tests_of(
         told: Is told how many are done, of how many.
     """
     tests, gate = Tests(), asyncio.Semaphore(TESTS_AT_ONCE)
-    pairs = [
-        (domain, host)
-        for domain in found.leaving
-        if not domain.pinned
-        for host in found.hosts
-        if not host.closed and host.name != domain.host
-    ]
+    leaving = [one for one in found.leaving if not one.pinned]
+    pairs = {
+        domain.uuid: [one for one in found.hosts if not one.closed and one.name != domain.host]
+        for domain in leaving
+    }
+    count = sum(map(len, pairs.values()))
 
-    async def test(domain: FleetDomain, host: Host) -> None:
-        async with gate:
-            try:
-                refused = await remote.test(domain.name, domain.host, host.name)
-            except EntourageError as error:
-                refused = [(str(error), error.remedy)]
-        tests.asked += 1
-        if refused:
-            tests.refused[(domain.uuid, host.name)] = refused
-        told(tests.asked, len(pairs))
+    async def test(domain: FleetDomain) -> None:
+        for host in pairs[domain.uuid]:  # one after the other: each locks the domain
+            async with gate:
+                try:
+                    refused = await remote.test(domain.name, domain.host, host.name)
+                except EntourageError as error:
+                    refused = [(str(error), error.remedy)]
+            tests.asked += 1
+            if refused:
+                tests.refused[(domain.uuid, host.name)] = refused
+            told(tests.asked, count)
 
-    await asyncio.gather(*(test(domain, host) for domain, host in pairs))
+    await asyncio.gather(*(test(domain) for domain in leaving))
     return tests
 
 
