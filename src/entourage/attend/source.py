@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import socket
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 
 import msgspec
 
@@ -31,25 +30,20 @@ from entourage.hosts.route import Route
 from entourage.hypervisors.attended.machine import AttendedMachine
 from entourage.hypervisors.attended.switchover import PATIENCE, SourceSwitchover
 from entourage.hypervisors.attended.toolstack import Shown, Toolstack
-from entourage.journal.journal import Journal
-from entourage.journal.lock import domain_lock
-from entourage.settings.model import ConvergenceStage, Settings
+from entourage.settings.model import Settings
 from entourage.source.greeting import greet, hello_of
 from entourage.source.migration import Migration
+from entourage.source.opening import Departing, held_here, refuse_itself
 from entourage.source.request import Request
 from entourage.source.session import Session
 
-_NEVER = 86400.0 * 365
-_THEIRS = (ConvergenceStage(after=_NEVER, downtime_limit=1.0),)
-"""How pre-copy converges is the business of whoever drives it."""
-
 
 def attended_settings(settings: Settings) -> Settings:
-    """The settings of a migration that somebody else drives."""
+    """The settings of a migration that somebody else drives: how it converges is their business."""
     migration = msgspec.structs.replace(
         settings.migration,
         max_blackout=min(settings.migration.max_blackout, PATIENCE),
-        convergence=_THEIRS,
+        convergence=(),
     )
     return msgspec.structs.replace(settings, migration=migration)
 
@@ -164,20 +158,15 @@ class Departure:
         clock: Clock,
     ) -> AsyncGenerator[Session]:
         """As ``open_session``, of a domain that is attended."""
-        host, target, uuid = socket.gethostname(), self._target, self._attended.uuid
+        host, target = socket.gethostname(), self._target
         async with contextlib.AsyncExitStack() as stack:
-            journal = stack.enter_context(
-                Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal)
-            )
-            lock = stack.enter_context(
-                domain_lock(Path(settings.paths.run), uuid, f"migrates {name} to {target}")
-            )
+            who = Departing(self._attended.uuid, name, target)
+            journal, lock = held_here(stack, settings.paths, settings.journal, who)
             machine = await self._machine(self._domain)
             stack.push_async_callback(machine.close)
             hello = hello_of(migration, host, self._hypervisor)
             welcome = await greet(self._link, clock, hello)
-            if welcome.journal == journal.uuid:
-                raise UsageError(f"{target} is this host")
+            refuse_itself(welcome, journal, who)
             yield Session(
                 migration=migration,
                 kind="move",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -28,8 +29,8 @@ from entourage.hypervisors.registry import (
     usual,
 )
 from entourage.journal.journal import Journal
-from entourage.journal.lock import domain_lock
-from entourage.settings.model import Settings
+from entourage.journal.lock import DomainLock, domain_lock
+from entourage.settings.model import JournalSettings, PathSettings, Settings
 from entourage.source.greeting import greet, hello_of
 from entourage.source.session import Session
 
@@ -52,6 +53,37 @@ class Opening(Protocol):
         emit: Listener,
         clock: Clock,
     ) -> contextlib.AbstractAsyncContextManager[Session]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Departing:
+    """A domain that is to leave: its UUID and name, and the host that it goes to."""
+
+    uuid: str
+    name: str
+    target: str
+
+
+def held_here(
+    stack: contextlib.AsyncExitStack, paths: PathSettings, keep: JournalSettings, who: Departing
+) -> tuple[Journal, DomainLock]:
+    """This host's journal, and its lock of a domain that is to leave; closed with the stack.
+
+    Raises:
+        DomainBusy: Another command works on the domain.
+        JournalError: The journal cannot be trusted.
+    """
+    journal = stack.enter_context(Journal.open(Path(paths.state, "journal.db"), keep=keep))
+    doing = f"migrates {who.name} to {who.target}"
+    return journal, stack.enter_context(domain_lock(Path(paths.run), who.uuid, doing))
+
+
+def refuse_itself(welcome: messages.Welcome, journal: Journal, who: Departing) -> None:
+    """Raise UsageError where a domain's target turns out to be this host."""
+    if welcome.journal == journal.uuid:
+        raise UsageError(
+            f"{who.target} is this host", remedy=f"{who.name} runs here already; name another host"
+        )
 
 
 def _kind(hypervisor: str, hypervisor_there: str) -> Kind:
@@ -102,13 +134,8 @@ async def open_session(
     if directory := in_directory(hypervisor.name):  # of which this host keeps the record
         source, paths = directory, proxy_settings(settings).paths
     async with contextlib.AsyncExitStack() as stack:
-        journal = stack.enter_context(
-            Journal.open(Path(paths.state, "journal.db"), keep=settings.journal)
-        )
-        uuid = found.uuid or ""
-        lock = stack.enter_context(
-            domain_lock(Path(paths.run), uuid, f"migrates {name} to {target}")
-        )
+        who = Departing(found.uuid or "", name, target)
+        journal, lock = held_here(stack, paths, settings.journal, who)
         machine = await hypervisor.machine(name)
         if route.agentless is not None and in_directory(route.agentless):
             machine = machine.saving or machine
@@ -117,10 +144,7 @@ async def open_session(
             _reached(route, there, hello_of(migration, source, there), settings, clock)
         )
         link, welcome, there = reached
-        if welcome.journal == journal.uuid:
-            raise UsageError(
-                f"{target} is this host", remedy=f"{name} runs here already; name another host"
-            )
+        refuse_itself(welcome, journal, who)
         yield Session(
             migration=migration,
             kind="checkpoint" if options.checkpoint else _kind(hypervisor.name, there),
