@@ -258,7 +258,7 @@ async def _qmp(data: bytes) -> None:
 class _Helper:
     """Has state, and takes any."""
 
-    def check_expected(self) -> None:
+    async def check_expected(self) -> None:
         pass
 
     async def save(self) -> bytes:

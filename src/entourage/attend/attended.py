@@ -69,13 +69,18 @@ class Attended:
         """Whether its QEMU is connected."""
         return self.joined.is_set()
 
+    @property
+    def _brought(self) -> tuple[str, ...]:
+        """The last nonces, which migrations may still bring that were begun just before."""
+        return tuple(nonce for nonce in self.nonces if nonce)[:2]
+
     def expects(self, nonce: str) -> bool:
         """Whether a migration from here may bring this."""
         return bool(nonce) and nonce in self.nonces
 
     def renew(self) -> None:
         """The next migration from here has another nonce; one may have been begun with this one."""
-        self.nonces = ("", self.nonce)
+        self.nonces = ("", *self._brought)
 
     async def open(self) -> None:
         """Open its bus; raises HypervisorError."""
@@ -93,10 +98,10 @@ class Attended:
         there = await self._toolstack.note(self.uuid)
         host = socket.gethostname()
         if there is None or there != Note(host=host, nonce=self.nonce):
-            new, old = secrets.token_hex(16), self.nonce
-            self.nonces = ("", old, new)  # nobody knows whether it is written where that fails
+            new, old = secrets.token_hex(16), self._brought
+            self.nonces = ("", new, *old)  # nobody knows whether it is written where that fails
             await self._toolstack.write_note(self.uuid, Note(host=host, nonce=new))
-            self.nonces = (new, old)
+            self.nonces = (new, *old)
         if guard and not self.on_bus:
             await self._toolstack.add_object(self.uuid, str(self.path))
         elif not guard and (self.on_bus or not self._bare):
@@ -119,7 +124,7 @@ class Attended:
 
     # What its QEMU calls
 
-    def check_expected(self) -> None:
+    async def check_expected(self) -> None:
         """Its QEMU is about to call, or would if it were told of anybody to be called."""
         if self.target is not None:
             return
@@ -128,11 +133,11 @@ class Attended:
                 "nobody attends this migration or save of the domain: is entourage-attend running"
                 " on the target, and its hook in place? `entourage attend --off` lets it go"
             )
-        self.source.check()
+        await self.source.expect()
 
     async def save(self) -> bytes:
         """Its guest has stopped."""
-        self.check_expected()
+        await self.check_expected()
         if self.source is None:
             raise HypervisorError("the domain is on its way to this host")
         return await self.source.save()

@@ -37,6 +37,7 @@ _NO_NAME: Final = "org.freedesktop.DBus.Error.NameHasNoOwner"
 _LINE: Final = 1024  # bytes, of the authentication
 _LINES: Final = 16
 _MOST_CLIENTS: Final = 4
+_MAY_WAIT: Final = frozenset({"ListQueuedOwners", "Save", "Load"})
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: process, user, group
 _log = logging.getLogger(__name__)
 
@@ -44,12 +45,13 @@ _log = logging.getLogger(__name__)
 class Helper(Protocol):
     """Whoever takes a domain's state out of its QEMU, and puts it in."""
 
-    def check_expected(self) -> None:
+    async def check_expected(self) -> None:
         """QEMU wants to know who has state: it writes, or has read, a stream.
 
         Raises:
             EntourageError: Not one that we know of, as where the domain is being saved into a file.
-                QEMU then gives up, on the source before it has written anything of it.
+                QEMU then gives up, on the source before it has written anything of it. A Save that
+                is refused leads to no more than a target which fails to load.
         """
         ...
 
@@ -221,7 +223,7 @@ class _Conversation:
                     continue
                 if self._calls:
                     raise wire.WireError("a call before the last one was answered")
-                if message.member in {"Save", "Load"}:  # meanwhile it is seen to go away
+                if message.member in _MAY_WAIT:  # meanwhile it is seen to go away
                     task = asyncio.create_task(self._answer_meanwhile(message))
                     self._calls.add(task)
                     task.add_done_callback(self._calls.discard)
@@ -262,7 +264,7 @@ class _Conversation:
                 return "", b""
             case ("org.freedesktop.DBus", "ListQueuedOwners"):
                 _owner(call.text())
-                self._helper.check_expected()
+                await self._helper.check_expected()
                 return "as", wire.texts([_HELPER])
             case ("org.freedesktop.DBus", "GetNameOwner"):
                 return "s", wire.text(_owner(call.text()))

@@ -15,6 +15,7 @@ import msgspec
 
 from entourage.attend import shown
 from entourage.attend.attended import Attended
+from entourage.attend.control import Answered, Asked, unless_gone
 from entourage.attend.domains import Domains
 from entourage.attend.notify import notify
 from entourage.attend.settling import Settling
@@ -31,7 +32,11 @@ from entourage.errors import (
 from entourage.events import AnyEvent, Listener
 from entourage.hosts.link import Link
 from entourage.hosts.local import listening_here
-from entourage.hypervisors.attended.descriptor import LIBVIRT, attended_name, open_toolstack
+from entourage.hypervisors.attended.descriptor import (
+    attended_name,
+    open_toolstack,
+    toolstack_here,
+)
 from entourage.hypervisors.attended.origin import SHOWN, Here, Where
 from entourage.hypervisors.attended.toolstack import ENDED, Note
 from entourage.journal.journal import Journal
@@ -44,40 +49,10 @@ CONTROL: Final = "control"
 LINK: Final = "link"
 """The socket of other hosts' daemons, which come by ssh and ``attend --answer``."""
 _log = logging.getLogger(__name__)
-_HYPERVISOR = attended_name(LIBVIRT)
 _MOST = 16 << 20  # bytes of a domain's XML, and of what is asked with it
 _COMES_BACK_WITHIN = 25.0  # seconds for migrations from here to go back when the daemon is stopped
 _ENDS_WITHIN = 35.0  # seconds for all else: libvirt waits for 30 for what it is at
 _GONE = frozenset({"release", "stopped"})
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What the hook or a command asks, as one line of JSON.
-
-    Attributes:
-        hook: The hook's words: the domain's name, operation and sub-operation.
-        xml: What it was given.
-        off, on: Stop attending, or attend again, the domain of that name; ``*``: all.
-    """
-
-    hook: tuple[str, ...] = ()
-    xml: str = ""
-    off: str = ""
-    on: str = ""
-
-
-class Answered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer.
-
-    Attributes:
-        xml: What the hook is to print; empty: nothing.
-        refuse: Why the migration is refused; empty: it is not.
-        done: What a command has done.
-    """
-
-    xml: str = ""
-    refuse: str = ""
-    done: str = ""
 
 
 class Daemon:
@@ -89,9 +64,11 @@ class Daemon:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._toolstack = open_toolstack(settings, LIBVIRT)
+        name = toolstack_here(settings)
+        self._hypervisor = attended_name(name)
+        self._toolstack = open_toolstack(settings, name)
         self._domains = Domains(settings, self._toolstack, self._look_again)
-        self._settling = Settling(settings, self._domains, _HYPERVISOR)
+        self._settling = Settling(settings, self._domains, self._hypervisor)
         self._departures: dict[asyncio.Task[None], Departure] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._to_be_looked_at: set[str] = set()
@@ -138,7 +115,7 @@ class Daemon:
         links = await asyncio.start_unix_server(
             self._on_link, sock=listening_here(place / LINK), limit=1 << 20
         )
-        notify("READY=1\nSTATUS=looks for libvirtd")
+        notify("READY=1\nSTATUS=looks for domains")
         for work in (self._follow(), self._settling.run()):
             self._start(work).add_done_callback(self._cannot_go_on)
         try:
@@ -213,7 +190,7 @@ class Daemon:
                     begin,
                     link,
                     toolstack=self._toolstack,
-                    hypervisor=_HYPERVISOR,
+                    hypervisor=self._hypervisor,
                     settings=self._settings,
                     listening=self._listener,
                 )
@@ -258,7 +235,7 @@ class Daemon:
     async def _on_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             asked = msgspec.json.decode(await reader.readline(), type=Asked)
-            answered = await _unless_gone(reader, self._answer(asked))
+            answered = await unless_gone(reader, self._answer(asked))
             writer.write(msgspec.json.encode(answered) + b"\n")
             await writer.drain()
         except (OSError, ValueError):
@@ -271,6 +248,9 @@ class Daemon:
             match asked:
                 case Asked(hook=(_, "migrate", "begin", *_)):
                     return await self._arriving(asked.xml)
+                case Asked(hook=(_, "migrate", "started", *_)):
+                    await self._waits_for_stream(asked.xml)
+                    return Answered()
                 case Asked(hook=(_, operation, *_)) if operation in _GONE:
                     self._gone(asked.xml)
                     return Answered()
@@ -322,7 +302,7 @@ class Daemon:
                 source,
                 begin,
                 toolstack=self._toolstack,
-                hypervisor=_HYPERVISOR,
+                hypervisor=self._hypervisor,
                 settings=self._settings,
             )
         except BaseException:
@@ -339,6 +319,12 @@ class Daemon:
             await self._domains.left_out(one.uuid)
             self._settling.soon()
 
+    async def _waits_for_stream(self, said: str) -> None:
+        """The QEMU of a domain that comes has started, of a toolstack whose hook says so."""
+        one = self._domains.get(self._toolstack.arriving(said).uuid)
+        if one is not None and one.target is not None:
+            await self._toolstack.add_object(one.uuid, str(one.path))
+
     def _gone(self, xml: str) -> None:
         coming = self._toolstack.arriving(xml)
         one = self._domains.get(coming.uuid.lower())
@@ -354,26 +340,6 @@ def _begin(uuid: str, note: Note) -> Begin:
         return msgspec.convert(said, Begin)
     except msgspec.ValidationError as error:
         raise UsageError(f"the domain's metadata is not Entourage's: {error}") from error
-
-
-async def _unless_gone(
-    reader: asyncio.StreamReader, answering: Coroutine[Any, Any, Answered]
-) -> Answered:
-    """An answer; given up where who has asked goes away, as a hook whose libvirtd was killed.
-
-    Raises:
-        ConnectionError: It has.
-    """
-    task, gone = asyncio.create_task(answering), asyncio.create_task(reader.read(1))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ConnectionError("nobody waits for the answer")
-        return task.result()
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 def main(settings: Settings) -> int:

@@ -1,9 +1,12 @@
 #!/usr/bin/python3 -IS
-"""libvirt's hook: asks the daemon of this host before a domain may come.
+"""libvirt's hook: asks the daemon of this host before a domain may come. And Proxmox VE's.
 
 ``/etc/libvirt/hooks/qemu.d/entourage`` is this file. It is called for each domain and each of its
 operations, and libvirt waits for it: so it imports nothing but Python's own, does nothing for a
 domain that is not attended, and never calls libvirt.
+
+With the words ``proxmox VMID PHASE`` it is the guest hookscript of Proxmox's
+(``packaging/proxmox/entourage``).
 """
 
 import os
@@ -13,6 +16,8 @@ _MARK = b"urn:entourage:attend"
 _OBJECT = b"dbus-vmstate,id=entourage-attend,"
 _RUN = "/run/entourage"
 _SETTINGS = "/etc/entourage/entourage.toml"
+_NOTES = "/etc/pve/priv/entourage"
+_PHASES = {"pre-start": "begin", "post-start": "started"}
 _OPERATIONS = frozenset({"migrate", "restore", "stopped", "release"})
 _TOLD_WITHIN = 1.0  # seconds, of what nobody waits for
 
@@ -23,6 +28,8 @@ def main(words: list[str]) -> int:
     Args:
         words: The domain's name, the operation, the sub-operation and a dash.
     """
+    if words[:1] == ["proxmox"]:
+        return _hookscript(words[1:])
     if len(words) < 3 or words[1] not in _OPERATIONS:  # noqa: PLR2004 - see hooks.html of libvirt
         return 0
     xml = sys.stdin.buffer.read()
@@ -43,6 +50,29 @@ def main(words: list[str]) -> int:
         return 1
     sys.stdout.write(answer.get("xml") or (without.decode() if without != xml else ""))
     return 0
+
+
+def _hookscript(words: list[str]) -> int:
+    """Answer Proxmox, which calls it for a VM's starts and stops; only arrivals are of interest.
+
+    Args:
+        words: The VM's number, and the phase.
+    """
+    source = os.environ.get("PVE_MIGRATED_FROM", "")
+    what = _PHASES.get(words[1], "") if len(words) == 2 else ""  # noqa: PLR2004 - see pct(1), qm(1)
+    notes = os.environ.get("ENTOURAGE_PROXMOX_NOTES", _NOTES)
+    if not source or not what or not os.path.exists(f"{notes}/{words[0]}.json"):  # noqa: PTH110 - it would take its time
+        return 0
+    import json  # noqa: PLC0415 - not for VMs that are not attended
+
+    said = json.dumps({"vmid": words[0], "source": source}).encode()
+    try:
+        why_not = _asked([words[0], "migrate", what], said, None).get("refuse")
+    except (OSError, ValueError) as error:
+        return 0 if _may_go_alone(f"VM {words[0]}", error) else 1
+    if why_not:
+        print(f"entourage: {why_not}", file=sys.stderr)  # noqa: T201 - it stands in the task's log
+    return int(bool(why_not))
 
 
 def _without_object(xml: bytes) -> bytes:

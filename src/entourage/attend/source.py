@@ -11,7 +11,7 @@ import msgspec
 
 from entourage.attend.attended import Attended
 from entourage.attend.shown import LastTry
-from entourage.attend.words import ENDED, Begin, Ended
+from entourage.attend.words import ENDED, GO, Begin, Ended, Go
 from entourage.clock import Clock
 from entourage.devices.base import Options
 from entourage.domain import Domain
@@ -92,7 +92,9 @@ class Departure:
         self._settings = attended_settings(settings)
         self._emit = listening(attended.uuid, attended.domain.name)
         self._finished: Finished | None = None
-        attended.source = self._switchover = SourceSwitchover(begin.nonce)
+        self._switchover = SourceSwitchover(begin.nonce, way_back=toolstack.way_back)
+        attended.source = self._switchover
+        link.on(GO, self._on_go)
         self._migration: Migration | None = None
 
     def interrupt(self) -> bool:
@@ -122,6 +124,9 @@ class Departure:
             ended = Ended(message=_where(failed), remedy=failed.remedy, refusals=refusals)
             with contextlib.suppress(LinkLost):
                 self._link.tell(ENDED, ended)
+
+    async def _on_go(self, _go: Go) -> None:
+        self._switchover.go()
 
     def _listen(self, event: AnyEvent) -> None:
         if isinstance(event, Finished):

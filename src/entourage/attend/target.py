@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from entourage.attend.attended import Attended
-from entourage.attend.words import BEGIN, ENDED, Begin, Ended
-from entourage.errors import EntourageError, LinkError, UsageError, ours
+from entourage.attend.words import BEGIN, ENDED, GO, Begin, Ended, Go
+from entourage.errors import EntourageError, LinkError, LinkLost, UsageError, ours
+from entourage.hosts.link import Link
 from entourage.hosts.ssh import start_agent
 from entourage.hypervisors.attended.hypervisor import AttendedHypervisor
 from entourage.hypervisors.attended.switchover import TargetSwitchover
@@ -58,7 +59,11 @@ class Arrival:
         self._settings = settings
         self._reached = False
         self._ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
-        attended.target = self._switchover = TargetSwitchover(begin.nonce)
+        self._link: Link | None = None
+        self._switchover = TargetSwitchover(
+            begin.nonce, way_back=toolstack.way_back, on_go=self._on_go
+        )
+        attended.target = self._switchover
 
     async def prepared(self, run: asyncio.Task[None]) -> None:
         """Wait until every device is prepared: the hook may let the migration begin.
@@ -116,6 +121,7 @@ class Arrival:
                     )
                     caller = Caller(source=host)
                     agent = Agent(link, self._settings, journal, caller, hypervisor)
+                    self._link = link
                     link.on(ENDED, self._on_ended)
                     serving = asyncio.create_task(agent.run(served=True))
                     try:
@@ -132,6 +138,12 @@ class Arrival:
             )
             self._attended.target = None
             await watch.close()
+
+    def _on_go(self) -> None:
+        """GO is recorded. A source that does not hear of it lets QEMU's Save fail in the end."""
+        if self._link is not None and not self._toolstack.way_back:
+            with contextlib.suppress(LinkLost):
+                self._link.tell(GO, Go())
 
     async def _on_ended(self, ended: Ended) -> None:
         if not self._ended.done():

@@ -53,5 +53,10 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
         return f"  {self.message} ({self.remedy})" if self.remedy else f"  {self.message}"
 
 
+class Go(msgspec.Struct, frozen=True, kw_only=True):
+    """The target has recorded GO, and there is no way back from QEMU's Load: send the rest."""
+
+
 BEGIN: Final = Question("attend", Begin, NoneType)
 ENDED: Final = Notice("attend-ended", Ended)
+GO: Final = Notice("attend-go", Go)

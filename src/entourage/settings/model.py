@@ -104,7 +104,13 @@ class AgentSettings(_Section, frozen=True):
     """Bridges, networks of libvirt's and interfaces that its NICs may be on, by patterns."""
     ports: tuple[int, int] = (1024, 65535)
     """First and last TCP port at which its memory and disks may be taken."""
-    allowed_hypervisors: tuple[str, ...] = ("qemu", "xen", "qemu:///system", "qemu:///session")
+    allowed_hypervisors: tuple[str, ...] = (
+        "qemu",
+        "xen",
+        "qemu:///system",
+        "qemu:///session",
+        "proxmox",
+    )
     sources: tuple[str, ...] = ("*",)
     """What a source may call itself, by patterns; to be trusted only with ``--source``."""
     owners: tuple[str, ...] = ("root", "libvirt-qemu", "qemu")
@@ -127,6 +133,8 @@ class AttendSettings(_Section, frozen=True):
 
     unattended: Literal["refuse", "allow"] = "refuse"
     """Whether an attended domain may migrate where a daemon is missing, its devices left behind."""
+    toolstack: Literal["libvirt", "proxmox"] = "libvirt"
+    """Whose migrations: libvirt's (``qemu:///system``), or Proxmox VE's."""
 
 
 class QemuSettings(_Section, frozen=True):

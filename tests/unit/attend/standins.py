@@ -78,6 +78,7 @@ class StandInToolstack:
         now: Shown | Exception = Shown.RUNNING,
         domain: Domain | Exception | None = None,
     ) -> None:
+        self.way_back = True
         self.uuid = uuid
         self.now = now
         self.domain = domain

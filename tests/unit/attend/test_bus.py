@@ -32,7 +32,7 @@ class Recording:
         self.on_bus = asyncio.Event()
         self.left = asyncio.Event()
 
-    def check_expected(self) -> None:
+    async def check_expected(self) -> None:
         if not self.expected:
             raise HypervisorError("nobody attends it")
 

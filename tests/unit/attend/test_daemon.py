@@ -16,7 +16,8 @@ import pytest
 from entourage.attend import daemon as module
 from entourage.attend import settling as settling_module
 from entourage.attend.backoff import Backoff
-from entourage.attend.daemon import Asked, Daemon
+from entourage.attend.control import Asked
+from entourage.attend.daemon import Daemon
 from entourage.attend.domains import Domains
 from entourage.attend.settling import Settling
 from entourage.domain import Domain, External

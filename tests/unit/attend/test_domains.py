@@ -286,6 +286,19 @@ async def test_a_note_that_could_not_be_written_is_none(host: Host) -> None:
     assert not one.expects("")
 
 
+async def test_a_migration_may_have_been_begun_before_the_note_changed(host: Host) -> None:
+    """What is attended next is known by another nonce; who has read the last one is not refused."""
+    await host.domains.look(UUID)
+    one = host.domains.get(UUID)
+    assert one is not None
+    old = one.nonce
+    one.renew()
+    await host.domains.look(UUID)
+    assert one.nonce
+    assert one.nonce != old
+    assert one.expects(old)
+
+
 async def test_a_domain_that_libvirt_migrates_is_not_changed(host: Host) -> None:
     """libvirt would wait for its migration, and whoever attends that for this look."""
     host.stack.job = True

@@ -167,3 +167,64 @@ def test_it_is_quick(tmp_path: Path) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(took) < 0.1, took
+
+
+# Proxmox VE's guest hookscript
+
+
+def hookscript(tmp_path: Path, phase: str, source: str = "a") -> subprocess.CompletedProcess[str]:
+    environment = {
+        "ENTOURAGE_RUN_DIR": str(tmp_path),
+        "ENTOURAGE_CONFIG": str(tmp_path / "settings.toml"),
+        "ENTOURAGE_PROXMOX_NOTES": str(tmp_path / "notes"),
+        **({"PVE_MIGRATED_FROM": source} if source else {}),
+    }
+    return subprocess.run(
+        [sys.executable, "-IS", str(HOOK), "proxmox", "101", phase],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.fixture
+def noted(tmp_path: Path) -> None:
+    """The VM is attended, on the node that has it."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/101.json").write_text("{}")
+
+
+@pytest.mark.usefixtures("noted")
+@pytest.mark.parametrize(("phase", "what"), [("pre-start", "begin"), ("post-start", "started")])
+def test_a_vm_that_comes_is_asked_about(tmp_path: Path, phase: str, what: str) -> None:
+    asked = daemon(tmp_path, b"{}\n")
+    done = hookscript(tmp_path, phase)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    said = '{"vmid": "101", "source": "a"}'
+    assert asked == [{"hook": ["101", "migrate", what], "xml": said}]
+
+
+@pytest.mark.usefixtures("noted")
+def test_a_vm_that_is_refused_does_not_start(tmp_path: Path) -> None:
+    daemon(tmp_path, b'{"refuse": "external/dongle on a: no tool"}\n')
+    done = hookscript(tmp_path, "pre-start")
+    assert (done.returncode, done.stderr) == (1, "entourage: external/dongle on a: no tool\n")
+
+
+@pytest.mark.usefixtures("noted")
+def test_nor_does_one_without_a_daemon(tmp_path: Path) -> None:
+    assert hookscript(tmp_path, "pre-start").returncode == 1
+    (tmp_path / "settings.toml").write_text('[attend]\nunattended = "allow"\n')
+    assert hookscript(tmp_path, "pre-start").returncode == 0
+
+
+@pytest.mark.usefixtures("noted")
+@pytest.mark.parametrize(("phase", "source"), [("pre-start", ""), ("pre-stop", "a")])
+def test_of_all_else_it_knows_nothing(tmp_path: Path, phase: str, source: str) -> None:
+    assert hookscript(tmp_path, phase, source).returncode == 0
+
+
+def test_a_vm_that_is_not_attended_may_come(tmp_path: Path) -> None:
+    assert hookscript(tmp_path, "pre-start").returncode == 0

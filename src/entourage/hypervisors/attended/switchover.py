@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 
 from entourage.errors import HypervisorError
@@ -30,14 +31,17 @@ class SourceSwitchover:
 
     Args:
         nonce: What tells this migration from others.
+        way_back: Whether a Load that is refused brings the guest back: then QEMU sends the rest
+            beside the devices' transfer, else only once the target has recorded GO.
 
     Attributes:
         saved_at: When QEMU has called Save, in ns of the monotonic clock; 0 where it has not.
         stands_still: Whether the guest was stopped for its switchover.
     """
 
-    def __init__(self, nonce: str) -> None:
+    def __init__(self, nonce: str, *, way_back: bool = True) -> None:
         self.saved_at = 0
+        self._way_back = way_back
         self.stands_still = False
         self._nonce = nonce
         self._ready = False
@@ -52,6 +56,19 @@ class SourceSwitchover:
         if not self._ready:
             raise HypervisorError("its devices are not prepared: the target has not asked for them")
 
+    async def expect(self) -> None:
+        """QEMU asks who has state: its guest has stopped.
+
+        Where there is no way back, it waits here: it still gives up here, which a Save that is
+        refused would not have it do.
+
+        Raises:
+            HypervisorError: The migration is refused.
+        """
+        self.check()
+        if not self._way_back:
+            await self._wait()
+
     async def save(self) -> bytes:
         """QEMU asks for our state: its guest has stopped.
 
@@ -59,13 +76,18 @@ class SourceSwitchover:
             HypervisorError: The migration is refused.
         """
         self.check()
-        self.saved_at = time.monotonic_ns()
+        await self._wait()
+        return state_of(self._nonce)
+
+    async def _wait(self) -> None:
+        """Say that the guest has stopped, and wait until QEMU may go on, or may not."""
+        if not self.saved_at:
+            self.saved_at = time.monotonic_ns()
         self.stands_still = True
         self._saved.set()
         await self._answered.wait()
         if self._why_not:
             raise HypervisorError(self._why_not)
-        return state_of(self._nonce)
 
     def ready(self) -> None:
         """Every device is prepared: the guest may stop from now on."""
@@ -77,7 +99,12 @@ class SourceSwitchover:
         return self.saved_at
 
     def go_on(self) -> None:
-        """Let QEMU send the rest."""
+        """Let QEMU send the rest, where it can still come back."""
+        if self._way_back:
+            self._answered.set()
+
+    def go(self) -> None:
+        """The target has recorded GO: let QEMU send the rest in any case."""
         self._answered.set()
 
     def refuse(self, why: str) -> None:
@@ -94,14 +121,24 @@ class TargetSwitchover:
 
     Args:
         nonce: What tells this migration from others.
+        way_back: As for ``SourceSwitchover``.
+        on_go: Called when GO is recorded.
 
     Attributes:
         listening: Set when every device is prepared: the hook may answer.
         stands_still: Whether the guest waits for its devices.
     """
 
-    def __init__(self, nonce: str) -> None:
+    def __init__(
+        self,
+        nonce: str,
+        *,
+        way_back: bool = True,
+        on_go: Callable[[], None] = lambda: None,
+    ) -> None:
         self._nonce = nonce
+        self._way_back = way_back
+        self._on_go = on_go
         self.listening = asyncio.Event()
         self.stands_still = False
         self._loaded = asyncio.Event()
@@ -121,13 +158,14 @@ class TargetSwitchover:
         await asyncio.shield(self._answer)
 
     async def loaded(self) -> None:
-        """Wait until QEMU has all of memory."""
-        await self._loaded.wait()
+        """Wait until QEMU has all of memory; where there is no way back that is after GO."""
+        await (self._loaded if self._way_back else self.listening).wait()
 
     def let_run(self) -> None:
         """Let the guest run, as far as we are concerned."""
         if not self._answer.done():
             self._answer.set_result(None)
+            self._on_go()
 
     def refuse(self, why: str) -> None:
         """Never let it run."""

@@ -123,6 +123,11 @@ class Watch(Protocol):
 class Toolstack(Protocol):
     """Whoever migrates domains here. Every method raises HypervisorError where it says no."""
 
+    @property
+    def way_back(self) -> bool:
+        """Whether a guest comes back to the source where its target's QEMU fails to load."""
+        ...
+
     async def running(self) -> Sequence[str]:
         """The UUIDs of all domains that run here."""
         ...

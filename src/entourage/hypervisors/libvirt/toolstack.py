@@ -103,6 +103,7 @@ class LibvirtToolstack:
     """
 
     def __init__(self, uri: str) -> None:
+        self.way_back = True  # libvirt has QEMU use its return path
         self._uri = uri
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()

@@ -1,0 +1,178 @@
+"""Proxmox VE as a toolstack, with a directory for its cluster's and a stand-in for ``qm``."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from entourage.errors import HypervisorError
+from entourage.hypervisors.attended.proxmox import ProxmoxToolstack
+from entourage.hypervisors.attended.toolstack import Note, Shown
+
+UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
+CONFIG = f"""#its notes: are no key
+name: vm1
+memory: 2048
+smbios1: uuid={UUID.upper()},base64=1
+{{}}
+[before]
+name: another
+lock: migrate
+"""
+QM = """#!/bin/sh
+# A STAND-IN for Proxmox's qm: it says what stands beside it.
+[ "$1 $2" = "monitor 101" ] || { echo "this is a stand-in for qm" >&2; exit 2; }
+echo "Entering QEMU Monitor for VM 101 - type 'help' for help"
+while read -r line; do
+    echo "$line" >>"$0.asked"
+    [ "$line" != quit ] || break
+    cat "$0.says" 2>/dev/null
+done
+"""
+
+
+class Node:
+    """Node a of a cluster of two."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.qm = place / "bin/qm"
+        self.stack = ProxmoxToolstack(place / "etc", place / "run", "a")
+        for name in ("etc/nodes/a/qemu-server", "etc/nodes/b/qemu-server", "run", "bin"):
+            (place / name).mkdir(parents=True)
+        self.qm.write_text(QM)
+        self.qm.chmod(0o755)
+
+    def has(self, node: str = "a", more: str = "") -> None:
+        (self.place / f"etc/nodes/{node}/qemu-server/101.conf").write_text(CONFIG.format(more))
+
+    def says(self, text: str) -> None:
+        Path(f"{self.qm}.says").write_text(text)
+
+    @property
+    def asked(self) -> list[str]:
+        return Path(f"{self.qm}.asked").read_text().splitlines()
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    one = Node(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    return one
+
+
+@pytest.fixture
+def running(node: Node) -> Generator[None]:
+    """A process whose command line is that of the VM's QEMU, as far as is looked at."""
+    file = node.place / "run/101.pid"
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    words = ["/usr/bin/python3", "-c", program, "-pidfile", str(file)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        file.write_text(f"{process.pid}\n")
+        yield
+        process.kill()
+
+
+async def test_a_vm_is_read(node: Node) -> None:
+    """Without what its snapshots say."""
+    node.has()
+    domain = await node.stack.read(UUID)
+    assert (domain.name, domain.uuid, domain.memory) == ("vm1", UUID, 2 << 30)
+    assert not await node.stack.migrates(UUID)
+    node.has(more="lock: migrate")
+    assert await node.stack.migrates(UUID)
+
+
+async def test_one_that_is_off(node: Node) -> None:
+    assert await node.stack.shown(UUID) is Shown.ABSENT
+    node.has("b")
+    assert await node.stack.shown(UUID) is Shown.ABSENT
+    node.has("a")
+    (node.place / "etc/nodes/b/qemu-server/101.conf").unlink()
+    assert await node.stack.shown(UUID) is Shown.IDLE
+    assert await node.stack.running() == []
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize(
+    ("says", "shown"),
+    [
+        ("VM status: running", Shown.RUNNING),
+        ("VM status: paused", Shown.PAUSED),
+        ("VM status: paused (postmigrate)", Shown.HELD),
+        ("VM status: paused (inmigrate)", Shown.HELD),
+    ],
+)
+async def test_one_that_runs(node: Node, says: str, shown: Shown) -> None:
+    node.has()
+    node.says(f"{says}\n")
+    assert await node.stack.shown(UUID) is shown
+    assert await node.stack.running() == [UUID]
+
+
+@pytest.mark.usefixtures("running")
+async def test_one_that_comes_is_held(node: Node) -> None:
+    """Its configuration is the other node's until all is over."""
+    node.has("b")
+    assert await node.stack.shown(UUID) is Shown.HELD
+
+
+async def test_the_object_is_added(node: Node) -> None:
+    node.has()
+    await node.stack.add_object(UUID, "/run/x.sock")
+    assert node.asked == [
+        "object_del entourage-attend",
+        "quit",
+        "object_add dbus-vmstate,id=entourage-attend,addr=unix:path=/run/x.sock,id-list=entourage",
+        "quit",
+    ]
+    node.says("Error: there is another one\n")
+    with pytest.raises(HypervisorError, match="there is another one"):
+        await node.stack.add_object(UUID, "/run/x.sock")
+
+
+async def test_a_note_is_every_nodes(node: Node) -> None:
+    node.has()
+    note = Note(host="a", nonce="00ff")
+    await node.stack.write_note(UUID, note)
+    there = ProxmoxToolstack(node.place / "etc", node.place / "run", "b")
+    coming = there.arriving('{"vmid": "101", "source": "a"}')
+    assert (coming.name, coming.uuid, coming.note) == ("vm1", UUID, note)
+    await node.stack.write_note(UUID, None)
+    assert await node.stack.note(UUID) is None
+    assert there.arriving('{"vmid": "101", "source": "a"}').note is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "{}",
+        '{"vmid": "101", "source": "../../../tmp"}',
+        '{"vmid": "../101", "source": "a"}',
+        '{"vmid": "102", "source": "a"}',
+    ],
+)
+async def test_what_the_hookscript_cannot_mean(node: Node, said: str) -> None:
+    node.has()
+    with pytest.raises(HypervisorError):
+        node.stack.arriving(said)
+
+
+async def test_two_of_one_uuid_cannot_be_told_apart(node: Node) -> None:
+    node.has("a")
+    node.has("b")
+    with pytest.raises(HypervisorError, match="2 VMs"):
+        await node.stack.read(UUID)
+
+
+async def test_a_monitor_that_cannot_be_asked_is_told(node: Node) -> None:
+    node.has()
+    node.qm.unlink()
+    with pytest.raises(HypervisorError, match="cannot be asked"):
+        await node.stack.add_object(UUID, "/run/x.sock")
