@@ -174,6 +174,11 @@ async def restore_request(
     Raises:
         UsageError: There is no save, it is a copy of one, or a checkpoint.
     """
+    if (far := host_of(directory)) and not Path(directory).exists():  # noqa: ASYNC240 - its own file system's root
+        raise UsageError(
+            f"{directory} is on {far}, and a save is restored on the host that it is on",
+            remedy=f"there: entourage restore {directory[len(far) + 1 :]}",
+        )
     where = _absolute(directory)
     manifest = await in_thread(manifests.read_manifest, Path(where))
     name = manifest.domain.name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from entourage.errors import EntourageError, UsageError, plain_words
+from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import holder_of
@@ -60,13 +60,18 @@ def _saves(settings: Settings, directories: Sequence[str]) -> list[Saved]:
     found: list[Saved] = []
     for name in directories:
         directory = Path(name).absolute()
-        if not directory.is_dir():
-            raise UsageError(f"there is no directory {directory}")
-        if manifests.is_save(directory):
-            found.append(_looked_at(settings, directory))
-        else:
+        try:
+            if not directory.is_dir():
+                raise UsageError(
+                    f"there is no directory {directory}", remedy="mount what it is on, if it is"
+                )
+            if manifests.is_save(directory):
+                found.append(_looked_at(settings, directory))
+                continue
             inside = sorted(path for path in directory.iterdir() if path.is_dir())
-            found += [_looked_at(settings, path) for path in inside if manifests.is_save(path)]
+        except OSError as error:
+            raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
+        found += [_looked_at(settings, path) for path in inside if manifests.is_save(path)]
     return found
 
 
@@ -78,10 +83,10 @@ def _looked_at(settings: Settings, directory: Path) -> Saved:
     try:
         found = objections(directory, manifest, holder_of(settings))
         against = [f"{one.reason} ({one.remedy})" for one in found]
+        if not manifest.checkpoint and manifests.is_copy(directory, manifest):
+            against.append("it is a copy: --only-copy, if no other is restored")
     except (EntourageError, OSError) as error:
         against = [plain_words(error)]
-    if not manifest.checkpoint and manifests.is_copy(directory, manifest):
-        against.append("it is a copy: --only-copy, if no other is restored")
     return Saved(
         directory=str(directory),
         domain=manifest.domain.name,

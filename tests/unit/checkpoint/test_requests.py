@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -228,3 +229,23 @@ async def test_what_speaks_against_a_save_is_shown(settings: Settings, saved: Pa
     assert (shown.domain, len(shown.against)) == ("", 1)
     with pytest.raises(UsageError, match="no directory"):
         await saves(settings, [f"{saved}/none"])
+
+
+async def test_what_is_on_another_host_is_restored_there(settings: Settings) -> None:
+    with pytest.raises(UsageError, match="is on root@b") as told:
+        await restore_request(settings, "root@b:/backup/web1")
+    assert told.value.remedy == "there: entourage restore /backup/web1"
+
+
+async def test_a_save_that_cannot_be_looked_at_is_listed_with_the_others(
+    settings: Settings, saved: Path
+) -> None:
+    shutil.copytree(saved, saved.with_name("a"))
+    os.mkfifo(saved / "claim.json")
+    (saved.with_name("file")).touch()
+    first, second = await saves(settings, [str(saved.parent)])
+    assert (first.domain, second.domain) == ("web1", "web1")
+    assert "claim.json" in "".join(second.against)
+    with pytest.raises(UsageError, match="no directory") as told:
+        await saves(settings, [f"{saved.parent}/file"])
+    assert told.value.remedy

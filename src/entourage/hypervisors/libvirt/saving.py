@@ -35,6 +35,7 @@ from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import (
     IMAGE_XML_SECURE,
+    NO_DOMAIN,
     NO_METADATA,
     XML_INACTIVE,
     XML_MIGRATABLE,
@@ -217,7 +218,11 @@ class LibvirtSaving(LibvirtMachine):
 
         await self._handle.end()
         if raw is not None and not self._handle.transient:
-            await ask(stay_off)
+            try:
+                await ask(stay_off)
+            except RefusedError as error:
+                if error.code != NO_DOMAIN:  # else it was undefined meanwhile, and starts nowhere
+                    raise
             await in_thread(sync_definitions)
 
 

@@ -6,6 +6,7 @@ one, also on NFS), and is on the disk before the guest may run.
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def read_claim(directory: Path) -> Claim | None:
     """
     path = directory / _CLAIM
     try:
-        with path.open("rb") as file:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:  # noqa: PTH123 - no FIFO holds it up
             return msgspec.json.decode(file.read(_LARGEST), type=Claim)
     except FileNotFoundError:
         return None

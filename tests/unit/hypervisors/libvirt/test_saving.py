@@ -18,7 +18,7 @@ from entourage.hypervisors.base import DataPlane, Ticket
 from entourage.hypervisors.libvirt import attending, looks, saving
 from entourage.hypervisors.libvirt import handle as handles
 from entourage.hypervisors.libvirt.connection import RefusedError
-from entourage.hypervisors.libvirt.constants import State
+from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
@@ -165,8 +165,15 @@ async def test_what_libvirt_says_of_a_file_is_told() -> None:
         await saved.landed()
 
 
-async def test_the_definition_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is ended, and libvirt is told not to start it by itself, but not to forget it."""
+@pytest.mark.parametrize("undefined", [False, True])
+async def test_the_definition_stays(
+    monkeypatch: pytest.MonkeyPatch,
+    undefined: bool,  # noqa: FBT001 - a case's
+) -> None:
+    """It is ended, and libvirt is told not to start it by itself, but not to forget it.
+
+    Of one that its user has undefined meanwhile, nothing is left to be told.
+    """
     told: list[str] = []
 
     class Raw:
@@ -177,6 +184,8 @@ async def test_the_definition_stays(monkeypatch: pytest.MonkeyPatch) -> None:
             return (State.SHUT_OFF if told else State.PAUSED), 0
 
         def autostart(self) -> int:
+            if undefined:
+                raise Failed("no domain", code=NO_DOMAIN)
             return 1
 
         def setAutostart(self, on: int) -> None:  # noqa: N802 - libvirt's
@@ -193,7 +202,7 @@ async def test_the_definition_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     connection: Any = SimpleNamespace(raw=None)
     handle = Handle(connection, Raw(), DOMAIN, was_running=True, transient=False)
     await LibvirtSaving(handle, Path("/x.log"), "a").release()
-    assert told == ["destroy", "looked", "autostart 0"]
+    assert told == ["destroy", "looked", *([] if undefined else ["autostart 0"])]
 
 
 async def test_a_snapshot_is_asked_to_end_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,22 @@ def test_a_damaged_claim_may_be_anybodys(tmp_path: Path) -> None:
         claim.take(tmp_path, MINE)
 
 
+@pytest.mark.parametrize("what", ["fifo", "link", "large"])
+def test_a_claim_that_is_none_holds_nobody_up(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "claim.json"
+    match what:
+        case "fifo":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(tmp_path / "elsewhere")
+        case _:
+            path.write_bytes(b" " * 4096 + b'{"holder": "1", "host": "a"}')
+    with pytest.raises(HypervisorError):
+        claim.read_claim(tmp_path)
+    with pytest.raises(HypervisorError):
+        claim.take(tmp_path, MINE)
+
+
 def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
