@@ -5,7 +5,7 @@ DOCS := .venv/.docs
 RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q --durations 10
 
-.PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-halves test-sim-mutants test-e2e test-e2e-all test-faults bench bench-quick lint format docs clean
+.PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-halves test-sim-mutants test-e2e test-e2e-all test-faults test-checkpoint bench bench-quick lint format docs clean
 .PHONY: sim-fleet test-fleet test-fleet-all test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-attend-backports test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
@@ -76,6 +76,11 @@ test-qemu10-all: test-qemu10
 # Each fault at each point, where `make test` tries a core of them; writes docs/faults.md.
 test-faults: $(STAMP)
 	$(PYTEST) tests/e2e/test_faults.py --all-faults --faults-table docs/faults.md
+
+# Saves, checkpoints and restores, of Entourage's own machines and libvirt's: every case; writes docs/saves.md.
+SAVES := tests/e2e/test_save*.py tests/e2e/test_checkpoint*.py tests/e2e/libvirt/test_save*.py
+test-checkpoint: $(STAMP)
+	$(PYTEST) $(SAVES) --saves-table docs/saves.md
 
 # Entourage beside its peers, an hour or so; docs/benchmarks.md says how to read it.
 bench: $(STAMP)

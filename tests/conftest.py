@@ -17,3 +17,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--all-faults", action="store_true", help="each fault at each point, not the core of them"
     )
     parser.addoption("--faults-table", metavar="FILE", help="where to write what was seen of them")
+    parser.addoption("--saves-table", metavar="FILE", help="where to write what was seen of saves")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lab.backports import NoBackportsError, backports
 from lab.hosts import Lab
+from tests.e2e import saves_table
 from tests.e2e.faults.matrix import Case
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from lab.host import Host
 
 _FAILED = pytest.StashKey[bool]()
+_SAVES = pytest.StashKey[dict[str, saves_table.Row]]()
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +72,23 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and report.when == "call":
         item.stash[_FAILED] = True
+    if item.config.getoption("saves_table") and (report.when == "call" or report.failed):
+        seen = item.config.stash.setdefault(_SAVES, {})
+        before = seen.get(item.nodeid)
+        seen[item.nodeid] = saves_table.Row(
+            path=item.nodeid.partition("::")[0],
+            title=saves_table.title_of(item.name, getattr(item, "obj", item).__doc__),
+            case=item.name.partition("[")[2].removesuffix("]"),
+            passed=report.passed and (before is None or before.passed),
+            seconds=report.duration,
+        )
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the page of ``make test-checkpoint``."""
+    if path := session.config.getoption("saves_table"):
+        saves_table.write(Path(path), list(session.config.stash.setdefault(_SAVES, {}).values()))
 
 
 @pytest.fixture
