@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import msgspec
 from entourage.admission import known
 from entourage.checkpoint.disks import Disks
 from entourage.devices.base import Options
-from entourage.domain import Block, Domain
+from entourage.domain import Block, Domain, Name
 from entourage.errors import UsageError
 from entourage.hosts.filters import (
     COMPRESS,
@@ -26,7 +27,7 @@ from entourage.hosts.route import Route, checked_host_of, host_of
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.registry import saves_by, starter_of_files, usual
 from entourage.hypervisors.saved import manifest as manifests
-from entourage.hypervisors.saved.descriptor import save_name
+from entourage.hypervisors.saved.descriptor import Identity, another_name, save_name
 from entourage.hypervisors.saved.manifest import copy_path
 from entourage.settings.model import Settings
 from entourage.source.request import Request
@@ -151,6 +152,7 @@ async def restore_request(
     only_copy: bool = False,
     revert: bool = False,
     identity: str = "",
+    another: str = "",
     nets: Mapping[str, str] | None = None,
     disks: Mapping[str, str] | None = None,
     tool: str | None = None,
@@ -166,13 +168,15 @@ async def restore_request(
         revert: The user vouches that the machine of this checkpoint runs nowhere, and gives up
             what it did since.
         identity: The file of age identities by which memory is decrypted.
+        another: The name of another machine that is made of it; empty: it is restored itself.
         nets: Other bridges, by those that it had.
         disks: Where disks that were copied are written to, by their ids.
         tool: An external tool for every class.
         dry_run: TEST only.
 
     Raises:
-        UsageError: There is no save, it is a copy of one, or a checkpoint.
+        UsageError: There is no save, it is a copy of one, or a checkpoint; or no other machine can
+            be made of it.
     """
     if (far := host_of(directory)) and not Path(directory).exists():  # noqa: ASYNC240 - its own file system's root
         raise UsageError(
@@ -182,7 +186,17 @@ async def restore_request(
     where = _absolute(directory)
     manifest = await in_thread(manifests.read_manifest, Path(where))
     name = manifest.domain.name
-    if manifest.checkpoint and not revert:
+    connect = save_name(where)
+    if another:
+        if revert or only_copy:
+            raise UsageError(
+                "--revert and --only-copy are of the machine itself, not of another one (--as)",
+                remedy="leave them out",
+            )
+        connect = another_name(where, _identity(manifest, where, another))
+        await in_thread(_check_another, manifest, another, nets or {}, disks or {})
+        name = another
+    elif manifest.checkpoint and not revert:
         raise UsageError(
             f"{where} is a checkpoint: {name} went on after it, on {manifest.host}",
             remedy="if it is off, wherever it has gone, and what it did since is to be given up:"
@@ -193,7 +207,7 @@ async def restore_request(
             f"{where} is no checkpoint: {name} ended as it was saved", remedy="leave --revert out"
         )
     is_copy = await in_thread(manifests.is_copy, Path(where), manifest)
-    if not manifest.checkpoint and not only_copy and is_copy:
+    if not (another or manifest.checkpoint or only_copy) and is_copy:
         raise UsageError(
             f"{where} is a copy of what was saved on {manifest.host}: whether that was restored"
             " already, or another copy, cannot be seen from here",
@@ -211,7 +225,7 @@ async def restore_request(
     return Request(
         domain=name,
         route=Route(host=THIS_HOST, there=_restored_by(where, manifest.hypervisor)),
-        connect=save_name(where),
+        connect=connect,
         settings=_here(settings),
         options=Options(
             nets=dict(nets or {}),
@@ -226,6 +240,58 @@ async def restore_request(
         dry_run=dry_run,
         paused=paused,
     )
+
+
+def _identity(manifest: manifests.Manifest, where: str, name: str) -> Identity:
+    """Who another machine is.
+
+    Raises:
+        UsageError: It cannot be called so, or its save is not one of Entourage's own machines.
+    """
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{name!r} is no name of a domain", remedy="choose another") from error
+    if name == manifest.domain.name:
+        raise UsageError(
+            f"{where} is a save of {name} itself", remedy="leave --as out, or choose another name"
+        )
+    if manifest.hypervisor:
+        raise UsageError(
+            f"{where} was saved by {manifest.hypervisor}, and has {manifest.domain.name} in it",
+            remedy="--as is for Entourage's own machines",
+        )
+    return Identity(str(uuid.uuid4()), name)
+
+
+def _check_another(
+    manifest: manifests.Manifest,
+    name: str,
+    nets: Mapping[str, str],
+    disks: Mapping[str, str],
+) -> None:
+    """Raises UsageError where another machine would have a place of the first one's."""
+    first, labels = manifest.domain, {copy.device for copy in manifest.copies}
+    for disk in first.block:
+        if disk.label in labels and disk.id not in disks:
+            raise UsageError(
+                f"{disk.id} is a copy of {first.name}'s, and {name} needs a place of its own",
+                remedy=f"--disk {disk.id}=/srv/{name}-{disk.id}, or where else it may lie",
+            )
+    own = {Path(disk.path).resolve() for disk in first.block}
+    for disk, path in disks.items():
+        if Path(path).resolve() in own:
+            raise UsageError(
+                f"{path} is a disk of {first.name}, and would be written over",
+                remedy=f"--disk {disk}=PATH, another one",
+            )
+    for nic in first.net:
+        if nets.get(nic.bridge, nic.bridge) == nic.bridge:
+            raise UsageError(
+                f"the guest has the MAC of {first.name}'s {nic.id} in its memory until it is"
+                f" started again, and would be on the bridge {nic.bridge} with it",
+                remedy=f"--net {nic.bridge}=BRIDGE, one that {first.name} is not on",
+            )
 
 
 def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str, str]:

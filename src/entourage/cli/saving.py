@@ -238,6 +238,12 @@ def restore(
     identity: Annotated[
         str, typer.Option(metavar="FILE", help="The age identity that decrypts memory.")
     ] = "",
+    another: Annotated[
+        str,
+        typer.Option(
+            "--as", metavar="NAME", help="Make another machine of it, with its own UUID and MACs."
+        ),
+    ] = "",
     net: Annotated[
         list[str] | None,
         typer.Option(metavar="SAVED=HERE", help="Another bridge, as br0=br1; repeatable."),
@@ -265,7 +271,7 @@ def restore(
     from entourage.source.request import Request
 
     if everything:
-        if any((paused, only_copy, revert, identity, net, disk, dry_run)):
+        if any((paused, only_copy, revert, identity, another, net, disk, dry_run)):
             raise _not_with_all("what is said of the restore of one, and --dry-run,")
         settings = _settings(config)
         where = directory or usual_place(settings)
@@ -284,6 +290,7 @@ def restore(
                 only_copy=only_copy,
                 revert=revert,
                 identity=identity,
+                another=another,
                 nets=wanted.nets,
                 disks=wanted.disks,
                 tool=tool,

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,10 +15,16 @@ from entourage.checkpoint import requests
 from entourage.checkpoint.disks import Disks
 from entourage.checkpoint.requests import restore_request, save_request
 from entourage.checkpoint.saved import saves
-from entourage.domain import Block, Domain, Tpm
-from entourage.errors import UsageError
+from entourage.domain import Block, Domain, External, Net, Tpm
+from entourage.errors import HypervisorError, UsageError
 from entourage.hosts.route import host_of
-from entourage.hypervisors.registry import counterpart, elsewhere, in_directory
+from entourage.hypervisors.registry import (
+    counterpart,
+    elsewhere,
+    find_domain,
+    in_directory,
+    start_command,
+)
 from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.settings.model import PathSettings, Settings
@@ -249,3 +256,123 @@ async def test_a_save_that_cannot_be_looked_at_is_listed_with_the_others(
     with pytest.raises(UsageError, match="no directory") as told:
         await saves(settings, [f"{saved.parent}/file"])
     assert told.value.remedy
+
+
+@pytest.fixture
+def copied(saved: Path) -> Path:
+    """A save of a machine with a NIC, whose disk was copied into it."""
+    manifest = manifests.read_manifest(saved)
+    copy = manifests.Copy(device="block/disk0", format="raw", file=manifest.memory)
+    nic = Net(id="net0", bridge="br0", mac="52:54:00:00:00:01", tap="tap7")
+    domain = msgspec.structs.replace(manifest.domain, net=(nic,))
+    manifest = msgspec.structs.replace(manifest, domain=domain, copies=(copy,), disks=())
+    (saved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    (saved / "disks").mkdir(mode=0o700)
+    (saved / "disks" / "disk0").touch(mode=0o600)
+    return saved
+
+
+OWN: dict[str, Any] = {"disks": {"disk0": "/srv/web2.raw"}, "nets": {"br0": "br9"}}
+
+
+async def test_another_machine_is_made_of_it(settings: Settings, copied: Path) -> None:
+    """It has its own name, UUID and MACs; whose copy of the save it is does not matter."""
+    (copied / "memory").touch()
+    request = await restore_request(settings, str(copied), another="web 2", **OWN)
+    other = await restore_request(settings, str(copied), another="web 2", **OWN)
+    assert request.domain == "web 2"
+    assert request.connect != other.connect
+    assert in_directory(request.connect or "") == str(copied)
+    hypervisor, domain = await find_domain(settings, "web 2", request.connect)
+    assert (hypervisor.name, domain.name) == (request.connect, "web 2")
+    first = manifests.read_manifest(copied).domain
+    assert domain.uuid not in {None, first.uuid}
+    assert domain.net[0].mac not in {None, first.net[0].mac}
+    assert (domain.net[0].tap, domain.net[0].bridge) == (None, "br0")
+    machine = await hypervisor.machine("web 2")
+    assert (machine.domain.uuid, machine.domain.net) == (domain.uuid, domain.net)
+    assert machine.domain.block[0].path == f"{copied}/disks/disk0"
+    assert start_command(request.connect or "", "web 2") == f"entourage restore --as web 2 {copied}"
+
+
+async def test_another_machine_claims_nothing(settings: Settings, copied: Path) -> None:
+    request = await restore_request(settings, str(copied), another="web2", **OWN)
+    hypervisor, domain = await find_domain(settings, "web2", request.connect)
+    machine = await hypervisor.machine("web2")
+    await machine.disarm_deadman()
+    assert claim.read_claim(copied) is None
+    claim.take(copied, "2" * 32)
+    await machine.disarm_deadman()
+    await machine.release()
+    await machine.abort()
+    assert (claim.read_claim(copied) or claim.Claim(holder="", host="")).holder == "2" * 32
+    again = await hypervisor.reattach_machine(domain)  # as recovery does
+    assert again.domain.uuid == domain.uuid
+    (copied / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(HypervisorError, match="is damaged"):
+        await machine.disarm_deadman()
+    shutil.rmtree(copied)
+    gone = await hypervisor.reattach_machine(domain)
+    assert gone.domain.uuid == domain.uuid
+    await gone.abort()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"another": "web1"}, "a save of web1 itself"),
+        ({"another": "a/b"}, "no name of a domain"),
+        ({"revert": True}, "are of the machine itself"),
+        ({"only_copy": True}, "are of the machine itself"),
+        ({"disks": {}}, "web2 needs a place of its own"),
+        ({"nets": {}}, "the MAC of web1's net0"),
+        ({"nets": {"br0": "br0"}}, "the MAC of web1's net0"),
+    ],
+)
+async def test_another_machine_has_no_place_of_the_first_ones(
+    settings: Settings, copied: Path, more: dict[str, Any], says: str
+) -> None:
+    asked: dict[str, Any] = {"another": "web2", **OWN, **more}
+    with pytest.raises(UsageError, match=says) as told:
+        await restore_request(settings, str(copied), **asked)
+    assert told.value.remedy
+
+
+async def test_another_machine_writes_over_no_disk_of_the_first(
+    settings: Settings, copied: Path, tmp_path: Path
+) -> None:
+    disk = manifests.read_manifest(copied).domain.block[0].path
+    (tmp_path / "link").symlink_to(disk)
+    for path in (disk, f"{tmp_path}/link"):
+        with pytest.raises(UsageError, match="is a disk of web1"):
+            await restore_request(
+                settings, str(copied), another="web2", nets=OWN["nets"], disks={"disk0": path}
+            )
+
+
+async def test_what_there_cannot_be_two_of_is_refused(settings: Settings, saved: Path) -> None:
+    """At TEST, all of it at once."""
+    manifest = manifests.read_manifest(saved)
+    media = Block(id="cd0", path="/srv/cd.iso", model="ide-cd")
+    domain = msgspec.structs.replace(
+        manifest.domain,
+        block=(*manifest.domain.block, media),
+        tpm=(Tpm(id="tpm0"),),
+        external=(External(id="fpga0", type="fpga"),),
+    )
+    manifest = msgspec.structs.replace(manifest, domain=domain)
+    (saved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    request = await restore_request(settings, str(saved), another="web2")
+    hypervisor, _ = await find_domain(settings, "web2", request.connect)
+    found = await (await hypervisor.machine("web2")).blockers()
+    assert [one.device for one in found] == ["block/disk0", "tpm/tpm0", "external/fpga0"]
+    assert "--disks=copy" in found[0].remedy
+    assert all(one.remedy for one in found)
+
+
+async def test_libvirts_domains_become_no_other_ones(settings: Settings, saved: Path) -> None:
+    manifest = manifests.read_manifest(saved)
+    manifest = msgspec.structs.replace(manifest, hypervisor="qemu:///system")
+    (saved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(UsageError, match="was saved by qemu:///system"):
+        await restore_request(settings, str(saved), another="web2")

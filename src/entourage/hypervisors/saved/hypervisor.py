@@ -14,6 +14,8 @@ from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.another import AnotherMachine, renamed
+from entourage.hypervisors.saved.descriptor import Identity, another_name, save_name
 from entourage.hypervisors.saved.incoming import SavingIncoming
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.saved.place import Place
@@ -33,10 +35,12 @@ class SavedHypervisor:
     Args:
         settings: This host's.
         directory: Where it is, or is to be.
+        another: The other machine that is made of it; None: it is restored itself.
     """
 
-    def __init__(self, settings: Settings, directory: str) -> None:
-        self.name = f"save:{directory}"
+    def __init__(self, settings: Settings, directory: str, another: Identity | None = None) -> None:
+        self.name = another_name(directory, another) if another else save_name(directory)
+        self._another = another
         self._settings = own_settings(settings)
         self._directory = Path(directory)
         self._facts: dict[str, str] = {}
@@ -47,7 +51,8 @@ class SavedHypervisor:
 
     async def find(self, name: str) -> Domain:
         """The saved configuration; raises UsageError where there is none of that name."""
-        return (await self._manifest(name)).domain
+        domain = (await self._manifest(name)).domain
+        return renamed(domain, self._another) if self._another else domain
 
     async def machine(self, name: str) -> Machine:
         """The saved machine; raises UsageError where there is none of that name."""
@@ -60,20 +65,23 @@ class SavedHypervisor:
         """
         if not await in_thread(os.path.lexists, self._directory):
             # Whether its storage is mounted, is seen before anything is made of that.
-            return await self._machine(manifests.removed(domain))
+            return await self._machine(manifests.removed(domain))  # already as the other one
         return await self._machine(await self._manifest(domain.name))
 
     async def _manifest(self, name: str) -> manifests.Manifest:
         manifest = await in_thread(manifests.read_manifest, self._directory)
-        if manifest.domain.name != name:
-            raise UsageError(
-                f"{self._directory} is a save of {manifest.domain.name}, not of {name}"
-            )
+        saved = self._another.name if self._another else manifest.domain.name
+        if saved != name:
+            raise UsageError(f"{self._directory} is a save of {saved}, not of {name}")
         return manifest
 
     async def _machine(self, manifest: manifests.Manifest) -> SavedMachine:
         holder = await in_thread(holder_of, self._settings)
         place = Place(self._directory, manifest.domain.uuid, Path(self._settings.paths.state))
+        if self._another:
+            machine = AnotherMachine(self._directory, manifest, holder, place)
+            machine.become(self._another)
+            return machine
         kind = WrittenMachine if manifest.hypervisor else SavedMachine
         return kind(self._directory, manifest, holder, place)
 

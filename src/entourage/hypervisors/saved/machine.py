@@ -243,6 +243,9 @@ class SavedMachine(MachineSeams):
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         await in_thread(claim.take, self._directory, self._holder)
+        await self._look_again()
+
+    async def _look_again(self) -> None:
         await in_thread(self._check_again)
 
     def _check_again(self) -> None:
