@@ -13,7 +13,7 @@ from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE, Run
-from tests.e2e.test_save import FPGA, KEPT, flip, names, reasons, run
+from tests.e2e.saves import FPGA, KEPT, flip, names, reasons, run
 from tests.e2e.world import EMULATED, World, qmp
 
 DIR = "/srv/checkpoint"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.e2e.saves import run
 from tests.e2e.test_checkpoint import (
     CHECKPOINT,
     DIR,
@@ -13,7 +14,6 @@ from tests.e2e.test_checkpoint import (
     went_back,
     world,
 )
-from tests.e2e.test_save import run
 from tests.e2e.world import World
 
 __all__ = ["ready", "world"]

@@ -14,7 +14,7 @@ from lab.guest import disk_sequences
 from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.run import PATIENCE, Run
-from tests.e2e.test_save import KEPT, killed_at, run
+from tests.e2e.saves import KEPT, killed_at, run
 from tests.e2e.world import World
 
 DIR = "/srv/as"

@@ -1,0 +1,117 @@
+"""Who saves or restores a libvirt domain is killed, or libvirtd is: a save, or a guest."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.e2e.libvirt.saved import (
+    DIR,
+    is_gone,
+    killed_at,
+    lives,
+    module_world,
+    names,
+    partial,
+    ready,
+    reasons,
+    recovered,
+    restore,
+    save,
+    went_on,
+)
+from tests.e2e.libvirt.world import LibvirtWorld
+from tests.e2e.points import Points
+from tests.e2e.run import PATIENCE
+from tests.e2e.shared import loop
+
+__all__ = ["module_world", "ready"]
+
+
+@pytest.mark.matrix
+def test_killed_while_its_storage_hangs(ready: LibvirtWorld) -> None:
+    """libvirt waits for storage: once that answers, the guest goes on, and nothing is left."""
+    world, here, slow = ready, ready.here, "/mnt/slow"
+    with loop(here, "/srv/slow.img", "512M") as device:
+        here.run(["mkfs.ext4", "-q", device])
+        here.run(["mkdir", slow])
+        here.run(["mount", device, slow])
+        argv = ["entourage", "save", "--json", "--tool", str(world.tool()), "--", world.name]
+        with Points(here, "source.step-done.1", "source.guest-stopped") as points:
+            process = here.popen([*argv, f"{slow}/saved"], env=points.env)
+            points.wait("source.step-done.1", lambda: process.poll() is None)
+            here.run(["fsfreeze", "--freeze", slow])
+            try:
+                points.pass_on("source.step-done.1")
+                points.wait("source.guest-stopped", lambda: process.poll() is None)
+                process.kill()
+            finally:
+                here.run(["fsfreeze", "--unfreeze", slow])
+            points.open()
+            process.communicate(timeout=PATIENCE)
+        recovered(world)
+        assert names(here, slow) == ["lost+found"]
+        here.run(["umount", slow])
+        here.run(["rmdir", slow])
+    lives(world)
+
+
+KILLED = [
+    # Who is killed where, and what there is then: a save, or a guest that runs.
+    ("entourage", "source.step-started.2", "guest"),
+    pytest.param("agent", "target.after.flush-go", "save", marks=pytest.mark.matrix),
+    pytest.param("libvirtd", "source.step-started.2", "guest", marks=pytest.mark.matrix),
+    pytest.param("entourage", "source.after.flush-armed", "guest", marks=pytest.mark.matrix),
+    pytest.param("entourage", "source.go-sent", "save", marks=pytest.mark.matrix),
+    pytest.param("libvirtd", "source.go-sent", "save", marks=pytest.mark.matrix),
+    pytest.param("agent", "target.before.flush-go", "guest", marks=pytest.mark.matrix),
+    pytest.param("agent", "target.after.let-run", "save", marks=pytest.mark.matrix),
+    pytest.param("both", "source.step-started.2", "guest", marks=pytest.mark.matrix),
+]
+
+
+@pytest.mark.parametrize(("victim", "point", "left"), KILLED)
+def test_killed_while_it_is_saved(ready: LibvirtWorld, victim: str, point: str, left: str) -> None:
+    world = ready
+    argv = ["entourage", "save", "--json", "--tool", str(world.tool()), "--", world.name, DIR]
+    killed_at(world, argv, victim, point)
+    recovered(world)
+    assert world.here.path(DIR).exists() == (left == "save")
+    assert not partial(world)
+    if left == "save":
+        is_gone(world)
+        went_on(world, restore(world))
+    lives(world)
+
+
+RESTORED = [
+    pytest.param("entourage", "source.after.disarm-deadman", "save", marks=pytest.mark.matrix),
+    pytest.param("agent", "target.after.flush-go", "guest", marks=pytest.mark.matrix),
+    pytest.param("entourage", "source.after.flush-armed", "save", marks=pytest.mark.matrix),
+    pytest.param("agent", "target.before.flush-go", "save", marks=pytest.mark.matrix),
+    pytest.param("entourage", "source.go-sent", "guest", marks=pytest.mark.matrix),
+    pytest.param("libvirtd", "target.after.flush-go", "guest", marks=pytest.mark.matrix),
+    pytest.param("libvirtd", "source.after.disarm-deadman", "guest", marks=pytest.mark.matrix),
+    pytest.param("agent", "target.after.let-run", "guest", marks=pytest.mark.matrix),
+]
+
+
+@pytest.mark.parametrize(("victim", "point", "left"), RESTORED)
+def test_killed_while_it_is_restored(
+    ready: LibvirtWorld, victim: str, point: str, left: str
+) -> None:
+    world = ready
+    assert save(world).status == 0
+    argv = ["entourage", "restore", "--json", "--tool", str(world.tool()), "--", DIR]
+    killed_at(world, argv, victim, point)
+    if (victim, point) == ("entourage", "source.after.disarm-deadman"):
+        lost = restore(world, host=world.there)
+        assert f"is being restored on {world.here.name}" in reasons(lost), str(lost)
+    recovered(world)
+    if left == "save":
+        assert names(world.here, DIR) == ["manifest.json", "memory"]
+        is_gone(world)
+        went_on(world, restore(world))
+    lives(world)
+    assert json.loads(world.here.path(f"{DIR}/claim.json").read_text())["restored"]

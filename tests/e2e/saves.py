@@ -1,0 +1,129 @@
+"""A guest that is saved and restored, and what the tests of that do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from lab.host import Host
+from lab.hosts import Lab
+from lab.observer import Observer
+from tests.e2e.points import Points
+from tests.e2e.run import PATIENCE, Run
+from tests.e2e.shared import SHARED, shared_storage
+from tests.e2e.world import EMULATED, World
+
+DIR = f"{SHARED}/saved"
+OTHER = f"{SHARED}/again"
+FAR = "/srv/far"
+KEPT = (
+    "/run/entourage/afar*",
+    "/var/lib/entourage/afar*",
+)
+FPGA = """
+[[external]]
+id = "fpga0"
+type = "fpga"
+"""
+
+
+@pytest.fixture(scope="module")
+def world(lab: Lab) -> Generator[World]:
+    """A guest with one disk on shared storage, and one on its host alone."""
+    with shared_storage(lab, "1G"), Observer.start(lab) as seen:
+        disks = (f"{SHARED}/d0.raw", f"{SHARED}/d1.raw")
+        world = World.begin(lab, seen, "saved1", disks=disks, extra=EMULATED + FPGA)
+        world.kept = (*world.kept, *KEPT)  # type: ignore[misc] - of this one
+        yield world
+        world.end()
+        # Other modules have the same hosts, and know nothing of these.
+        for host in (world.here, world.there):
+            host.run(["sh", "-c", f"rm -rf {' '.join(KEPT)}"])
+
+
+@pytest.fixture
+def ready(world: World) -> Generator[World]:
+    """The same, with nothing saved, before and after."""
+    world.lives()
+    yield world
+    for host in (world.here, world.there):
+        host.run(["rm", "-rf", DIR, OTHER, FAR, "/root/key", "/root/other"])
+
+
+def run(world: World, *words: str, host: Host | None = None) -> Run:
+    """Run a command that prints events to its end."""
+    argv = ["entourage", words[0], "--json", *words[1:]]
+    done = (host or world.here).run(argv, check=False, timeout=PATIENCE)
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def save(world: World, directory: str = DIR, *options: str) -> Run:
+    tool = world.tool()
+    return run(world, "save", "--tool", str(tool), *options, "--", world.name, directory)
+
+
+def restore(world: World, directory: str = DIR, *options: str, host: Host | None = None) -> Run:
+    tool = world.tool()
+    return run(world, "restore", "--tool", str(tool), *options, "--", directory, host=host)
+
+
+def reasons(done: Run) -> str:
+    """All that speaks against it."""
+    return "; ".join(one["reason"] for one in done.of("device-refused"))
+
+
+def is_gone(world: World, directory: str = DIR) -> None:
+    """The guest has ended, and is in that directory; nothing else is left of it."""
+    assert not world.answers()
+    left = world.here.wait_clean(
+        world.clean[world.here.name], ignore=(*world.kept, f"{directory}*")
+    )
+    assert not left, str(left)
+    assert names(world.here, directory) == ["manifest.json", "memory"]
+    assert not partial(world)
+
+
+def partial(world: World) -> list[str]:
+    """What is left of saves that were not whole."""
+    return [name for name in names(world.here, SHARED) if name.endswith(".partial")]
+
+
+def names(host: Host, directory: str) -> list[str]:
+    return sorted(path.name for path in host.path(directory).iterdir())
+
+
+def went_on(world: World, done: Run) -> None:
+    """The guest goes on as if nothing had been."""
+    assert done.status == 0, str(done)
+    assert done.finished["outcome"] == "moved", str(done)
+    world.lives()
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        [byte] = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
+def killed_at(world: World, argv: list[str], victim: str, point: str) -> None:
+    """Run a command, and kill it or its agent at a point of its way."""
+    with Points(world.here, point) as points:
+        process = world.here.popen(argv, env=points.env)
+        points.wait(point, lambda: process.poll() is None)
+        if victim == "agent":
+            world.here.run(["pkill", "-KILL", "-f", "entourage agent"])
+        else:
+            process.kill()
+        points.open()
+        process.communicate(timeout=PATIENCE)
+
+
+def recovered(world: World) -> None:
+    """Recover what was killed: everything is settled by that."""
+    done = world.here.run(["entourage", "recover"], check=False, timeout=PATIENCE)
+    assert done.returncode == 0, done
