@@ -28,7 +28,7 @@ from entourage.hosts.parts import HostPart
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
-from entourage.hypervisors.libvirt import handed, volumes
+from entourage.hypervisors.libvirt import guestclock, handed, volumes
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
@@ -257,10 +257,13 @@ class RestoringIncoming(LibvirtIncoming):
         await in_thread(sync_definitions)
 
     async def finish_arrival(self) -> None:
-        """Nothing of it is open any more."""
+        """Nothing of it is open any more; last of all, its guest's clock is moved on."""
         connection = await self._connected()
         await in_thread(durable.remove, self._file)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
+        raw = await self._raw()
+        if raw is not None and await self._state() in {State.RUNNING, State.BLOCKED}:
+            await guestclock.move_on(raw, self._domain.name)
 
     async def kill(self) -> None:
         """End the machine, which never ran; a definition that was here stays.

@@ -201,6 +201,26 @@ async def test_a_definition_that_is_here_stays(
     assert raw.told == told
 
 
+@pytest.mark.parametrize(("state", "moved"), [(State.RUNNING, ["web1"]), (State.PAUSED, [])])
+async def test_the_clock_of_a_guest_that_runs_is_moved_on_last(
+    file: Path, monkeypatch: pytest.MonkeyPatch, state: State, moved: list[str]
+) -> None:
+    asked: list[str] = []
+
+    async def refresh(*_: object) -> None:
+        assert asked == []
+
+    async def move_on(_raw: object, name: str) -> None:
+        assert not file.exists()
+        asked.append(name)
+
+    monkeypatch.setattr(module.volumes, "refresh", refresh)
+    monkeypatch.setattr(module.guestclock, "move_on", move_on)
+    note(file, resumed=True)
+    await Here(file, Raw(state)).finish_arrival()
+    assert asked == moved
+
+
 async def test_a_file_that_is_damaged_is_told_of(file: Path) -> None:
     file.write_bytes(b"{")
     with pytest.raises(HypervisorError, match="cannot be read"):
