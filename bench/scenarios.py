@@ -18,6 +18,7 @@ import msgspec
 from bench.byhand import ByHand
 from bench.figures import Move, Round
 from bench.guests import OWN, PLUGIN, Entourage, Shape, Told, Traveller
+from bench.saving import save_times
 from bench.stage import Stage
 from bench.testing import test_times
 from bench.virsh import OnLibvirt, Virsh
@@ -309,6 +310,14 @@ def test(scenario: Scenario, count: int, log: Log) -> Result:
     return Result(scenario.name, scenario.title, (), test_times(scenario.shape, count, log))
 
 
+# Saves
+
+
+def save(scenario: Scenario, count: int, log: Log) -> Result:
+    """Saves, restores and checkpoints, beside virsh's."""
+    return Result(scenario.name, scenario.title, (), save_times(scenario.shape, count, log))
+
+
 # What the kernel sees
 
 
@@ -396,6 +405,9 @@ SCENARIOS = (
     Scenario(
         "test", "TEST of 8 disks, 1 ms each way", 15, 3, test,
         Shape("test", disks=("64M",) * 8, tpm=True),
+    ),
+    Scenario(
+        "save", "save, restore and checkpoint, beside virsh's: memory and a disk", 10, 2, save, DISK
     ),
     Scenario("syncs", "syncs within the blackout", 3, 1, syncs, TPM),
     Scenario("far", "20 ms of delay each way", 10, 0, far, TPM),
