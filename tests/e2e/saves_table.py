@@ -61,7 +61,7 @@ def page(rows: Sequence[Row]) -> str:
     for where, inside in groupby(groups, _where):
         lines += [f"\n## {where}\n", "| case | seen | s |", "| --- | --- | ---: |"]
         for row in inside:
-            case = f"{row.title}: `{row.case}`" if row.case else row.title
+            case = f"{row.title}: {row.case}" if row.case else row.title
             seen = "as it must be" if row.passed else "**not as it must be**"
             lines.append(f"| {case.replace('|', chr(92) + '|')} | {seen} | {row.seconds:.0f} |")
     return "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ def test_what_was_seen() -> None:
     assert own.startswith("Entourage's own machines\n")
     assert own.splitlines()[4:] == [
         "| Twice in a row | as it must be | 12 |",
-        "| Killed: `agent-a\\|b` | **not as it must be** | 3 |",
+        "| Killed: agent-a\\|b | **not as it must be** | 3 |",
     ]
     assert checkpoints.startswith("Checkpoints\n")
     assert libvirts.startswith("libvirt's domains\n")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVarTuple
 
 import msgspec
 
@@ -34,7 +36,9 @@ from entourage.hypervisors.seams import MachineSeams
 from entourage.hypervisors.values import TpmFacts
 from entourage.steps import Refusal
 
+_ANSWERS_WITHIN = 20.0  # seconds for storage; a claim is some kilobytes
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
+Given = TypeVarTuple("Given")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -80,6 +84,7 @@ class SavedMachine(MachineSeams):
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
+        self._turn = threading.Lock()
 
     @property
     def domain(self) -> Domain:
@@ -239,14 +244,37 @@ class SavedMachine(MachineSeams):
             HypervisorError: Somebody else has claimed it, or it is not what it was at TEST.
         """
         try:
-            await in_thread(self._place.note, self.generation)
+            await self._on_storage(self._place.note, self.generation)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
-        await in_thread(claim.take, self._directory, self._holder)
+        await self._on_storage(claim.take, self._directory, self._holder)
         await self._look_again()
 
     async def _look_again(self) -> None:
-        await in_thread(self._check_again)
+        await self._on_storage(self._check_again)
+
+    async def _on_storage(self, work: Callable[[*Given], None], *args: *Given) -> None:
+        """Do something with the save, one thing after the other, also where the first one hangs.
+
+        A claim that is given up must not be taken after that, by a thread that nobody waits for.
+
+        Raises:
+            HypervisorError: The storage does not answer.
+        """
+
+        def in_turn() -> None:
+            with self._turn:
+                work(*args)
+
+        try:
+            async with asyncio.timeout(_ANSWERS_WITHIN):
+                await in_thread(in_turn)
+        except TimeoutError as error:
+            raise HypervisorError(
+                f"the storage of {self._directory} has not answered for {_ANSWERS_WITHIN:g} s",
+                remedy="see whether its server is there; then `entourage recover"
+                f" {self.domain.name}`",
+            ) from error
 
     def _check_again(self) -> None:
         try:
@@ -270,12 +298,12 @@ class SavedMachine(MachineSeams):
         """The guest runs: nobody restores the save any more; a checkpoint again, if asked to."""
         await self.close()
         settle = claim.give_up if self._manifest.checkpoint else claim.confirm
-        await in_thread(self._settle, settle)
+        await self._on_storage(self._settle, settle)
 
     async def abort(self) -> None:
         """The guest was never let run: others may restore the save."""
         await self.close()
-        await in_thread(self._settle, claim.give_up)
+        await self._on_storage(self._settle, claim.give_up)
 
     def _settle(self, how: Callable[[Path, str], None]) -> None:
         """Do something with the claim, unless its user has removed the save meanwhile."""

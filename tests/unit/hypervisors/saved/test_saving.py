@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from entourage.handover.values import Guest
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane, Plan
 from entourage.hypervisors.saved import claim
+from entourage.hypervisors.saved import machine as machines
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import SavedHypervisor
 from entourage.hypervisors.saved.incoming import SavingIncoming
@@ -324,3 +326,34 @@ async def test_what_is_gone_was_not_published(tmp_path: Path, domain: Domain) ->
     shutil.rmtree(manifests.partial(tmp_path / "saved", domain))
     with pytest.raises((HypervisorError, InDoubt)):
         await incoming.run(paused=False)
+
+
+@pytest.mark.parametrize("what", ["disarm_deadman", "abort"])
+async def test_storage_that_hangs_is_given_up(
+    tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """What was begun there comes first, once it answers: the claim is not taken after that."""
+    incoming, _ = await arrived(tmp_path, domain)
+    await incoming.run(paused=False)
+    await incoming.finish_arrival()
+    machine = await restored(tmp_path, tmp_path / "saved", domain)
+    answers, hung = threading.Event(), threading.Event()
+    taken = claim.take
+
+    def take(directory: Path, own: str) -> None:
+        hung.set()
+        answers.wait()
+        taken(directory, own)
+
+    monkeypatch.setattr(claim, "take", take)
+    monkeypatch.setattr(machines, "_ANSWERS_WITHIN", 0.05)
+    with pytest.raises(HypervisorError, match="has not answered") as told:
+        await machine.disarm_deadman()
+    assert hung.is_set()
+    assert told.value.remedy
+    with pytest.raises(HypervisorError, match="has not answered"):
+        await getattr(machine, what)()
+    answers.set()
+    monkeypatch.setattr(machines, "_ANSWERS_WITHIN", 60.0)
+    await machine.abort()
+    assert claim.read_claim(tmp_path / "saved") is None
