@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.points import Points
+from tests.e2e.run import PATIENCE
 from tests.e2e.saves import KEPT, names, recovered, run
 from tests.e2e.world import World
 
@@ -41,8 +43,11 @@ def cut(world: World, point: str, *words: str) -> None:
     with Points(world.here, point) as points:
         process = world.here.popen(["entourage", *words], env=points.env)
         points.wait(point, lambda: process.poll() is None)
+        process.send_signal(signal.SIGSTOP)  # who stands at the point would go on now
+        world.here.run(["pkill", "-STOP", "-f", "entourage agent"], check=False)
         points.let_go()
         world.here.power_cut()
+        process.communicate(timeout=PATIENCE)
     world.here.power_on()
     world.booted(world.here)
     recovered(world)
