@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from entourage.cli import complete
-from entourage.cli.params import Config, Connect, DomainName
+from entourage.cli.params import (
+    Config,
+    Connect,
+    DomainName,
+    DryRun,
+    Events,
+    Quiet,
+    SshOptions,
+    Tool,
+    Verbose,
+)
 
 
 def migrate(
@@ -23,10 +33,7 @@ def migrate(
     ],
     *,
     connect: Connect = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only say what would be done, and what is against it."),
-    ] = False,
+    dry_run: DryRun = False,
     max_blackout: Annotated[
         str | None,
         typer.Option(
@@ -74,20 +81,12 @@ def migrate(
             "--keep-source-disks", help="Do not delete the disks here after they have moved."
         ),
     ] = False,
-    tool: Annotated[
-        str | None,
-        typer.Option(metavar="COMMAND", help="External migration tool for every class of device."),
-    ] = None,
+    tool: Tool = None,
     remote_command: Annotated[
         str | None,
         typer.Option(metavar="COMMAND", help='What runs there, as "sudo entourage".'),
     ] = None,
-    ssh_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ssh-option", "-o", metavar="OPTION", help="For ssh, as Port=2222; repeatable."
-        ),
-    ] = None,
+    ssh_option: SshOptions = None,
     data_address: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Where memory and disks go, if not to HOST."),
@@ -105,18 +104,9 @@ def migrate(
         ),
     ] = None,
     config: Config = None,
-    json: Annotated[
-        bool,
-        typer.Option("--json", help="Print each event as a line of JSON."),
-    ] = False,
-    verbose: Annotated[
-        bool,
-        typer.Option("--verbose", "-v", help="Show every step."),
-    ] = False,
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="Show warnings, errors and how it ended."),
-    ] = False,
+    json: Events = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> int:
     """Move a running domain to another host, with its disks, NICs, TPM and everything else.
 

@@ -51,3 +51,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DomainName = Annotated[
     str, typer.Argument(metavar="DOMAIN", help="Its name.", autocompletion=complete.domains)
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what would be done, and what is against it.")
+]
+Events = Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every step.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show warnings, errors and how it ended.")
+]
+Tool = Annotated[
+    str | None,
+    typer.Option(metavar="COMMAND", help="External migration tool for every class of device."),
+]
+SshOptions = Annotated[
+    list[str] | None,
+    typer.Option("--ssh-option", "-o", metavar="OPTION", help="For ssh, as Port=2222; repeatable."),
+]

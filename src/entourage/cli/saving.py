@@ -8,7 +8,16 @@ import typer
 
 from entourage.checkpoint.disks import Disks
 from entourage.cli import complete
-from entourage.cli.params import Config, Json
+from entourage.cli.params import (
+    Config,
+    DryRun,
+    Events,
+    Json,
+    Quiet,
+    SshOptions,
+    Tool,
+    Verbose,
+)
 from entourage.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,18 +28,6 @@ if TYPE_CHECKING:
 # Commands import what they need when they run: `--help` and a shell's TAB must not wait for it.
 # ruff: noqa: PLC0415
 
-_DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what would be done, and what is against it.")
-]
-_Events = Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every step.")]
-_Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Show warnings, errors and how it ended.")
-]
-_Tool = Annotated[
-    str | None,
-    typer.Option(metavar="COMMAND", help="External migration tool for every class of device."),
-]
 _Directory = Annotated[
     str | None, typer.Argument(metavar="DIR", help="The save's directory.", show_default=False)
 ]
@@ -100,18 +97,13 @@ def save(
         str | None,
         typer.Option(metavar="COMMAND", help='What runs on the other host, as "entourage".'),
     ] = None,
-    ssh_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ssh-option", "-o", metavar="OPTION", help="For ssh, as Port=2222; repeatable."
-        ),
-    ] = None,
-    dry_run: _DryRun = False,
-    tool: _Tool = None,
+    ssh_option: SshOptions = None,
+    dry_run: DryRun = False,
+    tool: Tool = None,
     config: Config = None,
-    json: _Events = False,
-    verbose: _Verbose = False,
-    quiet: _Quiet = False,
+    json: Events = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> int:
     """Save a running domain into a directory, with its TPM; it ends here, unless --checkpoint.
 
@@ -252,12 +244,12 @@ def restore(
         list[str] | None,
         typer.Option(metavar="ID=PATH", help="Where a copied disk is written to; repeatable."),
     ] = None,
-    dry_run: _DryRun = False,
-    tool: _Tool = None,
+    dry_run: DryRun = False,
+    tool: Tool = None,
     config: Config = None,
-    json: _Events = False,
-    verbose: _Verbose = False,
-    quiet: _Quiet = False,
+    json: Events = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> int:
     """Restore a saved domain: it goes on where it was saved. It does so once."""
     import asyncio
