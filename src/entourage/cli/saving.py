@@ -304,6 +304,7 @@ def saved(
 ) -> None:
     """Show what is saved, and whether it can be restored here."""
     import asyncio
+    import shlex
 
     from entourage.checkpoint.saved import saves
     from entourage.cli.output import put, put_json
@@ -324,5 +325,5 @@ def saved(
         lines += [f"  against    {problem}" for problem in one.against]
         if not one.against:
             revert = " --revert" if one.checkpoint else ""
-            lines.append(f"  restore    entourage restore{revert} {one.directory}")
+            lines.append(f"  restore    entourage restore{revert} {shlex.quote(one.directory)}")
     put(*(lines or ["nothing is saved there"]))

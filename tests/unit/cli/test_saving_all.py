@@ -147,3 +147,9 @@ def test_who_has_interrupted_a_migration_is_known(
     assert attempt() == Ended(4 if goes_back else 0, interrupted=True)
     Engine.play = playing(success())
     assert attempt() == Ended(0, interrupted=False)
+
+
+def test_what_is_shown_can_be_typed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = saved.rename(saved.with_name("of web1"))
+    assert main(["saved", str(moved.parent)]) == 0
+    assert f"entourage restore '{moved}'" in capsys.readouterr().out

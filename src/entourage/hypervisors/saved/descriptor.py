@@ -7,6 +7,7 @@ it is of ``another:UUID/NAME/backup/web1``: the name alone says which, whoever t
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 from entourage.hypervisors.backend import Backend, Elsewhere
@@ -67,7 +68,8 @@ def _elsewhere(name: str) -> Elsewhere | None:
 
 def _restore(name: str, domain: str) -> str:
     directory, another = _read(name)
-    return f"entourage restore {f'--as {domain} ' if another else ''}{directory}"
+    as_another = f"--as {shlex.quote(domain)} " if another else ""
+    return f"entourage restore {as_another}{shlex.quote(directory)}"
 
 
 BACKEND = Backend(
