@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,10 @@ IN_DOUBT = 6  # an exit status
 
 pytestmark = [
     pytest.mark.matrix,
-    pytest.mark.skipif(shutil.which("fuse2fs") is None, reason="there is no fuse2fs"),
+    pytest.mark.skipif(
+        shutil.which("fuse2fs") is None or not Path("/dev/fuse").exists(),
+        reason="there is no fuse2fs, or no FUSE",
+    ),
 ]
 
 
