@@ -199,7 +199,8 @@ def _without(text: str, name: str, path: Path) -> str:
     """The text without the table of that host, and without the comments that are in it."""
     lines = text.splitlines(keepends=True)
     starts = [at for at, line in enumerate(lines) if line.lstrip().startswith("[")]
-    for at, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+    ends = [*starts[1:], len(lines)][: len(starts)]
+    for at, end in zip(starts, ends, strict=True):
         if not lines[at].strip().startswith("[[host]]"):
             continue
         # A table of the host's own, [host.labels], belongs to it.

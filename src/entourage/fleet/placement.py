@@ -229,7 +229,7 @@ class _Found:
             return
         for key, value in sorted(group.require):
             if host.labels.get(key) != value:
-                remedy = f"`entourage hosts add {host.name} --label {key}={value}`, if it is so"
+                remedy = f"`entourage hosts add HOST --label {key}={value}` of one that is"
                 self._add("labels", f"{key} is not {value} there", remedy, host.name)
                 return
         for reason, remedy in tested:

@@ -22,6 +22,10 @@ from tests.unit.eventually import eventually
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp, refuse
 
 
+NAME = f"test-{os.getpid()}"
+"""Its processes are found by their name, and others may run these tests as well."""
+
+
 class Guest(FakeQmp):
     """A QEMU that stands in pre-switchover."""
 
@@ -84,7 +88,7 @@ async def arm(
     where = Places(guest.path.parent, guest.path.parent, guest.path.parent.parent / "log")
     return await arm_deadman(
         where,
-        name="test",
+        name=NAME,
         run_again=run_again,
         budget=budget,
         mirrors=["m0-disk0"],
@@ -187,7 +191,7 @@ async def test_dismissed_it_gives_up_the_lock(guest: Guest, tmp_path: Path) -> N
 
 async def test_a_deadman_that_is_dead_is_noticed(guest: Guest) -> None:
     hand = await arm(guest)
-    for pid in marked_processes("test.deadman"):
+    for pid in marked_processes(f"{NAME}.deadman"):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(HypervisorError, match="would resume the guest"):
         await hand.disarm()

@@ -1,0 +1,180 @@
+"""Make sure that a domain runs on its target, whatever its hosts say. They are stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from entourage.errors import EntourageError
+from entourage.fleet import ensure as module
+from entourage.fleet.ensure import Ensure
+from entourage.fleet.fleetfile import FleetFile, HostEntry
+from entourage.fleet.remote import DomainThere, Ended, RoomThere, StandingThere
+from entourage.fleet.values import Move
+
+MOVE = Move(name="web1", uuid="u", source="a", target="b")
+UNDER_WAY = StandingThere(
+    domain="web1", uuid="u", role="source", record="armed", settled=False, doing="migrates web1"
+)
+IN_DOUBT = StandingThere(domain="web1", uuid="u", role="source", record="armed", settled=False)
+
+
+class Hosts:
+    """Three hosts that say what they are told to."""
+
+    def __init__(self, on: str = "a") -> None:
+        self.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in "abc"))
+        self.on = on
+        self.standings: list[list[StandingThere]] = []
+        self.ends: list[Callable[[], Ended]] = []
+        self.did: list[str] = []
+
+    async def room(self, host: str) -> RoomThere:
+        domains = [DomainThere(name="web1", uuid="u")] if host == self.on else []
+        return RoomThere(host=host, memory=0, free=0, domains=domains)
+
+    async def standing(self, host: str) -> list[StandingThere]:
+        assert host == "a"
+        return self.standings.pop(0) if self.standings else []
+
+    async def migrate(
+        self,
+        name: str,
+        source: str,
+        target: str,
+        options: Sequence[str],
+        heard: Callable[[Mapping[str, Any]], None],
+    ) -> Ended:
+        self.did.append(f"migrate {name} {source} {target} {' '.join(options)}".strip())
+        heard({"event": "x"})
+        return self.ends.pop(0)()
+
+    async def recover(self, name: str, host: str) -> Ended:
+        self.did.append(f"recover {name} {host}")
+        return Ended(status=0, events={}, said="")
+
+
+def ended(status: int, **finished: Any) -> Ended:
+    return Ended(status=status, events=finished, said="ssh said this")
+
+
+def ensure(hosts: Hosts) -> Ensure:
+    return Ensure(hosts, ("--bandwidth=1",))  # type: ignore[arg-type]
+
+
+def moves(hosts: Hosts) -> Callable[[], Ended]:
+    def run() -> Ended:
+        hosts.on = "b"
+        return ended(0, outcome="moved", blackout=0.25)
+
+    return run
+
+
+async def test_it_moves() -> None:
+    hosts = Hosts()
+    hosts.ends = [moves(hosts)]
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.blackout) == ("moved", 0.25)
+    assert hosts.did == ["migrate web1 a b --bandwidth=1"]
+
+
+async def test_what_has_moved_is_left_alone() -> None:
+    hosts = Hosts(on="b")
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert hosts.did == []
+
+
+async def test_what_is_under_way_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0)
+    hosts = Hosts()
+    hosts.standings = [[UNDER_WAY], [UNDER_WAY]]
+
+    async def standing(host: str) -> list[StandingThere]:
+        if not hosts.standings:
+            hosts.on = "b"
+            return []
+        return hosts.standings.pop()
+
+    hosts.standing = standing  # type: ignore[method-assign]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert hosts.did == []
+
+
+async def test_what_is_in_doubt_is_settled_first() -> None:
+    hosts = Hosts()
+    hosts.standings = [[IN_DOUBT]]
+    hosts.ends = [moves(hosts)]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert hosts.did == ["recover web1 a", "migrate web1 a b --bandwidth=1"]
+
+
+async def test_what_cannot_be_settled_is_in_doubt() -> None:
+    hosts = Hosts()
+    hosts.standings = [[IN_DOUBT]] * 9
+    result = await ensure(hosts)(MOVE)
+    assert result.kind == "doubt"
+    assert "`entourage status` on a and b" in result.remedy
+    assert set(hosts.did) == {"recover web1 a"}
+
+
+async def test_a_link_that_is_lost_says_nothing_of_the_move() -> None:
+    """ssh has ended: the migration goes on, and both hosts are asked again."""
+    hosts = Hosts()
+
+    def lost() -> Ended:
+        hosts.on = "b"
+        return ended(255)
+
+    hosts.ends = [lost]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        (ended(3, outcome="refused", message="no bridge"), "refused"),
+        (ended(4, outcome="rolled-back", message="no bridge"), "back"),
+        (ended(7, outcome="guest-ended", message="no bridge"), "off"),
+        (ended(5, outcome="clean-up-incomplete", problems=["no bridge"]), "moved"),
+        (Ended(status=2, events={}, said="no bridge"), "back"),
+    ],
+)
+async def test_how_it_ended(end: Ended, kind: str) -> None:
+    hosts = Hosts()
+    hosts.ends = [lambda: end]
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.message) == (kind, "no bridge")
+
+
+async def test_refused_because_another_moves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0)
+    hosts = Hosts()
+    hosts.ends = [lambda: ended(3, outcome="refused", message="process 7 works on it")]
+    hosts.standings = [[], [UNDER_WAY], [UNDER_WAY]]
+
+    async def room(host: str) -> RoomThere:
+        if not hosts.standings:
+            hosts.on = "b"
+        return await Hosts.room(hosts, host)
+
+    hosts.room = room  # type: ignore[method-assign]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+
+
+async def test_it_is_on_neither() -> None:
+    assert (await ensure(Hosts(on="c"))(MOVE)).kind == "elsewhere"
+    assert (await ensure(Hosts(on=""))(MOVE)).kind == "off"
+
+
+async def test_a_host_that_does_not_answer() -> None:
+    hosts = Hosts()
+
+    async def silent(host: str) -> RoomThere:
+        raise EntourageError("ssh does not reach it", host=host, remedy="look")
+
+    hosts.room = silent  # type: ignore[method-assign]
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.remedy) == ("back", "look")
+    assert "ssh does not reach it" in result.message

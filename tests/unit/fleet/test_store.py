@@ -1,0 +1,112 @@
+"""What is kept of campaigns, in a real SQLite file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from entourage.errors import UsageError
+from entourage.fleet.database import open_engine
+from entourage.fleet.store import FencedError, Spec, Store, StoreSlots
+from entourage.fleet.values import Limits, Move, MoveState, Plan
+
+
+def move(name: str, source: str = "a", target: str = "b") -> Move:
+    return Move(name=name, uuid=name, source=source, target=target, memory=7)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/fleet.db"
+
+
+@pytest.fixture
+def store(url: str) -> Store:
+    return Store(open_engine(url))
+
+
+def begin(store: Store, name: str, *moves: Move) -> None:
+    with store.planning() as planning:
+        planning.add(name, Spec(plan=Plan(moves=moves)))
+    store.claim(name, "me")
+
+
+def test_a_campaign_is_kept(store: Store, url: str) -> None:
+    begin(store, "c", move("x"), move("y"))
+    state = MoveState(move=move("x", target="d"), status="moved", blackout=0.5)
+    store.save("c", state)
+    store.phase("c", "stopped", reason="why", in_a_row=3)
+    again = Store(open_engine(url))
+    assert again.spec("c").plan.moves == [move("x"), move("y")]
+    assert state in again.states("c")
+    summary = again.summary("c")
+    assert (summary.phase, summary.reason, summary.owner) == ("stopped", "why", "me")
+    assert summary.counts == {"moved": 1, "waits": 1}
+    assert [one.name for one in again.summaries()] == ["c"]
+    assert again.in_a_row("c") == 3
+    with pytest.raises(UsageError, match="there is a campaign 'c' already"):
+        begin(store, "c")
+    with pytest.raises(UsageError, match="there is no campaign 'd'"):
+        store.summary("d")
+
+
+def test_slots_are_those_of_all_campaigns(store: Store) -> None:
+    begin(store, "first", move("x"), move("y", target="c"))
+    begin(store, "second", move("z", source="s"))
+    first, second = (StoreSlots(store, name, "me") for name in ("first", "second"))
+    limits = Limits(at_once=1)
+    assert first.take(move("x"), limits)
+    assert not first.take(move("y", target="c"), limits)  # one leaves a already
+    assert not second.take(move("z", source="s"), limits)  # one arrives at b already
+    store.save("first", MoveState(move=move("x"), status="moved"))
+    assert second.take(move("z", source="s"), limits)
+
+
+def test_a_slot_that_was_taken_by_a_process_that_died_is_seen(store: Store) -> None:
+    begin(store, "c", move("x"))
+    assert StoreSlots(store, "c", "me").take(move("x"), Limits())
+    assert [one.status for one in store.states("c")] == ["moves"]
+
+
+def test_who_was_thought_dead_begins_nothing(store: Store) -> None:
+    begin(store, "c", move("x"))
+    store.claim("c", "another")
+    with pytest.raises(FencedError, match="run by another now"):
+        StoreSlots(store, "c", "me").take(move("x"), Limits())
+    with pytest.raises(FencedError):
+        store.standing("c", "me")
+    assert store.standing("c", "another") == "run"
+
+
+def test_what_others_have_promised_is_known_while_one_plans(store: Store) -> None:
+    begin(store, "c", move("x"), move("y"))
+    store.save("c", MoveState(move=move("y"), status="moved"))
+    with store.planning() as planning:
+        assert planning.promised() == [move("x")]
+
+
+def test_what_stayed_is_tried_again(store: Store) -> None:
+    begin(store, "c", move("x"), move("y"))
+    stays = MoveState(move=move("x"), status="stays", attempts=3, tried=("b",), message="why")
+    store.save("c", stays)
+    store.save("c", MoveState(move=move("y"), status="moved"))
+    assert store.try_again("c") == 1
+    fresh = msgspec.structs.replace(stays, status="waits", attempts=0, tried=())
+    assert fresh in store.states("c")
+    assert store.summary("c").phase == "runs"
+
+
+def test_controllers_that_are_silent(store: Store) -> None:
+    store.beat("me")
+    assert store.silent(10) == []
+    assert store.silent(-1) == ["me"]
+    store.gone("me")
+    assert store.silent(-1) == []
+
+
+def test_a_database_that_is_none() -> None:
+    for url in ("nonsense", "mysql://x/y"):
+        with pytest.raises(UsageError, match="--database"):
+            open_engine(url)
