@@ -21,7 +21,6 @@ from entourage.hypervisors.qemu.paths import Places
 from tests.unit.eventually import eventually
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp, refuse
 
-
 NAME = f"test-{os.getpid()}"
 """Its processes are found by their name, and others may run these tests as well."""
 
