@@ -156,7 +156,9 @@ def test_the_link_is_cut(world: World) -> None:
     world.is_as_before()
 
 
-@pytest.mark.parametrize("point", [PRE_COPY, BLACKOUT, LANDED])
+@pytest.mark.parametrize(
+    "point", [PRE_COPY, pytest.param(BLACKOUT, marks=pytest.mark.matrix), LANDED]
+)
 def test_the_targets_qemu_is_killed(world: World, point: str) -> None:
     noticed = "target.before.flush-never"
     options = SLOWLY if point == PRE_COPY else ()

@@ -33,7 +33,10 @@ def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
         world.end()
 
 
-@pytest.mark.parametrize("step", ["prepare", "transfer", "sync"])
+@pytest.mark.parametrize(
+    "step",
+    [*(pytest.param(step, marks=pytest.mark.matrix) for step in ("prepare", "transfer")), "sync"],
+)
 def test_it_comes_back(world: LibvirtWorld, step: str) -> None:
     fails_in_device(world, DEVICES, Fault("external", step, "target", "error"))
 
