@@ -19,6 +19,7 @@ from bench.figures import (
 )
 from bench.scenarios import Result
 
+_OURS = ("entourage", "attended")
 _NAMES = {
     "blackout": "STOP to RESUME",
     "pinger": "blackout by pinger",
@@ -42,7 +43,7 @@ def _rounds(rounds: Sequence[Round]) -> Iterable[str]:
     lost = thrown_out(rounds)
     kept = whole(rounds)
     parties = list(kept[0])
-    ours = "entourage"
+    ours = next(party for party in (*_OURS, *parties) if party in parties)
     others = [party for party in parties if party != ours]
     said = ", ".join(f"{number} by {party}" for party, number in lost.items()) or "none"
     yield f"   {len(kept)} rounds; thrown out because the guest did not survive: {said}"

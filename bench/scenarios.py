@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from bench import attended
 from bench.byhand import ByHand
 from bench.figures import Move, Round
 from bench.guests import OWN, PLUGIN, Entourage, Shape, Told, Traveller
@@ -136,6 +137,13 @@ def beside_virsh(scenario: Scenario, count: int, log: Log) -> Result:
         ]
 
     return _with_libvirt(scenario, count, log, gather)
+
+
+def beside_attended(scenario: Scenario, count: int, log: Log) -> Result:
+    """``virsh migrate``, with daemons that attend it: of domains with devices, and without."""
+    if shutil.which("libvirtd") is None:
+        return Result(scenario.name, scenario.title, (), {"left out": "no libvirtd here"})
+    return _together(scenario, count, log, attended.parties, attended.daemons)
 
 
 def beside_xl(scenario: Scenario, count: int, log: Log) -> Result:
@@ -397,6 +405,10 @@ SCENARIOS = (
     Scenario(
         "libvirt", "a domain of libvirt's, by virsh and by Entourage, no TLS", 15, 0, on_libvirt,
         dataclasses.replace(TPM, **CLEAR),
+    ),
+    Scenario(
+        "attended", "virsh migrate, attended and not: memory, disk and TPM, no TLS", 12, 0,
+        beside_attended, dataclasses.replace(TPM, **CLEAR),
     ),
     Scenario("xl", "beside xl migrate: memory and a shared disk, nested Xen", 5, 0, beside_xl),
     Scenario("devices", "devices of 200 ms each in step 2", 5, 0, devices),

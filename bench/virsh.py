@@ -28,6 +28,8 @@ class Virsh(Traveller):
         options: More for ``virsh migrate``.
     """
 
+    metadata = ""
+
     def __init__(
         self, lab: Lab, shape: Shape, index: int, party: str, options: Sequence[str] = ()
     ) -> None:
@@ -50,6 +52,7 @@ class Virsh(Traveller):
             tpm=self.shape.tpm,
             memory=256,
             address=self.address,
+            metadata=self.metadata,
         )
         self.source.write_files({f"/root/{self.name}.xml": xml})
         self._virsh("pool-refresh", "default")

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from entourage.events import AnyEvent, CopyProgress, Finished
+from entourage.events import AnyEvent, CopyProgress, Finished, MigrationStarted
 from entourage.journal.lock import lock_holder
 from entourage.report.text import escaped
 from entourage.settings.model import Settings
@@ -143,6 +143,29 @@ def read_all(settings: Settings) -> list[AttendedDomain]:
                 one = msgspec.structs.replace(one, problem=_NO_DAEMON)
             found.append(one)
     return sorted(found, key=lambda one: (one.domain, bool(one.problem), one.uuid))
+
+
+def last_events(settings: Settings, name: str) -> tuple[AnyEvent, ...]:
+    """The events of a domain's last attended migration from here; none where there is none.
+
+    Args:
+        settings: This host's.
+        name: The domain's name or UUID; of several of that name, the one that migrated last.
+    """
+    decoder = msgspec.json.Decoder[AnyEvent](AnyEvent)
+    found: list[tuple[float, tuple[AnyEvent, ...]]] = []
+    for path in directory(settings).glob("*.jsonl"):
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            events = tuple(decoder.decode(line) for line in path.read_bytes().splitlines())
+            of = {
+                text
+                for event in events
+                if isinstance(event, MigrationStarted)
+                for text in (event.domain, event.uuid)
+            }
+            if name in of:
+                found.append((path.stat().st_mtime, events))
+    return max(found, key=lambda one: one[0])[1] if found else ()
 
 
 _WEAKER = (

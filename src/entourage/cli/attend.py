@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,10 @@ def attend(
     check: Annotated[
         bool, typer.Option("--check", help="Say whether the domain is attended, and how.")
     ] = False,
+    timeline: Annotated[
+        bool,
+        typer.Option("--timeline", help="Draw the domain's last attended migration from here."),
+    ] = False,
     off: Annotated[
         bool, typer.Option("--off", help="Attend the domain no more; all, if left out.")
     ] = False,
@@ -54,13 +59,17 @@ def attend(
     from entourage.report.text import clean
 
     settings = options.read_settings(config, lambda note: say(clean(f"entourage: note: {note}")))
-    if check + off + on > 1 or (domain and not (check or off or on)) or (check and not domain):
+    asks = check + timeline + off + on
+    if asks > 1 or (domain and not asks) or ((check or timeline) and not domain):
         raise UsageError(
-            "attend takes one of --check DOMAIN, --off [DOMAIN], --on [DOMAIN], or nothing",
+            "attend takes one of --check DOMAIN, --timeline DOMAIN, --off [DOMAIN],"
+            " --on [DOMAIN], or nothing",
             remedy="`entourage attend --help` tells what each does",
         )
     if check:
         return _check(settings, domain or "", as_json=json)
+    if timeline:
+        return _draw(settings, domain or "")
     if off or on:
         return _switch(settings, domain or "*", off=off)
     from entourage.attend.daemon import main
@@ -86,6 +95,24 @@ def _check(settings: Settings, name: str, *, as_json: bool) -> int:
     else:
         put(*lines(one))
     return 1 if one.problem or one.off else 0
+
+
+def _draw(settings: Settings, name: str) -> int:
+    from entourage.attend.shown import last_events
+    from entourage.cli.audience import show_ending
+    from entourage.errors import UsageError
+    from entourage.report.outlet import Outlet
+
+    events = last_events(settings, name)
+    if not events:
+        raise UsageError(
+            f"no attended migration of {name} has begun here since this host was booted",
+            remedy="it is the source that knows of it",
+        )
+    out = Outlet(sys.stdout)
+    show_ending(out, events, verbose=True)
+    out.close()
+    return 0
 
 
 def _switch(settings: Settings, name: str, *, off: bool) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
 from entourage.cli.tell import say
-from entourage.events import Finished, Warned
+from entourage.events import AnyEvent, Finished, Warned
 from entourage.report.ending import ending
 from entourage.report.jsonl import JsonLines
 from entourage.report.outlet import Outlet
@@ -101,12 +101,20 @@ class Audience:
             )
 
     def _report(self) -> None:
-        console = console_for(self._out)
-        for part in ending(
-            self._recorder.events,
-            width=console.width,
-            glyphs=glyphs_for(self._out),
-            verbose=self._verbose,
-            quiet=self._quiet,
-        ):
-            console.print(part)
+        show_ending(self._out, self._recorder.events, verbose=self._verbose, quiet=self._quiet)
+
+
+def show_ending(
+    out: Outlet, events: Iterable[AnyEvent], *, verbose: bool = False, quiet: bool = False
+) -> None:
+    """Show how a migration ended, with its tables and its timeline.
+
+    Args:
+        out: Where to.
+        events: All of them.
+        verbose: Show more.
+        quiet: Show how it ended, and nothing else.
+    """
+    console, glyphs = console_for(out), glyphs_for(out)
+    for part in ending(events, width=console.width, glyphs=glyphs, verbose=verbose, quiet=quiet):
+        console.print(part)

@@ -12,9 +12,18 @@ from entourage.__main__ import main
 from entourage.attend import shown
 from entourage.attend.shown import AttendedDomain
 from entourage.cli.domains import listing
+from entourage.events import (
+    Finished,
+    GuestResumed,
+    GuestStopped,
+    MigrationStarted,
+    SpanDone,
+    StepStarted,
+)
 from entourage.hypervisors.base import DomainState
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import PathSettings, Settings
+from entourage.steps import Step
 from tests.unit.attend.standins import answering
 
 UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
@@ -41,7 +50,8 @@ def daemon(tmp_path: Path, answer: bytes) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "words", [["web1"], ["--check"], ["--check", "--off", "web1"], ["--on", "--off"]]
+    "words",
+    [["web1"], ["--check"], ["--timeline"], ["--check", "--off", "web1"], ["--on", "--off"]],
 )
 def test_what_cannot_be_meant(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["attend", *words]) == 2
@@ -131,3 +141,31 @@ def test_the_list_says_so() -> None:
     state = DomainState(name="web1", uuid=UUID, state="running")
     assert "running, attended" in "\n".join(listing([state], [], {UUID}))
     assert "attended" not in "\n".join(listing([state], []))
+
+
+def test_the_last_migration_is_drawn(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the code that draws those of `entourage migrate`; also of a domain that has gone."""
+    assert main(["attend", "--timeline", "web1"]) == 2
+    assert "no attended migration" in capsys.readouterr().err
+    for name, uuid in (("web1", UUID), ("web2", UUID[::-1])):
+        file = shown.EventsFile(settings, uuid)
+        for event in (
+            MigrationStarted(
+                at=0, migration="m", domain=name, uuid=uuid, source="a", target="b",
+                hypervisor="attended:x", devices=("external/dongle",), time="",
+            ),
+            StepStarted(at=0.1, step=Step.TRANSFER),
+            GuestStopped(at=0.1),
+            SpanDone(at=0.12, name="devices: TRANSFER", host="a", start=0.1),
+            GuestResumed(at=0.15, host="b", blackout=0.05),
+            Finished(at=0.2, outcome="moved", seconds=0.2, runs_on="b", blackout=0.05),
+        ):  # fmt: skip
+            file.write(event)
+    assert main(["attend", "--timeline", "web1"]) == 0
+    said = capsys.readouterr().out
+    assert "Blackout 50 ms" in said
+    assert "devices: TRANSFER" in said
+    assert "web1 runs on b" in said
+    assert "web2" not in said
