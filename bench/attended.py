@@ -78,9 +78,12 @@ def _set_up(host: Host) -> None:
 
 
 def parties(lab: Lab, shape: Shape) -> Sequence[Traveller]:
-    """The same virsh: of a domain without devices of ours, with idle ones, and with slow ones."""
+    """The same virsh: of a domain with slow devices of ours, with idle ones, and without any.
+
+    The first round is the other way round, and ratios are to who comes first there.
+    """
     return [
-        Virsh(lab, shape, 0, "virsh"),
-        Attended(lab, shape, 1, "attended", 0),
         Attended(lab, shape, 2, "attended, 200 ms", _SLOW),
+        Attended(lab, shape, 1, "attended", 0),
+        Virsh(lab, shape, 0, "virsh"),
     ]
