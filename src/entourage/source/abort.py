@@ -9,6 +9,7 @@ from entourage import messages
 from entourage.errors import EntourageError, InDoubt, LinkError, ours, plain_words
 from entourage.handover.values import Finding, Guest, Input
 from entourage.hosts.link import SILENT
+from entourage.source.doings import DOINGS
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
 
@@ -62,9 +63,7 @@ async def come_back(
     recover = f"mend that, then `entourage recover {name}` on {session.host}"
     if side.runs_again or side.state.guest is Guest.DEAD:
         return [*problems, f"{source} cannot finish going back: {plain_words(failed)} ({recover})"]
-    said = f"{name} may stand still on {source}, which cannot let it run again"
-    if session.kind == "restore":
-        said = f"the claim on {source} cannot be given up"
+    said = DOINGS[session.kind].stuck.format(name=name, source=source)
     said += f": {plain_words(failed)}; {session.target} was not told to run it"
     raise InDoubt(
         "; ".join([said, *problems]),

@@ -14,6 +14,7 @@ from entourage.errors import (
     ours,
 )
 from entourage.hypervisors.registry import start_command
+from entourage.source.doings import DOINGS
 from entourage.source.session import Session
 
 _TELLS_WITHIN = 15.0  # seconds for a machine that has ended to say why
@@ -62,11 +63,11 @@ def raise_doubt(session: Session, error: Exception, *, runs_there: bool) -> NoRe
         InDoubt: Always.
     """
     name, target = session.machine.domain.name, session.target
-    done = "is saved in" if session.kind == "save" else "runs on"
+    doing = DOINGS[session.kind]
     said = (
-        f"{name} {done} {target}, and this host could not act on it"
+        f"{name} {doing.done} {target}, and this host could not act on it"
         if runs_there
-        else f"{target} was told to run {name}, and this host cannot go on"
+        else f"{target} was told {doing.asked} {name}, and this host cannot go on"
     )
     cause = ours(error)
     raise InDoubt(

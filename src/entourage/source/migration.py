@@ -47,6 +47,7 @@ from entourage.source.abort import come_back
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
 from entourage.source.checkpoint import Keeping, keep
+from entourage.source.doings import DOINGS
 from entourage.source.endings import guest_ended, raise_doubt
 from entourage.source.opening import Opening, open_session
 from entourage.source.outcome import await_outcome
@@ -185,7 +186,7 @@ class Migration:
                 session.machine.domain,
                 self._settings,
                 self._request.tool,
-                saved=session.kind != "move",
+                saved=not DOINGS[session.kind].moves,
             ),
             session.here,
             self._settings.migration,
@@ -339,8 +340,8 @@ class Migration:
 
     async def _on_resumed_there(self, resumed: messages.Resumed) -> None:
         target = self._request.route.host
-        if self._session and self._session.kind == "save":
-            return  # no guest runs there
+        if self._session and not DOINGS[self._session.kind].runs_there:
+            return
         for name, moment in (
             ("hand-over is sent", resumed.heard),
             ("hand-over is recorded", resumed.decided),

@@ -11,6 +11,7 @@ from entourage.handover.values import TERMINAL, Connected, Input
 from entourage.hosts.link import Link
 from entourage.hosts.route import host_of
 from entourage.settings.model import Settings
+from entourage.source.doings import DOINGS
 from entourage.source.opening import another_link
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
@@ -60,23 +61,22 @@ async def await_outcome(
 def _not_answered(session: Session) -> InDoubt:
     """What is told where the target has not said what it decided."""
     name, told = session.machine.domain.name, session.failures_there.last
-    asked = "to keep" if session.kind == "save" else "to run"
-    stays = "the save stays claimed" if session.kind == "restore" else "the copy here stays stopped"
+    doing = DOINGS[session.kind]
     remedy = (
         f"once {session.target} can be reached: `entourage recover {name}`; if it is off"
         f" for good: `entourage recover {name} --target-is-fenced`"
     )
-    if (far := host_of(session.target)) and session.kind != "move":
+    if (far := host_of(session.target)) and not doing.moves:
         remedy = (
             f"once {far} can be reached: `entourage recover {name}`; if it is off for good, and"
             f" nobody has restored that directory, or ever will: `entourage recover {name}"
             " --target-is-fenced`"
         )
-    elif session.kind != "move":  # its other half is a process of this host
+    elif not doing.moves:  # its other half is a process of this host
         remedy = f"see that the save's storage answers, then `entourage recover {name}`"
     return InDoubt(
-        f"{session.target} was told {asked} {name} and has not answered since"
-        f"{f', but for this: {told.message}' if told else ''}; {stays}",
+        f"{session.target} was told {doing.asked} {name} and has not answered since"
+        f"{f', but for this: {told.message}' if told else ''}; {doing.stays}",
         host=session.host,
         remedy=remedy,
     )

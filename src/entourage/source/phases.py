@@ -15,6 +15,7 @@ from entourage.handover.values import Input, Role
 from entourage.source.blackout import Blackout
 from entourage.source.convergence import at_first, press, throttles
 from entourage.source.copies import Copies
+from entourage.source.doings import DOINGS
 from entourage.source.plan import MovePlan
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
@@ -65,7 +66,7 @@ class Phases:
         session.blockers = tuple(each for each in told if not each.only_warns)
         warnings = [each for each in told if each.only_warns]
         domain, facts = session.machine.domain, dict(await session.machine.facts())
-        if not self._settings.migration.tls and session.kind == "move":
+        if not self._settings.migration.tls and DOINGS[session.kind].moves:
             facts["encrypted"] = "no"
         labels = {device.label for device in domain.devices}
         found = [refusal for refusal in session.blockers if refusal.device not in labels]
@@ -196,7 +197,7 @@ class Phases:
 
     def _memory_shown(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Where the guest stands still for as long as all of memory takes, show how far that is."""
-        if self._session.kind == "move":
+        if DOINGS[self._session.kind].moves:
             return contextlib.nullcontext()
         return run_alongside(self._show_memory())
 

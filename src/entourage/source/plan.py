@@ -15,6 +15,7 @@ from entourage.events import MigrationPlanned, PlannedDevice
 from entourage.hosts.address import data_addresses
 from entourage.hosts.dataway import TOKEN, prove_all
 from entourage.hypervisors.reach import NOT_OURS, PRIVILEGED
+from entourage.source.doings import DOINGS
 from entourage.source.session import Session
 from entourage.steps import Planned, Refusal
 
@@ -58,7 +59,7 @@ class MovePlan:
         session = self.session
         heard, wanted = session.welcome.address, session.settings.migration
         session.address = wanted.data_address or heard
-        if session.is_agentless or session.kind != "move":  # nobody there, or no way
+        if session.is_agentless or not DOINGS[session.kind].moves:  # nobody there, or no way
             return []
         knows_ways = session.welcome.protocol >= messages.PROVES_WAYS
         try:
@@ -135,7 +136,7 @@ class MovePlan:
         return await prove_all(address, awaited.ports, token)
 
     def _encrypted(self) -> bool | None:
-        if self.session.kind != "move":  # nothing travels
+        if not DOINGS[self.session.kind].moves:  # nothing travels
             return None
         wanted = self.session.settings.migration.tls
         return self.session.machine.encrypts(self.offers, wanted=wanted)

@@ -30,6 +30,7 @@ from entourage.journal.details import SourceDetails
 from entourage.journal.journal import Journal, MigrationLedger
 from entourage.journal.lock import DomainLock
 from entourage.settings.model import Settings
+from entourage.source.doings import DOINGS
 from entourage.steps import Refusal, Step
 
 Reply = TypeVar("Reply")
@@ -129,7 +130,7 @@ class Session:
     @property
     def keeper(self) -> str:
         """The host that the target's half of the record is on."""
-        if self.kind == "move":
+        if DOINGS[self.kind].moves:
             return self.host if self.is_agentless else self.target
         return host_of(self.target) or self.host
 
@@ -147,14 +148,14 @@ class Session:
         """
         wanted = self.settings.migration
         local = None
-        if self.kind != "move":
+        if not DOINGS[self.kind].moves:
             disks = {disk.id: disk.path for disk in self.machine.domain.block}
             local = LocalData(
                 socket=_local_socket(self.settings, self.migration),
                 far=bool(host_of(self.target)),
                 generation=generation,
                 paused=paused,
-                checkpoint=self.kind == "checkpoint",
+                checkpoint=DOINGS[self.kind].goes_on,
                 copies={disk: disks[disk] for disk in self.options.copies},
                 sealed=self.options.sealed,
                 filters=self.options.filters,
