@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from entourage.cli.fleeting import (
     CANNOT,
@@ -28,15 +27,16 @@ from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet import fleetfile
 from entourage.fleet.campaign import Wish
 from entourage.fleet.remote import Remote
-from entourage.fleet.values import Limits, Move, MoveState
+from entourage.fleet.values import Limits
 from entourage.report.text import clean
 from entourage.settings.model import Settings
 
 try:
-    from entourage.fleet.controller import Runner, Told
+    from entourage.cli.campaign_shown import STATUSES, Log, Screen, line, sums
+    from entourage.fleet.controller import Runner
     from entourage.fleet.database import open_engine
     from entourage.fleet.durable import Durable, controller_name
-    from entourage.fleet.store import Spec, Store, Summary
+    from entourage.fleet.store import Spec, Store
 except ModuleNotFoundError as error:
     raise UsageError(
         f"campaigns need more packages ({error.name} is not there)",
@@ -44,15 +44,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 _LOOK_EVERY: Final = 2.0  # seconds
-_STATUSES: Final = {
-    "waits": "waits",
-    "moves": "moves",
-    "moved": "moved",
-    "stays": "stays",
-    "doubt": "IN DOUBT",
-    "off": "is off",
-    "elsewhere": "is elsewhere",
-}
 
 
 class Asked:
@@ -242,10 +233,10 @@ def tell(store: Store, name: str) -> int:
     lines: list[str] = []
     for state in states:
         if state.status not in {"moved", "waits", "moves"}:
-            lines.append(f"{state.move.name} {_STATUSES[state.status]}: {state.message}")
+            lines.append(f"{state.move.name} {STATUSES[state.status]}: {state.message}")
             if state.remedy:
                 lines.append(f"  remedy: {state.remedy}")
-    put(*lines, _sums(summary, len(stays)))
+    put(*lines, sums(summary, len(stays)))
     if summary.reason:
         put(f"it stopped: {summary.reason}")
     if not summary.is_over:
@@ -256,101 +247,6 @@ def tell(store: Store, name: str) -> int:
     if moved == len(states) and not stays:
         return 0
     return SOME_STAY
-
-
-def _sums(summary: Summary, planned_to_stay: int) -> str:
-    counts = dict(summary.counts)
-    if planned_to_stay:
-        counts["stays"] = counts.get("stays", 0) + planned_to_stay
-    parts = [f"{count} {_STATUSES[status]}" for status, count in counts.items() if count]
-    return f"{summary.name} {summary.phase}: {', '.join(parts) or 'nothing'}"
-
-
-class Screen(Told):
-    """A line for each domain, and a line of sums: in place on a terminal, else what changes."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        self._name = name
-        self._began = time.monotonic()
-        self._lines: dict[str, str] = {}
-        self._drawn = 0
-        self._terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        self._states = {one.move.uuid: one for one in store.states(name)}
-        for state in self._states.values():
-            self._lines[state.move.uuid] = _line(state)
-
-    def changed(self, campaign: str, state: MoveState) -> None:
-        """See ``Told``."""
-        if campaign != self._name:
-            return
-        self._states[state.move.uuid] = state
-        line = self._lines[state.move.uuid] = _line(state)
-        if not self._terminal:
-            say(clean(line))
-
-    def heard(self, campaign: str, move: Move, event: Mapping[str, Any]) -> None:
-        """See ``Told``."""
-        if campaign != self._name or event.get("event") != "copy-progress":
-            return
-        done, total = event.get("done"), event.get("total")
-        if isinstance(done, int) and isinstance(total, int) and total:
-            part = f"{event.get('what', '')} {100 * done // total} %"
-            self._lines[move.uuid] = f"{move.name} moves to {move.target}: {part}"
-
-    def note(self, campaign: str, message: str) -> None:
-        """See ``Told``."""
-        say(clean(f"entourage: note: {campaign}: {message}"))
-
-    async def draw(self) -> None:
-        """Again and again, on a terminal."""
-        while self._terminal:
-            self._redraw()
-            await asyncio.sleep(0.5)
-
-    def end(self) -> None:
-        """For the last time."""
-        if self._terminal:
-            self._redraw()
-
-    def _redraw(self) -> None:
-        height = max(3, os.get_terminal_size(sys.stderr.fileno()).lines - 2)
-        order = sorted(self._states.values(), key=lambda one: one.status not in {"moves", "waits"})
-        lines = [clean(self._lines[one.move.uuid]) for one in order][: height - 1]
-        lines.append(clean(self._sum()))
-        up = f"\x1b[{self._drawn}A" if self._drawn else ""
-        width = os.get_terminal_size(sys.stderr.fileno()).columns
-        sys.stderr.write(up + "".join(f"\x1b[2K{line[: width - 1]}\n" for line in lines))
-        sys.stderr.write("\x1b[J")
-        sys.stderr.flush()
-        self._drawn = len(lines)
-
-    def _sum(self) -> str:
-        states = list(self._states.values())
-        done = [one for one in states if one.status not in {"waits", "moves"}]
-        moving = sum(one.status == "moves" for one in states)
-        text = f"{len(done)} of {len(states)} done, {moving} under way"
-        left = len(states) - len(done)
-        if done and left:
-            each = (time.monotonic() - self._began) / len(done)
-            first, last = (max(1, round(each * left * factor / 60)) for factor in (0.7, 1.5))
-            text += f"; {first} to {last} min left"
-        return text
-
-
-def _line(state: MoveState) -> str:
-    move = state.move
-    match state.status:
-        case "moved":
-            blackout = f", blackout {state.blackout * 1000:.0f} ms" if state.blackout else ""
-            return f"{move.name} moved to {move.target}{blackout}"
-        case "moves":
-            return f"{move.name} moves to {move.target}"
-        case "waits" if state.attempts:
-            return f"{move.name} is back on {move.source}, waits for {move.target}: {state.message}"
-        case "waits":
-            return f"{move.name} waits for {move.target}"
-        case _:
-            return f"{move.name} {_STATUSES[state.status]} ({move.source}): {state.message}"
 
 
 def list_campaigns(asked: Asked, *, as_json: bool) -> None:
@@ -380,10 +276,10 @@ def show(asked: Asked, name: str, *, as_json: bool) -> None:
     if as_json:
         put_json({"summary": summary, "moves": states, "stays": store.spec(name).plan.stays})
         return
-    put(*(_line(one) for one in states))
+    put(*(line(one) for one in states))
     for stay in store.spec(name).plan.stays:
         put(*stay_lines(stay))
-    put(_sums(summary, len(store.spec(name).plan.stays)))
+    put(sums(summary, len(store.spec(name).plan.stays)))
     if summary.reason:
         put(f"it stopped: {summary.reason}")
 
@@ -462,15 +358,3 @@ async def _serve(asked: Asked) -> int:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(over.wait(), _LOOK_EVERY)
     return 0
-
-
-class Log(Told):
-    """A line for each thing that happens, for a daemon's journal."""
-
-    def changed(self, campaign: str, state: MoveState) -> None:
-        """See ``Told``."""
-        say(clean(f"{campaign}: {_line(state)}"))
-
-    def note(self, campaign: str, message: str) -> None:
-        """See ``Told``."""
-        say(clean(f"{campaign}: note: {message}"))
