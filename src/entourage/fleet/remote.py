@@ -12,10 +12,11 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from entourage.errors import EntourageError, plain_words
 from entourage.fleet.fleetfile import FleetFile
@@ -29,6 +30,10 @@ _SETTLES_WITHIN: Final = 300.0
 _NO_SSH: Final = 255
 """What ssh ends with where it has not reached the host, or has lost it."""
 _LINE: Final = 1 << 22  # bytes
+_MOST: Final = 1 << 26  # bytes of an answer that are read: of some hundred thousand domains
+
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 62)]
 
 
 class DomainThere(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,8 +42,8 @@ class DomainThere(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     uuid: str
     state: str = ""
-    memory: int = 0
-    devices: Mapping[str, int] = {}
+    memory: Count = 0
+    devices: Mapping[str, Count] = {}
 
 
 class CordonThere(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,10 +57,10 @@ class RoomThere(msgspec.Struct, frozen=True, kw_only=True):
     """What a host has, as `entourage room --json` says."""
 
     host: str
-    memory: int
-    free: int
-    devices: Mapping[str, int] = {}
-    arrivals: int | None = None
+    memory: Count
+    free: Count
+    devices: Mapping[str, Count] = {}
+    arrivals: Annotated[int, Meta(ge=1)] | None = None
     cordons: Sequence[CordonThere] = ()
     arriving: Sequence[str] = ()
     domains: Sequence[DomainThere] = ()
@@ -127,9 +132,8 @@ class Remote:
                 found.append((f"{where}: {event.get('reason', '')}", str(event.get("remedy", ""))))
 
         there = self.as_others_see_it(target)
-        ended = await self._run(
-            source, ("check", name, there, "--json"), heard=heard, within=_TESTS_WITHIN
-        )
+        words = ("check", "--json", "--", name, there)
+        ended = await self._run(source, words, heard=heard, within=_TESTS_WITHIN)
         if found or not ended.status:
             return found
         return [(self._why(ended, source, "check"), str(ended.events.get("remedy", "")))]
@@ -154,25 +158,25 @@ class Remote:
         Raises:
             EntourageError: ssh cannot be run.
         """
-        command = ("migrate", name, self.as_others_see_it(target), "--json", *options)
+        command = ("migrate", "--json", *options, "--", name, self.as_others_see_it(target))
         return await self._run(source, command, heard=heard, within=None)
 
     async def recover(self, name: str, host: str) -> Ended:
         """Have what is in doubt there be settled; raises EntourageError where ssh cannot be run."""
-        return await self._run(host, ("recover", name), within=_SETTLES_WITHIN)
+        return await self._run(host, ("recover", "--", name), within=_SETTLES_WITHIN)
 
     async def abort(self, name: str, host: str) -> Ended:
         """Have a migration from there go back, if it still can."""
-        return await self._run(host, ("abort", name), within=_ANSWERS_WITHIN)
+        return await self._run(host, ("abort", "--", name), within=_ANSWERS_WITHIN)
 
     async def cordon(self, host: str, name: str, reason: str) -> None:
         """Have a host take no domains; raises EntourageError."""
-        words = ("cordon", "--name", name, "--reason", reason)
+        words = ("cordon", f"--name={name}", f"--reason={reason}")
         self._must(await self._run(host, words, within=_ANSWERS_WITHIN), host, "cordon")
 
     async def uncordon(self, host: str, name: str) -> None:
         """Lift that; raises EntourageError."""
-        words = ("uncordon", "--name", name)
+        words = ("uncordon", f"--name={name}")
         self._must(await self._run(host, words, within=_ANSWERS_WITHIN), host, "uncordon")
 
     def as_others_see_it(self, host: str) -> str:
@@ -213,7 +217,8 @@ class Remote:
         process = await self._start(host, words)
         try:
             async with asyncio.timeout(_ANSWERS_WITHIN):
-                out, err = await process.communicate()
+                out, err = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+                await process.wait()
         except TimeoutError:
             raise EntourageError(
                 f"`entourage {words[0]}` does not answer within {_ANSWERS_WITHIN:g} s",
@@ -240,11 +245,11 @@ class Remote:
         errors: deque[bytes] = deque(maxlen=20)
 
         async def read_errors(stream: asyncio.StreamReader) -> None:
-            async for line in stream:
+            async for line in _lines(stream):
                 errors.append(line)
 
         async def read_events(stream: asyncio.StreamReader) -> None:
-            async for line in stream:
+            async for line in _lines(stream):
                 event = _event(line)
                 if event.get("event") == "finished":
                     last.update(event)
@@ -289,6 +294,27 @@ class Remote:
 
     def _ssh_name(self, host: str) -> str:
         return self.fleet.entry(host).ssh or host
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """What is said, line by line; one that is too long is left out."""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:
+            continue
+        if not line:
+            return
+        yield line
+
+
+async def _read(stream: asyncio.StreamReader | None) -> bytes:
+    """What is said, as far as anybody would say so much; the rest is read and left out."""
+    assert stream is not None  # noqa: S101 - it was asked for
+    kept = bytearray()
+    while chunk := await stream.read(1 << 16):
+        kept += chunk[: max(0, _MOST - len(kept))]
+    return bytes(kept)
 
 
 def _event(line: bytes) -> Mapping[str, Any]:
