@@ -121,10 +121,10 @@ class SavedMachine(MachineSeams):
         return Guest.STOPPED
 
     async def close(self) -> None:
-        """Let go of the stream."""
-        if self._flow is not None:
-            await self._flow.end()
-            self._flow = None
+        """Let go of the stream. Once: what hangs is told by whoever asks first."""
+        flow, self._flow = self._flow, None
+        if flow is not None:
+            await flow.end()
         if self._pipeline is not None:
             await self._pipeline.end()
             self._pipeline = None

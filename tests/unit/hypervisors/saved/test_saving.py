@@ -9,7 +9,9 @@ import shutil
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -357,3 +359,15 @@ async def test_storage_that_hangs_is_given_up(
     monkeypatch.setattr(machines, "_ANSWERS_WITHIN", 60.0)
     await machine.abort()
     assert claim.read_claim(tmp_path / "saved") is None
+
+
+async def test_what_hangs_is_told_once(tmp_path: Path, domain: Domain) -> None:
+    """What comes of the session's end would be told in the place of what came of going back."""
+    incoming, _ = await arrived(tmp_path, domain)
+    await incoming.run(paused=False)
+    await incoming.finish_arrival()
+    machine: Any = await restored(tmp_path, tmp_path / "saved", domain)
+    machine._flow = SimpleNamespace(end=AsyncMock(side_effect=HypervisorError("it hangs")))
+    with pytest.raises(HypervisorError, match="it hangs"):
+        await machine.abort()
+    await machine.close()
