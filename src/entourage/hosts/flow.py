@@ -18,6 +18,7 @@ from pathlib import Path
 
 from entourage.errors import HypervisorError
 
+_SOON = 0.1  # seconds
 _ENDS_WITHIN = 10.0  # seconds
 _MAGIC = b"whole:"
 _TRAILER = struct.Struct(">6sQ")
@@ -46,6 +47,7 @@ class Flow:
         self._also = also
         connection.setblocking(True)  # noqa: FBT003 - the name of it
         self.done = 0
+        self._patience = _ENDS_WITHIN
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -83,7 +85,9 @@ class Flow:
             with contextlib.suppress(OSError):  # it has ended
                 if one is not None:
                     one.shutdown(socket.SHUT_RDWR)
-        await asyncio.wait({self._over}, timeout=_ENDS_WITHIN)
+        # Not as long again each time that its end is asked for.
+        patience, self._patience = self._patience, _SOON
+        await asyncio.wait({self._over}, timeout=patience)
         if not self._over.done():
             raise HypervisorError(
                 f"the storage has not answered for {_ENDS_WITHIN:g} s",

@@ -36,6 +36,7 @@ from entourage.hypervisors.seams import MachineSeams
 from entourage.hypervisors.values import TpmFacts
 from entourage.steps import Refusal
 
+_SOON = 0.1  # seconds
 _ANSWERS_WITHIN = 20.0  # seconds for storage; a claim is some kilobytes
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
 Given = TypeVarTuple("Given")
@@ -84,6 +85,7 @@ class SavedMachine(MachineSeams):
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
+        self._hanging: asyncio.Future[None] | None = None
         self._turn = threading.Lock()
 
     @property
@@ -257,6 +259,8 @@ class SavedMachine(MachineSeams):
         """Do something with the save, one thing after the other, also where the first one hangs.
 
         A claim that is given up must not be taken after that, by a thread that nobody waits for.
+        While one still hangs that was waited for, the next is not waited for as long again: each
+        step of a way back would be.
 
         Raises:
             HypervisorError: The storage does not answer.
@@ -266,15 +270,17 @@ class SavedMachine(MachineSeams):
             with self._turn:
                 work(*args)
 
-        try:
-            async with asyncio.timeout(_ANSWERS_WITHIN):
-                await in_thread(in_turn)
-        except TimeoutError as error:
+        hangs = self._hanging is not None and not self._hanging.done()
+        doing = in_thread(in_turn)
+        await asyncio.wait({doing}, timeout=_SOON if hangs else _ANSWERS_WITHIN)
+        if not doing.done():
+            self._hanging = doing
             raise HypervisorError(
                 f"the storage of {self._directory} has not answered for {_ANSWERS_WITHIN:g} s",
                 remedy="see whether its server is there; then `entourage recover"
                 f" {self.domain.name}`",
-            ) from error
+            )
+        doing.result()
 
     def _check_again(self) -> None:
         try:
