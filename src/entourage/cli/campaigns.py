@@ -35,7 +35,7 @@ try:
     from entourage.cli.campaign_shown import STATUSES, Log, Screen, line, sums
     from entourage.fleet.controller import Runner
     from entourage.fleet.database import open_engine
-    from entourage.fleet.durable import Durable, controller_name
+    from entourage.fleet.durable import SILENT_AFTER, Durable, controller_name
     from entourage.fleet.store import Spec, Store
 except ModuleNotFoundError as error:
     raise UsageError(
@@ -101,11 +101,11 @@ def evacuate(
     emptied = () if wanted.patterns or dry_run else wanted.sources
     with _cordoned(asked, name, emptied) as begun:
         found, tests = asyncio.run(look(asked.remote, asked.fleet, wanted))
-        if given is not None:
-            check_plan(given, found, tests)
         with store.planning() as planning:
             planned = place(found, tests, wanted, planning.promised())
             made = given or planned.plan
+            if given is not None:
+                check_plan(given, found, tests, planned.hosts)
             if not dry_run and made.moves:
                 share = (f"--bandwidth={limits.bandwidth // limits.at_once}",)
                 spec = Spec(
@@ -118,7 +118,8 @@ def evacuate(
                     options=share if limits.bandwidth else (),
                 )
                 planning.add(name, spec)
-                begun.append(name)
+        if not dry_run and made.moves:
+            begun.append(name)  # once it is written
     for stay in made.stays:
         say(*(clean(line) for line in stay_lines(stay)))
     if not made.moves:
@@ -293,6 +294,8 @@ def wish(asked: Asked, name: str, wanted: Wish) -> None:
     store.wish(name, wanted)
     if wanted in {"abort", "take-back"}:
         put(f"{name}: nothing more is begun")
+        if summary.owner not in store.living(SILENT_AFTER):
+            put(f"nobody runs it: `entourage campaign resume {name}` ends it")
     elif wanted == "pause":
         put(f"{name} is paused; `entourage campaign resume {name}` goes on with it")
 

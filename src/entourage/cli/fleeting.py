@@ -285,14 +285,21 @@ def read_plan(path: Path) -> Plan:
     return made
 
 
-def check_plan(made: Plan, found: Survey, tests: Tests) -> None:
+def check_plan(made: Plan, found: Survey, tests: Tests, hosts: Sequence[Host]) -> None:
     """See that a user's plan is still of what there is, and that TEST agrees.
+
+    Args:
+        made: The plan.
+        found: What there is.
+        tests: What TEST said.
+        hosts: The targets, without what other campaigns have promised of them.
 
     Raises:
         UsageError: A domain is not where the plan has it, or a target refuses one, or is too full.
     """
     there = {one.uuid: one for one in found.leaving}
-    free = {one.name: one.free for one in found.hosts}
+    free = {one.name: one.free for one in hosts}
+    closed = {one.name: one.closed for one in hosts if one.closed}
     problems: list[str] = []
     for move in made.moves:
         domain = there.get(move.uuid)
@@ -300,6 +307,8 @@ def check_plan(made: Plan, found: Survey, tests: Tests) -> None:
             problems.append(f"{move.name} does not run on {move.source}")
             continue
         free[move.target] = free.get(move.target, 0) - domain.memory
+        if move.target in closed:
+            problems.append(f"{move.name} to {move.target}: {closed[move.target]}")
         pairs = tests.refused.get((move.uuid, move.target), ())
         problems += [f"{move.name} to {move.target}: {reason}" for reason, _ in pairs]
     problems += [f"{name} has too little memory" for name, left in free.items() if left < 0]

@@ -79,14 +79,16 @@ class Runner:
         """
         self.store.claim(name, self._owner)
         spec = self.store.spec(name)
-        self.store.phase(name, "runs")
         await self._cordon(name, spec)
         phase = await self._drive(name, spec)
+        self.store.standing(name, self._owner)  # another one's cordons are not ours to lift
         await self._uncordon(name, spec)
         return phase
 
     async def _drive(self, name: str, spec: Spec) -> Phase:
         campaign, world = self._made(name, spec)
+
+        self.store.phase(name, campaign.phase, reason=campaign.reason, in_a_row=campaign.in_a_row)
 
         def told(state: MoveState) -> None:
             self.store.save(name, state)
@@ -116,6 +118,8 @@ class Runner:
         states = self.store.states(name)
         campaign = Campaign(name, spec.plan, spec.limits, slots, states)
         campaign.in_a_row = self.store.in_a_row(name)
+        summary = self.store.summary(name)
+        campaign.reason, campaign.wish = summary.reason, summary.wish
         refused: dict[tuple[str, str], list[tuple[str, str]]] = {}
         for uuid, host, reason, remedy in spec.refused:
             refused.setdefault((uuid, host), []).append((reason, remedy))

@@ -124,7 +124,7 @@ class Durable:
             "use_listen_notify": False,
         }
         DBOS(config=config)
-        durable = cls(runner, owner)
+        durable, left = cls(runner, owner), False
         runner.store.beat(owner)
         try:
             await asyncio.to_thread(DBOS.launch)  # noqa: TID251 - its own threads are daemons
@@ -136,10 +136,18 @@ class Durable:
                 yield durable
             finally:
                 beating.cancel()
+                left = True
+                with contextlib.suppress(Exception):  # the database may be gone
+                    left = bool(
+                        await DBOS.list_workflows_async(
+                            status="PENDING", executor_id=owner, load_input=False
+                        )
+                    )
         finally:
             await asyncio.to_thread(DBOS.destroy)  # noqa: TID251 - same
-            with contextlib.suppress(EntourageError):
-                runner.store.gone(owner)
+            if not left:  # else another one takes over what this one leaves
+                with contextlib.suppress(EntourageError):
+                    runner.store.gone(owner)
             _running = None
 
     async def _beat(self) -> None:
@@ -160,6 +168,8 @@ class Durable:
             status = await DBOS.get_workflow_status_async(workflow)
             if status is None or status.status not in _LIVES:
                 break
+            if status.status == "PENDING" and status.executor_id not in self._living():
+                await DBOS.resume_workflow_async(workflow, queue_name=QUEUE)
             await asyncio.sleep(_LOOK_EVERY)
         if summary.is_over or status is None or status.status == "SUCCESS":
             return store.summary(name).phase
@@ -178,6 +188,10 @@ class Durable:
         with SetWorkflowID(_id(name, attempt)):
             await DBOS.start_workflow_async(_campaign, name)
         return _id(name, attempt)
+
+    def _living(self) -> set[str]:
+        """The controllers that live."""
+        return {self._owner, *self._runner.store.living(SILENT_AFTER)}
 
     async def take_over(self) -> list[str]:
         """Have what dead controllers ran be run by those that live; the names of the dead."""

@@ -111,6 +111,8 @@ class Driver:
                     self._told(self.campaign.moves[move.uuid])
                     self._begin(move)
                 await self._wait()
+            if self._bug is not None:
+                raise self._bug
             return self.campaign.phase
         finally:
             for task in self._tasks.values():

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from entourage.errors import EntourageError
 from entourage.fleet.remote import Ended, Remote, RoomThere, StandingThere
 from entourage.fleet.values import Move, Result
 
 _LOOK_EVERY: Final = 1.0  # seconds
+_LOOK_AGAIN: Final = 5.0  # seconds, where a host did not answer
 _ROUNDS: Final = 4
 """How often what is not settled is settled before it is called in doubt."""
 _OUTCOMES: Final[Mapping[str, str]] = {
@@ -29,6 +30,14 @@ _OUTCOMES: Final[Mapping[str, str]] = {
 }
 
 Heard = Callable[[Move, Mapping[str, Any]], None]
+
+
+class _Unknown(Exception):  # noqa: N818 - what became of a move then is
+    """A host did not answer, after something was begun there."""
+
+    def __init__(self, error: EntourageError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Ensure:
@@ -49,31 +58,51 @@ class Ensure:
 
     async def __call__(self, move: Move) -> Result:
         """Do it; what came of it. Raises nothing of Entourage's own."""
-        try:
-            return await self._make_sure(move)
-        except EntourageError as error:
-            return Result(kind="back", message=str(error), remedy=error.remedy)
+        begun, last = False, EntourageError("its hosts do not answer")
+        for _ in range(_ROUNDS):
+            try:
+                return await self._make_sure(move)
+            except _Unknown as error:
+                begun, last = True, error.error
+                await asyncio.sleep(_LOOK_AGAIN)
+            except EntourageError as error:
+                if not begun:
+                    return Result(kind="back", message=str(error), remedy=error.remedy)
+                last = error
+                await asyncio.sleep(_LOOK_AGAIN)
+        return Result(
+            kind="doubt",
+            message=f"what became of it is not known: {last}",
+            remedy=f"`entourage status` on {move.source} and {move.target}",
+        )
 
     async def _make_sure(self, move: Move) -> Result:
-        for _ in range(_ROUNDS):
-            standing = await self._look(move)
-            if isinstance(standing, Result):
-                return standing
-            if standing is None:
-                ended = await self._remote.migrate(
-                    move.name,
-                    move.source,
-                    move.target,
-                    self._options,
-                    lambda event: self._heard(move, event),
-                )
-                result = _result(ended)
-                if result is not None and not await self._is_anothers(move, result):
-                    return result
-            elif standing.doing:
-                await self._until_it_has_ended(move)
-            else:
-                await self._remote.recover(move.name, move.source)
+        begun = False
+        try:
+            for _ in range(_ROUNDS):
+                standing = await self._look(move)
+                if isinstance(standing, Result):
+                    return standing
+                begun = True
+                if standing is None:
+                    ended = await self._remote.migrate(
+                        move.name,
+                        move.source,
+                        move.target,
+                        self._options,
+                        lambda event: self._heard(move, event),
+                    )
+                    result = _result(ended)
+                    if result is not None and not await self._is_anothers(move, result):
+                        return result
+                elif standing.doing:
+                    await self._until_it_has_ended(move)
+                else:
+                    await self._remote.recover(move.name, move.source)
+        except EntourageError as error:
+            if begun:
+                raise _Unknown(error) from error
+            raise
         return Result(
             kind="doubt",
             message="who runs it is in doubt",
@@ -82,11 +111,7 @@ class Ensure:
 
     async def _look(self, move: Move) -> Result | StandingThere | None:
         """How it ended already; or what is under way, or not settled; or None: it can begin."""
-        here, there, standings = await asyncio.gather(
-            self._remote.room(move.source),
-            self._remote.room(move.target),
-            self._remote.standing(move.source),
-        )
+        standings = await self._remote.standing(move.source)
         mine = [
             one
             for one in standings
@@ -94,6 +119,9 @@ class Ensure:
         ]
         if mine:
             return mine[0]
+        here, there = await asyncio.gather(
+            self._remote.room(move.source), self._remote.room(move.target)
+        )
         if _has(there, move) and not _has(here, move):
             return Result(kind="moved")
         if not _has(here, move):
@@ -108,16 +136,26 @@ class Ensure:
         return any(one.uuid == move.uuid and one.doing for one in standings)
 
     async def _find(self, move: Move) -> Result:
-        """It is on neither: on another host of the fleet, or it is off."""
+        """It is on neither: it has just arrived, is on another host of the fleet, or is off."""
+        if _has(await self._remote.room(move.target), move):
+            return Result(kind="moved")
+        silent: list[str] = []
         for host in (one.name for one in self._remote.fleet.host):
             if host in {move.source, move.target}:
                 continue
             try:
                 room = await self._remote.room(host)
             except EntourageError:
+                silent.append(host)
                 continue
             if _has(room, move):
                 return Result(kind="elsewhere", message=f"it runs on {host}")
+        if silent:
+            return Result(
+                kind="doubt",
+                message=f"it runs on no host that answers; {', '.join(silent)} does not",
+                remedy="`entourage room` on each host",
+            )
         return Result(
             kind="off",
             message=f"it does not run on {move.source} any more, nor anywhere that answers",
@@ -148,7 +186,8 @@ def _result(ended: Ended) -> Result | None:
     if kind is None:
         return None
     blackout = ended.events.get("blackout")
-    problems: list[Any] = ended.events.get("problems") or []
+    told: Any = ended.events.get("problems")
+    problems = cast("list[Any]", told) if isinstance(told, list) else []
     return Result(
         kind=kind,  # type: ignore[arg-type]
         message=message if kind != "moved" else "; ".join(str(one) for one in problems),

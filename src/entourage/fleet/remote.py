@@ -206,7 +206,7 @@ class Remote:
             )
         try:
             return msgspec.json.decode(out, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise EntourageError(
                 f"what `entourage {words[0]}` says there cannot be understood: {error}",
                 host=host,
@@ -318,7 +318,7 @@ async def _read(stream: asyncio.StreamReader | None) -> bytes:
 
 
 def _event(line: bytes) -> Mapping[str, Any]:
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         event = msgspec.json.decode(line)
         if isinstance(event, dict):
             return event  # pyright: ignore[reportUnknownVariableType]

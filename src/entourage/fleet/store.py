@@ -162,11 +162,15 @@ class Store:
         return row
 
     def wish(self, name: str, wish: Wish) -> None:
-        """Say what is wanted of a campaign; whoever runs it sees it within a second."""
+        """Say what is wanted of a campaign; whoever runs it sees it within a second.
+
+        One that is aborted stays so: neither a pause nor a resume begins anything in it.
+        """
+        changed = sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name)
+        if wish in {"run", "pause"}:
+            changed = changed.where(CAMPAIGNS.c.wish.not_in(("abort", "take-back")))
         with self._read() as connection:
-            connection.execute(
-                sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(wish=wish)
-            )
+            connection.execute(changed.values(wish=wish))
 
     def standing(self, name: str, owner: str) -> Wish:
         """What is wanted of a campaign that this controller runs.
@@ -221,8 +225,12 @@ class Store:
             )
             self.save(name, fresh)
         if again:
-            self.wish(name, "run")
-            self.phase(name, "runs", in_a_row=0)
+            with self._read() as connection:
+                connection.execute(
+                    sa.update(CAMPAIGNS)
+                    .where(CAMPAIGNS.c.name == name)
+                    .values(wish="run", phase="runs", reason="", in_a_row=0)
+                )
         return len(again)
 
     # Controllers
@@ -244,6 +252,12 @@ class Store:
         with self._read() as connection:
             return [row.owner for row in connection.execute(query)]
 
+    def living(self, seconds: float) -> list[str]:
+        """The controllers that have said something within so long."""
+        query = sa.select(CONTROLLERS.c.owner).where(CONTROLLERS.c.seen >= time.time() - seconds)
+        with self._read() as connection:
+            return [row.owner for row in connection.execute(query)]
+
     def gone(self, owner: str) -> None:
         """A controller ends, or is known to be dead, and nothing of it is left to take over."""
         with self._read() as connection:
@@ -258,7 +272,15 @@ class Planning:
 
     def promised(self) -> list[Move]:
         """What other campaigns have yet to move: its memory there is not free."""
-        query = sa.select(MOVES.c.state).where(MOVES.c.status.in_(_PENDING))
+        query = (
+            sa.select(MOVES.c.state)
+            .join(CAMPAIGNS, CAMPAIGNS.c.name == MOVES.c.campaign)
+            .where(
+                MOVES.c.status.in_(_PENDING),
+                # What was left waiting by one that is over is promised no more.
+                sa.or_(MOVES.c.status == "moves", CAMPAIGNS.c.phase.not_in(sorted(OVER))),
+            )
+        )
         rows = self._connection.execute(query)
         return [msgspec.json.decode(row.state, type=MoveState).move for row in rows]
 
@@ -315,11 +337,13 @@ class StoreSlots:
         most = min(limits.per_target, self._arrivals.get(move.target, limits.per_target))
         moving = sa.select(sa.func.count()).where(MOVES.c.status == "moves")
         with self._store.alone() as connection:
-            owner = connection.execute(
-                sa.select(CAMPAIGNS.c.owner).where(CAMPAIGNS.c.name == self._name)
-            ).scalar_one()
-            if owner != self._owner:
-                raise FencedError(f"{self._name} is run by {owner} now")
+            row = connection.execute(
+                sa.select(CAMPAIGNS.c.owner, CAMPAIGNS.c.wish).where(CAMPAIGNS.c.name == self._name)
+            ).one()
+            if row.owner != self._owner:
+                raise FencedError(f"{self._name} is run by {row.owner} now")
+            if row.wish != "run":
+                return False
             leaving = connection.execute(moving.where(MOVES.c.source == move.source)).scalar_one()
             arriving = connection.execute(moving.where(MOVES.c.target == move.target)).scalar_one()
             if leaving >= limits.at_once or arriving >= most:

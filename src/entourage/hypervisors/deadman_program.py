@@ -90,7 +90,8 @@ class _Parent:
         self.is_dead = not words
         for word in words:
             if word == ord("w"):
-                self._end.sendall(b"W")
+                with contextlib.suppress(OSError):  # the parent has died since: that is heard next
+                    self._end.sendall(b"W")
             elif word == ord("g"):
                 self.may_resume = False
                 self._end.sendall(b"G")

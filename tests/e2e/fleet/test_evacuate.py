@@ -137,7 +137,7 @@ def test_the_power_of_a_host_is_cut(world: FleetWorld, host: str) -> None:
         world.lab["d"].run(["true"])
         _wait_there(world, f"cut-{host}")
         world.lab[host].power_cut()
-        run = ended(process)
+        run = ended(process, 280)  # its source is asked again and again
     finally:
         if not world.lab[host].is_on:
             world.lab[host].power_on()

@@ -139,9 +139,9 @@ class FleetWorld:
             assert _json(self.lab[host], "status", "--json") == []
 
 
-def ended(process: HostProcess) -> Run:
+def ended(process: HostProcess, patience: float = PATIENCE) -> Run:
     """Wait for a command."""
-    stdout, stderr = process.communicate(timeout=PATIENCE)
+    stdout, stderr = process.communicate(timeout=patience)
     return Run(process.returncode, stdout, stderr)
 
 

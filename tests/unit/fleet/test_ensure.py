@@ -168,6 +168,24 @@ async def test_it_is_on_neither() -> None:
     assert (await ensure(Hosts(on=""))(MOVE)).kind == "off"
 
 
+async def test_a_source_that_is_gone_after_it_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may move, or have moved: that it runs where it did is not known."""
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0)
+    hosts = Hosts()
+
+    async def silent(host: str) -> list[StandingThere]:
+        raise EntourageError("ssh does not reach it", host=host)
+
+    def lost() -> Ended:
+        hosts.standing = silent  # type: ignore[method-assign]
+        return ended(255)
+
+    hosts.ends = [lost]
+    result = await ensure(hosts)(MOVE)
+    assert result.kind == "doubt"
+    assert "ssh does not reach it" in result.message
+
+
 async def test_a_host_that_does_not_answer() -> None:
     hosts = Hosts()
 

@@ -87,6 +87,26 @@ def test_what_others_have_promised_is_known_while_one_plans(store: Store) -> Non
         assert planning.promised() == [move("x")]
 
 
+def test_what_one_that_is_over_has_left_waiting_is_promised_no_more(store: Store) -> None:
+    begin(store, "c", move("x"), move("y"))
+    StoreSlots(store, "c", "me").take(move("x"), Limits())
+    store.phase("c", "aborted")
+    with store.planning() as planning:
+        assert planning.promised() == [move("x")]
+
+
+def test_one_that_is_aborted_stays_so_and_one_that_is_paused_begins_nothing(store: Store) -> None:
+    begin(store, "c", move("x"))
+    store.wish("c", "pause")
+    assert not StoreSlots(store, "c", "me").take(move("x"), Limits())
+    store.wish("c", "abort")
+    store.wish("c", "run")
+    store.wish("c", "pause")
+    assert store.summary("c").wish == "abort"
+    assert store.try_again("c") == 1
+    assert store.summary("c").wish == "run"
+
+
 def test_what_stayed_is_tried_again(store: Store) -> None:
     begin(store, "c", move("x"), move("y"))
     stays = MoveState(move=move("x"), status="stays", attempts=3, tried=("b",), message="why")

@@ -231,6 +231,13 @@ async def test_a_parent_that_goes_on_waits_until_it_has_acted(guest: Guest, tmp_
     hand.close()
 
 
+async def test_a_parent_that_dies_as_it_asks_whether_it_acts(guest: Guest) -> None:
+    hand = await arm(guest)
+    hand._end.send(b"w")
+    hand.close()
+    await asyncio.wait_for(guest.runs.wait(), 5)
+
+
 async def test_asked_whether_it_acts_it_watches_on(guest: Guest) -> None:
     hand = await arm(guest)
     await asyncio.wait_for(hand.not_acting(), 5)
