@@ -232,7 +232,7 @@ async def test_a_parent_that_goes_on_waits_until_it_has_acted(guest: Guest, tmp_
 
 
 async def test_a_parent_that_dies_as_it_asks_whether_it_acts(guest: Guest) -> None:
-    hand = await arm(guest)
+    hand: Any = await arm(guest)
     hand._end.send(b"w")
     hand.close()
     await asyncio.wait_for(guest.runs.wait(), 5)
