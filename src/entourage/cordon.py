@@ -92,9 +92,14 @@ def _directory(settings: Settings) -> Path:
 
 
 def _path(settings: Settings, name: str) -> Path:
+    check_name(name)
+    return _directory(settings) / f"{name}.json"
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError where a cordon, or a campaign, which has some, cannot be called so."""
     if not _NAME.match(name):
         raise UsageError(
-            f"{name!r} is no name for a cordon",
+            f"{name!r} is no name for a cordon or a campaign",
             remedy="letters, digits, '.', '_' and '-', at most 63 of them",
         )
-    return _directory(settings) / f"{name}.json"

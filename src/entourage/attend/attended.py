@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 from entourage.attend.bus import Bus
-from entourage.attend.shown import LastTry
+from entourage.attend.shown import AttendedDomain, LastTry
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.attended.switchover import SourceSwitchover, TargetSwitchover
@@ -73,6 +73,22 @@ class Attended:
     def _brought(self) -> tuple[str, ...]:
         """The last nonces, which migrations may still bring that were begun just before."""
         return tuple(nonce for nonce in self.nonces if nonce)[:2]
+
+    def shown(self, name: str, *, is_off: bool = False) -> AttendedDomain:
+        """What ``entourage status`` shows of it.
+
+        Args:
+            name: The domain's.
+            is_off: Whether it is not to be attended, until its user says so.
+        """
+        return AttendedDomain(
+            domain=name,
+            uuid=self.uuid,
+            devices=tuple(one.label for one in self.domain.devices) if self.domain else (),
+            problem=self.problem,
+            off=is_off,
+            last=self.last,
+        )
 
     def expects(self, nonce: str) -> bool:
         """Whether a migration from here may bring this."""
@@ -151,6 +167,8 @@ class Attended:
     def connected(self) -> None:
         """Its QEMU has its object."""
         self.joined.set()
+        if self.target is not None:
+            self.target.joined.set()
 
     def gone(self) -> None:
         """Its QEMU has ended, or its object was removed."""

@@ -25,6 +25,7 @@ from entourage.attend.words import BEGIN, Begin, SshHost
 from entourage.errors import (
     DomainBusy,
     EntourageError,
+    HypervisorError,
     UsageError,
     ours,
     plain_words,
@@ -322,8 +323,14 @@ class Daemon:
     async def _waits_for_stream(self, said: str) -> None:
         """The QEMU of a domain that comes has started, of a toolstack whose hook says so."""
         one = self._domains.get(self._toolstack.arriving(said).uuid)
-        if one is not None and one.target is not None:
+        if one is None or (target := one.target) is None:
+            return
+        try:
             await self._toolstack.add_object(one.uuid, str(one.path))
+        except HypervisorError as error:
+            # Nobody may rely on what this hook ends with: a target that cannot load it ends here.
+            target.end(f"its QEMU was not given its object: {error}")
+            raise
 
     def _gone(self, xml: str) -> None:
         coming = self._toolstack.arriving(xml)

@@ -197,7 +197,7 @@ class Domains:
         if problem and problem != one.problem:
             _log.error("%s is not attended: %s", name, problem)
         one.problem = problem
-        shown.write(self._settings, _shown(one, name, is_off=is_off))
+        shown.write(self._settings, one.shown(name, is_off=is_off))
         return done
 
     async def left_out(self, uuid: str) -> None:
@@ -218,7 +218,7 @@ class Domains:
         self._last.pop(one.uuid, None)
         await one.close()
         name = one.domain.name if one.domain is not None else one.uuid
-        shown.left(self._settings, _shown(one, name, is_off=False))
+        shown.left(self._settings, one.shown(name))
 
     async def switch(self, name: str, *, off: bool) -> str:
         """Attend a domain no more, or again; what was done, as a sentence.
@@ -226,22 +226,11 @@ class Domains:
         Raises:
             ConfigError, OSError: What was switched before cannot be read, or this not be written.
         """
-        now = switches.read(self._settings).switched(name, off=off)
-        await in_thread(switches.write, self._settings, now)
+        async with self.turn(ALL):  # of two at once, one would undo the other
+            now = switches.read(self._settings).switched(name, off=off)
+            await in_thread(switches.write, self._settings, now)
         await self._look_at_all()
         what = "all domains" if name == ALL else name
         known = {one.domain.name for one in self._known.values() if one.domain is not None}
         more = "" if name in {ALL, *known} else " (no domain of that name is attended here now)"
         return f"{what}: {'not attended any more' if off else 'attended again'}{more}"
-
-
-def _shown(one: Attended, name: str, *, is_off: bool) -> shown.AttendedDomain:
-    devices = one.domain.devices if one.domain is not None else ()
-    return shown.AttendedDomain(
-        domain=name,
-        uuid=one.uuid,
-        devices=tuple(device.label for device in devices),
-        problem=one.problem,
-        off=is_off,
-        last=one.last,
-    )

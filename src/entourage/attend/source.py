@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 import msgspec
 
 from entourage.attend.attended import Attended
-from entourage.attend.shown import LastTry
+from entourage.attend.shown import LastTry, write
 from entourage.attend.words import ENDED, GO, Begin, Ended, Go
 from entourage.clock import Clock
 from entourage.devices.base import Options
@@ -120,6 +120,9 @@ class Departure:
             self._attended.renew()
         self._attended.last = self._last(failed)
         if failed is not None:
+            # Before the target's hook fails virsh, whose user may ask here why.
+            with contextlib.suppress(OSError):  # the daemon's next look writes it again
+                write(self._settings, self._attended.shown(self._domain.name))
             refusals = failed.refusals if isinstance(failed, Refused) else ()
             ended = Ended(message=_where(failed), remedy=failed.remedy, refusals=refusals)
             with contextlib.suppress(LinkLost):

@@ -12,7 +12,7 @@ from entourage.admission import known
 from entourage.checkpoint.disks import Disks
 from entourage.devices.base import Options
 from entourage.domain import Block, Domain, Name
-from entourage.errors import UsageError
+from entourage.errors import UsageError, plain_words, what_to_do
 from entourage.hosts.filters import (
     COMPRESS,
     ENCRYPT,
@@ -32,6 +32,7 @@ from entourage.hypervisors.saved.manifest import copy_path
 from entourage.settings.model import Settings
 from entourage.source.request import Request
 
+_LOOK_AT_LINKS = "see where its links lead: namei -l"
 _LOOPBACK = "127.0.0.1"  # where nothing goes: memory stays on this host
 
 
@@ -278,15 +279,21 @@ def _check_another(
                 f"{disk.id} is a copy of {first.name}'s, and {name} needs a place of its own",
                 remedy=f"--disk {disk.id}=/srv/{name}-{disk.id}, or where else it may lie",
             )
-    own = {Path(disk.path).resolve() for disk in first.block}
+    own = {_real(disk.path) for disk in first.block}
     for disk, path in disks.items():
-        if Path(path).resolve() in own:
+        if _real(path) in own:
             raise UsageError(
                 f"{path} is a disk of {first.name}, and would be written over",
                 remedy=f"--disk {disk}=PATH, another one",
             )
+        if _is_device(path):  # which may have been given to the first one since, here or elsewhere
+            raise UsageError(
+                f"{path} is a device, and whose it is cannot be told",
+                remedy=f"--disk {disk}=/a/file, which is made",
+            )
+    bridges = {nic.bridge for nic in first.net}
     for nic in first.net:
-        if nets.get(nic.bridge, nic.bridge) == nic.bridge:
+        if nets.get(nic.bridge, nic.bridge) in bridges:
             raise UsageError(
                 f"the guest has the MAC of {first.name}'s {nic.id} in its memory until it is"
                 f" started again, and would be on the bridge {nic.bridge} with it",
@@ -305,7 +312,7 @@ def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str
                 remedy=f"it has: {', '.join(sorted(were)) or 'none'}",
             )
     for disk, path in were.items():
-        if disk not in wanted and Path(path).is_block_device():
+        if disk not in wanted and _is_device(path):
             raise UsageError(
                 f"{disk} was the device {path}, and would be written over",
                 remedy=f"--disk {disk}={path} does so, --disk {disk}=/a/file makes a file of it",
@@ -339,7 +346,23 @@ def _absolute(directory: str) -> str:
     path = Path(directory).absolute()
     if not path.name or path.name in {".", ".."} or not str(path).isprintable():
         raise UsageError(f"{directory!r} is no directory to save in", remedy="name one to be made")
-    return str(path.parent.resolve() / path.name)
+    return str(_real(str(path.parent)) / path.name)
+
+
+def _real(path: str) -> Path:
+    """A path without links; raises UsageError where they lead nowhere, or cannot be looked at."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise UsageError(f"{path}: {plain_words(error)}", remedy=_LOOK_AT_LINKS) from error
+
+
+def _is_device(path: str) -> bool:
+    """Whether that is a block device; raises UsageError where it cannot be looked at."""
+    try:
+        return Path(path).is_block_device()
+    except OSError as error:
+        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
 
 
 def _here(settings: Settings) -> Settings:

@@ -15,6 +15,7 @@ from entourage.fleet.store import Store, Summary
 from entourage.fleet.values import Move, MoveState
 from entourage.report.text import clean
 
+_MOST: Final = 1 << 62  # bytes: what a host says may be any number
 STATUSES: Final = {
     "waits": "waits",
     "moves": "moves",
@@ -53,7 +54,12 @@ class Screen(Told):
         if campaign != self._name or event.get("event") != "copy-progress":
             return
         done, total = event.get("done"), event.get("total")
-        if isinstance(done, int) and isinstance(total, int) and total:
+        if (
+            isinstance(done, int)
+            and isinstance(total, int)
+            and 0 <= done <= total < _MOST
+            and total
+        ):
             part = f"{event.get('what', '')} {100 * done // total} %"
             self._lines[move.uuid] = f"{move.name} moves to {move.target}: {part}"
 

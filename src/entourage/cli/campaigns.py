@@ -23,6 +23,7 @@ from entourage.cli.fleeting import (
 )
 from entourage.cli.output import columns, put, put_json
 from entourage.cli.tell import say
+from entourage.cordon import check_name
 from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet import fleetfile
 from entourage.fleet.campaign import Wish
@@ -98,6 +99,7 @@ def evacuate(
             sources=given.hosts or sources, targets=targets, patterns=patterns, style=wanted.style
         )
     name = name or f"{_what(wanted)}-{time.strftime('%m%d-%H%M%S')}"
+    check_name(name)
     emptied = () if wanted.patterns or dry_run else wanted.sources
     with _cordoned(asked, name, emptied) as begun:
         found, tests = asyncio.run(look(asked.remote, asked.fleet, wanted))
@@ -152,15 +154,38 @@ def _cordoned(asked: Asked, name: str, hosts: Sequence[str]) -> Generator[list[s
 
     async def lift() -> None:
         for host in hosts:
-            with contextlib.suppress(EntourageError):
+            try:
                 await asked.remote.uncordon(host, name)
+            except EntourageError as error:
+                say(clean(f"entourage: note: {error}; {host} takes no domains until there"
+                          f" `entourage uncordon --name {name}`"))  # fmt: skip
 
+    with _as_ctrl_c():
+        try:
+            asyncio.run(put_up())
+            yield begun
+        finally:
+            if not begun:
+                asyncio.run(lift())
+
+
+@contextlib.contextmanager
+def _as_ctrl_c() -> Generator[None]:
+    """What else ends a command ends it as Ctrl-C does: what it has begun is undone."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    taken = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, interrupt)
     try:
-        asyncio.run(put_up())
-        yield begun
+        yield
     finally:
-        if not begun:
-            asyncio.run(lift())
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 def _what(wanted: Wanted) -> str:
@@ -290,7 +315,9 @@ def wish(asked: Asked, name: str, wanted: Wish) -> None:
     store = asked.store()
     summary = store.summary(name)
     if summary.is_over:
-        raise UsageError(f"{name} is over ({summary.phase})", remedy=f"campaign show {name}")
+        raise UsageError(
+            f"{name} is over ({summary.phase})", remedy=f"`entourage campaign show {name}`"
+        )
     store.wish(name, wanted)
     if wanted in {"abort", "take-back"}:
         put(f"{name}: nothing more is begun")
@@ -313,7 +340,7 @@ def retry(asked: Asked, name: str) -> int:
     """Try what stayed, and what an abort left, again; returns the exit status."""
     store = asked.store()
     if not store.summary(name).is_over:
-        raise UsageError(f"{name} is not over", remedy=f"entourage campaign resume {name}")
+        raise UsageError(f"{name} is not over", remedy=f"`entourage campaign resume {name}`")
     if not store.try_again(name):
         put(f"{name}: nothing is left to be tried")
         return tell(store, name)

@@ -87,14 +87,11 @@ class Runner:
 
     async def _drive(self, name: str, spec: Spec) -> Phase:
         campaign, world = self._made(name, spec)
-
-        self.store.phase(name, campaign.phase, reason=campaign.reason, in_a_row=campaign.in_a_row)
+        self._say_phase(campaign)
 
         def told(state: MoveState) -> None:
-            self.store.save(name, state)
-            self.store.phase(
-                name, campaign.phase, reason=campaign.reason, in_a_row=campaign.in_a_row
-            )
+            self.store.save(name, state, owner=self._owner)
+            self._say_phase(campaign)
             self._told.changed(name, state)
 
         driver = Driver(campaign, world, told)
@@ -109,8 +106,17 @@ class Runner:
             for task in (watching, running):
                 task.cancel()
             await asyncio.gather(watching, running, return_exceptions=True)
-        self.store.phase(name, phase, reason=campaign.reason, in_a_row=campaign.in_a_row)
+        self._say_phase(campaign)
         return phase
+
+    def _say_phase(self, campaign: Campaign) -> None:
+        self.store.phase(
+            campaign.name,
+            campaign.phase,
+            owner=self._owner,
+            reason=campaign.reason,
+            in_a_row=campaign.in_a_row,
+        )
 
     def _made(self, name: str, spec: Spec) -> tuple[Campaign, RealWorld]:
         arrivals = {one.name: one.arrivals for one in spec.hosts if one.arrivals is not None}
@@ -142,7 +148,7 @@ class Runner:
             wish = self.store.standing(name, self._owner)
             if wish != driver.campaign.wish:
                 driver.campaign.wish = wish
-                self.store.phase(name, driver.campaign.phase, reason=driver.campaign.reason)
+                self._say_phase(driver.campaign)
             if wish == "take-back":
                 for move in driver.campaign.under_way:
                     if move.uuid not in taken_back:

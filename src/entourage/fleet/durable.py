@@ -30,12 +30,13 @@ from dbos import (
     WorkflowSerializationFormat,
 )
 
-from entourage.errors import EntourageError, UsageError
+from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet.campaign import Phase, Wish
 from entourage.fleet.controller import Runner
 from entourage.fleet.database import open_engine
 from entourage.fleet.values import MoveState
 from entourage.hosts.slots import slot
+from entourage.hosts.threads import in_thread
 from entourage.settings.model import Settings
 
 FORMAT: Final = "campaign-format-1"
@@ -79,8 +80,8 @@ def controller_name(settings: Settings) -> Generator[str]:
                     return
             except OSError as error:
                 raise UsageError(
-                    f"the lock of a controller cannot be made: {error.strerror}",
-                    remedy=f"see whether {settings.paths.run} can be written",
+                    f"the lock of a controller cannot be made: {plain_words(error)}",
+                    remedy=what_to_do(error),
                 ) from error
         raise UsageError(
             f"{_MOST} controllers run on this host", remedy="`entourage campaign list` says which"
@@ -120,14 +121,14 @@ class Durable:
             "application_version": FORMAT,
             "executor_id": owner,
             "serializer": DBOSPortableJSONSerializer(),
-            "log_level": "ERROR",
+            "log_level": "CRITICAL",  # errors are told by us, without the traceback
             "use_listen_notify": False,
         }
         DBOS(config=config)
         durable, left = cls(runner, owner), False
         runner.store.beat(owner)
         try:
-            await asyncio.to_thread(DBOS.launch)  # noqa: TID251 - its own threads are daemons
+            await in_thread(DBOS.launch)
             await DBOS.register_queue_async(
                 QUEUE, polling_interval_sec=1.0, on_conflict="never_update"
             )
@@ -144,7 +145,7 @@ class Durable:
                         )
                     )
         finally:
-            await asyncio.to_thread(DBOS.destroy)  # noqa: TID251 - same
+            await in_thread(DBOS.destroy)
             if not left:  # else another one takes over what this one leaves
                 with contextlib.suppress(EntourageError):
                     runner.store.gone(owner)

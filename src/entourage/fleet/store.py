@@ -178,10 +178,8 @@ class Store:
         Raises:
             FencedError: Another controller runs it now.
         """
-        row = self._row(name)
-        if row.owner != owner:
-            raise FencedError(f"{name} is run by {row.owner} now")
-        return cast("Wish", row.wish)
+        with self._read() as connection:
+            return _owned(connection, name, owner)
 
     def claim(self, name: str, owner: str) -> None:
         """Run a campaign from now on; who ran it before finds itself fenced."""
@@ -190,42 +188,40 @@ class Store:
                 sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(owner=owner)
             )
 
-    def phase(
-        self, name: str, phase: Phase, *, reason: str = "", in_a_row: int | None = None
-    ) -> None:
-        """Say where a campaign is."""
-        values: dict[str, Any] = {"phase": phase, "reason": reason}
-        if in_a_row is not None:
-            values["in_a_row"] = in_a_row
+    def phase(self, name: str, phase: Phase, *, owner: str, reason: str, in_a_row: int) -> None:
+        """Say where a campaign is that this controller runs.
+
+        Raises:
+            FencedError: Another controller runs it now.
+        """
         with self._read() as connection:
+            _owned(connection, name, owner)
             connection.execute(
-                sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(**values)
+                sa.update(CAMPAIGNS)
+                .where(CAMPAIGNS.c.name == name)
+                .values(phase=phase, reason=reason, in_a_row=in_a_row)
             )
 
-    def save(self, name: str, state: MoveState) -> None:
-        """Say how far a move has come; a slot that it held is free once it does not move."""
+    def save(self, name: str, state: MoveState, *, owner: str) -> None:
+        """Say how far a move has come; a slot that it held is free once it does not move.
+
+        Raises:
+            FencedError: Another controller runs the campaign now.
+        """
         with self._read() as connection:
-            connection.execute(
-                sa.update(MOVES)
-                .where(MOVES.c.campaign == name, MOVES.c.uuid == state.move.uuid)
-                .values(
-                    source=state.move.source,
-                    target=state.move.target,
-                    status=state.status,
-                    state=msgspec.json.encode(state).decode(),
-                )
-            )
+            _owned(connection, name, owner)
+            _save(connection, name, state)
 
     def try_again(self, name: str) -> int:
         """Have what stayed, and what was left waiting, wait anew; how many that is."""
         again = [one for one in self.states(name) if one.status in {"stays", "waits"}]
-        for state in again:
-            fresh = msgspec.structs.replace(
-                state, status="waits", attempts=0, not_before=0.0, tried=()
-            )
-            self.save(name, fresh)
         if again:
-            with self._read() as connection:
+            with self.alone() as connection:
+                for state in again:
+                    fresh = msgspec.structs.replace(
+                        state, status="waits", attempts=0, not_before=0.0, tried=()
+                    )
+                    _save(connection, name, fresh)
                 connection.execute(
                     sa.update(CAMPAIGNS)
                     .where(CAMPAIGNS.c.name == name)
@@ -337,12 +333,7 @@ class StoreSlots:
         most = min(limits.per_target, self._arrivals.get(move.target, limits.per_target))
         moving = sa.select(sa.func.count()).where(MOVES.c.status == "moves")
         with self._store.alone() as connection:
-            row = connection.execute(
-                sa.select(CAMPAIGNS.c.owner, CAMPAIGNS.c.wish).where(CAMPAIGNS.c.name == self._name)
-            ).one()
-            if row.owner != self._owner:
-                raise FencedError(f"{self._name} is run by {row.owner} now")
-            if row.wish != "run":
+            if _owned(connection, self._name, self._owner) != "run":
                 return False
             leaving = connection.execute(moving.where(MOVES.c.source == move.source)).scalar_one()
             arriving = connection.execute(moving.where(MOVES.c.target == move.target)).scalar_one()
@@ -357,6 +348,30 @@ class StoreSlots:
 
     def give_back(self, move: Move) -> None:
         """Nothing: ``Store.save`` says that it has ended."""
+
+
+def _owned(connection: sa.Connection, name: str, owner: str) -> Wish:
+    """What is wanted of a campaign; raises FencedError where another controller runs it."""
+    query = sa.select(CAMPAIGNS.c.owner, CAMPAIGNS.c.wish).where(CAMPAIGNS.c.name == name)
+    row = connection.execute(query).one()
+    if row.owner != owner:
+        raise FencedError(
+            f"{name} is run by {row.owner} now", remedy=f"`entourage campaign watch {name}`"
+        )
+    return cast("Wish", row.wish)
+
+
+def _save(connection: sa.Connection, name: str, state: MoveState) -> None:
+    connection.execute(
+        sa.update(MOVES)
+        .where(MOVES.c.campaign == name, MOVES.c.uuid == state.move.uuid)
+        .values(
+            source=state.move.source,
+            target=state.move.target,
+            status=state.status,
+            state=msgspec.json.encode(state).decode(),
+        )
+    )
 
 
 def _state(text: str, status: str) -> MoveState:

@@ -18,7 +18,6 @@ from entourage.fleet.values import FleetDomain, Host, Move
 
 TESTS_AT_ONCE: Final = 4
 """Each is a process on its source and one on its target."""
-_RUNS: Final = frozenset({"running", "paused", "blocked", "idle"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ async def survey(
     for source in sources:
         leaving += _leaving(remote.fleet, source, rooms[source], patterns)
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(one.name, pattern) for one in leaving):
+        if not any(_is_meant(one.name, pattern) for one in leaving):
             raise UsageError(
                 f"no domain {pattern!r} runs on {', '.join(sources)}",
                 remedy="`entourage room` there lists them",
@@ -171,15 +170,18 @@ def _leaving(
     return [
         one
         for one in _domains(fleet, source, room)
-        if not patterns or any(fnmatch.fnmatchcase(one.name, each) for each in patterns)
+        if not patterns or any(_is_meant(one.name, each) for each in patterns)
     ]
+
+
+def _is_meant(name: str, pattern: str) -> bool:
+    """Whether a domain is: by its very name, which may look like a pattern, or by one."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def _domains(fleet: FleetFile, host: str, room: RoomThere) -> list[FleetDomain]:
     found: list[FleetDomain] = []
     for one in room.domains:
-        if one.state not in _RUNS:
-            continue
         rule = fleet.rule(one.name)
         found.append(
             FleetDomain(

@@ -57,6 +57,17 @@ def target(
     return AttendedIncoming(stack, DOMAIN, switchover, watch), switchover
 
 
+async def test_without_a_way_back_go_waits_until_qemu_has_its_object() -> None:
+    """A target that cannot load the stream would take the guest with it."""
+    switchover = TargetSwitchover("00ff", way_back=False)
+    loaded = asyncio.create_task(switchover.loaded())
+    switchover.listening.set()
+    done, _ = await asyncio.wait({loaded}, timeout=0.05)
+    assert not done
+    switchover.joined.set()
+    await asyncio.wait_for(loaded, 5)
+
+
 # The source's
 
 

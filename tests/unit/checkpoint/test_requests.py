@@ -339,6 +339,35 @@ async def test_another_machine_has_no_place_of_the_first_ones(
     assert told.value.remedy
 
 
+async def test_another_machine_is_on_no_bridge_of_the_first_ones_nics(
+    settings: Settings, copied: Path
+) -> None:
+    """Each NIC goes to the bridge of the other one."""
+    manifest = manifests.read_manifest(copied)
+    second = msgspec.structs.replace(manifest.domain.net[0], id="net1", bridge="br1", tap="tap8")
+    both = (manifest.domain.net[0], second)
+    domain = msgspec.structs.replace(manifest.domain, net=both)
+    changed = msgspec.structs.replace(manifest, domain=domain)
+    (copied / "manifest.json").write_bytes(msgspec.json.encode(changed))
+    crossed = {**OWN, "nets": {"br0": "br1", "br1": "br0"}}
+    with pytest.raises(UsageError, match="the MAC of web1's net0"):
+        await restore_request(settings, str(copied), another="web2", **crossed)
+
+
+async def test_another_machine_is_given_no_device_and_no_path_that_leads_nowhere(
+    settings: Settings, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    disks = {"disk0": str(loop / "x")}
+    with pytest.raises(UsageError) as told:
+        await restore_request(settings, str(copied), another="web2", disks=disks, nets=OWN["nets"])
+    assert told.value.remedy
+    monkeypatch.setattr(Path, "is_block_device", lambda _: True)
+    with pytest.raises(UsageError, match="is a device, and whose it is"):
+        await restore_request(settings, str(copied), another="web2", **OWN)
+
+
 async def test_another_machine_writes_over_no_disk_of_the_first(
     settings: Settings, copied: Path, tmp_path: Path
 ) -> None:

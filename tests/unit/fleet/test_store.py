@@ -36,8 +36,8 @@ def begin(store: Store, name: str, *moves: Move) -> None:
 def test_a_campaign_is_kept(store: Store, url: str) -> None:
     begin(store, "c", move("x"), move("y"))
     state = MoveState(move=move("x", target="d"), status="moved", blackout=0.5)
-    store.save("c", state)
-    store.phase("c", "stopped", reason="why", in_a_row=3)
+    store.save("c", state, owner="me")
+    store.phase("c", "stopped", owner="me", reason="why", in_a_row=3)
     again = Store(open_engine(url))
     assert again.spec("c").plan.moves == [move("x"), move("y")]
     assert state in again.states("c")
@@ -60,7 +60,7 @@ def test_slots_are_those_of_all_campaigns(store: Store) -> None:
     assert first.take(move("x"), limits)
     assert not first.take(move("y", target="c"), limits)  # one leaves a already
     assert not second.take(move("z", source="s"), limits)  # one arrives at b already
-    store.save("first", MoveState(move=move("x"), status="moved"))
+    store.save("first", MoveState(move=move("x"), status="moved"), owner="me")
     assert second.take(move("z", source="s"), limits)
 
 
@@ -77,12 +77,17 @@ def test_who_was_thought_dead_begins_nothing(store: Store) -> None:
         StoreSlots(store, "c", "me").take(move("x"), Limits())
     with pytest.raises(FencedError):
         store.standing("c", "me")
+    with pytest.raises(FencedError):
+        store.save("c", MoveState(move=move("x"), status="moved"), owner="me")
+    with pytest.raises(FencedError):
+        store.phase("c", "ended", owner="me", reason="", in_a_row=0)
+    assert [one.status for one in store.states("c")] == ["waits"]
     assert store.standing("c", "another") == "run"
 
 
 def test_what_others_have_promised_is_known_while_one_plans(store: Store) -> None:
     begin(store, "c", move("x"), move("y"))
-    store.save("c", MoveState(move=move("y"), status="moved"))
+    store.save("c", MoveState(move=move("y"), status="moved"), owner="me")
     with store.planning() as planning:
         assert planning.promised() == [move("x")]
 
@@ -90,7 +95,7 @@ def test_what_others_have_promised_is_known_while_one_plans(store: Store) -> Non
 def test_what_one_that_is_over_has_left_waiting_is_promised_no_more(store: Store) -> None:
     begin(store, "c", move("x"), move("y"))
     StoreSlots(store, "c", "me").take(move("x"), Limits())
-    store.phase("c", "aborted")
+    store.phase("c", "aborted", owner="me", reason="", in_a_row=0)
     with store.planning() as planning:
         assert planning.promised() == [move("x")]
 
@@ -110,8 +115,8 @@ def test_one_that_is_aborted_stays_so_and_one_that_is_paused_begins_nothing(stor
 def test_what_stayed_is_tried_again(store: Store) -> None:
     begin(store, "c", move("x"), move("y"))
     stays = MoveState(move=move("x"), status="stays", attempts=3, tried=("b",), message="why")
-    store.save("c", stays)
-    store.save("c", MoveState(move=move("y"), status="moved"))
+    store.save("c", stays, owner="me")
+    store.save("c", MoveState(move=move("y"), status="moved"), owner="me")
     assert store.try_again("c") == 1
     fresh = msgspec.structs.replace(stays, status="waits", attempts=0, tried=())
     assert fresh in store.states("c")

@@ -171,6 +171,25 @@ async def test_two_of_one_uuid_cannot_be_told_apart(node: Node) -> None:
         await node.stack.read(UUID)
 
 
+async def test_a_cluster_that_cannot_be_read_does_not_say_that_a_vm_is_gone(node: Node) -> None:
+    """Nor do two with its UUID."""
+    node.has("a")
+    node.has("b")
+    with pytest.raises(HypervisorError, match="2 VMs"):
+        await node.stack.shown(UUID)
+    (node.place / "etc/nodes").rename(node.place / "etc/away")
+    with pytest.raises(HypervisorError, match="is not there") as told:
+        await node.stack.shown(UUID)
+    assert "pve-cluster" in told.value.remedy
+
+
+async def test_nothing_is_heard_of_a_vm(node: Node) -> None:
+    """So that one that is off may have run: see ``AttendedIncoming.run``."""
+    watch = await node.stack.watch(UUID)
+    with pytest.raises(HypervisorError):
+        await watch.resumed()
+
+
 async def test_a_monitor_that_cannot_be_asked_is_told(node: Node) -> None:
     node.has()
     node.qm.unlink()

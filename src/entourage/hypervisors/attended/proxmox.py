@@ -22,15 +22,16 @@ import contextlib
 import itertools
 import re
 import socket as sockets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, ParamSpec, TypeVar
 
 import msgspec
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, plain_words, what_to_do
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.attended.monitor import by_qm, by_socket
 from entourage.hypervisors.attended.switchover import ID
 from entourage.hypervisors.attended.toolstack import OBJECT, Arriving, Note, Shown
@@ -41,6 +42,8 @@ _VMID: Final = re.compile(r"[1-9][0-9]{2,8}")
 _NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LOOK_EVERY = 2.0  # seconds, at all configurations
+Result = TypeVar("Result")
+Given = ParamSpec("Given")
 _ANSWERS_WITHIN = 40.0  # seconds: QEMU may be deaf for 25
 _MEBI = 1 << 20
 _NOTHING = MemoryProgress(remaining=0, total=0, dirty_rate=0.0, rate=0.0, iteration=0)
@@ -98,8 +101,8 @@ class UnheardWatch:
         return await _never()
 
     async def resumed(self) -> int:
-        """Never returns."""
-        return await _never()
+        """Nothing is heard: that a VM is off does not say that it has not run."""
+        raise HypervisorError("nothing is heard of it")
 
     async def ended(self) -> str:
         """Never returns."""
@@ -151,17 +154,20 @@ class ProxmoxToolstack:
 
     async def read(self, uuid: str) -> Domain:
         """A VM, with what its user has written for it; its own devices are Proxmox's business."""
-        vm = self._vm(uuid)
+        vm = await self._found(uuid)
         plain = Domain(name=vm.name, uuid=uuid, memory=vm.memory)
         return with_side(plain, read_side(vm.name, ""))
 
     async def changes(self) -> AsyncIterator[str]:
         """The UUIDs of VMs that have started, ended or arrived; empty: look at all of them."""
-        known = self._seen()
+        known: dict[str, tuple[bool, bool]] = {}
         yield ""
         while True:
             await asyncio.sleep(_LOOK_EVERY)
-            now = self._seen()
+            try:
+                now = await _in_time(self._seen)
+            except HypervisorError:
+                continue  # the cluster's file system comes back
             for uuid in sorted({*now, *known}):
                 if now.get(uuid) != known.get(uuid):
                     yield uuid
@@ -173,10 +179,10 @@ class ProxmoxToolstack:
 
     async def shown(self, uuid: str) -> Shown:
         """A VM's state here."""
-        try:
-            vm = self._vm(uuid)
-        except HypervisorError:
+        # Twice: a VM that goes from node to node meanwhile may be seen under neither.
+        if not (await _in_time(self._having, uuid) or await _in_time(self._having, uuid)):
             return Shown.ABSENT
+        vm = await self._found(uuid)
         here = vm.node == self._node
         if not self._runs(vm):
             return Shown.IDLE if here else Shown.ABSENT  # Proxmox keeps no record of why
@@ -194,7 +200,7 @@ class ProxmoxToolstack:
 
     async def migrates(self, uuid: str) -> bool:
         """Whether a migration of it from here is under way: its configuration says so."""
-        vm = self._vm(uuid)
+        vm = await self._found(uuid)
         return vm.node == self._node and vm.keys.get("lock") == "migrate"
 
     async def progress(self, uuid: str) -> MemoryProgress:  # noqa: ARG002 - see Toolstack
@@ -210,29 +216,32 @@ class ProxmoxToolstack:
     async def give_up(self, uuid: str) -> None:
         """End a migration that is under way."""
         if await self.migrates(uuid):
-            await self._do(self._vm(uuid), "migrate_cancel")
+            await self._do(await self._found(uuid), "migrate_cancel")
 
     async def add_object(self, uuid: str, socket: str) -> None:
         """Add QEMU's object to a VM that runs here, or is about to come."""
         await self.remove_object(uuid)
         await self._do(
-            self._vm(uuid),
+            await self._found(uuid),
             f"object_add dbus-vmstate,id={OBJECT},addr=unix:path={socket},id-list={ID}",
         )
 
     async def remove_object(self, uuid: str) -> None:
         """Take it away; none is no error."""
         with contextlib.suppress(HypervisorError):
-            await self._told(self._vm(uuid), f"object_del {OBJECT}")
+            await self._told(await self._found(uuid), f"object_del {OBJECT}")
 
     async def write_note(self, uuid: str, note: Note | None) -> None:
         """Write a note where each node reads it; None removes it."""
         try:
-            path = self._notes / f"{self._vm(uuid).vmid}.json"
+            path = self._notes / f"{(await self._found(uuid)).vmid}.json"
         except HypervisorError:
             if note is None:
                 return
             raise
+        await _in_time(self._write, path, note)
+
+    def _write(self, path: Path, note: Note | None) -> None:
         try:
             if note is None:
                 path.unlink(missing_ok=True)
@@ -246,7 +255,7 @@ class ProxmoxToolstack:
 
     async def note(self, uuid: str) -> Note | None:
         """The note that is there; None where there is none."""
-        return self._note(self._vm(uuid))
+        return await _in_time(self._note, await self._found(uuid))
 
     def _note(self, vm: Vm) -> Note | None:
         path = self._notes / f"{vm.vmid}.json"
@@ -303,8 +312,19 @@ class ProxmoxToolstack:
         lines = (line.partition(":") for line in own.splitlines() if not line.startswith("#"))
         return Vm(vmid, node, {key.strip(): value.strip() for key, _, value in lines if key})
 
+    def _having(self, uuid: str) -> list[Vm]:
+        """Those of the cluster that have a UUID; raises HypervisorError where it cannot be read."""
+        nodes = self._etc / "nodes"
+        if not nodes.is_dir():
+            raise HypervisorError(f"{nodes} is not there", remedy="systemctl status pve-cluster")
+        return [vm for vm in self._all() if vm.uuid == uuid]
+
+    async def _found(self, uuid: str) -> Vm:
+        """One VM; raises HypervisorError where there is none, or the cluster does not answer."""
+        return await _in_time(self._vm, uuid)
+
     def _vm(self, uuid: str) -> Vm:
-        found = [vm for vm in self._all() if vm.uuid == uuid]
+        found = self._having(uuid)
         if len(found) != 1:
             raise HypervisorError(
                 f"{len(found)} VMs of the cluster have the UUID {uuid}",
@@ -345,6 +365,24 @@ class ProxmoxToolstack:
                 f"the monitor of VM {vm.vmid} cannot be asked: {plain_words(error)}",
                 remedy=what_to_do(error),
             ) from error
+
+
+async def _in_time(
+    work: Callable[Given, Result], *args: Given.args, **named: Given.kwargs
+) -> Result:
+    """What the cluster's file system says; a process serves it, which may hang.
+
+    Raises:
+        HypervisorError: It does not answer.
+    """
+    try:
+        async with asyncio.timeout(_ANSWERS_WITHIN):
+            return await in_thread(work, *args, **named)
+    except TimeoutError:
+        raise HypervisorError(
+            f"the cluster's file system has not answered for {_ANSWERS_WITHIN:g} s",
+            remedy="systemctl status pve-cluster",
+        ) from None
 
 
 def _refused(path: Path, error: OSError) -> HypervisorError:

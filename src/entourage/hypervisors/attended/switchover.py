@@ -126,6 +126,7 @@ class TargetSwitchover:
 
     Attributes:
         listening: Set when every device is prepared: the hook may answer.
+        joined: Set when QEMU has its object, without which it cannot load the stream.
         stands_still: Whether the guest waits for its devices.
     """
 
@@ -140,6 +141,7 @@ class TargetSwitchover:
         self._way_back = way_back
         self._on_go = on_go
         self.listening = asyncio.Event()
+        self.joined = asyncio.Event()
         self.stands_still = False
         self._loaded = asyncio.Event()
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -158,8 +160,11 @@ class TargetSwitchover:
         await asyncio.shield(self._answer)
 
     async def loaded(self) -> None:
-        """Wait until QEMU has all of memory; where there is no way back that is after GO."""
-        await (self._loaded if self._way_back else self.listening).wait()
+        """Wait until QEMU has all of memory.
+
+        Where there is no way back that is after GO, which is said once QEMU can load the stream.
+        """
+        await (self._loaded if self._way_back else self.joined).wait()
 
     def let_run(self) -> None:
         """Let the guest run, as far as we are concerned."""
