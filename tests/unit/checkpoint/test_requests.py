@@ -349,9 +349,13 @@ async def test_another_machine_is_on_no_bridge_of_the_first_ones_nics(
     domain = msgspec.structs.replace(manifest.domain, net=both)
     changed = msgspec.structs.replace(manifest, domain=domain)
     (copied / "manifest.json").write_bytes(msgspec.json.encode(changed))
-    crossed = {**OWN, "nets": {"br0": "br1", "br1": "br0"}}
+    crossed: dict[str, Any] = {**OWN, "nets": {"br0": "br1", "br1": "br0"}}
     with pytest.raises(UsageError, match="the MAC of web1's net0"):
         await restore_request(settings, str(copied), another="web2", **crossed)
+
+
+def _always(_path: Path) -> bool:
+    return True
 
 
 async def test_another_machine_is_given_no_device_and_no_path_that_leads_nowhere(
@@ -363,7 +367,7 @@ async def test_another_machine_is_given_no_device_and_no_path_that_leads_nowhere
     with pytest.raises(UsageError) as told:
         await restore_request(settings, str(copied), another="web2", disks=disks, nets=OWN["nets"])
     assert told.value.remedy
-    monkeypatch.setattr(Path, "is_block_device", lambda _: True)
+    monkeypatch.setattr(Path, "is_block_device", _always)
     with pytest.raises(UsageError, match="is a device, and whose it is"):
         await restore_request(settings, str(copied), another="web2", **OWN)
 

@@ -85,7 +85,6 @@ class SavedMachine(MachineSeams):
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
-        self._lock: int | None = None
         self._hanging: asyncio.Future[None] | None = None
         self._turn = threading.Lock()
 
@@ -163,12 +162,11 @@ class SavedMachine(MachineSeams):
         *,
         downtime_limit: float | None = None,  # noqa: ARG002 - the guest stands still
         throttle: bool = False,  # noqa: ARG002
-        lock: int | None = None,
+        lock: int | None = None,  # noqa: ARG002 - nothing resumes it
         budget: float | None = None,  # noqa: ARG002
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002
     ) -> None:
-        """Nothing needs to be set up; what is done to the save later keeps the domain's lock."""
-        self._lock = lock
+        """Nothing needs to be set up."""
         self._plane = self._copies.plane = plane
 
     @property
@@ -260,23 +258,17 @@ class SavedMachine(MachineSeams):
     async def _on_storage(self, work: Callable[[*Given], None], *args: *Given) -> None:
         """Do something with the save, one thing after the other, also where the first one hangs.
 
-        A claim that is given up must not be taken after that, by a thread that nobody waits for:
-        it also keeps the domain's lock, so that no recovery takes it for settled meanwhile.
+        A claim that is given up must not be taken after that, by a thread that nobody waits for.
         While one still hangs that was waited for, the next is not waited for as long again: each
         step of a way back would be.
 
         Raises:
             HypervisorError: The storage does not answer.
         """
-        lock = None if self._lock is None else os.dup(self._lock)
 
         def in_turn() -> None:
-            try:
-                with self._turn:
-                    work(*args)
-            finally:
-                if lock is not None:
-                    os.close(lock)
+            with self._turn:
+                work(*args)
 
         hangs = self._hanging is not None and not self._hanging.done()
         doing = self._hanging = in_thread(in_turn)
