@@ -44,10 +44,34 @@ class Hanging:
     def __init__(self, host: Host, process: HostProcess) -> None:
         self.host = host
         self._process = process
+        self._wait_for("S")
+        self._waits = self._call()
 
     def freeze(self) -> None:
-        """From here on it does not answer."""
-        self._process.send_signal(signal.SIGSTOP)
+        """From here on it does not answer.
+
+        It has taken no request then: who waits for one that it has taken cannot even be killed
+        (Linux, ``fs/fuse/dev.c``, ``request_wait_answer``), so that no command would end.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self._process.send_signal(signal.SIGSTOP)
+            self._wait_for("T")
+            if self._call() == self._waits:
+                return
+            assert time.monotonic() < deadline
+            self.thaw()
+            self._wait_for("S")
+
+    def _wait_for(self, state: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2][1] != state:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)  # it tells nobody
+
+    def _call(self) -> list[str]:
+        """The system call that it is in, and of which descriptor."""
+        return Path(f"/proc/{self._process.pid}/syscall").read_text().split()[:2]
 
     def thaw(self) -> None:
         """It answers again, also what was asked meanwhile."""
@@ -60,7 +84,7 @@ def hanging(host: Host) -> Generator[Hanging]:
     host.run(["truncate", "-s", "512M", IMAGE])
     host.run(["mkfs.ext4", "-q", IMAGE])
     host.run(["mkdir", "-p", SLOW])
-    process = host.popen(["fuse2fs", "-f", IMAGE, SLOW])
+    process = host.popen(["fuse2fs", "-f", "-s", IMAGE, SLOW])
     deadline = time.monotonic() + PATIENCE
     while host.run(["mountpoint", "-q", SLOW], check=False).returncode:
         assert time.monotonic() < deadline
