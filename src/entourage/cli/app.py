@@ -107,6 +107,11 @@ app.command(epilog=fleet.FLEET_STATUS_HELP, short_help="Say which domain would g
     fleet.plan
 )
 app.command(epilog=fleet.FLEET_STATUS_HELP, short_help="Empty a host.")(fleet.evacuate)
+app.command(
+    name="restore-home",
+    epilog=fleet.FLEET_STATUS_HELP,
+    short_help="Move back what evacuations have moved away.",
+)(fleet.restore_home)
 app.add_typer(fleet.campaign, name="campaign")
 app.add_typer(fleet.fleet, name="fleet")
 app.command(hidden=True)(here.agent)

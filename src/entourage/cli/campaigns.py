@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from entourage.cli.fleeting import (
     CANNOT,
     SOME_STAY,
@@ -94,22 +96,25 @@ def evacuate(
     if given is not None:
         sources = list(dict.fromkeys(move.source for move in given.moves))
         targets = list(dict.fromkeys(move.target for move in given.moves))
-        patterns = () if given.hosts else [move.name for move in given.moves]
-        wanted = Wanted(
-            sources=given.hosts or sources, targets=targets, patterns=patterns, style=wanted.style
+        wanted = msgspec.structs.replace(
+            wanted,
+            sources=given.hosts or sources,
+            targets=targets,
+            uuids=() if given.hosts else [move.uuid for move in given.moves],
         )
     name = name or f"{_what(wanted)}-{time.strftime('%m%d-%H%M%S')}"
     check_name(name)
-    emptied = () if wanted.patterns or dry_run else wanted.sources
+    emptied = () if dry_run else wanted.emptied
     with _cordoned(asked, name, emptied) as begun:
-        found, tests = asyncio.run(look(asked.remote, asked.fleet, wanted))
+        remote = asked.remote.with_hosts(wanted.besides)
+        found, tests = asyncio.run(look(remote, remote.fleet, wanted))
         with store.planning() as planning:
             planned = place(found, tests, wanted, planning.promised())
             made = given or planned.plan
             if given is not None:
                 check_plan(given, found, tests, planned.hosts)
             if not dry_run and made.moves:
-                share = (f"--bandwidth={limits.bandwidth // limits.at_once}",)
+                share = [f"--bandwidth={limits.bandwidth // limits.at_once}"]
                 spec = Spec(
                     plan=made,
                     limits=limits,
@@ -117,7 +122,8 @@ def evacuate(
                     hosts=planned.hosts,
                     domains=planned.domains,
                     refused=planned.refused,
-                    options=share if limits.bandwidth else (),
+                    options=[*wanted.options, *(share if limits.bandwidth else ())],
+                    besides=wanted.besides,
                 )
                 planning.add(name, spec)
         if not dry_run and made.moves:
@@ -189,7 +195,7 @@ def _as_ctrl_c() -> Generator[None]:
 
 
 def _what(wanted: Wanted) -> str:
-    return "-".join(["evacuate" if not wanted.patterns else "migrate", *wanted.sources])[:40]
+    return "-".join(["evacuate" if wanted.emptied else "migrate", *wanted.sources])[:40]
 
 
 def run(asked: Asked, store: Store, name: str) -> int:

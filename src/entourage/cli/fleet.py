@@ -109,6 +109,29 @@ Spread = Annotated[
         show_default=False,
     ),
 ]
+OrderOf = Annotated[
+    str,
+    typer.Option(
+        "--order",
+        metavar="hardest|smallest|largest|name",
+        help="Which begin first: those that the fewest hosts can take, or by memory, or name.",
+    ),
+]
+AtOnce = Annotated[
+    int,
+    typer.Option("--at-once", metavar="N", min=1, max=64, help="How many leave a host at once."),
+]
+PerTarget = Annotated[
+    int,
+    typer.Option(
+        "--per-target", metavar="N", min=1, max=64, help="How many arrive at a host at once."
+    ),
+]
+Bandwidth = Annotated[
+    str, typer.Option(metavar="RATE", help="What memory may use of a host's network in sum.")
+]
+Named = Annotated[str, typer.Option("--name", metavar="NAME", help="The campaign's.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 CampaignName = Annotated[str, typer.Argument(metavar="NAME", help="The campaign's.")]
 
 
@@ -157,6 +180,7 @@ def plan(
     to: To = "",
     only: Only = None,
     spread: Spread = None,
+    order: OrderOf = "hardest",
     fleet: Fleet = None,
     json: Json = False,
     config: Config = None,
@@ -164,7 +188,8 @@ def plan(
     """Say which domain would go where, and why some cannot; nothing is touched."""
     from entourage.cli import fleeting
 
-    wanted = fleeting.wanted(host, to, only or [], spread=spread)
+    ordered = fleeting.order_of(order)
+    wanted = fleeting.wanted(host, to, only or [], spread=spread, order=ordered)
     return fleeting.plan(_settings(config), fleet, wanted, as_json=json)
 
 
@@ -180,15 +205,10 @@ def evacuate(
     to: To = "",
     only: Only = None,
     spread: Spread = None,
-    at_once: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64, help="How many leave a host at once.")
-    ] = 2,
-    per_target: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64, help="How many arrive at a host at once.")
-    ] = 1,
-    bandwidth: Annotated[
-        str, typer.Option(metavar="RATE", help="What memory may use of a host's network in sum.")
-    ] = "",
+    order: OrderOf = "hardest",
+    at_once: AtOnce = 2,
+    per_target: PerTarget = 1,
+    bandwidth: Bandwidth = "",
     window: Annotated[str, typer.Option(metavar="HH:MM-HH:MM", help="When moves may begin.")] = "",
     give_up_after: Annotated[
         int, typer.Option(metavar="N", min=1, max=100, help="How often a domain is tried.")
@@ -196,10 +216,8 @@ def evacuate(
     stop_after: Annotated[
         int, typer.Option(metavar="N", min=1, help="Stop when so many in a row did not move.")
     ] = 5,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The campaign's.")] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
-    ] = False,
+    name: Named = "",
+    dry_run: Dry = False,
     fleet: Fleet = None,
     database: Database = "",
     config: Config = None,
@@ -210,7 +228,10 @@ def evacuate(
     """
     from entourage.cli import campaigns, fleeting
 
-    wanted = fleeting.wanted(host or [], to, only or [], spread=spread, has_plan=plan is not None)
+    ordered = fleeting.order_of(order)
+    wanted = fleeting.wanted(
+        host or [], to, only or [], spread=spread, order=ordered, has_plan=plan is not None
+    )
     limits = fleeting.limits(
         at_once=at_once,
         per_target=per_target,
@@ -221,6 +242,28 @@ def evacuate(
     )
     asked = campaigns.Asked(_settings(config), fleet, database)
     return campaigns.evacuate(asked, wanted, limits, name=name, plan=plan, dry_run=dry_run)
+
+
+def restore_home(
+    host: HostName,
+    *,
+    order: OrderOf = "hardest",
+    at_once: AtOnce = 2,
+    per_target: PerTarget = 1,
+    bandwidth: Bandwidth = "",
+    name: Named = "",
+    dry_run: Dry = False,
+    fleet: Fleet = None,
+    database: Database = "",
+    config: Config = None,
+) -> int:
+    """Move back to a host what evacuations have moved away from it."""
+    from entourage.cli import bulk, campaigns, fleeting
+
+    limits = fleeting.limits(at_once=at_once, per_target=per_target, bandwidth=bandwidth)
+    asked = campaigns.Asked(_settings(config), fleet, database)
+    ordered = fleeting.order_of(order)
+    return bulk.restore_home(asked, host, limits, order=ordered, name=name, dry_run=dry_run)
 
 
 @campaign.command(name="list")

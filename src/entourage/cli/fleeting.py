@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 
@@ -17,9 +17,10 @@ from entourage.errors import UsageError, plain_words, what_to_do
 from entourage.fleet import fleetfile
 from entourage.fleet.fleetfile import FleetFile, HostEntry
 from entourage.fleet.placement import Style
+from entourage.fleet.planner import Order, in_order
 from entourage.fleet.planner import plan as make_plan
 from entourage.fleet.remote import Remote
-from entourage.fleet.survey import Survey, Tests, less, survey, tests_of
+from entourage.fleet.survey import Meant, Survey, Tests, less, survey, tests_of
 from entourage.fleet.values import FleetDomain, Host, Limits, Move, Plan, Stay, Value
 from entourage.report.text import clean
 from entourage.settings.model import Settings
@@ -27,6 +28,7 @@ from entourage.settings.units import format_size, parse_rate
 
 CANNOT: Final = 3
 SOME_STAY: Final = 4
+_USUAL: Final = Limits()
 
 
 class Wanted(Value, frozen=True):
@@ -36,13 +38,26 @@ class Wanted(Value, frozen=True):
         sources: The hosts that domains leave.
         targets: Those that they may go to; none: all others of the fleet.
         patterns: Which domains; none: all, and the sources are emptied.
+        uuids: The same by their UUIDs.
         style: See ``placement.Placement``; None: spread, unless only packed more find a place.
+        order: In which they begin.
+        options: More of `entourage check` and `migrate`, for each of them.
+        besides: Hosts that are in no fleet's file.
     """
 
     sources: Sequence[str]
     targets: Sequence[str] = ()
     patterns: Sequence[str] = ()
+    uuids: Sequence[str] = ()
     style: Style | None = None
+    order: Order = "hardest"
+    options: Sequence[str] = ()
+    besides: Sequence[HostEntry] = ()
+
+    @property
+    def emptied(self) -> Sequence[str]:
+        """The hosts that are to be emptied; none where it is about some domains."""
+        return () if self.patterns or self.uuids else self.sources
 
 
 def wanted(
@@ -51,6 +66,7 @@ def wanted(
     only: Sequence[str],
     *,
     spread: bool | None,
+    order: Order = "hardest",
     has_plan: bool = False,
 ) -> Wanted:
     """What was typed; raises UsageError where it cannot be meant."""
@@ -67,11 +83,27 @@ def wanted(
         targets=targets,
         patterns=only,
         style=None if spread is None else "spread" if spread else "pack",
+        order=order,
     )
 
 
+def order_of(text: str) -> Order:
+    """What was typed; raises UsageError where it is no order."""
+    try:
+        return msgspec.convert(text, Order)
+    except msgspec.ValidationError:
+        known = ", ".join(get_args(Order))
+        raise UsageError(f"--order {text}: there is no such order", remedy=known) from None
+
+
 def limits(
-    *, at_once: int, per_target: int, attempts: int, in_a_row: int, bandwidth: str, window: str
+    *,
+    at_once: int,
+    per_target: int,
+    attempts: int = _USUAL.attempts,
+    in_a_row: int = _USUAL.in_a_row,
+    bandwidth: str = "",
+    window: str = "",
 ) -> Limits:
     """What was typed; raises UsageError where it cannot be meant."""
     rate = 0
@@ -182,11 +214,12 @@ async def look(remote: Remote, fleet: FleetFile, wanted: Wanted) -> tuple[Survey
         fleet.entry(name)
     if not targets:
         raise UsageError("there is no other host in the fleet", remedy="entourage hosts add HOST")
-    found = await survey(remote, wanted.sources, targets, wanted.patterns)
+    meant = Meant(wanted.patterns, wanted.uuids)
+    found = await survey(remote, wanted.sources, targets, meant)
     for problem in found.problems:
         say(clean(f"entourage: note: {problem}"))
     counter = Counter(sys.stderr.isatty())
-    tests = await tests_of(remote, found, counter.told)
+    tests = await tests_of(remote, found, counter.told, wanted.options)
     counter.end()
     return found, tests
 
@@ -195,15 +228,15 @@ def place(found: Survey, tests: Tests, wanted: Wanted, promised: Sequence[Move])
     """Plan what was found."""
     domains = [*found.leaving, *found.residents]
     free = less(found.hosts, domains, promised)
-    emptied = () if wanted.patterns else wanted.sources
     styles: Sequence[Style] = ("spread", "pack") if wanted.style is None else (wanted.style,)
     made, style = Plan(), styles[0]
     for each in styles:
         other = make_plan(
-            free, found.leaving, found.residents, tests.refused, style=each, emptied=emptied
+            free, found.leaving, found.residents, tests.refused, style=each, emptied=wanted.emptied
         )
         if each is styles[0] or len(other.stays) < len(made.stays):
             made, style = other, each
+    made = msgspec.structs.replace(made, moves=in_order(made.moves, wanted.order))
     refused = [
         (uuid, host, reason, remedy)
         for (uuid, host), pairs in tests.refused.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -11,7 +11,6 @@ from entourage.cli import complete
 from entourage.cli.params import (
     Config,
     Connect,
-    DomainName,
     DryRun,
     Events,
     Quiet,
@@ -19,19 +18,43 @@ from entourage.cli.params import (
     Tool,
     Verbose,
 )
+from entourage.errors import UsageError
+
+_PATTERN: Final = frozenset("*?")
 
 
 def migrate(
-    domain: DomainName,
-    host: Annotated[
+    domain: Annotated[
         str,
+        typer.Argument(
+            metavar="DOMAIN",
+            help="Its name; or a pattern, as 'web*', for several. With --all, the HOST.",
+            autocompletion=complete.domains,
+        ),
+    ],
+    host: Annotated[
+        str | None,
         typer.Argument(
             metavar="HOST|URI",
             help="Where to, as ssh knows it; or a libvirt, as qemu+ssh://HOST/system.",
             autocompletion=complete.hosts,
+            show_default=False,
         ),
-    ],
+    ] = None,
     *,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="All that run here, one after the other.")
+    ] = False,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=64,
+            help="Of several: how many move at once.  [default: 1]",
+            show_default=False,
+        ),
+    ] = None,
     connect: Connect = None,
     dry_run: DryRun = False,
     max_blackout: Annotated[
@@ -120,6 +143,46 @@ def migrate(
     from entourage.cli.migrate import migrate as run_migration  # noqa: PLC0415
     from entourage.source.request import Request  # noqa: PLC0415
 
+    if everything or _PATTERN.intersection(domain):
+        from entourage.cli import bulk  # noqa: PLC0415
+
+        return bulk.migrate(
+            bulk.Several(
+                patterns=() if everything else (domain,),
+                host=(domain if everything else host) or "",
+                at_once=at_once or 1,
+                bandwidth=bandwidth or "",
+                dry_run=dry_run,
+            ),
+            for_each={
+                "--max-blackout": max_blackout,
+                "--non-live": non_live,
+                "--net": net,
+                "--keep-source-disks": keep_source_disks,
+                "--tool": tool,
+                "--data-address": data_address,
+                "--ports": ports,
+                "--tls": tls,
+            },
+            not_of_several={
+                "DOMAIN beside --all": everything and host,
+                "--json": json,
+                "--verbose": verbose,
+                "--quiet": quiet,
+                "--connect": connect,
+                "--disk": disk,
+                "--usb": usb,
+                "--pci": pci,
+                "--config": config,
+                "--remote-command": remote_command,
+                "--ssh-option": ssh_option,
+            },
+        )
+    if host is None or at_once is not None:
+        if host is None:
+            raise UsageError("HOST is missing", remedy=f"entourage migrate {domain} HOST")
+        raise UsageError("--at-once is of several domains", remedy="leave it out, or --all")
+
     def make_request(note: Callable[[str], None]) -> Request:
         where = options.destination(host)
         typed = options.Typed(
@@ -152,7 +215,7 @@ def migrate(
     return run_migration(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
 
 
-def check(domain: str, host: str, **words: Any) -> int:
+def check(domain: str, host: str | None = None, **words: Any) -> int:
     """Say what `migrate` would do with each device, and what is against it; touch nothing.
 
     It is the same as `migrate --dry-run`, and takes the same options.

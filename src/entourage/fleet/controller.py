@@ -79,14 +79,15 @@ class Runner:
         """
         self.store.claim(name, self._owner)
         spec = self.store.spec(name)
-        await self._cordon(name, spec)
-        phase = await self._drive(name, spec)
+        remote = self._remote.with_hosts(spec.besides)
+        await self._cordon(name, spec, remote)
+        phase = await self._drive(name, spec, remote)
         self.store.standing(name, self._owner)  # another one's cordons are not ours to lift
-        await self._uncordon(name, spec)
+        await self._uncordon(name, spec, remote)
         return phase
 
-    async def _drive(self, name: str, spec: Spec) -> Phase:
-        campaign, world = self._made(name, spec)
+    async def _drive(self, name: str, spec: Spec, remote: Remote) -> Phase:
+        campaign, world = self._made(name, spec, remote)
         self._say_phase(campaign)
 
         def told(state: MoveState) -> None:
@@ -95,7 +96,7 @@ class Runner:
             self._told.changed(name, state)
 
         driver = Driver(campaign, world, told)
-        watching = asyncio.create_task(self._watch(name, driver))
+        watching = asyncio.create_task(self._watch(name, driver, remote))
         running = asyncio.create_task(driver.run())
         try:
             await asyncio.wait({watching, running}, return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +119,7 @@ class Runner:
             in_a_row=campaign.in_a_row,
         )
 
-    def _made(self, name: str, spec: Spec) -> tuple[Campaign, RealWorld]:
+    def _made(self, name: str, spec: Spec, remote: Remote) -> tuple[Campaign, RealWorld]:
         arrivals = {one.name: one.arrivals for one in spec.hosts if one.arrivals is not None}
         slots = StoreSlots(self.store, name, self._owner, arrivals)
         states = self.store.states(name)
@@ -131,13 +132,13 @@ class Runner:
             refused.setdefault((uuid, host), []).append((reason, remedy))
         moves = [one.move for one in campaign.moves.values() if one.status in _GOES]
         replanner = Replanner(spec.hosts, spec.domains, moves, refused, style=spec.style)
-        ensure = Ensure(self._remote, tuple(spec.options), self._heard(name))
+        ensure = Ensure(remote, tuple(spec.options), self._heard(name))
         return campaign, RealWorld(ensure, replanner)
 
     def _heard(self, name: str) -> Callable[[Move, Mapping[str, Any]], None]:
         return lambda move, event: self._told.heard(name, move, event)
 
-    async def _watch(self, name: str, driver: Driver) -> None:
+    async def _watch(self, name: str, driver: Driver, remote: Remote) -> None:
         """See what its user wants, and what other campaigns have freed; returns never.
 
         Raises:
@@ -153,24 +154,24 @@ class Runner:
                 for move in driver.campaign.under_way:
                     if move.uuid not in taken_back:
                         taken_back.add(move.uuid)
-                        await self._take_back(name, move)
+                        await self._take_back(name, move, remote)
             driver.wake()
             await asyncio.sleep(_LOOK_EVERY)
 
-    async def _take_back(self, name: str, move: Move) -> None:
+    async def _take_back(self, name: str, move: Move, remote: Remote) -> None:
         with contextlib.suppress(EntourageError):
-            ended = await self._remote.abort(move.name, move.source)
+            ended = await remote.abort(move.name, move.source)
             if ended.status:
                 self._told.note(name, f"{move.name} on {move.source}: {ended.said}")
 
-    async def _cordon(self, name: str, spec: Spec) -> None:
+    async def _cordon(self, name: str, spec: Spec, remote: Remote) -> None:
         """What is emptied takes nothing meanwhile; raises EntourageError."""
         for host in spec.plan.hosts:
-            await self._remote.cordon(host, name, "a campaign empties this host")
+            await remote.cordon(host, name, "a campaign empties this host")
 
-    async def _uncordon(self, name: str, spec: Spec) -> None:
+    async def _uncordon(self, name: str, spec: Spec, remote: Remote) -> None:
         for host in spec.plan.hosts:
             try:
-                await self._remote.uncordon(host, name)
+                await remote.uncordon(host, name)
             except EntourageError as error:
                 self._told.note(name, f"{error}; `entourage uncordon --name {name}` on {host}")

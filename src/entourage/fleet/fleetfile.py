@@ -85,6 +85,14 @@ class FleetFile(
             f"{name} is no host of the fleet ({known})", remedy=f"entourage hosts add {name}"
         )
 
+    def with_hosts(self, entries: Iterable[HostEntry]) -> FleetFile:
+        """The same with more hosts; those whose names it has stay as they are in it."""
+        known = {one.name for one in self.host}
+        return FleetFile(
+            host=(*self.host, *(one for one in entries if one.name not in known)),
+            domain=self.domain,
+        )
+
     def rule(self, domain: str) -> DomainRule:
         """What holds of a domain: all the rules that mean it, as one."""
         found = DomainRule(name=domain)

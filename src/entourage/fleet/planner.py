@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Literal, TypeAlias
 
 from entourage.fleet.placement import Group, Placement, Refused, Style
 from entourage.fleet.values import FleetDomain, Host, Move, MoveState, Obstacle, Plan, Stay
 
+Order: TypeAlias = Literal["hardest", "smallest", "largest", "name"]
 _ASIDE = 64
 """So many hosts, and so many domains on each, are looked at for one that could move aside."""
 
@@ -38,6 +40,20 @@ def plan(
         emptied: The hosts that are emptied, for the plan to name.
     """
     return Planner(hosts, leaving, residents, refused, style=style).plan(emptied)
+
+
+def in_order(moves: Sequence[Move], order: Order) -> Sequence[Move]:
+    """The same moves in the order in which they are to begin.
+
+    Args:
+        moves: As they were placed, the hardest first.
+        order: By what; ``smallest`` and ``largest`` are about a domain's memory.
+    """
+    if order == "name":
+        return sorted(moves, key=lambda move: move.name)
+    if order == "hardest":
+        return moves
+    return sorted(moves, key=lambda move: move.memory, reverse=order == "largest")
 
 
 class Planner:

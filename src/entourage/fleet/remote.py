@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from entourage.errors import EntourageError, plain_words
-from entourage.fleet.fleetfile import FleetFile
+from entourage.fleet.fleetfile import FleetFile, HostEntry
 from entourage.hosts.programs import kill
 from entourage.hosts.ssh import ssh_command
 from entourage.settings.model import Settings
@@ -110,6 +110,10 @@ class Remote:
         self.fleet = fleet
         self._settings = settings
 
+    def with_hosts(self, entries: Sequence[HostEntry]) -> Remote:
+        """The same with hosts that are in no fleet's file."""
+        return Remote(self.fleet.with_hosts(entries), self._settings)
+
     async def room(self, host: str) -> RoomThere:
         """What a host has, and what runs there; raises EntourageError where it does not say."""
         return await self._asked(host, RoomThere, "room", "--json")
@@ -118,8 +122,16 @@ class Remote:
         """Which migrations are under way or not settled there; raises EntourageError."""
         return await self._asked(host, list[StandingThere], "status", "--json")
 
-    async def test(self, name: str, source: str, target: str) -> list[tuple[str, str]]:
+    async def test(
+        self, name: str, source: str, target: str, options: Sequence[str] = ()
+    ) -> list[tuple[str, str]]:
         """What is against a move, each with what to do about it.
+
+        Args:
+            name: The domain's.
+            source: The host that it runs on.
+            target: The one that it is to go to.
+            options: More of the command.
 
         Raises:
             EntourageError: The source cannot be asked.
@@ -132,7 +144,7 @@ class Remote:
                 found.append((f"{where}: {event.get('reason', '')}", str(event.get("remedy", ""))))
 
         there = self.as_others_see_it(target)
-        words = ("check", "--json", "--", name, there)
+        words = ("check", "--json", *options, "--", name, there)
         ended = await self._run(source, words, heard=heard, within=_TESTS_WITHIN)
         if found or not ended.status:
             return found

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet.campaign import OVER, Phase, Wish
 from entourage.fleet.database import CAMPAIGNS, CONTROLLERS, LOCK, META, MOVES, told
+from entourage.fleet.fleetfile import HostEntry
 from entourage.fleet.placement import Style
 from entourage.fleet.values import FleetDomain, Host, Limits, Move, MoveState, Plan, Status, Value
 
@@ -35,6 +36,7 @@ class Spec(Value, frozen=True):
         domains: Those that move, and those that run on the targets.
         refused: What TEST said: UUID, host, reason, remedy.
         options: More of `entourage migrate`.
+        besides: Its hosts that are in no fleet's file.
     """
 
     plan: Plan
@@ -44,6 +46,7 @@ class Spec(Value, frozen=True):
     domains: Sequence[FleetDomain] = ()
     refused: Sequence[tuple[str, str, str, str]] = ()
     options: Sequence[str] = ()
+    besides: Sequence[HostEntry] = ()
 
 
 class Summary(Value, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,11 +47,30 @@ class Tests:
     asked: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """Which domains are to leave; all of them, if nothing is said.
+
+    Attributes:
+        patterns: Their names.
+        uuids: Their UUIDs.
+    """
+
+    patterns: Sequence[str] = ()
+    uuids: Collection[str] = ()
+
+    def is_meant(self, name: str, uuid: str) -> bool:
+        """Whether a domain is."""
+        if self.uuids:
+            return uuid in self.uuids
+        return not self.patterns or any(_is_meant(name, each) for each in self.patterns)
+
+
+ALL: Final = Meant()
+
+
 async def survey(
-    remote: Remote,
-    sources: Sequence[str],
-    targets: Sequence[str],
-    patterns: Sequence[str] = (),
+    remote: Remote, sources: Sequence[str], targets: Sequence[str], meant: Meant = ALL
 ) -> Survey:
     """Ask all hosts at once.
 
@@ -59,7 +78,7 @@ async def survey(
         remote: The hosts.
         sources: Those that domains leave.
         targets: Those that they may go to; one that does not answer is closed, and is told.
-        patterns: Which domains leave, by their names; none: all.
+        meant: Which domains leave.
 
     Raises:
         EntourageError: A source does not answer.
@@ -82,8 +101,8 @@ async def survey(
             problems.append(str(answer))
     leaving: list[FleetDomain] = []
     for source in sources:
-        leaving += _leaving(remote.fleet, source, rooms[source], patterns)
-    for pattern in patterns:
+        leaving += _leaving(remote.fleet, source, rooms[source], meant)
+    for pattern in meant.patterns:
         if not any(_is_meant(one.name, pattern) for one in leaving):
             raise UsageError(
                 f"no domain {pattern!r} runs on {', '.join(sources)}",
@@ -105,6 +124,7 @@ async def tests_of(
     remote: Remote,
     found: Survey,
     told: Callable[[int, int], None],
+    options: Sequence[str],
 ) -> Tests:
     """TEST each domain against each host that takes any; nothing is touched.
 
@@ -112,6 +132,7 @@ async def tests_of(
         remote: The hosts.
         found: What there is.
         told: Is told how many are done, of how many.
+        options: More of `entourage migrate`.
     """
     tests, gate = Tests(), asyncio.Semaphore(TESTS_AT_ONCE)
     leaving = [one for one in found.leaving if not one.pinned]
@@ -125,7 +146,7 @@ async def tests_of(
         for host in pairs[domain.uuid]:  # one after the other: each locks the domain
             async with gate:
                 try:
-                    refused = await remote.test(domain.name, domain.host, host.name)
+                    refused = await remote.test(domain.name, domain.host, host.name, options)
                 except EntourageError as error:
                     refused = [(str(error), error.remedy)]
             tests.asked += 1
@@ -164,14 +185,8 @@ def less(
     ]
 
 
-def _leaving(
-    fleet: FleetFile, source: str, room: RoomThere, patterns: Sequence[str]
-) -> list[FleetDomain]:
-    return [
-        one
-        for one in _domains(fleet, source, room)
-        if not patterns or any(_is_meant(one.name, each) for each in patterns)
-    ]
+def _leaving(fleet: FleetFile, source: str, room: RoomThere, meant: Meant) -> list[FleetDomain]:
+    return [one for one in _domains(fleet, source, room) if meant.is_meant(one.name, one.uuid)]
 
 
 def _is_meant(name: str, pattern: str) -> bool:

@@ -94,6 +94,30 @@ def test_it_is_aborted_from_another_terminal(world: FleetWorld, *, take_back: bo
 
 
 @pytest.mark.matrix
+def test_all_move_by_name_and_what_was_evacuated_comes_home(world: FleetWorld) -> None:
+    """What was moved by name is at home where it is then; only an evacuation is undone."""
+    run = world.run("migrate", "--all", "b", "--at-once", "2")
+    assert run.status == 0, str(run)
+    assert set(world.where().values()) == {"b"}
+    run = world.run("evacuate", "b", "--to", "c,d", "--order", "name")
+    assert run.status == 0, str(run)
+    assert set(world.where().values()) <= {"c", "d"}
+    host = world.where()["web3"]
+    run = world.run("migrate", "web3*", "d" if host == "c" else "c", host=host)
+    assert run.status == 0, str(run)
+    run = world.run("restore-home", "a")
+    assert run.status == 0, str(run)
+    assert "nothing of a runs elsewhere" in run.stdout
+    run = world.run("restore-home", "b", "--dry-run")
+    assert run.status == 0, str(run)
+    assert "b" not in world.where().values()
+    run = world.run("restore-home", "b")
+    assert run.status == 0, str(run)
+    assert set(world.where().values()) == {"b"}
+    world.check()
+
+
+@pytest.mark.matrix
 def test_a_plan_that_was_changed_is_carried_out(world: FleetWorld) -> None:
     run = world.run("plan", "a", "--json")
     assert run.status == 0, str(run)

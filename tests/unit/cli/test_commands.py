@@ -29,7 +29,8 @@ DOCS = Path(__file__).parents[3] / "docs"
 COMMANDS = (
     *("migrate", "check", "start", "list", "show", "console", "stop"),
     *("status", "recover", "agent", "attend", "save", "restore", "saved"),
-    *("cordon", "uncordon", "room", "abort", "plan", "evacuate", "hosts", "campaign", "fleet"),
+    *("cordon", "uncordon", "room", "abort", "hosts"),
+    *("plan", "evacuate", "restore-home", "campaign", "fleet"),
 )
 UUID = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d11"
 GONE = "2f1c3c7e-9a4b-4d0e-8b57-0c6f5f0a9d12"
@@ -153,7 +154,7 @@ def test_nothing_typed_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["nosuch"], "entourage: no such command 'nosuch'"),
         (["migrate"], "entourage: missing argument 'DOMAIN'"),
-        (["migrate", "web1"], "entourage: missing argument 'HOST|URI'"),
+        (["migrate", "web1"], "entourage: HOST is missing"),
         (["list", "--nosuch"], "entourage: no such option: --nosuch"),
         (["stop", "web1", "--timeout", "soon"], "entourage: --timeout: 'soon' is no duration"),
         (["stop", "web1", "--timeout", "0"], "entourage: --timeout 0: must be more than 0"),
