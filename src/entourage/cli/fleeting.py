@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, get_args
@@ -21,7 +22,7 @@ from entourage.fleet.planner import Order, in_order
 from entourage.fleet.planner import plan as make_plan
 from entourage.fleet.remote import Remote
 from entourage.fleet.survey import Meant, Survey, Tests, less, survey, tests_of
-from entourage.fleet.values import FleetDomain, Host, Limits, Move, Plan, Stay, Value
+from entourage.fleet.values import FleetDomain, Host, Limits, Move, Plan, Stay, Value, in_huge_pages
 from entourage.report.text import clean
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size, parse_rate
@@ -218,7 +219,10 @@ async def look(remote: Remote, fleet: FleetFile, wanted: Wanted) -> tuple[Survey
     found = await survey(remote, wanted.sources, targets, meant)
     for problem in found.problems:
         say(clean(f"entourage: note: {problem}"))
-    counter = Counter(sys.stderr.isatty())
+    if wanted.emptied:
+        for name, off in found.off.items():
+            say(clean(f"entourage: note: off on {name}, and left there: {', '.join(off)}"))
+    counter = Progress(sys.stderr.isatty())
     tests = await tests_of(remote, found, counter.told, wanted.options)
     counter.end()
     return found, tests
@@ -245,7 +249,7 @@ def place(found: Survey, tests: Tests, wanted: Wanted, promised: Sequence[Move])
     return Planned(plan=made, style=style, hosts=free, domains=domains, refused=refused)
 
 
-class Counter:
+class Progress:
     """``TEST 3 of 24`` on a terminal, in one line that goes away."""
 
     def __init__(self, terminal: bool) -> None:  # noqa: FBT001 - what it is about
@@ -267,7 +271,7 @@ class Counter:
 def plan_lines(planned: Planned) -> list[str]:
     """The moves, the matrix of what TEST refused, and why what stays does."""
     made = planned.plan
-    memory = {one.uuid: one.memory for one in planned.domains}
+    memory = {one.uuid: one.memory + in_huge_pages(one.devices) for one in planned.domains}
     rows = [
         (one.name, one.source, one.target, format_size(memory.get(one.uuid, one.memory)))
         for one in made.moves
@@ -333,6 +337,7 @@ def check_plan(made: Plan, found: Survey, tests: Tests, hosts: Sequence[Host]) -
     there = {one.uuid: one for one in found.leaving}
     free = {one.name: one.free for one in hosts}
     closed = {one.name: one.closed for one in hosts if one.closed}
+    devices = {one.name: Counter(one.devices) for one in hosts}
     problems: list[str] = []
     for move in made.moves:
         domain = there.get(move.uuid)
@@ -340,11 +345,18 @@ def check_plan(made: Plan, found: Survey, tests: Tests, hosts: Sequence[Host]) -
             problems.append(f"{move.name} does not run on {move.source}")
             continue
         free[move.target] = free.get(move.target, 0) - domain.memory
+        devices[move.target].subtract(domain.devices)
         if move.target in closed:
             problems.append(f"{move.name} to {move.target}: {closed[move.target]}")
         pairs = tests.refused.get((move.uuid, move.target), ())
         problems += [f"{move.name} to {move.target}: {reason}" for reason, _ in pairs]
     problems += [f"{name} has too little memory" for name, left in free.items() if left < 0]
+    problems += [
+        f"{name} has too few of {key}"
+        for name, left in devices.items()
+        for key, count in left.items()
+        if count < 0
+    ]
     if problems:
         raise UsageError(f"the plan cannot be carried out: {'; '.join(problems)}",
                          remedy="make a new one: `entourage plan`")  # fmt: skip

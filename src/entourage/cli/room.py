@@ -18,7 +18,7 @@ from entourage.cli.tell import say
 from entourage.domain import Domain
 from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.handover.values import Role
-from entourage.hosts import usb
+from entourage.hosts import hugepages, usb
 from entourage.hypervisors.registry import all_domains, find_domain, unseen
 from entourage.hypervisors.values import DomainState
 from entourage.journal.journal import Decision, Journal
@@ -35,8 +35,9 @@ class DomainHere(msgspec.Struct, frozen=True, kw_only=True):
     """A domain that runs on this host.
 
     Attributes:
-        memory: Bytes.
-        devices: The host's own devices that it has, as ``usb:1050:0407``, and how many of each.
+        memory: Bytes, those in huge pages among them.
+        devices: The host's own devices that it has, as ``usb:1050:0407``, and how many of each;
+            and its huge pages, as ``hugepages:2048kB``.
         bridges: Those that its NICs are on.
     """
 
@@ -56,11 +57,13 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         host: What it calls itself.
         memory: Bytes that its domains may have in sum.
         free: Bytes of them that are left.
-        devices: Its own devices that no domain here has, as ``usb:1050:0407``, and how many.
+        devices: Its own devices that no domain here has, as ``usb:1050:0407``, and how many; and
+            the huge pages that are left, as ``hugepages:2048kB``.
         arrivals: How many domains may arrive at once; None: as many as come.
         cordons: While there is one, it takes no domains.
         arriving: Names of domains that are on their way here.
         domains: What runs here.
+        off: Names of the domains that are known here and do not run.
     """
 
     host: str
@@ -71,6 +74,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     cordons: Sequence[cordon.Cordon]
     arriving: Sequence[str]
     domains: Sequence[DomainHere]
+    off: Sequence[str] = ()
 
 
 def put_up(settings: Settings, name: str, reason: str) -> None:
@@ -114,7 +118,8 @@ def room(settings: Settings, *, as_json: bool) -> None:
 
 
 async def _room(settings: Settings) -> Room:
-    states = [one for one in await all_domains(settings) if one.state not in _OFF]
+    known = await all_domains(settings)
+    states = [one for one in known if one.state not in _OFF]
     here = [await _here(settings, one) for one in sorted(states, key=lambda one: one.name)]
     used = sum(one.memory for one in here)
     total, available = meminfo()
@@ -130,12 +135,17 @@ async def _room(settings: Settings) -> Room:
         host=socket.gethostname(),
         memory=memory,
         free=max(0, free),
-        devices=dict(plugged - taken),
+        devices={**(plugged - taken), **_as_devices(hugepages.free_pages())},
         arrivals=settings.agent.arrivals,
         cordons=cordon.cordons(settings),
         arriving=_arriving(settings),
         domains=here,
+        off=sorted(one.name for one in known if one.state in _OFF),
     )
+
+
+def _as_devices(pages: Mapping[int, int]) -> dict[str, int]:
+    return {f"hugepages:{kib}kB": count for kib, count in pages.items() if count}
 
 
 def _arriving(settings: Settings) -> list[str]:
@@ -161,7 +171,7 @@ async def _here(settings: Settings, state: DomainState) -> DomainHere:
         state=state.state,
         memory=state.memory,
         vcpus=state.vcpus,
-        devices=dict(devices),
+        devices={**devices, **_as_devices(hugepages.pages_of(state.pid or 0))},
         bridges=sorted({nic.bridge for nic in domain.net}) if domain else (),
     )
 

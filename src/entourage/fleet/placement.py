@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from entourage.fleet.values import FleetDomain, Host, Obstacle
+from entourage.fleet.values import HUGE_PAGES, FleetDomain, Host, Obstacle
 
 Style: TypeAlias = Literal["pack", "spread"]
 Refused: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
@@ -238,9 +238,8 @@ class _Found:
             return
         for key, count in sorted(group.devices.items()):
             if left.devices[key] < count:
-                has = host.devices.get(key, 0) >= count
-                reason = f"{key} is promised to another domain" if has else f"there is no {key}"
-                self._add("devices", reason, "plug another one in there", host.name)
+                reason, remedy = _short_of(key, count, left)
+                self._add("devices", reason, remedy, host.name)
                 return
         for word in group.apart:
             if left.apart[word]:
@@ -277,6 +276,19 @@ class _Found:
                 )
             )
         return found
+
+
+def _short_of(key: str, count: int, left: _Left) -> tuple[str, str]:
+    """What is to be said of a host that has too few of a device left, or too few huge pages."""
+    if key.startswith(HUGE_PAGES):
+        size = key.removeprefix(HUGE_PAGES)
+        return (
+            f"not enough huge pages of {size}: {count} needed, {max(0, left.devices[key])} left",
+            "set more aside there (vm.nr_hugepages, or virsh allocpages)",
+        )
+    if left.host.devices.get(key, 0) >= count:
+        return f"{key} is promised to another domain", "plug another one in there"
+    return f"there is no {key}", "plug another one in there"
 
 
 def _mib(size: int) -> str:

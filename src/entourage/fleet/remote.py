@@ -64,6 +64,7 @@ class RoomThere(msgspec.Struct, frozen=True, kw_only=True):
     cordons: Sequence[CordonThere] = ()
     arriving: Sequence[str] = ()
     domains: Sequence[DomainThere] = ()
+    off: Sequence[str] = ()
 
 
 class StandingThere(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,7 +14,7 @@ import msgspec
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet.fleetfile import FleetFile
 from entourage.fleet.remote import Remote, RoomThere
-from entourage.fleet.values import FleetDomain, Host, Move
+from entourage.fleet.values import FleetDomain, Host, Move, in_huge_pages
 
 TESTS_AT_ONCE: Final = 4
 """Each is a process on its source and one on its target."""
@@ -29,12 +29,14 @@ class Survey:
         leaving: The domains that are to leave.
         residents: What runs on the targets.
         problems: What could not be asked, a sentence each.
+        off: By source, the names of the domains there that do not run, and stay.
     """
 
     hosts: Sequence[Host]
     leaving: Sequence[FleetDomain]
     residents: Sequence[FleetDomain]
     problems: Sequence[str] = ()
+    off: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
 
 @dataclass(slots=True)
@@ -117,7 +119,8 @@ async def survey(
         for one in _domains(remote.fleet, name, rooms[name])
         if one.uuid not in going
     ]
-    return Survey(hosts=hosts, leaving=leaving, residents=residents, problems=problems)
+    off = {name: rooms[name].off for name in sources if rooms[name].off}
+    return Survey(hosts=hosts, leaving=leaving, residents=residents, problems=problems, off=off)
 
 
 async def tests_of(
@@ -203,7 +206,7 @@ def _domains(fleet: FleetFile, host: str, room: RoomThere) -> list[FleetDomain]:
                 name=one.name,
                 uuid=one.uuid,
                 host=host,
-                memory=one.memory,
+                memory=max(0, one.memory - in_huge_pages(one.devices)),
                 devices=one.devices,
                 require=rule.require,
                 together=rule.together,

@@ -6,9 +6,12 @@ All of it is JSON somewhere: what a host answers, a plan that a user edits, what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
+
+HUGE_PAGES: Final = "hugepages:"
+"""What begins the names of huge pages among a host's devices: ``hugepages:2048kB``."""
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="kebab"):
@@ -22,7 +25,8 @@ class Host(Value, frozen=True):
         name: In the fleet.
         memory: What its domains may have in sum.
         free: What of that is left, without what is promised to domains that are on their way.
-        devices: Its own devices that nobody has, as ``usb:1050:0407``, and how many of each.
+        devices: Its own devices that nobody has, as ``usb:1050:0407``, and how many of each; and
+            huge pages, as ``hugepages:2048kB``.
         labels: What its owner calls it by.
         arrivals: How many domains it lets arrive at once; None: as many as come.
         closed: Why it takes none, whichever; empty where it does.
@@ -42,6 +46,7 @@ class FleetDomain(Value, frozen=True):
 
     Attributes:
         host: The host that it runs on.
+        memory: Without what is in huge pages, which are among the devices.
         devices: The host's own devices that it has, and how many of each.
         require: The labels that its host must have.
         together: Domains with the same word here go to one host.
@@ -58,6 +63,16 @@ class FleetDomain(Value, frozen=True):
     together: str = ""
     apart: str = ""
     pinned: bool = False
+
+
+def in_huge_pages(devices: Mapping[str, int]) -> int:
+    """Bytes of memory that are in huge pages, among the devices of a domain."""
+    total = 0
+    for key, count in devices.items():
+        kib = key.removeprefix(HUGE_PAGES).removesuffix("kB")
+        if key.startswith(HUGE_PAGES) and kib.isascii() and kib.isdigit():
+            total += (int(kib) << 10) * count
+    return total
 
 
 Constraint: TypeAlias = Literal[

@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entourage.fleet.planner import Replanner, plan
-from entourage.fleet.values import FleetDomain, Host, MoveState, Plan
+from entourage.fleet.planner import Replanner, in_order, plan
+from entourage.fleet.values import FleetDomain, Host, MoveState, Plan, in_huge_pages
 
 GIB = 1 << 30
 
@@ -150,3 +150,28 @@ def test_another_target_is_found_and_counted() -> None:
         tried=("b", "c"),
     )
     assert replanner.elsewhere(again) is None
+
+
+PAGES = "hugepages:2048kB"
+
+
+def test_huge_pages_are_counted_apart_from_memory() -> None:
+    hosts = [host("b", 1, devices={PAGES: 600}), host("c", 64)]
+    both = [domain(name, 0, devices={PAGES: 512}) for name in ("x", "y")]
+    made = plan(hosts, both)
+    assert where(made) == {"x": "b"}
+    assert why(made) == {
+        "y": [
+            "devices: not enough huge pages of 2048kB: 512 needed, 88 left",
+            "devices: not enough huge pages of 2048kB: 512 needed, 0 left",
+        ]
+    }
+    assert in_huge_pages({PAGES: 512, "hugepages:1048576kB": 1, "usb:1050:0407": 3}) == 2 * GIB
+    assert in_huge_pages({"hugepages:manykB": 1}) == 0
+
+
+def test_the_order_in_which_they_begin() -> None:
+    made = plan([host("b", 64)], [domain("y", 1), domain("x", 3), domain("z", 2)])
+    for order, names in (("name", "xyz"), ("smallest", "yzx"), ("largest", "xzy")):
+        assert "".join(move.name for move in in_order(made.moves, order)) == names  # type: ignore[arg-type]
+    assert in_order(made.moves, "hardest") == made.moves

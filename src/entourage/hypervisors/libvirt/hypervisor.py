@@ -28,6 +28,7 @@ from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.libvirt.process import pid_of
 from entourage.hypervisors.libvirt.restoring import RestoringIncoming
 from entourage.hypervisors.side import read_side, with_side
 from entourage.hypervisors.values import RESTORES
@@ -228,6 +229,7 @@ def _state(raw: Any) -> DomainState | None:
             state=name,
             memory=raw.maxMemory() << 10 if state in _THERE else memory << 10,
             vcpus=vcpus,
+            pid=pid_of(raw.name()) or None if state in _THERE else None,
         )
     except bindings().libvirtError:
         return None

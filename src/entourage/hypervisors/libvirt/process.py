@@ -18,12 +18,19 @@ _PIDS = Path("/run/libvirt/qemu")
 _DAEMONS = {"/run/virtqemud.pid": "virtqemud", "/run/libvirtd.pid": "libvirtd"}
 
 
+def pid_of(name: str) -> int:
+    """The process's number of a domain, by what libvirtd has written down; 0 where there is none.
+
+    libvirtd writes it for whoever may read it; the file of a domain that has ended is gone.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return int((_PIDS / f"{name}.pid").read_text())
+    return 0
+
+
 def qemu_of(name: str) -> ProcessHandle | None:
     """The process of a domain, by what libvirtd has written down; the caller closes it."""
-    pid = 0
-    with contextlib.suppress(OSError, ValueError):
-        pid = int((_PIDS / f"{name}.pid").read_text())
-    return ProcessHandle.open(pid)
+    return ProcessHandle.open(pid_of(name))
 
 
 def outlives(uuid: str) -> bool:
