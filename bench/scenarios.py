@@ -17,6 +17,7 @@ import msgspec
 
 from bench import attended
 from bench.byhand import ByHand
+from bench.evacuating import evacuate_times
 from bench.figures import Move, Round
 from bench.guests import OWN, PLUGIN, Entourage, Shape, Told, Traveller
 from bench.saving import save_times
@@ -326,6 +327,14 @@ def save(scenario: Scenario, count: int, log: Log) -> Result:
     return Result(scenario.name, scenario.title, (), save_times(scenario.shape, count, log))
 
 
+# Fleets
+
+
+def evacuate(scenario: Scenario, count: int, log: Log) -> Result:
+    """A host is emptied, beside a shell loop."""
+    return Result(scenario.name, scenario.title, (), evacuate_times(scenario.shape, count, log))
+
+
 # What the kernel sees
 
 
@@ -420,6 +429,10 @@ SCENARIOS = (
     ),
     Scenario(
         "save", "save, restore and checkpoint, beside virsh's: memory and a disk", 10, 2, save, DISK
+    ),
+    Scenario(
+        "evacuate", "a host of libvirt guests emptied, beside a shell loop, no TLS", 4, 0, evacuate,
+        dataclasses.replace(MEMORY, memory="128M"),
     ),
     Scenario("syncs", "syncs within the blackout", 3, 1, syncs, TPM),
     Scenario("far", "20 ms of delay each way", 10, 0, far, TPM),

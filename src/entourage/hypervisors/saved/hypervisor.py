@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from entourage.domain import Domain
@@ -19,6 +19,7 @@ from entourage.hypervisors.saved.descriptor import Identity, another_name, save_
 from entourage.hypervisors.saved.incoming import SavingIncoming
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.saved.place import Place
+from entourage.hypervisors.saved.storage import Given, Result, Storage, Unanswered
 from entourage.hypervisors.saved.written import WrittenMachine
 from entourage.journal.journal import Journal
 from entourage.settings.model import Settings
@@ -63,13 +64,19 @@ class SavedHypervisor:
 
         Its user may have removed it since: then nothing is left of it to be restored.
         """
-        if not await in_thread(os.path.lexists, self._directory):
+        if not await self._ask(os.path.lexists, self._directory):
             # Whether its storage is mounted, is seen before anything is made of that.
             return await self._machine(manifests.removed(domain))  # already as the other one
         return await self._machine(await self._manifest(domain.name))
 
+    async def _ask(self, work: Callable[[*Given], Result], *args: *Given) -> Result:
+        """Look at the save; raises HypervisorError where its storage does not answer."""
+        return await Storage(self._directory, self._another.name if self._another else "").do(
+            work, *args
+        )
+
     async def _manifest(self, name: str) -> manifests.Manifest:
-        manifest = await in_thread(manifests.read_manifest, self._directory)
+        manifest = await self._ask(manifests.read_manifest, self._directory)
         saved = self._another.name if self._another else manifest.domain.name
         if saved != name:
             raise UsageError(f"{self._directory} is a save of {saved}, not of {name}")
@@ -96,7 +103,10 @@ class SavedHypervisor:
         """What speaks against saving this domain here."""
         self._facts.update(facts)
         try:
-            return [Refusal("domain", host, *problem) for problem in self._problems(domain)]
+            problems = await self._ask(lambda: [*self._problems(domain)])
+            return [Refusal("domain", host, *problem) for problem in problems]
+        except Unanswered as error:
+            return [Refusal("domain", host, error.message, error.remedy)]
         except OSError as error:
             return [Refusal("domain", host, plain_words(error), what_to_do(error))]
 

@@ -8,6 +8,7 @@ is never taken for what is not there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import shutil
 import socket
@@ -29,6 +30,7 @@ from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import CopiesIn
 from entourage.hypervisors.saved.place import Place
+from entourage.hypervisors.saved.storage import Storage, Unanswered
 from entourage.hypervisors.saved.written import WrittenFile
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
 from entourage.hypervisors.values import LocalData, TpmFacts
@@ -71,6 +73,7 @@ class SavingIncoming(IncomingSeams):
         self._directory = directory
         self._partial = manifests.partial(directory, domain)
         self._place = Place(directory, domain.uuid, state)
+        self._storage = Storage(directory, domain.name)
         self._ledger = ledger
         self._facts = facts
         self._local: LocalData | None = None
@@ -104,7 +107,7 @@ class SavingIncoming(IncomingSeams):
     async def attach(self) -> Guest:
         """What another process has made of it: nothing whole, all of it, or the save itself."""
         await self.close()
-        return await in_thread(self._seen)
+        return await self._storage.do(self._seen)
 
     def _seen(self) -> Guest:
         """What is there; raises HypervisorError where that cannot be seen."""
@@ -130,14 +133,14 @@ class SavingIncoming(IncomingSeams):
         self._domain, self._local = domain, plane.local
         try:
             copies = bool(plane.local.copies)
-            await in_thread(self._make, plane.local.generation, copies=copies)
+            await self._storage.do(self._make, plane.local.generation, copies)
             self._copies.stands(plane.local)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         except UsageError as error:
             raise HypervisorError(error.message, remedy=error.remedy) from error
 
-    def _make(self, generation: int, *, copies: bool) -> None:
+    def _make(self, generation: int, copies: bool) -> None:  # noqa: FBT001 - for a thread
         # No row of the ledger: undoing one would take what is not mounted for what is not there.
         self._place.note(generation)
         durable.make_directory(self._partial)
@@ -219,7 +222,7 @@ class SavingIncoming(IncomingSeams):
             hypervisor=self._written.hypervisor if self._written else "",
             kept=self._written.kept if self._written else b"",
         )
-        await in_thread(manifests.write_manifest, self._partial, manifest)
+        await self._storage.do(manifests.write_manifest, self._partial, manifest)
         # What cannot be read again would be lost.
         await in_thread(manifests.read_manifest, self._partial)
 
@@ -234,7 +237,7 @@ class SavingIncoming(IncomingSeams):
         try:
             await self._write_down()
             # Whoever gives it up meanwhile waits until it is known which of both it is.
-            self._publishing = in_thread(self._publish)
+            self._publishing = asyncio.ensure_future(self._storage.do(self._publish))
             await asyncio.shield(self._publishing)
         except OSError as error:
             raise HypervisorError(
@@ -259,7 +262,12 @@ class SavingIncoming(IncomingSeams):
             InDoubt: Nobody knows: a network's file system may have done what it says it has not.
         """
         try:
-            await in_thread(self._publish)
+            await self._storage.do(self._publish)
+        except Unanswered as error:
+            raise InDoubt(
+                f"whether {self._directory} stands is not known: {error.message}",
+                remedy=error.remedy,
+            ) from error
         except OSError as error:
             if await self._never_published():
                 raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
@@ -271,7 +279,7 @@ class SavingIncoming(IncomingSeams):
 
     async def _never_published(self) -> bool:
         try:
-            return await in_thread(self._seen) is Guest.STOPPED
+            return await self._storage.do(self._seen) is Guest.STOPPED
         except HypervisorError:
             return False
 
@@ -287,7 +295,7 @@ class SavingIncoming(IncomingSeams):
     async def halt(self) -> None:
         """Take the name back: it is a save without a right to be restored."""
         try:
-            await in_thread(durable.rename, self._directory, self._partial)
+            await self._storage.do(durable.rename, self._directory, self._partial)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
 
@@ -297,23 +305,17 @@ class SavingIncoming(IncomingSeams):
     async def finish_arrival(self) -> None:
         """Nothing is left of it but the save."""
         await self.close()
-        await in_thread(self._place.forget)
+        await self._storage.do(self._place.forget)
 
     async def kill(self) -> None:
         """Remove what was made; it was never whole, or nobody may restore it."""
         await self.close()
-        await in_thread(self._remove)
+        await self._storage.do(self._remove)
 
     def _remove(self) -> None:
         self._place.check()
-        for last in (False, True):
-            try:
-                shutil.rmtree(self._partial)
-            except FileNotFoundError:
-                break
-            except OSError:  # a thread that was given up may have made one more file
-                if last:
-                    raise
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._partial)
         self._place.forget()
 
     async def close(self) -> None:

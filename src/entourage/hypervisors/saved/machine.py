@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVarTuple
 
 import msgspec
 
@@ -32,14 +30,12 @@ from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import Belonged, CopiesOut, in_the_save
 from entourage.hypervisors.saved.manifest import MEMORY, Manifest
 from entourage.hypervisors.saved.place import Place
+from entourage.hypervisors.saved.storage import Storage
 from entourage.hypervisors.seams import MachineSeams
 from entourage.hypervisors.values import TpmFacts
 from entourage.steps import Refusal
 
-_SOON = 0.1  # seconds
-_ANSWERS_WITHIN = 20.0  # seconds for storage; a claim is some kilobytes
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
-Given = TypeVarTuple("Given")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -85,8 +81,7 @@ class SavedMachine(MachineSeams):
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
-        self._hanging: asyncio.Future[None] | None = None
-        self._turn = threading.Lock()
+        self._storage = Storage(directory, manifest.domain.name)
 
     @property
     def domain(self) -> Domain:
@@ -246,40 +241,14 @@ class SavedMachine(MachineSeams):
             HypervisorError: Somebody else has claimed it, or it is not what it was at TEST.
         """
         try:
-            await self._on_storage(self._place.note, self.generation)
+            await self._storage.do(self._place.note, self.generation)
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
-        await self._on_storage(claim.take, self._directory, self._holder)
+        await self._storage.do(claim.take, self._directory, self._holder)
         await self._look_again()
 
     async def _look_again(self) -> None:
-        await self._on_storage(self._check_again)
-
-    async def _on_storage(self, work: Callable[[*Given], None], *args: *Given) -> None:
-        """Do something with the save, one thing after the other, also where the first one hangs.
-
-        A claim that is given up must not be taken after that, by a thread that nobody waits for.
-        While one still hangs that was waited for, the next is not waited for as long again: each
-        step of a way back would be.
-
-        Raises:
-            HypervisorError: The storage does not answer.
-        """
-
-        def in_turn() -> None:
-            with self._turn:
-                work(*args)
-
-        hangs = self._hanging is not None and not self._hanging.done()
-        doing = self._hanging = in_thread(in_turn)
-        await asyncio.wait({doing}, timeout=_SOON if hangs else _ANSWERS_WITHIN)
-        if not doing.done():
-            raise HypervisorError(
-                f"the storage of {self._directory} does not answer",
-                remedy="see whether its server is there; then `entourage recover"
-                f" {self.domain.name}`",
-            )
-        doing.result()
+        await self._storage.do(self._check_again)
 
     def _check_again(self) -> None:
         try:
@@ -303,12 +272,12 @@ class SavedMachine(MachineSeams):
         """The guest runs: nobody restores the save any more; a checkpoint again, if asked to."""
         await self.close()
         settle = claim.give_up if self._manifest.checkpoint else claim.confirm
-        await self._on_storage(self._settle, settle)
+        await self._storage.do(self._settle, settle)
 
     async def abort(self) -> None:
         """The guest was never let run: others may restore the save."""
         await self.close()
-        await self._on_storage(self._settle, claim.give_up)
+        await self._storage.do(self._settle, claim.give_up)
 
     def _settle(self, how: Callable[[Path, str], None]) -> None:
         """Do something with the claim, unless its user has removed the save meanwhile."""

@@ -16,13 +16,13 @@ from unittest.mock import AsyncMock
 import msgspec
 import pytest
 
+from entourage import durable
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError, InDoubt, UsageError
 from entourage.handover.values import Guest
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane, Plan
-from entourage.hypervisors.saved import claim
-from entourage.hypervisors.saved import machine as machines
+from entourage.hypervisors.saved import claim, storage
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import SavedHypervisor
 from entourage.hypervisors.saved.incoming import SavingIncoming
@@ -348,18 +348,42 @@ async def test_storage_that_hangs_is_given_up(
         taken(directory, own)
 
     monkeypatch.setattr(claim, "take", take)
-    monkeypatch.setattr(machines, "_ANSWERS_WITHIN", 0.05)
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.05)
     with pytest.raises(HypervisorError, match="does not answer") as told:
         await machine.disarm_deadman()
     assert hung.is_set()
     assert told.value.remedy
-    monkeypatch.setattr(machines, "_ANSWERS_WITHIN", 3600.0)  # the next is not waited for so long
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 3600.0)  # the next is not waited for so long
     with pytest.raises(HypervisorError, match="does not answer"):
         await getattr(machine, what)()
     answers.set()
-    await asyncio.wait({machine._hanging})
+    monkeypatch.undo()
     await machine.abort()
     assert claim.read_claim(tmp_path / "saved") is None
+
+
+async def test_whether_it_was_published_on_storage_that_hangs_is_in_doubt(
+    tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is removed beside what may yet be done; once it answers, it was, and can be seen."""
+    incoming, _ = await arrived(tmp_path, domain)
+    renamed, answers = durable.rename, threading.Event()
+
+    def rename(old: Path, new: Path) -> None:
+        answers.wait()
+        renamed(old, new)
+
+    monkeypatch.setattr(durable, "rename", rename)
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.05)
+    with pytest.raises(InDoubt, match="does not answer") as told:
+        await incoming.run(paused=False)
+    assert told.value.remedy
+    with pytest.raises(HypervisorError, match="does not answer"):
+        await incoming.kill()
+    assert manifests.partial(tmp_path / "saved", domain).is_dir()
+    answers.set()
+    monkeypatch.undo()
+    assert await incoming.attach() is Guest.RUNNING
 
 
 async def test_what_hangs_is_told_once(tmp_path: Path, domain: Domain) -> None:
