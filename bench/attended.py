@@ -72,7 +72,7 @@ def daemons(lab: Lab) -> Generator[None]:
 
 def _set_up(host: Host) -> None:
     host.run(["mkdir", "-p", str(Path(HOOK).parent), str(Path(_CONFIG).parent)])
-    hook = (REPOSITORY / "src/entourage/attend/hook.py").read_text()
+    hook = (REPOSITORY / "src/entourage/hypervisors/attended/hook.py").read_text()
     host.write_files({HOOK: hook, _CONFIG: SETTINGS})
     host.path(HOOK).chmod(0o755)
 

@@ -146,7 +146,7 @@ class Stage:
 def by_virsh(lab: Lab) -> Proof:
     """Boot a libvirt domain with the dongle, and have virsh migrate it; the daemons attend that."""
     a, b = lab["a"], lab["b"]
-    hook = (REPOSITORY / "src/entourage/attend/hook.py").read_text()
+    hook = (REPOSITORY / "src/entourage/hypervisors/attended/hook.py").read_text()
     for host in (a, b):
         host.run(["mkdir", "-p", str(Path(HOOK).parent)])
         host.write_files({HOOK: hook})

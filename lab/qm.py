@@ -47,8 +47,10 @@ class Monitor:
         self._lines.flush()
         for line in self._lines:
             told = json.loads(line)
-            if "return" in told or "error" in told:
-                return told.get("return", told.get("error"))
+            if "error" in told:
+                raise SystemExit(f"{command}: {told['error'].get('desc')}")
+            if "return" in told:
+                return told["return"]
         raise SystemExit("QEMU went away")
 
     def close(self) -> None:
@@ -133,7 +135,8 @@ def migrate(vmid: str, target: str) -> None:
         _check(status)
     except (subprocess.CalledProcessError, SystemExit) as error:
         subprocess.run([*there, "stop", vmid], check=False)
-        told(vmid, "cont")
+        with contextlib.suppress(SystemExit):  # of one that runs already, or has ended
+            told(vmid, "cont")
         own.write_text(text)
         raise SystemExit(f"migration aborted: {error}") from error
     own.write_text(text)

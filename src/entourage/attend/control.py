@@ -8,6 +8,9 @@ from typing import Any
 
 import msgspec
 
+LIVES_EVERY = 5.0
+"""Seconds between two signs of life to who waits for an answer."""
+
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What the hook or a command asks, as one line of JSON.
@@ -39,18 +42,28 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 async def unless_gone(
-    reader: asyncio.StreamReader, answering: Coroutine[Any, Any, Answered]
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    answering: Coroutine[Any, Any, Answered],
 ) -> Answered:
     """An answer; given up where who has asked goes away, as a hook whose libvirtd was killed.
+
+    Meanwhile who has asked is told again and again, by an empty line, that it is worked on: the
+    hook does not wait for a daemon that hangs.
 
     Raises:
         ConnectionError: It has.
     """
     task, gone = asyncio.create_task(answering), asyncio.create_task(reader.read(1))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ConnectionError("nobody waits for the answer")
+        while not task.done():
+            await asyncio.wait(
+                {task, gone}, timeout=LIVES_EVERY, return_when=asyncio.FIRST_COMPLETED
+            )
+            if gone.done() and not task.done():
+                raise ConnectionError("nobody waits for the answer")
+            if not task.done():
+                writer.write(b"\n")
         return task.result()
     finally:
         for each in (task, gone):

@@ -72,7 +72,7 @@ class Daemon:
         self._settling = Settling(settings, self._domains, self._hypervisor)
         self._departures: dict[asyncio.Task[None], Departure] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._to_be_looked_at: set[str] = set()
+        self._to_be_looked_at: dict[str, asyncio.TimerHandle] = {}
         self._ended = asyncio.Event()
         self._failed: BaseException | None = None
 
@@ -130,6 +130,8 @@ class Daemon:
     async def _stop(self) -> None:
         if under_way := [task for task, each in self._departures.items() if each.interrupt()]:
             await asyncio.wait(under_way, timeout=_COMES_BACK_WITHIN)
+        for planned in self._to_be_looked_at.values():
+            planned.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -154,14 +156,19 @@ class Daemon:
             self._ended.set()
 
     def _look_again(self, uuid: str, pause: float) -> None:
-        async def later() -> None:
-            await asyncio.sleep(pause)
-            self._to_be_looked_at.discard(uuid)
-            await self._domains.look(uuid)
+        """Look at a domain after so many seconds; of several times, at the first."""
 
-        if uuid not in self._to_be_looked_at:
-            self._to_be_looked_at.add(uuid)
-            self._start(later())
+        def look() -> None:
+            del self._to_be_looked_at[uuid]
+            self._start(self._domains.look(uuid))
+
+        loop = asyncio.get_running_loop()
+        planned = self._to_be_looked_at.get(uuid)
+        if planned is not None:
+            if planned.when() <= loop.time() + pause:
+                return
+            planned.cancel()
+        self._to_be_looked_at[uuid] = loop.call_later(pause, look)
 
     async def _follow(self) -> None:
         """Look at a domain when something becomes of it; at all of them when libvirtd is there."""
@@ -236,7 +243,7 @@ class Daemon:
     async def _on_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             asked = msgspec.json.decode(await reader.readline(), type=Asked)
-            answered = await unless_gone(reader, self._answer(asked))
+            answered = await unless_gone(reader, writer, self._answer(asked))
             writer.write(msgspec.json.encode(answered) + b"\n")
             await writer.drain()
         except (OSError, ValueError):

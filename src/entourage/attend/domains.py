@@ -110,6 +110,7 @@ class Domains:
             try:
                 self._owner = await self._toolstack.owner()
                 await self._look_at_all()
+                await self._toolstack.clear_notes()
                 for each in shown.read_all(self._settings):  # what an earlier daemon has shown
                     if each.uuid not in self._known:
                         shown.left(self._settings, each)
@@ -158,6 +159,7 @@ class Domains:
         if seen in ENDED:
             if one is not None:
                 await self._drop(one)
+                await self._toolstack.clear_notes()
             if seen is Shown.ABSENT:  # another one may have its name
                 shown.forget(self._settings, uuid)
             return True

@@ -143,7 +143,10 @@ def _ask(settings: Settings, asked: dict[str, str]) -> dict[str, str]:
             daemon.connect(str(path))
             daemon.sendall(msgspec.json.encode(asked) + b"\n")
             with daemon.makefile("rb") as answer:
-                return msgspec.json.decode(answer.readline(), type=dict[str, str])
+                line = b"\n"
+                while line == b"\n":  # it works on the answer
+                    line = answer.readline()
+                return msgspec.json.decode(line, type=dict[str, str])
     except (OSError, msgspec.MsgspecError) as error:
         raise UsageError(
             f"the daemon does not answer: {plain_words(error)}",

@@ -25,7 +25,7 @@ from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.run import PATIENCE
 from tests.e2e.tool import Tool
 
-HOOK = REPOSITORY / "src/entourage/attend/hook.py"
+HOOK = REPOSITORY / "src/entourage/hypervisors/attended/hook.py"
 HOOKS = "/etc/libvirt/hooks/qemu.d"
 LOG = "/var/log/attend.log"
 SETTINGS = "/etc/entourage/entourage.toml"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.attended.toolstack import Arriving, Note, Shown
+from entourage.hypervisors.attended.toolstack import Arriving, Commands, Note, Shown
 from entourage.hypervisors.values import MemoryProgress
 
 
@@ -89,6 +89,7 @@ class StandInToolstack:
         self.refuses: Exception | None = None
         self.gave_up = 0
         self.looks = 0
+        self.cleared = 0
         self.looking: asyncio.Event | None = None
         self.coming = Arriving(name="web1", uuid=uuid, note=None)
         self.changed: asyncio.Queue[str | Exception] = asyncio.Queue()
@@ -155,6 +156,13 @@ class StandInToolstack:
 
     def with_object(self, description: str, socket: str) -> str:
         return f"{description} with {socket}"
+
+    async def clear_notes(self) -> None:
+        self.cleared += 1
+
+    async def commands(self, domain: Domain) -> Commands:
+        name = domain.name
+        return Commands(see=f"see {name}", resume=f"resume {name}", end=f"end {name}")
 
     async def owner(self) -> int:
         return -1

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from entourage.attend import control
 from entourage.attend import daemon as module
 from entourage.attend import settling as settling_module
 from entourage.attend.backoff import Backoff
@@ -159,6 +160,41 @@ async def test_a_look_that_failed_is_made_again(
         await eventually(lambda: host.stack.looks > 1)
         host.stack.refuses = None
         await eventually(lambda: host.stack.written)
+
+
+async def test_of_two_looks_the_first_is_not_put_off(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes back is looked at within a second, whatever it was before."""
+    host.stack.now, host.stack.refuses = Shown.RUNNING, HypervisorError("not now")
+    async with running(host):
+        for first, longest in ((3600.0, 3600.0), (0.001, 0.001)):
+            monkeypatch.setattr(domains_of(host), "_backoff", Backoff(first, longest))
+            looks = host.stack.looks
+            host.stack.changed.put_nowait(UUID)
+            await eventually(lambda looks=looks: host.stack.looks > looks)
+        host.stack.refuses = None
+        await eventually(lambda: host.stack.written)
+
+
+async def test_who_waits_for_an_answer_is_told_that_it_is_worked_on(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook does not wait for a daemon that hangs."""
+    monkeypatch.setattr(control, "LIVES_EVERY", 0.001)
+    host.stack.coming = Arriving(name="web1", uuid=UUID, note=NOTE)
+    async with running(host):
+        path = Path(host.settings.paths.run, "attend/control")
+        reader, writer = await asyncio.open_unix_connection(path)
+        asked = {"hook": HOOK.hook, "xml": HOOK.xml}
+        writer.write(json.dumps(asked).encode() + b"\n")
+        assert [await reader.readline() for _ in range(3)] == [b"\n"] * 3
+        host.arriving.set()
+        said = b"\n"
+        while said == b"\n":
+            said = await reader.readline()
+        assert "no other host" in json.loads(said)["refuse"]
+        writer.close()
 
 
 async def test_a_domain_that_comes_is_waited_for(host: Host) -> None:

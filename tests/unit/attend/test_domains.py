@@ -125,6 +125,7 @@ async def test_a_domain_that_has_ended(host: Host, now: Shown) -> None:
     assert host.domains.get(UUID) is None
     assert not one.path.exists()
     assert host.shown == []
+    assert host.stack.cleared == 1
 
 
 async def test_what_cannot_be_read_is_told(host: Host) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from entourage.attend import hook
+from entourage.hypervisors.attended import hook
 from tests.unit.attend.standins import answering
 
 HOOK = Path(hook.__file__)
@@ -83,6 +85,28 @@ def test_a_daemon_that_dies_meanwhile_refuses(tmp_path: Path) -> None:
     done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
     assert done.returncode == 1
     assert "its daemon does not answer on this host" in done.stderr
+
+
+def test_one_that_works_on_it_is_waited_for(tmp_path: Path) -> None:
+    daemon(tmp_path, b'\n\n{"xml": "<domain>more</domain>"}\n')
+    done = run(tmp_path, ATTENDED, "web1", "migrate", "begin", "-")
+    assert (done.returncode, done.stdout) == (0, "<domain>more</domain>")
+
+
+def test_one_that_hangs_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes the question, and says nothing, not even that it works on it."""
+    (tmp_path / "attend").mkdir()
+    monkeypatch.setenv("ENTOURAGE_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("ENTOURAGE_CONFIG", str(tmp_path / "settings.toml"))
+    monkeypatch.setattr(hook, "_LIVES_WITHIN", 0.05)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(ATTENDED.encode())))
+    with socket.socket(socket.AF_UNIX) as hangs:
+        hangs.bind(str(tmp_path / "attend/control"))
+        hangs.listen()
+        assert hook.main(["web1", "migrate", "begin", "-"]) == 1
+    assert "its daemon does not answer on this host (timed out)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,63 @@ async def test_a_note_is_every_nodes(node: Node) -> None:
     await node.stack.write_note(UUID, note)
     there = ProxmoxToolstack(node.place / "etc", node.place / "run", "b")
     coming = there.arriving('{"vmid": "101", "source": "a"}')
+    assert await there.note(UUID) == note
     assert (coming.name, coming.uuid, coming.note) == ("vm1", UUID, note)
     await node.stack.write_note(UUID, None)
     assert await node.stack.note(UUID) is None
     assert there.arriving('{"vmid": "101", "source": "a"}').note is None
+
+
+async def test_a_note_of_an_earlier_vm_or_node_is_none(node: Node) -> None:
+    """Who had that number before, or had the VM, attends nothing."""
+    node.has()
+    path = node.place / "etc/priv/entourage/101.json"
+    await node.stack.write_note(UUID, Note(host="a", nonce="00ff"))
+    text = path.read_text()
+    for other in (text.replace("0c5e", "1c5e"), text.replace('"a"', '"b"')):
+        path.write_text(other)
+        assert node.stack.arriving('{"vmid": "101", "source": "a"}').note is None
+
+
+@pytest.mark.parametrize("gone", ["off", "removed", "another"])
+async def test_what_runs_here_no_more_has_no_note(node: Node, gone: str) -> None:
+    """The number of a VM that was removed may be given to another one."""
+    node.has()
+    await node.stack.write_note(UUID, Note(host="a", nonce="00ff"))
+    config = node.place / "etc/nodes/a/qemu-server/101.conf"
+    if gone == "removed":
+        config.unlink()
+    elif gone == "another":
+        config.write_text(config.read_text().replace("0C5E", "1C5E"))
+    await node.stack.clear_notes()
+    assert not (node.place / "etc/priv/entourage/101.json").exists()
+
+
+@pytest.mark.usefixtures("running")
+async def test_what_runs_on_keeps_it(node: Node) -> None:
+    node.has()
+    note = Note(host="a", nonce="00ff")
+    await node.stack.write_note(UUID, note)
+    await node.stack.clear_notes()
+    assert await node.stack.note(UUID) == note
+
+
+async def test_another_nodes_notes_are_its_own(node: Node) -> None:
+    """Also where this node has handed the VM over, and the other one has not yet written."""
+    node.has("b")
+    for host in ("a", "b"):
+        await node.stack.write_note(UUID, Note(host=host, nonce="00ff"))
+        await node.stack.clear_notes()
+        assert await node.stack.note(UUID) is not None
+
+
+async def test_users_are_told_of_qm(node: Node) -> None:
+    node.has()
+    domain = await node.stack.read(UUID)
+    told = await node.stack.commands(domain)
+    assert (told.see, told.resume, told.end) == ("qm status 101", "qm resume 101", "qm stop 101")
+    (node.place / "etc/nodes/a/qemu-server/101.conf").unlink()
+    assert (await node.stack.commands(domain)).end == "qm stop VMID"
 
 
 @pytest.mark.parametrize(

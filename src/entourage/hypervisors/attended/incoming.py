@@ -128,7 +128,7 @@ class AttendedIncoming(IncomingSeams):
         looks = Looks(self._toolstack, self._uuid, self._watch)
         shown = await looks.until(decided, _RUNS_WITHIN, at_once=resumed is None)
         if shown is Shown.HELD:
-            raise self._doubt("whoever migrated it neither lets it run nor gives up")
+            raise await self._doubt("whoever migrated it neither lets it run nor gives up")
         if shown in {Shown.IDLE, Shown.ABSENT}:
             await self._see_it_left()
         return time.monotonic_ns()  # of one that is off: it has run, and has ended since
@@ -145,22 +145,23 @@ class AttendedIncoming(IncomingSeams):
         try:
             there = await self._source()
         except (EntourageError, OSError) as error:
-            raise self._doubt(
+            raise await self._doubt(
                 f"{_NO_TRACE} its source cannot be asked: {plain_words(error)}"
             ) from error
         if there in RELEASED:
             raise self._given_up()
         if there is Shown.HELD:
-            raise self._doubt(f"{_NO_TRACE} its source's copy stands still")
+            raise await self._doubt(f"{_NO_TRACE} its source's copy stands still")
 
     def _given_up(self) -> HypervisorError:
         return HypervisorError(f"whoever migrated {self._domain.name} has given up at its very end")
 
-    def _doubt(self, why: str) -> InDoubt:
+    async def _doubt(self, why: str) -> InDoubt:
+        told = await self._toolstack.commands(self._domain)
         return InDoubt(
             f"whether {self._domain.name} runs is not known: its devices are here, and {why}",
-            remedy=f"see with the toolstack's own commands; then `entourage recover"
-            f" {self._domain.name}`",
+            remedy=f"see on both hosts (`{told.see}`), and let it run on one of them; then"
+            f" `entourage recover {self._domain.name}`",
         )
 
     async def halt(self) -> None:
@@ -169,9 +170,11 @@ class AttendedIncoming(IncomingSeams):
         Raises:
             HypervisorError: Always.
         """
+        told = await self._toolstack.commands(self._domain)
         raise HypervisorError(
             f"{self._domain.name} runs here, and was given back",
-            remedy="see with the toolstack's own commands where it runs, and end the other copy",
+            remedy=f"see on both hosts where it runs (`{told.see}`), and end the other copy"
+            f" (`{told.end}`)",
         )
 
     async def persist_definition(self) -> None:

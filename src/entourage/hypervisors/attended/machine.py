@@ -240,9 +240,11 @@ class AttendedMachine(MachineSeams):
         Raises:
             HypervisorError: Always.
         """
+        told = await self._toolstack.commands(self.domain)
         raise HypervisorError(
             f"{self.domain.name} runs here, and the journal says that it went away",
-            remedy="see with the toolstack's own commands where it runs, and end the other copy",
+            remedy=f"see on both hosts where it runs (`{told.see}`), and end the other copy"
+            f" (`{told.end}`)",
         )
 
     async def release(self) -> None:
@@ -250,9 +252,10 @@ class AttendedMachine(MachineSeams):
         looks = Looks(self._toolstack, self._uuid, self._watch)
         if await looks.until(lambda shown: shown in ENDED, _ENDS_WITHIN) in ENDED:
             return
+        told = await self._toolstack.commands(self.domain)
         raise HypervisorError(
             f"{self.domain.name} runs on the target, and its copy here has not been ended",
-            remedy=f"see where it runs, then `virsh destroy {self.domain.name}` here",
+            remedy=f"see where it runs (`{told.see}`), then `{told.end}` here",
         )
 
     async def abort(self) -> None:
@@ -272,10 +275,11 @@ class AttendedMachine(MachineSeams):
         if shown in ENDED:
             raise GoneError(f"the machine of {self.domain.name} is gone")
         if shown is Shown.HELD:
+            told = await self._toolstack.commands(self.domain)
             raise HypervisorError(
                 f"{self.domain.name} stands still, held by its migration",
-                remedy=f"see where it runs; only if that is nowhere, `virsh resume"
-                f" {self.domain.name}` here",
+                remedy=f"see where it runs (`{told.see}`); only if that is nowhere,"
+                f" `{told.resume}` here",
             )
 
     @property

@@ -33,8 +33,15 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.attended.monitor import by_qm, by_socket
+from entourage.hypervisors.attended.proxmox_notes import Notes, refused
 from entourage.hypervisors.attended.switchover import ID
-from entourage.hypervisors.attended.toolstack import OBJECT, Arriving, Note, Shown
+from entourage.hypervisors.attended.toolstack import (
+    OBJECT,
+    Arriving,
+    Commands,
+    Note,
+    Shown,
+)
 from entourage.hypervisors.side import read_side, with_side
 from entourage.hypervisors.values import MemoryProgress
 
@@ -143,8 +150,9 @@ class ProxmoxToolstack:
         self.way_back = False
         self._etc = etc
         self._run = run
-        self._node = node or sockets.gethostname().partition(".")[0]
-        self._notes = etc / "priv" / "entourage"
+        self._host = node or sockets.gethostname()
+        self._node = self._host.partition(".")[0]
+        self._notes = Notes(etc / "priv" / "entourage")
 
     # What is shown
 
@@ -207,6 +215,13 @@ class ProxmoxToolstack:
         """Not asked: each question would be a process."""
         return _NOTHING
 
+    async def commands(self, domain: Domain) -> Commands:
+        """Of ``qm``, which knows a VM by its number."""
+        vmid = "VMID"
+        with contextlib.suppress(HypervisorError):
+            vmid = (await self._found(domain.uuid or "")).vmid
+        return Commands(see=f"qm status {vmid}", resume=f"qm resume {vmid}", end=f"qm stop {vmid}")
+
     async def owner(self) -> int:
         """Root: as whom Proxmox runs QEMU."""
         return 0
@@ -234,39 +249,27 @@ class ProxmoxToolstack:
     async def write_note(self, uuid: str, note: Note | None) -> None:
         """Write a note where each node reads it; None removes it."""
         try:
-            path = self._notes / f"{(await self._found(uuid)).vmid}.json"
+            vm = await self._found(uuid)
         except HypervisorError:
             if note is None:
                 return
             raise
-        await _in_time(self._write, path, note)
+        await _in_time(self._notes.write, vm.vmid, uuid, note)
 
-    def _write(self, path: Path, note: Note | None) -> None:
-        try:
-            if note is None:
-                path.unlink(missing_ok=True)
-                return
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            scratch = path.with_suffix(".new")
-            scratch.write_bytes(msgspec.json.encode(note))
-            scratch.replace(path)
-        except OSError as error:
-            raise _refused(path, error) from error
+    async def clear_notes(self) -> None:
+        """Remove this node's notes of VMs that were ended here, or removed altogether."""
+        await _in_time(self._notes.clear, self._host, self._note_stays)
+
+    def _note_stays(self, vmid: str, uuid: str) -> bool:
+        """Whether a VM runs here, or is another node's now, which writes a note of its own."""
+        having = self._having(uuid)
+        mine = [vm for vm in having if vm.vmid == vmid]
+        return any(vm.node != self._node or self._runs(vm) for vm in mine)
 
     async def note(self, uuid: str) -> Note | None:
         """The note that is there; None where there is none."""
-        return await _in_time(self._note, await self._found(uuid))
-
-    def _note(self, vm: Vm) -> Note | None:
-        path = self._notes / f"{vm.vmid}.json"
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Note)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _refused(path, error) from error
-        except msgspec.MsgspecError as error:
-            raise HypervisorError(f"{path}: {error}", remedy="remove that file") from error
+        vm = await self._found(uuid)
+        return await _in_time(self._notes.read, vm.vmid, uuid)
 
     # What the hookscript says
 
@@ -284,7 +287,10 @@ class ProxmoxToolstack:
                 f"the configuration of VM {coming.vmid} on {coming.source} has no UUID",
                 remedy=f"qm set {coming.vmid} --smbios1 uuid=$(uuidgen)",
             )
-        return Arriving(name=vm.name, uuid=vm.uuid, note=self._note(vm))
+        note = self._notes.read(vm.vmid, vm.uuid)
+        if note is not None and note.host.partition(".")[0] != coming.source:
+            note = None  # of an earlier node's: nobody attends it where it is now
+        return Arriving(name=vm.name, uuid=vm.uuid, note=note)
 
     def with_object(self, description: str, socket: str) -> str:  # noqa: ARG002 - see Toolstack
         """Nothing: QEMU is given its object when it waits for the stream (``post-start``)."""
@@ -307,7 +313,7 @@ class ProxmoxToolstack:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _refused(path, error) from error
+            raise refused(path, error) from error
         own = text.partition("\n[")[0]  # what follows are its snapshots
         lines = (line.partition(":") for line in own.splitlines() if not line.startswith("#"))
         return Vm(vmid, node, {key.strip(): value.strip() for key, _, value in lines if key})
@@ -383,7 +389,3 @@ async def _in_time(
             f"the cluster's file system has not answered for {_ANSWERS_WITHIN:g} s",
             remedy="systemctl status pve-cluster",
         ) from None
-
-
-def _refused(path: Path, error: OSError) -> HypervisorError:
-    return HypervisorError(f"{path}: {plain_words(error)}", remedy=what_to_do(error))

@@ -68,6 +68,21 @@ class Arriving:
     note: Note | None
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Commands:
+    """What a user types about one domain, on the host that is meant.
+
+    Attributes:
+        see: Shows what becomes of it.
+        resume: Lets its guest run.
+        end: Ends its machine.
+    """
+
+    see: str
+    resume: str
+    end: str
+
+
 class Watch(Protocol):
     """What is heard of one domain, from when it is opened; it need not be there yet."""
 
@@ -190,6 +205,14 @@ class Toolstack(Protocol):
 
     def with_object(self, description: str, socket: str) -> str:
         """The same description, with QEMU's object in it."""
+        ...
+
+    async def clear_notes(self) -> None:
+        """Take away what this host has written of domains that do not run here any more."""
+        ...
+
+    async def commands(self, domain: Domain) -> Commands:
+        """What a user types about a domain; never raises: somebody has to be told."""
         ...
 
     async def owner(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from xml.sax.saxutils import quoteattr
 
 from entourage.errors import HypervisorError
+from entourage.hypervisors.attended import hook
 from entourage.hypervisors.attended.switchover import ID
 from entourage.hypervisors.attended.toolstack import OBJECT, Arriving, Note
 from entourage.hypervisors.libvirt.connection import RefusedError, ask, tell_qemu
@@ -22,10 +23,6 @@ NAMESPACE: Final = "urn:entourage:attend"
 _KEY, _ELEMENT, _LIVE = "entourage-attend", 2, 1  # VIR_DOMAIN_METADATA_ELEMENT, …_AFFECT_LIVE
 _NO_METADATA = 80  # VIR_ERR_NO_DOMAIN_METADATA
 _NAMESPACE_OF_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-_ARGUMENTS = re.compile(
-    r"<qemu:arg value=(['\"])-object\1/>\s*"
-    rf"<qemu:arg value=(['\"])dbus-vmstate,id={OBJECT},[^'\"]*\2/>\s*"
-)
 _EMPTY = re.compile(r"<qemu:commandline[^>]*>\s*</qemu:commandline>\s*")
 
 
@@ -55,7 +52,7 @@ def with_object(xml: str, socket: str) -> str:
 
 def without_object(xml: str) -> str:
     """The same XML without QEMU's object of an earlier arrival."""
-    without = _ARGUMENTS.sub("", xml)
+    without = hook.without_object(xml.encode()).decode()
     return xml if without == xml else _EMPTY.sub("", without)
 
 

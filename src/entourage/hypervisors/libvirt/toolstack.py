@@ -17,7 +17,13 @@ from typing import Any, TypeVar
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.attended.switchover import ID
-from entourage.hypervisors.attended.toolstack import OBJECT, Arriving, Note, Shown
+from entourage.hypervisors.attended.toolstack import (
+    OBJECT,
+    Arriving,
+    Commands,
+    Note,
+    Shown,
+)
 from entourage.hypervisors.libvirt import attending
 from entourage.hypervisors.libvirt.connection import (
     Connection,
@@ -247,6 +253,17 @@ class LibvirtToolstack:
     async def _raw(self, uuid: str) -> Any:
         """The domain; raises RefusedError where there is none."""
         return await self._asked(lambda connection: connection.raw.lookupByUUIDString(uuid))
+
+    async def clear_notes(self) -> None:
+        """Nothing: they go with the running domain."""
+
+    async def commands(self, domain: Domain) -> Commands:
+        """Virsh's."""
+        return Commands(
+            see=f"virsh domstate {domain.name}",
+            resume=f"virsh resume {domain.name}",
+            end=f"virsh destroy {domain.name}",
+        )
 
     async def owner(self) -> int:
         """The user whom QEMU runs as, by number."""

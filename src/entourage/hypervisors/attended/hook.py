@@ -20,6 +20,7 @@ _NOTES = "/etc/pve/priv/entourage"
 _PHASES = {"pre-start": "begin", "post-start": "started"}
 _OPERATIONS = frozenset({"migrate", "restore", "stopped", "release"})
 _TOLD_WITHIN = 1.0  # seconds, of what nobody waits for
+_LIVES_WITHIN = 30.0  # seconds: a daemon that works on an answer says so more often
 
 
 def main(words: list[str]) -> int:
@@ -37,11 +38,11 @@ def main(words: list[str]) -> int:
         return 0
     begins = words[1:3] == ["migrate", "begin"]
     restores = words[1] == "restore"  # what was saved has no state of ours in it
-    without = _without_object(xml) if (begins or restores) and _OBJECT in xml else xml
+    without = without_object(xml) if (begins or restores) and _OBJECT in xml else xml
     answer: dict[str, str] = {}
     try:
         if _MARK in xml and not restores:
-            answer = _asked(words[:3], without, None if begins else _TOLD_WITHIN)
+            answer = _asked(words[:3], without, _LIVES_WITHIN if begins else _TOLD_WITHIN)
     except (OSError, ValueError) as error:
         if begins and not _may_go_alone(words[0], error):
             return 1
@@ -67,7 +68,7 @@ def _hookscript(words: list[str]) -> int:
 
     said = json.dumps({"vmid": words[0], "source": source}).encode()
     try:
-        why_not = _asked([words[0], "migrate", what], said, None).get("refuse")
+        why_not = _asked([words[0], "migrate", what], said, _LIVES_WITHIN).get("refuse")
     except (OSError, ValueError) as error:
         return 0 if _may_go_alone(f"VM {words[0]}", error) else 1
     if why_not:
@@ -75,7 +76,7 @@ def _hookscript(words: list[str]) -> int:
     return int(bool(why_not))
 
 
-def _without_object(xml: bytes) -> bytes:
+def without_object(xml: bytes) -> bytes:
     """The XML without QEMU's object of an earlier arrival: its bus was on another host."""
     import re  # noqa: PLC0415 - not for domains that never were attended
 
@@ -83,8 +84,18 @@ def _without_object(xml: bytes) -> bytes:
     return re.sub(ours + rb"[^'\"]*\2/>\s*", b"", xml)
 
 
-def _asked(words: list[str], xml: bytes, patience: float | None) -> dict[str, str]:
-    """What the daemon says."""
+def _asked(words: list[str], xml: bytes, patience: float) -> dict[str, str]:
+    """What the daemon says.
+
+    Args:
+        words: The operation.
+        xml: What the hook was given.
+        patience: Seconds that it may be silent. While it works on the answer, which may take it
+            long, it says empty lines: one that hangs is not waited for.
+
+    Raises:
+        OSError, ValueError: It is not there, hangs, or has gone away.
+    """
     import json  # noqa: PLC0415 - not for domains that are not attended
     import socket  # noqa: PLC0415 - same
 
@@ -94,9 +105,12 @@ def _asked(words: list[str], xml: bytes, patience: float | None) -> dict[str, st
         daemon.connect(f"{run}/attend/control")
         daemon.sendall(json.dumps({"hook": words, "xml": xml.decode()}).encode() + b"\n")
         with daemon.makefile("rb") as answer:
-            said: dict[str, str] | None = json.loads(answer.readline() or b"null")
-    if said is None:
+            line = b"\n"
+            while line == b"\n":
+                line = answer.readline()
+    if not line:
         raise ValueError("it went away")
+    said: dict[str, str] = json.loads(line)
     return said
 
 
