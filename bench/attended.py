@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from subprocess import DEVNULL
 
-from bench.guests import SETTINGS, Shape, Traveller
+from bench.figures import Round, whole
+from bench.guests import SETTINGS, Shape, Told, Traveller, read_events
 from bench.virsh import Virsh
 from lab.host import REPOSITORY, Host
 from lab.hosts import Lab
@@ -21,26 +23,37 @@ _SLOW = 0.2  # seconds
 
 
 class Attended(Virsh):
-    """A libvirt domain with two external devices, moved by virsh alone.
+    """A libvirt domain with external devices, moved by virsh alone.
 
     Args:
         lab: Where.
         shape: What the guest consists of.
         index: Its number in the lab.
         party: What it is called among the others.
+        number: How many devices.
         seconds: What each device takes in step 2.
     """
 
-    def __init__(self, lab: Lab, shape: Shape, index: int, party: str, seconds: float) -> None:
+    def __init__(  # noqa: PLR0917 - what Virsh is given, and more
+        self, lab: Lab, shape: Shape, index: int, party: str, number: int, seconds: float
+    ) -> None:
         super().__init__(lab, shape, index, party)
         tool = f"/srv/tool-{index}"
         script = f'#!/bin/sh\n[ "$4" = 2 ] && exec sleep {seconds:g}\nexit 0\n'
         self.metadata = "\n".join(
-            f'[[external]]\nid = "d{n}"\ntype = "other"\ntool = "{tool}"' for n in range(2)
+            f'[[external]]\nid = "d{n}"\ntype = "other"\ntool = "{tool}"' for n in range(number)
         )
         for host in (self.source, self.target):
             host.write_files({tool: script})
             host.path(tool).chmod(0o755)
+
+    def move(self) -> Told:
+        """Move it to the other host; the daemon of the source says what the time went into."""
+        source = self.source
+        told = super().move()
+        uuid = self.target.run(["virsh", "--quiet", "domuuid", self.name]).stdout.strip()
+        events = source.path(f"/run/entourage/attend/{uuid}.jsonl").read_text()
+        return dataclasses.replace(told, spans=read_events(events, 0, 0, "").spans)
 
     def start(self) -> None:
         """Start the guest on a, running and attended."""
@@ -77,13 +90,26 @@ def _set_up(host: Host) -> None:
     host.path(HOOK).chmod(0o755)
 
 
+def added(rounds: Sequence[Round]) -> dict[str, list[float]]:
+    """Seconds of blackout, by pinger, that each party had more than virsh in the same round."""
+    kept = whole(rounds)
+    names = [name for name in (kept[0] if kept else ()) if name != "virsh"]
+    return {
+        f"{name}, more than virsh, s": [one[name].pinger - one["virsh"].pinger for one in kept]
+        for name in names
+    }
+
+
 def parties(lab: Lab, shape: Shape) -> Sequence[Traveller]:
     """The same virsh: of a domain with slow devices of ours, with idle ones, and without any.
 
     The first round is the other way round, and ratios are to who comes first there.
     """
     return [
-        Attended(lab, shape, 2, "attended, 200 ms", _SLOW),
-        Attended(lab, shape, 1, "attended", 0),
+        *(
+            Attended(lab, shape, 2 + index, f"{number} of 200 ms", number, _SLOW)
+            for index, number in enumerate((1, 2, 4))
+        ),
+        Attended(lab, shape, 1, "attended", 2, 0),
         Virsh(lab, shape, 0, "virsh"),
     ]

@@ -144,7 +144,8 @@ def beside_attended(scenario: Scenario, count: int, log: Log) -> Result:
     """``virsh migrate``, with daemons that attend it: of domains with devices, and without."""
     if shutil.which("libvirtd") is None:
         return Result(scenario.name, scenario.title, (), {"left out": "no libvirtd here"})
-    return _together(scenario, count, log, attended.parties, attended.daemons)
+    found = _together(scenario, count, log, attended.parties, attended.daemons)
+    return dataclasses.replace(found, facts=attended.added(found.rounds))
 
 
 def beside_xl(scenario: Scenario, count: int, log: Log) -> Result:

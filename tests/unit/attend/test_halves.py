@@ -164,14 +164,31 @@ async def test_the_way_back_of_a_stopped_guest_waits_for_it() -> None:
     await aborting
 
 
+async def test_what_qemu_does_not_give_up_by_itself_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has sent all, and waits for a target whose power was cut."""
+    monkeypatch.setattr(machine_module, "_FAILS_WITHIN", 0.02)
+    stack = FakeToolstack(Shown.HELD)
+    machine, switchover = source(stack, StandInWatch())
+    await machine.start(TICKET, live=True)
+    switchover.go_on()
+    await switchover.save()
+    await machine.abort()
+    assert stack.gave_up == 1
+
+
 async def test_a_guest_that_has_ended_does_not_come_back() -> None:
     with pytest.raises(GoneError):
         await AttendedMachine(FakeToolstack(Shown.OFF), DOMAIN).abort()
 
 
 async def test_one_that_stands_still_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "_FAILS_WITHIN", 0.02)
     monkeypatch.setattr(machine_module, "_RUNS_WITHIN", 0.02)
-    machine = AttendedMachine(FakeToolstack(Shown.HELD), DOMAIN)
+    stack = FakeToolstack(Shown.HELD)
+    monkeypatch.setattr(stack, "give_up", stack.shown)  # does nothing
+    machine = AttendedMachine(stack, DOMAIN)
     with pytest.raises(HypervisorError, match="stands still") as told:
         await machine.abort()
     assert "resume web1" in told.value.remedy

@@ -32,6 +32,7 @@ _NO_PLAN = Plan(msgspec.msgpack.encode({}))
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _LOOK_EVERY = 0.25  # seconds, while the guest runs; each look takes a thread
 _BEGINS_WITHIN = 120.0  # seconds from our answer to the driver's own beginning
+_FAILS_WITHIN = 3.0  # seconds: QEMU tells its driver of what it was refused in much less
 _RUNS_WITHIN = 40.0  # seconds: longer than QEMU waits for us
 _ENDS_WITHIN = 60.0
 _GUESTS: Mapping[Shown, Guest] = MappingProxyType(
@@ -268,10 +269,16 @@ class AttendedMachine(MachineSeams):
         if self._switchover is not None:
             self._switchover.refuse("its devices could not be moved: see `entourage status`")
             if not self._switchover.saved_at:
-                with contextlib.suppress(HypervisorError):
-                    await self._toolstack.give_up(self._uuid)
+                await self._give_up()
         looks = Looks(self._toolstack, self._uuid, self._watch)
-        shown = await looks.until(lambda shown: shown is not Shown.HELD, _RUNS_WITHIN)
+        shown = await looks.until(lambda shown: shown is not Shown.HELD, _FAILS_WITHIN)
+        if shown is Shown.HELD:  # QEMU waits for a target that is off, perhaps, for minutes
+            giving_up = asyncio.create_task(self._give_up())
+            try:
+                shown = await looks.until(lambda shown: shown is not Shown.HELD, _RUNS_WITHIN)
+            finally:
+                giving_up.cancel()
+                await asyncio.gather(giving_up, return_exceptions=True)
         if shown in ENDED:
             raise GoneError(f"the machine of {self.domain.name} is gone")
         if shown is Shown.HELD:
@@ -281,6 +288,10 @@ class AttendedMachine(MachineSeams):
                 remedy=f"see where it runs (`{told.see}`); only if that is nowhere,"
                 f" `{told.resume}` here",
             )
+
+    async def _give_up(self) -> None:
+        with contextlib.suppress(HypervisorError):
+            await self._toolstack.give_up(self._uuid)
 
     @property
     def _switch(self) -> SourceSwitchover:
