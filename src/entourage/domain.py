@@ -174,7 +174,7 @@ class External(Device, frozen=True):
 
 DEVICE_CLASSES = tuple(spec.device_class for spec in (Block, Net, Tpm, Usb, Pci, External))
 """Those that a domain has a field for, in the order in which its devices are told."""
-ADDED: dict[str, str] = {}
+ADDED: dict[str, str] = {"notice": "entourage.devices.notice:NoticeController"}
 """Those that no hypervisor knows: where the controller of each is, as ``module:name``.
 
 They have no field: a domain has them all in ``added``. The controller's ``spec`` is what a device

@@ -11,7 +11,7 @@ from entourage.settings.model import Settings
 
 
 def attended_part(domain: Domain, settings: Settings) -> Domain:
-    """The domain with nothing but what is ours: external devices, and other devices' tools.
+    """The domain with nothing but what is ours: external devices, notices, other devices' tools.
 
     Disks, NICs, TPM and all other devices of the hypervisor's stay the business of whoever migrates
     the domain. A tool that is set for one of them becomes an external device of the same id.

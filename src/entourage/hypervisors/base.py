@@ -22,6 +22,7 @@ from entourage.hypervisors.seams import (
     DiskCopy,
     DiskExports,
     DiskMirroring,
+    GuestAgent,
     Plugging,
     Publishing,
     TpmArrival,
@@ -95,6 +96,11 @@ class Machine(Protocol):
     @property
     def unplugging(self) -> Unplugging | None:
         """None: the host's own devices cannot be taken out of a running guest."""
+        ...
+
+    @property
+    def guest_agent(self) -> GuestAgent | None:
+        """None: nothing can be run in the guest."""
         ...
 
     @property
@@ -303,6 +309,11 @@ class Incoming(Protocol):
     @property
     def plugging(self) -> Plugging | None:
         """None: none of the host's own devices can be plugged in."""
+        ...
+
+    @property
+    def guest_agent(self) -> GuestAgent | None:
+        """None: nothing can be run in the guest."""
         ...
 
     @property

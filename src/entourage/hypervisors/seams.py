@@ -179,6 +179,37 @@ class Plugging(Protocol):
         ...
 
 
+class GuestAgent(Protocol):
+    """Runs programs in the guest, which has an agent for that; on either host."""
+
+    async def objections(self) -> Sequence[Objection]:
+        """Why nothing can be run in the guest now."""
+        ...
+
+    async def run(self, program: str, words: Sequence[str]) -> None:
+        """Run a program in the running guest, and wait for its end.
+
+        Args:
+            program: Its path there.
+            words: Its arguments.
+
+        Raises:
+            HypervisorError: It cannot be run, fails, or takes too long; what it said is in it.
+        """
+        ...
+
+
+class NoGuest:
+    """The agent of a guest that lies in a save: there is nobody to be told."""
+
+    async def objections(self) -> Sequence[Objection]:
+        """None."""
+        return ()
+
+    async def run(self, program: str, words: Sequence[str]) -> None:
+        """Nothing."""
+
+
 class Publishing(Protocol):
     """Keeps what has landed, while the guest goes on where it was: a checkpoint; on the target."""
 
@@ -236,6 +267,11 @@ class MachineSeams:
         """The host's own devices cannot be taken out of a running guest."""
         return None
 
+    @property
+    def guest_agent(self) -> GuestAgent | None:
+        """Nothing can be run in the guest."""
+        return None
+
 
 class IncomingSeams:
     """The seams of an ``Incoming`` whose backend has none; it overrides those that it has."""
@@ -265,6 +301,11 @@ class IncomingSeams:
     @property
     def plugging(self) -> Plugging | None:
         """None of the host's own devices can be plugged in."""
+        return None
+
+    @property
+    def guest_agent(self) -> GuestAgent | None:
+        """Nothing can be run in the guest."""
         return None
 
     @property

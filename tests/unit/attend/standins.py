@@ -12,6 +12,7 @@ from pathlib import Path
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.attended.toolstack import Arriving, Commands, Note, Shown
+from entourage.hypervisors.seams import NoGuest
 from entourage.hypervisors.values import MemoryProgress
 
 
@@ -163,6 +164,9 @@ class StandInToolstack:
     async def commands(self, domain: Domain) -> Commands:
         name = domain.name
         return Commands(see=f"see {name}", resume=f"resume {name}", end=f"end {name}")
+
+    def guest_agent(self, domain: Domain) -> NoGuest:
+        return NoGuest()
 
     async def owner(self) -> int:
         return -1

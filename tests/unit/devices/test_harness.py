@@ -26,7 +26,7 @@ from entourage.events import AnyEvent, Warned
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Export, Incoming, Machine, TpmFacts
-from entourage.hypervisors.seams import DiskCopy, IncomingSeams, MachineSeams
+from entourage.hypervisors.seams import DiskCopy, GuestAgent, IncomingSeams, MachineSeams
 from entourage.settings.model import AgentSettings, Settings
 from entourage.steps import Refusal
 
@@ -56,6 +56,11 @@ class FakeMachine(MachineSeams):
     swtpm: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
     fails: str = ""
+    agent: GuestAgent | None = None
+
+    @property
+    def guest_agent(self) -> GuestAgent | None:
+        return self.agent
 
     def note(self, call: str, label: str) -> None:
         self.calls.append((call, label))
@@ -143,6 +148,12 @@ class FakeIncoming(IncomingSeams):
     running: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     swtpm: TpmFacts = SWTPM
     calls: list[tuple[str, str]] = dataclasses.field(default_factory=list[tuple[str, str]])
+    agent: GuestAgent | None = None
+    is_save: bool = False
+
+    @property
+    def guest_agent(self) -> GuestAgent | None:
+        return self.agent
 
     @property
     def takes(self) -> frozenset[DiskCopy]:

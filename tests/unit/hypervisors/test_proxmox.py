@@ -24,6 +24,7 @@ lock: migrate
 """
 QM = """#!/bin/sh
 # A STAND-IN for Proxmox's qm: it says what stands beside it.
+case "$1" in agent|guest) echo "$*" >>"$0.asked"; cat "$0.says"; exit "$(cat "$0.status")";; esac
 [ "$1 $2" = "monitor 101" ] || { echo "this is a stand-in for qm" >&2; exit 2; }
 echo "Entering QEMU Monitor for VM 101 - type 'help' for help"
 while read -r line; do
@@ -51,6 +52,9 @@ class Node:
 
     def says(self, text: str) -> None:
         Path(f"{self.qm}.says").write_text(text)
+
+    def ends(self, status: int) -> None:
+        Path(f"{self.qm}.status").write_text(f"{status}\n")
 
     @property
     def asked(self) -> list[str]:
@@ -199,6 +203,40 @@ async def test_users_are_told_of_qm(node: Node) -> None:
     assert (told.see, told.resume, told.end) == ("qm status 101", "qm resume 101", "qm stop 101")
     (node.place / "etc/nodes/a/qemu-server/101.conf").unlink()
     assert (await node.stack.commands(domain)).end == "qm stop VMID"
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "why"),
+    [
+        (0, '{"exited": 1, "exitcode": 0}', ""),
+        (0, '{"exited": 1, "exitcode": 1, "err-data": "not now"}', "ended with 1: not now"),
+        (0, '{"exited": 1, "signal": 9}', "ended by signal 9"),
+        (0, '{"pid": 7}', "has not ended within 30 s"),
+        (0, "what?", "not understood"),
+        (255, "QEMU guest agent is not running", "was not run: QEMU guest agent is not running"),
+    ],
+)
+async def test_the_guest_is_told(node: Node, status: int, says: str, why: str) -> None:
+    node.has()
+    node.says(says)
+    node.ends(status)
+    agent = node.stack.guest_agent(await node.stack.read(UUID))
+    if why:
+        with pytest.raises(HypervisorError, match=why):
+            await agent.run("/etc/moved", ("before", "b"))
+    else:
+        await agent.run("/etc/moved", ("before", "b"))
+    assert node.asked == ["guest exec 101 --timeout 30 -- /etc/moved before b"]
+
+
+@pytest.mark.parametrize(("status", "found"), [(0, 0), (255, 1)])
+async def test_its_agent_is_asked_for(node: Node, status: int, found: int) -> None:
+    node.has()
+    node.says("QEMU guest agent is not running")
+    node.ends(status)
+    agent = node.stack.guest_agent(await node.stack.read(UUID))
+    assert len(await agent.objections()) == found
+    assert node.asked == ["agent 101 ping"]
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ def has(backend: type[Any], seams: type[Any]) -> set[str]:
     ("backend", "expected"),
     [
         (QemuMachine, {"definition", "mirroring", "tpm", "announcing"}),
-        (LibvirtMachine, {"definition", "carrying", "tpm", "announcing", "saving"}),
+        (LibvirtMachine, {"definition", "carrying", "tpm", "announcing", "saving", "guest_agent"}),
         (XenMachine, {"definition", "carrying", "announcing", "unplugging"}),
-        (SavedMachine, {"mirroring", "tpm"}),
+        (SavedMachine, {"mirroring", "tpm", "guest_agent"}),
     ],
 )
 def test_what_a_machine_has(backend: type[Any], expected: set[str]) -> None:
@@ -45,8 +45,8 @@ def test_what_a_machine_has(backend: type[Any], expected: set[str]) -> None:
     ("backend", "expected"),
     [
         (QemuIncoming, {"takes", "exports", "tpm", "announcing"}),
-        (LibvirtIncoming, {"takes", "tpm", "announcing"}),
-        (AgentlessIncoming, {"takes", "tpm", "announcing", "agentless"}),
+        (LibvirtIncoming, {"takes", "tpm", "announcing", "guest_agent"}),
+        (AgentlessIncoming, {"takes", "tpm", "announcing", "agentless", "guest_agent"}),
         (XenIncoming, {"takes", "announcing", "plugging"}),
         (SavingIncoming, {"takes", "exports", "publishing", "tpm"}),
     ],

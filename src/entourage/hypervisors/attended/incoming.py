@@ -19,7 +19,7 @@ from entourage.hypervisors.attended.looks import Looks
 from entourage.hypervisors.attended.switchover import TargetSwitchover
 from entourage.hypervisors.attended.toolstack import ENDED, RELEASED, Shown, Toolstack, Watch
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
-from entourage.hypervisors.seams import IncomingSeams
+from entourage.hypervisors.seams import GuestAgent, IncomingSeams
 
 _RUNS_WITHIN = 60.0  # seconds from our yes to the guest; a libvirtd may be restarted meanwhile
 _GOES_WITHIN = 10.0
@@ -54,6 +54,11 @@ class AttendedIncoming(IncomingSeams):
     @property
     def _uuid(self) -> str:
         return self._domain.uuid or ""
+
+    @property
+    def guest_agent(self) -> GuestAgent:
+        """The toolstack has a way to it."""
+        return self._toolstack.guest_agent(self._domain)
 
     async def attach(self) -> Guest:
         """What the toolstack shows; of one that it has not seen run, ``run`` finds out."""

@@ -25,7 +25,7 @@ from entourage.hypervisors.attended.looks import Looks
 from entourage.hypervisors.attended.switchover import SourceSwitchover
 from entourage.hypervisors.attended.toolstack import ENDED, Shown, Toolstack, Watch
 from entourage.hypervisors.base import DataPlane, MemoryProgress, Plan, Ticket
-from entourage.hypervisors.seams import MachineSeams
+from entourage.hypervisors.seams import GuestAgent, MachineSeams
 from entourage.steps import Refusal
 
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
@@ -79,6 +79,11 @@ class AttendedMachine(MachineSeams):
     @property
     def _uuid(self) -> str:
         return self.domain.uuid or ""
+
+    @property
+    def guest_agent(self) -> GuestAgent:
+        """The toolstack has a way to it."""
+        return self._toolstack.guest_agent(self.domain)
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """What the toolstack shows of it."""

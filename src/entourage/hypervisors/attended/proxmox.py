@@ -33,6 +33,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.attended.monitor import by_qm, by_socket
+from entourage.hypervisors.attended.proxmox_agent import QmGuestAgent
 from entourage.hypervisors.attended.proxmox_notes import Notes, refused
 from entourage.hypervisors.attended.switchover import ID
 from entourage.hypervisors.attended.toolstack import (
@@ -221,6 +222,14 @@ class ProxmoxToolstack:
         with contextlib.suppress(HypervisorError):
             vmid = (await self._found(domain.uuid or "")).vmid
         return Commands(see=f"qm status {vmid}", resume=f"qm resume {vmid}", end=f"qm stop {vmid}")
+
+    def guest_agent(self, domain: Domain) -> QmGuestAgent:
+        """By ``qm``, which has a way to it."""
+
+        async def vmid() -> str:
+            return (await self._found(domain.uuid or "")).vmid
+
+        return QmGuestAgent(vmid)
 
     async def owner(self) -> int:
         """Root: as whom Proxmox runs QEMU."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final, Protocol
 
 from entourage.domain import Domain
+from entourage.hypervisors.seams import GuestAgent
 from entourage.hypervisors.values import MemoryProgress
 
 OBJECT: Final = "entourage-attend"
@@ -213,6 +214,10 @@ class Toolstack(Protocol):
 
     async def commands(self, domain: Domain) -> Commands:
         """What a user types about a domain; never raises: somebody has to be told."""
+        ...
+
+    def guest_agent(self, domain: Domain) -> GuestAgent:
+        """The guest agent of a domain that runs here."""
         ...
 
     async def owner(self) -> int:

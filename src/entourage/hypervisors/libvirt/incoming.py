@@ -18,6 +18,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -53,6 +54,7 @@ from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, Parameter
 from entourage.hypervisors.libvirt.emulators import Emulators
 from entourage.hypervisors.libvirt.errors import qemu_said
 from entourage.hypervisors.libvirt.events import Feed, Known
+from entourage.hypervisors.libvirt.guestagent import LibvirtGuestAgent
 from entourage.hypervisors.libvirt.job import Disks, Parameters
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import check_ended, qemu_of, way_of
@@ -110,6 +112,15 @@ class LibvirtIncoming(IncomingSeams):
     def tpm(self) -> TpmArrival:
         """Its state comes with the memory."""
         return TargetTpm(self._domain)
+
+    @property
+    def guest_agent(self) -> LibvirtGuestAgent:
+        """By its channel, which libvirt has."""
+
+        async def raw() -> Any:
+            return await (await self._connected()).domain(self._uuid)
+
+        return LibvirtGuestAgent(raw, self._domain.name)
 
     @property
     def announcing(self) -> TargetAnnouncing:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -46,6 +47,7 @@ from entourage.hypervisors.libvirt.constants import (
 )
 from entourage.hypervisors.libvirt.copying import unthreaded
 from entourage.hypervisors.libvirt.events import Feed, Known
+from entourage.hypervisors.libvirt.guestagent import LibvirtGuestAgent
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job, Parameters
 from entourage.hypervisors.libvirt.lookups import lookups_of
@@ -112,6 +114,15 @@ class LibvirtMachine(MachineSeams):
     def tpm(self) -> SourceTpm:
         """Its state travels with the memory, and libvirt erases it here."""
         return SourceTpm(self.domain)
+
+    @property
+    def guest_agent(self) -> LibvirtGuestAgent:
+        """By its channel, which libvirt has."""
+
+        async def raw() -> Any:
+            return self._handle.raw
+
+        return LibvirtGuestAgent(raw, self.domain.name)
 
     @property
     def announcing(self) -> SourceAnnouncing:

@@ -37,6 +37,7 @@ from entourage.hypervisors.libvirt.connection import (
 from entourage.hypervisors.libvirt.constants import LIFECYCLE, NO_DOMAIN, State
 from entourage.hypervisors.libvirt.domainxml import parse, read_domain, side_text
 from entourage.hypervisors.libvirt.events import Feed
+from entourage.hypervisors.libvirt.guestagent import LibvirtGuestAgent
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.side import NAMESPACE, read_side, with_side
 from entourage.hypervisors.values import MemoryProgress
@@ -264,6 +265,10 @@ class LibvirtToolstack:
             resume=f"virsh resume {domain.name}",
             end=f"virsh destroy {domain.name}",
         )
+
+    def guest_agent(self, domain: Domain) -> LibvirtGuestAgent:
+        """By its channel, which libvirt has."""
+        return LibvirtGuestAgent(lambda: self._raw(domain.uuid or ""), domain.name)
 
     async def owner(self) -> int:
         """The user whom QEMU runs as, by number."""

@@ -31,7 +31,7 @@ from entourage.hypervisors.saved.copies import Belonged, CopiesOut, in_the_save
 from entourage.hypervisors.saved.manifest import MEMORY, Manifest
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.storage import Storage
-from entourage.hypervisors.seams import MachineSeams
+from entourage.hypervisors.seams import MachineSeams, NoGuest
 from entourage.hypervisors.values import TpmFacts
 from entourage.steps import Refusal
 
@@ -87,6 +87,11 @@ class SavedMachine(MachineSeams):
     def domain(self) -> Domain:
         """The configuration with which it was saved; disks that were copied are in the save."""
         return self._domain
+
+    @property
+    def guest_agent(self) -> NoGuest:
+        """Its guest lies in the save."""
+        return NoGuest()
 
     @property
     def generation(self) -> int:
