@@ -134,6 +134,11 @@ class Attended:
         await self._toolstack.write_note(self.uuid, None)
         await self._toolstack.remove_object(self.uuid)
 
+    @property
+    def connection(self) -> int:
+        """The descriptor of its QEMU's connection, while it is connected; else -1."""
+        return self._bus.connection if self.on_bus else -1
+
     async def close(self) -> None:
         """Close its bus."""
         await self._bus.close()

@@ -87,6 +87,9 @@ class Bus:
         path: Of its socket.
         helper: Who is called.
         owner: The user whom QEMU runs as, by number: no other but root may connect.
+
+    Attributes:
+        connection: The descriptor of the last client's connection; -1 where none has come.
     """
 
     def __init__(self, path: Path, helper: Helper, owner: int) -> None:
@@ -96,6 +99,7 @@ class Bus:
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._connected = 0
+        self.connection = -1
 
     async def open(self) -> None:
         """Listen; what an earlier process has left at the socket's path is replaced.
@@ -126,6 +130,7 @@ class Bus:
             _log.warning("%s: user %d, or one client more, was let go", self._path, user)
             writer.close()
             return
+        self.connection = writer.get_extra_info("socket").fileno()
         conversation = converse(self._helper, reader, writer, self._on_bus)
         task = asyncio.get_running_loop().create_task(conversation)
         self._clients.add(task)
@@ -156,6 +161,8 @@ async def converse(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     on_bus: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    *,
+    resumed: bool = False,
 ) -> None:
     """Serve one client until it goes away, or says what no QEMU says.
 
@@ -164,9 +171,11 @@ async def converse(
         reader: What the client says.
         writer: What it is told; closed at the end.
         on_bus: Entered for as long as it is on the bus.
+        resumed: It is on the bus already: an earlier process has let it in.
     """
     try:
-        await _authenticate(reader, writer)
+        if not resumed:
+            await _authenticate(reader, writer)
         with on_bus():
             await _Conversation(helper, reader, writer).run()
     except (OSError, wire.WireError, asyncio.IncompleteReadError):

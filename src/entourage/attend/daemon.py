@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from entourage.attend import shown
+from entourage.attend import kept, shown
 from entourage.attend.attended import Attended
 from entourage.attend.control import Answered, Asked, unless_gone
 from entourage.attend.domains import Domains
@@ -71,6 +71,7 @@ class Daemon:
         self._domains = Domains(settings, self._toolstack, self._look_again)
         self._settling = Settling(settings, self._domains, self._hypervisor)
         self._departures: dict[asyncio.Task[None], Departure] = {}
+        self._arrivals: dict[asyncio.Task[None], Arrival] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._to_be_looked_at: dict[str, asyncio.TimerHandle] = {}
         self._ended = asyncio.Event()
@@ -117,6 +118,8 @@ class Daemon:
             self._on_link, sock=listening_here(place / LINK), limit=1 << 20
         )
         notify("READY=1\nSTATUS=looks for domains")
+        for uuid, nonce, connection in kept.given():
+            self._start(kept.answer(self._settings, uuid, nonce, connection))
         for work in (self._follow(), self._settling.run()):
             self._start(work).add_done_callback(self._cannot_go_on)
         try:
@@ -128,7 +131,9 @@ class Daemon:
             await self._stop()
 
     async def _stop(self) -> None:
-        if under_way := [task for task, each in self._departures.items() if each.interrupt()]:
+        under_way = [task for task, each in self._departures.items() if each.interrupt()]
+        under_way += [task for task, each in self._arrivals.items() if each.in_the_air]
+        if under_way:
             await asyncio.wait(under_way, timeout=_COMES_BACK_WITHIN)
         for planned in self._to_be_looked_at.values():
             planned.cancel()
@@ -285,6 +290,8 @@ class Daemon:
         async with self._domains.turn(begin.uuid):
             arrival, one = await self._expect(coming.name, note.host, begin)
             running = self._start(self._arrive(arrival, one))
+            self._arrivals[running] = arrival
+            running.add_done_callback(lambda done: self._arrivals.pop(done, None))
         try:
             await arrival.prepared(running)
         except asyncio.CancelledError:  # libvirt does not wait for the answer any more

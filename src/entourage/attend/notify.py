@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 
 
-def notify(state: str) -> None:
-    """Say something as ``READY=1``."""
+def notify(state: str, descriptors: Sequence[int] = ()) -> None:
+    """Say something as ``READY=1``.
+
+    Args:
+        state: What is said.
+        descriptors: They go along: for its file descriptor store.
+    """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
     address = f"\0{path[1:]}" if path.startswith("@") else path
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
-        to.sendto(state.encode(), address)
+        to.connect(address)
+        socket.send_fds(to, [state.encode()], descriptors)

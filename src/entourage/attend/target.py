@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from entourage.attend.attended import Attended
+from entourage.attend.kept import forget, keep
 from entourage.attend.words import BEGIN, ENDED, GO, Begin, Ended, Go
 from entourage.errors import EntourageError, LinkError, LinkLost, UsageError, ours
 from entourage.hosts.link import Link
@@ -133,15 +134,24 @@ class Arrival:
                         await asyncio.wait({serving})
         finally:
             late.cancel()
+            if not (self._toolstack.way_back or self.in_the_air):
+                forget(self._attended.uuid, self._begin.nonce)
             self._switchover.refuse(
                 "its devices did not come: see `entourage status` on the source"
             )
             self._attended.target = None
             await watch.close()
 
+    @property
+    def in_the_air(self) -> bool:
+        """Whether the guest would be lost if nobody answered its QEMU any more."""
+        return self._switchover.in_the_air
+
     def _on_go(self) -> None:
         """GO is recorded. A source that does not hear of it lets QEMU's Save fail in the end."""
         if self._link is not None and not self._toolstack.way_back:
+            # From here on QEMU must be answered, whatever becomes of this process.
+            keep(self._attended.uuid, self._begin.nonce, self._attended.connection)
             with contextlib.suppress(LinkLost):
                 self._link.tell(GO, Go())
 

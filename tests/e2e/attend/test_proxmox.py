@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Generator
 from contextlib import ExitStack
@@ -13,10 +14,12 @@ import pytest
 
 from lab.host import REPOSITORY, Host
 from lab.hosts import Lab
+from tests.e2e.attend.systemd import systemd
 from tests.e2e.attend.world import DEVICES, HOOK, Attend, settings, steps
 from tests.e2e.run import PATIENCE
 from tests.e2e.shared import SHARED, shared_storage
 from tests.e2e.tool import Tool
+from tests.unit.eventually import wait_until
 
 QM = "/usr/local/sbin/qm"
 SNIPPET = "/var/lib/vz/snippets/entourage"
@@ -150,3 +153,32 @@ def test_a_target_without_a_daemon(cluster: Cluster) -> None:
     assert "its daemon does not answer" in done.stderr
     cluster.is_here()
     assert tool.calls() == []
+
+
+def test_a_daemon_that_dies_between_go_and_load(cluster: Cluster) -> None:
+    """There is no way back for the guest: systemd keeps QEMU's connection for the next daemon."""
+    tool = cluster.tool('[ "$step:$recover" != 2:no ] || { touch /root/at-2; sleep 1; }')
+    node, mark = cluster.there, cluster.here.path("/root/at-2")
+    Attend.of(node).stop()
+    with systemd(node) as keeper:
+        daemon = keeper.start()
+        moving = cluster.here.popen(["qm", "migrate", VMID, node.name])
+        wait_until(mark.exists)
+        mark.unlink()
+        qemu = node.path(f"/run/qemu-server/{VMID}.pid").read_text().strip()
+        node.run(["kill", "-STOP", qemu])  # it does not get as far as Load
+        name, connection = keeper.kept()
+        # The source has sent all, and its QEMU is about to be ended.
+        config = node.path(f"/etc/pve/nodes/{node.name}/qemu-server/{VMID}.conf")
+        wait_until(config.exists)
+        daemon.kill()
+        daemon.wait(PATIENCE)
+        keeper.start(name, connection)
+        os.close(connection)
+        node.run(["kill", "-CONT", qemu])
+        said = moving.communicate(timeout=PATIENCE)
+        assert moving.returncode == 0, (said, cluster.told())
+        cluster.came()
+        cluster.is_here()
+    Attend.of(node).start()
+    assert steps(tool) == {"dongle": ALL, "meter": ALL}

@@ -14,9 +14,16 @@ from typing import Any
 
 import pytest
 
+from entourage.attend import kept
 from entourage.attend.bus import Bus, _user_of  # pyright: ignore[reportPrivateUsage]
 from entourage.errors import HypervisorError
+from entourage.handover.values import Flush, Record, Role
+from entourage.hypervisors.attended.switchover import state_of
+from entourage.journal.details import TargetDetails
+from entourage.journal.journal import Decision, Journal
+from entourage.settings.model import PathSettings, Settings
 
+UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
 QEMU = "/usr/bin/qemu-system-x86_64"
 pytestmark = pytest.mark.skipif(not Path(QEMU).exists(), reason="needs QEMU")
 
@@ -123,6 +130,91 @@ async def test_state_goes_from_one_qemu_to_the_other(tmp_path: Path) -> None:
         await target.ask("migrate-incoming", uri=f"exec:cat {stream}")
         assert await target.migrated() == "completed"
     assert there.loaded == [b"\0\1nonce"]
+
+
+@pytest.mark.parametrize("decided", [True, False])
+async def test_qemu_is_answered_after_its_daemon_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, decided: bool
+) -> None:
+    """By the next one, which systemd gives the connection; only where the guest is this host's."""
+    nonce, stream = "0" * 32, tmp_path / "stream"
+    settings = Settings(paths=PathSettings(run=str(tmp_path / "run"), state=str(tmp_path)))
+    arrived(tmp_path / "journal.db", Record.GO if decided else Record.NEVER)
+    async with bus(tmp_path / "a", Recording(state_of(nonce))), qemu(tmp_path / "a") as source:
+        await source.ask("migrate", uri=f"exec:cat >{stream}")
+        await source.migrated()
+    helper = Recording()
+    first = Bus(tmp_path / "b", helper, os.getuid())
+    await first.open()
+    async with qemu(tmp_path / "b", "-incoming", "defer") as target:
+        await helper.on_bus.wait()
+        monkeypatch.setattr(kept, "_FIRST", os.dup(first.connection))
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", "1")
+        monkeypatch.setenv("LISTEN_FDNAMES", f"{UUID}-{nonce}")
+        await first.close()
+        [(uuid, known, connection)] = kept.given()
+        assert (uuid, known) == (UUID, nonce)
+        answering = asyncio.create_task(kept.answer(settings, uuid, known, connection))
+        if not decided:
+            await answering
+        await target.ask("migrate-incoming", uri=f"exec:cat {stream}")
+        if decided:
+            assert await target.migrated() == "completed"
+        else:
+            async with asyncio.timeout(10):
+                assert await target.process.wait()
+    await answering
+    assert helper.loaded == []
+
+
+def arrived(path: Path, record: Record) -> None:
+    """Let a journal have a domain that was to come."""
+    decision = Decision(
+        migration="m1",
+        role=Role.TARGET,
+        domain=UUID,
+        name="web1",
+        generation=1,
+        record=Record.OPEN,
+        peer_host="a",
+        details=TargetDetails(hypervisor="attended:proxmox"),
+    )
+    with Journal.open(path) as journal:
+        journal.flush(decision, Flush(None, Record.OPEN))
+        journal.flush(decision, Flush(Record.OPEN, record))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "x"},
+        {"LISTEN_FDS": "many", "LISTEN_FDNAMES": "x"},
+    ],
+)
+def test_what_is_not_given_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert kept.given() == []
+
+
+def test_a_connection_is_given_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        kept.keep(UUID, "0" * 32, theirs.fileno())
+        said, descriptors, _, _ = socket.recv_fds(systemd, 4096, 4)
+        assert said.decode() == f"FDSTORE=1\nFDNAME={UUID}-{'0' * 32}"
+        with socket.socket(fileno=descriptors[0]) as same:
+            same.sendall(b"x")
+            assert ours.recv(1) == b"x"
+        kept.forget(UUID, "0" * 32)
+        assert systemd.recv(4096).decode() == f"FDSTOREREMOVE=1\nFDNAME={UUID}-{'0' * 32}"
 
 
 async def test_a_load_that_is_refused_fails_the_migration(tmp_path: Path) -> None:

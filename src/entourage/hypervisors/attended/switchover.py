@@ -172,6 +172,15 @@ class TargetSwitchover:
             self._answer.set_result(None)
             self._on_go()
 
+    @property
+    def in_the_air(self) -> bool:
+        """Whether the guest is this host's already, and QEMU has not yet asked whether it may run.
+
+        Only where there is no way back.
+        """
+        granted = self._answer.done() and not self._answer.exception()
+        return granted and not self._loaded.is_set()
+
     def refuse(self, why: str) -> None:
         """Never let it run."""
         if not self._answer.done():
