@@ -52,7 +52,10 @@ def world(
     """Return the module's guest and hosts; after a test that failed, new ones."""
     yield module_world
     for name in ("a", "b"):
-        settings(module_world.lab[name])
+        host = module_world.lab[name]
+        if not host.is_on:  # the test that cut its power has failed
+            host.power_on()
+        settings(host)
     if has_failed():
         module_world.start_over()
     for each in daemons.values():

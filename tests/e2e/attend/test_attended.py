@@ -99,21 +99,13 @@ def test_entourage_moves_it_itself(world: AttendWorld) -> None:
     tool = world.tool()
     world.came(world.virsh())  # it has QEMU's object in its XML now
     world.moved(world.migrate())
-    attended_again(world)
+    world.attended_again()
     world.stayed(world.migrate("--max-blackout", "1ms"))
-    attended_again(world)
+    world.attended_again()
     world.came(world.virsh())
     for told in steps(tool).values():  # by host, not by time
         assert told.count("3") == 3, told  # each of the three that arrived
         assert sum(each.startswith("r") for each in told) == 1, told
-
-
-def attended_again(world: AttendWorld) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while "urn:entourage:attend" not in Libvirtd(world.here).virsh("dumpxml", world.name).stdout:
-        assert time.monotonic() < deadline, Attend.of(world.here).log
-        time.sleep(0.05)  # the daemon looks again by itself, and tells nobody
-    world.running = world.here.snapshot()  # its bus is there again
 
 
 @pytest.mark.matrix
@@ -126,7 +118,7 @@ def test_entourage_saves_it_itself(world: AttendWorld) -> None:
     assert not world.answers()
     world.here.run(["entourage", "restore", "/root/saved"], timeout=PATIENCE)
     world.lives()
-    attended_again(world)
+    world.attended_again()
     world.here.run(["rm", "-r", "/root/saved"])
     world.came(world.virsh())
     for told in steps(tool).values():
@@ -147,7 +139,7 @@ def test_it_is_saved_only_where_it_is_not_attended(world: AttendWorld) -> None:
     world.lives()
     world.here.path(file).unlink()
     world.here.run(["entourage", "attend", "--on", world.name])
-    attended_again(world)
+    world.attended_again()
 
 
 def test_the_hook_without_a_daemon(world: AttendWorld, daemons: dict[str, Attend]) -> None:

@@ -182,3 +182,19 @@ def test_a_daemon_that_dies_between_go_and_load(cluster: Cluster) -> None:
         cluster.is_here()
     Attend.of(node).start()
     assert steps(tool) == {"dongle": ALL, "meter": ALL}
+
+
+def test_a_hook_that_fails_after_the_start(cluster: Cluster) -> None:
+    """Nobody minds its status: QEMU has no object, and the guest must not be sent to it."""
+    tool = cluster.tool()
+    snippet = cluster.there.path(SNIPPET)
+    ours, socket = snippet.read_text(), f"/run/qemu-server/{VMID}.qmp"
+    away = f'[ "$2" != post-start ] || mv {socket} {socket}.away\n'
+    back = f"status=$?\n[ ! -e {socket}.away ] || mv {socket}.away {socket}\nexit $status\n"
+    shebang, rest = ours.split("\n", 1)
+    snippet.write_text(f"{shebang}\n{away}{rest.replace('exec ', '')}\n{back}")
+    done = cluster.migrate()
+    snippet.write_text(ours)
+    assert done.returncode != 0, (done, cluster.told())
+    cluster.is_here()
+    assert steps(tool) == {"dongle": ["1", "r1"], "meter": ["1", "r1"]}, done

@@ -1,4 +1,4 @@
-"""``virsh migrate --p2p --tunnelled``: memory goes through the two libvirtd; disks are shared."""
+"""Shared disks: ``virsh migrate --p2p --tunnelled``, and virt-manager's calls, which copy none."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ ALL = ["1", "2", "3"]
 NOT = ("--copy-storage-all",)
 # One filesystem on both hosts, and no cluster's: libvirt cannot know that they do not both write.
 TUNNELLED = ("--tunnelled", "--unsafe")
+# As vmmDomain.migrate of virt-manager has them (virtManager/object/domain.py, 2026-03-27): live,
+# persistent, undefined on the source, and unsafe where its user ticks that.
+MANAGER = 1 | 8 | 16 | 512
+MANAGER_TUNNELLED = MANAGER | 2 | 4  # peer to peer, tunnelled
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +59,21 @@ def test_a_device_that_fails(world: AttendWorld, step: int) -> None:
     world.settled()
     world.is_as_before()
     assert steps(tool)["dongle"] == [*ALL[:step], f"r{step - 1}"]
+
+
+@pytest.mark.parametrize(
+    ("call", "flags"),
+    [("migrate3", MANAGER), ("migrateToURI3", MANAGER_TUNNELLED)],
+    ids=["direct", "tunnelled"],
+)
+@pytest.mark.parametrize("fails", [False, True], ids=["moves", "goes-back"])
+def test_virt_managers_calls(world: AttendWorld, call: str, flags: int, *, fails: bool) -> None:
+    tool = world.tool('[ "$type:$step:$recover" != dongle:3:no ] || exit 1' if fails else "")
+    done = world.by_api(call, flags)
+    world.settled()
+    assert (done.returncode != 0) == fails, world.told(done)
+    if fails:
+        world.is_as_before()
+    else:
+        world.arrived()
+    assert steps(tool)["dongle"] == ([*ALL, "r2"] if fails else ALL)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lab.libvirtd import Libvirtd
-from tests.e2e.attend.world import Attend, AttendWorld, steps
+from tests.e2e.attend.world import HOOKS, Attend, AttendWorld, steps
 from tests.e2e.dying import RAN
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE
@@ -40,6 +40,36 @@ def test_virsh_suspends_the_guest_to_get_done(world: AttendWorld) -> None:
     world.came(world.virsh("--timeout", "1", "--bandwidth", "8"))
     assert world.seen.longest_gap(mark).seconds > 3  # max-blackout in these hosts' settings
     assert steps(tool) == {"dongle": ALL, "meter": ALL}
+
+
+@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.matrix)])
+def test_cockpits_call(world: AttendWorld, *, fails: bool) -> None:
+    """As domainMigrateToUri of cockpit-machines (src/libvirtApi/domain.ts, 2026-08-21) makes it.
+
+    Peer to peer, live, persistent, undefined on the source, its disks copied.
+    """
+    tool = world.tool('[ "$type:$step:$recover" != dongle:2:no ] || exit 1' if fails else "")
+    done = world.by_api("migrateToURI3", 1 | 2 | 8 | 16 | 64)
+    if fails:
+        world.came_back(done)
+    else:
+        world.came(done)
+    assert steps(tool)["dongle"] == (["1", "2", "r1"] if fails else ALL)
+
+
+@pytest.mark.matrix
+def test_a_hook_of_somebody_elses_that_fails(world: AttendWorld) -> None:
+    """After ours has had the devices prepared, and QEMU waits for the stream: all goes back."""
+    tool = world.tool()
+    other = world.there.path(f"{HOOKS}/zz-another")
+    other.write_text('#!/bin/sh\n[ "$2" != started ]\n')
+    other.chmod(0o755)
+    try:
+        done = world.virsh()
+    finally:
+        other.unlink()
+    world.came_back(done)
+    assert steps(tool) == {"dongle": ["1", "r1"], "meter": ["1", "r1"]}
 
 
 @pytest.mark.matrix

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,13 @@ from tests.e2e.tool import Tool
 
 HOOK = REPOSITORY / "src/entourage/hypervisors/attended/hook.py"
 HOOKS = "/etc/libvirt/hooks/qemu.d"
+_CALL = """
+import sys, libvirt
+call, name, uri, flags = sys.argv[1:]
+domain = libvirt.open("qemu:///system").lookupByName(name)
+where = libvirt.open(uri) if call == "migrate3" else uri
+getattr(domain, call)(where, {}, int(flags))
+"""
 LOG = "/var/log/attend.log"
 SETTINGS = "/etc/entourage/entourage.toml"
 DEVICES = """
@@ -114,6 +122,11 @@ class Attend:
         if self.runs:
             self.kill()
 
+    def freeze(self) -> None:
+        """Have it do nothing more: the power of its host is about to be cut."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
     @property
     def runs(self) -> bool:
         """Whether it lives."""
@@ -171,6 +184,11 @@ class AttendWorld(LibvirtWorld):
         self._know_daemons()
         super().is_as_before()
 
+    def is_clean(self, host: Host) -> None:
+        """Also where a daemon was started again."""
+        self._know_daemons()
+        super().is_clean(host)
+
     def end(self) -> None:
         """Also where a daemon was started again."""
         self._know_daemons()
@@ -198,6 +216,17 @@ class AttendWorld(LibvirtWorld):
         argv = [each for each in argv if each not in without]
         return self.here.run(argv, check=False, timeout=PATIENCE)
 
+    def by_api(self, call: str, flags: int) -> CompletedProcess[str]:
+        """Migrate it as programs do that call libvirt themselves.
+
+        Args:
+            call: The method of ``virDomain``.
+            flags: ``virDomainMigrateFlags``.
+        """
+        Libvirtd(self.there).virsh("pool-refresh", "default")
+        argv = [sys.executable, "-c", _CALL, call, self.name, ssh_uri(self.there), str(flags)]
+        return self.here.run(argv, check=False, timeout=PATIENCE)
+
     @contextmanager
     def begin_virsh(self, *options: str) -> Generator[Virsh]:
         """Begin that; it is ended with the context."""
@@ -207,6 +236,19 @@ class AttendWorld(LibvirtWorld):
         finally:
             process.kill()
             process.communicate(timeout=PATIENCE)
+
+    def booted(self, host: Host) -> None:
+        """Also its daemon, as systemd starts it."""
+        super().booted(host)
+        Attend.of(host).start()
+
+    def attended_again(self) -> None:
+        """Wait until it is, of one that has started or come back to its daemon."""
+        deadline = time.monotonic() + PATIENCE
+        while "urn:entourage:attend" not in Libvirtd(self.here).virsh("dumpxml", self.name).stdout:
+            assert time.monotonic() < deadline, Attend.of(self.here).log
+            time.sleep(0.05)  # the daemon looks again by itself, and tells nobody
+        self.running = self.here.snapshot()  # its bus is there again
 
     def came(self, done: CompletedProcess[str]) -> None:
         """It lives there now; libvirt leaves the source's image where it was."""
@@ -246,6 +288,18 @@ class AttendWorld(LibvirtWorld):
             while left := json.loads(host.run(["entourage", "status", "--json"]).stdout):
                 assert time.monotonic() < deadline, left
                 time.sleep(0.05)  # a daemon settles it by itself, and tells nobody
+
+    def links_end(self, host: Host) -> None:
+        """Wait until no ssh is served on a host: it notices late whose power was cut."""
+        known = self.clean[host.name].processes
+        deadline = time.monotonic() + PATIENCE
+        while any(
+            "sshd: root" in text
+            for key, text in host.snapshot().processes.items()
+            if key not in known
+        ):
+            assert time.monotonic() < deadline, host.snapshot().processes
+            time.sleep(0.1)  # TCP tells nobody
 
     def shown(self, host: Host | None = None) -> dict[str, Any]:
         """What ``attend --check`` says."""

@@ -163,7 +163,12 @@ class StandInToolstack:
 
     async def commands(self, domain: Domain) -> Commands:
         name = domain.name
-        return Commands(see=f"see {name}", resume=f"resume {name}", end=f"end {name}")
+        return Commands(
+            see=f"see {name}",
+            resume=f"resume {name}",
+            end=f"end {name}",
+            abort=f"abort {name}",
+        )
 
     def guest_agent(self, domain: Domain) -> NoGuest:
         return NoGuest()

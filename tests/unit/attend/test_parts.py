@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -48,6 +49,14 @@ def test_only_what_is_ours_is_left() -> None:
     part = attended_part(DOMAIN, Settings())
     assert part.devices == (DONGLE,)
     assert (part.name, part.uuid) == (DOMAIN.name, DOMAIN.uuid)
+
+
+def test_a_notice_to_the_guest_is_ours() -> None:
+    notices: dict[str, tuple[dict[str, Any], ...]] = {
+        "notice": ({"id": "app", "program": "/etc/moved"},)
+    }
+    part = attended_part(msgspec.structs.replace(DOMAIN, added=notices), Settings())
+    assert [device.label for device in part.devices] == ["external/dongle", "notice/app"]
 
 
 def test_a_tool_of_another_device_is_ours() -> None:

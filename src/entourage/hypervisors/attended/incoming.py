@@ -156,16 +156,20 @@ class AttendedIncoming(IncomingSeams):
         if there in RELEASED:
             raise self._given_up()
         if there is Shown.HELD:
-            raise await self._doubt(f"{_NO_TRACE} its source's copy stands still")
+            told = await self._toolstack.commands(self._domain)
+            raise await self._doubt(
+                f"{_NO_TRACE} its source's copy stands still",
+                f"where it runs nowhere, `{told.abort}` on its source",
+            )
 
     def _given_up(self) -> HypervisorError:
         return HypervisorError(f"whoever migrated {self._domain.name} has given up at its very end")
 
-    async def _doubt(self, why: str) -> InDoubt:
+    async def _doubt(self, why: str, then: str = "let it run on one of them") -> InDoubt:
         told = await self._toolstack.commands(self._domain)
         return InDoubt(
             f"whether {self._domain.name} runs is not known: its devices are here, and {why}",
-            remedy=f"see on both hosts (`{told.see}`), and let it run on one of them; then"
+            remedy=f"see on both hosts (`{told.see}`); {then}; then"
             f" `entourage recover {self._domain.name}`",
         )
 

@@ -221,7 +221,9 @@ class ProxmoxToolstack:
         vmid = "VMID"
         with contextlib.suppress(HypervisorError):
             vmid = (await self._found(domain.uuid or "")).vmid
-        return Commands(see=f"qm status {vmid}", resume=f"qm resume {vmid}", end=f"qm stop {vmid}")
+        resume = f"qm resume {vmid}"
+        end = f"qm stop {vmid}"
+        return Commands(see=f"qm status {vmid}", resume=resume, end=end, abort=resume)
 
     def guest_agent(self, domain: Domain) -> QmGuestAgent:
         """By ``qm``, which has a way to it."""

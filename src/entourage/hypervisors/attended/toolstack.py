@@ -77,9 +77,11 @@ class Commands:
         see: Shows what becomes of it.
         resume: Lets its guest run.
         end: Ends its machine.
+        abort: Has its guest run on at the source of a migration that does not end.
     """
 
     see: str
+    abort: str
     resume: str
     end: str
 

@@ -264,6 +264,7 @@ class LibvirtToolstack:
             see=f"virsh domstate {domain.name}",
             resume=f"virsh resume {domain.name}",
             end=f"virsh destroy {domain.name}",
+            abort=f"virsh domjobabort {domain.name}",
         )
 
     def guest_agent(self, domain: Domain) -> LibvirtGuestAgent:
