@@ -6,7 +6,7 @@ RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q --durations 10
 
 .PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-halves test-sim-mutants test-e2e test-e2e-all test-faults test-checkpoint bench bench-quick lint format docs clean
-.PHONY: sim-fleet test-fleet test-fleet-all test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-attend-backports test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
+.PHONY: sim-fleet test-fleet test-fleet-all test-page test-page-all test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-attend-backports test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -24,7 +24,7 @@ demo-record: $(STAMP)
 # What needs one core two at a time; the simulation's seeds in two halves.
 test: $(STAMP)
 	@$(MAKE) -j2 --output-sync=target test-sim-halves test-unit test-model lint test-fuzz sim-fleet
-	@$(MAKE) test-e2e test-qemu10 test-libvirt test-attend test-fleet
+	@$(MAKE) test-e2e test-qemu10 test-libvirt test-attend test-fleet test-page
 
 test-unit: $(STAMP)
 	$(PYTEST) tests/unit
@@ -104,6 +104,14 @@ test-fleet: $(STAMP)
 
 test-fleet-all: $(STAMP)
 	$(PYTEST) tests/e2e/fleet
+
+# The fleet's page in a real Chromium: a core, which is left out where there is none; and all.
+test-page: $(STAMP)
+	$(PYTEST) tests/page -m "not matrix"
+
+test-page-all: $(STAMP)
+	@command -v chromium >/dev/null || apt-get -qq -y install --no-install-recommends chromium fonts-dejavu-core
+	$(PYTEST) tests/page
 
 test-attend: $(STAMP)
 	$(PYTEST) tests/e2e/attend -m "not matrix"

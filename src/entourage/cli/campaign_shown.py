@@ -1,4 +1,4 @@
-"""How campaigns are shown: a screen, a daemon's log, and the lines of both."""
+"""How campaigns are shown in a terminal: a screen, and a daemon's log."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from entourage.cli.tell import say
 from entourage.fleet.controller import Told
-from entourage.fleet.store import Store, Summary
+from entourage.fleet.records import copied
+from entourage.fleet.shown import line, time_left
+from entourage.fleet.store import Store
 from entourage.fleet.values import Move, MoveState
 from entourage.report.text import clean
-
-_MOST: Final = 1 << 62  # bytes: what a host says may be any number
-STATUSES: Final = {
-    "waits": "waits",
-    "moves": "moves",
-    "moved": "moved",
-    "stays": "stays",
-    "doubt": "IN DOUBT",
-    "off": "is off",
-    "elsewhere": "is elsewhere",
-}
 
 
 class Screen(Told):
@@ -53,15 +44,9 @@ class Screen(Told):
         """See ``Told``."""
         if campaign != self._name or event.get("event") != "copy-progress":
             return
-        done, total = event.get("done"), event.get("total")
-        if (
-            isinstance(done, int)
-            and isinstance(total, int)
-            and 0 <= done <= total < _MOST
-            and total
-        ):
-            part = f"{event.get('what', '')} {100 * done // total} %"
-            self._lines[move.uuid] = f"{move.name} moves to {move.target}: {part}"
+        what, percent = copied(event)
+        if what:
+            self._lines[move.uuid] = f"{move.name} moves to {move.target}: {what} {percent} %"
 
     def note(self, campaign: str, message: str) -> None:
         """See ``Told``."""
@@ -97,9 +82,7 @@ class Screen(Told):
         text = f"{len(done)} of {len(states)} done, {moving} under way"
         left = len(states) - len(done)
         if done and left:
-            each = (time.monotonic() - self._began) / len(done)
-            first, last = (max(1, round(each * left * factor / 60)) for factor in (0.7, 1.5))
-            text += f"; {first} to {last} min left"
+            text += f"; {time_left((time.monotonic() - self._began) / len(done), left)}"
         return text
 
 
@@ -113,34 +96,3 @@ class Log(Told):
     def note(self, campaign: str, message: str) -> None:
         """See ``Told``."""
         say(clean(f"{campaign}: note: {message}"))
-
-
-def line(state: MoveState) -> str:
-    """How far a domain has come."""
-    move = state.move
-    match state.status:
-        case "moved":
-            blackout = f", blackout {state.blackout * 1000:.0f} ms" if state.blackout else ""
-            return f"{move.name} moved to {move.target}{blackout}"
-        case "moves":
-            return f"{move.name} moves to {move.target}"
-        case "waits" if state.attempts:
-            return f"{move.name} is back on {move.source}, waits for {move.target}: {state.message}"
-        case "waits":
-            return f"{move.name} waits for {move.target}"
-        case _:
-            return f"{move.name} {STATUSES[state.status]} ({move.source}): {state.message}"
-
-
-def sums(summary: Summary, planned_to_stay: int) -> str:
-    """How many have come how far.
-
-    Args:
-        summary: The campaign.
-        planned_to_stay: For how many there was no place.
-    """
-    counts = dict(summary.counts)
-    if planned_to_stay:
-        counts["stays"] = counts.get("stays", 0) + planned_to_stay
-    parts = [f"{count} {STATUSES[status]}" for status, count in counts.items() if count]
-    return f"{summary.name} {summary.phase}: {', '.join(parts) or 'nothing'}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -35,11 +37,13 @@ from entourage.report.text import clean
 from entourage.settings.model import Settings
 
 try:
-    from entourage.cli.campaign_shown import STATUSES, Log, Screen, line, sums
+    from entourage.cli.campaign_shown import Screen
     from entourage.fleet.controller import Runner
     from entourage.fleet.database import open_engine
-    from entourage.fleet.durable import SILENT_AFTER, Durable, controller_name
-    from entourage.fleet.store import Spec, Store
+    from entourage.fleet.durable import Durable, controller_name
+    from entourage.fleet.records import DONE, RETRIED, Records
+    from entourage.fleet.shown import STATUSES, line, sums
+    from entourage.fleet.store import SILENT_AFTER, Spec, Store
 except ModuleNotFoundError as error:
     raise UsageError(
         f"campaigns need more packages ({error.name} is not there)",
@@ -128,6 +132,7 @@ def evacuate(
                 planning.add(name, spec)
         if not dry_run and made.moves:
             begun.append(name)  # once it is written
+            _note_down(store, name, "began it")
     for stay in made.stays:
         say(*(clean(line) for line in stay_lines(stay)))
     if not made.moves:
@@ -325,6 +330,7 @@ def wish(asked: Asked, name: str, wanted: Wish) -> None:
             f"{name} is over ({summary.phase})", remedy=f"`entourage campaign show {name}`"
         )
     store.wish(name, wanted)
+    _note_down(store, name, DONE[wanted])
     if wanted in {"abort", "take-back"}:
         put(f"{name}: nothing more is begun")
         if summary.owner not in store.living(SILENT_AFTER):
@@ -339,6 +345,7 @@ def resume(asked: Asked, name: str) -> int:
     if store.summary(name).is_over:
         return tell(store, name)
     store.wish(name, "run")
+    _note_down(store, name, DONE["run"])
     return run(asked, store, name)
 
 
@@ -350,7 +357,18 @@ def retry(asked: Asked, name: str) -> int:
     if not store.try_again(name):
         put(f"{name}: nothing is left to be tried")
         return tell(store, name)
+    _note_down(store, name, RETRIED)
     return run(asked, store, name)
+
+
+def _note_down(store: Store, name: str, what: str) -> None:
+    """In a campaign's history, with whom this host has for the user; nothing waits for that."""
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (OSError, KeyError):  # nobody has that number
+        user = f"user {os.getuid()}"
+    with contextlib.suppress(EntourageError):
+        Records(store.engine).say(name, f"{user} on {socket.gethostname()}", what)
 
 
 def watch(asked: Asked, name: str) -> int:
@@ -367,30 +385,3 @@ def watch(asked: Asked, name: str) -> int:
             screen.end()
             time.sleep(0.5)
     return tell(store, name)
-
-
-def serve(asked: Asked) -> int:
-    """Be a controller: run what others have begun and cannot go on with, until a signal."""
-    return asyncio.run(_serve(asked))
-
-
-async def _serve(asked: Asked) -> int:
-    store = asked.store()
-    over = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, over.set)
-    with controller_name(asked.settings) as owner:
-        async with Durable.open(Runner(store, asked.remote, owner, Log()), owner) as durable:
-            say(f"entourage: controller {owner} runs")
-            while not over.is_set():
-                try:
-                    for dead in await durable.take_over():
-                        say(
-                            clean(f"entourage: controller {dead} is dead; its campaigns go on here")
-                        )
-                except EntourageError as error:  # the database may come back
-                    say(clean(f"entourage: {error}"))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(over.wait(), _LOOK_EVERY)
-    return 0

@@ -351,11 +351,25 @@ def retry(
 
 
 @fleet.command()
-def serve(*, database: Database = "", fleet: Fleet = None, config: Config = None) -> int:
-    """Be a controller: campaigns of controllers that are dead go on here."""
-    from entourage.cli import campaigns
+def serve(
+    *,
+    listen: Annotated[
+        str,
+        typer.Option(
+            "--listen",
+            metavar="WHERE",
+            help="Have a page at unix:PATH or ADDRESS:PORT.  [default: no page]",
+            show_default=False,
+        ),
+    ] = "",
+    database: Database = "",
+    fleet: Fleet = None,
+    config: Config = None,
+) -> int:
+    """Be a controller: campaigns of controllers that are dead go on here; and have a page."""
+    from entourage.cli import campaigns, serving
 
-    return campaigns.serve(campaigns.Asked(_settings(config), fleet, database))
+    return serving.serve(campaigns.Asked(_settings(config), fleet, database), listen)
 
 
 @fleet.callback()

@@ -12,6 +12,7 @@ from entourage.fleet.campaign import Campaign, Phase
 from entourage.fleet.engine import Driver, RealTime
 from entourage.fleet.ensure import Ensure
 from entourage.fleet.planner import Replanner
+from entourage.fleet.records import Hearing, Records
 from entourage.fleet.remote import Remote
 from entourage.fleet.store import Spec, Store, StoreSlots
 from entourage.fleet.values import Move, MoveState, Result
@@ -69,6 +70,7 @@ class Runner:
         self._remote = remote
         self._owner = owner
         self._told = told
+        self._records = Records(store.engine)
 
     async def drive(self, name: str) -> Phase:
         """Run a campaign until it is over, from where it is; the hosts' cordons with it.
@@ -87,12 +89,14 @@ class Runner:
         return phase
 
     async def _drive(self, name: str, spec: Spec, remote: Remote) -> Phase:
-        campaign, world = self._made(name, spec, remote)
+        hearing = Hearing(self._records, name)
+        campaign, world = self._made(name, spec, remote, hearing)
         self._say_phase(campaign)
 
         def told(state: MoveState) -> None:
             self.store.save(name, state, owner=self._owner)
             self._say_phase(campaign)
+            hearing.changed(state)
             self._told.changed(name, state)
 
         driver = Driver(campaign, world, told)
@@ -119,7 +123,9 @@ class Runner:
             in_a_row=campaign.in_a_row,
         )
 
-    def _made(self, name: str, spec: Spec, remote: Remote) -> tuple[Campaign, RealWorld]:
+    def _made(
+        self, name: str, spec: Spec, remote: Remote, hearing: Hearing
+    ) -> tuple[Campaign, RealWorld]:
         arrivals = {one.name: one.arrivals for one in spec.hosts if one.arrivals is not None}
         slots = StoreSlots(self.store, name, self._owner, arrivals)
         states = self.store.states(name)
@@ -132,11 +138,15 @@ class Runner:
             refused.setdefault((uuid, host), []).append((reason, remedy))
         moves = [one.move for one in campaign.moves.values() if one.status in _GOES]
         replanner = Replanner(spec.hosts, spec.domains, moves, refused, style=spec.style)
-        ensure = Ensure(remote, tuple(spec.options), self._heard(name))
+        ensure = Ensure(remote, tuple(spec.options), self._heard(name, hearing))
         return campaign, RealWorld(ensure, replanner)
 
-    def _heard(self, name: str) -> Callable[[Move, Mapping[str, Any]], None]:
-        return lambda move, event: self._told.heard(name, move, event)
+    def _heard(self, name: str, hearing: Hearing) -> Callable[[Move, Mapping[str, Any]], None]:
+        def heard(move: Move, event: Mapping[str, Any]) -> None:
+            hearing.heard(move, event)
+            self._told.heard(name, move, event)
+
+        return heard
 
     async def _watch(self, name: str, driver: Driver, remote: Remote) -> None:
         """See what its user wants, and what other campaigns have freed; returns never.

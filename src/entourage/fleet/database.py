@@ -45,10 +45,38 @@ CONTROLLERS: Final = sa.Table(
     sa.Column("owner", sa.String(128), primary_key=True),
     sa.Column("seen", sa.Float, nullable=False),
 )
+HISTORY: Final = sa.Table(
+    "entourage_history",
+    META,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("campaign", sa.String(64), nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("who", sa.String(128), nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+)
+ATTEMPTS: Final = sa.Table(
+    "entourage_attempts",
+    META,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("campaign", sa.String(64), nullable=False),
+    sa.Column("uuid", sa.String(36), nullable=False, index=True),
+    sa.Column("source", sa.String(255), nullable=False),
+    sa.Column("target", sa.String(255), nullable=False),
+    sa.Column("begun", sa.Float, nullable=False),
+    sa.Column("ended", sa.Float),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("what", sa.String(64), nullable=False),
+    sa.Column("percent", sa.Integer, nullable=False),
+    sa.Column("blackout", sa.Float),
+    sa.Column("events", sa.Text, nullable=False),
+    sa.Index("entourage_attempts_of", "campaign", "ended"),
+)
+_ONLY_READS: Final = "entourage_only_reads"  # an execution option
 
 
 def open_engine(url: str, *, begins: bool = True) -> sa.Engine:
-    """The database of that URL; SQLite in WAL mode, each transaction begun for writing.
+    """The database of that URL; SQLite in WAL mode, each transaction that changes it begun so.
 
     Args:
         url: ``sqlite:///FILE`` or ``postgresql://…``.
@@ -78,12 +106,29 @@ def open_engine(url: str, *, begins: bool = True) -> sa.Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     def begun(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        only_reads = connection.get_execution_options().get(_ONLY_READS)
+        connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
     sqlalchemy.event.listen(engine, "connect", connected)
     if begins:
         sqlalchemy.event.listen(engine, "begin", begun)
     return engine
+
+
+@contextlib.contextmanager
+def changes(engine: sa.Engine) -> Generator[sa.Connection]:
+    """A transaction that may change something; raises EntourageError."""
+    with told(), engine.begin() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def reads(engine: sa.Engine) -> Generator[sa.Connection]:
+    """A transaction that only reads: with SQLite it keeps nobody from writing; EntourageError."""
+    with told(), engine.connect() as opened:
+        connection = opened.execution_options(**{_ONLY_READS: True})
+        with connection.begin():
+            yield connection
 
 
 @contextlib.contextmanager

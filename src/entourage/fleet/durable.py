@@ -34,6 +34,7 @@ from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet.campaign import Phase, Wish
 from entourage.fleet.controller import Runner
 from entourage.fleet.database import open_engine
+from entourage.fleet.store import SILENT_AFTER
 from entourage.fleet.values import MoveState
 from entourage.hosts.slots import slot
 from entourage.hosts.threads import in_thread
@@ -42,8 +43,6 @@ from entourage.settings.model import Settings
 FORMAT: Final = "campaign-format-1"
 """The version of what a workflow does; another one only where the store's form changes."""
 QUEUE: Final = "campaigns"
-SILENT_AFTER: Final = 15.0
-"""Seconds after which a controller that says nothing is dead, and another one takes over."""
 _BEAT_EVERY: Final = 3.0
 _LOOK_EVERY: Final = 0.5
 _MOST: Final = 64  # controllers on one host

@@ -17,11 +17,14 @@ import sqlalchemy as sa
 
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet.campaign import OVER, Phase, Wish
-from entourage.fleet.database import CAMPAIGNS, CONTROLLERS, LOCK, META, MOVES, told
+from entourage.fleet.database import CAMPAIGNS, CONTROLLERS, LOCK, META, MOVES, changes, reads, told
 from entourage.fleet.fleetfile import HostEntry
 from entourage.fleet.placement import Style
-from entourage.fleet.values import FleetDomain, Host, Limits, Move, MoveState, Plan, Status, Value
+from entourage.fleet.records import state_of
+from entourage.fleet.values import FleetDomain, Host, Limits, Move, MoveState, Plan, Value
 
+SILENT_AFTER: Final = 15.0
+"""Seconds after which a controller that says nothing is dead, and another one takes over."""
 _PENDING: Final = ("waits", "moves")
 
 
@@ -99,11 +102,6 @@ class Store:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             yield connection
 
-    @contextlib.contextmanager
-    def _read(self) -> Generator[sa.Connection]:
-        with told(), self.engine.begin() as connection:
-            yield connection
-
     # Campaigns
 
     @contextlib.contextmanager
@@ -119,9 +117,9 @@ class Store:
     def states(self, name: str) -> list[MoveState]:
         """How far its moves have come."""
         query = sa.select(MOVES.c.state, MOVES.c.status).where(MOVES.c.campaign == name)
-        with self._read() as connection:
+        with reads(self.engine) as connection:
             rows = connection.execute(query).all()
-        return [_state(row.state, row.status) for row in rows]
+        return [state_of(row.state, row.status) for row in rows]
 
     def summaries(self) -> list[Summary]:
         """All campaigns, the newest first."""
@@ -130,7 +128,7 @@ class Store:
             sa.select(MOVES.c.campaign, MOVES.c.status, sa.func.count())
             .group_by(MOVES.c.campaign, MOVES.c.status)
         )  # fmt: skip
-        with self._read() as connection:
+        with reads(self.engine) as connection:
             for campaign, status, count in connection.execute(grouped):
                 counts[campaign][status] = count
             ordered = sa.select(CAMPAIGNS).order_by(CAMPAIGNS.c.created.desc())
@@ -145,7 +143,7 @@ class Store:
             .where(MOVES.c.campaign == name)
             .group_by(MOVES.c.status)
         )
-        with self._read() as connection:
+        with reads(self.engine) as connection:
             counts = {row[0]: int(row[1]) for row in connection.execute(grouped)}
         return _summary(row, counts)
 
@@ -154,7 +152,7 @@ class Store:
         return int(self._row(name).in_a_row)
 
     def _row(self, name: str) -> Any:
-        with self._read() as connection:
+        with reads(self.engine) as connection:
             row = connection.execute(
                 sa.select(CAMPAIGNS).where(CAMPAIGNS.c.name == name)
             ).one_or_none()
@@ -172,7 +170,7 @@ class Store:
         changed = sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name)
         if wish in {"run", "pause"}:
             changed = changed.where(CAMPAIGNS.c.wish.not_in(("abort", "take-back")))
-        with self._read() as connection:
+        with changes(self.engine) as connection:
             connection.execute(changed.values(wish=wish))
 
     def standing(self, name: str, owner: str) -> Wish:
@@ -181,7 +179,7 @@ class Store:
         Raises:
             FencedError: Another controller runs it now.
         """
-        with self._read() as connection:
+        with reads(self.engine) as connection:
             return _owned(connection, name, owner)
 
     def claim(self, name: str, owner: str) -> None:
@@ -197,7 +195,7 @@ class Store:
         Raises:
             FencedError: Another controller runs it now.
         """
-        with self._read() as connection:
+        with changes(self.engine) as connection:
             _owned(connection, name, owner)
             connection.execute(
                 sa.update(CAMPAIGNS)
@@ -211,7 +209,7 @@ class Store:
         Raises:
             FencedError: Another controller runs the campaign now.
         """
-        with self._read() as connection:
+        with changes(self.engine) as connection:
             _owned(connection, name, owner)
             _save(connection, name, state)
 
@@ -236,7 +234,7 @@ class Store:
 
     def beat(self, owner: str) -> None:
         """A controller lives."""
-        with self._read() as connection:
+        with changes(self.engine) as connection:
             now = time.time()
             changed = connection.execute(
                 sa.update(CONTROLLERS).where(CONTROLLERS.c.owner == owner).values(seen=now)
@@ -248,18 +246,18 @@ class Store:
         """The controllers that have said nothing for so long, and have not said that they end."""
         before = time.time() - seconds
         query = sa.select(CONTROLLERS.c.owner).where(CONTROLLERS.c.seen < before)
-        with self._read() as connection:
+        with reads(self.engine) as connection:
             return [row.owner for row in connection.execute(query)]
 
     def living(self, seconds: float) -> list[str]:
         """The controllers that have said something within so long."""
         query = sa.select(CONTROLLERS.c.owner).where(CONTROLLERS.c.seen >= time.time() - seconds)
-        with self._read() as connection:
+        with reads(self.engine) as connection:
             return [row.owner for row in connection.execute(query)]
 
     def gone(self, owner: str) -> None:
         """A controller ends, or is known to be dead, and nothing of it is left to take over."""
-        with self._read() as connection:
+        with changes(self.engine) as connection:
             connection.execute(sa.delete(CONTROLLERS).where(CONTROLLERS.c.owner == owner))
 
 
@@ -375,12 +373,6 @@ def _save(connection: sa.Connection, name: str, state: MoveState) -> None:
             state=msgspec.json.encode(state).decode(),
         )
     )
-
-
-def _state(text: str, status: str) -> MoveState:
-    """A slot may have been taken by a process that died before it said more."""
-    state = msgspec.json.decode(text, type=MoveState)
-    return msgspec.structs.replace(state, status=cast("Status", status))
 
 
 def _summary(row: Any, counts: Mapping[str, int]) -> Summary:

@@ -7,6 +7,7 @@ host that has Xen's files must not silently get a tool from them.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -92,6 +93,7 @@ def settings_from_toml(text: str, path: Path) -> Settings:
     _check_command(settings.ssh.remote_command, where, "ssh.remote-command")
     if settings.qemu.user is not None and not settings.qemu.user.strip():
         raise ConfigError("the user is empty", path=where, key="qemu.user")
+    _check_proxies(settings.fleet.trusted_proxies, where)
     for name in PATH_VARIABLES:
         value: str = getattr(settings.paths, name)
         if not value.startswith("/"):
@@ -99,6 +101,19 @@ def settings_from_toml(text: str, path: Path) -> Settings:
                 f"expected an absolute path, not {value!r}", path=where, key=f"paths.{name}"
             )
     return settings
+
+
+def _check_proxies(proxies: tuple[str, ...], where: str) -> None:
+    for index, one in enumerate(proxies):
+        try:
+            ipaddress.ip_network(one)
+        except ValueError as error:
+            raise ConfigError(
+                str(error),
+                path=where,
+                key=f"fleet.trusted-proxies[{index}]",
+                remedy="an address, 10.0.0.2, or a network, 10.0.0.0/28",
+            ) from error
 
 
 def _check_ports(ports: tuple[int, int], where: str, key: str) -> None:

@@ -137,6 +137,21 @@ class AttendSettings(_Section, frozen=True):
     """Whose migrations: libvirt's (``qemu:///system``), or Proxmox VE's."""
 
 
+class FleetSettings(_Section, frozen=True):
+    """The page of a fleet's controller (``entourage fleet serve --listen``)."""
+
+    may: tuple[str, ...] = ()
+    """Users, and groups as ``@ops``, that may pause, resume, abort and retry; others only look."""
+    names: tuple[str, ...] = ()
+    """What browsers call the page, as ``fleet.example.org``; another Host header is refused."""
+    user_header: Annotated[str, Meta(pattern=r"^[A-Za-z0-9-]{1,64}\Z")] = "X-Remote-User"
+    """The header in which a proxy says who the user is."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses that header is believed from, over TCP; over a unix socket it always is."""
+    socket_group: str | None = None
+    """The group that may connect to the page's unix socket; None: its user's."""
+
+
 class QemuSettings(_Section, frozen=True):
     """How Entourage's own machines run on this host."""
 
@@ -171,6 +186,7 @@ class Settings(_Section, frozen=True):
     ssh: SshSettings = SshSettings()
     agent: AgentSettings = AgentSettings()
     attend: AttendSettings = AttendSettings()
+    fleet: FleetSettings = FleetSettings()
     qemu: QemuSettings = QemuSettings()
     journal: JournalSettings = JournalSettings()
     paths: PathSettings = PathSettings()

@@ -1,0 +1,92 @@
+"""What is kept of campaigns for people, in a real SQLite file."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from entourage import events
+from entourage.fleet import records as module
+from entourage.fleet.database import changes, open_engine, reads
+from entourage.fleet.records import Hearing, Records, copied, understood
+from entourage.fleet.store import Spec, Store
+from entourage.fleet.values import Move, MoveState, Plan
+
+MOVE = Move(name="web1", uuid="u", source="a", target="b")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Generator[Store]:
+    store = Store(open_engine(f"sqlite:///{tmp_path}/fleet.db"))
+    with store.planning() as planning:
+        planning.add("c", Spec(plan=Plan(moves=[MOVE])))
+    yield store
+    store.engine.dispose()
+
+
+def test_each_attempt_is_kept_with_what_was_heard(store: Store) -> None:
+    """Also after a retry, and where a controller has died in one."""
+    records = Records(store.engine)
+    hearing = Hearing(records, "c")
+    begun = MoveState(move=MOVE, status="moves", attempts=1)
+    hearing.changed(begun)
+    hearing.heard(MOVE, {"event": "guest-stopped", "at": 1.0})
+    hearing.heard(MOVE, {"event": "of-a-newer-version", "at": 1.0})
+    hearing.heard(MOVE, {"event": "copy-progress", "what": "memory", "done": 1, "total": 2})
+    assert records.under_way("c")["u"].percent == 50
+    hearing.changed(MoveState(move=MOVE, status="waits", attempts=1, message="a \x00 b"))
+    assert records.under_way("c") == {}
+    Hearing(records, "c").changed(begun)  # whose controller dies
+    again = Hearing(records, "c")
+    again.changed(begun)
+    again.changed(MoveState(move=MOVE, status="moved", blackout=0.02))
+    last, died, first = records.attempts("u")
+    assert [one.outcome for one in (last, died, first)] == ["moved", "", "back"]
+    assert died.ended is not None
+    assert (last.blackout, last.timed, first.timed) == (0.02, False, True)
+    assert first.message == "a \\x00 b"
+    assert records.events(first.number) == [events.GuestStopped(at=1.0)]
+    assert records.pace("c") is not None
+    assert records.pace("none") is None
+
+
+def test_a_host_that_says_too_much(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EVENTS", 3)
+    monkeypatch.setattr(module, "_EVENT_BYTES", 100)
+    records = Records(store.engine)
+    hearing = Hearing(records, "c")
+    hearing.changed(MoveState(move=MOVE, status="moves"))
+    for _ in range(5):
+        hearing.heard(MOVE, {"event": "guest-stopped", "at": 1.0})
+    hearing.heard(MOVE, {"event": "x" * 200})
+    hearing.heard(MOVE, {"event": "huge", "number": 1 << 70})
+    hearing.changed(MoveState(move=MOVE, status="moved"))
+    (one,) = records.attempts("u")
+    assert len(records.events(one.number)) <= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("[]", 0), ("{", 0), ('[{"event":"go-sent","at":1},{"event":5}]', 1)]
+)
+def test_what_can_be_understood_of_events(text: str, count: int) -> None:
+    assert len(understood(text)) == count
+
+
+def test_what_is_copied() -> None:
+    assert copied({"what": "a\x1b", "done": 1, "total": 3}) == ("a\\x1b", 33)
+    assert copied({"what": "a", "done": 4, "total": 3}) == ("", 0)
+    assert copied({"what": "a", "done": True, "total": None}) == ("", 0)
+
+
+def test_who_reads_keeps_nobody_from_writing(store: Store) -> None:
+    """A page that looks every second is not to hold a campaign up."""
+    records = Records(store.engine)
+    with reads(store.engine) as reading:
+        reading.exec_driver_sql("select count(*) from entourage_campaigns")
+        with changes(store.engine):
+            pass
+        records.say("c", "alice", "paused it")
+    with changes(store.engine):
+        assert [one.who for one in records.history("c")] == ["alice"]
