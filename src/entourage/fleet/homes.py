@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from entourage.fleet.database import CAMPAIGNS, MOVES, told
+from entourage.fleet.database import CAMPAIGNS, MOVES, reads
 from entourage.fleet.store import Store
 
 
@@ -55,7 +55,7 @@ def at_home(store: Store, host: str) -> Mapping[str, str]:
     )
     emptied: dict[str, bool] = {}
     homes: dict[str, tuple[str, str]] = {}
-    with told(), store.engine.begin() as connection:
+    with reads(store.engine) as connection:
         for row in connection.execute(moved):
             if row.campaign not in emptied:
                 made = msgspec.json.decode(row.spec, type=_Made)
