@@ -43,7 +43,7 @@ test-sim-halves: test-sim-half-1 test-sim-half-2
 test-sim-half-%: $(STAMP)
 	$(RUN)python -m tests.sim --seeds $$(($(SEEDS) / 2)) --first $$(($(FIRST) + ($* - 1) * $(SEEDS) / 2))
 
-# Campaigns of simulated fleets; `make sim-fleet SIZES="1000 100000"` shows how time and memory grow.
+# Campaigns of simulated fleets; `make sim-fleet SIZES="1000 100000"` draws how time and memory grow.
 FLEETS := 300
 SIZES :=
 sim-fleet: $(STAMP)
