@@ -184,6 +184,7 @@ def test_a_daemon_that_dies_between_go_and_load(cluster: Cluster) -> None:
     assert steps(tool) == {"dongle": ALL, "meter": ALL}
 
 
+@pytest.mark.matrix
 def test_a_hook_that_fails_after_the_start(cluster: Cluster) -> None:
     """Nobody minds its status: QEMU has no object, and the guest must not be sent to it."""
     tool = cluster.tool()

@@ -221,8 +221,7 @@ class ProxmoxToolstack:
         vmid = "VMID"
         with contextlib.suppress(HypervisorError):
             vmid = (await self._found(domain.uuid or "")).vmid
-        resume = f"qm resume {vmid}"
-        end = f"qm stop {vmid}"
+        resume, end = f"qm resume {vmid}", f"qm stop {vmid}"
         return Commands(see=f"qm status {vmid}", resume=resume, end=end, abort=resume)
 
     def guest_agent(self, domain: Domain) -> QmGuestAgent:
@@ -273,8 +272,7 @@ class ProxmoxToolstack:
 
     def _note_stays(self, vmid: str, uuid: str) -> bool:
         """Whether a VM runs here, or is another node's now, which writes a note of its own."""
-        having = self._having(uuid)
-        mine = [vm for vm in having if vm.vmid == vmid]
+        mine = [vm for vm in self._having(uuid) if vm.vmid == vmid]
         return any(vm.node != self._node or self._runs(vm) for vm in mine)
 
     async def note(self, uuid: str) -> Note | None:
