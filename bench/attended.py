@@ -50,10 +50,15 @@ class Attended(Virsh):
     def move(self) -> Told:
         """Move it to the other host; the daemon of the source says what the time went into."""
         source = self.source
+        uuid = source.run(["virsh", "--quiet", "domuuid", self.name]).stdout.strip()
         told = super().move()
-        uuid = self.target.run(["virsh", "--quiet", "domuuid", self.name]).stdout.strip()
-        events = source.path(f"/run/entourage/attend/{uuid}.jsonl").read_text()
-        return dataclasses.replace(told, spans=read_events(events, 0, 0, "").spans)
+        events = source.path(f"/run/entourage/attend/{uuid}.jsonl")
+        deadline = time.monotonic() + _ATTENDED_WITHIN
+        while not (said := read_events(events.read_text(), 0, 0, "")).source:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the migration of {self.name} does not end")
+            time.sleep(0.1)
+        return dataclasses.replace(told, spans=said.spans)
 
     def start(self) -> None:
         """Start the guest on a, running and attended."""
