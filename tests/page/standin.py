@@ -127,7 +127,8 @@ def check(host: str, words: list[str]) -> int:
 def cordon(host: str, words: list[str]) -> int:
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
     with fleet() as found:
-        found["hosts"][host]["cordons"].append(given)
+        here = found["hosts"][host]
+        here["cordons"] = [one for one in here["cordons"] if one["name"] != given["name"]] + [given]
     return 0
 
 

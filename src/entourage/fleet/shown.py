@@ -46,7 +46,7 @@ def time_left(each: float, left: int) -> str:
         left: How many there are yet.
     """
     first, last = (max(1, round(each * left * factor / _MINUTE)) for factor in _FACTORS)
-    return f"{first} to {last} min left"
+    return f"{first} to {last} min left" if first < last else f"about {last} min left"
 
 
 def sums(summary: Summary, planned_to_stay: int) -> str:

@@ -14,7 +14,7 @@ from entourage.report.text import duration
 WIDTH: Final = 1000
 """Units of a bar's drawing from its left to its right."""
 _ROWS: Final = 32
-_LEAST: Final = 4  # units: whatever is short is drawn all the same
+_LEAST: Final = 6  # units: whatever is short, and a mark, is drawn all the same
 _LONGEST: Final = 86400.0 * 7  # seconds: no blackout; what a host says may be any number
 
 
@@ -27,7 +27,7 @@ class Row:
         name: What.
         kind: See ``metrics.Stretch``.
         place: Of the host among those of the drawing, for its colour.
-        left, width: In units of ``WIDTH``; a mark has no width.
+        left, width: In units of ``WIDTH``.
         start, took: In words.
         error: Why it failed; empty where it did not.
     """
@@ -99,7 +99,7 @@ def _row(one: Stretch, total: float, place: int) -> Row:
         kind=one.kind,
         place=place % 4,
         left=left,
-        width=0 if one.kind == "mark" else max(right - left, _LEAST),
+        width=max(right - left, _LEAST),
         start=duration(max(one.start, 0.0)),
         took="" if one.kind == "mark" else duration(max(one.seconds, 0.0)),
         error=one.error,

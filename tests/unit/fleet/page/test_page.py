@@ -90,7 +90,7 @@ def test_a_campaign(world: World) -> None:
     html = world.client().get("/campaigns/first").text
     assert re.search(r">web1</a> moved to b, blackout 30 ms<", html)
     assert f">{SHOWN}</a> waits for c<" in html
-    assert "1 of 2 done, 0 under way; no place for 1; 1 to 1 min left" in html
+    assert "1 of 2 done, 0 under way; no place for 1; about 1 min left" in html
     assert f"b: no {SHOWN}" in html
     assert HOSTILE not in html
     assert 'href="/domains/u2%22%3E%3Cb%3E"' in html
