@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,7 @@ class Controller:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.hosts = path / "hosts"
         fleet = "".join(f'[[host]]\nname = "{name}"\n' for name in HOSTS)
         (path / "fleet.toml").write_text(fleet)
         (path / "entourage.toml").write_text(
@@ -56,11 +57,11 @@ class Controller:
     def fresh(self, *, pace: float) -> None:
         """Have all domains on a again, and moves take so many seconds."""
         hosts = {"a": list(DOMAINS), "b": ["cache"], "c": [], "d": ["old"]}
-        standin.begin(self._path / "hosts", hosts, pace=pace, odd="web3")
+        standin.begin(self.hosts, hosts, pace=pace, odd="web3")
 
     def fresh_pace(self, pace: float) -> None:
         """Have moves that begin from now on take so many seconds."""
-        standin.set_pace(self._path / "hosts", pace)
+        standin.set_pace(self.hosts, pace)
 
     def run(self, *words: str) -> subprocess.Popen[str]:
         """Begin a command of Entourage's here."""
@@ -105,6 +106,13 @@ class Controller:
                 name,
                 Spec(plan=plan, limits=limits, hosts=hosts, domains=domains, refused=refused),
             )
+
+    def known(self, name: str) -> Mapping[str, int]:
+        """A campaign's moves by status; nothing where there is none of that name."""
+        for one in self.store.summaries():
+            if one.name == name:
+                return one.counts
+        return {}
 
     def phase(self, name: str) -> str:
         """Where a campaign is."""

@@ -19,9 +19,18 @@ from entourage.report.text import clean
 
 
 class Screen(Told):
-    """A line for each domain, and a line of sums: in place on a terminal, else what changes."""
+    """A line for each domain, and a line of sums: in place on a terminal, else what changes.
+
+    Args:
+        store: The campaigns.
+        name: The one that is shown.
+
+    Attributes:
+        tells_others: Say too what happens in other campaigns that run here.
+    """
 
     def __init__(self, store: Store, name: str) -> None:
+        self.tells_others = False
         self._name = name
         self._began = time.monotonic()
         self._lines: dict[str, str] = {}
@@ -34,6 +43,8 @@ class Screen(Told):
     def changed(self, campaign: str, state: MoveState) -> None:
         """See ``Told``."""
         if campaign != self._name:
+            if self.tells_others:
+                say(clean(f"{campaign}: {line(state)}"))
             return
         self._states[state.move.uuid] = state
         shown = self._lines[state.move.uuid] = line(state)

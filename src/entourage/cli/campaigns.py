@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ import msgspec
 from entourage.cli.fleeting import (
     CANNOT,
     SOME_STAY,
+    Planned,
     Wanted,
     check_plan,
     look,
@@ -32,17 +34,17 @@ from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet import fleetfile
 from entourage.fleet.campaign import Wish
 from entourage.fleet.remote import Remote
-from entourage.fleet.values import Limits
+from entourage.fleet.values import Limits, Move, Plan
 from entourage.report.text import clean
 from entourage.settings.model import Settings
 
 try:
+    from entourage.cli.campaign_run import run, tell
     from entourage.cli.campaign_shown import Screen
-    from entourage.fleet.controller import Runner
     from entourage.fleet.database import open_engine
-    from entourage.fleet.durable import Durable, controller_name
+    from entourage.fleet.promises import add_planned
     from entourage.fleet.records import DONE, RETRIED, Records
-    from entourage.fleet.shown import STATUSES, line, sums
+    from entourage.fleet.shown import line, sums
     from entourage.fleet.store import SILENT_AFTER, Spec, Store
 except ModuleNotFoundError as error:
     raise UsageError(
@@ -111,26 +113,20 @@ def evacuate(
     emptied = () if dry_run else wanted.emptied
     with _cordoned(asked, name, emptied) as begun:
         remote = asked.remote.with_hosts(wanted.besides)
+        before = store.promised()
         found, tests = asyncio.run(look(remote, remote.fleet, wanted))
-        with store.planning() as planning:
-            planned = place(found, tests, wanted, planning.promised())
-            made = given or planned.plan
+
+        def make(promised: Sequence[Move]) -> _Made:
+            planned = place(found, tests, wanted, promised)
             if given is not None:
                 check_plan(given, found, tests, planned.hosts)
-            if not dry_run and made.moves:
-                share = [f"--bandwidth={limits.bandwidth // limits.at_once}"]
-                spec = Spec(
-                    plan=made,
-                    limits=limits,
-                    style=planned.style,
-                    hosts=planned.hosts,
-                    domains=planned.domains,
-                    refused=planned.refused,
-                    options=[*wanted.options, *(share if limits.bandwidth else ())],
-                    besides=wanted.besides,
-                )
-                planning.add(name, spec)
-        if not dry_run and made.moves:
+            made = given or planned.plan
+            goes = bool(made.moves) and not dry_run
+            return _Made(made, _spec(made, planned, wanted, limits) if goes else None)
+
+        added = add_planned(store, name, before, make)
+        made = added.plan
+        if added.spec is not None:
             begun.append(name)  # once it is written
             _note_down(store, name, "began it")
     for stay in made.stays:
@@ -143,6 +139,28 @@ def evacuate(
         return SOME_STAY if made.stays else 0
     say(clean(f"entourage: campaign {name}: {len(made.moves)} to move, {len(made.stays)} stay"))
     return run(asked, store, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A plan, and the campaign that is to carry it out; None: none is."""
+
+    plan: Plan
+    spec: Spec | None
+
+
+def _spec(made: Plan, planned: Planned, wanted: Wanted, limits: Limits) -> Spec:
+    share = [f"--bandwidth={limits.bandwidth // limits.at_once}"]
+    return Spec(
+        plan=made,
+        limits=limits,
+        style=planned.style,
+        hosts=planned.hosts,
+        domains=planned.domains,
+        refused=planned.refused,
+        options=[*wanted.options, *(share if limits.bandwidth else ())],
+        besides=wanted.besides,
+    )
 
 
 @contextlib.contextmanager
@@ -201,89 +219,6 @@ def _as_ctrl_c() -> Generator[None]:
 
 def _what(wanted: Wanted) -> str:
     return "-".join(["evacuate" if wanted.emptied else "migrate", *wanted.sources])[:40]
-
-
-def run(asked: Asked, store: Store, name: str) -> int:
-    """Run a campaign in this terminal until it is over; returns the exit status."""
-    return asyncio.run(_run(asked, store, name))
-
-
-async def _run(asked: Asked, store: Store, name: str) -> int:
-    screen = Screen(store, name)
-    with controller_name(asked.settings) as owner:
-        runner = Runner(store, asked.remote, owner, screen)
-        async with Durable.open(runner, owner) as durable:
-            with _interrupts(lambda: store.wish(name, "pause")) as interrupted:
-                running = asyncio.create_task(durable.run(name))
-                leaving = asyncio.create_task(_left(store, name, interrupted))
-                drawing = asyncio.create_task(screen.draw())
-                await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                for task in (leaving, drawing):
-                    task.cancel()
-                await asyncio.gather(leaving, drawing, return_exceptions=True)
-                if running.done():
-                    running.result()  # raises
-                else:
-                    running.cancel()
-                    await asyncio.gather(running, return_exceptions=True)
-    screen.end()
-    return tell(store, name)
-
-
-async def _left(store: Store, name: str, interrupted: Sequence[int]) -> None:
-    """Returns once nothing moves any more of one that was interrupted, or at the second Ctrl-C."""
-    while True:
-        await asyncio.sleep(0.2)
-        if len(interrupted) > 1:
-            return
-        if interrupted and not store.summary(name).counts.get("moves"):
-            return
-
-
-@contextlib.contextmanager
-def _interrupts(pause: Callable[[], None]) -> Generator[Sequence[int]]:
-    """Ctrl-C begins nothing more; the second one leaves what moves to its hosts."""
-    heard: list[int] = []
-    loop = asyncio.get_running_loop()
-
-    def on(number: int) -> None:
-        heard.append(number)
-        if len(heard) == 1:
-            with contextlib.suppress(EntourageError):
-                pause()
-            say("entourage: nothing more is begun; what moves is waited for (again: not even that)")
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, on, number)
-    try:
-        yield heard
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-def tell(store: Store, name: str) -> int:
-    """Say how a campaign stands, and what each domain that did not move wants; the exit status."""
-    summary, states = store.summary(name), store.states(name)
-    stays = store.spec(name).plan.stays
-    lines: list[str] = []
-    for state in states:
-        if state.status not in {"moved", "waits", "moves"}:
-            lines.append(f"{state.move.name} {STATUSES[state.status]}: {state.message}")
-            if state.remedy:
-                lines.append(f"  remedy: {state.remedy}")
-    put(*lines, sums(summary, len(stays)))
-    if summary.reason:
-        put(f"it stopped: {summary.reason}")
-    if not summary.is_over:
-        put(f"it is paused; `entourage campaign resume {name}` goes on with it")
-    elif any(state.status in {"stays", "waits"} for state in states):
-        put(f"`entourage campaign retry {name}` tries them again")
-    moved = summary.counts.get("moved", 0) + summary.counts.get("elsewhere", 0)
-    if moved == len(states) and not stays:
-        return 0
-    return SOME_STAY
 
 
 def list_campaigns(asked: Asked, *, as_json: bool) -> None:

@@ -138,17 +138,20 @@ class Durable:
                 beating.cancel()
                 left = True
                 with contextlib.suppress(Exception):  # the database may be gone
-                    left = bool(
-                        await DBOS.list_workflows_async(
-                            status="PENDING", executor_id=owner, load_input=False
-                        )
-                    )
+                    left = bool(await durable.pending())
         finally:
             await in_thread(DBOS.destroy)
             if not left:  # else another one takes over what this one leaves
                 with contextlib.suppress(EntourageError):
                     runner.store.gone(owner)
             _running = None
+
+    async def pending(self) -> set[str]:
+        """The campaigns that this controller runs; also those that it has yet to go on with."""
+        found = await DBOS.list_workflows_async(
+            status="PENDING", executor_id=self._owner, load_input=False
+        )
+        return {one.workflow_id.rpartition("/")[0] for one in found}
 
     async def _beat(self) -> None:
         while True:

@@ -106,9 +106,14 @@ class Store:
 
     @contextlib.contextmanager
     def planning(self) -> Generator[Planning]:
-        """Plan with what others have promised, and add the campaign, beside nobody else."""
+        """See what others have promised, and add a campaign, beside nobody else."""
         with self.alone() as connection:
             yield Planning(connection)
+
+    def promised(self) -> list[Move]:
+        """What campaigns have yet to move; it keeps nobody from planning: see ``promises``."""
+        with reads(self.engine) as connection:
+            return Planning(connection).promised()
 
     def spec(self, name: str) -> Spec:
         """What a campaign was made of; raises UsageError where there is none."""

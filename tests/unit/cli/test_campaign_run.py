@@ -1,0 +1,79 @@
+"""What a terminal does about campaigns that it runs beside its own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.cli.campaign_run import Others
+from entourage.cli.campaign_shown import Screen
+from entourage.fleet.database import open_engine
+from entourage.fleet.store import Spec, Store
+from entourage.fleet.values import Move, MoveState, Plan
+
+MOVE = Move(name="web1", uuid="u", source="a", target="b")
+
+
+class Durable:
+    """Runs what a test says; each look at it is one of a list."""
+
+    def __init__(self, *looks: Sequence[str]) -> None:
+        self._looks = [set(look) for look in looks]
+
+    async def pending(self) -> set[str]:
+        return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Generator[Store]:
+    store = Store(open_engine(f"sqlite:///{tmp_path}/fleet.db"))
+    with store.planning() as planning:
+        for name in ("mine", "other"):
+            planning.add(name, Spec(plan=Plan(moves=[MOVE])))
+    yield store
+    store.engine.dispose()
+
+
+def others(store: Store, *looks: Sequence[str]) -> Others:
+    durable: Any = Durable(*looks)
+    return Others(durable, store, "mine", Screen(store, "mine"))
+
+
+async def test_what_goes_on_here_is_waited_for(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = others(store, ["mine", "other"], ["other"], ["mine"])
+    await beside.wait([])
+    assert capsys.readouterr().err == (
+        "entourage: other, which was begun before, goes on here and is waited for (Ctrl-C leaves"
+        " it)\n"
+    )
+    assert await beside.names() == set()
+
+
+async def test_what_is_paused_is_waited_for_only_while_something_moves(store: Store) -> None:
+    store.claim("other", "me")
+    store.save("other", MoveState(move=MOVE, status="moves"), owner="me")
+    store.wish("other", "pause")
+    looks = [["other"], ["other"], []]
+    await others(store, *looks).wait([])
+    store.save("other", MoveState(move=MOVE), owner="me")
+    beside = others(store, ["other"])
+    await beside.wait([])
+    assert await beside.names() == {"other"}
+
+
+async def test_ctrl_c_leaves_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted: list[int] = []
+
+    class Interrupts(Durable):
+        async def pending(self) -> set[str]:
+            interrupted.append(2)
+            return {"other"}
+
+    durable: Any = Interrupts([])
+    await Others(durable, store, "mine", Screen(store, "mine")).wait(interrupted)
+    assert "is waited for" in capsys.readouterr().err
