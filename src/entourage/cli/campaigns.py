@@ -245,8 +245,10 @@ def show(asked: Asked, name: str, *, as_json: bool) -> None:
     """Print one campaign, and each of its domains."""
     store = asked.store()
     summary, states = store.summary(name), store.states(name)
+    history = Records(store.engine).history(name)
     if as_json:
-        put_json({"summary": summary, "moves": states, "stays": store.spec(name).plan.stays})
+        stays = store.spec(name).plan.stays
+        put_json({"summary": summary, "moves": states, "stays": stays, "history": history})
         return
     put(*(line(one) for one in states))
     for stay in store.spec(name).plan.stays:
@@ -254,6 +256,9 @@ def show(asked: Asked, name: str, *, as_json: bool) -> None:
     put(sums(summary, len(store.spec(name).plan.stays)))
     if summary.reason:
         put(f"it stopped: {summary.reason}")
+    for entry in reversed(history):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
+        put(f"{when}  {entry.who} {entry.what}")
 
 
 def wish(asked: Asked, name: str, wanted: Wish) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qs, quote
 
 import jinja2
@@ -39,9 +39,12 @@ STREAMS: Final = 64
 """So many browsers are told of changes at once; more of them load the page again themselves."""
 HOSTS: Final = 50
 """Hosts on one page."""
+_READ_AT_ONCE: Final = 4
 _LOOK_EVERY: Final = 1.0  # seconds
 _SPEAK_EVERY: Final = 15.0  # seconds: a proxy ends what is silent
 _FAR: Final = 10_000_000
+Found = TypeVar("Found")
+Parameters = ParamSpec("Parameters")
 
 
 class Page:
@@ -71,6 +74,7 @@ class Page:
         self._actions, self._access = actions, access
         self._views = Views(store, Records(store.engine))
         self._streams = 0
+        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
         self._over = asyncio.Event()
         self._templates = _templates()
 
@@ -101,7 +105,7 @@ class Page:
     # Pages
 
     async def _campaigns(self, request: Request) -> Response:
-        return await self._page(request, "campaigns.html", await in_thread(self._views.campaigns))
+        return await self._page(request, "campaigns.html", await self._read(self._views.campaigns))
 
     async def _hosts(self, request: Request) -> Response:
         first = _number(request, "first")
@@ -118,8 +122,8 @@ class Page:
 
     async def _campaign(self, request: Request) -> Response:
         name, status, first = _which(request)
-        shown = await in_thread(self._views.campaign, name, status, first)
-        around = await in_thread(self._views.around, name)
+        shown = await self._read(self._views.campaign, name, status, first)
+        around = await self._read(self._views.around, name)
         more = await self._rights(request)
         return await self._page(
             request,
@@ -129,7 +133,7 @@ class Page:
 
     async def _live(self, request: Request) -> Response:
         name, status, first = _which(request)
-        await in_thread(self._views.campaign, name, status, first)  # raises where there is none
+        await self._read(self._views.campaign, name, status, first)  # raises where there is none
         if self._streams >= STREAMS:
             raise AccessError(503, "too many browsers watch already", "close some of them")
         rights = await self._rights(request)
@@ -154,7 +158,7 @@ class Page:
             last: dict[str, str] = {}
             spoken = time.monotonic()
             while not self._over.is_set():
-                shown, new = await in_thread(parts)
+                shown, new = await self._read(parts)
                 for part, html in new.items():
                     if last.get(part) != html:
                         last[part] = html
@@ -178,13 +182,13 @@ class Page:
     async def _plan(self, request: Request) -> Response:
         name = request.path_params["name"]
         row, column = _number(request, "row"), _number(request, "column")
-        found = await in_thread(self._views.plan, name, row, column)
+        found = await self._read(self._views.plan, name, row, column)
         more = {"name": name, "rows_most": ROWS, "columns_most": COLUMNS}
         return await self._page(request, "plan.html", {**found, **more})
 
     async def _domain(self, request: Request) -> Response:
         uuid = request.path_params["uuid"]
-        found = await in_thread(self._views.domain, uuid)
+        found = await self._read(self._views.domain, uuid)
         here = [
             (host, one.name)
             for host, answer in self._rooms.known().items()
@@ -221,6 +225,13 @@ class Page:
         return RedirectResponse(f"/campaigns/{_segment(name)}", status_code=303)
 
     # Answers
+
+    async def _read(
+        self, what: Callable[Parameters, Found], *args: Parameters.args, **named: Parameters.kwargs
+    ) -> Found:
+        """Read the database, with a few others: the campaigns' own connections are not to wait."""
+        async with self._reading:
+            return await in_thread(what, *args, **named)
 
     def _told(
         self, answer: Callable[[Request], Awaitable[Response]]

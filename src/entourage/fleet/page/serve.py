@@ -117,7 +117,7 @@ def _tcp(listen: Listen) -> socket.socket:
 
 def _unix(path: str, group: str | None) -> socket.socket:
     """For its user, and for those of a group."""
-    Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    Path(path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     _take_away(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
