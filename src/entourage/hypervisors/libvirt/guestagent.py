@@ -66,6 +66,7 @@ class LibvirtGuestAgent:
         try:
             async with asyncio.timeout(_RUNS_WITHIN):
                 status = await self._run(await self._raw(), program, words)
+                said = base64.b64decode(status.err_data).decode(errors="replace").strip()
         except TimeoutError as error:
             raise HypervisorError(
                 f"{program} has not ended within {_RUNS_WITHIN:g} s", remedy=remedy
@@ -73,14 +74,13 @@ class LibvirtGuestAgent:
         except RefusedError as error:
             why = printable(error.message[:_MOST])
             raise HypervisorError(f"{program} was not run: {why}", remedy=remedy) from error
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, LookupError, TypeError, msgspec.MsgspecError) as error:
             raise HypervisorError(
                 f"what the guest agent says of {program} is not understood", remedy=remedy
             ) from error
         if status.exitcode:
-            said = base64.b64decode(status.err_data).decode(errors="replace").strip()
-            said = printable(said[-_MOST:])
-            raise HypervisorError(f"{program} ended with {status.exitcode}: {said}".rstrip(": "))
+            why = printable(said[-_MOST:])
+            raise HypervisorError(f"{program} ended with {status.exitcode}: {why}".rstrip(": "))
         if status.exitcode is None:
             raise HypervisorError(f"{program} was ended by signal {status.signal}")
 
