@@ -31,13 +31,13 @@ def world(lab: Lab, has_failed: Callable[[], bool]) -> Generator[FleetWorld]:
     (world,) = _worlds
     world.bring_home()
     yield world
-    if has_failed():
+    if has_failed() or world.is_spent:
         _worlds.clear()
         for name in HOSTS:
             if lab[name].is_on:
                 lab[name].power_cut()
             lab[name].power_on()
-            lab[name].run(["rm", "-rf", "/var/lib/entourage"])
+            lab[name].run(["find", "/var/lib/entourage", "-mindepth", "1", "-delete"])
         return
     for name in HOSTS:
         world.settings(name)

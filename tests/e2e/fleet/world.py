@@ -38,10 +38,14 @@ class FleetWorld:
 
     Args:
         lab: The hosts.
+
+    Attributes:
+        is_spent: Guests went with their host's power: the next test begins anew.
     """
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
+        self.is_spent = False
         self.boots: dict[str, str] = {}
 
     @classmethod
