@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.catalogue import SCENARIOS
 from bench.chart import chart
 from bench.figures import to_json
 from bench.report import report
-from bench.scenarios import SCENARIOS, Result, Scenario
+from bench.scenarios import Result, Scenario
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from entourage.cli.migrate import attempt
 from entourage.cli.tell import say, tell
 from entourage.errors import EntourageError, UsageError
 from entourage.hosts.route import host_of
+from entourage.hypervisors.saved.storage import Given, Result, Storage
 from entourage.report.text import clean
 from entourage.settings.model import Settings
 from entourage.source.request import Request
@@ -44,10 +45,18 @@ def save_all(
     """
     if host_of(directory):
         raise UsageError("--all saves onto this host", remedy="name a directory of it")
-    everything.make_place(settings, directory)
     at_shutdown = at_shutdown and asyncio.run(everything.is_going_down())
-    failed = 0
     names = asyncio.run(everything.running(settings))
+    try:
+        _answered(directory, everything.make_place, settings, directory)
+    except EntourageError as error:
+        if not at_shutdown:
+            raise
+        tell(error)
+        for name in names:  # none can be saved
+            _shut_down(settings, name, patience)
+        return _SOME_STAYED if names else 0
+    failed = 0
     for name in names:
 
         def request(note: Callable[[str], None], name: str = name) -> Request:
@@ -56,7 +65,7 @@ def save_all(
             return asyncio.run(save_request(settings, name, where, tool=tool))
 
         try:
-            everything.tidy(settings, directory, name)
+            _answered(directory, everything.tidy, settings, directory, name)
         except EntourageError as error:  # the others are saved all the same; this one says why not
             tell(error)
         status, interrupted = attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
@@ -66,6 +75,14 @@ def save_all(
         if at_shutdown and status in {_RAISED, 2, 3, 4}:  # else it is not this host's for sure
             _shut_down(settings, name, patience)
     return _SOME_STAYED if failed else 0
+
+
+def _answered(directory: str, work: Callable[[*Given], Result], *args: *Given) -> Result:
+    """Do something in the directory; raises HypervisorError where its storage does not answer.
+
+    Nobody is there to press Ctrl-C while a host shuts down, or comes up.
+    """
+    return asyncio.run(Storage(Path(directory), "").do(work, *args))
 
 
 def _shut_down(settings: Settings, name: str, patience: float) -> None:
@@ -97,7 +114,7 @@ def restore_all(
         quiet: Show less.
     """
     failed = 0
-    paths = everything.to_restore(settings, directory)
+    paths = _answered(directory, everything.to_restore, settings, directory)
     for path in paths:
 
         def request(note: Callable[[str], None], path: Path = path) -> Request:
@@ -106,7 +123,7 @@ def restore_all(
 
         status, interrupted = attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
         try:
-            everything.forget(path)
+            _answered(directory, everything.forget, path)
         except EntourageError as error:
             status = tell(error)
         failed += status != 0

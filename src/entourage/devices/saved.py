@@ -22,10 +22,12 @@ from entourage.devices.refusals import refuse, warn
 from entourage.domain import Net
 from entourage.errors import DeviceError, EntourageError, plain_words, what_to_do
 from entourage.hosts import programs
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import Export
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import Belonged, CopiesIn
 from entourage.hypervisors.saved.machine import SavedMachine
+from entourage.hypervisors.saved.seals import sealed
 from entourage.steps import Refusal
 
 _ANY_MTU = 65535
@@ -55,7 +57,7 @@ class SavedBlock(BlockController):
         disk = self.device
         if here.options.sealed and disk.id not in here.options.copies:
             try:
-                await manifests.sealed(disk)
+                await sealed(disk)
             except EntourageError as error:
                 remedy = error.remedy or _COPY_IT
                 found.append(refuse(disk, here.source, error.message, remedy))
@@ -101,7 +103,7 @@ class SavedBlock(BlockController):
         """See whether a copy has room beside memory."""
         if request.get("type") != "fit" or not there.incoming.is_save:
             return await super().test_there(there, request)
-        return self._fitting(there, msgspec.convert(request, Fit).new)
+        return await in_thread(self._fitting, there, msgspec.convert(request, Fit).new)
 
     def _fitting(self, there: There, new: NewImage) -> Fitting:
         disk, found = self.device, list[Refusal]()
@@ -138,10 +140,10 @@ class SavedBlock(BlockController):
         path = manifests.copy_path(manifests.partial(_directory(new), there.domain), disk)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            handle = os.open(path, flags, 0o600)
+            handle = await in_thread(os.open, path, flags, 0o600)
             try:
                 if new.format == "raw":
-                    os.ftruncate(handle, new.size)
+                    await in_thread(os.ftruncate, handle, new.size)
                 await making.fill_in(new, handle)
             finally:
                 os.close(handle)

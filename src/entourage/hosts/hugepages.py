@@ -32,7 +32,7 @@ def free_pages(pools: Path = POOLS) -> Mapping[int, int]:
 def pages_of(pid: int, processes: Path = PROCESSES) -> Mapping[int, int]:
     """By their size in KiB, how many a process has mapped, whether it has touched them or not.
 
-    None where there is no such process, or where it may not be looked at.
+    Empty where there is no such process, or where it may not be looked at.
     """
     found: Counter[int] = Counter()
     size = 0

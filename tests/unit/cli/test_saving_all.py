@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from entourage.__main__ import main
 from entourage.checkpoint import everything
 from entourage.cli import domains, migrate, saving_all
 from entourage.cli.migrate import Ended
-from entourage.hypervisors.saved import claim
+from entourage.errors import HypervisorError
+from entourage.hypervisors.saved import claim, storage
 from entourage.settings.model import PathSettings, Settings
 from tests.unit.cli.test_migrate import FakeMigration, interruptible, playing
 from tests.unit.hypervisors.saved.test_manifest import disk, saved
@@ -65,26 +67,65 @@ def all_saved(settings: Settings, directory: str, *, at_shutdown: bool = False) 
     )
 
 
-def test_ctrl_c_ends_all_of_them(
-    settings: Settings,
-    attempted: list[str],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ended: list[str] = []
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who was shut down, on a host that goes down."""
+    names: list[str] = []
 
     async def switch_off(_settings: Settings, name: str, **_how: Any) -> None:
-        ended.append(name)
+        names.append(name)
 
     async def going_down() -> bool:
         return True
 
     monkeypatch.setattr(domains, "switch_off", switch_off)
     monkeypatch.setattr(everything, "is_going_down", going_down)
+    return names
+
+
+def test_ctrl_c_ends_all_of_them(
+    settings: Settings, attempted: list[str], ended: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     where = everything.usual_place(settings)
     assert all_saved(settings, where, at_shutdown=True) == 4
     assert (attempted, ended) == (["web0", "web1", "web2"], ["web0"])
     assert capsys.readouterr().err.endswith("interrupted; not saved: web3, web4\n")
+
+
+def test_without_a_place_all_are_shut_down(
+    settings: Settings,
+    attempted: list[str],
+    ended: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Else the host's going down would end them like a power cut."""
+    assert all_saved(settings, str(tmp_path / "none"), at_shutdown=True) == 4
+    assert (attempted, ended) == ([], ["web0", "web1", "web2", "web3", "web4"])
+    assert "there is no directory" in capsys.readouterr().err
+
+
+def test_storage_that_hangs_is_not_waited_for(
+    settings: Settings,
+    attempted: list[str],
+    ended: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hangs = threading.Event()
+
+    def never(*_args: object) -> None:
+        hangs.wait()
+
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.05)
+    for work in ("make_place", "to_restore"):
+        monkeypatch.setattr(everything, work, never)
+    assert all_saved(settings, "/srv/hangs", at_shutdown=True) == 4
+    assert (attempted, len(ended)) == ([], 5)
+    assert "the storage of /srv/hangs does not answer" in capsys.readouterr().err
+    with pytest.raises(HypervisorError, match="does not answer"):
+        saving_all.restore_all(settings, "/srv/hangs", tool=None, json=False, quiet=True)
+    hangs.set()
 
 
 def test_only_the_usual_place_is_made_and_tidied(

@@ -30,6 +30,7 @@ from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import CopiesIn
 from entourage.hypervisors.saved.place import Place
+from entourage.hypervisors.saved.seals import sealed
 from entourage.hypervisors.saved.storage import Storage, Unanswered
 from entourage.hypervisors.saved.written import WrittenFile
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
@@ -201,7 +202,7 @@ class SavingIncoming(IncomingSeams):
         memory = await manifests.measured(path)
         local = self._needs_local()
         kept = [disk for disk in self._domain.block if disk.id not in local.copies]
-        seals = [seal for disk in kept for seal in await manifests.sealed(disk) if local.sealed]
+        stay = [seal for disk in kept for seal in await sealed(disk) if local.sealed]
         copies = await self._copies.written()
         has_tpm = any(tpm.type == "emulator" for tpm in self._domain.tpm)
         manifest = manifests.Manifest(
@@ -214,7 +215,7 @@ class SavingIncoming(IncomingSeams):
             domain=self._domain.with_paths(local.copies),
             facts=dict(self._facts),
             memory=memory,
-            disks=tuple(seals),
+            disks=tuple(stay),
             copies=copies,
             filters=tuple(one.name for one in local.filters),
             checkpoint=local.checkpoint,

@@ -30,6 +30,7 @@ from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import Belonged, CopiesOut, in_the_save
 from entourage.hypervisors.saved.manifest import MEMORY, Manifest
 from entourage.hypervisors.saved.place import Place
+from entourage.hypervisors.saved.seals import changed
 from entourage.hypervisors.saved.storage import Storage
 from entourage.hypervisors.seams import MachineSeams, NoGuest
 from entourage.hypervisors.values import TpmFacts
@@ -314,5 +315,5 @@ def broken_seals(manifest: Manifest) -> list[Refusal]:
     """Disks that stayed where they are, and have changed since. Blocks."""
     host = socket.gethostname()
     remedy = "put back what it was, if you have it; its guest would destroy what is there now"
-    changes = ((seal.device, manifests.changed(seal)) for seal in manifest.disks)
+    changes = ((seal.device, changed(seal)) for seal in manifest.disks)
     return [Refusal(device, host, what, remedy) for device, what in changes if what]

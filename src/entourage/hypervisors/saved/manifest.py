@@ -28,6 +28,7 @@ from entourage.domain import Block, Domain
 from entourage.errors import DeviceError, HypervisorError, UsageError, plain_words, what_to_do
 from entourage.hosts import programs
 from entourage.hosts.threads import in_thread
+from entourage.hypervisors.saved.seals import Seal
 from entourage.hypervisors.values import TpmFacts
 
 FORMAT = 1
@@ -39,7 +40,6 @@ _LARGEST = 16 << 20
 _OTHERS_WRITE = 0o022
 _Count: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
-_Path: TypeAlias = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")]
 
 
 class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,22 +56,6 @@ class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
     sha256: _Sha256
     inode: int
     changed: int
-
-
-class Seal(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image was as its guest was saved: it stays where it is, and must not change.
-
-    Attributes:
-        device: The label of its disk, which may have several images, one on the other.
-        path: Where it lies.
-        size: Of the file, bytes.
-        modified: When its content was last changed, ns since the epoch.
-    """
-
-    device: str
-    path: _Path
-    size: _Count
-    modified: int
 
 
 class Copy(msgspec.Struct, frozen=True, kw_only=True):
@@ -367,57 +351,3 @@ def is_copy(directory: Path, manifest: Manifest) -> bool:
     except OSError as error:
         raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
     return (status.st_ino, status.st_ctime_ns) != (manifest.memory.inode, manifest.memory.changed)
-
-
-async def sealed(disk: Block) -> list[Seal]:
-    """What the images of a disk are now; QEMU has written all of it.
-
-    Raises:
-        HypervisorError, DeviceError: One cannot be looked at, or is no file.
-    """
-    try:
-        files = await programs.files_of_image(disk.path, disk.format)
-    except DeviceError as error:
-        error.device = disk.label
-        raise
-    return [_sealed(disk, path) for path in files]
-
-
-def _sealed(disk: Block, path: str) -> Seal:
-    try:
-        status = _seen(path)
-    except OSError as error:
-        raise HypervisorError(
-            plain_words(error), device=disk.label, remedy=what_to_do(error)
-        ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise HypervisorError(
-            f"{path} is no file, and whether it changes cannot be seen", device=disk.label
-        )
-    return Seal(device=disk.label, path=path, size=status.st_size, modified=status.st_mtime_ns)
-
-
-def _seen(path: str) -> os.stat_result:
-    """What a file is: opened for it, since a network's file system tells from memory otherwise.
-
-    What is no file is not opened: a device may do something about that.
-    """
-    status = os.stat(path)  # noqa: PTH116 - as the line below
-    if not stat.S_ISREG(status.st_mode):
-        return status
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return os.fstat(handle)
-    finally:
-        os.close(handle)
-
-
-def changed(seal: Seal) -> str:
-    """What has become of a disk since; empty where it is what it was. Blocks."""
-    try:
-        now = _seen(seal.path)
-    except OSError as error:
-        return plain_words(error)
-    if (now.st_size, now.st_mtime_ns) != (seal.size, seal.modified):
-        return f"{seal.path} was written to since the guest was saved"
-    return ""

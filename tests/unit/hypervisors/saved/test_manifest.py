@@ -15,6 +15,7 @@ from entourage.domain import Block, Domain
 from entourage.errors import DeviceError, HypervisorError, UsageError
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.manifest import Copy, Manifest, SavedFile
+from entourage.hypervisors.saved.seals import changed, sealed
 
 replace = msgspec.structs.replace
 UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
@@ -50,7 +51,7 @@ def write(directory: Path, domain: Domain) -> Manifest:
         domain=domain,
         facts={"qemu": "7.2.0"},
         memory=asyncio.run(manifests.measured(memory)),
-        disks=tuple(seal for each in domain.block for seal in asyncio.run(manifests.sealed(each))),
+        disks=tuple(seal for each in domain.block for seal in asyncio.run(sealed(each))),
     )
     manifests.write_manifest(directory, manifest)
     return manifest
@@ -203,17 +204,17 @@ def test_a_copy_is_known(saved: Path, tmp_path: Path) -> None:
 
 def test_a_seal_breaks_when_its_disk_changes(disk: Block) -> None:
     path = Path(disk.path)
-    [seal] = asyncio.run(manifests.sealed(disk))
-    assert manifests.changed(seal) == ""
+    [seal] = asyncio.run(sealed(disk))
+    assert changed(seal) == ""
     os.utime(path)
-    assert "was written to" in manifests.changed(seal)
+    assert "was written to" in changed(seal)
     os.utime(path, ns=(seal.modified, seal.modified))
-    assert manifests.changed(seal) == ""
+    assert changed(seal) == ""
     path.rename(path.with_name("old"))
-    assert "no such file" in manifests.changed(seal)
+    assert "no such file" in changed(seal)
     path.write_bytes(bytes(4096))  # from a backup, which kept its time
     os.utime(path, ns=(seal.modified, seal.modified))
-    assert manifests.changed(seal) == ""
+    assert changed(seal) == ""
 
 
 def test_what_a_disk_is_built_on_is_sealed_too(tmp_path: Path) -> None:
@@ -223,24 +224,24 @@ def test_what_a_disk_is_built_on_is_sealed_too(tmp_path: Path) -> None:
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, top], check=True
     )
     disk = Block(id="disk0", path=str(top), format="qcow2")
-    seals = asyncio.run(manifests.sealed(disk))
+    seals = asyncio.run(sealed(disk))
     assert [seal.path for seal in seals] == [str(top), str(base)]
     top.write_bytes(b"QFI\xfb")
     with pytest.raises(DeviceError, match="qemu-img info failed"):
-        asyncio.run(manifests.sealed(disk))
+        asyncio.run(sealed(disk))
 
 
 def test_where_the_data_of_a_disk_is_kept_is_sealed_too(tmp_path: Path) -> None:
     top, data = tmp_path / "top.qcow2", tmp_path / "data.raw"
     options = ["-f", "qcow2", "-o", f"data_file={data}"]
     subprocess.run(["qemu-img", "create", "-q", *options, top, "1M"], check=True)
-    seals = asyncio.run(manifests.sealed(Block(id="disk0", path=str(top), format="qcow2")))
+    seals = asyncio.run(sealed(Block(id="disk0", path=str(top), format="qcow2")))
     assert [seal.path for seal in seals] == [str(top), str(data)]
 
 
 def test_what_is_no_file_has_no_seal() -> None:
     with pytest.raises(HypervisorError, match="is no file"):
-        asyncio.run(manifests.sealed(Block(id="disk0", path="/dev/null", format="raw")))
+        asyncio.run(sealed(Block(id="disk0", path="/dev/null", format="raw")))
 
 
 def test_where_another_save_could_be_put_none_is_believed(saved: Path) -> None:
