@@ -34,13 +34,16 @@ _MOST: Final = 1 << 26  # bytes of an answer that are read: of some hundred thou
 
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 62)]
+Text: TypeAlias = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00]*\Z")]
+Uuid: TypeAlias = Annotated[str, Meta(max_length=36, pattern=r"^[^\x00]*\Z")]
+"""No database takes more, and PostgreSQL no zero."""
 
 
 class DomainThere(msgspec.Struct, frozen=True, kw_only=True):
     """A domain that runs on a host, as `entourage room --json` has it."""
 
-    name: str
-    uuid: str
+    name: Text
+    uuid: Uuid
     state: str = ""
     memory: Count = 0
     devices: Mapping[str, Count] = {}
