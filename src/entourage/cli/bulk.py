@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -68,11 +69,14 @@ def migrate(
     wanted = Wanted(
         sources=[here.name],
         targets=[there.name],
-        patterns=several.patterns or ["*"],
+        patterns=several.patterns,
+        empties=False,
         options=_words(for_each),
         besides=[here, there],
     )
     most = limits(at_once=several.at_once, per_target=several.at_once, bandwidth=several.bandwidth)
+    if several.bandwidth and not most.bandwidth:  # 0: no limit, whatever the settings say
+        wanted = msgspec.structs.replace(wanted, options=[*wanted.options, "--bandwidth=0"])
     return campaigns.evacuate(asked, wanted, most, name="", plan=None, dry_run=several.dry_run)
 
 
@@ -84,16 +88,15 @@ def _hosts(fleet: FleetFile, typed: str) -> tuple[HostEntry, HostEntry]:
     if typed in known:
         return here, known[typed]
     options.host_name(typed)
-    plain = typed.rpartition("@")[2].replace(":", "-")
-    try:
-        # What moves a domain is told what was typed: it reaches it from here.
-        raw = {"name": plain, "ssh": typed, "from-others": typed}
-        there = msgspec.convert(raw, HostEntry)
-    except msgspec.ValidationError:
+    if "/" in typed or options.destination(typed).route.agentless is not None:
         raise UsageError(
             f"{typed}: several domains move to a host that has Entourage",
             remedy="name it as ssh does; or move them one by one",
-        ) from None
+        )
+    # Of the name only what a name may have: `root@[2001:db8::1]` is 2001-db8-1.
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", typed.rpartition("@")[2]).strip("-.") or "there"
+    # What moves a domain is told what was typed: it reaches it from here.
+    there = HostEntry(name=plain, ssh=typed, from_others=typed)
     if there.name in known or there.name == here.name:
         raise UsageError(f"{there.name} is known already", remedy=f"entourage migrate … {plain}")
     return here, there

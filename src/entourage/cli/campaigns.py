@@ -21,7 +21,6 @@ from entourage.cli.fleeting import (
     SOME_STAY,
     Planned,
     Wanted,
-    check_plan,
     look,
     place,
     read_plan,
@@ -42,6 +41,7 @@ try:
     from entourage.cli.campaign_run import run, tell
     from entourage.cli.campaign_shown import Screen
     from entourage.fleet.database import open_engine
+    from entourage.fleet.given import adopted
     from entourage.fleet.promises import add_planned
     from entourage.fleet.records import DONE, RETRIED, Records
     from entourage.fleet.shown import line, sums
@@ -110,24 +110,27 @@ def evacuate(
         )
     name = name or f"{_what(wanted)}-{time.strftime('%m%d-%H%M%S')}"
     check_name(name)
+    remote = asked.remote.with_hosts(wanted.besides)
+    for host in (*wanted.sources, *wanted.targets):
+        remote.fleet.entry(host)  # raises, before anything is done
+    if store.has(name):
+        raise UsageError(f"there is a campaign {name!r} already", remedy="another --name")
     emptied = () if dry_run else wanted.emptied
-    with _cordoned(asked, name, emptied) as begun:
-        remote = asked.remote.with_hosts(wanted.besides)
+    with _cordoned(asked, store, name, emptied):
         before = store.promised()
         found, tests = asyncio.run(look(remote, remote.fleet, wanted))
 
         def make(promised: Sequence[Move]) -> _Made:
             planned = place(found, tests, wanted, promised)
+            made = planned.plan
             if given is not None:
-                check_plan(given, found, tests, planned.hosts)
-            made = given or planned.plan
+                made = adopted(given, found, tests.refused, planned.hosts)
             goes = bool(made.moves) and not dry_run
             return _Made(made, _spec(made, planned, wanted, limits) if goes else None)
 
         added = add_planned(store, name, before, make)
         made = added.plan
         if added.spec is not None:
-            begun.append(name)  # once it is written
             _note_down(store, name, "began it")
     for stay in made.stays:
         say(*(clean(line) for line in stay_lines(stay)))
@@ -150,7 +153,7 @@ class _Made:
 
 
 def _spec(made: Plan, planned: Planned, wanted: Wanted, limits: Limits) -> Spec:
-    share = [f"--bandwidth={limits.bandwidth // limits.at_once}"]
+    share = [f"--bandwidth={max(1, limits.bandwidth // limits.at_once)}"]  # 0 is no limit
     return Spec(
         plan=made,
         limits=limits,
@@ -164,25 +167,27 @@ def _spec(made: Plan, planned: Planned, wanted: Wanted, limits: Limits) -> Spec:
 
 
 @contextlib.contextmanager
-def _cordoned(asked: Asked, name: str, hosts: Sequence[str]) -> Generator[list[str]]:
+def _cordoned(asked: Asked, store: Store, name: str, hosts: Sequence[str]) -> Generator[None]:
     """Have hosts take nothing from now on, and wait for what is on its way there.
 
-    Yields:
-        A list: with anything in it the campaign has begun, and lifts the cordons at its end;
-        without, they are lifted here.
+    Once the campaign is written, it lifts the cordons at its end. Else they are lifted here.
     """
-    begun: list[str] = []
+    closed: list[str] = []
 
     async def put_up() -> None:
         for host in hosts:
+            closed.append(host)
             await asked.remote.cordon(host, name, "a campaign empties this host")
         for host in hosts:
+            told: Sequence[str] = ()
             while coming := (await asked.remote.room(host)).arriving:
-                say(clean(f"entourage: {', '.join(coming)} is on its way to {host}: waiting"))
+                if coming != told:
+                    say(clean(f"entourage: {', '.join(coming)} is on its way to {host}: waiting"))
+                told = coming
                 await asyncio.sleep(_LOOK_EVERY)
 
     async def lift() -> None:
-        for host in hosts:
+        for host in closed:
             try:
                 await asked.remote.uncordon(host, name)
             except EntourageError as error:
@@ -192,10 +197,18 @@ def _cordoned(asked: Asked, name: str, hosts: Sequence[str]) -> Generator[list[s
     with _as_ctrl_c():
         try:
             asyncio.run(put_up())
-            yield begun
+            yield
         finally:
-            if not begun:
+            # Also where another process has taken the name meanwhile: its cordons are not ours.
+            if closed and not _is_written(store, name):
                 asyncio.run(lift())
+
+
+def _is_written(store: Store, name: str) -> bool:
+    """Whether a campaign is; no where that is not known, for one that runs cordons anew."""
+    with contextlib.suppress(EntourageError):
+        return store.has(name)
+    return False
 
 
 @contextlib.contextmanager

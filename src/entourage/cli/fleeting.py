@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, get_args
@@ -42,6 +41,7 @@ class Wanted(Value, frozen=True):
         uuids: The same by their UUIDs.
         style: See ``placement.Placement``; None: spread, unless only packed more find a place.
         order: In which they begin.
+        empties: The sources are emptied, unless it is about some domains.
         options: More of `entourage check` and `migrate`, for each of them.
         besides: Hosts that are in no fleet's file.
     """
@@ -52,13 +52,14 @@ class Wanted(Value, frozen=True):
     uuids: Sequence[str] = ()
     style: Style | None = None
     order: Order = "hardest"
+    empties: bool = True
     options: Sequence[str] = ()
     besides: Sequence[HostEntry] = ()
 
     @property
     def emptied(self) -> Sequence[str]:
         """The hosts that are to be emptied; none where it is about some domains."""
-        return () if self.patterns or self.uuids else self.sources
+        return self.sources if self.empties and not (self.patterns or self.uuids) else ()
 
 
 def wanted(
@@ -306,12 +307,14 @@ def read_plan(path: Path) -> Plan:
         made = msgspec.json.decode(path.read_bytes(), type=Plan)
     except OSError as error:
         raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
             f"{path} is no plan: {error}", remedy="`entourage plan HOST --json` writes one"
         ) from error
     if made.version != 1:
         raise UsageError(f"{path}: a plan of version {made.version} is not known here")
+    if not made.moves:
+        raise UsageError(f"{path}: nothing is to move", remedy="`entourage plan HOST` says why")
     seen: set[str] = set()
     for move in made.moves:
         if move.uuid in seen:
@@ -320,46 +323,6 @@ def read_plan(path: Path) -> Plan:
             raise UsageError(f"{path}: {move.name} is to go to {move.target}, where it is")
         seen.add(move.uuid)
     return made
-
-
-def check_plan(made: Plan, found: Survey, tests: Tests, hosts: Sequence[Host]) -> None:
-    """See that a user's plan is still of what there is, and that TEST agrees.
-
-    Args:
-        made: The plan.
-        found: What there is.
-        tests: What TEST said.
-        hosts: The targets, without what other campaigns have promised of them.
-
-    Raises:
-        UsageError: A domain is not where the plan has it, or a target refuses one, or is too full.
-    """
-    there = {one.uuid: one for one in found.leaving}
-    free = {one.name: one.free for one in hosts}
-    closed = {one.name: one.closed for one in hosts if one.closed}
-    devices = {one.name: Counter(one.devices) for one in hosts}
-    problems: list[str] = []
-    for move in made.moves:
-        domain = there.get(move.uuid)
-        if domain is None or domain.host != move.source:
-            problems.append(f"{move.name} does not run on {move.source}")
-            continue
-        free[move.target] = free.get(move.target, 0) - domain.memory
-        devices[move.target].subtract(domain.devices)
-        if move.target in closed:
-            problems.append(f"{move.name} to {move.target}: {closed[move.target]}")
-        pairs = tests.refused.get((move.uuid, move.target), ())
-        problems += [f"{move.name} to {move.target}: {reason}" for reason, _ in pairs]
-    problems += [f"{name} has too little memory" for name, left in free.items() if left < 0]
-    problems += [
-        f"{name} has too few of {key}"
-        for name, left in devices.items()
-        for key, count in left.items()
-        if count < 0
-    ]
-    if problems:
-        raise UsageError(f"the plan cannot be carried out: {'; '.join(problems)}",
-                         remedy="make a new one: `entourage plan`")  # fmt: skip
 
 
 _WINDOW: Final = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)-([01]?\d|2[0-3]):([0-5]\d)\Z", re.ASCII)

@@ -64,6 +64,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         arriving: Names of domains that are on their way here.
         domains: What runs here.
         off: Names of the domains that are known here and do not run.
+        limited: Whether the settings limit what domains have in sum, huge pages among it.
     """
 
     host: str
@@ -75,6 +76,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     arriving: Sequence[str]
     domains: Sequence[DomainHere]
     off: Sequence[str] = ()
+    limited: bool = False
 
 
 def put_up(settings: Settings, name: str, reason: str) -> None:
@@ -141,6 +143,7 @@ async def _room(settings: Settings) -> Room:
         arriving=_arriving(settings),
         domains=here,
         off=sorted(one.name for one in known if one.state in _OFF),
+        limited=settings.agent.domains_memory is not None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from entourage.errors import EntourageError
@@ -40,11 +40,15 @@ class RealWorld(RealTime):
     Args:
         ensure: Makes sure of a move.
         replanner: Finds another target.
+        promised: What other campaigns have yet to move.
     """
 
-    def __init__(self, ensure: Ensure, replanner: Replanner) -> None:
+    def __init__(
+        self, ensure: Ensure, replanner: Replanner, promised: Callable[[], Iterable[Move]]
+    ) -> None:
         self._ensure = ensure
         self._replanner = replanner
+        self._promised = promised
 
     async def ensure(self, move: Move) -> Result:
         """See ``engine.World``."""
@@ -52,7 +56,7 @@ class RealWorld(RealTime):
 
     def elsewhere(self, state: MoveState) -> str | None:
         """See ``engine.World``."""
-        return self._replanner.elsewhere(state)
+        return self._replanner.elsewhere(state, self._promised())
 
 
 class Runner:
@@ -139,7 +143,11 @@ class Runner:
         moves = [one.move for one in campaign.moves.values() if one.status in _GOES]
         replanner = Replanner(spec.hosts, spec.domains, moves, refused, style=spec.style)
         ensure = Ensure(remote, tuple(spec.options), self._heard(name, hearing))
-        return campaign, RealWorld(ensure, replanner)
+
+        def promised() -> Iterable[Move]:
+            return [move for move in self.store.promised() if move.uuid not in campaign.moves]
+
+        return campaign, RealWorld(ensure, replanner, promised)
 
     def _heard(self, name: str, hearing: Hearing) -> Callable[[Move, Mapping[str, Any]], None]:
         def heard(move: Move, event: Mapping[str, Any]) -> None:

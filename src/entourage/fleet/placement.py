@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from entourage.fleet.values import HUGE_PAGES, FleetDomain, Host, Obstacle
+from entourage.fleet.values import HUGE_PAGES, FleetDomain, Host, Obstacle, in_huge_pages
 
 Style: TypeAlias = Literal["pack", "spread"]
 Refused: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
@@ -31,6 +31,8 @@ class Group:
     memory: int
     devices: Mapping[str, int]
     require: frozenset[tuple[str, str]]
+    huge: int = 0
+    """Bytes in huge pages, which are among the devices."""
 
     @classmethod
     def of(cls, domains: Sequence[FleetDomain]) -> Group:
@@ -43,7 +45,12 @@ class Group:
             memory=sum(one.memory for one in domains),
             devices=dict(devices),
             require=frozenset(pair for one in domains for pair in one.require.items()),
+            huge=in_huge_pages(devices),
         )
+
+    def needs(self, host: Host) -> int:
+        """Bytes that it takes of a host's memory."""
+        return self.memory + self.huge if host.counts_huge else self.memory
 
     @property
     def signature(self) -> Signature:
@@ -131,13 +138,21 @@ class Placement:
     def fits(self, group: Group, name: str) -> bool:
         """Whether a host that is suited has room for the group now, and nothing else is against."""
         left = self._left[name]
-        if left.free < group.memory:
+        if left.free < group.needs(left.host):
             return False
         if any(left.devices[key] < count for key, count in group.devices.items()):
             return False
         if any(left.apart[word] for word in group.apart):
             return False
         return not any((one.uuid, name) in self._refused for one in group.domains)
+
+    def against(self, group: Group, name: str) -> list[Obstacle]:
+        """Why one host does not take a group; empty where it does."""
+        if name in self.suited(group) and self.fits(group, name):
+            return []
+        found = _Found()
+        found.look(group, self._left[name], self._refused)
+        return found.told()
 
     def _candidates(self, group: Group) -> Iterator[str]:
         """Hosts that are suited, those first that are preferred."""
@@ -167,7 +182,7 @@ class Placement:
         left = self._left[name]
         self._told.clear()
         del self._order[bisect.bisect_left(self._order, (left.free, name))]
-        left.free -= sign * group.memory
+        left.free -= sign * group.needs(left.host)
         bisect.insort(self._order, (left.free, name))
         for key, count in group.devices.items():
             left.devices[key] -= sign * count
@@ -249,7 +264,7 @@ class _Found:
         if left.free > self._most_free[0]:
             self._most_free = (left.free, host.name)
         self._add("memory", "", "", host.name)
-        self._needed = group.memory
+        self._needed = group.needs(host)
 
     def _add(self, constraint: str, reason: str, remedy: str, host: str) -> None:
         self._hosts.setdefault((constraint, reason, remedy), []).append(host)

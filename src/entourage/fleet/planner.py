@@ -95,18 +95,7 @@ class Planner:
             stays += [
                 Stay(name=one.name, uuid=one.uuid, host=one.host, why=why) for one in group.domains
             ]
-        moves = [
-            Move(
-                name=one.name,
-                uuid=one.uuid,
-                source=one.host,
-                target=moved[id(group)],
-                memory=one.memory,
-                devices=one.devices,
-            )
-            for group, _ in placed
-            for one in group.domains
-        ]
+        moves = [Move.of(one, moved[id(group)]) for group, _ in placed for one in group.domains]
         return Plan(hosts=emptied, moves=moves, stays=stays)
 
     def _hardness(self, group: Group) -> tuple[int, int, str]:
@@ -200,6 +189,14 @@ def _pinned(one: FleetDomain) -> Obstacle:
     )
 
 
+def _promised(move: Move) -> Group:
+    """What a move takes of its target."""
+    domain = FleetDomain(
+        name=move.name, uuid=move.uuid, host=move.source, memory=move.memory, devices=move.devices
+    )
+    return Group.of([domain])
+
+
 class Replanner:
     """Finds another target for a domain that did not get to its own, while the campaign goes on.
 
@@ -230,15 +227,27 @@ class Replanner:
             if uuid in known and target in self._hosts:
                 self._placement.take(Group.of([known[uuid]]), target)
 
-    def elsewhere(self, state: MoveState) -> str | None:
-        """Another target; None where there is none, or where others have to go there with it."""
+    def elsewhere(self, state: MoveState, promised: Iterable[Move] = ()) -> str | None:
+        """Another target; None where there is none, or where others have to go there with it.
+
+        Args:
+            state: How far the domain has come.
+            promised: What other campaigns have yet to move. What of it was promised before this one
+                was planned is missing from the hosts already: too much is left free then, never too
+                little.
+        """
         domain, old = self._domains.get(state.move.uuid), state.move.target
         if domain is None or domain.together:
             return None
         group = Group.of([domain])
         if old in self._hosts:
             self._placement.give_back(group, old)
+        others = [(_promised(move), move.target) for move in promised if move.target in self._hosts]
+        for other, host in others:
+            self._placement.take(other, host)
         new = self._placement.best(group, without=state.tried)
+        for other, host in others:
+            self._placement.give_back(other, host)
         target = new or old
         if target in self._hosts:
             self._placement.take(group, target)

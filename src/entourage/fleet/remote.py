@@ -68,6 +68,7 @@ class RoomThere(msgspec.Struct, frozen=True, kw_only=True):
     arriving: Sequence[str] = ()
     domains: Sequence[DomainThere] = ()
     off: Sequence[str] = ()
+    limited: bool = False
 
 
 class StandingThere(msgspec.Struct, frozen=True, kw_only=True):

@@ -152,6 +152,12 @@ class Store:
             counts = {row[0]: int(row[1]) for row in connection.execute(grouped)}
         return _summary(row, counts)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a campaign of that name."""
+        query = sa.select(CAMPAIGNS.c.name).where(CAMPAIGNS.c.name == name)
+        with reads(self.engine) as connection:
+            return connection.execute(query).first() is not None
+
     def in_a_row(self, name: str) -> int:
         """How many of it went back in a row."""
         return int(self._row(name).in_a_row)

@@ -85,6 +85,7 @@ async def survey(
     Raises:
         EntourageError: A source does not answer.
         UsageError: No domain of that name runs there.
+        EntourageError: One runs on two of the sources.
     """
     names = list(dict.fromkeys((*sources, *targets)))
     answers = await asyncio.gather(
@@ -104,6 +105,7 @@ async def survey(
     leaving: list[FleetDomain] = []
     for source in sources:
         leaving += _leaving(remote.fleet, source, rooms[source], meant)
+    _check_once(leaving)
     for pattern in meant.patterns:
         if not any(_is_meant(one.name, pattern) for one in leaving):
             raise UsageError(
@@ -173,19 +175,32 @@ def less(
     """
     there = {(one.uuid, one.host) for one in domains}
     used: Counter[str] = Counter()
+    huge: Counter[str] = Counter()
     devices: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for move in promised:
         if (move.uuid, move.target) not in there:
             used[move.target] += move.memory
+            huge[move.target] += in_huge_pages(move.devices)
             devices[move.target].update(move.devices)
     return [
         msgspec.structs.replace(
             host,
-            free=host.free - used[host.name],
+            free=host.free - used[host.name] - (huge[host.name] if host.counts_huge else 0),
             devices=dict(Counter(host.devices) - devices[host.name]),
         )
         for host in hosts
     ]
+
+
+def _check_once(leaving: Sequence[FleetDomain]) -> None:
+    """Raise EntourageError where a domain is said to run on two hosts."""
+    seen: dict[str, str] = {}
+    for one in leaving:
+        if seen.setdefault(one.uuid, one.host) != one.host:
+            raise EntourageError(
+                f"{one.name} ({one.uuid}) runs on {seen[one.uuid]} and on {one.host}",
+                remedy="`entourage status` on both; nothing is moved before that is settled",
+            )
 
 
 def _leaving(fleet: FleetFile, source: str, room: RoomThere, meant: Meant) -> list[FleetDomain]:
@@ -229,5 +244,6 @@ def _host(fleet: FleetFile, name: str, room: RoomThere | None, problem: str) -> 
         devices=room.devices,
         labels=labels,
         arrivals=room.arrivals,
+        counts_huge=room.limited,
         closed=f"it takes no domains (cordon {names})" if names else "",
     )

@@ -30,6 +30,8 @@ class Host(Value, frozen=True):
         labels: What its owner calls it by.
         arrivals: How many domains it lets arrive at once; None: as many as come.
         closed: Why it takes none, whichever; empty where it does.
+        counts_huge: What is in huge pages counts as memory too: its settings limit what its domains
+            may have in sum.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Host(Value, frozen=True):
     labels: Mapping[str, str] = {}
     arrivals: int | None = None
     closed: str = ""
+    counts_huge: bool = False
 
 
 class FleetDomain(Value, frozen=True):
@@ -76,7 +79,16 @@ def in_huge_pages(devices: Mapping[str, int]) -> int:
 
 
 Constraint: TypeAlias = Literal[
-    "pinned", "closed", "labels", "test", "devices", "apart", "together", "memory", "no-target"
+    "pinned",
+    "closed",
+    "labels",
+    "test",
+    "devices",
+    "apart",
+    "together",
+    "memory",
+    "no-target",
+    "plan",
 ]
 
 
@@ -112,6 +124,18 @@ class Move(Value, frozen=True):
     target: str
     memory: int = 0
     devices: Mapping[str, int] = {}
+
+    @classmethod
+    def of(cls, domain: FleetDomain, target: str) -> Move:
+        """A domain's, from where it is."""
+        return cls(
+            name=domain.name,
+            uuid=domain.uuid,
+            source=domain.host,
+            target=target,
+            memory=domain.memory,
+            devices=domain.devices,
+        )
 
 
 class Stay(Value, frozen=True):

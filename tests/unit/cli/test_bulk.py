@@ -41,7 +41,7 @@ def test_all_of_this_host_to_a_host_of_the_fleet(
     ((wanted, limits, dry_run),) = begun
     assert wanted.sources == [socket.gethostname()]
     assert wanted.targets == ["b"]
-    assert wanted.patterns == ["*"]
+    assert not wanted.patterns
     assert wanted.options == ["--net=br0=br1", "--no-tls"]
     assert (limits.at_once, limits.per_target) == (3, 3)
     assert not dry_run

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entourage.fleet.planner import Replanner, in_order, plan
-from entourage.fleet.values import FleetDomain, Host, MoveState, Plan, in_huge_pages
+from entourage.fleet.values import FleetDomain, Host, Move, MoveState, Plan, in_huge_pages
 
 GIB = 1 << 30
 
@@ -175,3 +175,13 @@ def test_the_order_in_which_they_begin() -> None:
     for order, names in (("name", "xyz"), ("smallest", "yzx"), ("largest", "xzy")):
         assert "".join(move.name for move in in_order(made.moves, order)) == names  # type: ignore[arg-type]
     assert in_order(made.moves, "hardest") == made.moves
+
+
+def test_another_target_is_none_that_others_were_promised() -> None:
+    one = domain("x", 8)
+    moves = plan([host("b", 8)], [one]).moves
+    replanner = Replanner([host("b", 8), host("c", 10)], [one], moves)
+    state = MoveState(move=moves[0], tried=["b"])
+    others = [Move(name="y", uuid="u-y", source="d", target="c", memory=8 * GIB)]
+    assert replanner.elsewhere(state, others) is None
+    assert replanner.elsewhere(state) == "c"
