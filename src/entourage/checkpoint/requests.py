@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from entourage.hypervisors.registry import saves_by, starter_of_files, usual
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import Identity, another_name, save_name
 from entourage.hypervisors.saved.manifest import copy_path
+from entourage.hypervisors.saved.storage import Storage
 from entourage.settings.model import Settings
 from entourage.source.request import Request
 
@@ -67,6 +69,7 @@ async def save_request(
 
     Raises:
         UsageError: There is no such domain, or it cannot be saved so.
+        HypervisorError: The storage does not answer.
     """
     hypervisor, domain = await known(settings, name)
     if instead := saves_by(hypervisor.name):
@@ -102,9 +105,11 @@ async def save_request(
             remedy="--disks=reference, or without --encrypt onto storage that encrypts",
         )
     far = checked_host_of(directory)
-    where = directory[len(far) + 1 :] if far else _absolute(directory)
     if far:
+        where = directory[len(far) + 1 :]
         _check_far(where)
+    else:
+        where = await Storage(Path(directory), name).do(_absolute, directory)
     place = f"{far}:{where}" if far else where
     copied = written if disks is Disks.COPY else []
     return Request(
@@ -178,14 +183,16 @@ async def restore_request(
     Raises:
         UsageError: There is no save, it is a copy of one, or a checkpoint; or no other machine can
             be made of it.
+        HypervisorError: The storage does not answer.
     """
-    if (far := host_of(directory)) and not Path(directory).exists():  # noqa: ASYNC240 - its own file system's root
+    storage = Storage(Path(directory), "")
+    if (far := host_of(directory)) and not await storage.do(os.path.exists, directory):
         raise UsageError(
             f"{directory} is on {far}, and a save is restored on the host that it is on",
             remedy=f"there: entourage restore {directory[len(far) + 1 :]}",
         )
-    where = _absolute(directory)
-    manifest = await in_thread(manifests.read_manifest, Path(where))
+    where = await storage.do(_absolute, directory)
+    manifest = await storage.do(manifests.read_manifest, Path(where))
     name = manifest.domain.name
     connect = save_name(where)
     if another:
@@ -195,7 +202,7 @@ async def restore_request(
                 remedy="leave them out",
             )
         connect = another_name(where, _identity(manifest, where, another))
-        await in_thread(_check_another, manifest, another, nets or {}, disks or {})
+        await storage.do(_check_another, manifest, another, nets or {}, disks or {})
         name = another
     elif manifest.checkpoint and not revert:
         raise UsageError(
@@ -207,7 +214,7 @@ async def restore_request(
         raise UsageError(
             f"{where} is no checkpoint: {name} ended as it was saved", remedy="leave --revert out"
         )
-    is_copy = await in_thread(manifests.is_copy, Path(where), manifest)
+    is_copy = await storage.do(manifests.is_copy, Path(where), manifest)
     if not (another or manifest.checkpoint or only_copy) and is_copy:
         raise UsageError(
             f"{where} is a copy of what was saved on {manifest.host}: whether that was restored"
@@ -222,7 +229,7 @@ async def restore_request(
         raise UsageError(f"{where} is encrypted", remedy="--identity FILE, an age identity")
     if through and through[-1].name == ENCRYPT:
         await check_key(through[-1], Path(where, manifests.MEMORY))
-    places = await in_thread(_places, manifest, disks or {})
+    places = await storage.do(_places, manifest, disks or {})
     return Request(
         domain=name,
         route=Route(host=THIS_HOST, there=_restored_by(where, manifest.hypervisor)),

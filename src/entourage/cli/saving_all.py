@@ -13,7 +13,7 @@ from entourage.cli.migrate import attempt
 from entourage.cli.tell import say, tell
 from entourage.errors import EntourageError, UsageError
 from entourage.hosts.route import host_of
-from entourage.hypervisors.saved.storage import Given, Result, Storage
+from entourage.hypervisors.saved.storage import REMOVED_WITHIN, Given, Result, Storage
 from entourage.report.text import clean
 from entourage.settings.model import Settings
 from entourage.source.request import Request
@@ -65,7 +65,7 @@ def save_all(
             return asyncio.run(save_request(settings, name, where, tool=tool))
 
         try:
-            _answered(directory, everything.tidy, settings, directory, name)
+            _answered(directory, everything.tidy, settings, directory, name, within=REMOVED_WITHIN)
         except EntourageError as error:  # the others are saved all the same; this one says why not
             tell(error)
         status, interrupted = attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
@@ -77,12 +77,14 @@ def save_all(
     return _SOME_STAYED if failed else 0
 
 
-def _answered(directory: str, work: Callable[[*Given], Result], *args: *Given) -> Result:
+def _answered(
+    directory: str, work: Callable[[*Given], Result], *args: *Given, within: float | None = None
+) -> Result:
     """Do something in the directory; raises HypervisorError where its storage does not answer.
 
     Nobody is there to press Ctrl-C while a host shuts down, or comes up.
     """
-    return asyncio.run(Storage(Path(directory), "").do(work, *args))
+    return asyncio.run(Storage(Path(directory), "").do(work, *args, within=within))
 
 
 def _shut_down(settings: Settings, name: str, patience: float) -> None:
@@ -123,7 +125,7 @@ def restore_all(
 
         status, interrupted = attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
         try:
-            _answered(directory, everything.forget, path)
+            _answered(directory, everything.forget, path, within=REMOVED_WITHIN)
         except EntourageError as error:
             status = tell(error)
         failed += status != 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +27,7 @@ from entourage.hypervisors.registry import (
     in_directory,
     start_command,
 )
-from entourage.hypervisors.saved import claim
+from entourage.hypervisors.saved import claim, storage
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.settings.model import PathSettings, Settings
 from tests.unit.hypervisors.saved.test_manifest import disk, saved
@@ -352,6 +354,25 @@ async def test_another_machine_is_on_no_bridge_of_the_first_ones_nics(
     crossed: dict[str, Any] = {**OWN, "nets": {"br0": "br1", "br1": "br0"}}
     with pytest.raises(UsageError, match="the MAC of web1's net0"):
         await restore_request(settings, str(copied), another="web2", **crossed)
+
+
+async def test_storage_that_hangs_is_not_waited_for(
+    settings: Settings, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.05)
+    monkeypatch.setattr(manifests, "read_manifest", _hung(answers))
+    with pytest.raises(HypervisorError, match="does not answer") as told:
+        await restore_request(settings, str(copied))
+    assert told.value.remedy
+    answers.set()
+
+
+def _hung(answers: threading.Event) -> Callable[[Path], None]:
+    def wait(_directory: Path) -> None:
+        answers.wait()
+
+    return wait
 
 
 def _always(_path: Path) -> bool:

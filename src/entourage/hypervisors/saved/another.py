@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from entourage.domain import Domain, Net
-from entourage.hosts.threads import in_thread
 from entourage.hypervisors.saved.descriptor import Identity
 from entourage.hypervisors.saved.machine import SavedMachine, broken_seals
 from entourage.hypervisors.saved.manifest import Manifest
@@ -76,7 +75,7 @@ class AnotherMachine(SavedMachine):
     async def blockers(self) -> Sequence[Refusal]:
         """What it would share with the first one, a medium that has changed, damage."""
         host = socket.gethostname()
-        broken = await in_thread(broken_seals, self._manifest)
+        broken = await self._storage.do(broken_seals, self._manifest)
         found = [*shared(self._manifest, host), *broken]
         return found or await self._damage()
 

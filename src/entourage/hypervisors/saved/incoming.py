@@ -31,7 +31,7 @@ from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import CopiesIn
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.seals import sealed
-from entourage.hypervisors.saved.storage import Storage, Unanswered
+from entourage.hypervisors.saved.storage import REMOVED_WITHIN, Storage, Unanswered
 from entourage.hypervisors.saved.written import WrittenFile
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
 from entourage.hypervisors.values import LocalData, TpmFacts
@@ -231,15 +231,22 @@ class SavingIncoming(IncomingSeams):
         """Have the save of a guest that goes on whole, under its name; that cannot be undone.
 
         Raises:
+            Unanswered: Whether it is, is not known.
             HypervisorError: It is not; what was made of it is still to be removed.
         """
         if not self._needs_local().checkpoint or self._landing is not None:
             raise HypervisorError("it is no checkpoint, or its memory is not there yet")
         try:
             await self._write_down()
-            # Whoever gives it up meanwhile waits until it is known which of both it is.
+            # Whoever gives it up meanwhile waits until it is known which of both it is, or until
+            # the storage is given up.
             self._publishing = asyncio.ensure_future(self._storage.do(self._publish))
             await asyncio.shield(self._publishing)
+        except Unanswered as error:
+            raise Unanswered(
+                f"{error.message}: whether the checkpoint stands is not known",
+                remedy=f"{error.remedy}; `entourage saved {self._directory}` shows it then",
+            ) from error
         except OSError as error:
             raise HypervisorError(
                 f"it cannot be written down: {plain_words(error)}", remedy=what_to_do(error)
@@ -311,7 +318,7 @@ class SavingIncoming(IncomingSeams):
     async def kill(self) -> None:
         """Remove what was made; it was never whole, or nobody may restore it."""
         await self.close()
-        await self._storage.do(self._remove)
+        await self._storage.do(self._remove, within=REMOVED_WITHIN)
 
     def _remove(self) -> None:
         self._place.check()

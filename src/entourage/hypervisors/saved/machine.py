@@ -138,7 +138,7 @@ class SavedMachine(MachineSeams):
 
     async def blockers(self) -> Sequence[Refusal]:
         """A claim, a disk that has changed, memory that is damaged."""
-        against = await in_thread(objections, self._directory, self._manifest, self._holder)
+        against = await self._storage.do(objections, self._directory, self._manifest, self._holder)
         return against or await self._damage()
 
     async def _damage(self) -> list[Refusal]:

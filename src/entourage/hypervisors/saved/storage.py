@@ -16,12 +16,13 @@ from entourage.hosts.threads import in_thread
 
 _SOON: Final = 0.1  # seconds
 _ANSWERS_WITHIN: Final = 20.0  # seconds, for what is some kilobytes
+REMOVED_WITHIN: Final = 300.0  # seconds, for memory and copies of disks
 Given = TypeVarTuple("Given")
 Result = TypeVar("Result")
 
 
 class Unanswered(HypervisorError):  # noqa: N818 - what the storage is
-    """The storage does not answer: what it was asked may be done, or may be done yet."""
+    """The storage does not answer: what it was asked may have been done, or may still be."""
 
 
 class Storage:
@@ -38,7 +39,9 @@ class Storage:
         self._last: asyncio.Future[Any] | None = None
         self._hangs = False
 
-    async def do(self, work: Callable[[*Given], Result], *args: *Given) -> Result:
+    async def do(
+        self, work: Callable[[*Given], Result], *args: *Given, within: float | None = None
+    ) -> Result:
         """Do something, once what was begun before has ended; what it returns.
 
         While something hangs that was waited for, nothing else is waited for as long again: each
@@ -47,19 +50,21 @@ class Storage:
         Args:
             work: It blocks.
             args: What it is given.
+            within: Seconds that it may take; None: what some kilobytes may.
 
         Raises:
             Unanswered: The storage does not answer. Either nothing was begun, or what was begun may
                 still be done.
         """
-        if self._last is not None:
-            await self._ended(self._last)
+        while self._last is not None and not self._last.done():  # another one may have begun then
+            await self._ended(self._last, None)
         doing = self._last = in_thread(work, *args)
-        await self._ended(doing)
+        await self._ended(doing, within)
         return doing.result()
 
-    async def _ended(self, doing: asyncio.Future[Any]) -> None:
-        await asyncio.wait({doing}, timeout=_SOON if self._hangs else _ANSWERS_WITHIN)
+    async def _ended(self, doing: asyncio.Future[Any], within: float | None) -> None:
+        patience = _SOON if self._hangs else within or _ANSWERS_WITHIN
+        await asyncio.wait({doing}, timeout=patience)
         self._hangs = not doing.done()
         if self._hangs:
             of = f" {self._name}" if self._name else ""

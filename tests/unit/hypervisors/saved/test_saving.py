@@ -386,6 +386,43 @@ async def test_whether_it_was_published_on_storage_that_hangs_is_in_doubt(
     assert await incoming.attach() is Guest.RUNNING
 
 
+async def test_a_checkpoint_whose_rename_hangs_may_stand(
+    tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not told to be gone, for it may be there once the storage answers."""
+    incoming, _ = await arrived(tmp_path, domain, checkpoint=True)
+    renamed, answers = durable.rename, threading.Event()
+
+    def rename(old: Path, new: Path) -> None:
+        answers.wait()
+        renamed(old, new)
+
+    monkeypatch.setattr(durable, "rename", rename)
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.5)
+    with pytest.raises(HypervisorError, match="whether the checkpoint stands is not known") as told:
+        await incoming.publish()
+    assert "entourage saved" in told.value.remedy
+    answers.set()
+    monkeypatch.undo()
+    assert await incoming.attach() is Guest.RUNNING
+
+
+async def test_one_thing_is_done_after_the_other(tmp_path: Path) -> None:
+    """Also where several were asked for while one was done."""
+    saves, gate, log = storage.Storage(tmp_path, "web1"), threading.Event(), list[str]()
+
+    def work(name: str) -> None:
+        log.append(f"begin {name}")
+        gate.wait()
+        log.append(f"end {name}")
+
+    doing = [asyncio.create_task(saves.do(work, name)) for name in "123"]
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*doing)
+    assert [line.split()[0] for line in log] == ["begin", "end"] * 3
+
+
 async def test_what_hangs_is_told_once(tmp_path: Path, domain: Domain) -> None:
     """What comes of the session's end would be told in the place of what came of going back."""
     incoming, _ = await arrived(tmp_path, domain)
