@@ -238,8 +238,9 @@ def test_all_at_shutdown_and_at_boot(ready: World) -> None:
     """As the unit does it: saved and restored; what cannot be saved is ended."""
     world = ready
     tool = ("--tool", str(world.tool()))
-    done = run(world, "save", "--all", "--at-shutdown", *tool, OTHER)
+    done = run(world, "save", "--all", *tool, OTHER)
     assert done.status == 2, str(done)  # what it is on may not be mounted
+    assert world.answers()
     world.here.run(["mkdir", OTHER])
     done = run(world, "save", "--all", "--at-shutdown", *tool, OTHER)
     assert done.status == 0, str(done)
@@ -254,6 +255,16 @@ def test_all_at_shutdown_and_at_boot(ready: World) -> None:
     done = run(world, "save", "--all", "--at-shutdown", "--timeout", "1s", *tool, OTHER)
     assert done.status == 4, str(done)
     assert "is there already" in reasons(done), str(done)
+    assert not world.answers()
+    world.restart()
+
+
+def test_at_shutdown_without_a_place(ready: World) -> None:
+    """What is not mounted holds nobody up, and nobody's power is cut while its guest runs."""
+    world = ready
+    done = run(world, "save", "--all", "--at-shutdown", "--timeout", "1s", OTHER)
+    assert done.status == 4, str(done)
+    assert f"no directory {OTHER}" in done.stderr, str(done)
     assert not world.answers()
     world.restart()
 
