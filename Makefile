@@ -6,7 +6,7 @@ RUN := .venv/bin/
 PYTEST := $(RUN)pytest -q --durations 10
 
 .PHONY: setup demo demo-record test test-unit test-model test-sim test-sim-halves test-sim-mutants test-e2e test-e2e-all test-faults test-checkpoint bench bench-quick lint format docs clean
-.PHONY: sim-fleet test-fleet test-fleet-all test-page test-page-all test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-attend-backports test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
+.PHONY: sim-fleet test-fleet test-fleet-all test-page test-page-all test-units test-units-all test-fuzz test-qemu10 test-qemu10-all test-attend test-attend-all test-attend-backports test-libvirt test-libvirt-all test-libvirt-backports test-xen test-xen-all test-systems
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -24,7 +24,7 @@ demo-record: $(STAMP)
 # What needs one core two at a time; the simulation's seeds in two halves.
 test: $(STAMP)
 	@$(MAKE) -j2 --output-sync=target test-sim-halves test-unit test-model lint test-fuzz sim-fleet
-	@$(MAKE) test-e2e test-qemu10 test-libvirt test-attend test-fleet test-page
+	@$(MAKE) test-e2e test-qemu10 test-libvirt test-attend test-fleet test-units test-page
 
 test-unit: $(STAMP)
 	$(PYTEST) tests/unit
@@ -59,11 +59,11 @@ test-fuzz: $(STAMP)
 	$(RUN)python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 
 test-e2e: $(STAMP)
-	$(PYTEST) tests/e2e --ignore tests/e2e/attend --ignore tests/e2e/fleet --ignore tests/e2e/libvirt --ignore tests/e2e/xen -m "not matrix"
+	$(PYTEST) tests/e2e --ignore tests/e2e/attend --ignore tests/e2e/fleet --ignore tests/e2e/libvirt --ignore tests/e2e/units --ignore tests/e2e/xen -m "not matrix"
 
 # Those that are much like others as well.
 test-e2e-all: $(STAMP)
-	$(PYTEST) tests/e2e --ignore tests/e2e/attend --ignore tests/e2e/fleet --ignore tests/e2e/libvirt --ignore tests/e2e/xen
+	$(PYTEST) tests/e2e --ignore tests/e2e/attend --ignore tests/e2e/fleet --ignore tests/e2e/libvirt --ignore tests/e2e/units --ignore tests/e2e/xen
 
 # Entourage's own machines with QEMU of Debian's backports, on both hosts; then only on the target.
 test-qemu10: $(STAMP)
@@ -71,7 +71,7 @@ test-qemu10: $(STAMP)
 	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/test_versions.py
 
 test-qemu10-all: test-qemu10
-	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e --ignore tests/e2e/attend --ignore tests/e2e/fleet --ignore tests/e2e/libvirt --ignore tests/e2e/xen
+	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e --ignore tests/e2e/attend --ignore tests/e2e/fleet --ignore tests/e2e/libvirt --ignore tests/e2e/units --ignore tests/e2e/xen
 
 # Each fault at each point, where `make test` tries a core of them; writes docs/faults.md.
 test-faults: $(STAMP)
@@ -104,6 +104,13 @@ test-fleet: $(STAMP)
 
 test-fleet-all: $(STAMP)
 	$(PYTEST) tests/e2e/fleet
+
+# The package's units under a real systemd, with reboots; a core, and all.
+test-units: $(STAMP)
+	$(PYTEST) tests/e2e/units -m "not matrix"
+
+test-units-all: $(STAMP)
+	$(PYTEST) tests/e2e/units
 
 # The fleet's page in a real Chromium: a core, which is left out where there is none; and all.
 test-page: $(STAMP)

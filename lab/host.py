@@ -74,6 +74,17 @@ class Host:
         with suppress(subprocess.CalledProcessError):  # the kernel may have been faster
             network.ip_batch(self._switch.init_pid, [f"link delete dev {port}"])
 
+    def await_off(self, timeout: float) -> None:
+        """Wait until it has shut down by itself, and its disk is as it left it."""
+        if self._switch is None or not self.config.image:
+            raise HostError("it does not shut down")
+        loop = os.minor(self.path("/srv").stat().st_dev) if self.is_on else None
+        if not _readable(self._pidfd, timeout):
+            raise HostError(f"host {self.name} has not shut down within {timeout:g} s")
+        self.kill()  # there is nothing left but what we know of it
+        if loop is not None:
+            _await_loop_release(loop)
+
     def power_on(self) -> None:
         """Boot again, on the disk that the host had."""
         boot([self], self._switch)
@@ -124,6 +135,17 @@ class Host:
         if self._lifeline is not None and self.config.uplink:
             self._lifeline.sendall(b"uplink\n")
         self._line()
+        if self.config.systemd:
+            self._await_systemd()
+
+    def _await_systemd(self) -> None:
+        """Wait until systemd has started all that the boot consists of, or has seen it fail."""
+        deadline = time.monotonic() + _BIRTH_TIMEOUT
+        argv = ["systemctl", "is-system-running", "--wait"]
+        while self.run(argv, check=False).stdout.strip() not in {"running", "degraded"}:
+            if not self.is_on or time.monotonic() > deadline:
+                raise HostError(f"systemd of host {self.name} does not come up")
+            time.sleep(0.02)  # it does not listen yet
 
     def _line(self) -> str:
         """Read one line of what the first process says."""

@@ -19,7 +19,7 @@ from lab.init import HostConfig
 from lab.settings import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -52,6 +52,7 @@ class Lab:
         self.hosts: dict[str, Host] = {}
         self._lock = lock
         self._unpacked: dict[str, Sequence[Path]] = {}
+        self._systemd: set[str] = set()
 
     # Life -------------------------------------------------------------------------------------
 
@@ -64,12 +65,13 @@ class Lab:
         state_dir: Path | None = None,
         persistent: bool = False,
         unpacked: Mapping[str, Sequence[Path]] | None = None,
+        systemd: Collection[str] = (),
     ) -> Self:
         """Make a lab; one of a killed run is cleaned up before, one in use is left alone.
 
         A persistent lab goes on when this process ends, until `Lab.attach(name).down()`. `unpacked`
         are directories that lie over the machine's root on a host, by its name: other versions of
-        programs, say.
+        programs, say. `systemd` are the hosts whose first process is a real one.
         """
         if os.geteuid() != 0:
             raise HostError("a lab needs root: namespaces, loop devices, bridges")
@@ -87,6 +89,7 @@ class Lab:
             (directory / PERSISTENT).touch()
         lab = cls(name, directory, lock=lock, persistent=persistent)
         lab._unpacked.update(unpacked or {})
+        lab._systemd.update(systemd)
         try:
             lab._build(hosts)
         except BaseException:
@@ -252,6 +255,7 @@ class Lab:
             neighbours=network.guest_neighbours() if name == CLIENT else [],
             search_path=_search_path(),
             sshd=full,
+            systemd=name in self._systemd,
             outlives_owner=self.persistent,
         )
         return Host(config, directory, self.hosts.get(SWITCH))

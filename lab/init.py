@@ -2,8 +2,9 @@
 
 Run as `python -m lab.init FILE`, with the owner's end of a socket as standard input. It builds
 the host's view of the file system, brings up its network, starts sshd, says `ready`, and from
-then on reaps what is left to it. When it dies, by whatever cause, the kernel ends every process
-of the host, and mounts, network and loop device go with them: it is the host's power supply.
+then on reaps what is left to it, or becomes a systemd, which does all that. When it dies, by
+whatever cause, the kernel ends every process of the host, and mounts, network and loop device go
+with them: it is the host's power supply.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lab import syscalls, vcpus
+from lab import syscalls, systemd, vcpus
 
 SSHD_TIMEOUT = 10.0
 """Seconds until a host whose sshd does not listen is given up."""
@@ -50,6 +51,7 @@ class HostConfig:
     neighbours: list[tuple[str, str]]  # (address, MAC) that need no asking
     search_path: str
     sshd: bool
+    systemd: bool
     outlives_owner: bool
 
     def dumps(self) -> str:
@@ -94,7 +96,10 @@ def _build_root(config: HostConfig) -> None:
         syscalls.bind(directory, f"{view}{directory}")
     syscalls.mount("proc", str(view / "proc"), "proc")
     syscalls.mount("sysfs", str(view / "sys"), "sysfs", syscalls.MS_RDONLY)
-    syscalls.mount("/dev", str(view / "dev"), flags=syscalls.MS_BIND)
+    if config.systemd:
+        systemd.build(view, own)
+    else:
+        syscalls.mount("/dev", str(view / "dev"), flags=syscalls.MS_BIND)
     syscalls.mount("tmpfs", str(view / "dev/shm"), "tmpfs")
     syscalls.mount("devpts", str(view / "dev/pts"), "devpts", options="mode=620,ptmxmode=666")
     syscalls.bind(str(view / "dev/pts/ptmx"), str(view / "dev/ptmx"))
@@ -202,10 +207,25 @@ def _be_pid_1(config: HostConfig, owner: socket.socket) -> None:
         if owner.recv(16) != b"uplink\n":
             return
     _bring_up_network(config)
+    if config.systemd:
+        owner.sendall(b"ready\n")
+        systemd.become()
     if config.sshd:
         _start_sshd(config.search_path)
     owner.sendall(b"ready\n")
     _reap_until_power_cut(owner, outlives_owner=config.outlives_owner)
+
+
+def _wait_for_end(child: int, owner: socket.socket, *, outlives_owner: bool) -> None:
+    """Wait for a first process that cannot watch its owner itself, and end it with the owner."""
+    handle = os.pidfd_open(child)
+    ends = select.poll()
+    ends.register(handle, select.POLLIN)
+    if not outlives_owner:
+        ends.register(owner, 0)  # its closing alone: what it says is for the other one
+    if handle not in dict(ends.poll()):
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def main() -> None:
@@ -223,12 +243,25 @@ def main() -> None:
         | syscalls.CLONE_NEWPID
         | syscalls.CLONE_NEWNET
     )
+    # No two hosts of one name have the same process id while both are there.
+    cgroup = (
+        systemd.Cgroup(f"{config.name}-{os.getpid()}", config.mountpoint)
+        if config.systemd
+        else None
+    )
     child = os.fork()
     if child:
         owner.sendall(f"{child}\n".encode())
-        owner.close()
-        os.waitpid(child, 0)
+        if cgroup is None:
+            owner.close()
+            os.waitpid(child, 0)
+        else:
+            _wait_for_end(child, owner, outlives_owner=config.outlives_owner)
+            cgroup.remove()
         return
+    if cgroup is not None:
+        syscalls.die_with_parent()
+        cgroup.enter()
     os.setsid()
     os.environ.clear()
     os.environ["PATH"] = config.search_path

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import signal
 import struct
 from pathlib import Path
 
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
@@ -23,6 +25,8 @@ MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MNT_DETACH = 0x2
+
+_PR_SET_PDEATHSIG = 1
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
@@ -55,6 +59,16 @@ def sethostname(name: str) -> None:
     """Name the UTS namespace."""
     raw = name.encode()
     _check(_libc.sethostname(raw, len(raw)), "sethostname")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that made it ends; over exec as well."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "prctl")
+
+
+def unmount(target: str) -> None:
+    """Take what is mounted there out of sight; whoever has it open still reaches it."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH), target)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:

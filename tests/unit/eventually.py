@@ -18,9 +18,9 @@ async def eventually(check: Callable[[], object]) -> None:
         await asyncio.sleep(_LOOK_EVERY)
 
 
-def wait_until(check: Callable[[], object]) -> None:
-    """Do the same where there is no event loop."""
-    deadline = time.monotonic() + _WITHIN
+def wait_until(check: Callable[[], object], within: float = _WITHIN) -> None:
+    """Do the same where there is no event loop, within so many seconds."""
+    deadline = time.monotonic() + within
     while not check():
-        assert time.monotonic() < deadline, f"not within {_WITHIN:g} s"
+        assert time.monotonic() < deadline, f"not within {within:g} s"
         time.sleep(_LOOK_EVERY)
