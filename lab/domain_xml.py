@@ -32,6 +32,7 @@ def domain_xml(
     dirty: int = 0,
     devices: str = "",
     metadata: str = "",
+    agent: bool = False,
 ) -> str:
     """Write the XML of a lab guest.
 
@@ -49,8 +50,9 @@ def domain_xml(
         dirty: MiB of memory that it dirties in a second.
         devices: More XML for its <devices>.
         metadata: What its user says to Entourage about it, in TOML.
+        agent: Whether QEMU's guest agent runs in it, which can be asked to run `/bin/notice`.
     """
-    image = guest_image()
+    image = guest_image(agent=agent)
     domain = ET.Element("domain", type="qemu")  # TCG, on every machine
     for tag, text in (
         ("name", name),
@@ -92,6 +94,9 @@ def domain_xml(
         backend = ET.SubElement(part, "backend", type="emulator", version="2.0")
         if tpm_secret:
             ET.SubElement(backend, "encryption", secret=tpm_secret)
+    if agent:
+        part = ET.SubElement(parts, "channel", type="unix")
+        ET.SubElement(part, "target", type="virtio", name="org.qemu.guest_agent.0")
     part = ET.SubElement(parts, "serial", type="file")
     ET.SubElement(part, "source", path=f"/var/log/libvirt/{name}.serial")
     ET.SubElement(parts, "memballoon", model="none")

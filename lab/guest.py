@@ -165,6 +165,18 @@ class Guest:
         """Count the TPM's counter up by one."""
         return _tpm(self.request("nv-inc", timeout))
 
+    def notices(self) -> list[str]:
+        """How `/bin/notice` was called, by the guest's agent, since the guest was booted."""
+        return self.request("notices")["notices"].split(",")[:-1]
+
+    def refuse(self, *, refuses: bool = True) -> None:
+        """Have that program say no to whatever is about to become of the guest, or yes again."""
+        self.request("refuse" if refuses else "agree")
+
+    def clock(self) -> int:
+        """Ask for the guest's time, in seconds since 1970."""
+        return int(self.request("clock")["clock"])
+
     def poweroff(self) -> None:
         """Have the guest switch itself off."""
         self.request("poweroff")

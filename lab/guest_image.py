@@ -14,9 +14,13 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab.host import REPOSITORY
 from lab.kernel import Kernel, merge_lib, modules
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CACHE = REPOSITORY / ".cache"
 PUBLIC = Path("/var/tmp/entourage-guest")
@@ -28,9 +32,15 @@ _METAPACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual")
 
 MODULES = (
     *("virtio_pci", "virtio_net", "virtio_blk", "virtio_scsi", "virtio_rng"),
-    *("nvme", "sd_mod"),
+    *("nvme", "sd_mod", "virtio_console"),
 )
 """What a lab guest has drivers for; what they depend on comes along."""
+
+# Of a kernel whose modules were taken; with others it is taken anew.
+_COMPLETE = f"complete-{hashlib.sha256(repr(MODULES).encode()).hexdigest()[:8]}"
+_AGENT = "qemu-guest-agent"
+_AGENT_PROGRAM = "usr/sbin/qemu-ga"
+_NOTICE = _HERE / "guest_notice.sh"
 
 
 @dataclass(frozen=True)
@@ -45,14 +55,16 @@ class GuestImageError(RuntimeError):
     """The guest's kernel could not be fetched or unpacked."""
 
 
-def guest_image() -> GuestImage:
-    """Return the image, made now if this version of it was not yet."""
+def guest_image(*, agent: bool = False) -> GuestImage:
+    """Return the image, made now if this version of it was not yet; with QEMU's guest agent?"""
     directory = CACHE / "guest"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kernel = _kernel(directory)
         initrd = _initramfs(kernel, directory)
+        if agent:
+            initrd = _with_agent(initrd, directory)
         return GuestImage(
             _for_everyone(kernel / "vmlinuz", f"vmlinuz-{kernel.name}"),
             _for_everyone(initrd, initrd.name),
@@ -77,7 +89,7 @@ def _for_everyone(path: Path, name: str) -> Path:
 def _kernel(directory: Path) -> Path:
     """Return the folder of the kernel that was fetched last; fetch the newest if none was."""
     present = sorted(
-        directory.glob("linux-image-*/complete"), key=lambda path: path.stat().st_mtime
+        directory.glob(f"linux-image-*/{_COMPLETE}"), key=lambda path: path.stat().st_mtime
     )
     if present:
         return present[-1].parent
@@ -92,7 +104,7 @@ def _kernel(directory: Path) -> Path:
         found = Kernel.found(root)
         shutil.copy(found.image, place / "vmlinuz")
         _take_modules(found, root, place / "modules")
-        (place / "complete").touch()
+        (place / _COMPLETE).touch()
     return place
 
 
@@ -106,6 +118,11 @@ def _download(scratch: Path) -> list[Path]:
         raise GuestImageError(f"apt knows no {' nor '.join(_METAPACKAGES)}; run: apt-get update")
     version = images[0].removeprefix("linux-image-")
     names = [images[0], *(name for name in _depends(images[0]) if name.endswith(f"-{version}"))]
+    return _fetch(names, scratch)
+
+
+def _fetch(names: Sequence[str], scratch: Path) -> list[Path]:
+    """Fetch packages of the release."""
     # As root, apt would hand the download to a user who may not write here.
     options = ["-o", "APT::Sandbox::User=root", "-q"]
     fetched = subprocess.run(
@@ -169,6 +186,39 @@ def _initramfs(kernel: Path, directory: Path) -> Path:
     scratch.write_bytes(archive.finish())
     scratch.rename(path)
     return path
+
+
+def _with_agent(initrd: Path, directory: Path) -> Path:
+    """Return the archive with QEMU's guest agent and a program that it is to run, `/bin/notice`.
+
+    The agent is the release's. What it is linked with is this machine's, which has QEMU.
+    """
+    digest = hashlib.sha256(initrd.name.encode() + _NOTICE.read_bytes())
+    path = directory / f"initramfs-agent-{digest.hexdigest()[:16]}.cpio"
+    if path.exists():
+        return path
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        [package] = _fetch([_AGENT], Path(scratch))
+        subprocess.run(["dpkg-deb", "-x", str(package), scratch], check=True)
+        program = Path(scratch, _AGENT_PROGRAM)
+        linked = subprocess.run(["ldd", program], check=True, capture_output=True, text=True)
+        # Lines as "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)" and "/lib64/ld-… (0x…)".
+        words = [word for word in linked.stdout.split() if word.startswith("/")]
+        files = {_AGENT_PROGRAM: program, **{word.lstrip("/"): Path(word) for word in words}}
+        archive = Cpio()
+        for folder in sorted({str(parent) for name in files for parent in Path(name).parents}):
+            if folder != ".":
+                archive.add(folder, 0o040755)
+        for name, file in files.items():
+            archive.add(name, 0o100755, file.read_bytes())
+    archive.add("bin/notice", 0o100755, _NOTICE.read_bytes())
+    # By which the agent sets the clock that goes on without power.
+    archive.add("sbin", 0o040755)
+    archive.add("sbin/hwclock", 0o120777, b"/bin/busybox")
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    # The kernel unpacks one archive after the other.
+    unfinished.write_bytes(initrd.read_bytes() + archive.finish())
+    return unfinished.rename(path)
 
 
 class Cpio:

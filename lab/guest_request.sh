@@ -87,6 +87,16 @@ case $request in
         rm -f /run/paused
         report_status
         ;;
+    clock) echo "clock=$(date +%s)" ;;
+    notices)
+        told=
+        [ -e /run/notices ] && while read -r line; do told="$told$line,"; done </run/notices
+        echo "notices=$told"
+        ;;
+    refuse | agree)
+        [ "$request" = refuse ] && touch /run/refuses || rm -f /run/refuses
+        echo "ok=1"
+        ;;
     poweroff | reboot)
         echo "ok=1"
         (usleep 50000; "$request" -f) >/dev/null 2>&1 &

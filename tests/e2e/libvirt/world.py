@@ -65,6 +65,7 @@ class LibvirtWorld(World):
     kept: ClassVar = (*KEPT, *MADE_ONCE, *OF_STAND_INS)
     devices: ClassVar = ""
     tpm_secret: ClassVar = ""
+    agent: ClassVar = False
     extra: str = ""
 
     @classmethod
@@ -105,6 +106,7 @@ class LibvirtWorld(World):
             tpm_secret=self.tpm_secret,
             devices=self.devices,
             metadata=extra,
+            agent=self.agent,
         )
         self.here.path(file).write_text(text)
         return file

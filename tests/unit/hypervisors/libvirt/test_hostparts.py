@@ -51,7 +51,12 @@ def test_an_ordinary_guest_needs_no_settings() -> None:
 def test_nor_does_the_labs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel lies in this repository, which the lab's settings name."""
     image = SimpleNamespace(kernel="/usr/share/k", initrd="/usr/share/i")
-    monkeypatch.setattr(lab_xml, "guest_image", lambda: image)
+
+    def guest_image(*, agent: bool) -> SimpleNamespace:
+        assert not agent
+        return image
+
+    monkeypatch.setattr(lab_xml, "guest_image", guest_image)
     text = lab_xml.domain_xml("web1", disks=[Disk(f"{IMAGES}/web1.qcow2", "qcow2")])
     domain = read_domain(text)
     assert Allowed(AgentSettings()).not_allowed(domain, "b", built=False, parts=parts(text)) == []
