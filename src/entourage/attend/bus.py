@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import socket
@@ -88,8 +89,6 @@ class Bus:
         helper: Who is called.
         owner: The user whom QEMU runs as, by number: no other but root may connect.
 
-    Attributes:
-        connection: The descriptor of the last client's connection; -1 where none has come.
     """
 
     def __init__(self, path: Path, helper: Helper, owner: int) -> None:
@@ -98,8 +97,12 @@ class Bus:
         self._owner = owner
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
-        self._connected = 0
-        self.connection = -1
+        self._connections: list[int] = []  # the descriptors of those that are on the bus
+
+    @property
+    def connection(self) -> int:
+        """The descriptor of the connection of who came last of those on the bus; -1: nobody is."""
+        return self._connections[-1] if self._connections else -1
 
     async def open(self) -> None:
         """Listen; what an earlier process has left at the socket's path is replaced.
@@ -130,22 +133,22 @@ class Bus:
             _log.warning("%s: user %d, or one client more, was let go", self._path, user)
             writer.close()
             return
-        self.connection = writer.get_extra_info("socket").fileno()
-        conversation = converse(self._helper, reader, writer, self._on_bus)
+        on_bus = functools.partial(self._on_bus, writer.get_extra_info("socket").fileno())
+        conversation = converse(self._helper, reader, writer, on_bus)
         task = asyncio.get_running_loop().create_task(conversation)
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
     @contextlib.contextmanager
-    def _on_bus(self) -> Generator[None]:
+    def _on_bus(self, connection: int) -> Generator[None]:
         """A client is on the bus: a second one that leaves is not the end of the first."""
-        self._connected += 1
+        self._connections.append(connection)
         self._helper.connected()
         try:
             yield
         finally:
-            self._connected -= 1
-            if not self._connected:
+            self._connections.remove(connection)
+            if not self._connections:
                 self._helper.gone()
 
 

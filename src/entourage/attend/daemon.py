@@ -73,6 +73,7 @@ class Daemon:
         self._departures: dict[asyncio.Task[None], Departure] = {}
         self._arrivals: dict[asyncio.Task[None], Arrival] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._kept: list[asyncio.Event] = []
         self._to_be_looked_at: dict[str, asyncio.TimerHandle] = {}
         self._ended = asyncio.Event()
         self._failed: BaseException | None = None
@@ -119,7 +120,9 @@ class Daemon:
         )
         notify("READY=1\nSTATUS=looks for domains")
         for uuid, nonce, connection in kept.given():
-            self._start(kept.answer(self._settings, uuid, nonce, connection))
+            settled = asyncio.Event()
+            self._kept.append(settled)
+            self._start(kept.answer(self._settings, uuid, nonce, connection, settled))
         for work in (self._follow(), self._settling.run()):
             self._start(work).add_done_callback(self._cannot_go_on)
         try:
@@ -133,6 +136,7 @@ class Daemon:
     async def _stop(self) -> None:
         under_way = [task for task, each in self._departures.items() if each.interrupt()]
         under_way += [task for task, each in self._arrivals.items() if each.in_the_air]
+        under_way += [self._start(each.wait()) for each in self._kept if not each.is_set()]
         if under_way:
             await asyncio.wait(under_way, timeout=_COMES_BACK_WITHIN)
         for planned in self._to_be_looked_at.values():

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -39,12 +40,13 @@ def keep(uuid: str, nonce: str, connection: int) -> None:
         nonce: The migration's.
         connection: Its descriptor.
     """
-    notify(f"FDSTORE=1\nFDNAME={uuid}-{nonce}", (connection,))
+    if not notify(f"FDSTORE=1\nFDNAME={uuid}-{nonce}", (connection,), at_once=True):
+        _log.error("%s is lost if this daemon ends before it runs: systemd does not keep it", uuid)
 
 
 def forget(uuid: str, nonce: str) -> None:
     """Have systemd keep it no longer."""
-    notify(f"FDSTOREREMOVE=1\nFDNAME={uuid}-{nonce}")
+    notify(f"FDSTOREREMOVE=1\nFDNAME={uuid}-{nonce}", at_once=True)
 
 
 def given() -> list[tuple[str, str, socket.socket]]:
@@ -70,10 +72,12 @@ class Answering:
 
     Args:
         nonce: The migration's.
+        on_load: Called as the guest is let run.
     """
 
-    def __init__(self, nonce: str) -> None:
+    def __init__(self, nonce: str, on_load: Callable[[], None]) -> None:
         self._state = state_of(nonce)
+        self._on_load = on_load
 
     async def check_expected(self) -> None:
         """It asks who has state."""
@@ -86,6 +90,7 @@ class Answering:
         """All of it is here."""
         if state != self._state:
             raise HypervisorError("it is the state of another migration")
+        self._on_load()
 
     def connected(self) -> None:
         """It was, long before."""
@@ -94,25 +99,34 @@ class Answering:
         """It has loaded, or its object was removed."""
 
 
-async def answer(settings: Settings, uuid: str, nonce: str, connection: socket.socket) -> None:
+async def answer(
+    settings: Settings, uuid: str, nonce: str, connection: socket.socket, settled: asyncio.Event
+) -> None:
     """Answer what QEMU still asks on a connection, until it goes away.
+
+    Where this ends before, as with the daemon, systemd keeps the connection for the next one.
 
     Args:
         settings: This host's.
         uuid: The domain's.
         nonce: The migration's.
-        connection: It is closed afterwards, for all that have it.
+        connection: It is closed afterwards: for all that have it, once QEMU needs it no more.
+        settled: Set once QEMU needs no answer any more, or gets none from here.
     """
+    over = False
     try:
         if _is_decided(settings, uuid):
             _log.info("%s: its QEMU is answered, though the daemon was started anew", uuid)
             reader, writer = await asyncio.open_unix_connection(sock=connection)
-            await converse(Answering(nonce), reader, writer, resumed=True)
+            await converse(Answering(nonce, settled.set), reader, writer, resumed=True)
+        over = True
     finally:
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        if over or settled.is_set():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            forget(uuid, nonce)
         connection.close()
-        forget(uuid, nonce)
+        settled.set()
 
 
 def _is_decided(settings: Settings, uuid: str) -> bool:

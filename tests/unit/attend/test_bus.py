@@ -132,11 +132,20 @@ async def test_state_goes_from_one_qemu_to_the_other(tmp_path: Path) -> None:
     assert there.loaded == [b"\0\1nonce"]
 
 
-@pytest.mark.parametrize("decided", [True, False])
+@pytest.mark.parametrize(("decided", "interrupted"), [(True, False), (True, True), (False, False)])
 async def test_qemu_is_answered_after_its_daemon_has_died(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, decided: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, decided: bool, interrupted: bool
 ) -> None:
-    """By the next one, which systemd gives the connection; only where the guest is this host's."""
+    """By the next one, which systemd gives the connection; only where the guest is this host's.
+
+    Where that one ends as well before it was asked, by the one after it.
+    """
+    forgotten: list[str] = []
+
+    def forget(uuid: str, _nonce: str) -> None:
+        forgotten.append(uuid)
+
+    monkeypatch.setattr(kept, "forget", forget)
     nonce, stream = "0" * 32, tmp_path / "stream"
     settings = Settings(paths=PathSettings(run=str(tmp_path / "run"), state=str(tmp_path)))
     arrived(tmp_path / "journal.db", Record.GO if decided else Record.NEVER)
@@ -155,7 +164,15 @@ async def test_qemu_is_answered_after_its_daemon_has_died(
         await first.close()
         [(uuid, known, connection)] = kept.given()
         assert (uuid, known) == (UUID, nonce)
-        answering = asyncio.create_task(kept.answer(settings, uuid, known, connection))
+        if interrupted:
+            copy = connection.dup()
+            ended = answering_on(settings, nonce, copy)
+            for _ in range(50):  # it reads by then
+                await asyncio.sleep(0)
+            ended.cancel()
+            await asyncio.wait({ended})
+            assert not forgotten
+        answering = answering_on(settings, nonce, connection)
         if not decided:
             await answering
         await target.ask("migrate-incoming", uri=f"exec:cat {stream}")
@@ -166,6 +183,12 @@ async def test_qemu_is_answered_after_its_daemon_has_died(
                 assert await target.process.wait()
     await answering
     assert helper.loaded == []
+    assert forgotten == [UUID]
+
+
+def answering_on(settings: Settings, nonce: str, connection: socket.socket) -> asyncio.Task[None]:
+    settled = asyncio.Event()
+    return asyncio.create_task(kept.answer(settings, UUID, nonce, connection, settled))
 
 
 def arrived(path: Path, record: Record) -> None:
@@ -215,6 +238,21 @@ def test_a_connection_is_given_to_systemd(tmp_path: Path, monkeypatch: pytest.Mo
             assert ours.recv(1) == b"x"
         kept.forget(UUID, "0" * 32)
         assert systemd.recv(4096).decode() == f"FDSTOREREMOVE=1\nFDNAME={UUID}-{'0' * 32}"
+
+
+def test_a_connection_that_is_not_kept_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is it waited for where systemd does not read: its guest stands still."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    kept.keep(UUID, "0" * 32, 0)
+    assert "is lost if this daemon ends" in caplog.text
+    caplog.clear()
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        while not caplog.text:
+            kept.keep(UUID, "0" * 32, theirs.fileno())
 
 
 async def test_a_load_that_is_refused_fails_the_migration(tmp_path: Path) -> None:
@@ -309,18 +347,31 @@ def test_the_user_is_whom_the_kernel_says() -> None:
 async def test_a_second_client_that_leaves_is_not_the_end(tmp_path: Path) -> None:
     """A QEMU that is given its object anew is on the bus twice for a moment."""
     helper = Recording()
-    async with bus(tmp_path / "a", helper), qemu(tmp_path / "a") as first:
-        await helper.on_bus.wait()
-        helper.on_bus.clear()
-        async with qemu(tmp_path / "a"):
+    async with bus(tmp_path / "a", helper) as one:
+        async with qemu(tmp_path / "a") as first:
             await helper.on_bus.wait()
-        helper.on_bus.clear()
-        async with qemu(tmp_path / "a"):
-            await helper.on_bus.wait()  # by then the second one has left
-        await first.ask("query-status")
-        assert not helper.left.is_set()
-    async with asyncio.timeout(10):
-        await helper.left.wait()
+            helper.on_bus.clear()
+            connection = one.connection
+            async with qemu(tmp_path / "a"):
+                await helper.on_bus.wait()
+                assert one.connection not in {-1, connection}
+            helper.on_bus.clear()
+            async with qemu(tmp_path / "a"):
+                await helper.on_bus.wait()  # by then the second one has left
+            await first.ask("query-status")
+            assert not helper.left.is_set()
+        async with asyncio.timeout(10):
+            await helper.left.wait()
+        assert one.connection == -1
+
+
+async def test_who_is_not_let_in_is_not_whose_connection_is_kept(tmp_path: Path) -> None:
+    async with bus(tmp_path / "a", Recording()) as one:
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "a")
+        writer.write(b"\0AUTH EXTERNAL 30\r\n")
+        assert (await reader.readline()).startswith(b"OK")
+        assert one.connection == -1
+        writer.close()
 
 
 async def test_words_that_cannot_be_read_end_the_call(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from entourage.attend import control
+from entourage.attend import control, kept
 from entourage.attend import daemon as module
 from entourage.attend import settling as settling_module
 from entourage.attend.backoff import Backoff
@@ -138,6 +138,28 @@ async def test_one_that_is_stopped_ends_well(host: Host) -> None:
         host.daemon.end()
         async with asyncio.timeout(10):
             await task
+
+
+async def test_a_guest_that_is_in_the_air_is_waited_for(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection was kept as the last daemon died: it would be lost with this one."""
+    asked: list[asyncio.Event] = []
+
+    async def answer(*given: Any) -> None:
+        asked.append(given[-1])
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(kept, "given", lambda: [(UUID, "0" * 32, None)])
+    monkeypatch.setattr(kept, "answer", answer)
+    async with running(host) as task, asyncio.timeout(10):
+        await eventually(lambda: asked)
+        host.daemon.end()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not task.done()
+        asked[0].set()
+        await task
 
 
 async def test_a_domain_that_is_told_of_is_looked_at(host: Host) -> None:
