@@ -269,7 +269,7 @@ class Daemon:
                     await self._waits_for_stream(asked.xml)
                     return Answered()
                 case Asked(hook=(_, operation, *_)) if operation in _GONE:
-                    self._gone(asked.xml)
+                    await self._gone(asked.xml)
                     return Answered()
                 case Asked(off=name) if name:
                     return Answered(done=await self._domains.switch(name, off=True))
@@ -286,7 +286,7 @@ class Daemon:
         Raises:
             EntourageError: It may not.
         """
-        coming = self._toolstack.arriving(xml)
+        coming = await self._toolstack.arriving(xml)
         note = coming.note
         if note is None:
             return Answered()
@@ -340,7 +340,7 @@ class Daemon:
 
     async def _waits_for_stream(self, said: str) -> None:
         """The QEMU of a domain that comes has started, of a toolstack whose hook says so."""
-        one = self._domains.get(self._toolstack.arriving(said).uuid)
+        one = self._domains.get((await self._toolstack.arriving(said)).uuid)
         if one is None or (target := one.target) is None:
             return
         try:
@@ -350,8 +350,8 @@ class Daemon:
             target.end(f"its QEMU was not given its object: {error}")
             raise
 
-    def _gone(self, xml: str) -> None:
-        coming = self._toolstack.arriving(xml)
+    async def _gone(self, xml: str) -> None:
+        coming = await self._toolstack.arriving(xml)
         one = self._domains.get(coming.uuid.lower())
         if one is not None and one.target is not None:
             one.target.end("libvirt has ended its machine")

@@ -150,7 +150,7 @@ class StandInToolstack:
     async def remove_object(self, uuid: str) -> None:
         self.objects = []
 
-    def arriving(self, description: str) -> Arriving:
+    async def arriving(self, description: str) -> Arriving:
         if not description:
             raise HypervisorError("no XML")
         return self.coming

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import subprocess
+import threading
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from entourage.errors import HypervisorError
+from entourage.hypervisors.attended import proxmox, proxmox_files
 from entourage.hypervisors.attended.proxmox import ProxmoxToolstack
+from entourage.hypervisors.attended.proxmox_notes import Notes
 from entourage.hypervisors.attended.toolstack import Note, Shown
 
 UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
@@ -145,12 +150,12 @@ async def test_a_note_is_every_nodes(node: Node) -> None:
     note = Note(host="a", nonce="00ff")
     await node.stack.write_note(UUID, note)
     there = ProxmoxToolstack(node.place / "etc", node.place / "run", "b")
-    coming = there.arriving('{"vmid": "101", "source": "a"}')
+    coming = await there.arriving('{"vmid": "101", "source": "a"}')
     assert await there.note(UUID) == note
     assert (coming.name, coming.uuid, coming.note) == ("vm1", UUID, note)
     await node.stack.write_note(UUID, None)
     assert await node.stack.note(UUID) is None
-    assert there.arriving('{"vmid": "101", "source": "a"}').note is None
+    assert (await there.arriving('{"vmid": "101", "source": "a"}')).note is None
 
 
 async def test_a_note_of_an_earlier_vm_or_node_is_none(node: Node) -> None:
@@ -161,7 +166,7 @@ async def test_a_note_of_an_earlier_vm_or_node_is_none(node: Node) -> None:
     text = path.read_text()
     for other in (text.replace("0c5e", "1c5e"), text.replace('"a"', '"b"')):
         path.write_text(other)
-        assert node.stack.arriving('{"vmid": "101", "source": "a"}').note is None
+        assert (await node.stack.arriving('{"vmid": "101", "source": "a"}')).note is None
 
 
 @pytest.mark.parametrize("gone", ["off", "removed", "another"])
@@ -197,12 +202,127 @@ async def test_another_nodes_notes_are_its_own(node: Node) -> None:
 
 
 async def test_users_are_told_of_qm(node: Node) -> None:
+    """Which refuses a VM whose configuration is locked, or is another node's."""
     node.has()
     domain = await node.stack.read(UUID)
     told = await node.stack.commands(domain)
-    assert (told.see, told.resume, told.end) == ("qm status 101", "qm resume 101", "qm stop 101")
+    assert told.see == "qm status 101"
+    assert (told.resume, told.abort) == ("qm unlock 101 && qm resume 101",) * 2
+    assert told.end == "qm unlock 101 && qm stop 101"
     (node.place / "etc/nodes/a/qemu-server/101.conf").unlink()
-    assert (await node.stack.commands(domain)).end == "qm stop VMID"
+    assert (await node.stack.commands(domain)).end == "qm unlock VMID && qm stop VMID"
+    node.has("b")
+    told = await node.stack.commands(domain)
+    where = "  # on b, which has its configuration"
+    assert told.see == f"qm status 101{where}"
+    assert told.resume == f"qm unlock 101 && qm resume 101{where}"
+    assert told.end == f"kill $(cat {node.place}/run/101.pid)"
+
+
+@pytest.mark.parametrize("what", ["iterdir", "read_text"])
+async def test_a_cluster_whose_process_has_ended_is_told(
+    node: Node, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """And is not taken for one without VMs."""
+    node.has()
+    domain = await node.stack.read(UUID)
+
+    def ended(path: Path, **_how: str) -> str:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+
+    monkeypatch.setattr(Path, what, ended)
+    for asked in (
+        node.stack.shown(UUID),
+        node.stack.running(),
+        node.stack.read(UUID),
+        node.stack.migrates(UUID),
+    ):
+        with pytest.raises(HypervisorError, match="not connected") as told:
+            await asked
+        assert told.value.remedy
+    assert (await node.stack.commands(domain)).see == "qm status VMID"
+
+
+async def test_what_changes_is_heard_when_the_cluster_is_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxmox, "_LOOK_EVERY", 0)
+    node.has()
+    changes, failed, seen = node.stack.changes(), asyncio.Event(), Path.iterdir
+    loop = asyncio.get_running_loop()
+
+    def ended(path: Path) -> Generator[Path]:
+        loop.call_soon_threadsafe(failed.set)
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+
+    assert await anext(changes) == ""
+    monkeypatch.setattr(Path, "iterdir", ended)
+    heard = asyncio.ensure_future(anext(changes))
+    await failed.wait()
+    monkeypatch.setattr(Path, "iterdir", seen)
+    async with asyncio.timeout(10):
+        assert await heard == UUID
+
+
+async def test_a_cluster_that_hangs_is_read_in_a_thread(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all the daemon's guests would wait for it."""
+    monkeypatch.setattr(proxmox_files, "ANSWERS_WITHIN", 0.01)
+    node.has()
+    back = threading.Event()
+
+    def hangs(_path: Path, **_how: str) -> str:
+        back.wait()
+        raise OSError
+
+    monkeypatch.setattr(Path, "iterdir", hangs)
+    monkeypatch.setattr(Path, "read_text", hangs)
+    try:
+        for asked in (node.stack.running(), node.stack.arriving('{"vmid": "101", "source": "a"}')):
+            with pytest.raises(HypervisorError, match="has not answered"):
+                await asked
+    finally:
+        back.set()
+
+
+async def test_a_note_that_was_given_up_does_not_replace_a_later_one(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes it goes on once the cluster's file system does."""
+    node.has()
+    await node.stack.write_note(UUID, None)
+    back, write = threading.Event(), Path.write_bytes
+
+    def hangs(path: Path, data: bytes) -> int:
+        if b"00ff" in data:
+            back.wait()
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", hangs)
+    with monkeypatch.context() as patched:
+        patched.setattr(proxmox_files, "ANSWERS_WITHIN", 0.01)
+        with pytest.raises(HypervisorError, match="has not answered"):
+            await node.stack.write_note(UUID, Note(host="a", nonce="00ff"))
+    later = Note(host="a", nonce="11ff")
+    writing = asyncio.create_task(node.stack.write_note(UUID, later))
+    await node.stack.note(UUID)  # by then it would be written, were it not for the first
+    back.set()
+    await writing
+    assert await node.stack.note(UUID) == later
+
+
+def test_a_note_that_was_written_anew_is_not_cleared(tmp_path: Path) -> None:
+    """By the other node, which has the VM meanwhile."""
+    notes, later = Notes(tmp_path), Note(host="b", nonce="11ff")
+    notes.write("101", UUID, Note(host="a", nonce="00ff"))
+
+    def stays(vmid: str, uuid: str) -> bool:
+        notes.write(vmid, uuid, later)
+        return False
+
+    notes.clear("a", stays)
+    assert notes.read("101", UUID) == later
 
 
 @pytest.mark.parametrize(
@@ -252,7 +372,7 @@ async def test_its_agent_is_asked_for(node: Node, status: int, found: int) -> No
 async def test_what_the_hookscript_cannot_mean(node: Node, said: str) -> None:
     node.has()
     with pytest.raises(HypervisorError):
-        node.stack.arriving(said)
+        await node.stack.arriving(said)
 
 
 async def test_two_of_one_uuid_cannot_be_told_apart(node: Node) -> None:

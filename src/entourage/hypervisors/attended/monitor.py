@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from entourage.errors import HypervisorError
+from entourage.hosts.programs import kill
 
 
 class _Fault(msgspec.Struct, frozen=True):
@@ -33,9 +34,7 @@ async def by_qm(vmid: str, command: str) -> str:
     try:
         said, _ = await process.communicate(f"{command}\nquit\n".encode())
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await kill(process)
     lines = [
         line.replace("qm> ", "").strip() for line in said.decode(errors="replace").splitlines()
     ]

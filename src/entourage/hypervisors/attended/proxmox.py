@@ -22,18 +22,18 @@ import contextlib
 import itertools
 import re
 import socket as sockets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn, ParamSpec, TypeVar
+from typing import Final, NoReturn
 
 import msgspec
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, plain_words, what_to_do
-from entourage.hosts.threads import in_thread
 from entourage.hypervisors.attended.monitor import by_qm, by_socket
 from entourage.hypervisors.attended.proxmox_agent import QmGuestAgent
+from entourage.hypervisors.attended.proxmox_files import ANSWERS_WITHIN, ClusterFiles
 from entourage.hypervisors.attended.proxmox_notes import Notes, refused
 from entourage.hypervisors.attended.switchover import ID
 from entourage.hypervisors.attended.toolstack import (
@@ -50,9 +50,6 @@ _VMID: Final = re.compile(r"[1-9][0-9]{2,8}")
 _NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LOOK_EVERY = 2.0  # seconds, at all configurations
-Result = TypeVar("Result")
-Given = ParamSpec("Given")
-_ANSWERS_WITHIN = 40.0  # seconds: QEMU may be deaf for 25
 _MEBI = 1 << 20
 _NOTHING = MemoryProgress(remaining=0, total=0, dirty_rate=0.0, rate=0.0, iteration=0)
 
@@ -153,12 +150,16 @@ class ProxmoxToolstack:
         self._run = run
         self._host = node or sockets.gethostname()
         self._node = self._host.partition(".")[0]
+        self._files = ClusterFiles()
         self._notes = Notes(etc / "priv" / "entourage")
 
     # What is shown
 
     async def running(self) -> Sequence[str]:
         """The UUIDs of all VMs that run on this node."""
+        return await self._files.ask(self._running)
+
+    def _running(self) -> list[str]:
         return [vm.uuid for vm in self._all(self._node) if vm.uuid and self._runs(vm)]
 
     async def read(self, uuid: str) -> Domain:
@@ -174,7 +175,7 @@ class ProxmoxToolstack:
         while True:
             await asyncio.sleep(_LOOK_EVERY)
             try:
-                now = await _in_time(self._seen)
+                now = await self._files.ask(self._seen)
             except HypervisorError:
                 continue  # the cluster's file system comes back
             for uuid in sorted({*now, *known}):
@@ -189,7 +190,8 @@ class ProxmoxToolstack:
     async def shown(self, uuid: str) -> Shown:
         """A VM's state here."""
         # Twice: a VM that goes from node to node meanwhile may be seen under neither.
-        if not (await _in_time(self._having, uuid) or await _in_time(self._having, uuid)):
+        ask = self._files.ask
+        if not (await ask(self._having, uuid) or await ask(self._having, uuid)):
             return Shown.ABSENT
         vm = await self._found(uuid)
         here = vm.node == self._node
@@ -218,11 +220,18 @@ class ProxmoxToolstack:
 
     async def commands(self, domain: Domain) -> Commands:
         """Of ``qm``, which knows a VM by its number."""
-        vmid = "VMID"
+        vmid, node = "VMID", self._node
         with contextlib.suppress(HypervisorError):
-            vmid = (await self._found(domain.uuid or "")).vmid
-        resume, end = f"qm resume {vmid}", f"qm stop {vmid}"
-        return Commands(see=f"qm status {vmid}", resume=resume, end=end, abort=resume)
+            vm = await self._found(domain.uuid or "")
+            vmid, node = vm.vmid, vm.node
+        # While its configuration says ``lock: migrate``, qm neither resumes nor stops it.
+        resume, end = (f"qm unlock {vmid} && qm {word} {vmid}" for word in ("resume", "stop"))
+        where = ""
+        if node != self._node:  # qm knows no other node's; there it would end the other copy
+            where = f"  # on {node}, which has its configuration"
+            end = f"kill $(cat {self._run}/{vmid}.pid)"
+        resume += where
+        return Commands(see=f"qm status {vmid}{where}", resume=resume, end=end, abort=resume)
 
     def guest_agent(self, domain: Domain) -> QmGuestAgent:
         """By ``qm``, which has a way to it."""
@@ -264,11 +273,11 @@ class ProxmoxToolstack:
             if note is None:
                 return
             raise
-        await _in_time(self._notes.write, vm.vmid, uuid, note)
+        await self._files.do(self._notes.write, vm.vmid, uuid, note)
 
     async def clear_notes(self) -> None:
         """Remove this node's notes of VMs that were ended here, or removed altogether."""
-        await _in_time(self._notes.clear, self._host, self._note_stays)
+        await self._files.do(self._notes.clear, self._host, self._note_stays)
 
     def _note_stays(self, vmid: str, uuid: str) -> bool:
         """Whether a VM runs here, or is another node's now, which writes a note of its own."""
@@ -278,11 +287,11 @@ class ProxmoxToolstack:
     async def note(self, uuid: str) -> Note | None:
         """The note that is there; None where there is none."""
         vm = await self._found(uuid)
-        return await _in_time(self._notes.read, vm.vmid, uuid)
+        return await self._files.ask(self._notes.read, vm.vmid, uuid)
 
     # What the hookscript says
 
-    def arriving(self, description: str) -> Arriving:
+    async def arriving(self, description: str) -> Arriving:
         """What the hookscript was given: the VM's number, and the node that it comes from."""
         try:
             coming = msgspec.json.decode(description, type=_Said)
@@ -290,6 +299,9 @@ class ProxmoxToolstack:
             raise HypervisorError(f"what the hookscript says is not understood: {error}") from error
         if not _VMID.fullmatch(coming.vmid) or not _NODE.fullmatch(coming.source):
             raise HypervisorError("what the hookscript says names no VM, or no node")
+        return await self._files.ask(self._coming, coming)
+
+    def _coming(self, coming: _Said) -> Arriving:
         vm = self._read(coming.source, coming.vmid)
         if vm is None or not vm.uuid:
             raise HypervisorError(
@@ -308,8 +320,12 @@ class ProxmoxToolstack:
     # Below
 
     def _all(self, node: str = "") -> list[Vm]:
-        pattern = f"nodes/{node or '*'}/qemu-server/*.conf"
-        found = [self._read(path.parts[-3], path.stem) for path in self._etc.glob(pattern)]
+        """Not by a pattern: that takes what cannot be read for what is not there."""
+        nodes, paths = self._etc / "nodes", list[Path]()
+        for each in [nodes / node] if node else list(nodes.iterdir()):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                paths += (each / "qemu-server").iterdir()
+        found = [self._read(path.parts[-3], path.stem) for path in paths if path.suffix == ".conf"]
         return [vm for vm in found if vm is not None]
 
     def _read(self, node: str, vmid: str) -> Vm | None:
@@ -330,13 +346,15 @@ class ProxmoxToolstack:
     def _having(self, uuid: str) -> list[Vm]:
         """Those of the cluster that have a UUID; raises HypervisorError where it cannot be read."""
         nodes = self._etc / "nodes"
-        if not nodes.is_dir():
-            raise HypervisorError(f"{nodes} is not there", remedy="systemctl status pve-cluster")
-        return [vm for vm in self._all() if vm.uuid == uuid]
+        try:
+            return [vm for vm in self._all() if vm.uuid == uuid]
+        except FileNotFoundError as error:
+            why = f"{nodes} is not there"
+            raise HypervisorError(why, remedy="systemctl status pve-cluster") from error
 
     async def _found(self, uuid: str) -> Vm:
         """One VM; raises HypervisorError where there is none, or the cluster does not answer."""
-        return await _in_time(self._vm, uuid)
+        return await self._files.ask(self._vm, uuid)
 
     def _vm(self, uuid: str) -> Vm:
         found = self._having(uuid)
@@ -371,30 +389,10 @@ class ProxmoxToolstack:
     async def _told(self, vm: Vm, command: str) -> str:
         """What QEMU's monitor says to a command."""
         try:
-            async with asyncio.timeout(_ANSWERS_WITHIN):
+            async with asyncio.timeout(ANSWERS_WITHIN):
                 if vm.node == self._node:
                     return await by_qm(vm.vmid, command)
                 return await by_socket(self._run / f"{vm.vmid}.qmp", command)
         except (OSError, ValueError) as error:  # also where it takes too long
-            raise HypervisorError(
-                f"the monitor of VM {vm.vmid} cannot be asked: {plain_words(error)}",
-                remedy=what_to_do(error),
-            ) from error
-
-
-async def _in_time(
-    work: Callable[Given, Result], *args: Given.args, **named: Given.kwargs
-) -> Result:
-    """What the cluster's file system says; a process serves it, which may hang.
-
-    Raises:
-        HypervisorError: It does not answer.
-    """
-    try:
-        async with asyncio.timeout(_ANSWERS_WITHIN):
-            return await in_thread(work, *args, **named)
-    except TimeoutError:
-        raise HypervisorError(
-            f"the cluster's file system has not answered for {_ANSWERS_WITHIN:g} s",
-            remedy="systemctl status pve-cluster",
-        ) from None
+            why = f"the monitor of VM {vm.vmid} cannot be asked: {plain_words(error)}"
+            raise HypervisorError(why, remedy=what_to_do(error)) from error

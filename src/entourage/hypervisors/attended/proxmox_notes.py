@@ -83,7 +83,9 @@ class Notes:
         for path in self._place.glob("*.json"):
             with contextlib.suppress(HypervisorError):  # the next time, then
                 written = self._read(path)
-                if written and written.host == host and not stays(path.stem, written.uuid):
+                if written is None or written.host != host or stays(path.stem, written.uuid):
+                    continue
+                if self._read(path) == written:  # another host may have written meanwhile
                     self.write(path.stem, written.uuid, None)
 
 

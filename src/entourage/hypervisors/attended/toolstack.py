@@ -198,7 +198,7 @@ class Toolstack(Protocol):
         """The note that is there; None where there is none."""
         ...
 
-    def arriving(self, description: str) -> Arriving:
+    async def arriving(self, description: str) -> Arriving:
         """What a hook was given, about a domain that is about to come.
 
         Raises:

@@ -243,7 +243,7 @@ class LibvirtToolstack:
         text = await self._asked(lambda c: c.raw.lookupByUUIDString(uuid).XMLDesc(0))
         return attending.arriving(text).note
 
-    def arriving(self, description: str) -> Arriving:
+    async def arriving(self, description: str) -> Arriving:
         """What the hook was given: the domain's XML."""
         return attending.arriving(description)
 
