@@ -280,7 +280,13 @@ class Controller(Generic[Spec]):
         """
 
     async def arrived(self, there: There) -> None:
-        """The guest runs here now. Called on the target without being asked."""
+        """The guest runs here now. Called on the target without being asked.
+
+        Until every device has done this, neither host's journal says that it does.
+        """
+
+    async def finish_arrival(self, there: There) -> None:
+        """Both hosts may know that the guest runs here: finish what ``arrived`` has only begun."""
 
 
 AnyController: TypeAlias = Controller[Any]

@@ -8,6 +8,7 @@ fails before keeps the guest where it is.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -55,6 +56,7 @@ class NoticeController(Controller[Notice]):
         super().__init__(device)
         self._told = False
         self._source = ""  # on the target
+        self._telling: asyncio.Task[None] | None = None  # the same
 
     def memo(self) -> dict[str, Any]:
         """That it may have been told: it is told that it stays, then."""
@@ -107,10 +109,17 @@ class NoticeController(Controller[Notice]):
             await _tell(agent.run(self.device.program, ("back", here.target)), "it stayed")
 
     async def arrived(self, there: There) -> None:
-        """It runs here now."""
+        """It runs here now: begin to tell it. What it does then may take its time."""
         agent = there.incoming.guest_agent
         if agent is not None:
-            await _tell(agent.run(self.device.program, ("after", self._source)), "it has moved")
+            running = agent.run(self.device.program, ("after", self._source))
+            self._telling = asyncio.create_task(_tell(running, "it has moved"))
+
+    async def finish_arrival(self, there: There) -> None:  # noqa: ARG002 - see base
+        """See its program end."""
+        telling, self._telling = self._telling, None
+        if telling is not None:
+            await telling
 
 
 async def _tell(running: Any, what: str) -> None:

@@ -34,7 +34,7 @@ from entourage.steps import Refusal
 
 _HALVES = (
     *("test_there", "prepare_there", "connect_there", "transfer_there", "sync_there"),
-    *("recover_there", "persist", "arrived"),
+    *("recover_there", "persist", "arrived", "finish_arrival"),
 )
 _ANY_MTU = 65535
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from entourage.clock import within
 from entourage.devices.base import AnyController, There
@@ -212,17 +213,24 @@ class TargetSide:
         patience = self._there.settings.migration.recover_timeout if released else _SYNCS_WITHIN
         failed = False
         for controller, half in halves:
-            try:
-                async with within(patience, "that", "see what keeps it, and whether it is done"):
-                    await half(self._there)
-            except (EntourageError, OSError) as error:
-                failed = True
-                label = controller.device.label
-                self._on_failure(EntourageError(f"on arrival: {plain_words(error)}", device=label))
+            failed |= not await self._done(controller, half(self._there), patience)
         if released:
             self._journal.relax()
             return None
         return Input.ABORT if failed else Input.DEVICES_SYNCED
+
+    async def _done(
+        self, controller: AnyController, half: Coroutine[Any, Any, None], patience: float
+    ) -> bool:
+        """Have a device do something on arrival; whether it has, else the source is told."""
+        try:
+            async with within(patience, "that", "see what keeps it, and whether it is done"):
+                await half
+        except (EntourageError, OSError) as error:
+            label = controller.device.label
+            self._on_failure(EntourageError(f"on arrival: {plain_words(error)}", device=label))
+            return False
+        return True
 
     async def _kill(self) -> None:
         await self._call_off()
@@ -235,7 +243,8 @@ class TargetSide:
     async def _undo(self) -> None:
         """Undo the ledger's rows, newest first; each is marked only once its resource is gone."""
         ours = self.record in {Record.RAN, Record.OWNS}
-        if ours and self._there:
+        arriving, self._settled = ours and not self._settled, self._settled or ours
+        if arriving and self._there:
             await self._finish_arrival(self._there)
         if not ours:
             await self._call_off()
@@ -245,6 +254,10 @@ class TargetSide:
             if not problems:
                 problems = self._noted_as_undone(row)
             self.problems += problems
+        if arriving and self._there:  # last: a program in the guest may be waited for
+            patience = self._there.settings.migration.recover_timeout
+            for each in self._controllers:
+                await self._done(each, each.finish_arrival(self._there), patience)
 
     def _noted_as_undone(self, row: LedgerRow) -> list[str]:
         """Mark a row; where that fails the others are undone all the same."""
@@ -256,9 +269,6 @@ class TargetSide:
 
     async def _finish_arrival(self, there: There) -> None:
         """Remove what only an arrival needs. Once, after RAN: it shows that the guest ran."""
-        if self._settled:
-            return
-        self._settled = True
         try:
             await there.incoming.finish_arrival()
         except (EntourageError, OSError) as error:

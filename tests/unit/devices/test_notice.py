@@ -58,6 +58,7 @@ async def test_it_is_told_before_and_after(tmp_path: Path) -> None:
     await move.controller.connect(move.source)
     assert move.here.told == ["/etc/moved before b"]
     await move.controller.arrived(move.hosts.there)
+    await move.controller.finish_arrival(move.hosts.there)
     assert move.there.told == ["/etc/moved after a"]
 
 
@@ -87,8 +88,9 @@ async def test_it_may_say_no(tmp_path: Path) -> None:
 async def test_one_that_does_not_hear_of_it_afterwards_is_told_of(tmp_path: Path) -> None:
     move = Move(tmp_path)
     move.there.refuses = True
+    await move.controller.arrived(move.hosts.there)
     with pytest.raises(DeviceError, match="not told that it has moved"):
-        await move.controller.arrived(move.hosts.there)
+        await move.controller.finish_arrival(move.hosts.there)
 
 
 async def test_a_guest_without_an_agent_is_refused(tmp_path: Path) -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from entourage.devices.base import There
+from entourage.devices.base import AnyController, There
+from entourage.devices.notice import Notice, NoticeController
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, JournalError
 from entourage.handover.rules import Target
 from entourage.handover.values import Guest, Heard, Input, Message, MessageKind, Record, Role
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors.seams import NoGuest
 from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import AgentSettings, Settings
 from entourage.target.role import TargetSide
+from tests.unit.eventually import eventually
 
 OPEN = Decision(
     migration="m-1",
@@ -60,6 +64,8 @@ def side_of(
     told: list[EntourageError],
     said: list[Message],
     state: Target | None = None,
+    *,
+    controllers: Sequence[AnyController] = (),
 ) -> TargetSide:
     """A target's side that has nothing but this machine."""
     there = There(
@@ -78,7 +84,7 @@ def side_of(
         decision=OPEN,
         state=state or Target(migration="m-1"),
         there=there,
-        controllers=[],
+        controllers=controllers,
         send=said.append,
         on_failure=told.append,
         on_resumed=lambda _: None,
@@ -131,6 +137,39 @@ def test_what_shows_that_the_guest_has_run_goes_once_that_is_written_down(tmp_pa
 
         asyncio.run(go(journal))
     assert incoming.did == ["run", "own", f"settle in, {Record.RAN}"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_program_in_the_guest_does_not_hold_up_what_both_hosts_write_down(
+    tmp_path: Path, *, fails: bool
+) -> None:
+    """And what becomes of it is told nevertheless, before the target is idle."""
+    goes_on, told, said = asyncio.Event(), list[EntourageError](), list[Message]()
+
+    class Sleeping(NoGuest):
+        async def run(self, program: str, words: Sequence[str]) -> None:
+            await goes_on.wait()
+            if fails:
+                raise HypervisorError(f"{program} {words[0]}: no")
+
+    class Guest(Disk):
+        guest_agent = Sleeping()
+
+    async def go(journal: Journal) -> None:
+        notice = NoticeController(Notice(id="app", program="/etc/moved"))
+        side = side_of(journal, Guest(full=False), told, said, controllers=[notice])
+        await side.take(Input.BEGIN)
+        await side.take(Input.MEMORY_LANDED)
+        going = asyncio.create_task(side.take(Heard(Message(MessageKind.GO, "m-1"))))
+        await eventually(lambda: Message(MessageKind.RAN, "m-1") in said)
+        assert journal.record("m-1", Role.TARGET) is Record.RAN
+        assert not going.done()
+        goes_on.set()
+        await going
+        assert [error.device for error in told] == (["notice/app"] if fails else [])
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+        asyncio.run(go(journal))
 
 
 @pytest.mark.parametrize("guest", [Guest.STOPPED, Guest.RUNNING, Guest.DEAD])

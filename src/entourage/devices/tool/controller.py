@@ -277,6 +277,10 @@ class Tooled(Controller[Device]):
         """The built-in controller's."""
         await self.inner.arrived(there)
 
+    async def finish_arrival(self, there: There) -> None:
+        """The built-in controller's."""
+        await self.inner.finish_arrival(there)
+
     async def _both(
         self, inner: Coroutine[Any, Any, None], tool: Coroutine[Any, Any, None]
     ) -> None:
