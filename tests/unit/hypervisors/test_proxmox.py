@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import subprocess
 import threading
 from collections.abc import Generator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.attended import proxmox, proxmox_files
+from entourage.hypervisors.attended import proxmox, proxmox_agent, proxmox_files
 from entourage.hypervisors.attended.proxmox import ProxmoxToolstack
 from entourage.hypervisors.attended.proxmox_notes import Notes
 from entourage.hypervisors.attended.toolstack import Note, Shown
@@ -29,7 +30,15 @@ lock: migrate
 """
 QM = """#!/bin/sh
 # A STAND-IN for Proxmox's qm: it says what stands beside it.
-case "$1" in agent|guest) echo "$*" >>"$0.asked"; cat "$0.says"; exit "$(cat "$0.status")";; esac
+case "$1" in guest)
+    echo "$*" >>"$0.asked"
+    read -r status <"$0.status"
+    echo "qm: a warning, or what is wrong" >&2
+    [ "$status" = 0 ] || exec >&2
+    [ "$status" != hangs ] || exec sleep 60
+    cat "$0.says"
+    exit "$status";;
+esac
 [ "$1 $2" = "monitor 101" ] || { echo "this is a stand-in for qm" >&2; exit 2; }
 echo "Entering QEMU Monitor for VM 101 - type 'help' for help"
 while read -r line; do
@@ -38,6 +47,13 @@ while read -r line; do
     cat "$0.says" 2>/dev/null
 done
 """
+
+
+def info(*allowed: str) -> str:
+    """What an agent says of itself that allows only some of what is needed."""
+    names = ("guest-exec", "guest-exec-status", "guest-ping")
+    commands = [{"name": name, "enabled": name in allowed} for name in names]
+    return json.dumps({"version": "8.0", "supported_commands": commands})
 
 
 class Node:
@@ -333,7 +349,9 @@ def test_a_note_that_was_written_anew_is_not_cleared(tmp_path: Path) -> None:
         (0, '{"exited": 1, "signal": 9}', "ended by signal 9"),
         (0, '{"pid": 7}', "has not ended within 30 s"),
         (0, "what?", "not understood"),
-        (255, "QEMU guest agent is not running", "was not run: QEMU guest agent is not running"),
+        (0, "[" * 100_000, "not understood"),
+        (0, '{"exited": 1}', "is not known"),
+        (255, "QEMU guest agent is not\x1b running", r"was not run: .*agent is not\\x1b running"),
     ],
 )
 async def test_the_guest_is_told(node: Node, status: int, says: str, why: str) -> None:
@@ -342,21 +360,44 @@ async def test_the_guest_is_told(node: Node, status: int, says: str, why: str) -
     node.ends(status)
     agent = node.stack.guest_agent(await node.stack.read(UUID))
     if why:
-        with pytest.raises(HypervisorError, match=why):
+        with pytest.raises(HypervisorError, match=why) as told:
             await agent.run("/etc/moved", ("before", "b"))
+        assert str(told.value).isprintable()
     else:
         await agent.run("/etc/moved", ("before", "b"))
     assert node.asked == ["guest exec 101 --timeout 30 -- /etc/moved before b"]
 
 
-@pytest.mark.parametrize(("status", "found"), [(0, 0), (255, 1)])
-async def test_its_agent_is_asked_for(node: Node, status: int, found: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "says", "found"),
+    [
+        (0, info("guest-exec", "guest-exec-status"), ""),
+        (0, info("guest-exec-status"), "does not allow guest-exec"),
+        (0, info("guest-exec"), "does not allow guest-exec-status"),
+        (0, "[" * 100_000, "not understood"),
+        (0, "{}", "not understood"),
+        (255, "QEMU guest agent is not running", "no guest agent answers in it"),
+    ],
+)
+async def test_its_agent_is_asked_for(node: Node, status: int, says: str, found: str) -> None:
     node.has()
-    node.says("QEMU guest agent is not running")
+    node.says(says)
     node.ends(status)
     agent = node.stack.guest_agent(await node.stack.read(UUID))
-    assert len(await agent.objections()) == found
-    assert node.asked == ["agent 101 ping"]
+    objections = await agent.objections()
+    assert [found in why for why, _ in objections] == ([True] if found else [])
+    assert node.asked == ["guest cmd 101 info"]
+
+
+async def test_qm_that_hangs_is_not_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxmox_agent, "RUNS_WITHIN", 0.1)
+    monkeypatch.setattr(proxmox_agent, "_QM_WITHIN", 0.1)
+    node.has()
+    Path(f"{node.qm}.status").write_text("hangs\n")
+    agent = node.stack.guest_agent(await node.stack.read(UUID))
+    async with asyncio.timeout(20):
+        with pytest.raises(HypervisorError, match="has not ended within"):
+            await agent.run("/etc/moved", ("before", "b"))
 
 
 @pytest.mark.parametrize(

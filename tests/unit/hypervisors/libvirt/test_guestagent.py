@@ -15,6 +15,7 @@ from entourage.hypervisors.libvirt.guestagent import LibvirtGuestAgent
 from tests.unit.hypervisors.libvirt.fakes import Failed
 
 CHANNEL = "<channel type='unix'><target name='org.qemu.guest_agent.0' state='{}'/></channel>"
+NESTED = '{"return": ' + "[" * 100_000 + "]" * 100_000 + "}"
 DENIED = base64.b64encode(b"not now\x1b[31m\n").decode()
 
 
@@ -36,6 +37,8 @@ def agent() -> LibvirtGuestAgent:
     return LibvirtGuestAgent(raw, "web1")
 
 
+ALLOWED = {"name": "guest-exec", "enabled": True}
+STATUS = {"name": "guest-exec-status", "enabled": True}
 Says = Callable[..., list[dict[str, Any]]]
 
 
@@ -52,7 +55,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Says:
             said = left.pop(0) if len(left) > 1 else left[0]
             if isinstance(said, Exception):
                 raise said
-            return json.dumps({"return": said})
+            return said if isinstance(said, str) else json.dumps({"return": said})
 
         monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", answer)
         monkeypatch.setattr(guestagent, "_LOOK_EVERY", 0.001)
@@ -78,6 +81,8 @@ async def test_a_program_is_run_to_its_end(agent: LibvirtGuestAgent, says: Says)
         ),
         (({"pid": 7}, {"exited": True, "signal": 9}), "ended by signal 9"),
         (("what?",), "not understood"),
+        (({"pid": 7}, NESTED), "not understood"),
+        (({"pid": 7}, {"exited": True}), "is not known"),
         (({"pid": 7}, {"exited": True, "exitcode": 2, "err-data": "%"}), "ended with 2"),
         (({"pid": 7}, {"exited": True, "exitcode": 2, "err-data": "abcde"}), "not understood"),
         ((Failed("guest-exec is disabled"),), "was not run: .*guest-exec is disabled"),
@@ -95,15 +100,37 @@ async def test_what_goes_wrong_is_told(
 async def test_one_that_does_not_end_is_not_waited_for(
     agent: LibvirtGuestAgent, says: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guestagent, "_RUNS_WITHIN", 0.05)
+    monkeypatch.setattr(guestagent, "RUNS_WITHIN", 0.05)
     says({"pid": 7}, {"exited": False})
     with pytest.raises(HypervisorError, match="has not ended within"):
         await agent.run("/etc/moved", ("before", "b"))
 
 
-@pytest.mark.parametrize(("state", "found"), [("connected", 0), ("disconnected", 1)])
-async def test_whether_it_answers_is_in_the_xml(state: str, found: int) -> None:
+async def test_whether_it_answers_is_in_the_xml() -> None:
     async def raw() -> Raw:
-        return Raw(state)
+        return Raw("disconnected")
 
-    assert len(await LibvirtGuestAgent(raw, "web1").objections()) == found
+    [(why, _)] = await LibvirtGuestAgent(raw, "web1").objections()
+    assert why == "no guest agent answers in it"
+
+
+@pytest.mark.parametrize(
+    ("says_of_itself", "found"),
+    [
+        ({"supported_commands": [ALLOWED, STATUS]}, ""),
+        ({"supported_commands": [ALLOWED | {"enabled": False}, STATUS]}, "not allow guest-exec"),
+        ({"supported_commands": [ALLOWED]}, "not allow guest-exec-status"),
+        (NESTED, "not understood"),
+        ([], "not understood"),
+        (Failed("agent is not\x1b responding"), "does not answer"),
+    ],
+)
+async def test_it_is_asked_what_it_allows(
+    agent: LibvirtGuestAgent, says: Says, says_of_itself: Any, found: str
+) -> None:
+    """Else the guest would not be told, and nobody would have known before."""
+    asked = says(says_of_itself)
+    objections = await agent.objections()
+    assert [found in why for why, _ in objections] == ([True] if found else [])
+    assert all(why.isprintable() for why, _ in objections)
+    assert [each["execute"] for each in asked] == ["guest-info"]
