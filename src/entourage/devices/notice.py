@@ -2,8 +2,8 @@
 
 The guest's agent runs it: ``PROGRAM before TARGET`` while the guest still runs on the source, after
 every device of step 1 is prepared; ``PROGRAM after SOURCE`` as soon as it runs on the target, and
-``PROGRAM back TARGET`` where it runs on at the source because the migration has failed. One that
-fails before keeps the guest where it is.
+``PROGRAM back TARGET`` where it runs on at the source: the migration has failed, or a checkpoint is
+kept. One that fails before keeps the guest where it is.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class NoticeController(Controller[Notice]):
         self._telling: asyncio.Task[None] | None = None  # the same
 
     def memo(self) -> dict[str, Any]:
-        """That it may have been told: it is told that it stays, then."""
+        """That it may have been told: it is told that it stays, then.
+
+        Written down before it is told: after a crash nobody knows whether it was.
+        """
         return {"told": True}
 
     def recall(self, memo: dict[str, Any]) -> None:

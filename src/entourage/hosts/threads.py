@@ -12,9 +12,10 @@ import contextvars
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
 Result = TypeVar("Result")
+Given = TypeVarTuple("Given")
 Parameters = ParamSpec("Parameters")
 
 

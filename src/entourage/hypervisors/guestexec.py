@@ -16,6 +16,11 @@ from entourage.settings.textfile import printable
 
 RUNS_WITHIN: Final = 30.0
 """Seconds that a program in the guest may take."""
+PAUSED: Final[Objection] = (
+    "its guest is paused: no program runs in it",
+    "let it run, or take the notice out",
+)
+"""Why nothing can be run in it, whatever its agent says."""
 _MOST = 300  # letters of what is said that are shown
 _COMMANDS = ("guest-exec", "guest-exec-status")
 
@@ -75,6 +80,11 @@ def check_ended(program: str, status: Status, said: str, remedy: str) -> None:
         )
     if status.exitcode is None:
         raise HypervisorError(f"how {program} ended is not known", remedy=remedy)
+
+
+def not_run(program: str, why: str, remedy: str) -> HypervisorError:
+    """It was not even begun, as far as is known."""
+    return HypervisorError(f"{program} was not run: {why}", remedy=remedy)
 
 
 def not_ended(program: str, remedy: str) -> HypervisorError:

@@ -7,7 +7,7 @@ import errno
 import json
 import subprocess
 import threading
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from entourage.hypervisors.attended import proxmox, proxmox_agent, proxmox_files
 from entourage.hypervisors.attended.proxmox import ProxmoxToolstack
 from entourage.hypervisors.attended.proxmox_notes import Notes
 from entourage.hypervisors.attended.toolstack import Note, Shown
+from tests.unit.hypervisors.qemu.test_qmp import FakeQmp
 
 UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
 CONFIG = f"""#its notes: are no key
@@ -389,6 +390,19 @@ async def test_its_agent_is_asked_for(node: Node, status: int, says: str, found:
     assert node.asked == ["guest cmd 101 info"]
 
 
+@pytest.mark.usefixtures("running")
+async def test_nothing_runs_in_a_guest_that_is_paused(node: Node) -> None:
+    """qm says only that its agent does not run."""
+    node.has()
+    node.ends(255)
+    node.says("VM status: paused\n")
+    agent = node.stack.guest_agent(await node.stack.read(UUID))
+    [(why, _)] = await agent.objections()
+    assert "paused" in why
+    with pytest.raises(HypervisorError, match="was not run: its guest is paused"):
+        await agent.run("/etc/moved", ("before", "b"))
+
+
 async def test_qm_that_hangs_is_not_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxmox_agent, "RUNS_WITHIN", 0.1)
     monkeypatch.setattr(proxmox_agent, "_QM_WITHIN", 0.1)
@@ -408,6 +422,7 @@ async def test_qm_that_hangs_is_not_waited_for(node: Node, monkeypatch: pytest.M
         '{"vmid": "101", "source": "../../../tmp"}',
         '{"vmid": "../101", "source": "a"}',
         '{"vmid": "102", "source": "a"}',
+        '{"more": ' + "[" * 100_000,
     ],
 )
 async def test_what_the_hookscript_cannot_mean(node: Node, said: str) -> None:
@@ -440,6 +455,43 @@ async def test_nothing_is_heard_of_a_vm(node: Node) -> None:
     watch = await node.stack.watch(UUID)
     with pytest.raises(HypervisorError):
         await watch.resumed()
+
+
+@pytest.fixture
+async def qemu(node: Node) -> AsyncGenerator[FakeQmp]:
+    """One of a VM that comes: its configuration is the other node's."""
+    node.has("b")
+    async with FakeQmp(node.place / "run/101.qmp").serving() as fake:
+        yield fake
+
+
+async def test_the_monitor_of_one_that_comes_is_qemus_own(node: Node, qemu: FakeQmp) -> None:
+    qemu.before_answer = b'{"event": "RESUME"}\n'
+    said = ["Error: there is none\n", ""]
+    qemu.answers["human-monitor-command"] = lambda _: said.pop(0)
+    await node.stack.add_object(UUID, "/run/x.sock")
+    asked = [asked["command-line"] for command, asked in qemu.commands if "human" in command]
+    assert [line.partition(" ")[0] for line in asked] == ["object_del", "object_add"]
+
+
+@pytest.mark.parametrize(
+    "said", ['{"error": {"desc": "no"}}', '{"return": {"a": ' + "[" * 50_000, '{"return": 1}', "["]
+)
+async def test_nor_is_qemu_believed(node: Node, qemu: FakeQmp, said: str) -> None:
+    """Its guest may have taken it over: that must not end who asks."""
+    qemu.before_answer = f"{said}\n".encode()
+    with pytest.raises(HypervisorError):
+        await node.stack.add_object(UUID, "/run/x.sock")
+
+
+async def test_one_that_goes_away_says_nothing(node: Node, qemu: FakeQmp) -> None:
+    def goes(_asked: object) -> str:
+        qemu.hang_up()
+        return ""
+
+    qemu.answers["qmp_capabilities"] = goes
+    with pytest.raises(HypervisorError, match="QEMU went away"):
+        await node.stack.add_object(UUID, "/run/x.sock")
 
 
 async def test_a_monitor_that_cannot_be_asked_is_told(node: Node) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from entourage.errors import HypervisorError
 from entourage.hosts.programs import kill
+from entourage.hypervisors.understood import understood
 
 
 class _Fault(msgspec.Struct, frozen=True):
@@ -66,7 +67,8 @@ async def by_socket(path: Path, command: str) -> str:
 async def _answer(reader: asyncio.StreamReader, path: Path) -> str:
     """QEMU's next answer; its events are passed over."""
     while line := await reader.readline():
-        told = msgspec.json.decode(line, type=_Told)
+        with understood(f"what QEMU says at {path}"):
+            told = msgspec.json.decode(line, type=_Told)
         if told.error is not None:
             raise HypervisorError(f"{path}: {told.error.desc}")
         if told.result is not msgspec.UNSET:

@@ -44,6 +44,7 @@ from entourage.hypervisors.attended.toolstack import (
     Shown,
 )
 from entourage.hypervisors.side import read_side, with_side
+from entourage.hypervisors.understood import understood
 from entourage.hypervisors.values import MemoryProgress
 
 _VMID: Final = re.compile(r"[1-9][0-9]{2,8}")
@@ -239,7 +240,10 @@ class ProxmoxToolstack:
         async def vmid() -> str:
             return (await self._found(domain.uuid or "")).vmid
 
-        return QmGuestAgent(vmid)
+        async def paused() -> bool:
+            return await self.shown(domain.uuid or "") is Shown.PAUSED
+
+        return QmGuestAgent(vmid, paused)
 
     async def owner(self) -> int:
         """Root: as whom Proxmox runs QEMU."""
@@ -293,10 +297,8 @@ class ProxmoxToolstack:
 
     async def arriving(self, description: str) -> Arriving:
         """What the hookscript was given: the VM's number, and the node that it comes from."""
-        try:
+        with understood("what the hookscript says"):
             coming = msgspec.json.decode(description, type=_Said)
-        except msgspec.MsgspecError as error:
-            raise HypervisorError(f"what the hookscript says is not understood: {error}") from error
         if not _VMID.fullmatch(coming.vmid) or not _NODE.fullmatch(coming.source):
             raise HypervisorError("what the hookscript says names no VM, or no node")
         return await self._files.ask(self._coming, coming)

@@ -9,11 +9,13 @@ import msgspec
 from entourage.errors import EntourageError, HypervisorError
 from entourage.hosts.programs import run
 from entourage.hypervisors.guestexec import (
+    PAUSED,
     RUNS_WITHIN,
     Status,
     check_ended,
     lacking,
     not_ended,
+    not_run,
     short,
 )
 from entourage.hypervisors.seams import Objection
@@ -27,10 +29,14 @@ class QmGuestAgent:
 
     Args:
         vmid: Gives its number.
+        paused: Whether its user has paused the guest; qm says then that its agent does not run.
     """
 
-    def __init__(self, vmid: Callable[[], Awaitable[str]]) -> None:
+    def __init__(
+        self, vmid: Callable[[], Awaitable[str]], paused: Callable[[], Awaitable[bool]]
+    ) -> None:
         self._vmid = vmid
+        self._paused = paused
 
     async def objections(self) -> Sequence[Objection]:
         """Why nothing can be run in the guest."""
@@ -38,7 +44,8 @@ class QmGuestAgent:
         remedy = f"qm set {vmid} --agent 1, and qemu-guest-agent in the guest"
         status, said, why = await _qm("guest", "cmd", vmid, "info")
         if status:
-            return [(f"no guest agent answers in it: {why}".rstrip(": "), remedy)]
+            no_agent = f"no guest agent answers in it: {why}".rstrip(": ")
+            return [PAUSED if await self._paused() else (no_agent, remedy)]
         try:
             with understood("what its guest agent says of itself"):
                 return lacking(msgspec.json.decode(said))
@@ -56,7 +63,7 @@ class QmGuestAgent:
         status, said, why = await _qm("guest", "exec", vmid, *limit, "--", program, *words)
         remedy = f"qm guest cmd {vmid} info"
         if status:
-            raise HypervisorError(f"{program} was not run: {why}", remedy=remedy)
+            raise not_run(program, *(PAUSED if await self._paused() else (why, remedy)))
         with understood(f"what the guest agent says of {program}", remedy):
             ended = msgspec.json.decode(said, type=Status)
         if not ended.exited:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, TypeVarTuple
+from typing import Any, Final
 
 from entourage.errors import HypervisorError, plain_words
-from entourage.hosts.threads import Result, in_thread
+from entourage.hosts.threads import Given, Result, in_thread
 
 ANSWERS_WITHIN: Final = 40.0
 """Seconds: QEMU's monitor may be deaf for 25."""
 _REMEDY: Final = "systemctl status pve-cluster"
-Given = TypeVarTuple("Given")
 
 
 class ClusterFiles:
     """What is read and written there, in time. Both methods raise HypervisorError."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
         self._last: asyncio.Future[Any] | None = None
 
     async def ask(self, work: Callable[[*Given], Result], *args: *Given) -> Result:
@@ -45,11 +43,10 @@ class ClusterFiles:
         return await _in_time(self._in_turn(work, *args))
 
     async def _in_turn(self, work: Callable[[*Given], Result], *args: *Given) -> Result:
-        async with self._turn:
-            if self._last is not None:
-                await asyncio.wait({self._last})
-            doing = self._last = in_thread(work, *args)
-            await asyncio.wait({doing})  # which does not end with this
+        while self._last is not None and not self._last.done():  # another one may have begun then
+            await asyncio.wait({self._last})
+        doing = self._last = in_thread(work, *args)
+        await asyncio.wait({doing})  # which does not end with this
         return doing.result()
 
 

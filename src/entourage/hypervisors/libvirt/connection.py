@@ -21,6 +21,7 @@ from entourage.errors import HypervisorError, HypervisorOff, UsageError
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.capi import Phases
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN
+from entourage.hypervisors.understood import understood
 
 Result = TypeVar("Result")
 
@@ -124,11 +125,13 @@ async def tell_qemu(raw: Any, command: str, **arguments: Any) -> Any:
 
     Raises:
         RefusedError: libvirt does not pass it on.
+        HypervisorError: The answer is none that can be read.
     """
     qemu: Any = importlib.import_module("libvirt_qemu")
     text = json.dumps({"execute": command, "arguments": arguments})
     answer: str = await ask(qemu.qemuMonitorCommand, raw, text, 0)
-    return json.loads(answer).get("return")
+    with understood(f"QEMU's answer to {command}"):
+        return json.loads(answer).get("return")
 
 
 # VIR_FROM_RPC: the client's half of a connection speaks. VIR_ERR_INVALID_CONN: it is closed.

@@ -13,14 +13,17 @@ import msgspec
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.guestexec import (
+    PAUSED,
     RUNS_WITHIN,
     Status,
     check_ended,
     lacking,
     not_ended,
+    not_run,
     short,
 )
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
+from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.guestclock import has_agent
 from entourage.hypervisors.seams import Objection
@@ -49,6 +52,8 @@ class LibvirtGuestAgent:
     async def objections(self) -> Sequence[Objection]:
         """Why nothing can be run in the guest."""
         raw = await self._raw()
+        if not await _runs(raw):
+            return [PAUSED]
         remedy = "have qemu-guest-agent run in the guest, with its channel in the domain"
         if not has_agent(parse(await ask(raw.XMLDesc, 0))):
             return [("no guest agent answers in it", remedy)]
@@ -75,8 +80,8 @@ class LibvirtGuestAgent:
         except TimeoutError as error:
             raise not_ended(program, remedy) from error
         except RefusedError as error:
-            why = f"{program} was not run: {short(error.message)}"
-            raise HypervisorError(why, remedy=remedy) from error
+            why = (short(error.message), remedy) if await _runs(await self._raw()) else PAUSED
+            raise not_run(program, *why) from error
         check_ended(program, status, said, remedy)
 
     async def _run(self, raw: Any, program: str, words: Sequence[str]) -> Status:
@@ -88,6 +93,12 @@ class LibvirtGuestAgent:
             if status.exited:
                 return status
             await asyncio.sleep(_LOOK_EVERY)
+
+
+async def _runs(raw: Any) -> bool:
+    """Whether the guest runs: its user may have paused it."""
+    state, _reason = await ask(raw.state, 0)
+    return state in {State.RUNNING, State.BLOCKED}
 
 
 async def _tell(raw: Any, command: str, arguments: dict[str, Any]) -> Any:

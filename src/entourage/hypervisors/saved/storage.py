@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final
 
 from entourage.errors import HypervisorError
-from entourage.hosts.threads import in_thread
+from entourage.hosts.threads import Given, Result, in_thread
 
 _SOON: Final = 0.1  # seconds
 _ANSWERS_WITHIN: Final = 20.0  # seconds, for what is some kilobytes
 REMOVED_WITHIN: Final = 300.0  # seconds, for memory and copies of disks
-Given = TypeVarTuple("Given")
-Result = TypeVar("Result")
 
 
 class Unanswered(HypervisorError):  # noqa: N818 - what the storage is

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.libvirt import guestagent
+from entourage.hypervisors.libvirt import connection, guestagent
+from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.guestagent import LibvirtGuestAgent
 from tests.unit.hypervisors.libvirt.fakes import Failed
 
@@ -22,19 +23,27 @@ DENIED = base64.b64encode(b"not now\x1b[31m\n").decode()
 class Raw:
     """A domain whose agent's channel is in some state."""
 
-    def __init__(self, state: str) -> None:
-        self.state = state
+    def __init__(self, channel: str = "connected", state: int = State.RUNNING) -> None:
+        self._channel = channel
+        self._state = state
 
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - libvirt's
-        return f"<domain><devices>{CHANNEL.format(self.state)}</devices></domain>"
+        return f"<domain><devices>{CHANNEL.format(self._channel)}</devices></domain>"
+
+    def state(self, _flags: int) -> tuple[int, int]:
+        return self._state, 0
+
+
+def agent_of(domain: Raw) -> LibvirtGuestAgent:
+    async def raw() -> Raw:
+        return domain
+
+    return LibvirtGuestAgent(raw, "web1")
 
 
 @pytest.fixture
 def agent() -> LibvirtGuestAgent:
-    async def raw() -> Raw:
-        return Raw("connected")
-
-    return LibvirtGuestAgent(raw, "web1")
+    return agent_of(Raw())
 
 
 ALLOWED = {"name": "guest-exec", "enabled": True}
@@ -107,11 +116,19 @@ async def test_one_that_does_not_end_is_not_waited_for(
 
 
 async def test_whether_it_answers_is_in_the_xml() -> None:
-    async def raw() -> Raw:
-        return Raw("disconnected")
-
-    [(why, _)] = await LibvirtGuestAgent(raw, "web1").objections()
+    [(why, _)] = await agent_of(Raw("disconnected")).objections()
     assert why == "no guest agent answers in it"
+
+
+async def test_nothing_runs_in_a_guest_that_is_paused(says: Says) -> None:
+    asked = says(Failed("domain is not running"))
+    agent = agent_of(Raw(state=State.PAUSED))
+    [(why, remedy)] = await agent.objections()
+    assert "paused" in why
+    assert asked == []
+    with pytest.raises(HypervisorError, match="was not run: its guest is paused") as told:
+        await agent.run("/etc/moved", ("before", "b"))
+    assert told.value.remedy == remedy
 
 
 @pytest.mark.parametrize(
@@ -134,3 +151,14 @@ async def test_it_is_asked_what_it_allows(
     assert [found in why for why, _ in objections] == ([True] if found else [])
     assert all(why.isprintable() for why, _ in objections)
     assert [each["execute"] for each in asked] == ["guest-info"]
+
+
+async def test_nor_is_qemu_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guest may have taken it over: that must not end who asks."""
+
+    def answer(*_asked: Any) -> str:
+        return NESTED
+
+    monkeypatch.setattr("libvirt_qemu.qemuMonitorCommand", answer)
+    with pytest.raises(HypervisorError, match="answer to object-del is not understood"):
+        await connection.tell_qemu(Raw(), "object-del", id="x")
