@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from entourage.errors import HypervisorError
+from entourage.hosts.programs import run
 from entourage.hypervisors.attended import proxmox, proxmox_agent, proxmox_files
 from entourage.hypervisors.attended.proxmox import ProxmoxToolstack
 from entourage.hypervisors.attended.proxmox_notes import Notes
@@ -90,18 +92,26 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     return one
 
 
+@contextlib.contextmanager
+def waiting(*words: str) -> Generator[int]:
+    """A process that has these words in its command line; its id."""
+    program = ["/usr/bin/python3", "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with subprocess.Popen(
+        [*program, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
 @pytest.fixture
 def running(node: Node) -> Generator[None]:
     """A process whose command line is that of the VM's QEMU, as far as is looked at."""
     file = node.place / "run/101.pid"
-    program = "import sys; print(flush=True); sys.stdin.read()"
-    words = ["/usr/bin/python3", "-c", program, "-pidfile", str(file)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        file.write_text(f"{process.pid}\n")
+    with waiting("-pidfile", str(file)) as pid:
+        file.write_text(f"{pid}\n")
         yield
-        process.kill()
 
 
 async def test_a_vm_is_read(node: Node) -> None:
@@ -223,17 +233,37 @@ async def test_users_are_told_of_qm(node: Node) -> None:
     node.has()
     domain = await node.stack.read(UUID)
     told = await node.stack.commands(domain)
-    assert told.see == "qm status 101"
-    assert (told.resume, told.abort) == ("qm unlock 101 && qm resume 101",) * 2
-    assert told.end == "qm unlock 101 && qm stop 101"
+    assert told.see == f"qm status 101 || ps -fp $(cat {node.place}/run/101.pid)"
+    assert (told.resume, told.abort) == ("qm resume 101",) * 2
+    assert told.end == f"kill $(cat {node.place}/run/101.pid)"
     (node.place / "etc/nodes/a/qemu-server/101.conf").unlink()
-    assert (await node.stack.commands(domain)).end == "qm unlock VMID && qm stop VMID"
+    told = await node.stack.commands(domain)
+    assert (told.resume, told.end) == (
+        "qm resume VMID",
+        f"kill $(cat {node.place}/run/VMID.pid)",
+    )
     node.has("b")
     told = await node.stack.commands(domain)
-    where = "  # on b, which has its configuration"
-    assert told.see == f"qm status 101{where}"
-    assert told.resume == f"qm unlock 101 && qm resume 101{where}"
-    assert told.end == f"kill $(cat {node.place}/run/101.pid)"
+    assert told.resume == "qm resume 101  # on b, which has its configuration"
+
+
+@pytest.mark.parametrize("lock", ["migrate", "backup"])
+async def test_a_lock_is_not_taken_away_from_a_task_that_is_under_way(
+    node: Node, lock: str
+) -> None:
+    """It would have the other copy run as well."""
+    node.has(more=f"lock: {lock}")
+    told = await node.stack.commands(await node.stack.read(UUID))
+    if lock != "migrate":
+        assert told.resume == "qm resume 101"
+        return
+    node.qm.write_text('#!/bin/sh\necho "$*" >>"$0.asked"\n')
+    with waiting("task UPID:a:0001:0002:0003:qmigrate:101:root@pam:"):
+        status, _, _ = await run("/bin/bash", "-c", told.resume)
+        assert status
+    status, _, _ = await run("/bin/bash", "-c", told.resume)
+    assert status == 0
+    assert node.asked == ["unlock 101", "resume 101"]
 
 
 @pytest.mark.parametrize("what", ["iterdir", "read_text"])
@@ -257,7 +287,7 @@ async def test_a_cluster_whose_process_has_ended_is_told(
         with pytest.raises(HypervisorError, match="not connected") as told:
             await asked
         assert told.value.remedy
-    assert (await node.stack.commands(domain)).see == "qm status VMID"
+    assert (await node.stack.commands(domain)).resume == "qm resume VMID"
 
 
 async def test_what_changes_is_heard_when_the_cluster_is_back(

@@ -33,6 +33,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.hypervisors.attended.monitor import by_qm, by_socket
 from entourage.hypervisors.attended.proxmox_agent import QmGuestAgent
+from entourage.hypervisors.attended.proxmox_commands import commands_of
 from entourage.hypervisors.attended.proxmox_files import ANSWERS_WITHIN, ClusterFiles
 from entourage.hypervisors.attended.proxmox_notes import Notes, refused
 from entourage.hypervisors.attended.switchover import ID
@@ -220,19 +221,14 @@ class ProxmoxToolstack:
         return _NOTHING
 
     async def commands(self, domain: Domain) -> Commands:
-        """Of ``qm``, which knows a VM by its number."""
-        vmid, node = "VMID", self._node
+        """Of ``qm``."""
+        vm = None
         with contextlib.suppress(HypervisorError):
             vm = await self._found(domain.uuid or "")
-            vmid, node = vm.vmid, vm.node
-        # While its configuration says ``lock: migrate``, qm neither resumes nor stops it.
-        resume, end = (f"qm unlock {vmid} && qm {word} {vmid}" for word in ("resume", "stop"))
-        where = ""
-        if node != self._node:  # qm knows no other node's; there it would end the other copy
-            where = f"  # on {node}, which has its configuration"
-            end = f"kill $(cat {self._run}/{vmid}.pid)"
-        resume += where
-        return Commands(see=f"qm status {vmid}{where}", resume=resume, end=end, abort=resume)
+        if vm is None:
+            return commands_of("VMID", self._run)
+        elsewhere = vm.node if vm.node != self._node else ""
+        return commands_of(vm.vmid, self._run, vm.keys.get("lock", ""), elsewhere)
 
     def guest_agent(self, domain: Domain) -> QmGuestAgent:
         """By ``qm``, which has a way to it."""
