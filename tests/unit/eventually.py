@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 _WITHIN = 20.0  # seconds
 _LOOK_EVERY = 0.005  # seconds
+_TURNS = 50  # of the event loop: more than any task here needs to come as far as it can
 
 
 async def eventually(check: Callable[[], object]) -> None:
@@ -16,6 +17,12 @@ async def eventually(check: Callable[[], object]) -> None:
     while not check():
         assert time.monotonic() < deadline, f"not within {_WITHIN:g} s"
         await asyncio.sleep(_LOOK_EVERY)
+
+
+async def idle() -> None:
+    """Have each task come as far as it can by itself."""
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
 
 
 def wait_until(check: Callable[[], object], within: float = _WITHIN) -> None:

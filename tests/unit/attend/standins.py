@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import threading
@@ -11,9 +12,13 @@ from pathlib import Path
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
+from entourage.handover.values import Flush, Record, Role
 from entourage.hypervisors.attended.toolstack import Arriving, Commands, Note, Shown
 from entourage.hypervisors.seams import NoGuest
 from entourage.hypervisors.values import MemoryProgress
+from entourage.journal.details import SourceDetails, TargetDetails
+from entourage.journal.journal import Decision, Journal
+from entourage.settings.model import Settings
 
 
 def answering(control: Path, answer: bytes) -> list[dict[str, str]]:
@@ -36,6 +41,42 @@ def answering(control: Path, answer: bytes) -> list[dict[str, str]]:
 
     threading.Thread(target=serve, daemon=True).start()
     return asked
+
+
+def recorded(
+    settings: Settings,
+    uuid: str,
+    details: SourceDetails | TargetDetails,
+    *records: Record,
+    clean: bool = False,
+) -> None:
+    """Let a host's journal have a migration between a and b.
+
+    Args:
+        settings: That host's.
+        uuid: The domain's.
+        details: Whose say which of the two the host is.
+        records: What was decided, one after the other.
+        clean: All that it made is undone.
+    """
+    leaves = isinstance(details, SourceDetails)
+    role = Role.SOURCE if leaves else Role.TARGET
+    decision = Decision(
+        migration="m1",
+        role=role,
+        domain=uuid,
+        name="web1",
+        generation=1,
+        record=records[0],
+        peer_host="b" if leaves else "a",
+        details=details,
+    )
+    with Journal.open(Path(settings.paths.state, "journal.db")) as journal:
+        for old, new in itertools.pairwise((None, *records)):
+            assert new is not None
+            journal.flush(decision, Flush(old, new))
+        if clean:
+            journal.clean("m1", role)
 
 
 class StandInWatch:

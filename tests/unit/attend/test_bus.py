@@ -17,11 +17,12 @@ import pytest
 from entourage.attend import kept
 from entourage.attend.bus import Bus, _user_of  # pyright: ignore[reportPrivateUsage]
 from entourage.errors import HypervisorError
-from entourage.handover.values import Flush, Record, Role
+from entourage.handover.values import Record
 from entourage.hypervisors.attended.switchover import state_of
 from entourage.journal.details import TargetDetails
-from entourage.journal.journal import Decision, Journal
 from entourage.settings.model import PathSettings, Settings
+from tests.unit.attend.standins import recorded
+from tests.unit.eventually import idle
 
 UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -148,7 +149,8 @@ async def test_qemu_is_answered_after_its_daemon_has_died(
     monkeypatch.setattr(kept, "forget", forget)
     nonce, stream = "0" * 32, tmp_path / "stream"
     settings = Settings(paths=PathSettings(run=str(tmp_path / "run"), state=str(tmp_path)))
-    arrived(tmp_path / "journal.db", Record.GO if decided else Record.NEVER)
+    details = TargetDetails(hypervisor="attended:proxmox")
+    recorded(settings, UUID, details, Record.OPEN, Record.GO if decided else Record.NEVER)
     async with bus(tmp_path / "a", Recording(state_of(nonce))), qemu(tmp_path / "a") as source:
         await source.ask("migrate", uri=f"exec:cat >{stream}")
         await source.migrated()
@@ -167,8 +169,7 @@ async def test_qemu_is_answered_after_its_daemon_has_died(
         if interrupted:
             copy = connection.dup()
             ended = answering_on(settings, nonce, copy)
-            for _ in range(50):  # it reads by then
-                await asyncio.sleep(0)
+            await idle()
             ended.cancel()
             await asyncio.wait({ended})
             assert not forgotten
@@ -189,23 +190,6 @@ async def test_qemu_is_answered_after_its_daemon_has_died(
 def answering_on(settings: Settings, nonce: str, connection: socket.socket) -> asyncio.Task[None]:
     settled = asyncio.Event()
     return asyncio.create_task(kept.answer(settings, UUID, nonce, connection, settled))
-
-
-def arrived(path: Path, record: Record) -> None:
-    """Let a journal have a domain that was to come."""
-    decision = Decision(
-        migration="m1",
-        role=Role.TARGET,
-        domain=UUID,
-        name="web1",
-        generation=1,
-        record=Record.OPEN,
-        peer_host="a",
-        details=TargetDetails(hypervisor="attended:proxmox"),
-    )
-    with Journal.open(path) as journal:
-        journal.flush(decision, Flush(None, Record.OPEN))
-        journal.flush(decision, Flush(Record.OPEN, record))
 
 
 @pytest.mark.parametrize(

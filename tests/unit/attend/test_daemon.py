@@ -23,15 +23,14 @@ from entourage.attend.domains import Domains
 from entourage.attend.settling import Settling
 from entourage.domain import Domain, External
 from entourage.errors import EntourageError, HypervisorError, UsageError
-from entourage.handover.values import Flush, Record, Role
+from entourage.handover.values import Record
 from entourage.hypervisors.attended.origin import source_of
 from entourage.hypervisors.attended.switchover import SourceSwitchover
 from entourage.hypervisors.attended.toolstack import Arriving, Note, Shown
-from entourage.journal.details import SourceDetails
-from entourage.journal.journal import Decision, Journal
+from entourage.journal.details import SourceDetails, TargetDetails
 from entourage.settings.model import PathSettings, Settings
-from tests.unit.attend.standins import StandInToolstack
-from tests.unit.eventually import eventually
+from tests.unit.attend.standins import StandInToolstack, recorded
+from tests.unit.eventually import eventually, idle
 
 UUID = "0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b"
 DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 28, external=(External(id="x", type="x"),))
@@ -155,8 +154,7 @@ async def test_a_guest_that_is_in_the_air_is_waited_for(
     async with running(host) as task, asyncio.timeout(10):
         await eventually(lambda: asked)
         host.daemon.end()
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await idle()
         assert not task.done()
         asked[0].set()
         await task
@@ -300,20 +298,7 @@ def domains_of(host: Host) -> Domains:
 def gone(host: Host, *, told: bool) -> None:
     """Let the journal have a domain that went away."""
     details = SourceDetails(hypervisor=ATTENDED, peer_was_told=told)
-    decision = Decision(
-        migration="m1",
-        role=Role.SOURCE,
-        domain=UUID,
-        name="web1",
-        generation=1,
-        record=Record.ARMED,
-        peer_host="b",
-        details=details,
-    )
-    with Journal.open(Path(host.settings.paths.state, "journal.db")) as journal:
-        journal.flush(decision, Flush(None, Record.ARMED))
-        journal.flush(decision, Flush(Record.ARMED, Record.GONE))
-        journal.clean("m1", Role.SOURCE)
+    recorded(host.settings, UUID, details, Record.ARMED, Record.GONE, clean=True)
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -351,8 +336,7 @@ async def test_nothing_is_settled_while_a_guest_stands_still(
     one.source = SourceSwitchover("00")
     one.source.stands_still = True
     settling = asyncio.create_task(Settling(host.settings, domains, ATTENDED).run())
-    for _ in range(50):
-        await asyncio.sleep(0)
+    await idle()
     assert not looked
     one.source.stands_still = False  # it goes on, or comes back
     await eventually(lambda: looked)
@@ -404,17 +388,7 @@ async def test_a_journal_that_cannot_be_read_is_tried_again(
 
 
 async def test_where_it_came_from_is_in_the_journal(host: Host) -> None:
-    with Journal.open(Path(host.settings.paths.state, "journal.db")) as journal:
-        decision = Decision(
-            migration="m1",
-            role=Role.TARGET,
-            domain=UUID,
-            name="web1",
-            generation=1,
-            record=Record.OPEN,
-            peer_host="a",
-        )
-        journal.flush(decision, Flush(None, Record.OPEN))
+    recorded(host.settings, UUID, TargetDetails(), Record.OPEN)
     assert source_of(host.settings, UUID) == "a"
     with pytest.raises(EntourageError, match="where it came from"):
         source_of(host.settings, UUID[::-1])
