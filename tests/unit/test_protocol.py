@@ -20,6 +20,7 @@ import pytest
 
 from entourage import messages
 from entourage.clock import Clock
+from entourage.devices.base import Controller, There
 from entourage.domain import Domain
 from entourage.errors import PeerVersionError, UsageError
 from entourage.hosts.frames import Answer, Call, Fault, Frame, Question, Tell
@@ -185,6 +186,12 @@ async def test_a_source_of_protocol_2_moves_a_domain_here(
     def opened(_settings: Settings, _name: str) -> Hypervisor:
         return hypervisor
 
+    came_from: set[str] = set()
+
+    async def finish_arrival(_self: Any, there: There) -> None:
+        came_from.add(there.source)
+
+    monkeypatch.setattr(Controller, "finish_arrival", finish_arrival)
     monkeypatch.setattr(agent_module, "open_hypervisor", opened)
     paths = {name: str(tmp_path / name) for name in ("state", "run", "log")}
     settings = Settings(paths=PathSettings(**paths))
@@ -216,6 +223,7 @@ async def test_a_source_of_protocol_2_moves_a_domain_here(
         assert_understood(said.body, of_old.body, said.verb)
     assert hypervisor.made.plan["cookie"] == b"b\0"
     assert hypervisor.made.cookie == b"last\0"
+    assert came_from == {"a"}
 
 
 async def test_the_agent_of_protocol_2_is_asked_in_its_words() -> None:

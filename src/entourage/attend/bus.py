@@ -88,7 +88,6 @@ class Bus:
         path: Of its socket.
         helper: Who is called.
         owner: The user whom QEMU runs as, by number: no other but root may connect.
-
     """
 
     def __init__(self, path: Path, helper: Helper, owner: int) -> None:

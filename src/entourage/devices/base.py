@@ -147,6 +147,7 @@ class There:
         allowed: What the source may name here. The agent has one for all that a link asks.
         space: What the domain's disks will take: bytes by device label, by filesystem (st_dev).
             TEST adds to it, so that disks on one filesystem are counted together.
+        source: The source's name, as that calls itself; a restore's is the save's directory.
     """
 
     migration: str
@@ -159,6 +160,7 @@ class There:
     state_dir: str
     allowed: Allowed
     space: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict[int, dict[str, int]])
+    source: str = ""
 
 
 class Controller(Generic[Spec]):

@@ -36,13 +36,7 @@ class Notice(Device, frozen=True):
 
 
 class _Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """TEST asks the target: can the guest be told there?
-
-    Attributes:
-        source: What the guest is told then.
-    """
-
-    source: Annotated[str, Meta(max_length=255)]
+    """TEST asks the target: can the guest be told there?"""
 
 
 class NoticeController(Controller[Notice]):
@@ -55,8 +49,7 @@ class NoticeController(Controller[Notice]):
     def __init__(self, device: Notice) -> None:
         super().__init__(device)
         self._told = False
-        self._source = ""  # on the target
-        self._telling: asyncio.Task[None] | None = None  # the same
+        self._telling: asyncio.Task[None] | None = None  # on the target
 
     def memo(self) -> dict[str, Any]:
         """That it may have been told: it is told that it stays, then.
@@ -82,11 +75,10 @@ class NoticeController(Controller[Notice]):
             refuse(self.device, here.source, reason, remedy)
             for reason, remedy in await agent.objections()
         ]
-        return [*found, *await here.peer(_Asked(source=here.source), list[Refusal])]
+        return [*found, *await here.peer(_Asked(), list[Refusal])]
 
-    async def test_there(self, there: There, request: Any) -> Any:
+    async def test_there(self, there: There, request: Any) -> Any:  # noqa: ARG002 - has no words
         """A save tells nobody; who restores it does."""
-        self._source = msgspec.convert(request, _Asked).source
         if there.incoming.is_save or there.incoming.guest_agent is not None:
             return []
         return [no_way(self.device, there.host, _NO_AGENT)]
@@ -115,7 +107,7 @@ class NoticeController(Controller[Notice]):
         """It runs here now: begin to tell it. What it does then may take its time."""
         agent = there.incoming.guest_agent
         if agent is not None:
-            running = agent.run(self.device.program, ("after", self._source))
+            running = agent.run(self.device.program, ("after", there.source))
             self._telling = asyncio.create_task(_tell(running, "it has moved"))
 
     async def finish_arrival(self, there: There) -> None:  # noqa: ARG002 - see base

@@ -52,7 +52,7 @@ def lacking(info: Any) -> list[Objection]:
     """Why programs cannot be run, by the agent's ``guest-info``; raises ValueError."""
     commands = msgspec.convert(info, _Info).supported_commands
     allowed = {command.name for command in commands if command.enabled}
-    remedy = "allow it in the guest's qemu-ga.conf (allow-rpcs, block-rpcs), and restart the agent"
+    remedy = "allow it in its configuration (block-rpcs or blacklist, allow-rpcs), and restart it"
     return [
         (f"the guest's agent does not allow {name}", remedy)
         for name in _COMMANDS

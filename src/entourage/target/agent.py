@@ -482,6 +482,7 @@ class Agent:
     def _step_into(self, domain: Domain, incoming: Incoming) -> None:
         """Set the domain to work with, and make new controllers for it."""
         migration = self._hello.migration if self._hello else ""
+        source = self._hello.source if self._hello else ""
         controllers = target_controllers(domain, incoming)
         self._controllers = {each.device.label: each for each in controllers}
         self._there = There(
@@ -494,4 +495,5 @@ class Agent:
             run_dir=self._settings.paths.run,
             state_dir=self._settings.paths.state,
             allowed=self._checks.allowed,
+            source=source,
         )

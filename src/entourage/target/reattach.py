@@ -118,4 +118,5 @@ def _there(journal: Journal, settings: Settings, decision: Decision, domain: Dom
         run_dir=settings.paths.run,
         state_dir=settings.paths.state,
         allowed=Allowed(settings.agent),
+        source=decision.peer_host,
     )

@@ -219,6 +219,7 @@ class TwoHosts:
             allowed=Allowed(
                 AgentSettings(image_directories=("/",), devices=("*",), believe_shared=True)
             ),
+            source="a",
         )
 
     def on_target(self, path: Path | str) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,24 @@ from entourage.devices.notice import Notice, NoticeController
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, JournalError
 from entourage.handover.rules import Target
-from entourage.handover.values import Guest, Heard, Input, Message, MessageKind, Record, Role
+from entourage.handover.values import (
+    Flush,
+    Guest,
+    Heard,
+    Input,
+    Message,
+    MessageKind,
+    Record,
+    Role,
+)
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.seams import NoGuest
+from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal
-from entourage.settings.model import AgentSettings, Settings
+from entourage.settings.model import AgentSettings, PathSettings, Settings
+from entourage.target import reattach
+from entourage.target.reattach import reattach_target
 from entourage.target.role import TargetSide
 from tests.unit.eventually import eventually
 
@@ -170,6 +184,49 @@ def test_a_program_in_the_guest_does_not_hold_up_what_both_hosts_write_down(
 
     with Journal.open(tmp_path / "journal.db") as journal:
         asyncio.run(go(journal))
+
+
+@pytest.mark.parametrize("record", [Record.GO, Record.RAN])
+def test_a_guest_is_told_also_where_its_agent_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Record
+) -> None:
+    """And where it came from, which the journal knows; once RAN is written it has been."""
+    told: list[str] = []
+
+    class Told(NoGuest):
+        async def run(self, program: str, words: Sequence[str]) -> None:
+            told.append(" ".join((program, *words)))
+
+    class Running(Disk):
+        guest_agent = Told()
+
+        async def attach(self) -> Guest:
+            return Guest.RUNNING
+
+    def incoming(_domain: Domain, _ledger: Any) -> Running:
+        return Running(full=False)
+
+    def hypervisor(_settings: Settings, _name: str) -> Any:
+        return SimpleNamespace(incoming=incoming)
+
+    domain = Domain(
+        name="web1", memory=1 << 28, added={"notice": ({"id": "app", "program": "/etc/moved"},)}
+    )
+    decision = dataclasses.replace(OPEN, details=TargetDetails(domain=domain))
+    monkeypatch.setattr(reattach, "open_hypervisor", hypervisor)
+
+    async def go(journal: Journal) -> None:
+        settings = Settings(paths=PathSettings(run=str(tmp_path)))
+        async with reattach_target(journal, settings, "m-1", send=lambda _: None) as side:
+            assert side.record is Record.RAN
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+        journal.flush(decision, Flush(None, Record.OPEN))
+        journal.advance("m-1", Role.TARGET, expected={Record.OPEN}, new=Record.GO)
+        if record is Record.RAN:
+            journal.advance("m-1", Role.TARGET, expected={Record.GO}, new=Record.RAN)
+        asyncio.run(go(journal))
+    assert told == (["/etc/moved after a"] if record is Record.GO else [])
 
 
 @pytest.mark.parametrize("guest", [Guest.STOPPED, Guest.RUNNING, Guest.DEAD])
