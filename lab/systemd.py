@@ -63,6 +63,7 @@ _MASKED = (
 _MASKS = [(name, "/dev/null") for name in _MASKED]
 _NODES = ("kvm", "fuse", "loop-control", "vhost-net", "vhost-vsock")
 _TRY = 'mount -t cgroup2 none "$1" && mkdir "$1/$2" && rmdir "$1/$2"'
+_LOOPS, _LOOP_MAJOR = 64, 7  # as the kernel's devices.txt has it
 _EVERYBODYS = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -140,6 +141,8 @@ def _build_devices(place: Path) -> None:
             (place / name).parent.mkdir(exist_ok=True)
             os.mknod(place / name, stat.S_IFCHR | 0o600, status.st_rdev)
             (place / name).chmod(stat.S_IMODE(status.st_mode))
+    for number in range(_LOOPS):
+        os.mknod(place / f"loop{number}", stat.S_IFBLK | 0o600, os.makedev(_LOOP_MAJOR, number))
     (place / "console").symlink_to("null")
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         (place / name).symlink_to(f"/proc/self/fd{target}")

@@ -2,112 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Generator
-from contextlib import ExitStack
-from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
-from lab.host import REPOSITORY, Host
 from lab.hosts import Lab
-from tests.e2e.attend.systemd import systemd
-from tests.e2e.attend.world import DEVICES, HOOK, Attend, settings, steps
-from tests.e2e.run import PATIENCE
-from tests.e2e.shared import SHARED, shared_storage
-from tests.e2e.tool import Tool
-from tests.unit.eventually import wait_until
+from tests.e2e.attend.cluster import SNIPPET, VMID, Cluster, two_nodes
+from tests.e2e.attend.world import Attend, steps
 
-QM = "/usr/local/sbin/qm"
-SNIPPET = "/var/lib/vz/snippets/entourage"
-SHARE = "/opt/entourage/share/entourage/hooks/qemu.d"
-VMID = "101"
-CONFIG = "name: vm1\nmemory: 128\nsmbios1: uuid=0c5ee0b1-1b1b-4b1b-8b1b-0b1b1b1b1b1b\n"
 ALL = ["1", "2", "3"]
-
-
-class Cluster:
-    """Two nodes, one file system for their configurations, and a VM."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.nodes = (lab["a"], lab["b"])
-        self.here, self.there = self.nodes
-
-    def tool(self, body: str = "") -> Tool:
-        tool = Tool(self.nodes)
-        tool.write(body)
-        return tool
-
-    def migrate(self) -> CompletedProcess[str]:
-        argv = ["qm", "migrate", VMID, self.there.name]
-        return self.here.run(argv, check=False, timeout=PATIENCE)
-
-    def came(self) -> None:
-        self.here, self.there = self.there, self.here
-
-    def status(self, node: Host) -> str:
-        """Whether it runs there, as QEMU itself says."""
-        done = node.run(["qm", "monitor", VMID], input="info status\n", check=False)
-        return done.stdout.splitlines()[-1].strip() if done.stdout else done.stderr
-
-    def is_here(self) -> None:
-        """It runs on one node, the journals are settled, and it is attended."""
-        deadline = time.monotonic() + PATIENCE
-        while not self.attended or any(self.left(node) for node in self.nodes):
-            assert time.monotonic() < deadline, self.told()
-            time.sleep(0.05)  # a daemon looks by itself, and tells nobody
-        assert self.status(self.here) == "VM status: running", self.told()
-        assert not self.there.path(f"/run/qemu-server/{VMID}.pid").exists()
-
-    @property
-    def attended(self) -> bool:
-        done = self.here.run(["entourage", "attend", "--check", "vm1"], check=False)
-        return done.returncode == 0
-
-    def left(self, node: Host) -> list[object]:
-        return json.loads(node.run(["entourage", "status", "--json"]).stdout)
-
-    def told(self) -> str:
-        return "\n".join(f"--- {each.name}\n{Attend.of(each).log}" for each in self.nodes)
 
 
 @pytest.fixture(scope="module")
 def cluster(lab: Lab) -> Generator[Cluster]:
-    with ExitStack() as stack:
-        stack.enter_context(shared_storage(lab))
-        one = Cluster(lab)
-        for node in one.nodes:
-            install(node)
-            stack.callback(settings, node)
-            stack.callback(node.run, ["umount", "/etc/pve"])
-        one.here.path(f"/etc/pve/nodes/a/qemu-server/{VMID}.conf").write_text(CONFIG)
-        one.here.run(["qm", "start", VMID])
-        stack.callback(lambda: one.here.run(["qm", "stop", VMID]))
-        for node in one.nodes:
-            Attend.of(node).start()
-            stack.callback(Attend.of(node).stop)
-        one.is_here()
+    with two_nodes(lab) as one:
         yield one
-
-
-def install(node: Host) -> None:
-    """As docs/attend.md has it, but for ``qm`` itself."""
-    node.run(["mkdir", "-p", "/etc/pve", f"{SHARED}/pve", SHARE, str(Path(SNIPPET).parent)])
-    node.run(["mount", "--bind", f"{SHARED}/pve", "/etc/pve"])
-    for name in ("a", "b"):
-        node.run(["mkdir", "-p", f"/etc/pve/nodes/{name}/qemu-server", "/etc/entourage/domains"])
-    for path, source in (
-        (QM, REPOSITORY / "lab/qm.py"),
-        (SNIPPET, REPOSITORY / "packaging/proxmox/entourage"),
-        (f"{SHARE}/entourage", HOOK),
-    ):
-        node.path(path).write_bytes(source.read_bytes())
-        node.path(path).chmod(0o755)
-    node.path("/etc/entourage/domains/vm1.toml").write_text(DEVICES)
-    settings(node, toolstack="proxmox")
 
 
 def test_the_stand_in_says_that_it_is_one(cluster: Cluster) -> None:
@@ -153,35 +62,6 @@ def test_a_target_without_a_daemon(cluster: Cluster) -> None:
     assert "its daemon does not answer" in done.stderr
     cluster.is_here()
     assert tool.calls() == []
-
-
-def test_a_daemon_that_dies_between_go_and_load(cluster: Cluster) -> None:
-    """There is no way back for the guest: systemd keeps QEMU's connection for the next daemon."""
-    tool = cluster.tool('[ "$step:$recover" != 2:no ] || { touch /root/at-2; sleep 1; }')
-    node, mark = cluster.there, cluster.here.path("/root/at-2")
-    Attend.of(node).stop()
-    with systemd(node) as keeper:
-        daemon = keeper.start()
-        moving = cluster.here.popen(["qm", "migrate", VMID, node.name])
-        wait_until(mark.exists)
-        mark.unlink()
-        qemu = node.path(f"/run/qemu-server/{VMID}.pid").read_text().strip()
-        node.run(["kill", "-STOP", qemu])  # it does not get as far as Load
-        name, connection = keeper.kept()
-        # The source has sent all, and its QEMU is about to be ended.
-        config = node.path(f"/etc/pve/nodes/{node.name}/qemu-server/{VMID}.conf")
-        wait_until(config.exists)
-        daemon.kill()
-        daemon.wait(PATIENCE)
-        keeper.start(name, connection)
-        os.close(connection)
-        node.run(["kill", "-CONT", qemu])
-        said = moving.communicate(timeout=PATIENCE)
-        assert moving.returncode == 0, (said, cluster.told())
-        cluster.came()
-        cluster.is_here()
-    Attend.of(node).start()
-    assert steps(tool) == {"dongle": ALL, "meter": ALL}
 
 
 @pytest.mark.matrix

@@ -67,5 +67,5 @@ def _install(host: Host) -> None:
 
 def enable(host: Host, name: str) -> None:
     """Do what the documentation asks for after an installation."""
-    host.run(["ln", "-s", f"{OPT}/lib/systemd/system/{name}.service", f"{systemd.UNITS}/"])
+    host.run(["ln", "-sf", f"{OPT}/lib/systemd/system/{name}.service", f"{systemd.UNITS}/"])
     host.run(["systemctl", "enable", "--now", name])

@@ -9,8 +9,8 @@ import pytest
 from lab.libvirtd import start_all
 from lab.observer import Observer
 from tests.e2e.attend.world import DEVICES, Attend, AttendWorld, settings, steps
-from tests.e2e.run import PATIENCE
 from tests.e2e.units.conftest import enable
+from tests.e2e.units.daemon import UNIT, UnitAttend
 from tests.unit.eventually import wait_until
 
 if TYPE_CHECKING:
@@ -19,39 +19,9 @@ if TYPE_CHECKING:
     from lab.host import Host
     from lab.hosts import Lab
 
-UNIT = "entourage-attend"
 SYSTEMDS = ("/run/systemd/*", "/run/log/*", "/tmp/systemd-*")  # noqa: S108 - its PrivateTmp=
 ALL = ["1", "2", "3"]
 HANGS = '[ "$type:$step:$recover" != dongle:2:no ] || exec sleep 60'
-
-
-class UnitAttend(Attend):
-    """The daemon of a host whose unit is enabled."""
-
-    def start(self, **environment: str) -> None:
-        """Have systemd start it, and return when it attends."""
-        assert not environment
-        self.host.run(["systemctl", "start", UNIT])
-        wait_until(lambda: self.shown("StatusText").startswith("attends"))
-
-    def _end(self, how: str) -> None:
-        """End it for good, as systemd does."""
-        del how
-        self.host.run(["systemctl", "stop", UNIT], timeout=PATIENCE)
-
-    @property
-    def runs(self) -> bool:
-        """Whether it is there, or soon is again."""
-        return self.shown("ActiveState") in {"active", "activating"}
-
-    @property
-    def log(self) -> str:
-        """What it has said since its host was booted."""
-        return self.host.run(["journalctl", "--no-pager", "-b", "-u", UNIT]).stdout
-
-    def shown(self, what: str) -> str:
-        """A property of its unit."""
-        return self.host.run(["systemctl", "show", "-P", what, UNIT]).stdout.strip()
 
 
 @pytest.fixture(scope="module")
