@@ -59,6 +59,7 @@ def test_the_controllers_unit_runs_as_who_the_package_makes_and_may_do_nothing_e
     assert {f"User={user}", f"Group={user}", f"StateDirectory={user}"} <= set(lines)
     assert f"/var/lib/{user} /usr/sbin/nologin" in made
     assert {"CapabilityBoundingSet=", "NoNewPrivileges=yes", "ProtectSystem=strict"} <= set(lines)
+    assert "RuntimeDirectoryPreserve=yes" in lines  # controllers' locks outlive a restart
     [command] = [line for line in lines if line.startswith("ExecStart=")]
     words = command.partition("/bin/entourage ")[2].split()
     where = listen_at(words[words.index("--listen") + 1], FleetSettings())

@@ -7,9 +7,10 @@ which slots are taken: they are counted, never kept. Every method is one transac
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -18,64 +19,14 @@ import sqlalchemy as sa
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet.campaign import OVER, Phase, Wish
 from entourage.fleet.database import CAMPAIGNS, CONTROLLERS, LOCK, META, MOVES, changes, reads, told
-from entourage.fleet.fleetfile import HostEntry
-from entourage.fleet.placement import Style
 from entourage.fleet.records import state_of
-from entourage.fleet.values import FleetDomain, Host, Limits, Move, MoveState, Plan, Value
+from entourage.fleet.spec import Spec, Summary
+from entourage.fleet.values import Limits, Move, MoveState
 
 SILENT_AFTER: Final = 15.0
 """Seconds after which a controller that says nothing is dead, and another one takes over."""
 _PENDING: Final = ("waits", "moves")
-
-
-class Spec(Value, frozen=True):
-    """What a campaign was made of: enough to go on with it anywhere.
-
-    Attributes:
-        plan: What was planned.
-        limits: How it goes.
-        style: By which other targets are found.
-        hosts: The targets, with what they had left when it was planned.
-        domains: Those that move, and those that run on the targets.
-        refused: What TEST said: UUID, host, reason, remedy.
-        options: More of `entourage migrate`.
-        besides: Its hosts that are in no fleet's file.
-    """
-
-    plan: Plan
-    limits: Limits = Limits()
-    style: Style = "pack"
-    hosts: Sequence[Host] = ()
-    domains: Sequence[FleetDomain] = ()
-    refused: Sequence[tuple[str, str, str, str]] = ()
-    options: Sequence[str] = ()
-    besides: Sequence[HostEntry] = ()
-
-
-class Summary(Value, frozen=True):
-    """A campaign in a line.
-
-    Attributes:
-        created: Seconds since 1970.
-        wish: What its user wants.
-        phase: Where it is.
-        reason: Why it stopped; empty where it has not.
-        owner: The controller that runs it, or ran it last.
-        counts: Its moves by status; those for which there is no place are not among them.
-    """
-
-    name: str
-    created: float
-    wish: Wish
-    phase: Phase
-    reason: str
-    owner: str
-    counts: Mapping[str, int]
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing will happen any more unless it is tried again."""
-        return self.phase in OVER
+_MARK: Final = "#"  # in no host's name
 
 
 class FencedError(EntourageError):
@@ -91,6 +42,7 @@ class Store:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
+        self._token = secrets.token_hex(8)
         with told():
             META.create_all(engine)
 
@@ -191,14 +143,31 @@ class Store:
             FencedError: Another controller runs it now.
         """
         with reads(self.engine) as connection:
-            return _owned(connection, name, owner)
+            return self.owned(connection, name, owner)
 
     def claim(self, name: str, owner: str) -> None:
-        """Run a campaign from now on; who ran it before finds itself fenced."""
+        """Run a campaign from now on; who ran it before finds itself fenced.
+
+        Also one that is called the same: another process may have had that name, and live.
+        """
+        mine = sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(owner=self._mark(owner))
         with self.alone() as connection:
-            connection.execute(
-                sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(owner=owner)
+            connection.execute(mine)
+
+    def owned(self, connection: sa.Connection, name: str, owner: str) -> Wish:
+        """What is wanted of a campaign; raises FencedError where another controller runs it."""
+        query = sa.select(CAMPAIGNS.c.owner, CAMPAIGNS.c.wish).where(CAMPAIGNS.c.name == name)
+        row = connection.execute(query).one()
+        if row.owner != self._mark(owner):
+            raise FencedError(
+                f"{name} is run by {_shown(row.owner)} now",
+                remedy=f"`entourage campaign watch {name}`",
             )
+        return cast("Wish", row.wish)
+
+    def _mark(self, owner: str) -> str:
+        """What is written for a controller: its name, and what no other process has."""
+        return f"{owner}{_MARK}{self._token}"
 
     def phase(self, name: str, phase: Phase, *, owner: str, reason: str, in_a_row: int) -> None:
         """Say where a campaign is that this controller runs.
@@ -207,7 +176,7 @@ class Store:
             FencedError: Another controller runs it now.
         """
         with changes(self.engine) as connection:
-            _owned(connection, name, owner)
+            self.owned(connection, name, owner)
             connection.execute(
                 sa.update(CAMPAIGNS)
                 .where(CAMPAIGNS.c.name == name)
@@ -221,7 +190,7 @@ class Store:
             FencedError: Another controller runs the campaign now.
         """
         with changes(self.engine) as connection:
-            _owned(connection, name, owner)
+            self.owned(connection, name, owner)
             _save(connection, name, state)
 
     def try_again(self, name: str) -> int:
@@ -345,7 +314,7 @@ class StoreSlots:
         most = min(limits.per_target, self._arrivals.get(move.target, limits.per_target))
         moving = sa.select(sa.func.count()).where(MOVES.c.status == "moves")
         with self._store.alone() as connection:
-            if _owned(connection, self._name, self._owner) != "run":
+            if self._store.owned(connection, self._name, self._owner) != "run":
                 return False
             leaving = connection.execute(moving.where(MOVES.c.source == move.source)).scalar_one()
             arriving = connection.execute(moving.where(MOVES.c.target == move.target)).scalar_one()
@@ -362,15 +331,9 @@ class StoreSlots:
         """Nothing: ``Store.save`` says that it has ended."""
 
 
-def _owned(connection: sa.Connection, name: str, owner: str) -> Wish:
-    """What is wanted of a campaign; raises FencedError where another controller runs it."""
-    query = sa.select(CAMPAIGNS.c.owner, CAMPAIGNS.c.wish).where(CAMPAIGNS.c.name == name)
-    row = connection.execute(query).one()
-    if row.owner != owner:
-        raise FencedError(
-            f"{name} is run by {row.owner} now", remedy=f"`entourage campaign watch {name}`"
-        )
-    return cast("Wish", row.wish)
+def _shown(owner: str) -> str:
+    """A controller's name, as people know it."""
+    return owner.partition(_MARK)[0]
 
 
 def _save(connection: sa.Connection, name: str, state: MoveState) -> None:
@@ -393,6 +356,6 @@ def _summary(row: Any, counts: Mapping[str, int]) -> Summary:
         wish=row.wish,
         phase=row.phase,
         reason=row.reason,
-        owner=row.owner,
+        owner=_shown(row.owner),
         counts=dict(counts),
     )

@@ -85,6 +85,19 @@ def test_who_was_thought_dead_begins_nothing(store: Store) -> None:
     assert store.standing("c", "another") == "run"
 
 
+def test_of_two_of_one_name_the_first_is_fenced(store: Store, url: str) -> None:
+    """Two processes may have had one name: the lock of it was taken away."""
+    begin(store, "c", move("x"))
+    other = Store(open_engine(url))
+    other.claim("c", "me")
+    with pytest.raises(FencedError, match="run by me now"):
+        store.save("c", MoveState(move=move("x"), status="moved"), owner="me")
+    with pytest.raises(FencedError):
+        StoreSlots(store, "c", "me").take(move("x"), Limits())
+    assert other.standing("c", "me") == "run"
+    assert store.summary("c").owner == "me"
+
+
 def test_what_others_have_promised_is_known_while_one_plans(store: Store) -> None:
     begin(store, "c", move("x"), move("y"))
     store.save("c", MoveState(move=move("y"), status="moved"), owner="me")
