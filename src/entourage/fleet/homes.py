@@ -9,6 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from entourage.fleet.database import CAMPAIGNS, MOVES, reads
+from entourage.fleet.decoded import json_of
 from entourage.fleet.store import Store
 
 
@@ -58,7 +59,7 @@ def at_home(store: Store, host: str) -> Mapping[str, str]:
     with reads(store.engine) as connection:
         for row in connection.execute(moved):
             if row.campaign not in emptied:
-                made = msgspec.json.decode(row.spec, type=_Made)
+                made = json_of(row.spec, _Made)
                 emptied[row.campaign] = bool(made.plan.hosts)
             if emptied[row.campaign]:
                 homes.setdefault(row.uuid, (row.source, _name(row)))
@@ -68,4 +69,4 @@ def at_home(store: Store, host: str) -> Mapping[str, str]:
 
 
 def _name(row: Any) -> str:
-    return msgspec.json.decode(row.state, type=_State).move.name
+    return json_of(row.state, _State).move.name

@@ -6,16 +6,19 @@ is looked at when it is shown.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
 
+from entourage.errors import EntourageError
 from entourage.events import AnyEvent
 from entourage.fleet.campaign import Wish
 from entourage.fleet.database import ATTEMPTS, CAMPAIGNS, HISTORY, MOVES, changes, reads
+from entourage.fleet.decoded import NotUnderstoodError, json_of
 from entourage.fleet.values import Move, MoveState, Status, Value
 from entourage.report.text import clean
 
@@ -78,6 +81,8 @@ class Attempt(Value, frozen=True):
 class Hearing:
     """Hears what is said of the moves of one campaign, and keeps it.
 
+    What cannot be kept ends no campaign: its history says so once.
+
     Args:
         records: Where.
         campaign: Its name.
@@ -89,9 +94,32 @@ class Hearing:
         self._events: dict[str, list[bytes]] = {}
         self._sizes: dict[str, int] = {}
         self._last: dict[str, tuple[float, str, int]] = {}
+        self._missed, self._told = "", False
 
     def heard(self, move: Move, event: Mapping[str, Any]) -> None:
         """`entourage migrate --json` said something."""
+        with self._kept():
+            self._hear(move, event)
+
+    def changed(self, state: MoveState) -> None:
+        """A move has begun, or has ended."""
+        with self._kept():
+            self._change(state)
+        if self._missed and not self._told:
+            what = f"could not keep all that was heard: {self._missed}"
+            with self._kept():
+                self._records.say(self._campaign, "controller", what)
+                self._told = True
+
+    @contextlib.contextmanager
+    def _kept(self) -> Generator[None]:
+        """No rule of a campaign reads any of it."""
+        try:
+            yield
+        except (EntourageError, RecursionError) as error:  # nothing, or an event nested too deep
+            self._missed = self._missed or str(error)
+
+    def _hear(self, move: Move, event: Mapping[str, Any]) -> None:
         kind = event.get("event")
         if kind == "copy-progress":
             self._progress(move, event)
@@ -106,8 +134,7 @@ class Hearing:
                 kept.append(line)
                 self._sizes[move.uuid] = size
 
-    def changed(self, state: MoveState) -> None:
-        """A move has begun, or has ended."""
+    def _change(self, state: MoveState) -> None:
         if state.status == "moves":
             self._forget(state.move.uuid)
             self._records.begin(self._campaign, state.move)
@@ -295,20 +322,18 @@ def understood(text: str) -> list[AnyEvent]:
     """Events out of a list as JSON; one that is not known here is left out."""
     found: list[AnyEvent] = []
     try:
-        lines = msgspec.json.decode(text, type=list[msgspec.Raw])
-    except msgspec.MsgspecError:
+        lines = json_of(text, list[msgspec.Raw])
+    except NotUnderstoodError:
         return []
     for line in lines:
-        try:
-            found.append(msgspec.json.decode(line, type=AnyEvent))
-        except msgspec.MsgspecError:
-            continue
+        with contextlib.suppress(NotUnderstoodError):
+            found.append(json_of(bytes(line), AnyEvent))
     return found
 
 
 def state_of(text: str, status: str) -> MoveState:
-    """A slot may have been taken by a process that died before it said more."""
-    state = msgspec.json.decode(text, type=MoveState)
+    """A slot may have been taken by a process that died before it said more; EntourageError."""
+    state = json_of(text, MoveState)
     return msgspec.structs.replace(state, status=status)
 
 

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from entourage.errors import EntourageError, plain_words
+from entourage.fleet.decoded import NotUnderstoodError, json_of
 from entourage.fleet.fleetfile import FleetFile, HostEntry
 from entourage.hosts.programs import kill
 from entourage.hosts.ssh import ssh_command
@@ -222,10 +223,10 @@ class Remote:
                 remedy=f"see whether `ssh {self._ssh_name(host)} entourage {words[0]}` works here",
             )
         try:
-            return msgspec.json.decode(out, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return json_of(out, kind)
+        except NotUnderstoodError as error:
             raise EntourageError(
-                f"what `entourage {words[0]}` says there cannot be understood: {error}",
+                f"what `entourage {words[0]}` says there cannot be understood: {error.__cause__}",
                 host=host,
                 remedy="install the same version of Entourage on all hosts",
             ) from error
@@ -254,7 +255,7 @@ class Remote:
         within: float | None,
         heard: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> Ended:
-        """Run a command there, and take its lines of JSON."""
+        """Run a command there, and take its lines of JSON; raises EntourageError, also heard's."""
         process = await self._start(host, words)
         assert process.stdout is not None  # noqa: S101 - it was asked for
         assert process.stderr is not None  # noqa: S101 - same
@@ -277,6 +278,9 @@ class Remote:
                 group.create_task(read_errors(process.stderr))
                 group.create_task(read_events(process.stdout))
                 group.create_task(process.wait())
+        except ExceptionGroup as group:
+            others = group.split(EntourageError)[1]
+            raise (others or group).exceptions[0] from group
         except TimeoutError:
             raise EntourageError(
                 f"`entourage {words[0]}` has not ended within {within:g} s",
@@ -335,10 +339,8 @@ async def _read(stream: asyncio.StreamReader | None) -> bytes:
 
 
 def _event(line: bytes) -> Mapping[str, Any]:
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        event = msgspec.json.decode(line)
-        if isinstance(event, dict):
-            return event  # pyright: ignore[reportUnknownVariableType]
+    with contextlib.suppress(NotUnderstoodError):
+        return json_of(line, dict[str, Any])
     return {}
 
 

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet.campaign import OVER, Phase, Wish
 from entourage.fleet.database import CAMPAIGNS, CONTROLLERS, LOCK, META, MOVES, changes, reads, told
+from entourage.fleet.decoded import json_of
 from entourage.fleet.records import state_of
 from entourage.fleet.spec import Spec, Summary
 from entourage.fleet.values import Limits, Move, MoveState
@@ -27,6 +28,12 @@ SILENT_AFTER: Final = 15.0
 """Seconds after which a controller that says nothing is dead, and another one takes over."""
 _PENDING: Final = ("waits", "moves")
 _MARK: Final = "#"  # in no host's name
+
+
+class _Promised(msgspec.Struct):
+    """Of how far a move has come, the move: what else a newer version writes counts nothing."""
+
+    move: Move
 
 
 class FencedError(EntourageError):
@@ -68,8 +75,8 @@ class Store:
             return Planning(connection).promised()
 
     def spec(self, name: str) -> Spec:
-        """What a campaign was made of; raises UsageError where there is none."""
-        return msgspec.json.decode(self._row(name).spec, type=Spec)
+        """What a campaign was made of; raises UsageError where there is none, EntourageError."""
+        return json_of(self._row(name).spec, Spec)
 
     def states(self, name: str) -> list[MoveState]:
         """How far its moves have come."""
@@ -259,7 +266,7 @@ class Planning:
             )
         )
         rows = self._connection.execute(query)
-        return [msgspec.json.decode(row.state, type=MoveState).move for row in rows]
+        return [json_of(row.state, _Promised).move for row in rows]
 
     def add(self, name: str, spec: Spec) -> None:
         """Add a campaign; raises UsageError where there is one of that name."""

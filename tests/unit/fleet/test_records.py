@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from entourage import events
+from entourage.errors import EntourageError
 from entourage.fleet import records as module
 from entourage.fleet.database import changes, open_engine, reads
+from entourage.fleet.homes import at_home
 from entourage.fleet.records import Hearing, Records, copied, understood
 from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Move, MoveState, Plan
@@ -67,8 +70,58 @@ def test_a_host_that_says_too_much(store: Store, monkeypatch: pytest.MonkeyPatch
     assert len(records.events(one.number)) <= 3
 
 
+def test_what_cannot_be_kept_ends_no_campaign(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once, as soon as that can be kept."""
+    records = Records(store.engine)
+    hearing = Hearing(records, "c")
+    deep: Any = {"event": "x"}
+    for _ in range(100_000):
+        deep = {"event": "x", "more": deep}
+
+    def fail(*_: Any) -> None:
+        raise EntourageError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        for name in ("begin", "progress", "end", "say"):
+            patched.setattr(Records, name, fail)
+        hearing.changed(MoveState(move=MOVE, status="moves"))
+        hearing.heard(MOVE, {"event": "copy-progress", "what": "memory", "done": 1, "total": 2})
+        hearing.heard(MOVE, deep)
+        hearing.changed(MoveState(move=MOVE, status="moved"))
+    assert records.history("c") == []
+    for _ in range(2):
+        hearing.changed(MoveState(move=MOVE, status="moves"))
+    (entry,) = records.history("c")
+    assert (entry.who, entry.what) == (
+        "controller", "could not keep all that was heard: the disk is full",
+    )  # fmt: skip
+
+
+def test_what_another_version_has_written(store: Store) -> None:
+    """It is said, and hinders nobody who plans: of a promise its move is read alone."""
+    text = '{"move": {"name": "x", "uuid": "u", "source": "a", "target": "b"}, "status": "flies"}'
+    with changes(store.engine) as connection:
+        connection.exec_driver_sql("update entourage_moves set state = ?", (text,))
+        connection.exec_driver_sql("update entourage_campaigns set spec = '[]'")
+    assert [one.name for one in store.promised()] == ["x"]
+    for read in (
+        lambda: store.states("c"),
+        lambda: store.spec("c"),
+        lambda: Records(store.engine).moves("c"),
+        lambda: at_home(store, "a"),
+    ):
+        with changes(store.engine) as connection:
+            connection.exec_driver_sql("update entourage_moves set status = 'moved'")
+        with pytest.raises(EntourageError, match="written by another version") as raised:
+            read()
+        assert raised.value.remedy == "upgrade this controller"
+
+
 @pytest.mark.parametrize(
-    ("text", "count"), [("[]", 0), ("{", 0), ('[{"event":"go-sent","at":1},{"event":5}]', 1)]
+    ("text", "count"),
+    [("[" * 100_000, 0), ("[]", 0), ("{", 0), ('[{"event":"go-sent","at":1},{"event":5}]', 1)],
 )
 def test_what_can_be_understood_of_events(text: str, count: int) -> None:
     assert len(understood(text)) == count

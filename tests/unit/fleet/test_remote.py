@@ -78,6 +78,19 @@ async def test_a_host_that_says_too_much(monkeypatch: pytest.MonkeyPatch, tmp_pa
     )
 
 
+async def test_who_hears_and_cannot_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is an error of ours: a group of them would be told as a bug."""
+    deep = '{"a":' * 10_000
+    one = remote(monkeypatch, tmp_path, say(f'{deep}\n{{"event": "x"}}\n'))
+
+    def heard(event: Any) -> None:
+        if event:
+            raise EntourageError("the database is away")
+
+    with pytest.raises(EntourageError, match="the database is away"):
+        await one.migrate("web1", "b", "c", (), heard)
+
+
 async def test_what_is_against_a_move(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     event = (
         '{"event": "device-refused", "device": "net/net0", "host": "c", "reason": "no br0",'
