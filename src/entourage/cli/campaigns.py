@@ -45,7 +45,7 @@ try:
     from entourage.fleet.promises import add_planned
     from entourage.fleet.records import DONE, RETRIED, Records
     from entourage.fleet.shown import line, sums
-    from entourage.fleet.store import SILENT_AFTER, Spec, Store
+    from entourage.fleet.store import ABORTS, SILENT_AFTER, Spec, Store
 except ModuleNotFoundError as error:
     raise UsageError(
         f"campaigns need more packages ({error.name} is not there)",
@@ -278,10 +278,6 @@ def wish(asked: Asked, name: str, wanted: Wish) -> None:
     """Say what is wanted of a campaign that somebody runs."""
     store = asked.store()
     summary = store.summary(name)
-    if summary.is_over:
-        raise UsageError(
-            f"{name} is over ({summary.phase})", remedy=f"`entourage campaign show {name}`"
-        )
     store.wish(name, wanted)
     _note_down(store, name, DONE[wanted])
     if wanted in {"abort", "take-back"}:
@@ -295,18 +291,18 @@ def wish(asked: Asked, name: str, wanted: Wish) -> None:
 def resume(asked: Asked, name: str) -> int:
     """Go on with a campaign: here, unless somebody runs it; returns the exit status."""
     store = asked.store()
-    if store.summary(name).is_over:
+    summary = store.summary(name)
+    if summary.is_over:
         return tell(store, name)
-    store.wish(name, "run")
-    _note_down(store, name, DONE["run"])
+    if summary.wish not in ABORTS:
+        store.wish(name, "run")
+        _note_down(store, name, DONE["run"])
     return run(asked, store, name)
 
 
 def retry(asked: Asked, name: str) -> int:
     """Try what stayed, and what an abort left, again; returns the exit status."""
     store = asked.store()
-    if not store.summary(name).is_over:
-        raise UsageError(f"{name} is not over", remedy=f"`entourage campaign resume {name}`")
     if not store.try_again(name):
         put(f"{name}: nothing is left to be tried")
         return tell(store, name)

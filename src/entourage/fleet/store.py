@@ -26,6 +26,8 @@ from entourage.fleet.values import Limits, Move, MoveState
 
 SILENT_AFTER: Final = 15.0
 """Seconds after which a controller that says nothing is dead, and another one takes over."""
+ABORTS: Final = frozenset({"abort", "take-back"})
+"""Wishes that nothing but each other takes back."""
 _PENDING: Final = ("waits", "moves")
 _MARK: Final = "#"  # in no host's name
 
@@ -123,25 +125,25 @@ class Store:
 
     def _row(self, name: str) -> Any:
         with reads(self.engine) as connection:
-            row = connection.execute(
-                sa.select(CAMPAIGNS).where(CAMPAIGNS.c.name == name)
-            ).one_or_none()
-        if row is None:
-            raise UsageError(
-                f"there is no campaign {name!r}", remedy="`entourage campaign list` shows them"
-            )
-        return row
+            return _one(connection, name)
 
     def wish(self, name: str, wish: Wish) -> None:
         """Say what is wanted of a campaign; whoever runs it sees it within a second.
 
-        One that is aborted stays so: neither a pause nor a resume begins anything in it.
+        Raises:
+            UsageError: It is over; or it is being aborted, and stays so: neither a pause nor a
+                resume begins anything in it.
         """
-        changed = sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name)
-        if wish in {"run", "pause"}:
-            changed = changed.where(CAMPAIGNS.c.wish.not_in(("abort", "take-back")))
-        with changes(self.engine) as connection:
-            connection.execute(changed.values(wish=wish))
+        with self.alone() as connection:
+            row = _one(connection, name, over=False)
+            if wish in {"run", "pause"} and row.wish in ABORTS:
+                raise UsageError(
+                    f"{name} is being aborted: nothing more is begun",
+                    remedy=f"`entourage campaign resume {name}` sees it to its end",
+                )
+            connection.execute(
+                sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(wish=wish)
+            )
 
     def standing(self, name: str, owner: str) -> Wish:
         """What is wanted of a campaign that this controller runs.
@@ -201,21 +203,29 @@ class Store:
             _save(connection, name, state)
 
     def try_again(self, name: str) -> int:
-        """Have what stayed, and what was left waiting, wait anew; how many that is."""
-        again = [one for one in self.states(name) if one.status in {"stays", "waits"}]
-        if again:
-            with self.alone() as connection:
-                for state in again:
-                    fresh = msgspec.structs.replace(
-                        state, status="waits", attempts=0, not_before=0.0, tried=()
-                    )
-                    _save(connection, name, fresh)
+        """Have what stayed, and what was left waiting, wait anew; how many that is.
+
+        Raises:
+            UsageError: It is not over: somebody else may have had it be tried again.
+        """
+        rows = sa.select(MOVES.c.state, MOVES.c.status).where(MOVES.c.campaign == name)
+        again = rows.where(MOVES.c.status.in_(("stays", "waits")))
+        with self.alone() as connection:
+            _one(connection, name, over=True)
+            found = connection.execute(again).all()
+            for row in found:
+                state = state_of(row.state, row.status)
+                fresh = msgspec.structs.replace(
+                    state, status="waits", attempts=0, not_before=0.0, tried=()
+                )
+                _save(connection, name, fresh)
+            if found:
                 connection.execute(
                     sa.update(CAMPAIGNS)
                     .where(CAMPAIGNS.c.name == name)
                     .values(wish="run", phase="runs", reason="", in_a_row=0)
                 )
-        return len(again)
+        return len(found)
 
     # Controllers
 
@@ -336,6 +346,22 @@ class StoreSlots:
 
     def give_back(self, move: Move) -> None:
         """Nothing: ``Store.save`` says that it has ended."""
+
+
+def _one(connection: sa.Connection, name: str, *, over: bool | None = None) -> Any:
+    """A campaign's row; raises UsageError where there is none, or where it is (not) to be over."""
+    row = connection.execute(sa.select(CAMPAIGNS).where(CAMPAIGNS.c.name == name)).one_or_none()
+    if row is None:
+        raise UsageError(
+            f"there is no campaign {name!r}", remedy="`entourage campaign list` shows them"
+        )
+    if over is True and row.phase not in OVER:
+        raise UsageError(f"{name} is not over", remedy=f"`entourage campaign resume {name}`")
+    if over is False and row.phase in OVER:
+        raise UsageError(
+            f"{name} is over ({row.phase})", remedy=f"`entourage campaign show {name}`"
+        )
+    return row
 
 
 def _shown(owner: str) -> str:

@@ -1,4 +1,4 @@
-"""``entourage campaign show``."""
+"""``entourage campaign show``, and what is wished for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from entourage.cli import campaigns
+from entourage.errors import UsageError
 from entourage.fleet.database import open_engine
 from entourage.fleet.records import Records
 from entourage.fleet.store import Spec, Store
@@ -45,3 +46,24 @@ def test_who_did_what_is_told_in_its_order(asked: Any, capsys: pytest.CaptureFix
     campaigns.show(asked, "first", as_json=True)
     said = json.loads(capsys.readouterr().out)
     assert [one["what"] for one in said["history"]] == ["paused it", "began it"]
+
+
+def test_what_is_wished_for_in_vain_is_not_written_down(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is being aborted is not paused; who resumes it sees it to its end."""
+    store: Store = asked.store()
+    campaigns.wish(asked, "first", "abort")
+    before = Records(store.engine).history("first")
+    with pytest.raises(UsageError, match="is being aborted"):
+        campaigns.wish(asked, "first", "pause")
+
+    def run(*_: Any) -> int:
+        return 7
+
+    monkeypatch.setattr(campaigns, "run", run)
+    assert campaigns.resume(asked, "first") == 7
+    with pytest.raises(UsageError, match="is not over"):
+        campaigns.retry(asked, "first")
+    assert Records(store.engine).history("first") == before
+    assert store.summary("first").wish == "abort"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from entourage.errors import UsageError
+from entourage.fleet.campaign import Wish
 from entourage.fleet.database import open_engine
 from entourage.fleet.store import FencedError, Spec, Store, StoreSlots
 from entourage.fleet.values import Limits, Move, MoveState, Plan
@@ -118,9 +120,15 @@ def test_one_that_is_aborted_stays_so_and_one_that_is_paused_begins_nothing(stor
     store.wish("c", "pause")
     assert not StoreSlots(store, "c", "me").take(move("x"), Limits())
     store.wish("c", "abort")
-    store.wish("c", "run")
-    store.wish("c", "pause")
+    wishes: tuple[Wish, Wish] = ("run", "pause")
+    for wish in wishes:
+        with pytest.raises(UsageError, match="is being aborted") as raised:
+            store.wish("c", wish)
+        assert "`entourage campaign resume c`" in raised.value.remedy
     assert store.summary("c").wish == "abort"
+    store.phase("c", "aborted", owner="me", reason="", in_a_row=0)
+    with pytest.raises(UsageError, match=r"is over \(aborted\)"):
+        store.wish("c", "run")
     assert store.try_again("c") == 1
     assert store.summary("c").wish == "run"
 
@@ -130,10 +138,34 @@ def test_what_stayed_is_tried_again(store: Store) -> None:
     stays = MoveState(move=move("x"), status="stays", attempts=3, tried=("b",), message="why")
     store.save("c", stays, owner="me")
     store.save("c", MoveState(move=move("y"), status="moved"), owner="me")
+    with pytest.raises(UsageError, match="is not over"):
+        store.try_again("c")
+    store.phase("c", "ended", owner="me", reason="", in_a_row=0)
     assert store.try_again("c") == 1
     fresh = msgspec.structs.replace(stays, status="waits", attempts=0, tried=())
     assert fresh in store.states("c")
     assert store.summary("c").phase == "runs"
+
+
+def test_of_two_who_try_again_at_once_one_does(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the second would say of a move that has begun meanwhile that it waits."""
+    begin(store, "c", move("x"))
+    store.save("c", MoveState(move=move("x"), status="stays"), owner="me")
+    store.phase("c", "ended", owner="me", reason="", in_a_row=0)
+    alone = store.alone
+
+    def late() -> Any:
+        monkeypatch.undo()
+        assert store.try_again("c") == 1
+        assert StoreSlots(store, "c", "me").take(move("x"), Limits())
+        return alone()
+
+    monkeypatch.setattr(store, "alone", late)
+    with pytest.raises(UsageError, match="is not over"):
+        store.try_again("c")
+    assert [one.status for one in store.states("c")] == ["moves"]
 
 
 def test_controllers_that_are_silent(store: Store) -> None:

@@ -69,14 +69,9 @@ class Actions:
 
     def _write(self, name: str, action: Action, who: str) -> bool:
         """Write it down; whether somebody has to see to it that it goes on."""
-        summary = self._store.summary(name)
         if action == "retry":
-            if not summary.is_over:
-                raise UsageError(f"{name} is not over", remedy="resume it")
             if not self._store.try_again(name):
                 raise UsageError(f"nothing of {name} is left to be tried")
-        elif summary.is_over:
-            raise UsageError(f"{name} is over: {summary.phase}")
         else:
             self._store.wish(name, WISHES[action])
         self._records.say(name, who, RETRIED if action == "retry" else DONE[WISHES[action]])

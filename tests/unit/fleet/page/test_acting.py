@@ -69,6 +69,16 @@ def test_retry(world: World) -> None:
     assert {one.status for one in world.store.states("first")} == {"waits"}
 
 
+def test_one_that_is_being_aborted_is_neither_paused_nor_resumed(world: World) -> None:
+    world.store.wish("first", "abort")
+    with world.client("alice") as client:
+        token = token_of(client.get("/campaigns/first").text)
+        for action in ("pause", "resume"):
+            answer = post(client, action, token)
+            assert (answer.status_code, "is being aborted" in answer.text) == (409, True)
+    assert world.records.history("first") == []
+
+
 def test_others_only_look(world: World) -> None:
     """Neither whom `may` does not name, nor whom nobody names, nor who names himself."""
     token = token_of(world.client("alice").get("/campaigns/first").text)
