@@ -123,6 +123,27 @@ def changes(engine: sa.Engine) -> Generator[sa.Connection]:
 
 
 @contextlib.contextmanager
+def alone(engine: sa.Engine) -> Generator[sa.Connection]:
+    """A transaction beside which no other of these is; raises EntourageError."""
+    with changes(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        yield connection
+
+
+def make_tables(engine: sa.Engine) -> None:
+    """Make those that are not there, beside nobody else who does; raises EntourageError.
+
+    Who finds them all takes no lock for writing.
+    """
+    with reads(engine) as connection:
+        there = set(sa.inspect(connection).get_table_names())
+    if not META.tables.keys() <= there:
+        with alone(engine) as connection:
+            META.create_all(connection)
+
+
+@contextlib.contextmanager
 def reads(engine: sa.Engine) -> Generator[sa.Connection]:
     """A transaction that only reads: with SQLite it keeps nobody from writing; EntourageError."""
     with told(), engine.connect() as opened:

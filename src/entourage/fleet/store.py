@@ -18,7 +18,15 @@ import sqlalchemy as sa
 
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet.campaign import OVER, Phase, Wish
-from entourage.fleet.database import CAMPAIGNS, CONTROLLERS, LOCK, META, MOVES, changes, reads, told
+from entourage.fleet.database import (
+    CAMPAIGNS,
+    CONTROLLERS,
+    MOVES,
+    alone,
+    changes,
+    make_tables,
+    reads,
+)
 from entourage.fleet.decoded import json_of
 from entourage.fleet.records import state_of
 from entourage.fleet.spec import Spec, Summary
@@ -52,15 +60,12 @@ class Store:
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
         self._token = secrets.token_hex(8)
-        with told():
-            META.create_all(engine)
+        make_tables(engine)
 
     @contextlib.contextmanager
     def alone(self) -> Generator[sa.Connection]:
         """A transaction beside which no other takes slots or plans."""
-        with told(), self.engine.begin() as connection:
-            if self.engine.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        with alone(self.engine) as connection:
             yield connection
 
     # Campaigns

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from entourage.errors import UsageError
+from entourage.fleet import database
 from entourage.fleet.campaign import Wish
 from entourage.fleet.database import open_engine
+from entourage.fleet.records import Records
 from entourage.fleet.store import FencedError, Spec, Store, StoreSlots
 from entourage.fleet.values import Limits, Move, MoveState, Plan
 
@@ -174,6 +179,36 @@ def test_controllers_that_are_silent(store: Store) -> None:
     assert store.silent(-1) == ["me"]
     store.gone("me")
     assert store.silent(-1) == []
+
+
+def test_who_finds_all_tables_takes_no_lock(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`campaign list` waits for nobody who writes; what an older version has not made is made."""
+    monkeypatch.setattr(database, "_BUSY", 1)
+    begin(store, "c", move("x"))
+    with store.alone():
+        assert [one.name for one in Store(open_engine(url)).summaries()] == ["c"]
+    with store.alone() as connection:
+        connection.exec_driver_sql("drop table entourage_attempts")
+    assert Records(Store(open_engine(url)).engine).attempts("x") == []
+
+
+def test_tables_are_made_beside_nobody_else(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL has two who make the same one fail."""
+    made: list[sa.Connection] = []
+    taken = database.alone
+
+    @contextlib.contextmanager
+    def alone(engine: sa.Engine) -> Generator[sa.Connection]:
+        with taken(engine) as connection:
+            made.append(connection)
+            yield connection
+
+    monkeypatch.setattr(database, "alone", alone)
+    Store(open_engine(url))
+    Store(open_engine(url))
+    assert len(made) == 1
 
 
 def test_a_database_that_is_none() -> None:
