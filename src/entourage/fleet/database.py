@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -13,6 +13,14 @@ import sqlalchemy.exc
 from entourage.errors import EntourageError, UsageError
 
 _BUSY: Final = 30_000  # ms
+_CONNECTION: Final[Mapping[str, int]] = {
+    "connect_timeout": 10,  # seconds; else as long as the kernel tries
+    "tcp_user_timeout": 30_000,  # ms; the next two are seconds
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+}
+"""How soon a PostgreSQL whose host is away is known to be; libpq's names, which a URL may have."""
 LOCK: Final = 0x656E746F  # PostgreSQL's advisory lock of who takes slots or plans
 META: Final = sa.MetaData()
 CAMPAIGNS: Final = sa.Table(
@@ -89,7 +97,10 @@ def open_engine(url: str, *, begins: bool = True) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "postgresql":
-            return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            within = {key: each for key, each in _CONNECTION.items() if key not in parsed.query}
+            return sa.create_engine(
+                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=within
+            )
         engine = sa.create_engine(parsed, connect_args={"check_same_thread": False})
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
         raise UsageError(

@@ -18,9 +18,9 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from dbos import (
     DBOS,
@@ -28,12 +28,16 @@ from dbos import (
     DBOSPortableJSONSerializer,
     SetWorkflowID,
     WorkflowSerializationFormat,
+    WorkflowStatus,
+)
+from dbos import (
+    error as dbos_errors,
 )
 
 from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet.campaign import Phase, Wish
 from entourage.fleet.controller import Runner
-from entourage.fleet.database import open_engine
+from entourage.fleet.database import open_engine, told
 from entourage.fleet.store import SILENT_AFTER
 from entourage.fleet.values import MoveState
 from entourage.hosts.slots import slot
@@ -46,7 +50,9 @@ QUEUE: Final = "campaigns"
 _BEAT_EVERY: Final = 3.0
 _LOOK_EVERY: Final = 0.5
 _MOST: Final = 64  # controllers on one host
+_ANSWERS_WITHIN: Final = 30.0  # seconds
 _LIVES: Final = frozenset({"PENDING", "ENQUEUED", "DELAYED"})
+Answer = TypeVar("Answer")
 _running: Runner | None = None
 
 
@@ -107,6 +113,9 @@ class Durable:
         Args:
             runner: What runs a campaign.
             owner: What this controller is called.
+
+        Raises:
+            EntourageError: The database cannot be reached.
         """
         global _running  # noqa: PLW0603 - DBOS finds workflows by their names, in modules
         _running = runner
@@ -123,34 +132,40 @@ class Durable:
             "log_level": "CRITICAL",  # errors are told by us, without the traceback
             "use_listen_notify": False,
         }
-        DBOS(config=config)
+        made = DBOS(config=config)
         durable, left = cls(runner, owner), False
         runner.store.beat(owner)
         try:
-            await in_thread(DBOS.launch)
-            await DBOS.register_queue_async(
-                QUEUE, polling_interval_sec=1.0, on_conflict="never_update"
+            await _asked(in_thread(DBOS.launch))
+            queue = in_thread(
+                DBOS.register_queue, QUEUE, polling_interval_sec=1.0, on_conflict="never_update"
             )
+            await _asked(queue)
             beating = asyncio.create_task(durable._beat())
             try:
                 yield durable
             finally:
                 beating.cancel()
+                _try_no_more(made)
                 left = True
-                with contextlib.suppress(Exception):  # the database may be gone
+                with contextlib.suppress(EntourageError):  # the database may be gone
                     left = bool(await durable.pending())
         finally:
-            await in_thread(DBOS.destroy)
+            _try_no_more(made)
+            with contextlib.suppress(EntourageError):
+                await _asked(in_thread(DBOS.destroy))
             if not left:  # else another one takes over what this one leaves
                 with contextlib.suppress(EntourageError):
                     runner.store.gone(owner)
             _running = None
 
     async def pending(self) -> set[str]:
-        """The campaigns that this controller runs; also those that it has yet to go on with."""
-        found = await DBOS.list_workflows_async(
-            status="PENDING", executor_id=self._owner, load_input=False
-        )
+        """The campaigns that this controller runs; also those that it has yet to go on with.
+
+        Raises:
+            EntourageError: The database cannot be reached.
+        """
+        found = await _pending(self._owner)
         return {one.workflow_id.rpartition("/")[0] for one in found}
 
     async def _beat(self) -> None:
@@ -168,11 +183,11 @@ class Durable:
         workflow, store = await self.begin(name), self._runner.store
         while True:
             summary = store.summary(name)
-            status = await DBOS.get_workflow_status_async(workflow)
+            status = await _status(workflow)
             if status is None or status.status not in _LIVES:
                 break
             if status.status == "PENDING" and status.executor_id not in self._living():
-                await DBOS.resume_workflow_async(workflow, queue_name=QUEUE)
+                await _resume(workflow)
             await asyncio.sleep(_LOOK_EVERY)
         if summary.is_over or status is None or status.status == "SUCCESS":
             return store.summary(name).phase
@@ -182,14 +197,14 @@ class Durable:
         )
 
     async def begin(self, name: str) -> str:
-        """Have it run here, unless somebody runs it; the name of its workflow."""
+        """Have it run here, unless somebody runs it; the name of its workflow; EntourageError."""
         attempt = 0
-        while (status := await DBOS.get_workflow_status_async(_id(name, attempt))) is not None:
+        while (status := await _status(_id(name, attempt))) is not None:
             if status.status in _LIVES:
                 return _id(name, attempt)
             attempt += 1
         with SetWorkflowID(_id(name, attempt)):
-            await DBOS.start_workflow_async(_campaign, name)
+            await _asked(DBOS.start_workflow_async(_campaign, name))
         return _id(name, attempt)
 
     def _living(self) -> set[str]:
@@ -197,14 +212,18 @@ class Durable:
         return {self._owner, *self._runner.store.living(SILENT_AFTER)}
 
     async def take_over(self) -> list[str]:
-        """Have what dead controllers ran be run by those that live; the names of the dead."""
+        """Have what dead controllers ran be run by those that live.
+
+        Returns:
+            The names of the dead.
+
+        Raises:
+            EntourageError: The database cannot be reached.
+        """
         dead = self._runner.store.silent(SILENT_AFTER)
         for owner in dead:
-            pending = await DBOS.list_workflows_async(
-                status="PENDING", executor_id=owner, load_input=False
-            )
-            for one in pending:
-                await DBOS.resume_workflow_async(one.workflow_id, queue_name=QUEUE)
+            for one in await _pending(owner):
+                await _resume(one.workflow_id)
             self._runner.store.gone(owner)
         return dead
 
@@ -224,6 +243,46 @@ class Durable:
             if over:
                 return
             await asyncio.sleep(_LOOK_EVERY)
+
+
+async def _pending(owner: str) -> list[WorkflowStatus]:
+    return await _asked(
+        in_thread(DBOS.list_workflows, status="PENDING", executor_id=owner, load_input=False)
+    )
+
+
+async def _status(workflow: str) -> WorkflowStatus | None:
+    return await _asked(in_thread(DBOS.get_workflow_status, workflow))
+
+
+async def _resume(workflow: str) -> None:
+    await _asked(in_thread(DBOS.resume_workflow, workflow, queue_name=QUEUE))
+
+
+async def _asked(answer: Awaitable[Answer]) -> Answer:
+    """What DBOS answers: it tries for ever to reach a database that is away.
+
+    Raises:
+        EntourageError: It does not answer in time, or cannot.
+    """
+    with told():
+        try:
+            async with asyncio.timeout(_ANSWERS_WITHIN):
+                return await answer
+        except TimeoutError as late:
+            why, cause = f"no answer within {_ANSWERS_WITHIN:g} s", late
+        except dbos_errors.DBOSException as error:
+            why, cause = " ".join(str(error).split()), error
+    raise EntourageError(
+        f"the fleet's database: {why}", remedy="see whether it can be reached and written"
+    ) from cause
+
+
+def _try_no_more(made: DBOS) -> None:
+    """Have what waits for a database that is away end at its next try: a process waits for it."""
+    database: object = getattr(made, "_sys_db_field", None)
+    if database is not None:
+        setattr(database, "_retry_connection_errors", False)  # noqa: B010 - there is no option
 
 
 def _id(name: str, attempt: int) -> str:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy.exc
+from dbos import DBOS
+from dbos import error as dbos_errors
 
 from entourage.errors import EntourageError
+from entourage.fleet import durable as module
 from entourage.fleet.campaign import Phase
 from entourage.fleet.database import open_engine
 from entourage.fleet.durable import Durable, controller_name
@@ -36,6 +43,13 @@ class Runner:
         return "ended"
 
 
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """DBOS's handler keeps the standard error of the first test, which is closed after it."""
+    yield
+    logging.getLogger("dbos").handlers.clear()
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store(open_engine(f"sqlite:///{tmp_path}/fleet.db"))
@@ -61,6 +75,65 @@ async def test_one_runs_once_and_one_that_failed_again(
         assert [state.status async for state in durable.watch("c")] == ["moved"]
     assert runner.ran == ["c", "c"]
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("how", ["hangs", "is away", "is odd"])
+async def test_a_database_that_goes_away(
+    store: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """DBOS would try for ever: it is an error of ours, and a controller ends all the same."""
+    runner: Any = Runner(store, "me")
+    back = threading.Event()
+
+    def fails(*_: Any, **__: Any) -> Any:
+        if how == "hangs":
+            back.wait()
+        if how == "is odd":
+            raise dbos_errors.DBOSException("a table is missing")
+        raise sqlalchemy.exc.OperationalError("select", {}, Exception("no route"))
+
+    try:
+        async with Durable.open(runner, "me") as durable:
+            store.beat("dead")
+            monkeypatch.setattr(module, "SILENT_AFTER", -1)
+            monkeypatch.setattr(module, "_ANSWERS_WITHIN", 0.2)
+            for name in ("list_workflows", "get_workflow_status", "resume_workflow"):
+                monkeypatch.setattr(DBOS, name, fails)
+            for ask in (durable.pending, durable.take_over, lambda: durable.run("c")):
+                with pytest.raises(EntourageError, match="the fleet's database: "):
+                    await ask()
+            monkeypatch.setattr(module, "_ANSWERS_WITHIN", 20.0 if how != "hangs" else 0.2)
+    finally:
+        back.set()
+    assert "me" in store.living(10)  # nobody knows what it leaves: another one takes it over
+
+
+async def test_who_ends_tries_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DBOS itself tries ends with it; there is only an attribute of its own for that."""
+    runner: Any = Runner(store, "me")
+    tries: list[bool] = []
+    name = "_try_no_more"
+    really: Callable[[DBOS], None] = getattr(module, name)
+
+    def still(made: object) -> bool:
+        for name in ("_sys_db_field", "_retry_connection_errors"):
+            made = getattr(made, name)
+        return made is True
+
+    def try_no_more(made: DBOS) -> None:
+        tries.append(still(made))
+        really(made)
+        tries.append(still(made))
+
+    def pending(*_: Any, **__: Any) -> list[Any]:
+        assert tries == [True, False], "it is not to be waited for"
+        return []
+
+    monkeypatch.setattr(module, name, try_no_more)
+    monkeypatch.setattr(DBOS, "list_workflows", pending)
+    async with Durable.open(runner, "me"):
+        pass
+    assert tries[:2] == [True, False]
 
 
 def test_controllers_of_one_host_have_names_of_their_own(tmp_path: Path) -> None:

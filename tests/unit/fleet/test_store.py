@@ -211,6 +211,22 @@ def test_tables_are_made_beside_nobody_else(url: str, monkeypatch: pytest.Monkey
     assert len(made) == 1
 
 
+def test_a_host_of_postgresql_that_is_away_is_soon_known_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the URL itself says counts; left to the kernel, it is a quarter of an hour."""
+    asked: list[dict[str, Any]] = []
+
+    def create_engine(url: sa.URL, **more: Any) -> None:
+        asked.append({**url.query, **more["connect_args"]})
+
+    monkeypatch.setattr(sa, "create_engine", create_engine)
+    open_engine("postgresql://u@h/d?connect_timeout=3")
+    assert asked[0]["connect_timeout"] == "3"
+    assert asked[0]["tcp_user_timeout"] == 30_000
+    assert asked[0]["keepalives_idle"] == 10
+
+
 def test_a_database_that_is_none() -> None:
     for url in ("nonsense", "mysql://x/y"):
         with pytest.raises(UsageError, match="--database"):
