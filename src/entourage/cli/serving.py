@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from entourage.cli.campaigns import Asked
 from entourage.cli.tell import say
-from entourage.errors import EntourageError, UsageError
+from entourage.errors import EntourageError, UsageError, ours
 from entourage.report.text import clean
 
 try:
@@ -44,6 +44,7 @@ def serve(asked: Asked, listen: str) -> int:
 
     Raises:
         UsageError: It cannot listen there.
+        EntourageError: The page has ended by itself; or the database cannot be reached at first.
     """
     return asyncio.run(_serve(asked, listen))
 
@@ -59,20 +60,54 @@ async def _serve(asked: Asked, listen: str) -> int:
         log = Log()
         runner = Runner(store, asked.remote, owner, log)
         durable = await stack.enter_async_context(Durable.open(runner, owner))
+        page: asyncio.Task[None] | None = None
         if listen:
             actions = Actions(store, Records(store.engine), durable, owner, log.note)
             page = await stack.enter_async_context(_page(asked, store, actions, listen))
             page.add_done_callback(lambda _: over.set())
         say(f"entourage: controller {owner} runs")
+        problem = ""
         while not over.is_set():
-            try:
-                for dead in await durable.take_over():
-                    say(clean(f"entourage: controller {dead} is dead; its campaigns go on here"))
-            except EntourageError as error:  # the database may come back
-                say(clean(f"entourage: {error}"))
+            problem = await _take_over(durable, problem)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), _LOOK_EVERY)
+        if page is not None and page.done():
+            raise _ended(page)
     return 0
+
+
+async def _take_over(durable: Durable, before: str) -> str:
+    """Have what dead controllers ran go on here.
+
+    Args:
+        durable: Runs campaigns.
+        before: What was against it the last time, which is not said again.
+
+    Returns:
+        What is against it; empty: nothing.
+    """
+    try:
+        dead = await durable.take_over()
+    except EntourageError as error:  # the database may come back
+        if str(error) != before:
+            say(clean(f"entourage: {error}"))
+        return str(error)
+    if before:
+        say("entourage: the fleet's database answers again")
+    for one in dead:
+        say(clean(f"entourage: controller {one} is dead; its campaigns go on here"))
+    return ""
+
+
+def _ended(page: asyncio.Task[None]) -> EntourageError:
+    """Who starts controllers is to see that this one has failed."""
+    error = None if page.cancelled() else page.exception()
+    why = f": {ours(error)}" if error is not None else ""
+    ended = EntourageError(
+        f"the page has ended by itself{why}", remedy="start the controller again"
+    )
+    ended.__cause__ = error
+    return ended
 
 
 @contextlib.asynccontextmanager
