@@ -113,7 +113,11 @@ class Access:
             address = ipaddress.ip_address(peer or "")
         except ValueError:
             return False
-        return any(address in one for one in self._trusted)
+        # A socket that listens at [::] has ::ffff:10.0.0.2 for 10.0.0.2; settings may have either.
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return any(
+            address in one or (mapped is not None and mapped in one) for one in self._trusted
+        )
 
     async def may_act(self, user: str) -> bool:
         """Whether a user may do more than look."""

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -43,6 +43,7 @@ _READ_AT_ONCE: Final = 4
 _LOOK_EVERY: Final = 1.0  # seconds
 _SPEAK_EVERY: Final = 15.0  # seconds: a proxy ends what is silent
 _FAR: Final = 10_000_000
+_FIELDS: Final = 8  # of a form
 Found = TypeVar("Found")
 Parameters = ParamSpec("Parameters")
 
@@ -219,7 +220,10 @@ class Page:
             raise AccessError(
                 403, f"{who} may only look", "[fleet] may in the controller's settings says who may"
             )
-        form = parse_qs((await request.body()).decode("latin-1"), max_num_fields=8)
+        try:
+            form = parse_qs((await request.body()).decode("latin-1"), max_num_fields=_FIELDS)
+        except ValueError:
+            raise AccessError(400, "the form cannot be understood", "use this page's own") from None
         self._access.check_token(user, form.get("token", [""])[0])
         await self._actions.do(name, action, user)
         return RedirectResponse(f"/campaigns/{_segment(name)}", status_code=303)
@@ -250,6 +254,8 @@ class Page:
                 return self._problem(request, 503, error.message, error.remedy)
             except HTTPException:
                 raise
+            except ClientDisconnect:  # before its form was here: nobody is there to be told
+                return Response(status_code=400)
             except Exception as error:  # noqa: BLE001 - a bug of one page ends no campaign
                 self._note(f"the page {request.url.path}: {ours(error)}")
                 return self._problem(request, 500, "this is a bug of the page", "")

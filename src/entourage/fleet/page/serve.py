@@ -19,6 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from entourage.errors import UsageError, plain_words, what_to_do
+from entourage.hosts.local import LONGEST, too_long
 from entourage.settings.model import FleetSettings
 
 _UNIX: Final = "unix:"
@@ -61,6 +62,11 @@ def listen_at(text: str, settings: FleetSettings) -> Listen:
         path = text.removeprefix(_UNIX)
         if not path.startswith("/"):
             raise UsageError(f"--listen {text}: not an absolute path", remedy=_EXAMPLE)
+        if too_long(path):
+            raise UsageError(
+                f"--listen {text}: a unix socket's path has {LONGEST} bytes at most",
+                remedy=_EXAMPLE,
+            )
         return Listen(path=path)
     address, _, port = text.rpartition(":")
     try:

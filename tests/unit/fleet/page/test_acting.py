@@ -192,6 +192,39 @@ def test_a_form_that_is_too_long(world: World) -> None:
     assert post(client, "nothing", "").status_code == 404
 
 
+def test_a_form_that_cannot_be_understood(world: World) -> None:
+    """It is no bug of the page."""
+    content = "&".join(f"f{number}=1" for number in range(20))
+    headers = {**ORIGIN, "content-type": "application/x-www-form-urlencoded"}
+    answer = world.client("alice").post("/campaigns/first/pause", content=content, headers=headers)
+    assert answer.status_code == 400
+    assert "the form cannot be understood" in answer.text
+    assert world.noted == []
+
+
+async def test_who_goes_away_before_the_form_is_here(world: World) -> None:
+    """It is no bug of the page either, and nothing was done."""
+    headers = {"host": HOST, "origin": ORIGIN["origin"], "content-length": "9",
+               "x-remote-user": "alice"}  # fmt: skip
+    scope: dict[str, Any] = {
+        "type": "http", "method": "POST", "path": "/campaigns/first/pause", "query_string": b"",
+        "client": ("10.0.0.2", 5), "http_version": "1.1", "scheme": "http", "root_path": "",
+        "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
+    }  # fmt: skip
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await world.app()(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert world.noted == []
+    assert world.store.summary("first").wish == "run"
+
+
 def test_over_a_unix_socket_the_header_is_believed(world: World) -> None:
     settings = FleetSettings(may=("alice",))
     app: Any = world.app(settings, over_unix=True)
@@ -201,8 +234,17 @@ def test_over_a_unix_socket_the_header_is_believed(world: World) -> None:
 
 def test_beyond_this_host_only_trusted_proxies_are_answered(world: World) -> None:
     assert world.client(peer="10.0.0.2", for_proxies=True).get("/").status_code == 200
-    for peer in ("10.0.0.3", "127.0.0.1"):
+    for peer in ("10.0.0.3", "127.0.0.1", "::ffff:10.0.0.3", "::10.0.0.2"):
         assert world.client(peer=peer, for_proxies=True).get("/metrics").status_code == 403
+
+
+@pytest.mark.parametrize("trusted", ["10.0.0.2", "10.0.0.0/24", "::ffff:10.0.0.2"])
+def test_a_proxy_is_the_same_where_both_protocols_are_listened_for(trusted: str) -> None:
+    """At [::] the kernel has IPv4's addresses within those of IPv6."""
+    access = Access(FleetSettings(trusted_proxies=(trusted,)), over_unix=False, for_proxies=True)
+    access.check_peer("::ffff:10.0.0.2")
+    assert access.user("::ffff:10.0.0.2", ["alice"]) == "alice"
+    assert access.user("::ffff:10.0.1.2", ["alice"]) == ""
 
 
 async def test_groups_of_this_host() -> None:

@@ -41,6 +41,14 @@ def test_what_cannot_be_meant(text: str) -> None:
     assert raised.value.remedy
 
 
+def test_a_path_that_no_socket_can_have() -> None:
+    """It is told before anything is made; the limit counts bytes."""
+    listen_at(f"unix:/{'x' * 106}", FleetSettings())
+    for path in (f"/{'x' * 107}", f"/{'ä' * 54}"):
+        with pytest.raises(UsageError, match="a unix socket's path has 107 bytes at most"):
+            listen_at(f"unix:{path}", FleetSettings())
+
+
 def test_beyond_this_host_only_for_proxies() -> None:
     with pytest.raises(UsageError, match="others than this host's users would get there"):
         listen_at("0.0.0.0:8443", FleetSettings())
