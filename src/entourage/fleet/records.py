@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -194,15 +194,11 @@ class Records:
 
     def history(self, campaign: str, most: int = 50) -> list[Entry]:
         """What was done to a campaign, the newest first."""
-        query = (
-            sa.select(HISTORY)
-            .where(HISTORY.c.campaign == campaign)
-            .order_by(HISTORY.c.number.desc())
-            .limit(most)
-        )
-        with reads(self._engine) as connection:
-            return [Entry(at=row.at, who=row.who, what=row.what)
-                    for row in connection.execute(query)]  # fmt: skip
+        query = sa.select(HISTORY).where(HISTORY.c.campaign == campaign)
+        return [
+            Entry(at=row.at, who=row.who, what=row.what)
+            for row in self._newest(query, HISTORY, most)
+        ]
 
     # Attempts
 
@@ -253,14 +249,8 @@ class Records:
 
     def attempts(self, uuid: str, most: int = 50) -> list[Attempt]:
         """Those of a domain in all campaigns, the newest first."""
-        query = (
-            sa.select(ATTEMPTS)
-            .where(ATTEMPTS.c.uuid == uuid)
-            .order_by(ATTEMPTS.c.number.desc())
-            .limit(most)
-        )
-        with reads(self._engine) as connection:
-            return [_attempt(row) for row in connection.execute(query)]
+        query = sa.select(ATTEMPTS).where(ATTEMPTS.c.uuid == uuid)
+        return [_attempt(row) for row in self._newest(query, ATTEMPTS, most)]
 
     def events(self, number: int) -> list[AnyEvent]:
         """What was heard in an attempt, as far as it can be understood."""
@@ -279,14 +269,10 @@ class Records:
 
     def pace(self, campaign: str) -> float | None:
         """Seconds a domain, of late, with all that move at once reckoned in; None: unknown."""
-        query = (
-            sa.select(ATTEMPTS.c.begun)
-            .where(ATTEMPTS.c.campaign == campaign, ATTEMPTS.c.ended.is_not(None))
-            .order_by(ATTEMPTS.c.number.desc())
-            .limit(PACE_OF)
+        query = sa.select(ATTEMPTS.c.begun).where(
+            ATTEMPTS.c.campaign == campaign, ATTEMPTS.c.ended.is_not(None)
         )
-        with reads(self._engine) as connection:
-            begun = [float(row.begun) for row in connection.execute(query)]
+        begun = [float(row.begun) for row in self._newest(query, ATTEMPTS, PACE_OF)]
         return (time.time() - min(begun)) / len(begun) if begun else None
 
     # Moves
@@ -316,6 +302,12 @@ class Records:
         with reads(self._engine) as connection:
             rows = connection.execute(query).all()
         return [(row.campaign, state_of(row.state, row.status)) for row in rows]
+
+    def _newest(self, query: sa.Select[Any], of: sa.Table, most: int) -> Sequence[Any]:
+        """The rows of a table that a query finds, the newest first."""
+        ordered = query.order_by(of.c.number.desc()).limit(most)
+        with reads(self._engine) as connection:
+            return connection.execute(ordered).all()
 
 
 def understood(text: str) -> list[AnyEvent]:
