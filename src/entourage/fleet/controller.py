@@ -14,7 +14,8 @@ from entourage.fleet.ensure import Ensure
 from entourage.fleet.planner import Replanner
 from entourage.fleet.records import Hearing, Records
 from entourage.fleet.remote import Remote
-from entourage.fleet.store import Spec, Store, StoreSlots
+from entourage.fleet.slots import StoreSlots
+from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Move, MoveState, Result
 
 _LOOK_EVERY: Final = 0.5  # seconds
@@ -41,18 +42,26 @@ class RealWorld(RealTime):
         ensure: Makes sure of a move.
         replanner: Finds another target.
         promised: What other campaigns have yet to move.
+        fresh: UUIDs of those with which nobody can have begun anything.
     """
 
     def __init__(
-        self, ensure: Ensure, replanner: Replanner, promised: Callable[[], Iterable[Move]]
+        self,
+        ensure: Ensure,
+        replanner: Replanner,
+        promised: Callable[[], Iterable[Move]],
+        fresh: set[str],
     ) -> None:
         self._ensure = ensure
         self._replanner = replanner
         self._promised = promised
+        self._fresh = fresh
 
     async def ensure(self, move: Move) -> Result:
         """See ``engine.World``."""
-        return await self._ensure(move)
+        first = move.uuid in self._fresh
+        self._fresh.discard(move.uuid)
+        return await self._ensure(move, first=first)
 
     def elsewhere(self, state: MoveState) -> str | None:
         """See ``engine.World``."""
@@ -83,18 +92,18 @@ class Runner:
             FencedError: Another controller runs it now.
             EntourageError: The store or a source cannot be reached.
         """
-        self.store.claim(name, self._owner)
+        first = self.store.claim(name, self._owner)
         spec = self.store.spec(name)
         remote = self._remote.with_hosts(spec.besides)
         await self._cordon(name, spec, remote)
-        phase = await self._drive(name, spec, remote)
+        phase = await self._drive(name, spec, remote, first=first)
         self.store.standing(name, self._owner)  # another one's cordons are not ours to lift
         await self._uncordon(name, spec, remote)
         return phase
 
-    async def _drive(self, name: str, spec: Spec, remote: Remote) -> Phase:
+    async def _drive(self, name: str, spec: Spec, remote: Remote, *, first: bool) -> Phase:
         hearing = Hearing(self._records, name)
-        campaign, world = self._made(name, spec, remote, hearing)
+        campaign, world = self._made(name, spec, remote, hearing, first=first)
         self._say_phase(campaign)
 
         def told(state: MoveState) -> None:
@@ -128,7 +137,7 @@ class Runner:
         )
 
     def _made(
-        self, name: str, spec: Spec, remote: Remote, hearing: Hearing
+        self, name: str, spec: Spec, remote: Remote, hearing: Hearing, *, first: bool
     ) -> tuple[Campaign, RealWorld]:
         arrivals = {one.name: one.arrivals for one in spec.hosts if one.arrivals is not None}
         slots = StoreSlots(self.store, name, self._owner, arrivals)
@@ -147,7 +156,10 @@ class Runner:
         def promised() -> Iterable[Move]:
             return [move for move in self.store.promised() if move.uuid not in campaign.moves]
 
-        return campaign, RealWorld(ensure, replanner, promised)
+        # What is tried again has no attempts either: then somebody has run the campaign before.
+        never = [one for one in states if one.status == "waits" and not one.attempts]
+        fresh = {one.move.uuid for one in never} if first else set[str]()
+        return campaign, RealWorld(ensure, replanner, promised, fresh)
 
     def _heard(self, name: str, hearing: Hearing) -> Callable[[Move, Mapping[str, Any]], None]:
         def heard(move: Move, event: Mapping[str, Any]) -> None:

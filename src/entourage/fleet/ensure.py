@@ -4,6 +4,10 @@ Both hosts are asked first. What is under way is found and waited for; what is i
 by `entourage recover`; what has moved has moved. So this can be killed at any moment and done again
 by another process, also beside one that was thought to be dead: of two `entourage migrate` of one
 domain the second is refused by the domain's lock on its host.
+
+Where nothing was ever begun with a domain, that is not asked beforehand: three questions, each by
+a process here and one there, are more work than many a migration. They are asked where the
+migration says that it was not begun.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
+
+import msgspec
 
 from entourage.errors import EntourageError
 from entourage.fleet.remote import Ended, Remote, RoomThere, StandingThere
@@ -28,6 +34,8 @@ _OUTCOMES: Final[Mapping[str, str]] = {
     "failed": "back",
     "guest-ended": "off",
 }
+
+_NOT_BEGUN: Final = frozenset({"", "refused", "failed"})
 
 Heard = Callable[[Move, Mapping[str, Any]], None]
 
@@ -56,12 +64,17 @@ class Ensure:
         self._options = options
         self._heard = heard
 
-    async def __call__(self, move: Move) -> Result:
-        """Do it; what came of it. Raises nothing of Entourage's own."""
+    async def __call__(self, move: Move, *, first: bool = False) -> Result:
+        """Do it; what came of it. Raises nothing of Entourage's own.
+
+        Args:
+            move: Which.
+            first: Nobody can have begun anything with it in this campaign.
+        """
         begun, last = False, EntourageError("its hosts do not answer")
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS):
             try:
-                return await self._make_sure(move)
+                return await self._make_sure(move, first=first and not number)
             except _Unknown as error:
                 begun, last = True, error.error
                 await asyncio.sleep(_LOOK_AGAIN)
@@ -76,29 +89,29 @@ class Ensure:
             remedy=f"`entourage status` on {move.source} and {move.target}",
         )
 
-    async def _make_sure(self, move: Move) -> Result:
-        begun = False
+    async def _make_sure(self, move: Move, *, first: bool) -> Result:
+        begun, refused = False, None
         try:
-            for _ in range(_ROUNDS):
-                standing = await self._look(move)
+            for number in range(_ROUNDS + first):
+                asked = bool(number) or not first
+                standing = await self._look(move) if asked else None
                 if isinstance(standing, Result):
-                    return standing
-                begun = True
+                    return _with(standing, refused)
                 if standing is None:
-                    ended = await self._remote.migrate(
-                        move.name,
-                        move.source,
-                        move.target,
-                        self._options,
-                        lambda event: self._heard(move, event),
-                    )
-                    result = _result(ended)
+                    if refused is not None and not await self._is_anothers(move, refused):
+                        return refused
+                    begun = asked
+                    result, begun_there = await self._migrate(move)
+                    if not (asked or begun_there):  # see why: it has moved, or another one moves it
+                        refused = result
+                        continue
+                    begun = True
                     if result is not None and not await self._is_anothers(move, result):
                         return result
-                elif standing.doing:
-                    await self._until_it_has_ended(move)
                 else:
-                    await self._remote.recover(move.name, move.source)
+                    begun = True
+                    await self._settle(move, standing)
+                refused = None
         except EntourageError as error:
             if begun:
                 raise _Unknown(error) from error
@@ -108,6 +121,44 @@ class Ensure:
             message="who runs it is in doubt",
             remedy=f"`entourage status` on {move.source} and {move.target}",
         )
+
+    async def _migrate(self, move: Move) -> tuple[Result | None, bool]:
+        """Have it move.
+
+        Returns:
+            What came of it, None where both hosts are to be asked; and whether anything was begun
+            there: of a connection that was lost before it had said anything, that is asked later.
+        """
+        said = False
+        strangers: list[str] = []
+        ends: list[asyncio.Task[Any]] = []
+
+        def heard(event: Mapping[str, Any]) -> None:
+            nonlocal said
+            said = said or bool(event)
+            uuid = event.get("uuid") if event.get("event") == "migration-started" else ""
+            if isinstance(uuid, str) and uuid and uuid.casefold() != move.uuid.casefold():
+                strangers.append(uuid)
+                ends.append(asyncio.create_task(self._remote.abort(move.name, move.source)))
+            self._heard(move, event)
+
+        try:
+            ended = await self._remote.migrate(
+                move.name, move.source, move.target, self._options, heard
+            )
+        finally:
+            await asyncio.gather(*ends, return_exceptions=True)
+        if strangers:
+            return _stranger(move, strangers[0], ended), False
+        outcome = str(ended.events.get("outcome", ""))
+        return _result(ended), said if ended.is_lost else outcome not in _NOT_BEGUN
+
+    async def _settle(self, move: Move, standing: StandingThere) -> None:
+        """What was begun by somebody is waited for, or is settled."""
+        if standing.doing:
+            await self._until_it_has_ended(move)
+        else:
+            await self._remote.recover(move.name, move.source)
 
     async def _look(self, move: Move) -> Result | StandingThere | None:
         """How it ended already; or what is under way, or not settled; or None: it can begin."""
@@ -172,6 +223,24 @@ class Ensure:
 
 def _has(room: RoomThere, move: Move) -> bool:
     return any(one.uuid == move.uuid for one in room.domains)
+
+
+def _with(found: Result, refused: Result | None) -> Result:
+    """What was found where a migration had not begun, with why it had not."""
+    if refused is None or not found.message:
+        return found
+    return msgspec.structs.replace(found, message=f"{found.message}; {refused.message}")
+
+
+def _stranger(move: Move, uuid: str, ended: Ended) -> Result:
+    """Since it was planned, another domain was made by its name, which was to stay."""
+    moved = _OUTCOMES.get(str(ended.events.get("outcome", ""))) == "moved"
+    what = "and has moved in its place" if moved else "and was not to move"
+    return Result(
+        kind="back",
+        message=f"another domain is called {move.name} on {move.source} now, {uuid}, {what}",
+        remedy="make a new plan",
+    )
 
 
 def _result(ended: Ended) -> Result | None:

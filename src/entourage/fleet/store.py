@@ -30,7 +30,7 @@ from entourage.fleet.database import (
 from entourage.fleet.decoded import json_of
 from entourage.fleet.records import state_of
 from entourage.fleet.spec import Spec, Summary
-from entourage.fleet.values import Limits, Move, MoveState
+from entourage.fleet.values import Move, MoveState
 
 SILENT_AFTER: Final = 15.0
 """Seconds after which a controller that says nothing is dead, and another one takes over."""
@@ -159,14 +159,19 @@ class Store:
         with reads(self.engine) as connection:
             return self.owned(connection, name, owner)
 
-    def claim(self, name: str, owner: str) -> None:
+    def claim(self, name: str, owner: str) -> bool:
         """Run a campaign from now on; who ran it before finds itself fenced.
 
         Also one that is called the same: another process may have had that name, and live.
+
+        Returns:
+            Whether nobody has run it before.
         """
         mine = sa.update(CAMPAIGNS).where(CAMPAIGNS.c.name == name).values(owner=self._mark(owner))
         with self.alone() as connection:
+            before = _one(connection, name).owner
             connection.execute(mine)
+        return not before
 
     def owned(self, connection: sa.Connection, name: str, owner: str) -> Wish:
         """What is wanted of a campaign; raises FencedError where another controller runs it."""
@@ -313,44 +318,6 @@ class Planning:
         ]
         if rows:
             self._connection.execute(sa.insert(MOVES), rows)
-
-
-class StoreSlots:
-    """Those of all campaigns of a database; see ``campaign.Slots``.
-
-    Args:
-        store: The database.
-        name: The campaign that takes them.
-        owner: The controller that runs it.
-        arrivals: By target, how many it lets arrive at once itself.
-    """
-
-    def __init__(
-        self, store: Store, name: str, owner: str, arrivals: Mapping[str, int] | None = None
-    ) -> None:
-        self._store, self._name, self._owner = store, name, owner
-        self._arrivals = arrivals or {}
-
-    def take(self, move: Move, limits: Limits) -> bool:
-        """See ``campaign.Slots``; raises FencedError where another controller runs the campaign."""
-        most = min(limits.per_target, self._arrivals.get(move.target, limits.per_target))
-        moving = sa.select(sa.func.count()).where(MOVES.c.status == "moves")
-        with self._store.alone() as connection:
-            if self._store.owned(connection, self._name, self._owner) != "run":
-                return False
-            leaving = connection.execute(moving.where(MOVES.c.source == move.source)).scalar_one()
-            arriving = connection.execute(moving.where(MOVES.c.target == move.target)).scalar_one()
-            if leaving >= limits.at_once or arriving >= most:
-                return False
-            connection.execute(
-                sa.update(MOVES)
-                .where(MOVES.c.campaign == self._name, MOVES.c.uuid == move.uuid)
-                .values(status="moves", target=move.target)
-            )
-        return True
-
-    def give_back(self, move: Move) -> None:
-        """Nothing: ``Store.save`` says that it has ended."""
 
 
 def _one(connection: sa.Connection, name: str, *, over: bool | None = None) -> Any:

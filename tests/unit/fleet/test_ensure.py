@@ -30,13 +30,17 @@ class Hosts:
         self.standings: list[list[StandingThere]] = []
         self.ends: list[Callable[[], Ended]] = []
         self.did: list[str] = []
+        self.asked: list[str] = []
+        self.uuid = ""
 
     async def room(self, host: str) -> RoomThere:
+        self.asked.append(f"room {host}")
         domains = [DomainThere(name="web1", uuid="u")] if host == self.on else []
         return RoomThere(host=host, memory=0, free=0, domains=domains)
 
     async def standing(self, host: str) -> list[StandingThere]:
         assert host == "a"
+        self.asked.append(f"status {host}")
         return self.standings.pop(0) if self.standings else []
 
     async def migrate(
@@ -48,8 +52,13 @@ class Hosts:
         heard: Callable[[Mapping[str, Any]], None],
     ) -> Ended:
         self.did.append(f"migrate {name} {source} {target} {' '.join(options)}".strip())
-        heard({"event": "x"})
+        if self.uuid:
+            heard({"event": "migration-started", "uuid": self.uuid})
         return self.ends.pop(0)()
+
+    async def abort(self, name: str, host: str) -> Ended:
+        self.did.append(f"abort {name} {host}")
+        return Ended(status=0, events={}, said="")
 
     async def recover(self, name: str, host: str) -> Ended:
         self.did.append(f"recover {name} {host}")
@@ -196,3 +205,87 @@ async def test_a_host_that_does_not_answer() -> None:
     result = await ensure(hosts)(MOVE)
     assert (result.kind, result.remedy) == ("back", "look")
     assert "ssh does not reach it" in result.message
+
+
+QUESTIONS = ["status a", "room a", "room b"]
+
+
+async def test_nothing_is_asked_where_nothing_was_ever_begun() -> None:
+    """And where something may have been, both hosts are asked first."""
+    hosts = Hosts()
+    hosts.ends = [moves(hosts)]
+    assert (await ensure(hosts)(MOVE, first=True)).kind == "moved"
+    assert hosts.asked == []
+    hosts = Hosts()
+    hosts.ends = [moves(hosts)]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert hosts.asked == QUESTIONS
+
+
+@pytest.mark.parametrize(
+    ("on", "kind"), [("b", "moved"), ("c", "elsewhere"), ("", "off"), ("a", "refused")]
+)
+async def test_at_first_it_is_asked_why_it_was_not_begun(on: str, kind: str) -> None:
+    """Somebody has moved it since it was planned, or it has ended; or there is nothing to be seen.
+
+    It is not begun twice.
+    """
+    hosts = Hosts(on=on)
+    hosts.ends = [lambda: ended(3, outcome="refused", message="no bridge")]
+    result = await ensure(hosts)(MOVE, first=True)
+    assert result.kind == kind
+    assert ("no bridge" in result.message) == (kind != "moved")
+    assert hosts.asked[:3] == QUESTIONS
+    assert len(hosts.did) == 1
+
+
+@pytest.mark.parametrize("standing", [UNDER_WAY, IN_DOUBT])
+async def test_at_first_what_others_have_begun_is_seen_to(
+    monkeypatch: pytest.MonkeyPatch, standing: StandingThere
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0)
+    hosts = Hosts()
+    hosts.ends = [lambda: ended(1, outcome="failed", message="another works on it"), moves(hosts)]
+    hosts.standings = [[standing]]
+    assert (await ensure(hosts)(MOVE, first=True)).kind == "moved"
+    between = [] if standing.doing else ["recover web1 a"]
+    moved = "migrate web1 a b --bandwidth=1"
+    assert hosts.did == [moved, *between, moved]
+
+
+@pytest.mark.parametrize(("said", "kind"), [("", "back"), ("u", "doubt")])
+async def test_at_first_a_source_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, said: str, kind: str
+) -> None:
+    """What has said nothing is tried again, and asked then; what had begun may have moved."""
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0)
+    hosts = Hosts()
+    hosts.uuid = said
+
+    async def silent(host: str) -> list[StandingThere]:
+        raise EntourageError("ssh does not reach it", host=host)
+
+    hosts.standing = silent  # type: ignore[method-assign]
+    hosts.ends = [lambda: ended(255)]
+    result = await ensure(hosts)(MOVE, first=True)
+    assert (result.kind, "ssh does not reach it" in result.message) == (kind, True)
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_another_domain_of_its_name_is_told_to_stay(*, first: bool) -> None:
+    """It was made after the plan; that of the plan has ended meanwhile."""
+    hosts = Hosts(on="" if first else "a")
+    hosts.uuid = "v"
+    hosts.ends = [lambda: ended(4, outcome="rolled-back", message="given up")]
+    result = await ensure(hosts)(MOVE, first=first)
+    assert hosts.did == ["migrate web1 a b --bandwidth=1", "abort web1 a"]
+    assert result.kind == ("off" if first else "back")
+    assert "another domain is called web1 on a now, v, and was not to move" in result.message
+
+
+async def test_the_same_uuid_in_capitals_is_no_other_domain() -> None:
+    hosts = Hosts()
+    hosts.uuid = "U"
+    hosts.ends = [moves(hosts)]
+    assert (await ensure(hosts)(MOVE, first=True)).kind == "moved"
+    assert len(hosts.did) == 1

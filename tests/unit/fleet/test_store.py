@@ -16,7 +16,8 @@ from entourage.fleet import database
 from entourage.fleet.campaign import Wish
 from entourage.fleet.database import open_engine
 from entourage.fleet.records import Records
-from entourage.fleet.store import FencedError, Spec, Store, StoreSlots
+from entourage.fleet.slots import StoreSlots
+from entourage.fleet.store import FencedError, Spec, Store
 from entourage.fleet.values import Limits, Move, MoveState, Plan
 
 

@@ -1,0 +1,126 @@
+"""A controller runs campaigns of a real SQLite file; its hosts are stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.errors import EntourageError
+from entourage.fleet.controller import Runner, Told
+from entourage.fleet.database import open_engine
+from entourage.fleet.fleetfile import FleetFile, HostEntry
+from entourage.fleet.remote import DomainThere, Ended, RoomThere, StandingThere
+from entourage.fleet.store import Spec, Store
+from entourage.fleet.values import Limits, Move, MoveState, Plan
+
+MOVES = [Move(name=name, uuid=name, source="a", target="b") for name in ("web1", "web2")]
+QUESTIONS = {"status a", "room a", "room b"}
+
+
+class Hosts:
+    """Two of them; every migration goes well, but for those that a test has fail."""
+
+    def __init__(self) -> None:
+        self.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in "ab"))
+        self.on = {move.uuid: move.source for move in MOVES}
+        self.asked: list[str] = []
+        self.fails = set[str]()
+
+    def with_hosts(self, _entries: Iterable[HostEntry]) -> Hosts:
+        return self
+
+    async def cordon(self, _host: str, _name: str, _reason: str) -> None:
+        pass
+
+    async def uncordon(self, _host: str, _name: str) -> None:
+        pass
+
+    async def room(self, host: str) -> RoomThere:
+        self.asked.append(f"room {host}")
+        domains = [DomainThere(name=one, uuid=one) for one, at in self.on.items() if at == host]
+        return RoomThere(host=host, memory=0, free=0, domains=domains)
+
+    async def standing(self, host: str) -> list[StandingThere]:
+        self.asked.append(f"status {host}")
+        return []
+
+    async def migrate(
+        self,
+        name: str,
+        _source: str,
+        target: str,
+        _options: Sequence[str],
+        _heard: Callable[[Mapping[str, Any]], None],
+    ) -> Ended:
+        if name in self.fails:
+            self.fails.remove(name)
+            return Ended(status=4, events={"outcome": "rolled-back"}, said="")
+        self.on[name] = target
+        return Ended(status=0, events={"outcome": "moved"}, said="")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(open_engine(f"sqlite:///{tmp_path}/fleet.db"))
+    with store.planning() as planning:
+        planning.add("c", Spec(plan=Plan(hosts=["a"], moves=MOVES), limits=Limits(wait=0.0)))
+    return store
+
+
+def runner(store: Store, hosts: Hosts) -> Runner:
+    remote: Any = hosts
+    return Runner(store, remote, "me", Told())
+
+
+async def test_a_campaign_that_nobody_has_run_asks_nothing_first(store: Store) -> None:
+    hosts = Hosts()
+    assert await runner(store, hosts).drive("c") == "ended"
+    assert (hosts.on, hosts.asked) == ({"web1": "b", "web2": "b"}, [])
+
+
+async def test_a_second_attempt_asks_both_hosts_first(store: Store) -> None:
+    hosts = Hosts()
+    hosts.fails = {"web1"}
+    assert await runner(store, hosts).drive("c") == "ended"
+    assert hosts.on == {"web1": "b", "web2": "b"}
+    # And once whether another one moves what went back.
+    assert sorted(hosts.asked) == ["room a", "room b", "status a", "status a"]
+
+
+@pytest.mark.parametrize("left", ["nothing was begun", "one was begun", "it is tried again"])
+async def test_a_campaign_that_was_run_before_asks_both_hosts_first(
+    store: Store, left: str
+) -> None:
+    """Whoever has run it may have begun anything; what moved meanwhile is not begun again."""
+    store.claim("c", "other")
+    hosts = Hosts()
+    if left == "one was begun":
+        moves = MoveState(move=MOVES[0], status="moves", attempts=1)
+        store.save("c", moves, owner="other")
+        hosts.on["web1"] = "b"
+    if left == "it is tried again":
+        for move in MOVES:
+            store.save("c", MoveState(move=move, status="stays", attempts=3), owner="other")
+        store.phase("c", "ended", owner="other", reason="", in_a_row=0)
+        assert store.try_again("c") == 2
+    assert await runner(store, hosts).drive("c") == "ended"
+    assert hosts.on == {"web1": "b", "web2": "b"}
+    assert {one: hosts.asked.count(one) for one in hosts.asked} == dict.fromkeys(QUESTIONS, 2)
+
+
+async def test_one_that_could_not_be_begun_is_run_as_before(store: Store) -> None:
+    """Its first controller has claimed it, and failed before anything moved."""
+    hosts = Hosts()
+
+    async def silent(host: str, _name: str, _reason: str) -> None:
+        raise EntourageError("ssh does not reach it", host=host)
+
+    cordon, hosts.cordon = hosts.cordon, silent  # type: ignore[method-assign]
+    with pytest.raises(EntourageError, match="ssh does not reach it"):
+        await runner(store, hosts).drive("c")
+    hosts.cordon = cordon  # type: ignore[method-assign]
+    assert await runner(store, hosts).drive("c") == "ended"
+    assert set(hosts.asked) == QUESTIONS
