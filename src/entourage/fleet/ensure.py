@@ -35,6 +35,7 @@ _OUTCOMES: Final[Mapping[str, str]] = {
     "guest-ended": "off",
 }
 
+_UUID: Final = 36  # characters
 _NOT_BEGUN: Final = frozenset({"", "refused", "failed"})
 
 Heard = Callable[[Move, Mapping[str, Any]], None]
@@ -126,20 +127,21 @@ class Ensure:
         """Have it move.
 
         Returns:
-            What came of it, None where both hosts are to be asked; and whether anything was begun
+            What came of it, None where both hosts are to be asked; and whether it had started
             there: of a connection that was lost before it had said anything, that is asked later.
         """
-        said = False
-        strangers: list[str] = []
+        said = started = False
+        stranger = ""
         ends: list[asyncio.Task[Any]] = []
 
         def heard(event: Mapping[str, Any]) -> None:
-            nonlocal said
+            nonlocal said, started, stranger
             said = said or bool(event)
-            uuid = event.get("uuid") if event.get("event") == "migration-started" else ""
-            if isinstance(uuid, str) and uuid and uuid.casefold() != move.uuid.casefold():
-                strangers.append(uuid)
-                ends.append(asyncio.create_task(self._remote.abort(move.name, move.source)))
+            if event.get("event") == "migration-started" and not started:
+                started, uuid = True, str(event.get("uuid", ""))[:_UUID]
+                if uuid and uuid.casefold() != move.uuid.casefold():
+                    stranger = uuid
+                    ends.append(asyncio.create_task(self._remote.abort(move.name, move.source)))
             self._heard(move, event)
 
         try:
@@ -148,10 +150,12 @@ class Ensure:
             )
         finally:
             await asyncio.gather(*ends, return_exceptions=True)
-        if strangers:
-            return _stranger(move, strangers[0], ended), False
+        if stranger:
+            return _stranger(move, stranger, ended), False
         outcome = str(ended.events.get("outcome", ""))
-        return _result(ended), said if ended.is_lost else outcome not in _NOT_BEGUN
+        if ended.is_lost or (started and not outcome):  # the latter was killed there
+            return None, said
+        return _result(ended), started or outcome not in _NOT_BEGUN
 
     async def _settle(self, move: Move, standing: StandingThere) -> None:
         """What was begun by somebody is waited for, or is settled."""

@@ -52,7 +52,7 @@ class Hosts:
         heard: Callable[[Mapping[str, Any]], None],
     ) -> Ended:
         self.did.append(f"migrate {name} {source} {target} {' '.join(options)}".strip())
-        if self.uuid:
+        for _ in range(2 if self.uuid else 0):  # a host may say it again
             heard({"event": "migration-started", "uuid": self.uuid})
         return self.ends.pop(0)()
 
@@ -237,6 +237,28 @@ async def test_at_first_it_is_asked_why_it_was_not_begun(on: str, kind: str) -> 
     assert ("no bridge" in result.message) == (kind != "moved")
     assert hosts.asked[:3] == QUESTIONS
     assert len(hosts.did) == 1
+
+
+async def test_what_test_refuses_at_first_is_asked_no_more_of() -> None:
+    """It was there, and nobody else had it."""
+    hosts = Hosts()
+    hosts.uuid = "u"
+    hosts.ends = [lambda: ended(3, outcome="refused", message="no bridge")]
+    result = await ensure(hosts)(MOVE, first=True)
+    assert (result.kind, result.message) == ("refused", "no bridge")
+    assert hosts.asked == ["status a"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_migration_that_was_killed_there_is_settled(*, first: bool) -> None:
+    """It had started, and ended without a word: that it runs where it did is not known."""
+    hosts = Hosts()
+    hosts.uuid = "u"
+    hosts.ends = [lambda: ended(137), moves(hosts)]
+    hosts.standings = [[IN_DOUBT]] if first else [[], [IN_DOUBT]]
+    assert (await ensure(hosts)(MOVE, first=first)).kind == "moved"
+    moved = "migrate web1 a b --bandwidth=1"
+    assert hosts.did == [moved, "recover web1 a", moved]
 
 
 @pytest.mark.parametrize("standing", [UNDER_WAY, IN_DOUBT])
