@@ -114,7 +114,7 @@ class FleetWorld:
 
     def wait_until_one_moves(self, campaign: str, *database: str) -> None:
         """Wait until something of a campaign is under way."""
-        wait_until(lambda: self._known(campaign, *database))
+        wait_until(lambda: self._known(campaign, *database), PATIENCE)  # each pair is TESTed first
         wait_until(lambda: "moves" in self.moves(campaign, *database).values())
 
     def _known(self, campaign: str, *database: str) -> bool:
