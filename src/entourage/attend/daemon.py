@@ -43,6 +43,7 @@ from entourage.hypervisors.attended.toolstack import ENDED, Note
 from entourage.journal.journal import Journal
 from entourage.journal.lock import domain_lock
 from entourage.report.lines import Teller
+from entourage.report.text import clean
 from entourage.settings.model import Settings
 
 CONTROL: Final = "control"
@@ -278,7 +279,8 @@ class Daemon:
                 case _:
                     return Answered()
         except (EntourageError, OSError) as error:
-            return Answered(refuse=plain_words(error))
+            # The other host, a tool or a QEMU has said some of it: virsh shows it as it is.
+            return Answered(refuse="\n".join(map(clean, plain_words(error).split("\n"))))
 
     async def _arriving(self, xml: str) -> Answered:
         """A domain is about to come: its devices first.

@@ -262,6 +262,17 @@ async def test_what_no_host_is_called_is_not_asked(host: Host, source: str) -> N
         assert not host.arrivals
 
 
+async def test_what_is_refused_says_nothing_that_a_terminal_obeys(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(_description: str) -> Arriving:
+        raise HypervisorError("refused:\nnot\x1b[31m now")
+
+    monkeypatch.setattr(host.stack, "arriving", refuses)
+    async with running(host):
+        assert (await ask(host, HOOK))["refuse"] == "refused:\nnot\\x1b[31m now"
+
+
 async def test_a_bus_that_cannot_be_made_leaves_nothing(host: Host) -> None:
     host.stack.coming = Arriving(name="web1", uuid=UUID, note=NOTE)
     async with running(host):

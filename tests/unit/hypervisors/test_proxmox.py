@@ -167,9 +167,10 @@ async def test_the_object_is_added(node: Node) -> None:
         "object_add dbus-vmstate,id=entourage-attend,addr=unix:path=/run/x.sock,id-list=entourage",
         "quit",
     ]
-    node.says("Error: there is another one\n")
-    with pytest.raises(HypervisorError, match="there is another one"):
+    node.says("Error: there is another one\x1b[31m\n")
+    with pytest.raises(HypervisorError, match="there is another one") as told:
         await node.stack.add_object(UUID, "/run/x.sock")
+    assert str(told.value).isprintable()
 
 
 async def test_a_note_is_every_nodes(node: Node) -> None:
@@ -505,13 +506,20 @@ async def test_the_monitor_of_one_that_comes_is_qemus_own(node: Node, qemu: Fake
 
 
 @pytest.mark.parametrize(
-    "said", ['{"error": {"desc": "no"}}', '{"return": {"a": ' + "[" * 50_000, '{"return": 1}', "["]
+    "said",
+    [
+        '{"error": {"desc": "no\\u001b"}}',
+        '{"return": {"a": ' + "[" * 50_000,
+        '{"return": 1}',
+        "[",
+    ],
 )
 async def test_nor_is_qemu_believed(node: Node, qemu: FakeQmp, said: str) -> None:
     """Its guest may have taken it over: that must not end who asks."""
     qemu.before_answer = f"{said}\n".encode()
-    with pytest.raises(HypervisorError):
+    with pytest.raises(HypervisorError) as told:
         await node.stack.add_object(UUID, "/run/x.sock")
+    assert str(told.value).isprintable()
 
 
 async def test_one_that_goes_away_says_nothing(node: Node, qemu: FakeQmp) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from entourage.errors import HypervisorError
 from entourage.hosts.programs import kill
+from entourage.hypervisors.guestexec import short
 from entourage.hypervisors.understood import understood
 
 
@@ -42,7 +43,8 @@ async def by_qm(vmid: str, command: str) -> str:
     echoes = {"", "qm>", command, "quit"}
     rest = [line for line in lines if line not in echoes and not line.startswith("Entering Q")]
     if process.returncode:
-        raise HypervisorError(f"qm monitor {vmid}: {' '.join(rest) or process.returncode}")
+        why = short(" ".join(rest)) or process.returncode
+        raise HypervisorError(f"qm monitor {vmid}: {why}")
     return "\n".join(rest)
 
 
@@ -70,7 +72,7 @@ async def _answer(reader: asyncio.StreamReader, path: Path) -> str:
         with understood(f"what QEMU says at {path}"):
             told = msgspec.json.decode(line, type=_Told)
         if told.error is not None:
-            raise HypervisorError(f"{path}: {told.error.desc}")
+            raise HypervisorError(f"{path}: {short(told.error.desc)}")
         if told.result is not msgspec.UNSET:
             return told.result if isinstance(told.result, str) else ""
     raise HypervisorError(f"{path}: QEMU went away")

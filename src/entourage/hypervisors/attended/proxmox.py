@@ -44,6 +44,7 @@ from entourage.hypervisors.attended.toolstack import (
     Note,
     Shown,
 )
+from entourage.hypervisors.guestexec import short
 from entourage.hypervisors.side import read_side, with_side
 from entourage.hypervisors.understood import understood
 from entourage.hypervisors.values import MemoryProgress
@@ -379,7 +380,7 @@ class ProxmoxToolstack:
         """Have QEMU's monitor do something about which it says nothing where it succeeds."""
         if said := await self._told(vm, command):
             raise HypervisorError(
-                f"QEMU of VM {vm.vmid} says: {said}",
+                f"QEMU of VM {vm.vmid} says: {short(said)}",
                 remedy="where it has another dbus-vmstate object, as for a migration with"
                 " conntrack's state, it takes no second one",
             )
