@@ -119,17 +119,20 @@ def test_all_move_by_name_and_what_was_evacuated_comes_home(world: FleetWorld) -
 
 @pytest.mark.matrix
 def test_a_plan_that_was_changed_is_carried_out(world: FleetWorld) -> None:
+    """What it leaves out stays, and that is told."""
     run = world.run("plan", "a", "--json")
     assert run.status == 0, str(run)
     plan = json.loads(run.stdout)
     for move in plan["moves"]:
         move["target"] = "d"
-    plan["moves"] = plan["moves"][:2]
+    *plan["moves"], left = plan["moves"]
     world.lab["a"].write_files({"/root/plan.json": json.dumps(plan)})
     run = world.run("evacuate", "--plan", "/root/plan.json", "--name", "changed")
-    assert run.status == 0, str(run)
+    assert run.status == 4, str(run)
+    assert f"{left['name']} stays on a:\n  ✗ the plan does not move it" in run.stderr, str(run)
     where = world.where()
     assert {where[move["name"]] for move in plan["moves"]} == {"d"}
+    assert where[left["name"]] == "a"
     world.check(away=False)
 
 
