@@ -30,7 +30,7 @@ from entourage.errors import (
     ours,
     plain_words,
 )
-from entourage.events import AnyEvent, Listener
+from entourage.events import AnyEvent, Finished, Listener
 from entourage.hosts.link import Link
 from entourage.hosts.local import listening_here
 from entourage.hypervisors.attended.descriptor import (
@@ -55,6 +55,15 @@ _MOST = 16 << 20  # bytes of a domain's XML, and of what is asked with it
 _COMES_BACK_WITHIN = 25.0  # seconds for migrations from here to go back when the daemon is stopped
 _ENDS_WITHIN = 35.0  # seconds for all else: libvirt waits for 30 for what it is at
 _GONE = frozenset({"release", "stopped"})
+
+
+def log_event(teller: Teller, name: str, event: AnyEvent) -> None:
+    """Have the log say what an event of a domain's migration says, and what is left to be done."""
+    if line := teller.tell(event):
+        _log.info("%s: %s", name, line.strip())
+    if isinstance(event, Finished):
+        for problem in event.problems:
+            _log.warning("%s: left to be done: %s", name, clean(problem))
 
 
 class Daemon:
@@ -243,8 +252,7 @@ class Daemon:
 
         def listen(event: AnyEvent) -> None:
             events.write(event)
-            if line := teller.tell(event):
-                _log.info("%s: %s", name, line.strip())
+            log_event(teller, name, event)
 
         return listen
 

@@ -16,6 +16,7 @@ from entourage.settings.textfile import printable
 
 RUNS_WITHIN: Final = 30.0
 """Seconds that a program in the guest may take."""
+NO_AGENT: Final = "no guest agent answers in it"
 PAUSED: Final[Objection] = (
     "its guest is paused: no program runs in it",
     "let it run, or take the notice out",

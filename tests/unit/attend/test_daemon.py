@@ -18,16 +18,18 @@ from entourage.attend import daemon as module
 from entourage.attend import settling as settling_module
 from entourage.attend.backoff import Backoff
 from entourage.attend.control import Asked
-from entourage.attend.daemon import Daemon
+from entourage.attend.daemon import Daemon, log_event
 from entourage.attend.domains import Domains
 from entourage.attend.settling import Settling
 from entourage.domain import Domain, External
 from entourage.errors import EntourageError, HypervisorError, UsageError
+from entourage.events import Finished
 from entourage.handover.values import Record
 from entourage.hypervisors.attended.origin import source_of
 from entourage.hypervisors.attended.switchover import SourceSwitchover
 from entourage.hypervisors.attended.toolstack import Arriving, Note, Shown
 from entourage.journal.details import SourceDetails, TargetDetails
+from entourage.report.lines import Teller
 from entourage.settings.model import PathSettings, Settings
 from tests.unit.attend.standins import StandInToolstack, recorded
 from tests.unit.eventually import eventually, idle
@@ -271,6 +273,17 @@ async def test_what_is_refused_says_nothing_that_a_terminal_obeys(
     monkeypatch.setattr(host.stack, "arriving", refuses)
     async with running(host):
         assert (await ask(host, HOOK))["refuse"] == "refused:\nnot\\x1b[31m now"
+
+
+def test_what_is_left_to_be_done_stands_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody else is told of it: virsh has ended well."""
+    problem = "notice/told on b: it was not told\x1b[31m"
+    outcome = "clean-up-incomplete"
+    event = Finished(at=3, outcome=outcome, seconds=3, runs_on="b", problems=(problem,))
+    log_event(Teller(verbose=True), "web1", event)
+    [line] = caplog.messages
+    assert line.startswith("web1: left to be done: notice/told on b: it was not told")
+    assert line.isprintable()
 
 
 async def test_a_bus_that_cannot_be_made_leaves_nothing(host: Host) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from entourage.errors import EntourageError, HypervisorError
 from entourage.hosts.programs import run
 from entourage.hypervisors.guestexec import (
+    NO_AGENT,
     PAUSED,
     RUNS_WITHIN,
     Status,
@@ -44,7 +45,7 @@ class QmGuestAgent:
         remedy = f"qm set {vmid} --agent 1, and qemu-guest-agent in the guest"
         status, said, why = await _qm("guest", "cmd", vmid, "info")
         if status:
-            no_agent = f"no guest agent answers in it: {why}".rstrip(": ")
+            no_agent = f"{NO_AGENT}: {why}".rstrip(": ")
             return [PAUSED if await self._paused() else (no_agent, remedy)]
         try:
             with understood("what its guest agent says of itself"):

@@ -13,6 +13,7 @@ import msgspec
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.guestexec import (
+    NO_AGENT,
     PAUSED,
     RUNS_WITHIN,
     Status,
@@ -56,7 +57,7 @@ class LibvirtGuestAgent:
             return [PAUSED]
         remedy = "have qemu-guest-agent run in the guest, with its channel in the domain"
         if not has_agent(parse(await ask(raw.XMLDesc, 0))):
-            return [("no guest agent answers in it", remedy)]
+            return [(NO_AGENT, remedy)]
         try:
             with understood("what its guest agent says of itself"):
                 return lacking(await _tell(raw, "guest-info", {}))
@@ -72,12 +73,22 @@ class LibvirtGuestAgent:
             HypervisorError: It cannot be run, fails, or takes too long.
         """
         remedy = f'virsh qemu-agent-command {self._name} \'{{"execute": "guest-info"}}\''
+        listens = False
         try:
             async with asyncio.timeout(RUNS_WITHIN):
+                raw = await self._raw()
+                # In a guest that has just come QEMU opens the agent's port a moment later. Without
+                # that, libvirt refuses at once; to ask again could run the program twice.
+                while not (  # noqa: ASYNC110 - outside the blackout a look is good enough
+                    listens := has_agent(parse(await ask(raw.XMLDesc, 0)))
+                ):
+                    await asyncio.sleep(_LOOK_EVERY)
                 with understood(f"what the guest agent says of {program}", remedy):
-                    status = await self._run(await self._raw(), program, words)
+                    status = await self._run(raw, program, words)
                     said = base64.b64decode(status.err_data).decode(errors="replace")
         except TimeoutError as error:
+            if not listens:
+                raise not_run(program, NO_AGENT, remedy) from error
             raise not_ended(program, remedy) from error
         except RefusedError as error:
             why = (short(error.message), remedy) if await _runs(await self._raw()) else PAUSED

@@ -21,14 +21,15 @@ DENIED = base64.b64encode(b"not now\x1b[31m\n").decode()
 
 
 class Raw:
-    """A domain whose agent's channel is in some state."""
+    """A domain whose agent's channel is in one state after the other; the last one stays."""
 
-    def __init__(self, channel: str = "connected", state: int = State.RUNNING) -> None:
-        self._channel = channel
+    def __init__(self, *channel: str, state: int = State.RUNNING) -> None:
+        self._channel = list(channel or ("connected",))
         self._state = state
 
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - libvirt's
-        return f"<domain><devices>{CHANNEL.format(self._channel)}</devices></domain>"
+        now = self._channel.pop(0) if len(self._channel) > 1 else self._channel[0]
+        return f"<domain><devices>{CHANNEL.format(now)}</devices></domain>"
 
     def state(self, _flags: int) -> tuple[int, int]:
         return self._state, 0
@@ -113,6 +114,22 @@ async def test_one_that_does_not_end_is_not_waited_for(
     says({"pid": 7}, {"exited": False})
     with pytest.raises(HypervisorError, match="has not ended within"):
         await agent.run("/etc/moved", ("before", "b"))
+
+
+async def test_one_that_has_just_come_listens_a_moment_later(says: Says) -> None:
+    """Without asking it again, which could run the program twice."""
+    asked = says({"pid": 7}, {"exited": True, "exitcode": 0})
+    agent = agent_of(Raw("disconnected", "disconnected", "connected"))
+    await agent.run("/etc/moved", ("after", "a"))
+    assert [each["execute"] for each in asked] == ["guest-exec", "guest-exec-status"]
+
+
+async def test_one_that_never_listens(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = says({"pid": 7})
+    monkeypatch.setattr(guestagent, "RUNS_WITHIN", 0.05)
+    with pytest.raises(HypervisorError, match="was not run: no guest agent answers"):
+        await agent_of(Raw("disconnected")).run("/etc/moved", ("after", "a"))
+    assert asked == []
 
 
 async def test_whether_it_answers_is_in_the_xml() -> None:
