@@ -183,8 +183,10 @@ class TargetQuery:
                 limit.reschedule(None)
                 await link.settle()
                 _raise_first(broken)
-                limit.reschedule(asyncio.get_running_loop().time() + _ANSWER_WITHIN)
-                # It has acted on the last word as well when this returns.
+                # It has acted on the last word as well when this returns: what a device does there
+                # on arrival may take its time, too.
+                acts = self._settings.migration.recover_timeout
+                limit.reschedule(asyncio.get_running_loop().time() + acts + _ANSWER_WITHIN)
                 last = await link.call(messages.BYE, None)
                 _raise_first(broken)
                 return replace(last, problems=(*last.problems, *problems))

@@ -164,6 +164,9 @@ class Answers:
         await asyncio.get_running_loop().create_future()
 
     async def call(self, _kind: object, _body: None) -> Farewell:
+        told = asyncio.Event()  # a program in the guest is told that it has moved
+        asyncio.get_running_loop().call_later(1, told.set)
+        await told.wait()
         return Farewell(settled=True)
 
 
@@ -187,7 +190,7 @@ def query(monkeypatch: pytest.MonkeyPatch) -> TargetQuery:
 async def test_what_this_host_does_about_the_answer_may_take_its_time(
     query: TargetQuery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of a machine with a terabyte of memory: the target has answered long before."""
+    """The end of a machine with a terabyte of memory; and so may what the target does then."""
     monkeypatch.setattr(ask, "_ANSWER_WITHIN", 0.5)
     ended = asyncio.Event()
 
