@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from subprocess import DEVNULL
+from subprocess import STDOUT
 
 from bench.figures import Round, whole
 from bench.guests import SETTINGS, Shape, Told, Traveller, read_events
@@ -20,6 +21,10 @@ HOOK = "/etc/libvirt/hooks/qemu.d/entourage"
 _CONFIG = "/etc/entourage/entourage.toml"
 _ATTENDED_WITHIN = 30.0
 _SLOW = 0.2  # seconds
+_LOG = "/var/log/attend.log"
+_WAITED = re.compile(r"QEMU waited ([0-9.]+) ms")
+WAITED = "QEMU waits, guest stopped, for an answer of ours"
+"""Seconds, of both hosts together: all that attending adds to a blackout."""
 
 
 class Attended(Virsh):
@@ -50,6 +55,8 @@ class Attended(Virsh):
     def move(self) -> Told:
         """Move it to the other host; the daemon of the source says what the time went into."""
         source = self.source
+        hosts = (source, self.target)
+        known = [len(host.path(_LOG).read_text()) for host in hosts]
         uuid = source.run(["virsh", "--quiet", "domuuid", self.name]).stdout.strip()
         told = super().move()
         events = source.path(f"/run/entourage/attend/{uuid}.jsonl")
@@ -58,7 +65,9 @@ class Attended(Virsh):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the migration of {self.name} does not end")
             time.sleep(0.1)
-        return dataclasses.replace(told, spans=said.spans)
+        logs = [host.path(_LOG).read_text()[n:] for host, n in zip(hosts, known, strict=True)]
+        waited = sum(float(ms) for text in logs for ms in _WAITED.findall(text)) / 1000
+        return dataclasses.replace(told, spans={**said.spans, WAITED: waited})
 
     def start(self) -> None:
         """Start the guest on a, running and attended."""
@@ -78,14 +87,13 @@ def daemons(lab: Lab) -> Generator[None]:
     for host in hosts:
         _set_up(host)
     start_all(list(hosts))
-    command = ["entourage", "attend"]
-    running = [host.popen(command, stdout=DEVNULL, stderr=DEVNULL) for host in hosts]
-    try:
+    with contextlib.ExitStack() as stack:
+        for host in hosts:
+            log = stack.enter_context(host.path(_LOG).open("a"))
+            process = host.popen(["entourage", "attend"], stdout=log, stderr=STDOUT)
+            stack.callback(process.wait, 10)
+            stack.callback(process.kill)
         yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait(10)
 
 
 def _set_up(host: Host) -> None:

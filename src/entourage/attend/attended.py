@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import secrets
 import socket
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 from entourage.attend.bus import Bus
@@ -13,6 +17,9 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.attended.switchover import SourceSwitchover, TargetSwitchover
 from entourage.hypervisors.attended.toolstack import Note, Toolstack
+from entourage.report.text import clean
+
+_log = logging.getLogger(__name__)
 
 
 class Attended:
@@ -161,13 +168,29 @@ class Attended:
         await self.check_expected()
         if self.source is None:
             raise HypervisorError("the domain is on its way to this host")
-        return await self.source.save()
+        with self._waits("its devices"):
+            return await self.source.save()
 
     async def load(self, state: bytes) -> None:
         """All of it is here."""
         if self.target is None:
             raise HypervisorError("nobody has announced this migration here")
-        await self.target.load(state)
+        with self._waits("its devices, and the hand-over"):
+            await self.target.load(state)
+
+    @contextlib.contextmanager
+    def _waits(self, what: str) -> Generator[None]:
+        """Have the log say how long its QEMU waits, with its guest stopped, for an answer of ours.
+
+        The sum of both hosts' is what being attended adds to the blackout.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            name = clean(self.domain.name) if self.domain is not None else self.uuid
+            waited = (time.monotonic() - began) * 1000
+            _log.info("%s: QEMU waited %.1f ms for %s", name, waited, what)
 
     def connected(self) -> None:
         """Its QEMU has its object."""

@@ -159,10 +159,8 @@ def test_the_power_of_a_host_is_cut(world: FleetWorld, host: str) -> None:
     process = world.begin_run(
         "evacuate", "a", "--to", "b,c", "--name", f"cut-{host}", "--at-once", "1", host="d"
     )
-    assert host in {"a", "b"}
     try:
-        world.lab["d"].run(["true"])
-        _wait_there(world, f"cut-{host}")
+        world.wait_until_one_moves(f"cut-{host}", host="d")
         world.lab[host].power_cut()
         run = ended(process, 280)  # its source is asked again and again
     finally:
@@ -175,13 +173,14 @@ def test_the_power_of_a_host_is_cut(world: FleetWorld, host: str) -> None:
         assert set(where) == set(GUESTS), f"{where}\n{run}"
 
 
-def _wait_there(world: FleetWorld, name: str) -> None:
-    """As ``wait_until_one_moves``, for a campaign of d's."""
-    from tests.unit.eventually import wait_until  # noqa: PLC0415 - here only
-
-    def moves() -> bool:
-        words = ["entourage", "campaign", "show", name, "--json"]
-        shown = world.lab["d"].run(words, check=False)
-        return shown.returncode == 0 and '"moves"' in shown.stdout.split('"moves":', 1)[-1]
-
-    wait_until(moves)
+@pytest.mark.matrix
+def test_the_power_of_the_controllers_host_is_cut(world: FleetWorld) -> None:
+    """It has no guest: what moves goes on, and the campaign once that host is there again."""
+    world.begin_run("evacuate", "a", "--to", "b,c", "--name", "dark", "--at-once", "1", host="d")
+    world.wait_until_one_moves("dark", host="d")
+    world.lab["d"].power_cut()
+    world.lab["d"].power_on()
+    run = world.run("campaign", "resume", "dark", host="d")
+    assert run.status == 0, str(run)
+    assert set(world.moves("dark", host="d").values()) == {"moved"}
+    world.check()

@@ -107,19 +107,17 @@ class FleetWorld:
                         found.setdefault(each["name"], []).append(host)
         return {name: "+".join(hosts) for name, hosts in found.items()}
 
-    def moves(self, campaign: str, *database: str) -> Mapping[str, str]:
-        """The status of each move of a campaign, by the domain's name."""
-        shown = _json(self.lab["a"], "campaign", "show", campaign, "--json", *database)
+    def moves(self, campaign: str, *database: str, host: str = "a") -> Mapping[str, str]:
+        """The status of each move of a campaign, by the domain's name, as a host's store has it."""
+        shown = _json(self.lab[host], "campaign", "show", campaign, "--json", *database)
         return {each["move"]["name"]: each.get("status", "waits") for each in shown["moves"]}
 
-    def wait_until_one_moves(self, campaign: str, *database: str) -> None:
+    def wait_until_one_moves(self, campaign: str, *database: str, host: str = "a") -> None:
         """Wait until something of a campaign is under way."""
-        wait_until(lambda: self._known(campaign, *database), PATIENCE)  # each pair is TESTed first
-        wait_until(lambda: "moves" in self.moves(campaign, *database).values())
-
-    def _known(self, campaign: str, *database: str) -> bool:
         words = ["entourage", "campaign", "show", campaign, *database]
-        return self.lab["a"].run(words, check=False).returncode == 0
+        known = self.lab[host]  # each pair is TESTed before it is there
+        wait_until(lambda: not known.run(words, check=False).returncode, PATIENCE)
+        wait_until(lambda: "moves" in self.moves(campaign, *database, host=host).values())
 
     def bring_home(self) -> None:
         """Have all guests on a again, for the next test."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import re
 import tempfile
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -15,7 +17,11 @@ from entourage.attend import shown
 from entourage.attend.domains import Domains
 from entourage.domain import Domain, External
 from entourage.errors import ConfigError, HypervisorError
-from entourage.hypervisors.attended.switchover import SourceSwitchover
+from entourage.hypervisors.attended.switchover import (
+    SourceSwitchover,
+    TargetSwitchover,
+    state_of,
+)
 from entourage.hypervisors.attended.toolstack import Shown
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import AttendSettings, PathSettings, Settings
@@ -216,6 +222,31 @@ async def test_a_save_that_nobody_prepared_is_refused(host: Host) -> None:
         await one.save()
     with pytest.raises(HypervisorError, match="nobody has announced"):
         await one.load(b"")
+
+
+async def test_how_long_its_qemu_waited_stands_in_the_log(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is what being attended adds to the blackout; also where nothing came of it."""
+    caplog.set_level(logging.INFO)
+    await host.domains.look(UUID)
+    one = host.domains.get(UUID)
+    assert one is not None
+    one.source = SourceSwitchover("00ff")
+    one.source.ready()
+    saving = asyncio.create_task(one.save())
+    await one.source.saved()
+    one.source.go_on()
+    await saving
+    one.source = None
+    one.target = TargetSwitchover("00ff")
+    one.target.refuse("its devices did not come")
+    with pytest.raises(HypervisorError, match="did not come"):
+        await one.load(state_of("00ff"))
+    waited = [
+        re.fullmatch(r"web1: QEMU waited [0-9.]+ ms for .*", each) for each in caplog.messages
+    ]
+    assert len([each for each in waited if each]) == 2, caplog.messages
 
 
 async def test_one_of_them_is_attended_where_all_are_off(host: Host) -> None:
