@@ -73,6 +73,7 @@ def test_a_fenced_target_comes_back(world: World) -> None:
     world.moved(world.migrate())
 
 
+@pytest.mark.matrix
 def test_a_target_that_was_not_off_after_all(world: World) -> None:
     a, b = world.here, world.there
 

@@ -90,7 +90,8 @@ def test_onto_another_host(ready: World) -> None:
     assert not left, str(left)
 
 
-@pytest.mark.parametrize("host", ["", pytest.param("there", marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("host", ["", "there"])
 def test_compressed_and_encrypted(ready: World, host: str) -> None:
     world = ready
     made = world.here.run(["age-keygen", "-o", "/root/key"])
@@ -259,6 +260,7 @@ def test_all_at_shutdown_and_at_boot(ready: World) -> None:
     world.restart()
 
 
+@pytest.mark.matrix
 def test_at_shutdown_without_a_place(ready: World) -> None:
     """What is not mounted holds nobody up, and nobody's power is cut while its guest runs."""
     world = ready

@@ -72,13 +72,11 @@ _EXPECTED: Final = {
 _CORE: Final = """
 entourage: stopped go-said
 agent: go-heard
-entourage-frozen: stopped
 agent-frozen: stopped
 source-qemu: held
 target-qemu: go-stands
 source-host: go-stands
 target-host: go-stands
-link-drop-to: held
 link-mended: stopped
 """
 """Those that ``make test`` tries; ``make test-faults`` tries all."""

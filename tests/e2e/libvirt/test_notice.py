@@ -43,6 +43,7 @@ def test_it_says_no(world: TalkingWorld) -> None:
     world.told_so(f"before {world.there.name}", f"back {world.there.name}")
 
 
+@pytest.mark.matrix
 def test_it_is_told_that_it_stays(world: TalkingWorld) -> None:
     world.stayed(world.migrate("--max-blackout", "1ms"))
     world.told_so(f"before {world.there.name}", f"back {world.there.name}")
