@@ -112,12 +112,15 @@ test-units: $(STAMP)
 test-units-all: $(STAMP)
 	$(PYTEST) tests/e2e/units
 
-# The fleet's page in a real Chromium: a core, which is left out where there is none; and all.
+# The fleet's page in a real Chromium: a core, which is left out where none can be had; and all.
+test-page test-page-all: CHROMIUM := command -v chromium >/dev/null \
+	|| apt-get -qq -y install --no-install-recommends chromium fonts-dejavu-core >>.cache/setup.log 2>&1
 test-page: $(STAMP)
+	@$(CHROMIUM) || echo "test-page: apt-get could not install Chromium; what it said is in .cache/setup.log"
 	$(PYTEST) tests/page -m "not matrix"
 
 test-page-all: $(STAMP)
-	@command -v chromium >/dev/null || apt-get -qq -y install --no-install-recommends chromium fonts-dejavu-core
+	@$(CHROMIUM)
 	$(PYTEST) tests/page
 
 test-attend: $(STAMP)
