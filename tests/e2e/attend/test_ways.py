@@ -33,6 +33,7 @@ def test_libvirtd_is_restarted_under_the_daemons(world: AttendWorld) -> None:
     assert steps(tool) == {"dongle": ALL, "meter": ALL}
 
 
+@pytest.mark.matrix
 def test_virsh_suspends_the_guest_to_get_done(world: AttendWorld) -> None:
     """``--timeout``: it stands still longer than a blackout may last, and nobody gives up."""
     tool = world.tool()

@@ -36,8 +36,8 @@ from tests.e2e.world import World
 
 SLOWLY = ("--bandwidth", "20MiB/s")  # disks come first, at the same pace
 SOCKET = "/run/of-the-other.sock"
-CORE = [Case("entourage", GO_STANDS, "target")]
-MATRIX = [
+CASES = [
+    Case("entourage", GO_STANDS, "target"),
     Case("entourage", PREPARE, "source"),
     Case("entourage", PRE_COPY, "source"),
     Case("entourage", STOPPED, "source"),
@@ -63,10 +63,6 @@ MATRIX = [
     Case("target-host", STOPPED, "source"),
     Case("source-host", PRE_COPY, "source", survives=False),
     Case("source-host", GO_STANDS, "source", survives=False),
-]
-CASES = [
-    *(pytest.param(case, id=str(case)) for case in CORE),
-    *(pytest.param(case, id=str(case), marks=pytest.mark.matrix) for case in MATRIX),
 ]
 
 
@@ -201,7 +197,8 @@ def kill(world: World, name: str, under: Under) -> None:
     world.start_daemon(host)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.matrix
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_dies(world: AgentlessWorld, case: Case) -> None:
     options = SLOWLY if case.point in {PRE_COPY, PREPARE, OPENED} else ()
     run = strike(world, case, options=options, kill=kill)

@@ -63,7 +63,8 @@ def test_an_encrypted_tpm(world: LibvirtWorld) -> None:
     world.registers = world.guest.nv_increment()
 
 
-@pytest.mark.parametrize("point", [PRE_COPY, pytest.param(STOPPED, marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("point", [PRE_COPY, STOPPED])
 def test_the_targets_qemu_is_killed(world: LibvirtWorld, point: str) -> None:
     with world.under(point, options=SLOWLY if point == PRE_COPY else ()) as under:
         under.wait(point)
