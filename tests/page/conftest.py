@@ -137,7 +137,7 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> Generator[Controller
 @pytest.fixture(scope="session")
 def browser() -> Generator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("needs Chromium: `make test-page-all` installs Debian's")
+        pytest.skip("needs Chromium: `make test-page` installs Debian's")
     with sync_playwright() as playwright:
         # Its sandbox needs user namespaces, which root in a container may not have.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
