@@ -50,6 +50,8 @@ CUTS = [
     Cut("target", LANDED, "source"),
     # QEMU has sent all, and waits for a word of the target's that never comes.
     Cut("target", GO_STANDS, "source", by_hand=True),
+    Cut("target", RAN, "target", survives=False),
+    Cut("target", LETTING_GO, "target", survives=False),
 ]
 
 
@@ -89,6 +91,13 @@ def test_cut(world: AttendWorld, daemons: dict[str, Attend], case: Cut) -> None:
     world.settled()
     world.links_end(source)
     told = steps(tool)
+    if not case.survives and case.owner == "target":
+        assert told == {"dongle": ["1", "2", "3"], "meter": ["1", "2", "3"]}, (told, said)
+        for host in (source, target):  # whether libvirt still knows it there is libvirt's own
+            assert world.name not in Libvirtd(host).virsh("list", "--name").stdout, said
+        world.remove_image(target)
+        world.start_over()
+        return
     if case.owner == "target":
         # libvirt's own clean-up of the source was cut off with its host, or came too late.
         Libvirtd(source).virsh("undefine", world.name, check=False)
