@@ -176,9 +176,11 @@ def test_the_power_of_a_host_is_cut(world: FleetWorld, host: str) -> None:
 @pytest.mark.matrix
 def test_the_power_of_the_controllers_host_is_cut(world: FleetWorld) -> None:
     """It has no guest: what moves goes on, and the campaign once that host is there again."""
-    world.begin_run("evacuate", "a", "--to", "b,c", "--name", "dark", "--at-once", "1", host="d")
+    words = ("evacuate", "a", "--to", "b,c", "--name", "dark", "--at-once", "1")
+    process = world.begin_run(*words, host="d")
     world.wait_until_one_moves("dark", host="d")
     world.lab["d"].power_cut()
+    ended(process)
     world.lab["d"].power_on()
     run = world.run("campaign", "resume", "dark", host="d")
     assert run.status == 0, str(run)

@@ -232,3 +232,10 @@ def test_a_database_that_is_none() -> None:
     for url in ("nonsense", "mysql://x/y"):
         with pytest.raises(UsageError, match="--database"):
             open_engine(url)
+
+
+def test_what_was_written_outlives_a_power_cut(store: Store) -> None:
+    """A campaign has cordoned hosts, which it has to lift."""
+    with store.engine.connect() as connection:
+        mode = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+    assert mode == 2  # FULL
