@@ -190,7 +190,9 @@ class Attended:
         finally:
             name = clean(self.domain.name) if self.domain is not None else self.uuid
             waited = (time.monotonic() - began) * 1000
-            _log.info("%s: QEMU waited %.1f ms for %s", name, waited, what)
+            said = "%s: QEMU waited %.1f ms for %s"
+            # Once QEMU has its answer: whoever takes the log may be slow.
+            asyncio.get_running_loop().call_soon(_log.info, said, name, waited, what)
 
     def connected(self) -> None:
         """Its QEMU has its object."""

@@ -9,6 +9,7 @@ import pytest
 
 from lab import systemd
 from lab.observer import Observer
+from tests.e2e.fleet.test_page import ASK
 from tests.e2e.run import PATIENCE
 from tests.e2e.units.conftest import OPT
 from tests.e2e.world import World
@@ -30,12 +31,6 @@ ENVIRONMENT = {
     "ENTOURAGE_RUN_DIR": "/run/entourage-fleet",
     "HOME": STATE,
 }
-METRICS = """
-import sys, httpx2
-transport = httpx2.HTTPTransport(uds=sys.argv[1])
-with httpx2.Client(transport=transport, base_url="http://localhost", trust_env=False) as client:
-    sys.stdout.write(client.get("/metrics").text)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +63,7 @@ def install(lab: Lab) -> None:
 
 def figures(host: Host) -> str:
     """What the page has for Prometheus; empty where it does not listen yet."""
-    argv = [f"{OPT}/bin/python", "-c", METRICS, SOCKET]
+    argv = [f"{OPT}/bin/python", "-c", ASK, SOCKET, "/metrics"]
     return host.run(argv, check=False).stdout
 
 

@@ -25,11 +25,11 @@ from entourage.hypervisors.guestexec import (
 )
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
 from entourage.hypervisors.libvirt.constants import State
-from entourage.hypervisors.libvirt.domainxml import parse
-from entourage.hypervisors.libvirt.guestclock import has_agent
+from entourage.hypervisors.libvirt.guestclock import listens
 from entourage.hypervisors.seams import Objection
 from entourage.hypervisors.understood import understood
 
+_LISTENS_WITHIN = 10.0  # seconds, in a guest that has just come
 _ANSWERS_WITHIN = 5  # seconds, to one question; libvirt's own measure
 _LOOK_EVERY = 0.1  # seconds: the agent says nothing by itself
 
@@ -56,7 +56,7 @@ class LibvirtGuestAgent:
         if not await _runs(raw):
             return [PAUSED]
         remedy = "have qemu-guest-agent run in the guest, with its channel in the domain"
-        if not has_agent(parse(await ask(raw.XMLDesc, 0))):
+        if not await listens(raw):
             return [(NO_AGENT, remedy)]
         try:
             with understood("what its guest agent says of itself"):
@@ -73,22 +73,17 @@ class LibvirtGuestAgent:
             HypervisorError: It cannot be run, fails, or takes too long.
         """
         remedy = f'virsh qemu-agent-command {self._name} \'{{"execute": "guest-info"}}\''
-        listens = False
         try:
             async with asyncio.timeout(RUNS_WITHIN):
                 raw = await self._raw()
-                # In a guest that has just come QEMU opens the agent's port a moment later. Without
-                # that, libvirt refuses at once; to ask again could run the program twice.
-                while not (  # noqa: ASYNC110 - outside the blackout a look is good enough
-                    listens := has_agent(parse(await ask(raw.XMLDesc, 0)))
-                ):
-                    await asyncio.sleep(_LOOK_EVERY)
+                # libvirt refuses at once where it does not listen yet; to ask again could run the
+                # program twice.
+                if not await listens(raw, _LISTENS_WITHIN):
+                    raise not_run(program, NO_AGENT, remedy)
                 with understood(f"what the guest agent says of {program}", remedy):
                     status = await self._run(raw, program, words)
                     said = base64.b64decode(status.err_data).decode(errors="replace")
         except TimeoutError as error:
-            if not listens:
-                raise not_run(program, NO_AGENT, remedy) from error
             raise not_ended(program, remedy) from error
         except RefusedError as error:
             why = (short(error.message), remedy) if await _runs(await self._raw()) else PAUSED

@@ -9,20 +9,35 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any
-from xml.etree import ElementTree as ET
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt.connection import RefusedError, ask, call
 from entourage.hypervisors.libvirt.domainxml import parse
 
 _AGENT = "org.qemu.guest_agent.0"
+_LISTENS_WITHIN = 2.0  # seconds; a channel may be there and no agent in the guest
+_LOOK_EVERY = 0.05  # seconds, outside the blackout
 _ANSWERS_WITHIN = 10.0  # seconds; libvirt gives its own questions to an agent five
 
 
-def has_agent(live: ET.Element) -> bool:
-    """Whether the guest has a guest agent that listens, by the running domain's XML."""
-    targets = live.iterfind("devices/channel/target")
-    return any(one.get("name") == _AGENT and one.get("state") == "connected" for one in targets)
+async def listens(raw: Any, within: float = 0.0) -> bool:
+    """Whether the guest's agent does, as libvirt has heard of it.
+
+    Of a guest that has just begun to run here QEMU tells a moment later that its port is open.
+
+    Args:
+        raw: ``virDomain``, which runs.
+        within: Seconds to wait for that, where the domain has a channel for an agent.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        targets = parse(await ask(raw.XMLDesc, 0)).iterfind("devices/channel/target")
+        states = [one.get("state") for one in targets if one.get("name") == _AGENT]
+        if "connected" in states:
+            return True
+        if not states or time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(_LOOK_EVERY)
 
 
 async def move_on(raw: Any, name: str) -> None:
@@ -35,7 +50,7 @@ async def move_on(raw: Any, name: str) -> None:
     Raises:
         HypervisorError: The agent does not do so, or does not answer.
     """
-    if not has_agent(parse(await ask(raw.XMLDesc, 0))):
+    if not await listens(raw, _LISTENS_WITHIN):
         return
     now = time.time_ns()
     moment = {"seconds": now // 10**9, "nseconds": now % 10**9}

@@ -126,7 +126,7 @@ async def test_one_that_has_just_come_listens_a_moment_later(says: Says) -> None
 
 async def test_one_that_never_listens(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = says({"pid": 7})
-    monkeypatch.setattr(guestagent, "RUNS_WITHIN", 0.05)
+    monkeypatch.setattr(guestagent, "_LISTENS_WITHIN", 0.05)
     with pytest.raises(HypervisorError, match="was not run: no guest agent answers"):
         await agent_of(Raw("disconnected")).run("/etc/moved", ("after", "a"))
     assert asked == []

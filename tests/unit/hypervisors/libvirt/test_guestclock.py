@@ -17,6 +17,7 @@ CHANNEL = (
     "<channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>"
 )
 AGENT = CHANNEL.format(name="org.qemu.guest_agent.0", state="connected")
+SILENT = CHANNEL.format(name="org.qemu.guest_agent.0", state="disconnected")
 
 
 class Raw:
@@ -47,14 +48,30 @@ async def test_it_is_this_hosts() -> None:
     "channels",
     [
         "",
-        CHANNEL.format(name="org.qemu.guest_agent.0", state="disconnected"),
+        SILENT,
         CHANNEL.format(name="org.example.0", state="connected"),
     ],
 )
-async def test_without_an_agent_nothing_is_done(channels: str) -> None:
+async def test_without_an_agent_nothing_is_done(
+    channels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guestclock, "_LISTENS_WITHIN", 0.02)
     raw = Raw(channels)
     await guestclock.move_on(raw, "web1")
     assert raw.set == []
+
+
+async def test_an_agent_of_which_libvirt_hears_a_moment_later() -> None:
+    """As of each guest that has just been restored."""
+
+    class Late(Raw):
+        def XMLDesc(self, flags: int) -> str:  # noqa: N802 - libvirt's
+            now, self.channels = super().XMLDesc(flags), AGENT
+            return now
+
+    raw = Late(SILENT)
+    await guestclock.move_on(raw, "web1")
+    assert len(raw.set) == 1
 
 
 async def test_an_agent_that_does_not_answer_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
