@@ -97,7 +97,6 @@ test-libvirt: $(STAMP)
 test-libvirt-all: $(STAMP)
 	$(PYTEST) tests/e2e/libvirt
 
-# Stock virsh, with an `entourage attend` on each host; the core of the cases, and then every one.
 # Campaigns on four hosts: a core, and all.
 test-fleet: $(STAMP)
 	$(PYTEST) tests/e2e/fleet -m "not matrix"
@@ -123,6 +122,7 @@ test-page-all: $(STAMP)
 	@$(CHROMIUM)
 	$(PYTEST) tests/page
 
+# Stock virsh, with an `entourage attend` on each host; the core of the cases, and then every one.
 test-attend: $(STAMP)
 	$(PYTEST) tests/e2e/attend -m "not matrix"
 
