@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import fcntl
 import os
 import secrets
@@ -75,6 +76,7 @@ class Lab:
         """
         if os.geteuid() != 0:
             raise HostError("a lab needs root: namespaces, loop devices, bridges")
+        _compile()
         base = state_dir or default_state_dir()
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _exclusively(base / ".lock"):
@@ -315,6 +317,16 @@ def clean_up_stale(base: Path, *, persistent_too: bool = False) -> None:
             wanted = alive and (directory / PERSISTENT).exists()
             if persistent_too or not wanted:
                 lab.down()
+
+
+def _compile() -> None:
+    """Have byte code where pip would have made it: without it each start takes twice as long.
+
+    Python makes it as it goes, but not where PYTHONDONTWRITEBYTECODE is set, as it often is in
+    containers. Takes 0.05 s where nothing has changed.
+    """
+    for directory in (REPOSITORY / "src", REPOSITORY / "lab"):
+        compileall.compile_dir(directory, quiet=2)
 
 
 @contextmanager
