@@ -26,7 +26,7 @@ from entourage.hosts.filters import (
 from entourage.hosts.proxy_agent import THIS_HOST
 from entourage.hosts.route import Route, checked_host_of, host_of
 from entourage.hosts.threads import in_thread
-from entourage.hypervisors.registry import saves_by, starter_of_files, usual
+from entourage.hypervisors.registry import saves_by, saves_of, usual
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import Identity, another_name, save_name
 from entourage.hypervisors.saved.manifest import copy_path
@@ -77,19 +77,25 @@ async def save_request(
             f"{name} is a domain of {hypervisor.name}, and none of those is saved",
             remedy=f"`{instead}` saves its memory, but not what is attached to it",
         )
-    if hypervisor.name != starter_of_files() and (
-        checkpoint or disks is not None or compress or encrypt or host_of(directory)
-    ):
+    can = saves_of(hypervisor.name)
+    impossible = {
+        "a checkpoint": checkpoint and not can.checkpoints,
+        "copies of its disks": disks is Disks.COPY and not can.copies,
+        "compressed or encrypted": bool(compress or encrypt) and not can.filters,
+        "on another host": bool(host_of(directory)) and not can.elsewhere,
+    }
+    if wrong := [what for what, it_is in impossible.items() if it_is]:
         raise UsageError(
-            f"{name} is a domain of {hypervisor.name}, of which only memory is saved, on this host,"
-            " as it is",
-            remedy="--checkpoint, --disks, --compress, --encrypt and another host's directory are"
-            " for Entourage's own machines",
+            f"{name} is a domain of {hypervisor.name}, whose save cannot be: {', '.join(wrong)}",
+            remedy="leave that out; `--disks=reference` is there where the storage can make a"
+            " snapshot of its own",
         )
-    disks = disks or (Disks.COPY if checkpoint else Disks.KEEP)
+    disks = disks or (Disks.COPY if checkpoint and can.copies else Disks.KEEP)
     written = [disk for disk in domain.block if not disk.is_only_read]
     if checkpoint:
-        _check_checkpoint(domain, written, disks, allow_tpm_rollback=allow_tpm_rollback)
+        _check_checkpoint(
+            domain, written, disks, allow_tpm_rollback=allow_tpm_rollback, copies=can.copies
+        )
     through = (
         *((Filter(COMPRESS),) if compress else ()),
         *((Filter(ENCRYPT, absolute(encrypt)),) if encrypt else ()),
@@ -132,14 +138,20 @@ async def save_request(
 
 
 def _check_checkpoint(
-    domain: Domain, written: Sequence[Block], disks: Disks, *, allow_tpm_rollback: bool
+    domain: Domain,
+    written: Sequence[Block],
+    disks: Disks,
+    *,
+    allow_tpm_rollback: bool,
+    copies: bool,
 ) -> None:
     """Raises UsageError where a guest that goes on cannot be restored by what is saved of it."""
     if written and disks is Disks.KEEP:
         raise UsageError(
             f"{domain.name} goes on and writes to {', '.join(disk.label for disk in written)}:"
             " with its disks kept, the checkpoint could never be restored",
-            remedy="--disks=copy, or --disks=reference if you keep them as they are at that moment"
+            remedy=("--disks=copy, or " if copies else "")
+            + "--disks=reference if you keep them as they are at that moment"
             " (a snapshot of the storage)",
         )
     if domain.tpm and not allow_tpm_rollback:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from entourage.hypervisors.base import Hypervisor
@@ -57,6 +57,25 @@ class Elsewhere:
         return (self.address if self.is_host else "") or self.uri
 
 
+class Saves(NamedTuple):
+    """What a save of a backend's domain can be, beside one of its memory on the domain's own host.
+
+    Attributes:
+        checkpoints: Its guest can go on.
+        copies: Its disks can be copied, as of the moment of its memory.
+        filters: Its memory can be compressed and encrypted.
+        elsewhere: It can be made on another host.
+    """
+
+    checkpoints: bool = False
+    copies: bool = False
+    filters: bool = False
+    elsewhere: bool = False
+
+
+_MEMORY_ALONE: Final = Saves()
+
+
 def _nowhere(_text: str) -> None:
     return None
 
@@ -101,6 +120,7 @@ class Backend:
             answer; else its domains are left out.
         starts_files: Whether it starts a domain from a domain file.
         saves_by: What a user types to save a domain where Entourage cannot; empty where it can.
+        saves: What a save of one of its domains can be.
         destination: Parses a target that the user has written; None where it is no URI of this
             backend.
         name_elsewhere: Returns the name of the hypervisor behind a URI, on a host without
@@ -125,6 +145,7 @@ class Backend:
     must_answer: bool = False
     starts_files: bool = False
     saves_by: str = "the hypervisor's own command"
+    saves: Saves = _MEMORY_ALONE
     destination: Callable[[str], Destination | None] = _nowhere
     name_elsewhere: Callable[[str], str] = lambda _uri: ""
     elsewhere: Callable[[str], Elsewhere | None] = _nowhere

@@ -15,7 +15,7 @@ from entourage.errors import (
     plain_words,
 )
 from entourage.hypervisors.attended.descriptor import BACKEND as ATTENDED
-from entourage.hypervisors.backend import Backend, Destination, Elsewhere
+from entourage.hypervisors.backend import Backend, Destination, Elsewhere, Saves
 from entourage.hypervisors.base import DomainState, Hypervisor
 from entourage.hypervisors.libvirt.descriptor import BACKEND as LIBVIRT
 from entourage.hypervisors.libvirt.descriptor import SESSION
@@ -63,6 +63,11 @@ def starter_of_files() -> str:
 def saves_by(name: str) -> str:
     """What a user types to save a domain of a hypervisor, in the place of us; empty where we do."""
     return backend_of(name).saves_by
+
+
+def saves_of(name: str) -> Saves:
+    """What a save of a domain of a hypervisor can be."""
+    return backend_of(name).saves
 
 
 def usual(name: str) -> str:

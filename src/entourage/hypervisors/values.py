@@ -144,16 +144,17 @@ RESTORES = "restores"
 
 
 class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The plan of a machine that is saved by a hypervisor which writes memory into a file itself.
+    """The plan of a machine that is restored by the hypervisor that saves it, and by no other.
 
-    One that sends memory has another plan, which reads as an empty one of these.
+    One of Entourage's own machines has another plan, which reads as an empty one of these.
 
     Attributes:
-        hypervisor: Its name, by which it is found again where the machine is restored; empty: it
-            sends memory to the socket of ``LocalData``.
+        hypervisor: Its name, by which it is found again where the machine is restored.
+        sends: It sends memory to the socket of ``LocalData``; else it writes a file itself.
     """
 
     hypervisor: str = ""
+    sends: bool = False
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -233,8 +233,8 @@ class XenWorld:
         with (
             Points(self.here, *ours) as here,
             Points(self.there, *theirs) as there,
-            _forwarded(self.here, here.path) if ours else contextlib.nullcontext(),
-            _forwarded(self.there, there.path) if theirs else contextlib.nullcontext(),
+            forwarded(self.here, here.path) if ours else contextlib.nullcontext(),
+            forwarded(self.there, there.path) if theirs else contextlib.nullcontext(),
         ):
             remote = ("--remote-command", far(**there.env)) if theirs else ()
             environment = [f"{name}={value}" for name, value in here.env.items() if ours]
@@ -280,7 +280,7 @@ class XenWorld:
 
 
 @contextmanager
-def _forwarded(host: XenHost, path: str) -> Generator[None]:
+def forwarded(host: XenHost, path: str) -> Generator[None]:
     """A socket on a host that leads to the one of that name here."""
     forward = ("-N", "-oControlPath=none", "-oExitOnForwardFailure=yes")
     argv = host.argv([], *forward, "-R", f"{path}:{host.path(path)}")

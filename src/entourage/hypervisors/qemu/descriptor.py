@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from entourage.hypervisors.backend import Backend
+from entourage.hypervisors.backend import Backend, Saves
 
 if TYPE_CHECKING:
     from entourage.hypervisors.base import Hypervisor
@@ -35,4 +35,5 @@ BACKEND = Backend(
     must_answer=True,
     starts_files=True,
     saves_by="",
+    saves=Saves(checkpoints=True, copies=True, filters=True, elsewhere=True),
 )

@@ -9,16 +9,13 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 from entourage.errors import HypervisorError
-from entourage.hosts.filters import Pipeline
-from entourage.hosts.flow import Flow, relayed
-from entourage.hosts.local import connected_here
 from entourage.hosts.tcp import answered_within, connected
 from entourage.hypervisors.base import DataPlane, Ticket
+from entourage.hypervisors.into_save import PassedOn, way_into_save
 from entourage.hypervisors.qemu.errors import device_of
 from entourage.hypervisors.qemu.handle import Handle
 from entourage.hypervisors.qemu.qmp import CommandError, Known
-from entourage.hypervisors.reach import check_local, check_reach
-from entourage.hypervisors.values import LocalData
+from entourage.hypervisors.reach import check_reach
 
 _GREETED_WITHIN = 10.0  # seconds; the guest runs meanwhile
 ENDED = frozenset({"none", "completed", "failed", "cancelled"})
@@ -65,63 +62,14 @@ async def memory_way(
     """
     local = plane.local if plane is not None else None
     if local is not None:
-        check_local(local, ticket.uri)
-        async with connected_here(local.socket) as connection:
-            if not (local.far or local.filters):
-                yield connection
-                return
-            mine, its = socket.socketpair()
-            with its:
-                passed_on(await _passed_on(local, mine, connection))
-                yield its
+        async with way_into_save(local, ticket.uri, passed_on) as connection:
+            yield connection
         return
     place = place_of(ticket)
     if plane is not None:
         check_reach(plane, *place, "memory")
     async with connected(*place) as connection:
         yield connection
-
-
-class PassedOn:
-    """Memory's way through this host's own processes, to a save.
-
-    Args:
-        pipeline: What it goes through, if anything.
-        relay: What sends it to another host, if that is where it goes.
-    """
-
-    def __init__(self, pipeline: Pipeline | None, relay: Flow | None) -> None:
-        self._pipeline = pipeline
-        self._relay = relay
-
-    async def finished(self) -> None:
-        """Wait until all of it is through; raises HypervisorError, or OSError."""
-        if self._pipeline is not None:
-            await self._pipeline.finished()
-        if self._relay is not None:
-            await self._relay.finished()
-
-    async def end(self) -> None:
-        """End it wherever it is."""
-        if self._pipeline is not None:
-            await self._pipeline.end()
-        if self._relay is not None:
-            await self._relay.end()
-
-
-async def _passed_on(local: LocalData, source: socket.socket, target: socket.socket) -> PassedOn:
-    """Have memory go on from one socket to another; the first one is not ours any more."""
-    relay: Flow | None = None
-    if not local.filters:
-        return PassedOn(None, relayed(source, target.dup()))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(source)
-        if local.far:
-            coming, going = socket.socketpair()
-            relay, target = relayed(coming, target.dup()), stack.enter_context(going)
-        commands = [one.there() for one in local.filters]
-        pipeline = await Pipeline.begin(commands, source.fileno(), target.fileno())
-    return PassedOn(pipeline, relay)
 
 
 @contextlib.contextmanager

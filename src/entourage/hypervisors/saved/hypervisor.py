@@ -89,7 +89,7 @@ class SavedHypervisor:
             machine = AnotherMachine(self._directory, manifest, holder, place)
             machine.become(self._another)
             return machine
-        kind = WrittenMachine if manifest.hypervisor else SavedMachine
+        kind = WrittenMachine if manifest.kept else SavedMachine
         return kind(self._directory, manifest, holder, place)
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:

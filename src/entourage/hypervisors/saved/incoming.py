@@ -163,7 +163,7 @@ class SavingIncoming(IncomingSeams):
                 with server:
                     connection, _ = await loop.sock_accept(server)
                 await in_thread(Path(path).unlink, missing_ok=True)
-                if written is not None and written.hypervisor:
+                if written is not None and not written.comes:
                     flow.set_result(written.flow(connection))
                 else:
                     flow.set_result(into_file(connection, self._partial / manifests.MEMORY))
@@ -202,7 +202,7 @@ class SavingIncoming(IncomingSeams):
         memory = await manifests.measured(path)
         local = self._needs_local()
         kept = [disk for disk in self._domain.block if disk.id not in local.copies]
-        stay = [seal for disk in kept for seal in await sealed(disk) if local.sealed]
+        stay = [seal for disk in kept for seal in await sealed(disk)] if local.sealed else []
         copies = await self._copies.written()
         has_tpm = any(tpm.type == "emulator" for tpm in self._domain.tpm)
         manifest = manifests.Manifest(

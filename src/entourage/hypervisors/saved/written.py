@@ -35,22 +35,25 @@ class WrittenFile:
         path: The file.
 
     Attributes:
-        hypervisor: Who writes it; empty where memory comes by the socket.
+        hypervisor: Whose machine it is; empty for Entourage's own.
+        comes: Memory comes by the socket; nobody else writes the file.
         kept: What was said about it; empty before that.
     """
 
     def __init__(self, plan: Plan, path: Path) -> None:
         try:
-            self.hypervisor = msgspec.msgpack.decode(plan, type=SavePlan).hypervisor
+            said = msgspec.msgpack.decode(plan, type=SavePlan)
         except msgspec.DecodeError as error:
             raise HypervisorError(f"the source's plan cannot be read: {error}") from error
+        self.hypervisor = said.hypervisor
+        self.comes = said.sends or not said.hypervisor
         self.kept = b""
         self._path = path
 
     @property
     def cookie(self) -> bytes:
         """That of the ticket: where memory is to be written to."""
-        return str(self._path).encode() if self.hypervisor else b""
+        return b"" if self.comes else str(self._path).encode()
 
     def flow(self, connection: socket.socket) -> Flow:
         """Take what is said, and have the file on the disk."""

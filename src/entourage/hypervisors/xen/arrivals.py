@@ -1,9 +1,10 @@
 """Takes the streams that arrive over ssh: memory for xl's receiver, disks for their files.
 
-Each is brought by a process that sshd has started (``join.py``): it connects to a socket that only
-root can reach, says what it brings, and gives its standard input and output along. Whoever has a
-key for the agent can have one started: so nothing is done for a stream, or said of it, before it
-has begun with the secret that the source was told.
+One that was saved comes over a socket of this host (``take``). Each other is brought by a process
+that sshd has started (``join.py``): it connects to a socket that only root can reach, says what it
+brings, and gives its standard input and output along. Whoever has a key for the agent can have one
+started: so nothing is done for a stream, or said of it, before it has begun with the secret that
+the source was told.
 """
 
 from __future__ import annotations
@@ -60,6 +61,23 @@ class Arrivals:
         self._listening.listen()
         self._broken = asyncio.get_running_loop().create_future()
         self._accepting = asyncio.create_task(self._accept(self._listening))
+
+    def take(self, server: socket.socket) -> None:
+        """Take memory of a save, which another process of this host brings.
+
+        Args:
+            server: It connects here; closed then.
+        """
+
+        async def accept() -> None:
+            try:
+                with server:
+                    connection, _ = await asyncio.get_running_loop().sock_accept(server)
+                await self.intake.start(connection.detach(), self._look)
+            except (EntourageError, OSError) as error:
+                self._fail(_as_failure(error))
+
+        self._taking = asyncio.create_task(accept())
 
     async def broken(self) -> HypervisorError:
         """Returns, with the error, when a stream cannot be taken; never before."""

@@ -111,6 +111,20 @@ def _domain(entry: Entry) -> Domain:
     )
 
 
+def on_bridges(config: dict[str, Any], domain: Domain) -> None:
+    """Have a configuration's NICs on the bridges that a domain's are to be on.
+
+    Args:
+        config: That of a machine that was saved; changed here.
+        domain: As it is to be on this host.
+    """
+    bridges = {nic.id: nic.bridge for nic in domain.net if nic.attach == "bridge"}
+    with understood("xl's configuration"):
+        for nic, entry in zip(_nics(config), config.get("nics", ()), strict=True):
+            if nic.id in bridges and nic.bridge != bridges[nic.id]:
+                entry["bridge"] = bridges[nic.id]
+
+
 def check_same(config: Config, domain: Domain) -> None:
     """See that a configuration is that of a domain, with the very disks that were asked for.
 

@@ -22,6 +22,8 @@ from typing import Final
 
 from entourage.errors import HypervisorError
 
+NAME: Final = "xen"
+"""The backend's."""
 BANNER: Final = b"xl migration receiver ready, send binary domain data.\n"
 READY: Final = b"domain received, ready to unpause\0"
 GO: Final = b"domain is yours, you are cleared to unpause\0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entourage.hypervisors.backend import Backend
+from entourage.hypervisors.backend import Backend, Saves
 
 if TYPE_CHECKING:
     from entourage.hypervisors.base import Hypervisor
@@ -32,7 +32,8 @@ def _open(settings: Settings, _name: str) -> Hypervisor:
 
 BACKEND = Backend(
     kind="Xen",
-    saves_by="xl save",
+    saves_by="",
+    saves=Saves(checkpoints=True, filters=True, elsewhere=True),
     names=_NAME,
     usual=_NAME,
     answers_to=lambda name: name == _NAME,

@@ -15,7 +15,7 @@ from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.side import read_side, with_side
 from entourage.hypervisors.xen import checks
 from entourage.hypervisors.xen.configuration import Entry, entries, read_domain
-from entourage.hypervisors.xen.constants import INCOMING
+from entourage.hypervisors.xen.constants import INCOMING, NAME
 from entourage.hypervisors.xen.handle import Handle
 from entourage.hypervisors.xen.header import parsed
 from entourage.hypervisors.xen.hostparts import host_parts
@@ -26,8 +26,6 @@ from entourage.hypervisors.xen.xenstore import RELEASED, XenStore
 from entourage.hypervisors.xen.xl import xl
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
-
-NAME = "xen"
 
 
 class XenHypervisor:

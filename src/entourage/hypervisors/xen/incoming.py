@@ -31,13 +31,15 @@ from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.handover.values import Guest
 from entourage.hosts.allowed import images_of
 from entourage.hosts.beneath import through
+from entourage.hosts.local import listening_here
 from entourage.hosts.parts import HostPart, Kind, PartsCheck
 from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.seams import IncomingSeams
+from entourage.hypervisors.values import LocalData
 from entourage.hypervisors.xen.arrivals import Arrivals
-from entourage.hypervisors.xen.configuration import check_same
+from entourage.hypervisors.xen.configuration import check_same, on_bridges
 from entourage.hypervisors.xen.constants import INCOMING, STREAMS, arrives_in
 from entourage.hypervisors.xen.disks import Disks
 from entourage.hypervisors.xen.hostparts import host_parts
@@ -75,6 +77,8 @@ class XenIncoming(IncomingSeams):
         self._marker = f"{self._uuid}.xl-receive"
         self._secret = b""
         """What each stream begins with: whoever else has a key for the agent does not know it."""
+        self._local: LocalData | None = None
+        """Where a machine that was saved comes from; None for one that comes from another host."""
         self._intake: Intake | None = None
         self._arrivals: Arrivals | None = None
         self._store: XenStore | None = None
@@ -126,20 +130,25 @@ class XenIncoming(IncomingSeams):
         self._check = check
 
     async def _look(self, config: dict[str, Any]) -> None:
-        """See that what xl is to build is the domain that was asked for, and allowed here."""
+        """See that what xl is to build is the domain that was asked for, and allowed here.
+
+        What a save has of bridges is changed before: the source's transport does so in a move.
+        """
+        if self._local is not None:
+            await in_thread(on_bridges, config, self._domain)
         await in_thread(check_same, config, self._domain)
         await self._check(await in_thread(host_parts, config))
 
-    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:  # noqa: ARG002 - ssh carries all
+    async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Wait for streams; xl's receiver makes the machine as it reads its own."""
-        self._domain = domain
+        self._domain, self._local = domain, plane.local
         self._ledger.record("process", marker=self._marker)
         self._ledger.record("dir", path=str(self._directory))
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for old in self._directory.iterdir():  # of one that was killed, and is settled
             old.unlink()
         log = Path(self._settings.paths.log, f"{domain.name}.log")
-        self._intake = Intake(self._marker, log, self._note)
+        self._intake = Intake(self._marker, log, self._note, saved=plane.local is not None)
         names = msgspec.msgpack.decode(plan, type=XenPlan).parameters.disks
         copied = [disk for disk in domain.block if disk.id in names]
         disks = await self._copied(copied)
@@ -201,6 +210,11 @@ class XenIncoming(IncomingSeams):
 
     async def listen(self) -> Ticket:
         """Where streams go to."""
+        if self._local is not None:
+            path = Path(self._local.socket)
+            self._ledger.record("scratch", path=str(path))
+            self._built().take(await in_thread(listening_here, path))
+            return Ticket(uri=f"unix:{path}")
         return Ticket(uri=str(self._built().path), cookie=self._secret)
 
     async def landed(self) -> None:

@@ -35,12 +35,14 @@ class Intake:
         marker: By which its processes are found again.
         log: Takes what it says for people.
         note: Where it is written down which process it is, for ``receiver``.
+        saved: The stream is one that was saved, which ends by itself.
     """
 
-    def __init__(self, marker: str, log: Path, note: Path) -> None:
+    def __init__(self, marker: str, log: Path, note: Path, *, saved: bool = False) -> None:
         self._marker = marker
         self.log = log
         self._note = note
+        self._saved = saved
         self._log_from = 0
         self._receiver = Receiver()
         self._changed = asyncio.Condition()
@@ -125,7 +127,7 @@ class Intake:
 
     def _stream_ended(self) -> None:
         """The source has closed its end. Before READY that is a failure, which xl must see."""
-        if self.said in {Said.NOTHING, Said.BANNER}:
+        if not self._saved and self.said in {Said.NOTHING, Said.BANNER}:
             self._close_go()
 
     async def _read(self, says: int) -> None:

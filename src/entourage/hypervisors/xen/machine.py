@@ -61,7 +61,7 @@ class XenMachine(MachineSeams):
         self._handle = handle
         self._settings = settings
         self._disks = Disks()
-        self._migrating = Migrating(handle, Path(settings.paths.run, f"xen-{handle.domain.uuid}"))
+        self._migrating = Migrating(handle, leaves_from(settings, str(handle.domain.uuid)))
         self._unplugging = XenUnplugging(handle)
         self._plane: DataPlane | None = None
         self._lock: int | None = None
@@ -73,6 +73,13 @@ class XenMachine(MachineSeams):
     def domain(self) -> Domain:
         """The running configuration."""
         return self._handle.domain
+
+    @property
+    def saving(self) -> XenMachine | None:
+        """Xl's own save ends the domain before the rest of a save is whole."""
+        from entourage.hypervisors.xen.saving import XenSaving  # noqa: PLC0415 - it is one
+
+        return XenSaving(self._handle, self._settings)
 
     @property
     def carrying(self) -> DiskCarrying:
@@ -310,6 +317,11 @@ class XenAnnouncing:
     async def announce(self, nets: Sequence[Net]) -> None:
         """Tell the network where the guest's MACs are."""
         await in_thread(announce, nets)
+
+
+def leaves_from(settings: Settings, uuid: str) -> Path:
+    """The directory of what only the leaving of a domain needs."""
+    return Path(settings.paths.run, f"xen-{uuid}")
 
 
 def changes(here: Domain, there: Domain) -> Changes:

@@ -235,6 +235,19 @@ async def test_what_could_not_be_restored_is_not_saved(tmp_path: Path, domain: D
         await incoming.build(domain, plane(tmp_path), PLAN)
 
 
+async def test_a_disk_that_is_its_users_to_keep_may_be_a_device(tmp_path: Path) -> None:
+    """Nobody looks at it, so nothing has to be seen of it (``--disks=reference``)."""
+    device = Domain(
+        name="web1",
+        uuid=UUID,
+        memory=1 << 20,
+        block=(Block(id="disk0", path="/dev/null", format="raw"),),
+    )
+    incoming, _ = await arrived(tmp_path, device, sealed=False)
+    await incoming.run(paused=False)
+    assert manifests.read_manifest(tmp_path / "saved").disks == ()
+
+
 async def test_a_save_is_of_one_domain(tmp_path: Path, domain: Domain) -> None:
     incoming, _ = await arrived(tmp_path, domain)
     await incoming.run(paused=False)

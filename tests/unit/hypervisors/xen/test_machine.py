@@ -287,7 +287,7 @@ async def _undo(scene: Scene) -> None:
 async def test_a_transport_that_dies_under_the_stream_ends_the_start(scene: Scene) -> None:
     async with asyncio.timeout(PATIENCE):
         await scene.begin()
-        _kill("hypervisors.xen.transport", str(scene.at.parent))
+        kill("hypervisors.xen.transport", str(scene.at.parent))
         with pytest.raises(
             HypervisorError, match=r"stream to the target has ended|xl does not go on"
         ):
@@ -299,7 +299,7 @@ async def test_a_transport_that_dies_under_the_stream_ends_the_start(scene: Scen
 async def test_where_xl_dies_libxl_resumes(scene: Scene) -> None:
     async with asyncio.timeout(PATIENCE):
         await scene.begin()
-        _kill(" migrate -s ", str(scene.at.parent))
+        kill(" migrate -s ", str(scene.at.parent))
         with pytest.raises(HypervisorError):
             await scene.machine.disarm_deadman()
         await scene.machine.abort()
@@ -310,7 +310,7 @@ async def test_a_transport_that_dies_after_go_leaves_it_to_the_record(scene: Sce
     async with asyncio.timeout(PATIENCE):
         await scene.begin()
         await scene.machine.disarm_deadman()
-        _kill("hypervisors.xen.transport", str(scene.at.parent))
+        kill("hypervisors.xen.transport", str(scene.at.parent))
         await scene.stream.gone()
         assert scene.did() == {"suspended", "renamed"}  # nobody has resumed it
         # The target says that it never ran: by libxl then, and by its own name.
@@ -328,7 +328,7 @@ async def test_an_engine_that_dies_before_go_is_no_end_of_the_domain(scene: Scen
     assert scene.did() == {"suspended", "resumed"}
 
 
-def _kill(word: str, where: str) -> None:
+def kill(word: str, where: str) -> None:
     """Kill the processes of this scene that have this word in their command line."""
     killed = 0
     for entry in Path("/proc").iterdir():

@@ -1,0 +1,87 @@
+"""A domain of xl's is saved and restored: what xl, Entourage and the guest itself say of it."""
+
+from __future__ import annotations
+
+import json
+
+from tests.e2e.points import Points
+from tests.e2e.run import Run
+from tests.e2e.xen.world import NAME, PATIENCE, XenWorld, forwarded
+
+SAVE = f"/srv/{NAME}.save"
+
+
+def ours(world: XenWorld, *words: str, env: tuple[str, ...] = ()) -> Run:
+    """A command of ours on the host that the guest is on."""
+    process = world.here.popen(["env", *env, "entourage", *words])
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    return Run(process.returncode, stdout, stderr)
+
+
+def save(world: XenWorld, *options: str) -> Run:
+    # One of its disks is a device, and both of them are this test's own to keep.
+    return ours(world, "save", "--json", "--disks=reference", *options, NAME, SAVE)
+
+
+def removed(world: XenWorld) -> None:
+    world.here.run(["rm", "-rf", SAVE])
+
+
+def test_a_disk_that_is_a_device_cannot_be_kept(world: XenWorld) -> None:
+    before = world.lives()
+    run = ours(world, "save", "--json", NAME, SAVE)
+    assert run.status == 3, run
+    assert set(run.refusals) == {"block/xvdb"}
+    world.stayed(before)
+
+
+def test_it_is_saved_and_goes_on_where_it_was(world: XenWorld) -> None:
+    before = world.lives()
+    run = save(world)
+    assert run.status == 0, run
+    assert run.finished["outcome"] == "saved"
+    assert world.domains(world.here) == {}
+    stood = world.tick(world.here)
+    told = json.loads(ours(world, "saved", "--json", SAVE).stdout)
+    assert [(each["domain"], each["against"]) for each in told] == [(NAME, [])], told
+    restored = ours(world, "restore", "--json", SAVE)
+    assert restored.status == 0, restored
+    now = world.lives(before)
+    assert now.boot == before.boot
+    assert now.number > stood.number
+    world.stayed(before)
+    again = ours(world, "restore", "--json", SAVE)
+    assert again.status == 3, again
+    removed(world)
+
+
+def test_it_goes_on_after_a_checkpoint_and_goes_back_to_it(world: XenWorld) -> None:
+    before = world.lives()
+    run = save(world, "--checkpoint")
+    assert run.status == 0, run
+    world.stayed(before)
+    later = world.lives()
+    world.here.run(["xl", "destroy", NAME])
+    back = ours(world, "restore", "--json", "--revert", SAVE)
+    assert back.status == 0, back
+    assert world.lives(before).boot == later.boot
+    world.stayed(before)
+    removed(world)
+
+
+def test_a_save_whose_engine_is_killed_leaves_the_guest_running(world: XenWorld) -> None:
+    before = world.lives()
+    with Points(world.here, "source.memory-landed") as points, forwarded(world.here, points.path):
+        env = [f"{name}={value}" for name, value in points.env.items()]
+        command = ["entourage", "save", "--json", "--disks=reference", NAME, SAVE]
+        process = world.here.popen(["env", *env, *command])
+        points.wait("source.memory-landed", lambda: process.poll() is None, PATIENCE)
+        assert "s" in world.domains(world.here)[NAME]
+        world.kill(world.here, "entourage save")
+        points.open()
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+    world.lives(before)
+    world.recover(world.here)
+    assert world.here.run(["sh", "-c", f"ls -d {SAVE}*"], check=False).stdout == ""
+    world.stayed(before)
