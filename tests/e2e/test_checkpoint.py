@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Generator
@@ -124,6 +125,18 @@ def test_a_paused_guest_stays_paused(ready: World) -> None:
     done = checkpoint(world)
     assert done.status == 0, str(done)
     assert qmp(world, "query-status")["status"] in {"paused", "postmigrate"}
+    qmp(world, "cont")
+    is_whole(world, saved=True)
+
+
+@pytest.mark.matrix
+def test_a_guest_stays_paused_where_that_is_asked_for(ready: World) -> None:
+    world = ready
+    done = checkpoint(world, "--paused")
+    assert done.status == 0, str(done)
+    assert qmp(world, "query-status")["status"] in {"paused", "postmigrate"}
+    # What was saved of it ran: restored, it would.
+    assert json.loads(world.here.path(f"{DIR}/manifest.json").read_text())["was_running"]
     qmp(world, "cont")
     is_whole(world, saved=True)
 

@@ -26,7 +26,7 @@ from entourage.hosts.filters import (
 from entourage.hosts.proxy_agent import THIS_HOST
 from entourage.hosts.route import Route, checked_host_of, host_of
 from entourage.hosts.threads import in_thread
-from entourage.hypervisors.registry import saves_by, saves_of, usual
+from entourage.hypervisors.registry import is_here, saves_by, saves_of, usual
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import Identity, another_name, save_name
 from entourage.hypervisors.saved.manifest import copy_path
@@ -47,6 +47,7 @@ async def save_request(
     disks: Disks | None = None,
     allow_tpm_rollback: bool = False,
     live: bool = True,
+    stays_paused: bool = False,
     compress: bool = False,
     encrypt: str | None = None,
     tool: str | None = None,
@@ -62,6 +63,7 @@ async def save_request(
         disks: What becomes of its disks; None: a checkpoint copies them, else they stay.
         allow_tpm_rollback: Its user accepts that a TPM goes back when a checkpoint is restored.
         live: The guest of a checkpoint runs while its memory is copied.
+        stays_paused: The guest of a checkpoint does not run on.
         compress: Memory goes through zstd.
         encrypt: An age recipient, or a file of recipients, to whom memory is encrypted.
         tool: An external tool for every class.
@@ -128,6 +130,7 @@ async def save_request(
             copies=frozenset(disk.id for disk in copied),
             sealed=disks is not Disks.REFERENCE,
             checkpoint=checkpoint,
+            stays_paused=stays_paused,
             keep_source_disks=True,
             filters=through,
         ),
@@ -352,7 +355,9 @@ def _restored_by(where: str, hypervisor: str) -> str | None:
     Raises:
         UsageError: It is none of this host's, which are called as everywhere.
     """
-    if hypervisor and (saves_by(hypervisor) or usual(hypervisor) != hypervisor):
+    if hypervisor and (
+        saves_by(hypervisor) or usual(hypervisor) != hypervisor or not is_here(hypervisor)
+    ):
         raise UsageError(
             f"{where} was saved by {hypervisor}, which is no hypervisor of this host",
             remedy="restore it where there is one",

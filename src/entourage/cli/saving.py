@@ -68,6 +68,12 @@ def save(
         bool,
         typer.Option("--checkpoint", "-c", help="The guest goes on here, as with xl save -c."),
     ] = False,
+    paused: Annotated[
+        bool,
+        typer.Option(
+            "--paused", "-p", help="Of --checkpoint: the guest stays paused, as with xl save -p."
+        ),
+    ] = False,
     disks: Annotated[
         Disks | None,
         typer.Option(
@@ -119,7 +125,7 @@ def save(
 
     if everything:
         more = (dry_run, directory, remote_command, ssh_option, compress, encrypt, non_live)
-        if checkpoint or disks or allow_tpm_rollback or any(more):
+        if checkpoint or paused or disks or allow_tpm_rollback or any(more):
             raise _not_with_all("DOMAIN, and what is said of its save,")
         return _save_all(
             domain,  # the only argument
@@ -134,9 +140,10 @@ def save(
         raise UsageError("--at-shutdown is of --all", remedy="leave it out, or DOMAIN")
     if domain is None or directory is None:
         raise _lacks("DOMAIN and DIR", "entourage save DOMAIN DIR")
-    if (allow_tpm_rollback or non_live) and not checkpoint:
+    if (allow_tpm_rollback or non_live or paused) and not checkpoint:
         raise UsageError(
-            "--allow-tpm-rollback and --non-live are of a --checkpoint", remedy="leave them out"
+            "--allow-tpm-rollback, --non-live and --paused are of a --checkpoint",
+            remedy="leave them out",
         )
 
     def make_request(note: Callable[[str], None]) -> Request:
@@ -151,6 +158,7 @@ def save(
                 disks=disks,
                 allow_tpm_rollback=allow_tpm_rollback,
                 live=not non_live,
+                stays_paused=paused,
                 compress=compress,
                 encrypt=encrypt,
                 tool=tool,

@@ -58,6 +58,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Of a save, and of its restore: what memory goes through into it."""
     checkpoint: bool = False
     """Of a save: the guest goes on here, once it is saved."""
+    stays_paused: bool = False
+    """Of a checkpoint: the guest does not run on, until its user lets it."""
     revert: bool = False
     """Of a restore: the guest goes back to a checkpoint, whatever it did since."""
     sealed: bool = False

@@ -121,6 +121,15 @@ class Machine(Protocol):
         """False where the user had paused the guest before: it stays paused on the target."""
         ...
 
+    @property
+    def after_abort(self) -> str:
+        """What ``abort`` has left otherwise than it was, and what to do; empty: nothing."""
+        ...
+
+    def stay_paused(self) -> None:
+        """Have its guest stay as it is, stopped, where ``abort`` would let it run."""
+        ...
+
     async def reattach(self, *, was_running: bool) -> Guest:
         """Reattach to a migration that another process began; returns the guest's state here.
 

@@ -70,6 +70,11 @@ def saves_of(name: str) -> Saves:
     return backend_of(name).saves
 
 
+def is_here(name: str) -> bool:
+    """Whether this host has a hypervisor of the kind of the one of that name."""
+    return backend_of(name).is_here()
+
+
 def usual(name: str) -> str:
     """The name of this host's usual hypervisor of the same kind as the one of this name."""
     return backend_of(name).usual

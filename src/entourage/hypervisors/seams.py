@@ -229,6 +229,14 @@ class MachineSeams:
         return None
 
     @property
+    def after_abort(self) -> str:
+        """Everything is as it was."""
+        return ""
+
+    def stay_paused(self) -> None:
+        """A guest that never runs here is not let run."""
+
+    @property
     def definition(self) -> Planned | None:
         """Nothing is written down of the domain."""
         return None

@@ -138,9 +138,11 @@ def _of_a_save(started: MigrationStarted, finished: Finished) -> Text | None:
             return Text(f"{domain} is {done} {directory}, in {took}", style="bold green")
         case "saved" | "clean-up-incomplete" if started.kind == "checkpoint":
             still = finished.blackout
-            paused = "" if still is None else f"; it stood still for {duration(still)}"
+            goes_on = "stays paused"
+            if still is not None:
+                goes_on = f"goes on; it stood still for {duration(still)}"
             left = "; not everything is cleaned up" if finished.problems else ""
-            said = f"{domain} is saved in {directory}, in {took}, and goes on{paused}"
+            said = f"{domain} is saved in {directory}, in {took}, and {goes_on}"
             return Text(said, style="bold green").append(left, style="yellow")
         case "clean-up-incomplete":
             text = Text(f"{domain} is {done} {directory}, in {took}", style="bold green")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from entourage import messages
 from entourage.errors import EntourageError, InDoubt, LinkError, ours, plain_words
+from entourage.events import Warned
 from entourage.handover.values import Finding, Guest, Input
 from entourage.hosts.link import SILENT
 from entourage.source.doings import DOINGS
@@ -56,6 +57,8 @@ async def come_back(
         failed = await _failure(side) or failed
     there = await undone_there(session, undone, hurries=hurries)
     await side.idle()  # where it was not written down, the target's NEVER is another occasion
+    for note in side.notes:
+        session.emit(Warned(at=session.clock.now(), message=note, host=session.source))
     problems = [*side.problems, *there]
     if failed is None or not _CAME_BACK.isdisjoint(side.findings):
         return problems

@@ -83,6 +83,8 @@ async def keep(session: Session, side: SourceSide, keeping: Keeping) -> tuple[st
         GuestEnded: The guest has ended by itself.
         InDoubt: The guest could not be let run again; nobody else may.
     """
+    if session.options.stays_paused:
+        session.machine.stay_paused()
     session.note("writing the checkpoint down")
     problems = await come_back(session, side, hurries=keeping.hurries, before=keeping.ask)
     if side.has_ended:

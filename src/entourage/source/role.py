@@ -82,6 +82,7 @@ class SourceSide:
         self.idle = self._executor.idle
         self.runs_again = False
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self.findings: list[Finding] = []
         self._untidy = False
 
@@ -143,7 +144,10 @@ class SourceSide:
                 raise
             return Input.GUEST_DIED
         self.runs_again = True
-        self._on_resumed(time.monotonic_ns())
+        if said := self._machine.after_abort:
+            self.notes.append(said)
+        if self._machine.was_running:
+            self._on_resumed(time.monotonic_ns())
         return None
 
     @staticmethod

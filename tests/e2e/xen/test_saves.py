@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
+
+import pytest
 
 from tests.e2e.points import Points
 from tests.e2e.run import Run
@@ -23,8 +26,12 @@ def save(world: XenWorld, *options: str) -> Run:
     return ours(world, "save", "--json", "--disks=reference", *options, NAME, SAVE)
 
 
-def removed(world: XenWorld) -> None:
-    world.here.run(["rm", "-rf", SAVE])
+@pytest.fixture(autouse=True)
+def removed(world: XenWorld) -> Generator[None]:
+    """Leave no save behind, nor what became of one."""
+    yield
+    for host in (world.here, world.there):
+        host.run(["sh", "-c", f"rm -rf {SAVE}*"])
 
 
 def test_a_disk_that_is_a_device_cannot_be_kept(world: XenWorld) -> None:
@@ -39,7 +46,7 @@ def test_it_is_saved_and_goes_on_where_it_was(world: XenWorld) -> None:
     before = world.lives()
     run = save(world)
     assert run.status == 0, run
-    assert run.finished["outcome"] == "saved"
+    assert run.finished["outcome"] == "moved"
     assert world.domains(world.here) == {}
     stood = world.tick(world.here)
     told = json.loads(ours(world, "saved", "--json", SAVE).stdout)
@@ -52,13 +59,16 @@ def test_it_is_saved_and_goes_on_where_it_was(world: XenWorld) -> None:
     world.stayed(before)
     again = ours(world, "restore", "--json", SAVE)
     assert again.status == 3, again
-    removed(world)
 
 
 def test_it_goes_on_after_a_checkpoint_and_goes_back_to_it(world: XenWorld) -> None:
     before = world.lives()
-    run = save(world, "--checkpoint")
+    run = save(world, "--checkpoint", "--paused")
     assert run.status == 0, run
+    stood = world.tick(world.here)
+    assert "p" in world.domains(world.here)[NAME]
+    assert world.tick(world.here) == stood
+    world.here.run(["xl", "unpause", NAME])
     world.stayed(before)
     later = world.lives()
     world.here.run(["xl", "destroy", NAME])
@@ -66,7 +76,6 @@ def test_it_goes_on_after_a_checkpoint_and_goes_back_to_it(world: XenWorld) -> N
     assert back.status == 0, back
     assert world.lives(before).boot == later.boot
     world.stayed(before)
-    removed(world)
 
 
 def test_a_save_whose_engine_is_killed_leaves_the_guest_running(world: XenWorld) -> None:

@@ -121,14 +121,29 @@ async def test_what_nobody_could_go_back_to_is_refused(
     assert remedy in told.value.remedy
 
 
-@pytest.mark.parametrize(("hypervisor", "tool"), [("xen", "xl"), ("qemu:///session", "virsh")])
 async def test_what_cannot_be_saved_yet_is_said(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, hypervisor: str, tool: str
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known(monkeypatch, hypervisor)
+    known(monkeypatch, "qemu:///session")
     with pytest.raises(UsageError, match="none of those is saved") as told:
         await save_request(settings, "web1", "/srv/x")
-    assert f"{tool} save" in told.value.remedy
+    assert "virsh save" in told.value.remedy
+
+
+async def test_a_xen_domains_disks_are_not_copied(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known(monkeypatch, "xen")
+    with pytest.raises(UsageError, match="cannot be: copies of its disks"):
+        await save_request(settings, "web1", "/srv/x", disks=Disks.COPY)
+    with pytest.raises(UsageError, match="goes on and writes") as told:
+        await save_request(settings, "web1", "/srv/x", checkpoint=True)
+    assert "--disks=reference" in told.value.remedy
+    assert "--disks=copy" not in told.value.remedy
+    one = await save_request(
+        settings, "web1", "b:/srv/x", checkpoint=True, disks=Disks.REFERENCE, stays_paused=True
+    )
+    assert (one.connect, one.options.stays_paused, one.options.sealed) == ("xen", True, False)
 
 
 @pytest.mark.parametrize("directory", ["/", "/srv/..", ""])
@@ -152,8 +167,16 @@ async def test_libvirts_domains_are_saved(
     ("hypervisor", "there"), [("", None), ("qemu:///system", "qemu:///system")]
 )
 async def test_who_has_saved_it_restores_it(
-    settings: Settings, saved: Path, hypervisor: str, there: str | None
+    settings: Settings,
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hypervisor: str,
+    there: str | None,
 ) -> None:
+    def is_here(name: str) -> bool:
+        return name == there
+
+    monkeypatch.setattr(requests, "is_here", is_here)
     write_anew(saved, hypervisor)
     assert (await restore_request(settings, str(saved))).route.there == there
 

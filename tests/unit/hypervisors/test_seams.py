@@ -33,7 +33,10 @@ def has(backend: type[Any], seams: type[Any]) -> set[str]:
     [
         (QemuMachine, {"definition", "mirroring", "tpm", "announcing"}),
         (LibvirtMachine, {"definition", "carrying", "tpm", "announcing", "saving", "guest_agent"}),
-        (XenMachine, {"definition", "carrying", "announcing", "unplugging"}),
+        (
+            XenMachine,
+            {"definition", "carrying", "announcing", "unplugging", "saving", "after_abort"},
+        ),
         (SavedMachine, {"mirroring", "tpm", "guest_agent"}),
     ],
 )

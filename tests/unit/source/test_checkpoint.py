@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from entourage import messages
+from entourage.devices.base import Options
 from entourage.errors import GuestEnded, HypervisorError, Interrupted, MigrationFailed
 from entourage.handover.values import Input
 from entourage.source.checkpoint import Keeping, keep
@@ -36,6 +37,7 @@ def asked(answer: Any) -> tuple[Any, list[Any]]:
 
     opened.link = SimpleNamespace(call=call, quiet=0.0)
     opened.note = str
+    opened.options = Options()
     return opened, heard
 
 
@@ -89,3 +91,18 @@ async def test_a_guest_that_has_ended_is_no_checkpoint_that_went_on(
     opened, _ = asked(None)
     with pytest.raises(GuestEnded):
         await keep(opened, cast("Any", Ended()), Keeping(opened, lambda: ""))
+
+
+async def test_its_guest_is_not_let_run_where_it_is_to_stay_paused() -> None:
+    opened, _ = asked(None)
+    done: list[str] = []
+    opened.options = Options(stays_paused=True)
+    opened.machine = SimpleNamespace(stay_paused=lambda: done.append("stays paused"))
+
+    class Watched(Lives):
+        async def take(self, given: Any) -> None:
+            done.append(given.value)
+            await super().take(given)
+
+    await keep(opened, cast("Any", Watched()), Keeping(opened, str))
+    assert done == ["stays paused", Input.ABORT.value]

@@ -27,6 +27,7 @@ class Side:
         self.state = SimpleNamespace(record=Record.ARMED, live=live, guest=Guest.STOPPED)
         self.findings: list[Finding] = []
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self.runs_again = runs
         self.taken: list[Any] = []
         self._errors = list(errors)

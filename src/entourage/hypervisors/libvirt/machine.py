@@ -136,6 +136,10 @@ class LibvirtMachine(MachineSeams):
 
         return LibvirtSaving(self._handle, self._log, socket.gethostname())
 
+    def stay_paused(self) -> None:
+        """``abort`` leaves its guest stopped, as one that its user had paused."""
+        self._handle.was_running = False
+
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
         self._handle.was_running = was_running

@@ -112,6 +112,10 @@ class QemuMachine(MachineSeams):
         """QEMU announces NICs when it is told to."""
         return QemuAnnouncing(lambda: self._handle.monitor)
 
+    def stay_paused(self) -> None:
+        """``abort`` leaves its guest stopped, as one that its user had paused."""
+        self._handle.was_running = False
+
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
         self._handle.was_running = was_running

@@ -40,6 +40,11 @@ from entourage.hypervisors.xen.xl import xl
 from entourage.settings.model import Settings
 from entourage.steps import Planned, Refusal
 
+_UNWATCHED = (
+    "xl of this host's Xen watches {name} no more, since it stood still and goes on (mended in Xen"
+    " 4.20): when its guest reboots or crashes, nobody does what on_reboot and on_crash say. xl"
+    " watches it again once it has moved, or was started anew (`xl create`)"
+)
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -68,6 +73,8 @@ class XenMachine(MachineSeams):
         self._budget: float | None = None
         self._target: Domain | None = None
         self._restarted: bool | None = None
+        self._has_stood = False
+        self._after_abort = ""
 
     @property
     def domain(self) -> Domain:
@@ -95,6 +102,15 @@ class XenMachine(MachineSeams):
     def unplugging(self) -> XenUnplugging:
         """Xl detaches devices of the host."""
         return self._unplugging
+
+    @property
+    def after_abort(self) -> str:
+        """Before Xen 4.20 nothing watches a domain any more that was suspended and goes on."""
+        return self._after_abort
+
+    def stay_paused(self) -> None:
+        """``abort`` leaves its guest paused."""
+        self.was_running = False
 
     async def reattach(self, *, was_running: bool) -> Guest:
         """Take up a migration that another process began; what became of the guest here."""
@@ -211,6 +227,7 @@ class XenMachine(MachineSeams):
     async def stopped(self) -> int:
         """Wait until the guest is suspended; ns of the monotonic clock."""
         moment: int = await self._migrating.beside(self._until_suspended())
+        self._has_stood = True
         self._migrating.stopped()
         self._disks.begin_last()
         return moment
@@ -254,6 +271,10 @@ class XenMachine(MachineSeams):
             GoneError: Its guest has ended.
             HypervisorError: The domain does not go on.
         """
+        if not self.was_running and self._handle.domid is not None:
+            await xl(
+                "pause", str(self._handle.domid)
+            )  # before xl lets it run, which it then does not
         self._migrating.fail()
         await self._disks.end()
         await self._migrating.ended()
@@ -262,6 +283,8 @@ class XenMachine(MachineSeams):
         except GoneError:
             await self._migrating.tidy()
             raise
+        if self._has_stood and await looks.forgets_suspended():
+            self._after_abort = _UNWATCHED.format(name=self.domain.name)
         await self._migrating.tidy()
 
     async def halt(self) -> None:

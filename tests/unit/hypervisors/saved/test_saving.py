@@ -245,6 +245,7 @@ async def test_a_disk_that_is_its_users_to_keep_may_be_a_device(tmp_path: Path) 
     )
     incoming, _ = await arrived(tmp_path, device, sealed=False)
     await incoming.run(paused=False)
+    await incoming.finish_arrival()
     assert manifests.read_manifest(tmp_path / "saved").disks == ()
 
 
