@@ -8,6 +8,7 @@ goes on speaking the one before.
     2   the first that was written down
     3   Hello and Welcome tell a range
     4   the way of the data is proven at TEST; the target is told how far the copies are
+    5   several domains are tested over one link, each after a Hello of its own
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from entourage.hosts.frames import Notice, Question
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.steps import Refusal
 
-OLDEST, NEWEST = 2, 4
+OLDEST, NEWEST = 2, 5
 PROVES_WAYS = TOLD_PROGRESS = 4
 """The first protocol whose agents know WAY and PROGRESS."""
+TESTS_SEVERAL = 5
+"""The first whose agents take a Hello about another migration, as long as none is open."""
 MOST_TOLD = 160
 """Characters of what the target is told of how far the copies are."""
 
@@ -41,7 +44,7 @@ HostName: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,255}\Z")
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """The call that opens a link: who calls, and for which migration.
+    """The call that opens a link, or a TEST of another domain: who calls, for which migration.
 
     Attributes:
         protocol: The oldest that the caller speaks: an agent of protocol 2, which knows of no

@@ -273,9 +273,9 @@ async def test_the_agent_of_protocol_2_is_asked_in_its_words() -> None:
         (2, 4, 4),
         (2, 2, 2),
         (3, 3, 3),
-        (4, 9, 4),
+        (4, 9, 5),
         (1, 0, None),
-        (5, 9, None),
+        (6, 9, None),
     ],
 )
 def test_ranges_meet_or_do_not(oldest: int, newest: int, agreed: int | None) -> None:
@@ -361,7 +361,7 @@ async def test_ranges_that_do_not_meet_are_refused_by_name(tmp_path: Path) -> No
         )
         with pytest.raises(PeerVersionError) as refused:
             await agent._on_hello(hello)
-    assert "speaks protocols 2 to 4, 9.0 on a speaks protocols 7 to 9" in refused.value.message
+    assert "speaks protocols 2 to 5, 9.0 on a speaks protocols 7 to 9" in refused.value.message
     assert refused.value.remedy
 
 

@@ -74,20 +74,26 @@ def attempt(
     try:
         request = make_request(audience.note)
         audience.stream.hold = request.live
-        finished = asyncio.run(_run(Migration(request, audience.stream), audience, asked_to_end))
-    except EntourageError as error:
-        audience.end(error)
-        return Ended(tell(error, verbose=verbose), bool(asked_to_end))
+        finished = asyncio.run(run(Migration(request, audience.stream), audience, asked_to_end))
     except Exception as error:  # noqa: BLE001 - where the domain runs is said even after a bug
-        audience.end(error)
-        told = tell_bug(error, verbose=verbose)
-        status = EXIT_STATUS[audience.finished.outcome] if audience.finished else 0
-        return Ended(status or told, bool(asked_to_end))
+        return Ended(failed(audience, error, verbose=verbose), bool(asked_to_end))
     audience.end()
     return Ended(EXIT_STATUS[finished.outcome], bool(asked_to_end))
 
 
-async def _run(migration: Migration, audience: Audience, asked_to_end: list[str]) -> Finished:
+def failed(audience: Audience, error: Exception, *, verbose: bool) -> int:
+    """Show how a migration ended that did not go well; returns the exit status."""
+    audience.end(error)
+    if isinstance(error, EntourageError):
+        return tell(error, verbose=verbose)
+    told = tell_bug(error, verbose=verbose)
+    status = EXIT_STATUS[audience.finished.outcome] if audience.finished else 0
+    return status or told
+
+
+async def run(migration: Migration, audience: Audience, asked_to_end: list[str]) -> Finished:
+    """Run it; whoever asks it to end is written down."""
+
     def interrupt(why: str) -> bool:
         asked_to_end.append(why)
         return migration.interrupt(why)

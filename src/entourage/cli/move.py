@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
@@ -57,6 +58,14 @@ def migrate(
     ] = None,
     connect: Connect = None,
     dry_run: DryRun = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DOMAIN",
+            help="Another domain to be checked, over the same connection; repeatable.",
+            autocompletion=complete.domains,
+        ),
+    ] = None,
     max_blackout: Annotated[
         str | None,
         typer.Option(
@@ -137,8 +146,6 @@ def migrate(
     Ctrl-C does the same.
     """
     # `--help` and a shell's TAB must not wait for the engine's import.
-    from collections.abc import Callable  # noqa: PLC0415
-
     from entourage.cli import options  # noqa: PLC0415
     from entourage.cli.migrate import migrate as run_migration  # noqa: PLC0415
     from entourage.source.request import Request  # noqa: PLC0415
@@ -170,6 +177,7 @@ def migrate(
                 "--verbose": verbose,
                 "--quiet": quiet,
                 "--connect": connect,
+                "--also": also,
                 "--disk": disk,
                 "--usb": usb,
                 "--pci": pci,
@@ -183,7 +191,7 @@ def migrate(
             raise UsageError("HOST is missing", remedy=f"entourage migrate {domain} HOST")
         raise UsageError("--at-once is of several domains", remedy="leave it out, or --all")
 
-    def make_request(note: Callable[[str], None]) -> Request:
+    def request_of(name: str, note: Callable[[str], None]) -> Request:
         where = options.destination(host)
         typed = options.Typed(
             max_blackout=max_blackout,
@@ -202,7 +210,7 @@ def migrate(
             keep_source_disks=keep_source_disks,
         )
         return Request(
-            domain=domain,
+            domain=name,
             route=where.route,
             connect=connect,
             settings=options.with_typed(options.read_settings(config, note), typed),
@@ -211,6 +219,14 @@ def migrate(
             tool=tool,
             dry_run=dry_run,
         )
+
+    if also:
+        from entourage.cli.checking import check_several  # noqa: PLC0415
+
+        return check_several(request_of, [domain, *also], json=json, verbose=verbose, quiet=quiet)
+
+    def make_request(note: Callable[[str], None]) -> Request:
+        return request_of(domain, note)
 
     return run_migration(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
 
@@ -223,14 +239,14 @@ def check(domain: str, host: str | None = None, **words: Any) -> int:
     return migrate(domain, host, dry_run=True, **words)
 
 
-def _as_migrate_without(option: str) -> None:
-    """Give ``check`` the options of ``migrate``, but for one: typer reads them off the function."""
-    signature = inspect.signature(migrate, eval_str=True)
-    left = [each for name, each in signature.parameters.items() if name != option]
-    check.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
-    check.__annotations__ = {
-        name: kind for name, kind in migrate.__annotations__.items() if name != option
-    }
+def _give(command: Callable[..., int], options: inspect.Signature, left_out: str) -> None:
+    """Give a command all options but for one: typer reads them off the function."""
+    left = {name: each for name, each in options.parameters.items() if name != left_out}
+    command.__signature__ = options.replace(parameters=[*left.values()])  # type: ignore[attr-defined]
+    command.__annotations__ = {name: each.annotation for name, each in left.items()}
+    command.__annotations__["return"] = int
 
 
-_as_migrate_without("dry_run")
+_ALL: Final = inspect.signature(migrate, eval_str=True)
+_give(migrate, _ALL, "also")
+_give(check, _ALL, "dry_run")

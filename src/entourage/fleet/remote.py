@@ -27,9 +27,12 @@ from entourage.settings.model import Settings
 
 _ANSWERS_WITHIN: Final = 60.0  # seconds, of what only asks
 _TESTS_WITHIN: Final = 180.0
+_ONE_MORE_WITHIN: Final = 30.0  # seconds, for each domain after the first one
 _SETTLES_WITHIN: Final = 300.0
 _NO_SSH: Final = 255
 """What ssh ends with where it has not reached the host, or has lost it."""
+_WRONG_USAGE: Final = 2
+"""What an Entourage that knows no ``--also`` ends with."""
 _LINE: Final = 1 << 22  # bytes
 _MOST: Final = 1 << 26  # bytes of an answer that are read: of some hundred thousand domains
 
@@ -38,6 +41,8 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 62)]
 Text: TypeAlias = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00]*\Z")]
 Uuid: TypeAlias = Annotated[str, Meta(max_length=36, pattern=r"^[^\x00]*\Z")]
 """No database takes more, and PostgreSQL no zero."""
+Refused: TypeAlias = tuple[str, str]
+"""What is against a move, and what to do about it."""
 
 
 class DomainThere(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,32 +134,57 @@ class Remote:
         return await self._asked(host, list[StandingThere], "status", "--json")
 
     async def test(
-        self, name: str, source: str, target: str, options: Sequence[str] = ()
-    ) -> list[tuple[str, str]]:
-        """What is against a move, each with what to do about it.
+        self,
+        names: Sequence[str],
+        source: str,
+        target: str,
+        options: Sequence[str] = (),
+        told: Callable[[], None] = lambda: None,
+    ) -> Mapping[str, Sequence[Refused]]:
+        """What is against each of some moves, with what to do about it.
 
         Args:
-            name: The domain's.
-            source: The host that it runs on.
-            target: The one that it is to go to.
+            names: The domains', one at least.
+            source: The host that they run on.
+            target: The one that they are to go to.
             options: More of the command.
+            told: Is called after each.
 
         Raises:
             EntourageError: The source cannot be asked.
         """
-        found: list[tuple[str, str]] = []
+        found: list[list[Refused]] = [[]]
+        why: list[Refused] = []
 
         def heard(event: Mapping[str, Any]) -> None:
-            if event.get("event") == "device-refused":
-                where = f"{event.get('device', '')} on {event.get('host', '')}"
-                found.append((f"{where}: {event.get('reason', '')}", str(event.get("remedy", ""))))
+            match event.get("event"):
+                case "device-refused":
+                    where = f"{event.get('device', '')} on {event.get('host', '')}"
+                    reason = f"{where}: {event.get('reason', '')}"
+                    found[-1].append((reason, str(event.get("remedy", ""))))
+                case "finished":
+                    if event.get("outcome") != "can-move" and not found[-1]:
+                        said = str(event.get("message", "")) or "it cannot be tested"
+                        found[-1].append((said, str(event.get("remedy", ""))))
+                    found.append([])
+                    told()
+                case _:
+                    pass
 
-        there = self.as_others_see_it(target)
-        words = ("check", "--json", *options, "--", name, there)
-        ended = await self._run(source, words, heard=heard, within=_TESTS_WITHIN)
-        if found or not ended.status:
-            return found
-        return [(self._why(ended, source, "check"), str(ended.events.get("remedy", "")))]
+        first, *others = names
+        also = (f"--also={name}" for name in others)
+        words = ("check", "--json", *options, *also, "--", first, self.as_others_see_it(target))
+        within = _TESTS_WITHIN + _ONE_MORE_WITHIN * len(others)
+        ended = await self._run(source, words, heard=heard, within=within)
+        if others and ended.status == _WRONG_USAGE and not found[0] and len(found) == 1:
+            alone = [await self.test([name], source, target, options, told) for name in names]
+            return {name: one[name] for name, one in zip(names, alone, strict=True)}
+        if len(found) <= len(names):  # it has ended before it was through
+            why = [(self._why(ended, source, "check"), str(ended.events.get("remedy", "")))]
+        return {
+            name: found[number] if number < len(found) - 1 else why
+            for number, name in enumerate(names)
+        }
 
     async def migrate(
         self,

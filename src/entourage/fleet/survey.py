@@ -13,11 +13,13 @@ import msgspec
 
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet.fleetfile import FleetFile
-from entourage.fleet.remote import Remote, RoomThere
+from entourage.fleet.remote import Refused, Remote, RoomThere
 from entourage.fleet.values import FleetDomain, Host, Move, in_huge_pages
 
 TESTS_AT_ONCE: Final = 4
-"""Each is a process on its source and one on its target."""
+"""Processes that TEST, each with one on its target."""
+_TESTED_BY_ONE: Final = 50
+"""Domains at most: their names are words of a command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,27 +142,57 @@ async def tests_of(
         options: More of `entourage migrate`.
     """
     tests, gate = Tests(), asyncio.Semaphore(TESTS_AT_ONCE)
-    leaving = [one for one in found.leaving if not one.pinned]
-    pairs = {
-        domain.uuid: [one for one in found.hosts if not one.closed and one.name != domain.host]
-        for domain in leaving
+    groups = in_groups([one for one in found.leaving if not one.pinned])
+    targets = {
+        source: [one for one in found.hosts if not one.closed and one.name != source]
+        for source in {group[0].host for group in groups}
     }
-    count = sum(map(len, pairs.values()))
+    count = sum(len(group) * len(targets[group[0].host]) for group in groups)
 
-    async def test(domain: FleetDomain) -> None:
-        for host in pairs[domain.uuid]:  # one after the other: each locks the domain
-            async with gate:
-                try:
-                    refused = await remote.test(domain.name, domain.host, host.name, options)
-                except EntourageError as error:
-                    refused = [(str(error), error.remedy)]
-            tests.asked += 1
-            if refused:
-                tests.refused[(domain.uuid, host.name)] = refused
-            told(tests.asked, count)
+    async def test_on(group: Sequence[FleetDomain], host: str) -> None:
+        left = [one.name for one in group]
 
-    await asyncio.gather(*(test(domain) for domain in leaving))
+        def one_more() -> None:
+            if left:
+                left.pop()
+                tests.asked += 1
+                told(tests.asked, count)
+
+        names, source = tuple(left), group[0].host
+        refused: Mapping[str, Sequence[Refused]]
+        async with gate:
+            try:
+                refused = await remote.test(names, source, host, options, one_more)
+            except EntourageError as error:
+                refused = {name: [(str(error), error.remedy)] for name in names}
+        while left:  # of these nothing was said
+            one_more()
+        tests.refused |= {
+            (one.uuid, host): [*refused[one.name]] for one in group if refused[one.name]
+        }
+
+    async def test(group: Sequence[FleetDomain]) -> None:
+        for host in targets[group[0].host]:  # one after the other: each TEST locks its domain
+            await test_on(group, host.name)
+
+    await asyncio.gather(*map(test, groups))
     return tests
+
+
+def in_groups(domains: Sequence[FleetDomain]) -> list[Sequence[FleetDomain]]:
+    """Domains that one process tests, one after the other; of one host each.
+
+    As many as are at work at once, and more where there would be too many in one.
+    """
+    by_host: defaultdict[str, list[FleetDomain]] = defaultdict(list)
+    for one in domains:
+        by_host[one.host].append(one)
+    most = max(1, min(_TESTED_BY_ONE, -(-len(domains) // TESTS_AT_ONCE)))
+    return [
+        ours[first : first + most]
+        for ours in by_host.values()
+        for first in range(0, len(ours), most)
+    ]
 
 
 def less(

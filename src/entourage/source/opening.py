@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -35,6 +35,28 @@ from entourage.source.greeting import greet, hello_of
 from entourage.source.session import Session
 
 _AGAIN_WITHIN = 20.0  # seconds for one attempt to reach the target again
+
+
+class Reached(NamedTuple):
+    """An agent that answers.
+
+    Attributes:
+        link: To it.
+        welcome: What it has said of itself.
+        name: What its hypervisor is called.
+    """
+
+    link: Link
+    welcome: messages.Welcome
+    name: str
+
+
+class Reaching(Protocol):
+    """What reaches a target's agent: ``reached``."""
+
+    def __call__(  # noqa: D102 - as there
+        self, route: Route, there: str, hello: messages.Hello, settings: Settings, clock: Clock
+    ) -> contextlib.AbstractAsyncContextManager[Reached]: ...
 
 
 class Opening(Protocol):
@@ -94,6 +116,40 @@ def _kind(hypervisor: str, hypervisor_there: str) -> Kind:
 
 
 @contextlib.asynccontextmanager
+async def reached(
+    route: Route, there: str, hello: messages.Hello, settings: Settings, clock: Clock
+) -> AsyncGenerator[Reached]:
+    """The target's agent, or a proxy agent where it has none; and what its hypervisor is called.
+
+    Args:
+        route: How the target is reached.
+        there: The name of the hypervisor that is asked for.
+        hello: The first word.
+        settings: This host's.
+        clock: Is set by the target's.
+
+    Raises:
+        LinkError: The target cannot be reached, or has another Entourage.
+    """
+    names = [] if route.by_ssh == "no" else [there]
+    if route.agentless is not None:
+        names.append(name_elsewhere(route.agentless))
+    for name in names:
+        async with contextlib.AsyncExitStack() as attempt:
+            link = await attempt.enter_async_context(agent_link(route.host, name, settings))
+            try:
+                about = msgspec.structs.replace(hello, hypervisor=name)
+                welcome = await greet(link, clock, about)
+            except LinkLost as error:
+                missing = isinstance(error, NoAgent) or route.by_ssh == "if-it-answers"
+                if missing and name is not names[-1]:
+                    continue
+                raise
+            yield Reached(link, welcome, name)
+            return
+
+
+@contextlib.asynccontextmanager
 async def open_session(
     migration: str,
     name: str,
@@ -105,6 +161,7 @@ async def open_session(
     tool: str | None,
     emit: Listener,
     clock: Clock,
+    reach: Reaching = reached,
 ) -> AsyncGenerator[Session]:
     """Open the domain, its lock, the journal and the link, and close them again.
 
@@ -118,6 +175,7 @@ async def open_session(
         tool: An external tool for every class.
         emit: Takes the events.
         clock: The migration's.
+        reach: What reaches the target's agent.
 
     Raises:
         UsageError: No such domain, or the target is this host.
@@ -140,10 +198,9 @@ async def open_session(
         if route.agentless is not None and in_directory(route.agentless):
             machine = machine.saving or machine
         stack.push_async_callback(machine.close)
-        reached = await stack.enter_async_context(
-            _reached(route, there, hello_of(migration, source, there), settings, clock)
+        link, welcome, there = await stack.enter_async_context(
+            reach(route, there, hello_of(migration, source, there), settings, clock)
         )
-        link, welcome, there = reached
         refuse_itself(welcome, journal, who)
         yield Session(
             migration=migration,
@@ -165,29 +222,6 @@ async def open_session(
             emit=emit,
             held=stack,
         )
-
-
-@contextlib.asynccontextmanager
-async def _reached(
-    route: Route, there: str, hello: messages.Hello, settings: Settings, clock: Clock
-) -> AsyncGenerator[tuple[Link, messages.Welcome, str]]:
-    """The target's agent, or a proxy agent where it has none; and what its hypervisor is called."""
-    names = [] if route.by_ssh == "no" else [there]
-    if route.agentless is not None:
-        names.append(name_elsewhere(route.agentless))
-    for name in names:
-        async with contextlib.AsyncExitStack() as attempt:
-            link = await attempt.enter_async_context(agent_link(route.host, name, settings))
-            try:
-                about = msgspec.structs.replace(hello, hypervisor=name)
-                welcome = await greet(link, clock, about)
-            except LinkLost as error:
-                missing = isinstance(error, NoAgent) or route.by_ssh == "if-it-answers"
-                if missing and name is not names[-1]:
-                    continue
-                raise
-            yield link, welcome, name
-            return
 
 
 @contextlib.asynccontextmanager

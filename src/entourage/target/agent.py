@@ -110,7 +110,7 @@ class Agent:
         self._shown: Shown | None = None
         self._way = WayProof(self._checks.allowed)
         self._held = contextlib.AsyncExitStack()
-        self._held.push_async_callback(self._way.close)
+        self._held.push_async_callback(self._close_way)
         self._in_order = asyncio.Lock()
         self._arrival_tasks = CancellableTasks()
         self._checking = CancellableTasks()
@@ -195,7 +195,7 @@ class Agent:
                 remedy="install the same version on both hosts",
             )
         if self._hello is not None and hello != self._hello:
-            raise UsageError("one link is about one migration")
+            await self._forget_test(protocol)
         self._caller.check(hello.source, hello.hypervisor, self._settings.agent, self._host)
         if self._only is not None and hello.hypervisor != self._only.name:
             raise UsageError(f"this link is about a domain of {self._only.name!r}")
@@ -211,6 +211,23 @@ class Agent:
             address=there.address if there else arrived_at(),
             clock=time.monotonic_ns(),
         )
+
+    async def _forget_test(self, protocol: int) -> None:
+        """Forget the domain that was tested: the source tests another one over the same link.
+
+        Raises:
+            UsageError: A migration is open; or the source's protocol knows of no such thing.
+        """
+        if self._opening or self._side is not None or protocol < messages.TESTS_SEVERAL:
+            raise UsageError("one link is about one migration")
+        proxy, local = self._caller.proxy, self._caller.local
+        self._checks = Checks(self._settings, proxy=proxy, local=local)
+        self._controllers, self._there = {}, None
+        await self._close_way()
+        self._way = WayProof(self._checks.allowed)
+
+    async def _close_way(self) -> None:
+        await self._way.close()
 
     async def _on_test(self, test: messages.TestDomain) -> list[Refusal]:
         hypervisor = self._known()

@@ -21,6 +21,12 @@ def ours(world: XenWorld, *words: str, env: tuple[str, ...] = ()) -> Run:
     return Run(process.returncode, stdout, stderr)
 
 
+def watchers(world: XenWorld) -> str:
+    """The processes of xl's that wait for the guest's reboot or crash; there is one guest."""
+    show = "busybox ps -o pid,args | grep -E '[x]l (create|migrate-receive)'"
+    return world.here.run(["sh", "-c", show], check=False).stdout
+
+
 def save(world: XenWorld, *options: str) -> Run:
     # One of its disks is a device, and both of them are this test's own to keep.
     return ours(world, "save", "--json", "--disks=reference", *options, NAME, SAVE)
@@ -63,8 +69,13 @@ def test_it_is_saved_and_goes_on_where_it_was(world: XenWorld) -> None:
 
 def test_it_goes_on_after_a_checkpoint_and_goes_back_to_it(world: XenWorld) -> None:
     before = world.lives()
+    assert watchers(world)
     run = save(world, "--checkpoint", "--paused")
     assert run.status == 0, run
+    # It is Xen 4.17 here: seen, and told.
+    assert not watchers(world)
+    told = [event["message"] for event in run.events if event["event"] == "warned"]
+    assert any(f"watches {NAME} no more" in message for message in told), run
     stood = world.tick(world.here)
     assert "p" in world.domains(world.here)[NAME]
     assert world.tick(world.here) == stood

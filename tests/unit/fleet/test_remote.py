@@ -91,14 +91,58 @@ async def test_who_hears_and_cannot_go_on(monkeypatch: pytest.MonkeyPatch, tmp_p
         await one.migrate("web1", "b", "c", (), heard)
 
 
+REFUSED = (
+    '{"event": "device-refused", "device": "net/net0", "host": "c", "reason": "no br0",'
+    ' "remedy": "--net"}\n{"event": "finished", "outcome": "refused", "message": "refused"}\n'
+)
+CAN = '{"event": "finished", "outcome": "can-move"}\n'
+BUSY = '{"event": "finished", "outcome": "failed", "message": "it is busy"}\n'
+
+
 async def test_what_is_against_a_move(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    event = (
-        '{"event": "device-refused", "device": "net/net0", "host": "c", "reason": "no br0",'
-        ' "remedy": "--net"}\n'
-    )
-    one = remote(monkeypatch, tmp_path, say(event, status=3))
-    assert await one.test("-web1", "b", "c") == [("net/net0 on c: no br0", "--net")]
+    one = remote(monkeypatch, tmp_path, say(REFUSED, status=3))
+    told: list[int] = []
+    found = await one.test(["-web1"], "b", "c", (), lambda: told.append(1))
+    assert (found, len(told)) == ({"-web1": [("net/net0 on c: no br0", "--net")]}, 1)
     assert (tmp_path / "asked").read_text() == "b check --json -- -web1 c.example\n"
     one = remote(monkeypatch, tmp_path, say("", status=3, error="entourage: busy"))
-    assert await one.test("web1", "b", "c") == [("busy", "")]
-    assert await remote(monkeypatch, tmp_path, say("")).test("web1", "b", "c") == []
+    assert await one.test(["web1"], "b", "c") == {"web1": [("busy", "")]}
+    one = remote(monkeypatch, tmp_path, say(CAN))
+    assert await one.test(["web1"], "b", "c") == {"web1": []}
+
+
+async def test_several_are_tested_by_one_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one = remote(monkeypatch, tmp_path, say(REFUSED + CAN + BUSY, status=1))
+    found = await one.test(["web1", "web2", "web3"], "b", "c", ("--tool=x",))
+    asked = "b check --json --tool=x --also=web2 --also=web3 -- web1 c.example\n"
+    assert (tmp_path / "asked").read_text() == asked
+    assert found == {
+        "web1": [("net/net0 on c: no br0", "--net")],
+        "web2": [],
+        "web3": [("it is busy", "")],
+    }
+
+
+async def test_what_was_not_got_to_is_not_taken_for_what_can_move(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one = remote(monkeypatch, tmp_path, say(CAN, status=255, error="cut off"))
+    found = await one.test(["web1", "web2"], "b", "c")
+    assert found == {"web1": [], "web2": [("ssh does not reach b: cut off", "")]}
+
+
+async def test_an_older_host_is_asked_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = f"""
+if "--also" in open({str(tmp_path / "asked")!r}).read().splitlines()[-1]:
+    sys.stderr.write("entourage: no such option: --also")
+    sys.exit(2)
+{say(CAN)}"""
+    told: list[int] = []
+    one = remote(monkeypatch, tmp_path, script)
+    found = await one.test(["web1", "web2"], "b", "c", (), lambda: told.append(1))
+    assert (found, len(told)) == ({"web1": [], "web2": []}, 2)
+    assert len((tmp_path / "asked").read_text().splitlines()) == 3

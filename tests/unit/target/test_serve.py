@@ -320,3 +320,31 @@ async def test_a_configuration_that_comes_with_the_memory_is_asked_of_these_sett
     for task in agent._watch:
         task.cancel()
     await agent._held.aclose()
+
+
+async def test_several_domains_are_tested_over_one_link(settings: Settings, make: Make) -> None:
+    agent = make(Caller())
+    first = msgspec.structs.replace(HELLO, newest=messages.NEWEST)
+    second = msgspec.structs.replace(first, migration="m-2")
+    test = messages.TestDomain(domain=OPEN.domain, facts={})
+    await agent._on_hello(first)
+    await agent._on_test(test)
+    assert agent._there is not None
+    await agent._on_hello(second)
+    with pytest.raises(UsageError, match="after the domain"):  # nothing of the first is left
+        await agent._on_way(messages.Way(ports=(1, 2), address="", connections=1, token=b""))
+    await agent._on_test(test)
+    assert agent._there.migration == "m-2"
+    await agent._on_open(OPEN)
+    with pytest.raises(UsageError, match="one link is about one migration"):
+        await agent._on_hello(first)
+    await agent._held.aclose()
+
+
+async def test_an_older_source_has_one_domain_a_link(make: Make) -> None:
+    agent = make(Caller())
+    before = messages.TESTS_SEVERAL - 1
+    await agent._on_hello(msgspec.structs.replace(HELLO, newest=before))
+    with pytest.raises(UsageError, match="one link is about one migration"):
+        await agent._on_hello(msgspec.structs.replace(HELLO, newest=before, migration="m-2"))
+    await agent._held.aclose()

@@ -22,7 +22,7 @@ import pytest
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane, Ticket
-from entourage.hypervisors.xen import handle
+from entourage.hypervisors.xen import handle, looks
 from entourage.hypervisors.xen import machine as machine_module
 from entourage.hypervisors.xen.arrivals import Arrivals
 from entourage.hypervisors.xen.handle import Handle
@@ -245,6 +245,25 @@ async def test_what_is_given_up_before_ready_is_resumed_by_xl(scene: Scene) -> N
         await undone
     assert scene.did() == {"suspended", "resumed"}
     assert scene.arrivals.intake.said is Said.DESTROYED
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [("4.17.4", True), ("4.19.1-pre", True), ("4.20.0", False), ("5.0", False)]
+)
+async def test_that_nothing_watches_it_any_more_is_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, *, version: str, told: bool
+) -> None:
+    async def info(*_: str) -> dict[str, str]:
+        return {"xen_version": version}
+
+    monkeypatch.setattr(looks, "info", info)
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        assert not scene.machine.after_abort
+        undone = asyncio.create_task(_undo(scene))
+        await scene.machine.abort()
+        await undone
+    assert ("watches web1 no more" in scene.machine.after_abort) is told
 
 
 async def test_what_is_given_up_after_go_is_renamed_and_resumed_by_xl(scene: Scene) -> None:
