@@ -18,6 +18,8 @@ from entourage.fleet.values import FleetDomain, Host, Move, in_huge_pages
 
 TESTS_AT_ONCE: Final = 4
 """Processes that TEST, each with one on its target."""
+_WORTH_ONE: Final = 8
+"""Domains for which a process is worth its start: that takes as long as TEST of about as many."""
 _TESTED_BY_ONE: Final = 50
 """Domains at most: their names are words of a command."""
 
@@ -182,12 +184,12 @@ async def tests_of(
 def in_groups(domains: Sequence[FleetDomain]) -> list[Sequence[FleetDomain]]:
     """Domains that one process tests, one after the other; of one host each.
 
-    As many as are at work at once, and more where there would be too many in one.
+    No more than are at work at once, but where there would be too many in one.
     """
     by_host: defaultdict[str, list[FleetDomain]] = defaultdict(list)
     for one in domains:
         by_host[one.host].append(one)
-    most = max(1, min(_TESTED_BY_ONE, -(-len(domains) // TESTS_AT_ONCE)))
+    most = min(_TESTED_BY_ONE, max(_WORTH_ONE, -(-len(domains) // TESTS_AT_ONCE)))
     return [
         ours[first : first + most]
         for ours in by_host.values()

@@ -10,6 +10,9 @@ from msgspec import Meta
 Seconds = Annotated[float, Meta(gt=0, le=86400 * 7)]
 
 
+_LATER = "3.0.4"
+
+
 class _Section(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True
 ):
@@ -29,10 +32,23 @@ class ToolSettings(_Section, frozen=True):
     external: str | None = None
     subtypes: dict[str, str] = {}
     """By device class: what follows ``-subtype``, after ``-domname``."""
+    as_xend: Literal["3.0.2", "3.0.4"] = "3.0.2"
+    """Whose contract tools keep: the older called none at step 0, and took a line with ``Error``
+    for a failure; the newer, to Xen 4.2, called them there, and looked for ``Error`` for TPMs only.
+    """
     call_at_test: bool = False
-    """Whether the tool is called at step 0 too; the one of 2006 was not."""
+    """Whether the tool is called at step 0 too."""
     timeout: Seconds = 60.0
     """For one call in steps 0, 1 and 3, and for a recovery."""
+
+    @property
+    def calls_at_test(self) -> bool:
+        """Whether the tool is called at step 0."""
+        return self.call_at_test or self.as_xend == _LATER
+
+    def error_counts(self, device_class: str) -> bool:
+        """Whether a line with ``Error`` is a failure of a device of that class."""
+        return self.as_xend != _LATER or device_class == "tpm"
 
 
 class ConvergenceStage(_Section, frozen=True):

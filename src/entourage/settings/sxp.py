@@ -49,6 +49,14 @@ KNOWN_KEYS = frozenset(
     """.split()  # noqa: SIM905 - to be read
 )
 
+# Those that xend 3.0.4 brought, or one after it; its own file has each, in a comment at least.
+_LATER_KEYS = re.compile(
+    r"""\((xen-api-server | vnc-tls | vnc-x509-cert-dir | vnc-x509-verify | xend-udev-event-server
+        | xend-relocation-tls | xend-relocation-ssl-server | xend-relocation-server-ssl-key-file
+        | enable-dom0-ballooning | total_available_memory | resource-label-change-script
+        | pci-passthrough-strict-check | pscsi-device-mask | xsm_module_name)[\s)]""",
+    re.VERBOSE,
+)
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\n\v\f\r]+) | (?P<comment>\#[^\n]*) | (?P<open>\() | (?P<close>\))
       | (?P<quote>["']) | (?P<end>\x04) | (?P<bad>[\x00-\x1f\x7f])
@@ -136,7 +144,9 @@ def settings_from_sxp(text: str, path: Path) -> tuple[Settings, tuple[str, ...]]
     """The settings in an xend-config.sxp: its ``external-migration-tool``.
 
     The tool is set for the class ``tpm`` alone: "the tool used for initiating virtual TPM
-    migration". xend's other keys are known and have no meaning here.
+    migration". From xend 3.0.4 on (xen changeset 49f6907f34) the same key was for every class, and
+    the tool was called at step 0 too; a file that has a key, if only in a comment, which came with
+    that version or later, is of that age. xend's other keys are known and have no meaning here.
 
     Args:
         text: The file's text; bytes that are no UTF-8 as surrogates.
@@ -173,8 +183,15 @@ def settings_from_sxp(text: str, path: Path) -> tuple[Settings, tuple[str, ...]]
                 hint = did_you_mean(key, KNOWN_KEYS)
                 notes.add(f"unknown key {key!r}{hint}", form.at)
     command = _command(tool, notes) if tool else ""
-    settings = Settings(tool=ToolSettings(tpm=command)) if command else Settings()
-    return settings, notes.all()
+    if not command:
+        return Settings(), notes.all()
+    if since := _LATER_KEYS.search(text):
+        notes.add(
+            f"{TOOL_KEY} is for every device, as in xend 3.0.4 to 4.2, for the file has {since[1]};"
+            " as in xend 3.0.2 it is [tool] tpm in a TOML file"
+        )
+        return Settings(tool=ToolSettings(command=command, as_xend="3.0.4")), notes.all()
+    return Settings(tool=ToolSettings(tpm=command)), notes.all()
 
 
 class _Notes:

@@ -23,9 +23,18 @@ def domains(host: str, count: int, **more: Any) -> list[FleetDomain]:
 
 @pytest.mark.parametrize(
     ("counts", "sizes"),
-    [((1,), [1]), ((5,), [2, 2, 1]), ((8, 2), [3, 3, 2, 2]), ((400,), [50] * 8), ((), [])],
+    [
+        ((1,), [1]),
+        ((9,), [8, 1]),
+        ((8, 2), [8, 2]),
+        ((40,), [10] * 4),
+        ((400,), [50] * 8),
+        ((), []),
+    ],
 )
-def test_as_many_at_once_as_there_may_be(counts: Sequence[int], sizes: Sequence[int]) -> None:
+def test_no_more_processes_than_are_worth_it_as_there_may_be(
+    counts: Sequence[int], sizes: Sequence[int]
+) -> None:
     leaving = [one for number, count in enumerate(counts) for one in domains("ab"[number], count)]
     groups = in_groups(leaving)
     assert [len(group) for group in groups] == sizes
@@ -61,10 +70,13 @@ class Asked:
         return {name: [("no", "")] if odd and int(name[-1]) % 2 else [] for name in names}
 
 
-async def test_each_domain_is_tested_against_each_target() -> None:
+async def test_each_domain_is_tested_against_each_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     remote = Asked()
     hosts = [Host(name=name, memory=9, free=9) for name in "bcd"]
     closed = Host(name="e", memory=9, free=9, closed="it is cordoned")
+    monkeypatch.setattr(module, "_WORTH_ONE", 1)
     leaving = [*domains("a", 5), *domains("b", 1, pinned=True)]
     told: list[tuple[int, int]] = []
     found = await module.tests_of(

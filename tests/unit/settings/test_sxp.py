@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 
 from entourage.errors import ConfigError
 from entourage.settings.load import load_settings
-from entourage.settings.model import Settings
-from entourage.settings.sxp import KNOWN_KEYS, Node, SList, SxpError, parse_sxp, settings_from_sxp
+from entourage.settings.model import Settings, ToolSettings
+from entourage.settings.sxp import (
+    KNOWN_KEYS,
+    TOOL_KEY,
+    Node,
+    SList,
+    SxpError,
+    parse_sxp,
+    settings_from_sxp,
+)
 
 DATA = Path(__file__).parent / "data"
 FILE = Path("/etc/xen/xend-config.sxp")
@@ -142,8 +150,34 @@ def test_a_file_that_is_none_gives_not_a_note_for_each_word() -> None:
 
 
 def test_every_key_of_xend_is_known() -> None:
-    text = "".join(f"({key} x)" for key in KNOWN_KEYS | {"block-drbd"})
+    text = "".join(f"({key} x)" for key in (KNOWN_KEYS - {TOOL_KEY}) | {"block-drbd"})
     assert settings_from_sxp(text, FILE)[1] == ()
+
+
+@pytest.mark.parametrize(
+    "since",
+    [
+        "(xen-api-server ((9363 localhost)))",
+        "#(xen-api-server ((unix none)))",
+        "# of 4.1: (xsm_module_name flask)",
+    ],
+)
+def test_a_file_of_a_later_age_means_every_device(since: str) -> None:
+    text = f"(xend-relocation-server no)\n{since}\n({TOOL_KEY} '/t -x')\n"
+    found, (note,) = settings_from_sxp(text, FILE)
+    assert found.tool == ToolSettings(command="/t -x", as_xend="3.0.4")
+    assert found.tool.calls_at_test
+    assert [kind for kind in ("tpm", "net") if found.tool.error_counts(kind)] == ["tpm"]
+    assert "for every device, as in xend 3.0.4" in note
+
+
+def test_a_file_of_2006_means_tpms() -> None:
+    """The configuration that Xen 3.0.2 came with has none of the later keys."""
+    text = f"#(xend-http-server no)\n(xend-unix-server yes)\n({TOOL_KEY} /t) # xen-api-server\n"
+    found, notes = settings_from_sxp(text, FILE)
+    assert (found.tool, notes) == (ToolSettings(tpm="/t"), ())
+    assert not found.tool.calls_at_test
+    assert found.tool.error_counts("net")
 
 
 sxp_like = st.lists(

@@ -40,6 +40,7 @@ class ToolCall:
         device: The device's label, ``tpm/tpm0``.
         migration: The migration's id.
         uuid: The domain's.
+        error_counts: Whether a line with ``Error`` is a failure.
     """
 
     command: str
@@ -53,6 +54,7 @@ class ToolCall:
     device: str = ""
     migration: str = ""
     uuid: str = ""
+    error_counts: bool = True
 
     @property
     def argv(self) -> list[str]:
@@ -87,7 +89,13 @@ class ToolCall:
     ) -> ToolProcess:
         """Start it, or have it wait to be released; raises DeviceError."""
         try:
-            return ToolProcess(self.argv, self.environment, on_line, armed=armed)
+            return ToolProcess(
+                self.argv,
+                self.environment,
+                on_line,
+                armed=armed,
+                error_counts=self.error_counts,
+            )
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
             raise self._error(f"cannot be started: {reason or error}") from error
@@ -106,8 +114,8 @@ class ToolCall:
             armed: Its process, if there is one that waits to be released.
 
         Raises:
-            DeviceError: It failed: it printed a line with ``Error``, ended with another status
-                than 0 or by a signal, took too long, or cannot be started.
+            DeviceError: It failed: it printed a line with ``Error``, where that counts, ended with
+                another status than 0 or by a signal, took too long, or cannot be started.
         """
         process = armed
         if process is None or not process.release():

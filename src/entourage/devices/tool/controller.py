@@ -57,7 +57,7 @@ class _ToolSteps:
         if reason:
             remedy = f"install it, or correct the setting {self.command!r}"
             return [Refusal(label, here.source, f"its external tool: {reason}", printable(remedy))]
-        if here.settings.tool.call_at_test:
+        if here.settings.tool.calls_at_test:
             try:
                 await self.run(here, Step.TEST)
             except DeviceError as error:
@@ -73,7 +73,7 @@ class _ToolSteps:
 
     async def run(self, here: Here, step: Step) -> None:
         """One step."""
-        self.called = self.called or step > Step.TEST or here.settings.tool.call_at_test
+        self.called = self.called or step > Step.TEST or here.settings.tool.calls_at_test
         settings = here.settings
         # Step 2 has the blackout's own limit, which the engine keeps as well.
         limit = settings.migration.max_blackout if step is Step.TRANSFER else settings.tool.timeout
@@ -112,6 +112,7 @@ class _ToolSteps:
             device=device.label,
             migration=here.migration,
             uuid=domain.uuid or "",
+            error_counts=here.settings.tool.error_counts(device.device_class),
         )
 
     def _listener(self, here: Here, step: Step) -> Callable[[str], None]:

@@ -24,13 +24,15 @@ class Output:
 
     Args:
         on_line: Is told a line, harmless to a terminal; None where nobody wants to know.
-        on_error: Called once, when a line of stdout has ``Error`` in it.
+        on_error: Called once, when a line of stdout has ``Error`` in it; None: it may have.
 
     Attributes:
-        error: That line; empty where there was none.
+        error: That line; empty where there was none, or it may.
     """
 
-    def __init__(self, on_line: Callable[[str], None] | None, on_error: Callable[[], None]) -> None:
+    def __init__(
+        self, on_line: Callable[[str], None] | None, on_error: Callable[[], None] | None
+    ) -> None:
         self.error = ""
         self._on_line = on_line
         self._on_error = on_error
@@ -71,11 +73,13 @@ class Output:
     def _take(self, data: bytes, *, stdout: bool) -> None:
         if not data:
             return
-        if stdout and not self.error and (at := data.find(_MARK)) >= 0:
+        looks = self._on_error is not None and stdout and not self.error
+        if looks and (at := data.find(_MARK)) >= 0:
             start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
             start = max(start, at - LONGEST // 2)  # some of what is before it, and all of it
             self.error = _text(data[start : end if end >= 0 else len(data)])
-            self._on_error()
+            if self._on_error is not None:
+                self._on_error()
         if self._on_line is None:
             return
         now = time.monotonic()

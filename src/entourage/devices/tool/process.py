@@ -67,8 +67,9 @@ class ToolProcess:
         on_line: Callable[[str], None] | None = None,
         *,
         armed: bool = False,
+        error_counts: bool = True,
     ) -> None:
-        self.output = Output(on_line, on_error=self._hurry)
+        self.output = Output(on_line, on_error=self._hurry if error_counts else None)
         self._loop = asyncio.get_running_loop()
         self._exited = asyncio.Event()
         self._limit: asyncio.Timeout | None = None

@@ -192,6 +192,18 @@ async def test_the_tool_is_called_at_step_0_where_asked_for(site: Site) -> None:
     assert not refusal.no_way
 
 
+async def test_as_a_later_xend_did_error_is_a_failure_of_tpms_alone(site: Site) -> None:
+    here = site.here(as_xend="3.0.4")
+    site.write("echo Error: so it says")
+    (refusal,) = await site.tooled().test(here)  # it was called at step 0
+    assert "it said: Error: so it says" in refusal.reason
+    fpga = ExternalController(FPGA, str(site.program))
+    assert await fpga.test(here) == []
+    site.write("exit 3")
+    (refusal,) = await fpga.test(here)
+    assert "status 3" in refusal.reason
+
+
 async def test_a_tool_that_cannot_be_run_is_a_refusal(site: Site) -> None:
     inner = BuiltIn()
     inner.refusals = (NO_WAY,)
