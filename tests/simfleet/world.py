@@ -14,6 +14,10 @@ from entourage.fleet.values import FleetDomain, Host, Limits, Move, MoveState, R
 GIB = 1 << 30
 
 
+_OWN = ("usb:1050:0407", "pci:8086:1572", "pci:10de:1b80+10de:10f0")
+"""What some hosts have, and some domains, one each."""
+
+
 class Violated(AssertionError):  # noqa: N818 - what the rule is then
     """A rule was broken."""
 
@@ -64,7 +68,7 @@ class Fleet:
                 name=name,
                 memory=size,
                 free=size,
-                devices={"usb:1050:0407": 1} if draw.random() < 0.1 else {},
+                devices=_drawn(draw, 0.1),
                 labels={"net": str(number % 3), "rack": str(number % 40)},
                 arrivals=draw.choice([None, None, 1, 3]),
             )
@@ -76,13 +80,18 @@ class Fleet:
                 uuid=f"u{number}",
                 host=self.emptied[number % leaving],
                 memory=draw.choice([2, 4, 8, 16, 32, 64]) * GIB,
-                devices={"usb:1050:0407": 1} if draw.random() < 0.001 else {},
+                devices=_drawn(draw, 0.001),
                 require={"net": str(draw.randrange(3))} if draw.random() < 0.5 else {},
                 together=f"g{number // 2}" if draw.random() < 0.02 else "",
                 apart=f"a{number // 3}" if draw.random() < 0.1 else "",
             )
             for number in range(leaving * per_host)
         ]
+
+
+def _drawn(draw: random.Random, chance: float) -> dict[str, int]:
+    """The host's own devices that a host has, or a domain."""
+    return {key: 1 for key in _OWN if draw.random() < chance}
 
 
 class World:

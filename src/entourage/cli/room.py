@@ -18,14 +18,14 @@ from entourage.cli.tell import say
 from entourage.domain import Domain
 from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.handover.values import Role
-from entourage.hosts import hugepages, usb
+from entourage.hosts import hugepages, owndevices, pci
 from entourage.hypervisors.registry import all_domains, find_domain, unseen
 from entourage.hypervisors.values import DomainState
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import interrupt_holder
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size
-from entourage.target.room import arriving
+from entourage.target import room as limits
 
 _OFF: Final = frozenset({"shut off", "crashed"})
 _MEMINFO: Final = Path("/proc/meminfo")
@@ -36,8 +36,8 @@ class DomainHere(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         memory: Bytes, those in huge pages among them.
-        devices: The host's own devices that it has, as ``usb:1050:0407``, and how many of each;
-            and its huge pages, as ``hugepages:2048kB``.
+        devices: The host's own devices that it has, as ``usb:1050:0407`` and ``pci:8086:1572``,
+            and how many of each; and its huge pages, as ``hugepages:2048kB``.
         bridges: Those that its NICs are on.
     """
 
@@ -57,8 +57,10 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         host: What it calls itself.
         memory: Bytes that its domains may have in sum.
         free: Bytes of them that are left.
-        devices: Its own devices that no domain here has, as ``usb:1050:0407``, and how many; and
-            the huge pages that are left, as ``hugepages:2048kB``.
+        devices: Its own devices that no domain here has, as ``usb:1050:0407`` and
+            ``pci:8086:1572``, and how many; and the huge pages that are left, as
+            ``hugepages:2048kB``.
+        held: Of devices that are here, but of which none is free, why.
         arrivals: How many domains may arrive at once; None: as many as come.
         cordons: While there is one, it takes no domains.
         arriving: Names of domains that are on their way here.
@@ -71,6 +73,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     free: int
     devices: Mapping[str, int]
+    held: Mapping[str, owndevices.Held] = {}
     arrivals: int | None
     cordons: Sequence[cordon.Cordon]
     arriving: Sequence[str]
@@ -114,6 +117,7 @@ def room(settings: Settings, *, as_json: bool) -> None:
         " domains",
         *(f"takes no domains: cordon {one}" for one in found.cordons),
         *(f"{name} is on its way here" for name in found.arriving),
+        *(f"{name}: {count} free" for name, count in sorted(found.devices.items())),
     )
     rows = [(one.name, one.state, format_size(one.memory)) for one in found.domains]
     put(*columns(("Name", "State", "Memory"), rows, right=(2,)))
@@ -121,26 +125,27 @@ def room(settings: Settings, *, as_json: bool) -> None:
 
 async def _room(settings: Settings) -> Room:
     known = await all_domains(settings)
-    states = [one for one in known if one.state not in _OFF]
-    here = [await _here(settings, one) for one in sorted(states, key=lambda one: one.name)]
+    running = sorted((one for one in known if one.state not in _OFF), key=lambda one: one.name)
+    arriving = _arriving(settings)
+    units = pci.units()
+    domains = [(one, await _domain(settings, one)) for one in running]
+    here = [_here(state, domain, units) for state, domain in domains]
     used = sum(one.memory for one in here)
     total, available = meminfo()
     memory = settings.agent.domains_memory or total
     free = min(memory - used, available)
-    taken: Counter[str] = Counter()
-    for one in here:
-        taken.update(one.devices)
-    plugged = Counter(
-        f"usb:{one.vendor:04x}:{one.product:04x}" for one in usb.devices() if not one.is_hub
-    )
+    there = {domain.uuid: domain for _, domain in domains if domain is not None}
+    promised = {one.uuid: one for one in limits.coming(arriving)}
+    own = owndevices.look({**there, **promised}.values(), units)
     return Room(
         host=socket.gethostname(),
         memory=memory,
         free=max(0, free),
-        devices={**(plugged - taken), **_as_devices(hugepages.free_pages())},
+        devices={**own.free, **_as_devices(hugepages.free_pages())},
+        held=own.held,
         arrivals=settings.agent.arrivals,
         cordons=cordon.cordons(settings),
-        arriving=_arriving(settings),
+        arriving=[one.name for one in arriving],
         domains=here,
         off=sorted(one.name for one in known if one.state in _OFF),
         limited=settings.agent.domains_memory is not None,
@@ -151,30 +156,31 @@ def _as_devices(pages: Mapping[int, int]) -> dict[str, int]:
     return {f"hugepages:{kib}kB": count for kib, count in pages.items() if count}
 
 
-def _arriving(settings: Settings) -> list[str]:
+def _arriving(settings: Settings) -> list[Decision]:
     path = Path(settings.paths.state, "journal.db")
     if not path.exists():
         return []
     with Journal.open(path, read_only=True) as journal:
-        return [one.name for one in arriving(settings, journal)]
+        return limits.arriving(settings, journal)
 
 
-async def _here(settings: Settings, state: DomainState) -> DomainHere:
+async def _domain(settings: Settings, state: DomainState) -> Domain | None:
     """With its devices, where its hypervisor says which they are; TEST says the rest."""
-    domain: Domain | None = None
     with contextlib.suppress(EntourageError):
         _, domain = await find_domain(settings, state.name)
-    devices: Counter[str] = Counter()
-    if domain is not None:
-        owned = [one for one in domain.usb if one.host_names]
-        devices.update(f"usb:{one.host_names[-1]}" for one in owned)
+        return domain
+    return None
+
+
+def _here(state: DomainState, domain: Domain | None, units: Sequence[pci.Unit]) -> DomainHere:
+    own = Counter[str]() if domain is None else owndevices.names_of(domain, units)
     return DomainHere(
         name=state.name,
         uuid=state.uuid,
         state=state.state,
         memory=state.memory,
         vcpus=state.vcpus,
-        devices={**devices, **_as_devices(hugepages.pages_of(state.pid or 0))},
+        devices={**own, **_as_devices(hugepages.pages_of(state.pid or 0))},
         bridges=sorted({nic.bridge for nic in domain.net}) if domain else (),
     )
 

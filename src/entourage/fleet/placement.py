@@ -301,9 +301,12 @@ def _short_of(key: str, count: int, left: _Left) -> tuple[str, str]:
             f"not enough huge pages of {size}: {count} needed, {max(0, left.devices[key])} left",
             "set more aside there (vm.nr_hugepages, or virsh allocpages)",
         )
-    if left.host.devices.get(key, 0) >= count:
+    has = left.host.devices.get(key, 0)
+    if has >= count:
         return f"{key} is promised to another domain", "plug another one in there"
-    return f"there is no {key}", "plug another one in there"
+    if has:
+        return f"not enough of {key}: {count} needed, {has} free", "plug another one in there"
+    return left.host.held.get(key, (f"there is no {key}", "plug another one in there"))
 
 
 def _mib(size: int) -> str:

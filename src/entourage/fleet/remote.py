@@ -55,6 +55,13 @@ class DomainThere(msgspec.Struct, frozen=True, kw_only=True):
     devices: Mapping[str, Count] = {}
 
 
+class HeldThere(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a host's device is not free, as `entourage room --json` has it."""
+
+    reason: str
+    remedy: str = ""
+
+
 class CordonThere(msgspec.Struct, frozen=True, kw_only=True):
     """A cordon, as `entourage room --json` has it."""
 
@@ -69,6 +76,7 @@ class RoomThere(msgspec.Struct, frozen=True, kw_only=True):
     memory: Count
     free: Count
     devices: Mapping[str, Count] = {}
+    held: Mapping[str, HeldThere] = {}
     arrivals: Annotated[int, Meta(ge=1)] | None = None
     cordons: Sequence[CordonThere] = ()
     arriving: Sequence[str] = ()

@@ -14,7 +14,7 @@ import msgspec
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet.fleetfile import FleetFile
 from entourage.fleet.remote import Refused, Remote, RoomThere
-from entourage.fleet.values import FleetDomain, Host, Move, in_huge_pages
+from entourage.fleet.values import HUGE_PAGES, FleetDomain, Host, Move, in_huge_pages
 
 TESTS_AT_ONCE: Final = 4
 """Processes that TEST, each with one on its target."""
@@ -211,19 +211,34 @@ def less(
     used: Counter[str] = Counter()
     huge: Counter[str] = Counter()
     devices: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    held: defaultdict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     for move in promised:
         if (move.uuid, move.target) not in there:
             used[move.target] += move.memory
             huge[move.target] += in_huge_pages(move.devices)
             devices[move.target].update(move.devices)
-    return [
-        msgspec.structs.replace(
-            host,
-            free=host.free - used[host.name] - (huge[host.name] if host.counts_huge else 0),
-            devices=dict(Counter(host.devices) - devices[host.name]),
+            held[move.target] |= {
+                key: (
+                    f"{key} is promised to {move.name}, which another campaign moves there",
+                    "`entourage campaign list` shows it; wait for it, or abort it",
+                )
+                for key in move.devices
+                if not key.startswith(HUGE_PAGES)
+            }
+    found: list[Host] = []
+    for host in hosts:
+        name = host.name
+        left = dict(Counter(host.devices) - devices[name])
+        gone = {key: why for key, why in held[name].items() if host.devices.get(key)}
+        found.append(
+            msgspec.structs.replace(
+                host,
+                free=host.free - used[name] - (huge[name] if host.counts_huge else 0),
+                devices=left,
+                held={**host.held, **{key: why for key, why in gone.items() if key not in left}},
+            )
         )
-        for host in hosts
-    ]
+    return found
 
 
 def _check_once(leaving: Sequence[FleetDomain]) -> None:
@@ -276,6 +291,7 @@ def _host(fleet: FleetFile, name: str, room: RoomThere | None, problem: str) -> 
         memory=room.memory,
         free=room.free,
         devices=room.devices,
+        held={key: (one.reason, one.remedy) for key, one in room.held.items()},
         labels=labels,
         arrivals=room.arrivals,
         counts_huge=room.limited,

@@ -25,8 +25,9 @@ class Host(Value, frozen=True):
         name: In the fleet.
         memory: What its domains may have in sum.
         free: What of that is left, without what is promised to domains that are on their way.
-        devices: Its own devices that nobody has, as ``usb:1050:0407``, and how many of each; and
-            huge pages, as ``hugepages:2048kB``.
+        devices: Its own devices that nobody has, as ``usb:1050:0407`` and ``pci:8086:1572``, and
+            how many of each; and huge pages, as ``hugepages:2048kB``.
+        held: Of devices that it has, but of which none is free: why, and what would free one.
         labels: What its owner calls it by.
         arrivals: How many domains it lets arrive at once; None: as many as come.
         closed: Why it takes none, whichever; empty where it does.
@@ -38,6 +39,7 @@ class Host(Value, frozen=True):
     memory: int
     free: int
     devices: Mapping[str, int] = {}
+    held: Mapping[str, tuple[str, str]] = {}
     labels: Mapping[str, str] = {}
     arrivals: int | None = None
     closed: str = ""

@@ -14,6 +14,7 @@ from entourage.cordon import cordons
 from entourage.domain import Domain
 from entourage.errors import Refused, UsageError, plain_words, what_to_do
 from entourage.handover.values import Record, Role
+from entourage.hosts.owndevices import promised_twice
 from entourage.hosts.slots import slot
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.registry import all_domains
@@ -42,9 +43,15 @@ async def no_room(settings: Settings, journal: Journal, domain: Domain, host: st
     """
     found = [_refused(host, cordon) for cordon in await in_thread(_cordoned, settings)]
     most = settings.agent.domains_memory
+    if _is_given_devices(domain):
+        coming = [one for one in _coming(settings, journal) if one.uuid != domain.uuid]
+        found += [
+            Refusal(label, host, why.reason, why.remedy)
+            for label, why in promised_twice(domain, coming)
+        ]
     if most is not None:
         states = await all_domains(settings)
-        used = _used(states, arriving(settings, journal), domain)
+        used = _used(states, _coming(settings, journal), domain)
         if used + domain.memory > most:
             free = max(0, most - used)
             found.append(
@@ -79,12 +86,29 @@ def arriving(settings: Settings, journal: Journal) -> list[Decision]:
     ]
 
 
-def _used(states: Sequence[DomainState], coming: Sequence[Decision], domain: Domain) -> int:
+def coming(decisions: Sequence[Decision]) -> list[Domain]:
+    """What the domains of those migrations are to be here, as far as that is known yet."""
+    return [
+        one.details.domain
+        for one in decisions
+        if isinstance(one.details, TargetDetails) and one.details.domain is not None
+    ]
+
+
+def _coming(settings: Settings, journal: Journal) -> list[Domain]:
+    return coming(arriving(settings, journal))
+
+
+def _is_given_devices(domain: Domain) -> bool:
+    """Whether it is to have devices of this host."""
+    return any(one.plug is not None for one in (*domain.usb, *domain.pci))
+
+
+def _used(states: Sequence[DomainState], coming: Sequence[Domain], domain: Domain) -> int:
     """Bytes that domains have, or will have once they have arrived; not counting this one."""
     has = {state.uuid: state.memory for state in states if state.state not in _OFF}
     for one in coming:
-        if isinstance(one.details, TargetDetails) and one.details.domain is not None:
-            has.setdefault(one.domain, one.details.domain.memory)
+        has.setdefault(str(one.uuid), one.memory)
     return sum(size for uuid, size in has.items() if uuid != domain.uuid)
 
 
@@ -125,7 +149,7 @@ async def admitted(
         UsageError: The lock cannot be had.
     """
     with contextlib.ExitStack() as held:
-        if settings.agent.domains_memory is not None:
+        if settings.agent.domains_memory is not None or _is_given_devices(domain):
             held.enter_context(await _looking_alone(settings, host))
         if found := await no_room(settings, journal, domain, host):
             raise Refused(found)

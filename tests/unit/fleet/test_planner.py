@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entourage.fleet.planner import Replanner, in_order, plan
+from entourage.fleet.survey import less
 from entourage.fleet.values import FleetDomain, Host, Move, MoveState, Plan, in_huge_pages
 
 GIB = 1 << 30
@@ -185,3 +186,34 @@ def test_another_target_is_none_that_others_were_promised() -> None:
     others = [Move(name="y", uuid="u-y", source="d", target="c", memory=8 * GIB)]
     assert replanner.elsewhere(state, others) is None
     assert replanner.elsewhere(state) == "c"
+
+
+NIC = "pci:8086:1572"
+
+
+def test_no_device_of_a_host_is_planned_twice() -> None:
+    hosts = [host("b", devices={NIC: 1}), host("c")]
+    made = plan(hosts, [domain("x", devices={NIC: 1}), domain("y", 2, devices={NIC: 1})])
+    assert where(made) == {"y": "b"}
+    assert why(made) == {
+        "x": [
+            f"devices: {NIC} is promised to another domain",
+            f"devices: there is no {NIC}",
+        ]
+    }
+
+
+def test_a_device_that_is_not_free_says_why_and_what_frees_it() -> None:
+    held = ("PCI device 0000:3b:00.0 there is web1's", "move web1 away first")
+    made = plan([host("b", held={NIC: held})], [domain("x", devices={NIC: 1})])
+    ((obstacle,),) = [stay.why for stay in made.stays]
+    assert (obstacle.constraint, obstacle.reason, obstacle.remedy) == ("devices", *held)
+
+
+def test_a_device_that_another_campaign_has_promised_is_not_free() -> None:
+    promised = Move(name="z", uuid="u-z", source="a", target="b", devices={NIC: 1})
+    (left,) = less([host("b", devices={NIC: 1})], [], [promised])
+    made = plan([left], [domain("x", devices={NIC: 1})])
+    ((obstacle,),) = [stay.why for stay in made.stays]
+    assert obstacle.reason == f"{NIC} is promised to z, which another campaign moves there"
+    assert "`entourage campaign list`" in obstacle.remedy

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from entourage import cordon
-from entourage.domain import Domain
+from entourage.domain import Domain, Pci
 from entourage.errors import Refused, UsageError
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.values import DomainState
@@ -167,3 +167,38 @@ def test_so_many_arrive_at_once(tmp_path: Path) -> None:
     free = settings(tmp_path)
     with room.arrivals_slot(free, "b"), room.arrivals_slot(free, "b"):
         pass
+
+
+async def test_a_device_that_is_promised_to_another_one_on_its_way(tmp_path: Path) -> None:
+    """TEST of both found it free; the second to be opened is refused."""
+    here = settings(tmp_path)
+
+    def with_nic(uuid: str, plug: str | None) -> Domain:
+        nic = Pci(id="nic", host="0000:01:00.0", plug=plug)
+        return msgspec.structs.replace(domain(uuid), pci=(nic,))
+
+    coming = Decision(
+        migration="m",
+        role=Role.TARGET,
+        domain=THIRD,
+        name="app",
+        generation=1,
+        record=Record.OPEN,
+        peer_host="a",
+        peer_journal="j",
+        details=TargetDetails(domain=with_nic(THIRD, "3b:00.0")),
+    )
+    with journal(tmp_path) as book:
+        book.begin(coming)
+        with domain_lock(tmp_path / "run", THIRD, "it arrives"):
+            with pytest.raises(Refused) as refused:
+                async with room.admitted(here, book, with_nic(UUID, "0000:3b:00.0"), "b"):
+                    raise AssertionError
+            async with room.admitted(here, book, with_nic(UUID, "0000:3b:00.1"), "b"):
+                pass
+            async with room.admitted(here, book, with_nic(THIRD, "0000:3b:00.0"), "b"):
+                pass
+        async with room.admitted(here, book, with_nic(UUID, "0000:3b:00.0"), "b"):
+            pass
+    (found,) = refused.value.refusals
+    assert str(found).startswith("pci/nic on b: 0000:3b:00.0 is promised to web1, which is on")
