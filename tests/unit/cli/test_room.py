@@ -9,13 +9,12 @@ import pytest
 
 from entourage.cli import room
 from entourage.domain import Domain, Pci
-from entourage.handover.values import Record, Role
 from entourage.hypervisors.values import DomainState
-from entourage.journal.details import TargetDetails
-from entourage.journal.journal import Decision, Journal
+from entourage.journal.journal import Journal
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import PathSettings, Settings
 from tests.unit.hosts.test_owndevices import NIC, OTHER_NIC, Sys, here
+from tests.unit.target.test_room import arrival
 
 __all__ = ["here"]
 UUID, COMING = "a241103c-2c3e-4756-88b0-63e73f621ee2", "b241103c-2c3e-4756-88b0-63e73f621ee2"
@@ -44,19 +43,8 @@ def test_devices_of_domains_of_those_that_arrive_and_free_ones(
     monkeypatch.setattr(room, "all_domains", all_domains)
     monkeypatch.setattr(room, "find_domain", find_domain)
     paths = PathSettings(state=str(tmp_path / "state"), run=str(tmp_path / "run"))
-    decision = Decision(
-        migration="m",
-        role=Role.TARGET,
-        domain=COMING,
-        name="app",
-        generation=1,
-        record=Record.OPEN,
-        peer_host="a",
-        peer_journal="j",
-        details=TargetDetails(domain=app),
-    )
     with Journal.open(tmp_path / "state" / "journal.db") as book:
-        book.begin(decision)
+        book.begin(arrival(app))
     with domain_lock(tmp_path / "run", COMING, "it arrives"):
         room.room(Settings(paths=paths), as_json=True)
     told = json.loads(capsys.readouterr().out)

@@ -42,6 +42,21 @@ def domain(uuid: str = UUID, memory: int = GIB) -> Domain:
     return Domain(name="web1", uuid=uuid, memory=memory)
 
 
+def arrival(domain: Domain) -> Decision:
+    """That of a domain which is on its way here."""
+    return Decision(
+        migration="m",
+        role=Role.TARGET,
+        domain=str(domain.uuid),
+        name="app",
+        generation=1,
+        record=Record.OPEN,
+        peer_host="a",
+        peer_journal="j",
+        details=TargetDetails(domain=domain),
+    )
+
+
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> list[DomainState]:
     """The domains of this host: a stand-in for its hypervisors."""
@@ -104,17 +119,7 @@ async def test_memory_of_what_runs_and_of_what_arrives_counts(
         DomainState(name="db", uuid=OTHER, state="running", memory=GIB),
         DomainState(name="off", uuid="x", state="shut off", memory=9 * GIB),
     ]
-    coming = Decision(
-        migration="m",
-        role=Role.TARGET,
-        domain=THIRD,
-        name="app",
-        generation=1,
-        record=Record.OPEN,
-        peer_host="a",
-        peer_journal="j",
-        details=TargetDetails(domain=domain(THIRD)),
-    )
+    coming = arrival(domain(THIRD))
     with journal(tmp_path) as book:
         book.begin(coming)
         assert await room.no_room(limited, book, domain(memory=2 * GIB), "b") == []
@@ -177,17 +182,7 @@ async def test_a_device_that_is_promised_to_another_one_on_its_way(tmp_path: Pat
         nic = Pci(id="nic", host="0000:01:00.0", plug=plug)
         return msgspec.structs.replace(domain(uuid), pci=(nic,))
 
-    coming = Decision(
-        migration="m",
-        role=Role.TARGET,
-        domain=THIRD,
-        name="app",
-        generation=1,
-        record=Record.OPEN,
-        peer_host="a",
-        peer_journal="j",
-        details=TargetDetails(domain=with_nic(THIRD, "3b:00.0")),
-    )
+    coming = arrival(with_nic(THIRD, "3b:00.0"))
     with journal(tmp_path) as book:
         book.begin(coming)
         with domain_lock(tmp_path / "run", THIRD, "it arrives"):
