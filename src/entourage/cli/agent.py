@@ -26,6 +26,7 @@ class _Words:
         proxy: A source on this same host has started it, for a target without Entourage.
         local: A process of this same host has started it, to save or restore a machine.
         saves: A source has started it, which saves machines on this host.
+        offline: A source has started it, which moves a domain that is off.
         join: Hand a stream to a running agent: its socket, and what the stream is.
     """
 
@@ -35,6 +36,7 @@ class _Words:
     proxy: bool = False
     local: bool = False
     saves: bool = False
+    offline: bool = False
     join: tuple[str, str] | None = None
 
 
@@ -73,6 +75,11 @@ def _run(words: _Words) -> int:
     from entourage.target.serve import serve  # noqa: PLC0415 - same
 
     settings = load_settings(_config(words))
+    if words.offline:
+        from entourage.offline import target  # noqa: PLC0415 - seldom needed
+
+        asyncio.run(target.serve(settings))
+        return 0
     if words.saves:
         from entourage.hosts.proxy_agent import proxy_settings  # noqa: PLC0415 - seldom needed
 
@@ -117,6 +124,8 @@ def _understood(options: Sequence[str]) -> _Words:
                 words.local = True
             case ["--saves", *rest]:
                 words.saves = True
+            case ["--offline", *rest]:
+                words.offline = True
             case ["--join", path, what, *rest]:
                 words.join = path, what
             case _:

@@ -143,7 +143,11 @@ def restore_home(
         put(f"nothing of {host} runs elsewhere, as far as campaigns know")
         return 0
     wanted = Wanted(
-        sources=sorted(set(where.values())), targets=[host], uuids=sorted(where), order=order
+        sources=sorted(set(where.values())),
+        targets=[host],
+        uuids=sorted(where),
+        order=order,
+        off=True,
     )
     name = name or f"restore-home-{host}"[:40] + time.strftime("-%m%d-%H%M%S")
     return campaigns.evacuate(asked, wanted, most, name=name, plan=None, dry_run=dry_run)
@@ -156,7 +160,8 @@ async def _found(remote: Remote, uuids: Collection[str]) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for host, answer in zip(hosts, answers, strict=True):
         if isinstance(answer, RoomThere):
-            found |= {one.uuid: host for one in answer.domains if one.uuid in uuids}
+            known = (*answer.off_domains, *answer.domains)
+            found |= {one.uuid: host for one in known if one.uuid in uuids}
         elif isinstance(answer, EntourageError):
             say(clean(f"entourage: note: {answer}"))
         else:

@@ -107,6 +107,7 @@ def evacuate(
             sources=given.hosts or sources,
             targets=targets,
             uuids=() if given.hosts else [move.uuid for move in given.moves],
+            off=any(move.off for move in given.moves),
         )
     name = name or f"{_what(wanted)}-{time.strftime('%m%d-%H%M%S')}"
     check_name(name)

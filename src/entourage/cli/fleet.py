@@ -117,6 +117,10 @@ OrderOf = Annotated[
         help="Which begin first: those that the fewest hosts can take, or by memory, or name.",
     ),
 ]
+Off = Annotated[
+    str,
+    typer.Option("--off", metavar="keep|move", help="What becomes of domains that do not run."),
+]
 AtOnce = Annotated[
     int,
     typer.Option("--at-once", metavar="N", min=1, max=64, help="How many leave a host at once."),
@@ -181,6 +185,7 @@ def plan(
     only: Only = None,
     spread: Spread = None,
     order: OrderOf = "hardest",
+    off: Off = "keep",
     fleet: Fleet = None,
     json: Json = False,
     config: Config = None,
@@ -188,8 +193,8 @@ def plan(
     """Say which domain would go where, and why some cannot; nothing is touched."""
     from entourage.cli import fleeting
 
-    ordered = fleeting.order_of(order)
-    wanted = fleeting.wanted(host, to, only or [], spread=spread, order=ordered)
+    ordered, moves = fleeting.order_of(order), fleeting.off_of(off)
+    wanted = fleeting.wanted(host, to, only or [], spread=spread, order=ordered, off=moves)
     return fleeting.plan(_settings(config), fleet, wanted, as_json=json)
 
 
@@ -206,6 +211,7 @@ def evacuate(
     only: Only = None,
     spread: Spread = None,
     order: OrderOf = "hardest",
+    off: Off = "keep",
     at_once: AtOnce = 2,
     per_target: PerTarget = 1,
     bandwidth: Bandwidth = "",
@@ -230,7 +236,13 @@ def evacuate(
 
     ordered = fleeting.order_of(order)
     wanted = fleeting.wanted(
-        host or [], to, only or [], spread=spread, order=ordered, has_plan=plan is not None
+        host or [],
+        to,
+        only or [],
+        spread=spread,
+        order=ordered,
+        has_plan=plan is not None,
+        off=fleeting.off_of(off),
     )
     limits = fleeting.limits(
         at_once=at_once,
@@ -288,8 +300,7 @@ def show(
     """Show a campaign, and how far each of its domains has come."""
     from entourage.cli import campaigns
 
-    asked = campaigns.Asked(_settings(config), fleet, database)
-    campaigns.show(asked, name, as_json=json)
+    campaigns.show(campaigns.Asked(_settings(config), fleet, database), name, as_json=json)
 
 
 @campaign.command()

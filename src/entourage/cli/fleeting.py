@@ -44,6 +44,7 @@ class Wanted(Value, frozen=True):
         empties: The sources are emptied, unless it is about some domains.
         options: More of `entourage check` and `migrate`, for each of them.
         besides: Hosts that are in no fleet's file.
+        off: Domains that do not run move as well.
     """
 
     sources: Sequence[str]
@@ -55,6 +56,7 @@ class Wanted(Value, frozen=True):
     empties: bool = True
     options: Sequence[str] = ()
     besides: Sequence[HostEntry] = ()
+    off: bool = False
 
     @property
     def emptied(self) -> Sequence[str]:
@@ -70,6 +72,7 @@ def wanted(
     spread: bool | None,
     order: Order = "hardest",
     has_plan: bool = False,
+    off: bool = False,
 ) -> Wanted:
     """What was typed; raises UsageError where it cannot be meant."""
     if has_plan and (hosts or to or only):
@@ -86,7 +89,18 @@ def wanted(
         patterns=only,
         style=None if spread is None else "spread" if spread else "pack",
         order=order,
+        off=off,
     )
+
+
+def off_of(text: str) -> bool:
+    """Whether what is off moves as well; raises UsageError where neither was typed."""
+    if text not in {"keep", "move"}:
+        remedy = "keep, or move"
+        if text == "save":  # see ADR 45
+            remedy = f"nothing is saved to empty a host: {remedy}"
+        raise UsageError(f"--off {text}: there is no such choice", remedy=remedy)
+    return text == "move"
 
 
 def order_of(text: str) -> Order:
@@ -216,7 +230,7 @@ async def look(remote: Remote, fleet: FleetFile, wanted: Wanted) -> tuple[Survey
         fleet.entry(name)
     if not targets:
         raise UsageError("there is no other host in the fleet", remedy="entourage hosts add HOST")
-    meant = Meant(wanted.patterns, wanted.uuids)
+    meant = Meant(wanted.patterns, wanted.uuids, wanted.off)
     found = await survey(remote, wanted.sources, targets, meant)
     for problem in found.problems:
         say(clean(f"entourage: note: {problem}"))

@@ -143,9 +143,15 @@ def agent(
     forced: Annotated[
         bool, typer.Option("--forced", help="As the command of a key in authorized_keys.")
     ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="For domains that are off.")] = False,
 ) -> None:
     """Be the other end of a migration, on standard input and output; `migrate` starts it by ssh."""
-    del config, source, forced  # ``__main__`` takes the command before it comes here, but for help
+    del (
+        config,
+        source,
+        forced,
+        offline,
+    )  # ``__main__`` takes the command before it comes here, but for help
 
 
 def _settings(config: Path | None) -> Settings:

@@ -83,6 +83,10 @@ def migrate(
         bool,
         typer.Option("--non-live", help="Stop the guest before its memory moves."),
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Move a domain that is off, and whose disks are shared."),
+    ] = False,
     net: Annotated[
         list[str] | None,
         typer.Option(metavar="HERE=THERE", help="Another bridge there, as br0=br1; repeatable."),
@@ -174,6 +178,7 @@ def migrate(
             not_of_several={
                 "DOMAIN beside --all": everything and host,
                 "--json": json,
+                "--offline": offline,
                 "--verbose": verbose,
                 "--quiet": quiet,
                 "--connect": connect,
@@ -190,6 +195,26 @@ def migrate(
         if host is None:
             raise UsageError("HOST is missing", remedy=f"entourage migrate {domain} HOST")
         raise UsageError("--at-once is of several domains", remedy="leave it out, or --all")
+
+    if offline:
+        from entourage.cli import offline as off  # noqa: PLC0415
+
+        of_running = {
+            "--max-blackout": max_blackout,
+            "--non-live": non_live,
+            "--net": net,
+            "--disk": disk,
+            "--usb": usb,
+            "--pci": pci,
+            "--keep-source-disks": keep_source_disks,
+            "--tool": tool,
+            "--data-address": data_address,
+            "--ports": ports,
+            "--also": also,
+        }
+        typed = options.Typed(remote_command=remote_command, ssh_options=tuple(ssh_option or ()))
+        wanted = off.Wanted(domain=domain, host=host, connect=connect, config=config, typed=typed)
+        return off.run(wanted, of_running, json=json, dry_run=dry_run)
 
     def request_of(name: str, note: Callable[[str], None]) -> Request:
         where = options.destination(host)

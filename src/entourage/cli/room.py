@@ -66,6 +66,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         arriving: Names of domains that are on their way here.
         domains: What runs here.
         off: Names of the domains that are known here and do not run.
+        off_domains: The same domains, with what they would take.
         limited: Whether the settings limit what domains have in sum, huge pages among it.
     """
 
@@ -79,6 +80,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     arriving: Sequence[str]
     domains: Sequence[DomainHere]
     off: Sequence[str] = ()
+    off_domains: Sequence[DomainHere] = ()
     limited: bool = False
 
 
@@ -126,6 +128,7 @@ def room(settings: Settings, *, as_json: bool) -> None:
 async def _room(settings: Settings) -> Room:
     known = await all_domains(settings)
     running = sorted((one for one in known if one.state not in _OFF), key=lambda one: one.name)
+    off = sorted((one for one in known if one.state in _OFF), key=lambda one: one.name)
     arriving = _arriving(settings)
     units = pci.units()
     domains = [(one, await _domain(settings, one)) for one in running]
@@ -147,7 +150,8 @@ async def _room(settings: Settings) -> Room:
         cordons=cordon.cordons(settings),
         arriving=[one.name for one in arriving],
         domains=here,
-        off=sorted(one.name for one in known if one.state in _OFF),
+        off=[one.name for one in off],
+        off_domains=[_here(one, None, ()) for one in off],
         limited=settings.agent.domains_memory is not None,
     )
 

@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from entourage.errors import EntourageError
+from entourage.fleet.ensure_off import ensure_off
 from entourage.fleet.remote import Ended, Remote, RoomThere, StandingThere
 from entourage.fleet.values import Move, Result
 
@@ -72,6 +73,11 @@ class Ensure:
             move: Which.
             first: Nobody can have begun anything with it in this campaign.
         """
+        if move.off:
+            result = await ensure_off(self._remote, move, self._heard)
+            if result is not None:
+                return result
+            first = False  # it was started since
         begun, last = False, EntourageError("its hosts do not answer")
         for number in range(_ROUNDS):
             try:

@@ -82,6 +82,7 @@ class RoomThere(msgspec.Struct, frozen=True, kw_only=True):
     arriving: Sequence[str] = ()
     domains: Sequence[DomainThere] = ()
     off: Sequence[str] = ()
+    off_domains: Sequence[DomainThere] = ()
     limited: bool = False
 
 

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from entourage.errors import EntourageError, UsageError
+from entourage.fleet.ensure_off import OFFLINE
 from entourage.fleet.fleetfile import FleetFile
 from entourage.fleet.remote import Refused, Remote, RoomThere
 from entourage.fleet.values import HUGE_PAGES, FleetDomain, Host, Move, in_huge_pages
@@ -60,10 +61,12 @@ class Meant:
     Attributes:
         patterns: Their names.
         uuids: Their UUIDs.
+        off: Also those that do not run.
     """
 
     patterns: Sequence[str] = ()
     uuids: Collection[str] = ()
+    off: bool = False
 
     def is_meant(self, name: str, uuid: str) -> bool:
         """Whether a domain is."""
@@ -125,7 +128,12 @@ async def survey(
         for one in _domains(remote.fleet, name, rooms[name])
         if one.uuid not in going
     ]
-    off = {name: rooms[name].off for name in sources if rooms[name].off}
+    moved_off = {(one.host, one.name) for one in leaving if one.off}
+    off = {
+        source: left
+        for source in sources
+        if (left := [one for one in rooms[source].off if (source, one) not in moved_off])
+    }
     return Survey(hosts=hosts, leaving=leaving, residents=residents, problems=problems, off=off)
 
 
@@ -161,10 +169,11 @@ async def tests_of(
                 told(tests.asked, count)
 
         names, source = tuple(left), group[0].host
+        words = OFFLINE if group[0].off else options
         refused: Mapping[str, Sequence[Refused]]
         async with gate:
             try:
-                refused = await remote.test(names, source, host, options, one_more)
+                refused = await remote.test(names, source, host, words, one_more)
             except EntourageError as error:
                 refused = {name: [(str(error), error.remedy)] for name in names}
         while left:  # of these nothing was said
@@ -186,14 +195,14 @@ def in_groups(domains: Sequence[FleetDomain]) -> list[Sequence[FleetDomain]]:
 
     No more than are at work at once, but where there would be too many in one.
     """
-    by_host: defaultdict[str, list[FleetDomain]] = defaultdict(list)
+    alike: defaultdict[tuple[str, bool], list[FleetDomain]] = defaultdict(list)
     for one in domains:
-        by_host[one.host].append(one)
+        alike[one.host, one.off].append(one)
     most = min(_TESTED_BY_ONE, max(_WORTH_ONE, -(-len(domains) // TESTS_AT_ONCE)))
     return [
-        ours[first : first + most]
-        for ours in by_host.values()
-        for first in range(0, len(ours), most)
+        ours[first : first + (1 if off else most)]  # of what is off a command tests one
+        for (_, off), ours in alike.items()
+        for first in range(0, len(ours), 1 if off else most)
     ]
 
 
@@ -253,7 +262,10 @@ def _check_once(leaving: Sequence[FleetDomain]) -> None:
 
 
 def _leaving(fleet: FleetFile, source: str, room: RoomThere, meant: Meant) -> list[FleetDomain]:
-    return [one for one in _domains(fleet, source, room) if meant.is_meant(one.name, one.uuid)]
+    known = _domains(fleet, source, room)
+    if meant.off:
+        known += _domains(fleet, source, room, off=True)
+    return [one for one in known if meant.is_meant(one.name, one.uuid)]
 
 
 def _is_meant(name: str, pattern: str) -> bool:
@@ -261,9 +273,11 @@ def _is_meant(name: str, pattern: str) -> bool:
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
-def _domains(fleet: FleetFile, host: str, room: RoomThere) -> list[FleetDomain]:
+def _domains(
+    fleet: FleetFile, host: str, room: RoomThere, *, off: bool = False
+) -> list[FleetDomain]:
     found: list[FleetDomain] = []
-    for one in room.domains:
+    for one in room.off_domains if off else room.domains:
         rule = fleet.rule(one.name)
         found.append(
             FleetDomain(
@@ -276,6 +290,7 @@ def _domains(fleet: FleetFile, host: str, room: RoomThere) -> list[FleetDomain]:
                 together=rule.together,
                 apart=rule.apart,
                 pinned=rule.pinned,
+                off=off,
             )
         )
     return found

@@ -57,6 +57,7 @@ class FleetDomain(Value, frozen=True):
         together: Domains with the same word here go to one host.
         apart: Of the domains with the same word here, no host has two.
         pinned: It stays where it is.
+        off: It does not run; the memory is what it takes once it does.
     """
 
     name: str
@@ -68,6 +69,7 @@ class FleetDomain(Value, frozen=True):
     together: str = ""
     apart: str = ""
     pinned: bool = False
+    off: bool = False
 
 
 def in_huge_pages(devices: Mapping[str, int]) -> int:
@@ -118,6 +120,7 @@ class Move(Value, frozen=True):
     Attributes:
         memory: Its own, which the target must have left.
         devices: The host's own devices that it has, which the target must have as well.
+        off: It does not run, and is to be the target's, off.
     """
 
     name: str
@@ -126,6 +129,7 @@ class Move(Value, frozen=True):
     target: str
     memory: int = 0
     devices: Mapping[str, int] = {}
+    off: bool = False
 
     @classmethod
     def of(cls, domain: FleetDomain, target: str) -> Move:
@@ -137,6 +141,7 @@ class Move(Value, frozen=True):
             target=target,
             memory=domain.memory,
             devices=domain.devices,
+            off=domain.off,
         )
 
 

@@ -31,6 +31,7 @@ from entourage.hypervisors.seams import (
 )
 from entourage.hypervisors.values import (
     DataPlane,
+    Definition,
     DomainState,
     Export,
     MemoryProgress,
@@ -507,4 +508,28 @@ class HasNotes(Protocol):
 
     def notes(self, domain: Domain) -> Sequence[str]:
         """What the user should know of how this domain runs here, a sentence each."""
+        ...
+
+
+@runtime_checkable
+class HasDefinitions(Protocol):
+    """A hypervisor that keeps domains that are off, and can hand one to another host."""
+
+    async def definition(self, name: str) -> Definition:
+        """A domain that is off; raises UsageError where there is none, or it is not off."""
+        ...
+
+    async def define(self, definition: Definition) -> None:
+        """Have a domain here, off; on the disk when this returns. Had before is no error."""
+        ...
+
+    async def undefine(self, definition: Definition) -> None:
+        """Forget a domain that is off, for good when this returns; its disks stay.
+
+        Forgotten before is no error.
+
+        Raises:
+            DomainBusy: It was started meanwhile; it is kept.
+            HypervisorError: It could not be forgotten.
+        """
         ...

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from entourage.domain import Domain
 from entourage.hosts.filters import Filter
 
 Plan: TypeAlias = msgspec.Raw
@@ -27,6 +28,26 @@ class DomainState(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: int = 0
     console: str = ""
     """The socket of the guest's serial console, which takes one at a time; empty for none."""
+
+
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """A domain that is off, as another host can have it.
+
+    Attributes:
+        domain: The domain.
+        text: In the hypervisor's own words; empty where the domain says it all.
+        autostart: Whether it starts with its host.
+        images: Files and devices that both hosts must see, and that must be the same.
+        facts: As ``Machine.facts``: what is compared on the target.
+        objections: Why it cannot leave: the device, the reason, what to do.
+    """
+
+    domain: Domain
+    text: str = ""
+    autostart: bool = False
+    images: tuple[str, ...] = ()
+    facts: dict[str, str] = {}
+    objections: tuple[tuple[str, str, str], ...] = ()
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):

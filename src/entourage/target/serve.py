@@ -20,7 +20,7 @@ from entourage.target.caller import Caller, trusting
 
 
 @contextlib.asynccontextmanager
-async def _stdio(settings: Settings) -> AsyncGenerator[Link]:
+async def agents_link(settings: Settings) -> AsyncGenerator[Link]:
     """A link on standard input and output, which nothing else can write to from here on."""
     loop = asyncio.get_running_loop()
     for descriptor in (0, 1):
@@ -64,7 +64,7 @@ async def serve(settings: Settings, caller: Caller) -> None:
     if caller.local:
         settings = trusting(settings)
     with Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal) as journal:
-        async with _stdio(settings) as link:
+        async with agents_link(settings) as link:
             agent = Agent(link, settings, journal, caller)
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 loop.add_signal_handler(number, agent.end)

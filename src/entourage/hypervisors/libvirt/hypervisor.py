@@ -14,7 +14,7 @@ from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
-from entourage.hypervisors.libvirt import checks, handed
+from entourage.hypervisors.libvirt import checks, definitions, handed
 from entourage.hypervisors.libvirt.connection import (
     Connection,
     RefusedError,
@@ -31,7 +31,7 @@ from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.libvirt.process import pid_of
 from entourage.hypervisors.libvirt.restoring import RestoringIncoming
 from entourage.hypervisors.side import read_side, with_side
-from entourage.hypervisors.values import RESTORES
+from entourage.hypervisors.values import RESTORES, Definition
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
@@ -195,6 +195,32 @@ class LibvirtHypervisor:
                 f"{name} has not shut down within {patience:g} s",
                 remedy="its guest may ignore the power button; --force ends it at once",
             ) from error
+        finally:
+            await connection.close()
+
+    async def definition(self, name: str) -> Definition:
+        """A domain that is off; see ``HasDefinitions``."""
+        connection = await Connection.open(self._uri)
+        try:
+            raw = await self._named(connection, name)
+            domain = await self._read(connection, raw)
+            return await definitions.definition(connection, raw, domain)
+        finally:
+            await connection.close()
+
+    async def define(self, definition: Definition) -> None:
+        """Define one that is off; see ``HasDefinitions``."""
+        connection = await Connection.open(self._uri)
+        try:
+            await definitions.define(connection, definition)
+        finally:
+            await connection.close()
+
+    async def undefine(self, definition: Definition) -> None:
+        """Forget it; see ``HasDefinitions``."""
+        connection = await Connection.open(self._uri)
+        try:
+            await definitions.undefine(connection, definition)
         finally:
             await connection.close()
 

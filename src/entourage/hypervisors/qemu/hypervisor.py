@@ -19,7 +19,7 @@ from entourage.hosts.process import ProcessHandle
 from entourage.hosts.resources import Ledger, MemoryLedger
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
-from entourage.hypervisors.qemu import binary, checks, nvram
+from entourage.hypervisors.qemu import binary, checks, definitions, nvram
 from entourage.hypervisors.qemu.access import account_of, notes, take_back
 from entourage.hypervisors.qemu.handle import Handle, after_end, end_machine
 from entourage.hypervisors.qemu.incoming import QemuIncoming
@@ -37,6 +37,7 @@ from entourage.hypervisors.qemu.record import (
     write_owned,
 )
 from entourage.hypervisors.qemu.resolve import resolve
+from entourage.hypervisors.values import Definition
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
@@ -186,6 +187,18 @@ class QemuHypervisor:
         finally:
             await monitor.close()
             process.close()
+
+    async def definition(self, name: str) -> Definition:
+        """A machine that is off; see ``HasDefinitions``."""
+        return await definitions.definition(self._entry(name))
+
+    async def define(self, definition: Definition) -> None:
+        """Own one that is off; see ``HasDefinitions``."""
+        await definitions.define(self._settings, definition)
+
+    async def undefine(self, definition: Definition) -> None:
+        """Own it no more; see ``HasDefinitions``."""
+        await definitions.undefine(self._settings, definition)
 
     def notes(self, domain: Domain) -> Sequence[str]:
         """What whoever starts this domain here should know of how it runs."""

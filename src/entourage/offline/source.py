@@ -1,0 +1,267 @@
+"""The source of an offline move: makes sure that the target alone has a domain that is off.
+
+What is kept of it, and where, at each moment of a move that is killed:
+
+| Killed                          | the source    | the target     | the same command then        |
+| ------------------------------- | ------------- | -------------- | ---------------------------- |
+| before the claim                | has it        | nothing        | begins                       |
+| after the claim                 | has it        | a claim        | begins; the claim is renewed |
+| after the source's journal says | has it; says  | a claim        | goes on                      |
+| that it is gone                 | "not mine"    |                |                              |
+| after the source has forgotten  | nothing       | a claim        | has it defined there         |
+| after the target has defined it | nothing       | has it         | finds that it is done        |
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from entourage.admission import manual_access
+from entourage.devices.block.sameness import compare
+from entourage.devices.block.storage import Seen, Spot
+from entourage.errors import DomainBusy, Refused, UsageError
+from entourage.handover.values import Record, Role
+from entourage.hosts import ssh
+from entourage.hosts.link import Link
+from entourage.hosts.route import Route
+from entourage.hypervisors.base import HasDefinitions
+from entourage.hypervisors.registry import counterpart, find_domain, usual
+from entourage.hypervisors.values import Definition
+from entourage.journal.details import SourceDetails
+from entourage.journal.journal import Decision, Journal
+from entourage.journal.lock import domain_lock
+from entourage.offline.target import key
+from entourage.offline.values import ADOPT, CLAIM, DROP, LOOK, TEST, Offer, Released
+from entourage.settings.model import Settings
+from entourage.steps import Refusal
+from entourage.testpoints import reached
+
+_AGENT: Final = ("agent", "--offline")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which domain is to go where.
+
+    Attributes:
+        name: The domain's.
+        route: How the target is reached.
+        connect: The hypervisor that has it; None: whichever does.
+        settings: This host's.
+    """
+
+    name: str
+    route: Route
+    connect: str | None
+    settings: Settings
+
+    @property
+    def host(self) -> str:
+        """The target, as its user names it."""
+        return self.route.host
+
+
+async def test(asked: Asked) -> Sequence[Refusal]:
+    """What speaks against the move; nothing is touched.
+
+    Raises:
+        UsageError: There is no such domain, or it is not off.
+        LinkError: The target cannot be reached, or knows no offline moves.
+    """
+    leaving = await _leaving(asked)
+    if leaving is None:
+        return ()
+    with Journal.open(asked_journal(asked.settings)) as journal:
+        offer = leaving.offer(journal)
+        async with ssh.start_agent(asked.host, asked.settings, _AGENT) as link:
+            return await _refusals(link, offer, asked)
+
+
+async def move(asked: Asked) -> None:
+    """Make sure that the target alone has the domain.
+
+    Raises:
+        Refused: Something speaks against it; nothing has changed.
+        UsageError: There is no such domain, or it is not off.
+        DomainBusy: Another command works on it.
+        EntourageError: It could not be done; the same command goes on with it.
+    """
+    leaving = await _leaving(asked)
+    settings = asked.settings
+    with Journal.open(asked_journal(settings), keep=settings.journal) as journal:
+        if leaving is None:
+            await _adopt_again(asked, journal)
+            return
+        domain = leaving.definition.domain
+        with manual_access(settings, domain.name, key(domain.uuid), "moves it off", starts=False):
+            async with ssh.start_agent(asked.host, settings, _AGENT) as link:
+                await _hand_over(asked, leaving, journal, link)
+
+
+async def _hand_over(asked: Asked, leaving: _Leaving, journal: Journal, link: Link) -> None:
+    offer = leaving.offer(journal)
+    released = Released(migration=offer.migration, uuid=key(offer.definition.domain.uuid))
+    if found := await _refusals(link, offer, asked):
+        raise Refused(found)
+    claimed = await link.call(CLAIM, offer)
+    reached("offline-claimed")
+    if claimed.journal == journal.uuid:
+        await link.call(DROP, released)
+        raise UsageError(f"{asked.host} is this host", remedy="name another host")
+    again = await leaving.definitions.definition(asked.name)  # it may have been started just now
+    if again != offer.definition:
+        await link.call(DROP, released)
+        raise DomainBusy(f"{asked.name} was changed meanwhile", remedy="try again")
+    _let_go(journal, offer, asked, leaving, claimed.journal)
+    reached("offline-gone")
+    try:
+        await leaving.definitions.undefine(offer.definition)
+    except DomainBusy:
+        await link.call(DROP, released)
+        raise
+    reached("offline-forgotten")
+    await link.call(ADOPT, released)
+
+
+def _let_go(journal: Journal, offer: Offer, asked: Asked, leaving: _Leaving, there: str) -> None:
+    """Write down that this host has it no more; on the disk when this returns."""
+    domain = offer.definition.domain
+    decision = Decision(
+        migration=offer.migration,
+        role=Role.SOURCE,
+        domain=key(domain.uuid),
+        name=domain.name,
+        generation=offer.generation,
+        record=Record.ARMED,
+        peer_host=asked.host,
+        peer_journal=there,
+        details=SourceDetails(
+            domain=domain,
+            hypervisor=leaving.hypervisor,
+            hypervisor_there=offer.hypervisor,
+            peer_was_told=True,
+        ),
+    )
+    journal.begin(decision)
+    journal.advance(offer.migration, Role.SOURCE, expected=(Record.ARMED,), new=Record.GONE)
+    journal.clean(offer.migration, Role.SOURCE)
+
+
+async def _adopt_again(asked: Asked, journal: Journal) -> None:
+    """This host has it no more: if it was given to that target, have it defined there."""
+    gone = _gave_away(journal, asked)
+    released = Released(migration=gone.migration, uuid=gone.domain)
+    with domain_lock(Path(asked.settings.paths.run), gone.domain, "moves it off"):
+        async with ssh.start_agent(asked.host, asked.settings, _AGENT) as link:
+            await link.call(ADOPT, released)
+
+
+def _gave_away(journal: Journal, asked: Asked) -> Decision:
+    """The move by which this host gave the domain to that target; raises UsageError."""
+    mine = [one for one in journal.decisions() if one.name == asked.name and not one.never_came]
+    newest = max(mine, key=lambda one: one.began, default=None)
+    if newest is None or newest.role is not Role.SOURCE or newest.record is not Record.GONE:
+        raise UsageError(
+            f"there is no domain {asked.name!r} on this host",
+            remedy="`entourage list --all` shows what there is",
+        )
+    if newest.peer_host != asked.host:
+        raise UsageError(
+            f"{asked.name} was given to {newest.peer_host}",
+            remedy="see `entourage list --all` there",
+        )
+    return newest
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """A domain that this host has, off.
+
+    Attributes:
+        hypervisor: The name of whose it is.
+        there: The name of the target's that is to have it.
+        definitions: That of this host, to ask.
+    """
+
+    hypervisor: str
+    there: str
+    definitions: HasDefinitions
+    definition: Definition
+
+    def offer(self, journal: Journal) -> Offer:
+        """What the target is told."""
+        return Offer(
+            migration=str(uuid.uuid4()),
+            source=socket.gethostname(),
+            journal=journal.uuid,
+            generation=journal.next_generation(key(self.definition.domain.uuid)),
+            hypervisor=self.there,
+            definition=self.definition,
+        )
+
+
+async def _leaving(asked: Asked) -> _Leaving | None:
+    """The domain; None where this host has none of that name."""
+    if asked.route.agentless is not None:
+        raise UsageError(
+            "what is off moves to a host that has Entourage", remedy="name it as ssh does"
+        )
+    connect = asked.connect
+    if connect is None and asked.route.there is not None:
+        connect = usual(asked.route.there)
+    try:
+        hypervisor, _ = await find_domain(asked.settings, asked.name, connect)
+    except UsageError:
+        with Journal.open(asked_journal(asked.settings)) as journal:
+            try:
+                _gave_away(journal, asked)
+            except UsageError:
+                pass
+            else:
+                return None
+        raise
+    if not isinstance(hypervisor, HasDefinitions):
+        raise UsageError(
+            f"{hypervisor.name} lets no domain that is off be moved by Entourage",
+            remedy="define it on the other host with its own tools, then forget it here",
+        )
+    there = counterpart(hypervisor.name, asked.route.there)
+    definition = await hypervisor.definition(asked.name)
+    return _Leaving(hypervisor.name, there, hypervisor, definition)
+
+
+async def _refusals(link: Link, offer: Offer, asked: Asked) -> list[Refusal]:
+    """What speaks against it, on both hosts."""
+    here = socket.gethostname()
+    found = [
+        Refusal(device, here, reason, remedy)
+        for device, reason, remedy in offer.definition.objections
+    ]
+    found += await link.call(TEST, offer)
+
+    async def ask(spots: Sequence[Spot]) -> list[Seen]:
+        return await link.call(LOOK, list(spots))
+
+    pairs = [(path, path) for path in offer.definition.images]
+    for match in await compare(pairs, offer.migration, ask):
+        if not match.same:
+            found.append(
+                Refusal(
+                    "domain",
+                    asked.host,
+                    f"{match.path} is not seen to be the same there: {match.reason}",
+                    "what is off moves where its disks are shared; start it and move it then,"
+                    " or copy them yourself",
+                )
+            )
+    return found
+
+
+def asked_journal(settings: Settings) -> Path:
+    """Where this host's journal is."""
+    return Path(settings.paths.state, "journal.db")

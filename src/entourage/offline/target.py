@@ -1,0 +1,226 @@
+"""The target of an offline move: looks, claims, defines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import socket
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from entourage import durable
+from entourage.admission import arrival_generation, unsettled
+from entourage.devices.block import storage
+from entourage.devices.block.storage import Seen, Spot
+from entourage.devices.net import bridges
+from entourage.errors import EntourageError, Refused, UsageError, plain_words, what_to_do
+from entourage.handover.values import Record, Role
+from entourage.hosts.link import Link
+from entourage.hosts.threads import in_thread
+from entourage.hypervisors.base import HasDefinitions, Hypervisor
+from entourage.hypervisors.registry import (
+    all_domains,
+    known_to_others,
+    open_hypervisor,
+    unseen,
+)
+from entourage.journal.details import TargetDetails
+from entourage.journal.journal import Decision, Journal
+from entourage.journal.lock import domain_lock
+from entourage.offline.values import ADOPT, CLAIM, DROP, LOOK, TEST, Claimed, Offer, Released
+from entourage.settings.model import Settings
+from entourage.steps import Refusal
+from entourage.target.room import admitted, no_room
+from entourage.target.serve import agents_link
+
+_STEPS: Final = (Record.OPEN, Record.GO, Record.RAN, Record.OWNS)
+_MOST: Final = 1 << 22  # bytes of a claim
+
+
+async def serve(settings: Settings) -> None:
+    """Be the target on standard input and output, until the link ends.
+
+    Raises:
+        JournalError: The journal cannot be used.
+        UsageError: Standard input and output are none of ssh's.
+    """
+    path = Path(settings.paths.state, "journal.db")
+    with Journal.open(path, keep=settings.journal) as journal:
+        async with agents_link(settings) as link:
+            Target(link, settings, journal)
+            over = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, over.set)
+            serving = asyncio.create_task(link.serve())
+            ended = asyncio.create_task(over.wait())
+            await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await link.settle()
+            link.close()
+            for task in (serving, ended):
+                task.cancel()
+            await asyncio.gather(serving, ended, return_exceptions=True)
+
+
+class Target:
+    """Answers one source.
+
+    Args:
+        link: To it.
+        settings: This host's.
+        journal: This host's.
+    """
+
+    def __init__(self, link: Link, settings: Settings, journal: Journal) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._host = socket.gethostname()
+        link.on(LOOK, self.look)
+        link.on(TEST, self.test)
+        link.on(CLAIM, self.claim)
+        link.on(ADOPT, self.adopt)
+        link.on(DROP, self.drop)
+
+    async def look(self, spots: list[Spot]) -> list[Seen]:
+        """What this host sees at the source's paths."""
+        return list(await asyncio.gather(*map(storage.look, spots)))
+
+    async def test(self, offer: Offer) -> list[Refusal]:
+        """What speaks against the domain here."""
+        definition, host = offer.definition, self._host
+        domain = definition.domain
+        hypervisor, _ = self._hypervisor(offer.hypervisor)
+        if any(one.uuid.lower() == key(domain.uuid) for one in await hypervisor.domains()):
+            reason = f"there is a domain {domain.name} of that UUID here already"
+            return [Refusal("domain", host, reason, "see which of the two is the right one")]
+        found = await known_to_others(self._settings, domain, hypervisor.name, host)
+        told = await hypervisor.test_incoming(domain, host, definition.facts)
+        found += [one for one in told if not one.only_warns]
+        known = await in_thread(bridges)
+        found += [
+            Refusal(net.label, host, f"there is no bridge {net.bridge}", "make it there")
+            for net in domain.net
+            if net.attach == "bridge" and net.bridge not in known
+        ]
+        found += await no_room(self._settings, self._journal, domain, host)
+        return found + unsettled(self._settings, self._journal, domain, host, host)
+
+    async def claim(self, offer: Offer) -> Claimed:
+        """Keep what is to be defined; it is on the disk when this returns.
+
+        Raises:
+            Refused: Something speaks against it now.
+        """
+        domain = offer.definition.domain
+        if found := await self.test(offer):
+            raise Refused(found)
+        with domain_lock(self._run, key(domain.uuid), f"takes {domain.name} from {offer.source}"):
+            async with admitted(self._settings, self._journal, domain, self._host):
+                await in_thread(self._write, offer)
+        return Claimed(journal=self._journal.uuid)
+
+    async def adopt(self, released: Released) -> None:
+        """Define what was claimed: it is this host's from now on.
+
+        Raises:
+            UsageError: Nothing of that move is kept here, and the domain is not here either.
+            HypervisorError: It cannot be defined; the claim stays.
+        """
+        uuid = key(released.uuid)
+        with domain_lock(self._run, uuid, "takes a domain that is off"):
+            offer = await in_thread(self._read, uuid)
+            if offer is None or offer.migration != released.migration:
+                await self._must_have(uuid)
+                return
+            _, definitions = self._hypervisor(offer.hypervisor)
+            await definitions.define(offer.definition)
+            self._record(offer)
+            await in_thread(durable.remove, self._path(uuid))
+
+    async def drop(self, released: Released) -> None:
+        """The source keeps it after all."""
+        uuid = key(released.uuid)
+        with domain_lock(self._run, uuid, "drops a claim"):
+            offer = await in_thread(self._read, uuid)
+            if offer is not None and offer.migration == released.migration:
+                await in_thread(durable.remove, self._path(uuid))
+
+    async def _must_have(self, uuid: str) -> None:
+        for state in await all_domains(self._settings):
+            if state.uuid.lower() == uuid:
+                return
+        raise UsageError(
+            f"nothing of {uuid} is kept here", host=self._host, remedy="`entourage list --all`"
+        )
+
+    def _hypervisor(self, name: str) -> tuple[Hypervisor, HasDefinitions]:
+        hypervisor = open_hypervisor(self._settings, name)
+        if not isinstance(hypervisor, HasDefinitions):
+            raise UsageError(
+                f"{name} takes no domain that is off",
+                host=self._host,
+                remedy="define it there by hand",
+            )
+        return hypervisor, hypervisor
+
+    def _record(self, offer: Offer) -> None:
+        """Write into the journal that the domain came: older words of its leaving count no more."""
+        domain, migration = offer.definition.domain, offer.migration
+        uuid = key(domain.uuid)
+        if self._journal.record(migration, Role.TARGET) is None:
+            decision = Decision(
+                migration=migration,
+                role=Role.TARGET,
+                domain=uuid,
+                name=domain.name,
+                generation=arrival_generation(
+                    self._journal, uuid, offer.generation, unseen=unseen(offer.hypervisor)
+                ),
+                record=_STEPS[0],
+                peer_host=offer.source,
+                peer_journal=offer.journal,
+                details=TargetDetails(domain=domain, hypervisor=offer.hypervisor),
+            )
+            self._journal.begin(decision)
+        for old, new in itertools.pairwise(_STEPS):
+            self._journal.advance(migration, Role.TARGET, expected=(old,), new=new)
+        self._journal.clean(migration, Role.TARGET)
+
+    # Claims
+
+    @property
+    def _run(self) -> Path:
+        return Path(self._settings.paths.run)
+
+    def _path(self, uuid: str) -> Path:
+        return Path(self._settings.paths.state, "claims", f"{uuid}.json")
+
+    def _write(self, offer: Offer) -> None:
+        path = self._path(key(offer.definition.domain.uuid))
+        try:
+            durable.write(path, msgspec.json.encode(offer))
+        except OSError as error:
+            raise UsageError(
+                plain_words(error), host=self._host, remedy=what_to_do(error)
+            ) from error
+
+    def _read(self, uuid: str) -> Offer | None:
+        path = self._path(uuid)
+        try:
+            with path.open("rb") as file:
+                return msgspec.json.decode(file.read(_MOST), type=Offer)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise EntourageError(
+                f"{path} cannot be read: {plain_words(error)}",
+                host=self._host,
+                remedy="install the same version on both hosts; the definition is in that file",
+            ) from error
+
+
+def key(uuid: str | None) -> str:
+    """A UUID as locks, journals and claims have it."""
+    return str(uuid).lower()

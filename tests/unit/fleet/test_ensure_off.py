@@ -1,0 +1,168 @@
+"""Make sure that a domain that is off is its target's, whatever its hosts say. Stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from entourage.errors import EntourageError
+from entourage.fleet import ensure_off as module
+from entourage.fleet.ensure import Ensure
+from entourage.fleet.fleetfile import FleetFile, HostEntry
+from entourage.fleet.remote import DomainThere, Ended, RoomThere, StandingThere
+from entourage.fleet.values import Move
+
+MOVE = Move(name="rests", uuid="u", source="a", target="b", off=True)
+LOST = Ended(status=255, events={}, said="connection lost")
+
+
+class Hosts:
+    """Two hosts: who has the domain off, and who runs it."""
+
+    def __init__(self, off: str = "a", *, runs: str = "") -> None:
+        self.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in "ab"))
+        self.off, self.runs, self.uuid = off, runs, "u"
+        self.ends: list[Callable[[], Ended]] = []
+        self.did: list[str] = []
+        self.standings: list[StandingThere] = []
+
+    async def room(self, host: str) -> RoomThere:
+        known = DomainThere(name="rests", uuid=self.uuid)
+        return RoomThere(
+            host=host,
+            memory=0,
+            free=0,
+            domains=[known] if host == self.runs else [],
+            off_domains=[known] if host == self.off else [],
+        )
+
+    async def standing(self, _host: str) -> list[StandingThere]:
+        return self.standings
+
+    async def migrate(
+        self,
+        name: str,
+        source: str,
+        target: str,
+        options: Sequence[str],
+        _heard: Callable[[Mapping[str, Any]], None],
+    ) -> Ended:
+        self.did.append(f"migrate {' '.join(options)} {name} {source} {target}")
+        return self.ends.pop(0)()
+
+    async def recover(self, name: str, host: str) -> Ended:
+        self.did.append(f"recover {name} {host}")
+        self.standings = []
+        return Ended(status=0, events={}, said="")
+
+    def moves(self, end: Ended | None = None) -> Callable[[], Ended]:
+        def run() -> Ended:
+            self.off = "b"
+            return end or ended("moved")
+
+        return run
+
+    def forgets(self) -> Ended:
+        """The source has let go, and the link is lost before the target has defined it."""
+        self.off = ""
+        return ended("failed", message="link lost")
+
+
+def ended(outcome: str, **more: Any) -> Ended:
+    return Ended(
+        status=0 if outcome == "moved" else 3, events={"outcome": outcome, **more}, said=""
+    )
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0)
+
+
+def ensure(hosts: Hosts) -> Ensure:
+    return Ensure(hosts, ("--bandwidth=1",))  # type: ignore[arg-type]
+
+
+async def test_it_moves_without_the_options_of_those_that_run() -> None:
+    hosts = Hosts()
+    hosts.ends = [hosts.moves()]
+    assert (await ensure(hosts)(MOVE, first=True)).kind == "moved"
+    assert hosts.did == ["migrate --offline rests a b"]
+
+
+async def test_what_has_moved_is_left_alone() -> None:
+    hosts = Hosts(off="b")
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    hosts = Hosts(off="", runs="b")  # and was started there
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert hosts.did == []
+
+
+@pytest.mark.parametrize("has_moved", [True, False])
+async def test_a_lost_connection_is_no_outcome(*, has_moved: bool) -> None:
+    hosts = Hosts()
+    hosts.ends = [hosts.moves(LOST)] if has_moved else [lambda: LOST, hosts.moves()]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert len(hosts.did) == (1 if has_moved else 2)
+
+
+async def test_what_the_source_has_let_go_is_gone_on_with() -> None:
+    """Neither host has it: the same command has it defined on the target."""
+    hosts = Hosts()
+    hosts.ends = [hosts.forgets, hosts.moves()]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert hosts.did == ["migrate --offline rests a b"] * 2
+
+
+async def test_what_stays_unsettled_is_in_doubt_and_says_what_to_type() -> None:
+    hosts = Hosts()
+    hosts.ends = [hosts.forgets] * 4
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.remedy) == ("doubt", "`entourage migrate --offline rests b` on a")
+
+
+async def test_refused_and_failed() -> None:
+    hosts = Hosts()
+    hosts.ends = [lambda: ended("refused", message="its disk is a's")]
+    assert (await ensure(hosts)(MOVE)).kind == "refused"
+    hosts.ends = [lambda: ended("failed", message="no room in /var")]
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.message) == ("back", "no room in /var")
+
+
+async def test_what_was_started_since_moves_as_others_do() -> None:
+    hosts = Hosts(off="", runs="a")
+    hosts.ends = [lambda: ended("moved", blackout=0.25)]
+    result = await ensure(hosts)(MOVE, first=True)
+    assert (result.kind, result.blackout) == ("moved", 0.25)
+    assert hosts.did == ["migrate --bandwidth=1 rests a b"]
+
+
+async def test_another_domain_of_that_name_is_not_moved() -> None:
+    hosts = Hosts()
+    hosts.uuid = "another"
+    result = await ensure(hosts)(MOVE)
+    assert result.message == "another domain is called rests on a now"
+    assert hosts.did == []
+
+
+async def test_what_is_in_doubt_is_settled_first() -> None:
+    hosts = Hosts()
+    hosts.standings = [
+        StandingThere(domain="rests", uuid="u", role="source", record="armed", settled=False)
+    ]
+    hosts.ends = [hosts.moves()]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert hosts.did == ["recover rests a", "migrate --offline rests a b"]
+
+
+async def test_a_host_that_does_not_answer_at_first_is_no_doubt() -> None:
+    hosts = Hosts()
+
+    async def silent(_host: str) -> RoomThere:
+        raise EntourageError("ssh does not reach it")
+
+    hosts.room = silent  # type: ignore[method-assign]
+    assert (await ensure(hosts)(MOVE)).kind == "back"

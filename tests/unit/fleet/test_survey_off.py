@@ -1,0 +1,86 @@
+"""What is off is left, and named; or leaves as well, where its user wants that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from entourage.cli.fleeting import off_of
+from entourage.errors import UsageError
+from entourage.fleet.fleetfile import FleetFile, HostEntry
+from entourage.fleet.planner import plan
+from entourage.fleet.remote import DomainThere, RoomThere
+from entourage.fleet.survey import Meant, Survey, survey, tests_of
+
+
+class Hosts:
+    """a runs one domain and has two that are off; b is empty."""
+
+    def __init__(self) -> None:
+        self.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in "ab"))
+        self.tested: list[tuple[str, Sequence[str]]] = []
+
+    async def room(self, host: str) -> RoomThere:
+        if host == "b":
+            return RoomThere(host="b", memory=8, free=8)
+        return RoomThere(
+            host="a",
+            memory=8,
+            free=0,
+            domains=[DomainThere(name="web1", uuid="u1", memory=2)],
+            off=["db1", "rests"],
+            off_domains=[
+                DomainThere(name="db1", uuid="u2", memory=4),
+                DomainThere(name="rests", uuid="u3", memory=2),
+            ],
+        )
+
+    async def test(
+        self, name: str, _source: str, _target: str, options: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        self.tested.append((name, options))
+        return []
+
+
+async def found(hosts: Hosts, meant: Meant) -> Survey:
+    return await survey(hosts, ["a"], ["b"], meant)  # type: ignore[arg-type]
+
+
+async def test_it_is_left_and_named() -> None:
+    seen = await found(Hosts(), Meant())
+    assert [one.name for one in seen.leaving] == ["web1"]
+    assert seen.off == {"a": ["db1", "rests"]}
+
+
+async def test_it_leaves_too_with_room_to_run_there() -> None:
+    hosts = Hosts()
+    seen = await found(hosts, Meant(off=True))
+    assert {one.name: one.off for one in seen.leaving} == {
+        "web1": False, "db1": True, "rests": True,
+    }  # fmt: skip
+    assert not seen.off
+    await tests_of(hosts, seen, lambda _done, _of: None, ("--tls",))  # type: ignore[arg-type]
+    assert dict(hosts.tested) == {
+        "web1": ("--tls",), "db1": ("--offline",), "rests": ("--offline",),
+    }  # fmt: skip
+    made = plan(seen.hosts, seen.leaving)
+    assert {move.name: move.off for move in made.moves} == {
+        "web1": False, "db1": True, "rests": True,
+    }  # fmt: skip
+    short = plan([seen.hosts[0].__class__(name="b", memory=8, free=6)], seen.leaving)
+    assert len(short.stays) == 1
+
+
+async def test_some_of_them_by_name() -> None:
+    seen = await found(Hosts(), Meant(patterns=("r*",), off=True))
+    assert [one.name for one in seen.leaving] == ["rests"]
+    assert seen.off == {"a": ["db1"]}
+
+
+def test_what_can_be_chosen() -> None:
+    assert off_of("move")
+    assert not off_of("keep")
+    with pytest.raises(UsageError, match="there is no such choice") as refused:
+        off_of("save")
+    assert "nothing is saved to empty a host" in refused.value.remedy
