@@ -15,8 +15,7 @@ from entourage.report.text import clean
 if TYPE_CHECKING:
     from entourage.settings.model import Settings
 
-# Commands import what they need when they run: `--help` and a shell's TAB must not wait for it.
-# ruff: noqa: PLC0415
+# ruff: noqa: PLC0415 - commands import when they run: `--help` and a shell's TAB must not wait
 
 CordonName = Annotated[
     str, typer.Option("--name", metavar="NAME", help="One of several, as a campaign's.")
@@ -347,8 +346,8 @@ def _abort_campaign(
     """End a campaign: nothing more is begun, and what moves is finished."""
     from entourage.cli import campaigns
 
-    asked = campaigns.Asked(_settings(config), fleet, database)
-    campaigns.wish(asked, name, "take-back" if take_back else "abort")
+    wished = "take-back" if take_back else "abort"
+    campaigns.wish(campaigns.Asked(_settings(config), fleet, database), name, wished)
 
 
 @campaign.command()

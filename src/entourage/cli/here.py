@@ -146,12 +146,8 @@ def agent(
     offline: Annotated[bool, typer.Option("--offline", help="For domains that are off.")] = False,
 ) -> None:
     """Be the other end of a migration, on standard input and output; `migrate` starts it by ssh."""
-    del (
-        config,
-        source,
-        forced,
-        offline,
-    )  # ``__main__`` takes the command before it comes here, but for help
+    # ``__main__`` takes the command before it comes here, but for help.
+    del config, source, forced, offline
 
 
 def _settings(config: Path | None) -> Settings:

@@ -8,10 +8,11 @@ import pytest
 
 from entourage.cli.fleeting import off_of
 from entourage.errors import UsageError
+from entourage.fleet import survey as module
 from entourage.fleet.fleetfile import FleetFile, HostEntry
 from entourage.fleet.planner import plan
 from entourage.fleet.remote import DomainThere, RoomThere
-from entourage.fleet.survey import Meant, Survey, survey, tests_of
+from entourage.fleet.survey import Meant, Survey
 
 
 class Hosts:
@@ -44,7 +45,7 @@ class Hosts:
 
 
 async def found(hosts: Hosts, meant: Meant) -> Survey:
-    return await survey(hosts, ["a"], ["b"], meant)  # type: ignore[arg-type]
+    return await module.survey(hosts, ["a"], ["b"], meant)  # type: ignore[arg-type]
 
 
 async def test_it_is_left_and_named() -> None:
@@ -60,7 +61,7 @@ async def test_it_leaves_too_with_room_to_run_there() -> None:
         "web1": False, "db1": True, "rests": True,
     }  # fmt: skip
     assert not seen.off
-    await tests_of(hosts, seen, lambda _done, _of: None, ("--tls",))  # type: ignore[arg-type]
+    await module.tests_of(hosts, seen, lambda _done, _of: None, ("--tls",))  # type: ignore[arg-type]
     assert dict(hosts.tested) == {
         "web1": ("--tls",), "db1": ("--offline",), "rests": ("--offline",),
     }  # fmt: skip
