@@ -163,6 +163,11 @@ def reads(engine: sa.Engine) -> Generator[sa.Connection]:
             yield connection
 
 
+def by_bytes(engine: sa.Engine, column: sa.Column[str]) -> sa.ColumnElement[str]:
+    """A text to order by: the same order whatever a PostgreSQL's locale is, and as SQLite's."""
+    return column.collate("C") if engine.dialect.name == "postgresql" else column
+
+
 @contextlib.contextmanager
 def told() -> Generator[None]:
     """Errors of the database as one of ours."""

@@ -17,7 +17,15 @@ import sqlalchemy as sa
 from entourage.errors import EntourageError
 from entourage.events import AnyEvent
 from entourage.fleet.campaign import Wish
-from entourage.fleet.database import ATTEMPTS, CAMPAIGNS, HISTORY, MOVES, changes, reads
+from entourage.fleet.database import (
+    ATTEMPTS,
+    CAMPAIGNS,
+    HISTORY,
+    MOVES,
+    by_bytes,
+    changes,
+    reads,
+)
 from entourage.fleet.decoded import NotUnderstoodError, json_of
 from entourage.fleet.values import Move, MoveState, Status, Value
 from entourage.report.text import clean
@@ -285,7 +293,8 @@ class Records:
         query = sa.select(MOVES.c.state, MOVES.c.status).where(MOVES.c.campaign == campaign)
         if status is not None:
             query = query.where(MOVES.c.status == status)
-        query = query.order_by(turn, MOVES.c.status, MOVES.c.uuid).offset(first).limit(most)
+        texts = (by_bytes(self._engine, one) for one in (MOVES.c.status, MOVES.c.uuid))
+        query = query.order_by(turn, *texts).offset(first).limit(most)
         with reads(self._engine) as connection:
             rows = connection.execute(query).all()
         return [state_of(row.state, row.status) for row in rows]
