@@ -14,6 +14,7 @@ from entourage.cli.output import put
 from entourage.cli.tell import say
 from entourage.errors import EntourageError
 from entourage.fleet.controller import Runner
+from entourage.fleet.database import DatabaseAwayError
 from entourage.fleet.durable import Durable, controller_name
 from entourage.fleet.shown import STATUSES, sums
 from entourage.fleet.store import Store
@@ -120,8 +121,9 @@ async def _left(store: Store, name: str, interrupted: Sequence[int]) -> None:
         await asyncio.sleep(_LOOK_EVERY)
         if len(interrupted) > 1:
             return
-        if interrupted and not store.summary(name).counts.get("moves"):
-            return
+        with contextlib.suppress(DatabaseAwayError):  # the next look may be answered
+            if interrupted and not store.summary(name).counts.get("moves"):
+                return
 
 
 @contextlib.contextmanager

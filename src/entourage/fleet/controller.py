@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from entourage.errors import EntourageError
 from entourage.fleet.campaign import Campaign, Phase
+from entourage.fleet.database import DatabaseAwayError
 from entourage.fleet.engine import Driver, RealTime
 from entourage.fleet.ensure import Ensure
 from entourage.fleet.planner import Replanner
@@ -17,8 +18,10 @@ from entourage.fleet.remote import Remote
 from entourage.fleet.slots import StoreSlots
 from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Move, MoveState, Result
+from entourage.hosts.threads import in_thread
 
 _LOOK_EVERY: Final = 0.5  # seconds
+_LOOK_AGAIN: Final = 2.0  # seconds, where the database is away
 _GOES: Final = frozenset({"waits", "moves", "moved", "doubt"})
 
 
@@ -88,11 +91,32 @@ class Runner:
     async def drive(self, name: str) -> Phase:
         """Run a campaign until it is over, from where it is; the hosts' cordons with it.
 
+        A database that goes away is waited for: what moves on hosts moves on meanwhile.
+
         Raises:
             FencedError: Another controller runs it now.
-            EntourageError: The store or a source cannot be reached.
+            EntourageError: The store cannot be read, or a source not be reached.
         """
-        first = self.store.claim(name, self._owner)
+        first: bool | None = None
+        away = False
+        while True:
+            try:
+                if first is None:
+                    first = self.store.claim(name, self._owner)
+                else:  # it may be another one's by now
+                    first = False
+                    await in_thread(self.store.standing, name, self._owner)
+                if away:
+                    self._told.note(name, "the fleet's database answers again: it goes on")
+                    away = False
+                return await self._run(name, first=first)
+            except DatabaseAwayError as error:
+                if not away:
+                    self._told.note(name, f"{error}: it is waited for, and nothing more is begun")
+                away = True
+                await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _run(self, name: str, *, first: bool) -> Phase:
         spec = self.store.spec(name)
         remote = self._remote.with_hosts(spec.besides)
         await self._cordon(name, spec, remote)
@@ -176,7 +200,7 @@ class Runner:
         """
         taken_back: set[str] = set()
         while True:
-            wish = self.store.standing(name, self._owner)
+            wish = await in_thread(self.store.standing, name, self._owner)
             if wish != driver.campaign.wish:
                 driver.campaign.wish = wish
                 self._say_phase(driver.campaign)

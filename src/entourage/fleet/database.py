@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Generator, Mapping
 from typing import Any, Final
 
@@ -13,6 +14,12 @@ import sqlalchemy.exc
 from entourage.errors import EntourageError, UsageError
 
 _BUSY: Final = 30_000  # ms
+_LOCKED_WITHIN: Final = 60.0  # seconds; the last round of a large plan takes half of that
+_LOOK_AGAIN: Final = 0.02  # seconds
+_SESSION: Final[Mapping[str, int]] = {
+    "statement_timeout": 15_000,  # ms; a server that hangs does not see to it: see ``bounded``
+    "idle_in_transaction_session_timeout": 60_000,  # a controller that was stopped holds no lock
+}
 _CONNECTION: Final[Mapping[str, int]] = {
     "connect_timeout": 10,  # seconds; else as long as the kernel tries
     "tcp_user_timeout": 30_000,  # ms; the next two are seconds
@@ -21,6 +28,8 @@ _CONNECTION: Final[Mapping[str, int]] = {
     "keepalives_count": 4,
 }
 """How soon a PostgreSQL whose host is away is known to be; libpq's names, which a URL may have."""
+_AWAY: Final = ("08", "57", "53300")
+"""What begins the codes of errors that may be over soon: its connection, its operator, too many."""
 LOCK: Final = 0x656E746F  # PostgreSQL's advisory lock of who takes slots or plans
 META: Final = sa.MetaData()
 CAMPAIGNS: Final = sa.Table(
@@ -83,6 +92,10 @@ ATTEMPTS: Final = sa.Table(
 _ONLY_READS: Final = "entourage_only_reads"  # an execution option
 
 
+class DatabaseAwayError(EntourageError):
+    """The database does not answer, or not any more; it may come back."""
+
+
 def open_engine(url: str, *, begins: bool = True) -> sa.Engine:
     """The database of that URL; SQLite in WAL mode, each transaction that changes it begun so.
 
@@ -97,10 +110,7 @@ def open_engine(url: str, *, begins: bool = True) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "postgresql":
-            within = {key: each for key, each in _CONNECTION.items() if key not in parsed.query}
-            return sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=within
-            )
+            return _postgres(parsed)
         engine = sa.create_engine(parsed, connect_args={"check_same_thread": False})
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
         raise UsageError(
@@ -126,6 +136,30 @@ def open_engine(url: str, *, begins: bool = True) -> sa.Engine:
     return engine
 
 
+def _postgres(url: sa.URL) -> sa.Engine:
+    """A PostgreSQL; raises ImportError where there is no driver for it."""
+    from entourage.fleet.bounded import Bounded  # noqa: PLC0415 - SQLite needs no psycopg
+
+    within = {key: each for key, each in _CONNECTION.items() if key not in url.query}
+    engine = sa.create_engine(
+        url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=within
+    )
+
+    def connect(_dialect: Any, _record: Any, words: Any, named: Any) -> Any:
+        return Bounded.connect(*words, **named)
+
+    def connected(connection: Any, _record: Any) -> None:
+        given = str(url.query.get("options", ""))
+        for name, value in _SESSION.items():
+            if name not in given:
+                connection.execute(f"SET {name} = {value}")
+        connection.commit()
+
+    sqlalchemy.event.listen(engine, "do_connect", connect)
+    sqlalchemy.event.listen(engine, "connect", connected)
+    return engine
+
+
 @contextlib.contextmanager
 def changes(engine: sa.Engine) -> Generator[sa.Connection]:
     """A transaction that may change something; raises EntourageError."""
@@ -138,8 +172,25 @@ def alone(engine: sa.Engine) -> Generator[sa.Connection]:
     """A transaction beside which no other of these is; raises EntourageError."""
     with changes(engine) as connection:
         if engine.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+            _lock(connection)
         yield connection
+
+
+def _lock(connection: sa.Connection) -> None:
+    """Take the lock until the transaction ends; asked again and again, so that no answer is late.
+
+    Raises:
+        DatabaseAwayError: Others have it for too long.
+    """
+    until = time.monotonic() + _LOCKED_WITHIN
+    asked = sa.select(sa.func.pg_try_advisory_xact_lock(LOCK))
+    while not connection.execute(asked).scalar_one():
+        if time.monotonic() > until:
+            raise DatabaseAwayError(
+                f"the fleet's database: another controller has its lock for {_LOCKED_WITHIN:g} s",
+                remedy="see in pg_locks which",
+            )
+        time.sleep(_LOOK_AGAIN)
 
 
 def make_tables(engine: sa.Engine) -> None:
@@ -175,7 +226,16 @@ def told() -> Generator[None]:
         yield
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause: object = getattr(error, "orig", None) or error
-        raise EntourageError(
+        kind = DatabaseAwayError if _is_away(cause) else EntourageError
+        raise kind(
             f"the fleet's database: {' '.join(str(cause).split())}",
             remedy="see whether it can be reached and written",
         ) from error
+
+
+def _is_away(error: object) -> bool:
+    """Whether that error of PostgreSQL's driver may be over soon; none of SQLite's is."""
+    if not hasattr(error, "sqlstate"):
+        return False
+    code: str | None = getattr(error, "sqlstate", None)
+    return code is None or code.startswith(_AWAY)

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator
 from pathlib import Path
 from typing import Final, TypeVar
@@ -37,7 +38,7 @@ from dbos import (
 from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet.campaign import Phase, Wish
 from entourage.fleet.controller import Runner
-from entourage.fleet.database import open_engine, told
+from entourage.fleet.database import DatabaseAwayError, open_engine, told
 from entourage.fleet.store import SILENT_AFTER
 from entourage.fleet.values import MoveState
 from entourage.hosts.slots import slot
@@ -49,6 +50,8 @@ FORMAT: Final = "campaign-format-1"
 QUEUE: Final = "campaigns"
 _BEAT_EVERY: Final = 3.0
 _LOOK_EVERY: Final = 0.5
+_LOOK_AGAIN: Final = 2.0  # seconds, where the database is away
+_WAITS: Final = 900.0  # seconds that a terminal waits for it
 _MOST: Final = 64  # controllers on one host
 _ANSWERS_WITHIN: Final = 30.0  # seconds
 _LIVES: Final = frozenset({"PENDING", "ENQUEUED", "DELAYED"})
@@ -93,6 +96,22 @@ def controller_name(settings: Settings) -> Generator[str]:
         )
 
 
+class Away:
+    """Whether the database was away just now: then others could not say that they live either."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._until = 0.0
+
+    def answered(self) -> bool:
+        """It has answered; whether it has for so long that a controller which is silent is dead."""
+        now = time.monotonic()
+        if self._last is not None and now - self._last > 2 * _BEAT_EVERY:
+            self._until = now + SILENT_AFTER
+        self._last = now
+        return now >= self._until
+
+
 class Durable:
     """Runs campaigns of the store; see ``engine.Engine``. Use ``Durable.open``.
 
@@ -104,6 +123,7 @@ class Durable:
     def __init__(self, runner: Runner, owner: str) -> None:
         self._runner = runner
         self._owner = owner
+        self._away = Away()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -122,9 +142,10 @@ class Durable:
         url = runner.store.engine.url.render_as_string(hide_password=False)
         for name in [name for name in os.environ if name.startswith("DBOS__")]:
             del os.environ[name]  # they would connect this process to a service of DBOS's
+        database = open_engine(url, begins=False)
         config: DBOSConfig = {
             "name": "entourage",
-            "system_database_engine": open_engine(url, begins=False),
+            "system_database_engine": database,
             "system_database_url": url,
             "application_version": FORMAT,
             "executor_id": owner,
@@ -154,6 +175,7 @@ class Durable:
             _try_no_more(made)
             with contextlib.suppress(EntourageError):
                 await _asked(in_thread(DBOS.destroy))
+            database.dispose()  # one that is given to DBOS is not its own
             if not left:  # else another one takes over what this one leaves
                 with contextlib.suppress(EntourageError):
                     runner.store.gone(owner)
@@ -171,23 +193,33 @@ class Durable:
     async def _beat(self) -> None:
         while True:
             with contextlib.suppress(EntourageError):  # the next one may be heard
-                self._runner.store.beat(self._owner)
+                await in_thread(self._runner.store.beat, self._owner)
             await asyncio.sleep(_BEAT_EVERY)
 
     async def run(self, name: str) -> Phase:
         """See ``engine.Engine``; one that another controller runs is waited for.
 
         Raises:
-            EntourageError: It cannot go on: a source does not answer, or the database.
+            EntourageError: It cannot go on: a source does not answer, or the database for long.
         """
         workflow, store = await self.begin(name), self._runner.store
+        since = 0.0
         while True:
-            summary = store.summary(name)
-            status = await _status(workflow)
-            if status is None or status.status not in _LIVES:
-                break
-            if status.status == "PENDING" and status.executor_id not in self._living():
-                await _resume(workflow)
+            try:
+                summary = await in_thread(store.summary, name)
+                status = await _status(workflow)
+                living = await in_thread(self._living)
+                if status is None or status.status not in _LIVES:
+                    break
+                dead = self._away.answered() and status.executor_id not in living
+                if status.status == "PENDING" and dead:
+                    await _resume(workflow)
+                since = 0.0
+            except DatabaseAwayError:
+                since = since or time.monotonic()
+                if time.monotonic() - since > _WAITS:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN)
             await asyncio.sleep(_LOOK_EVERY)
         if summary.is_over or status is None or status.status == "SUCCESS":
             return store.summary(name).phase
@@ -220,7 +252,10 @@ class Durable:
         Raises:
             EntourageError: The database cannot be reached.
         """
-        dead = self._runner.store.silent(SILENT_AFTER)
+        silent = await in_thread(self._runner.store.silent, SILENT_AFTER)
+        if not self._away.answered():
+            return []
+        dead = [one for one in silent if one != self._owner]
         for owner in dead:
             for one in await _pending(owner):
                 await _resume(one.workflow_id)
@@ -273,7 +308,8 @@ async def _asked(answer: Awaitable[Answer]) -> Answer:
             why, cause = f"no answer within {_ANSWERS_WITHIN:g} s", late
         except dbos_errors.DBOSException as error:
             why, cause = " ".join(str(error).split()), error
-    raise EntourageError(
+    kind = DatabaseAwayError if isinstance(cause, TimeoutError) else EntourageError
+    raise kind(
         f"the fleet's database: {why}", remedy="see whether it can be reached and written"
     ) from cause
 

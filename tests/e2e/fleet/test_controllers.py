@@ -31,13 +31,9 @@ def database(world: FleetWorld) -> Generator[str]:
     _run(d, *NOBODY, str(programs / "initdb"), "-D", DATA, "-A", "trust", "-U", "nobody")
     with d.path(f"{DATA}/pg_hba.conf").open("a") as rules:
         rules.write("host all all samenet trust\n")
-    options = f"-c listen_addresses=* -c unix_socket_directories={DATA} -c fsync=off"
-    _run(
-        d, *NOBODY, str(programs / "pg_ctl"), "-D", DATA, "-l", f"{DATA}/log", "-w", "-o", options,
-        "start",
-    )  # fmt: skip
+    _start(d)
     yield URL
-    _run(d, *NOBODY, str(programs / "pg_ctl"), "-D", DATA, "-m", "immediate", "stop")
+    _control(d, "stop", "-m", "immediate")
     _run(d, "rm", "-rf", DATA)
 
 
@@ -68,6 +64,29 @@ def test_another_one_takes_over(world: FleetWorld, database: str) -> None:
     world.check()
 
 
+def test_a_database_that_goes_away_in_the_middle_is_waited_for(
+    world: FleetWorld, database: str
+) -> None:
+    """What moves moves on; then the campaign goes on in its terminal, and nobody types anything."""
+    words = ("evacuate", "a", "--name", "waits", "--at-once", "1", "--database", database)
+    process = world.begin_run(*words, host="c")
+    world.wait_until_one_moves("waits", "--database", database)
+    d = world.lab["d"]
+    _control(d, "stop", "-m", "immediate")
+    wait_until(lambda: set(world.where().values()) != {"a"} and _is_idle(world))
+    _start(d)
+    run = ended(process)
+    assert run.status == 0, str(run)
+    assert "it is waited for, and nothing more is begun" in run.stderr
+    assert "the fleet's database answers again: it goes on" in run.stderr
+    world.check()
+
+
+def _is_idle(world: FleetWorld) -> bool:
+    """Whether nothing moves from a."""
+    return world.lab["a"].run(["entourage", "status", "--json"]).stdout.strip() == "[]"
+
+
 def test_two_campaigns_of_two_controllers_share_their_slots(
     world: FleetWorld, database: str
 ) -> None:
@@ -90,6 +109,15 @@ def test_two_campaigns_of_two_controllers_share_their_slots(
     assert most == 1
     assert set(world.where().values()) == {"d"}
     world.check()
+
+
+def _start(host: Host) -> None:
+    options = f"-c listen_addresses=* -c unix_socket_directories={DATA} -c fsync=off"
+    _control(host, "start", "-l", f"{DATA}/log", "-w", "-o", options)
+
+
+def _control(host: Host, *words: str) -> None:
+    _run(host, *NOBODY, str(PROGRAMS[-1].parent / "pg_ctl"), "-D", DATA, *words)
 
 
 def _run(host: Host, *words: str) -> None:
