@@ -134,7 +134,7 @@ async def save_request(
             keep_source_disks=True,
             filters=through,
         ),
-        live=live and checkpoint,
+        live=live and checkpoint and can.live,
         tool=tool,
         dry_run=dry_run,
     )

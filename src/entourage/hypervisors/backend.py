@@ -62,12 +62,14 @@ class Saves(NamedTuple):
 
     Attributes:
         checkpoints: Its guest can go on.
+        live: It runs while its memory is copied, if that is asked for.
         copies: Its disks can be copied, as of the moment of its memory.
         filters: Its memory can be compressed and encrypted.
         elsewhere: It can be made on another host.
     """
 
     checkpoints: bool = False
+    live: bool = False
     copies: bool = False
     filters: bool = False
     elsewhere: bool = False

@@ -44,6 +44,10 @@ class DiskMirroring(Protocol):
         """``MIRROR``, and perhaps ``MIRROR_READONLY``."""
         ...
 
+    def objections(self, disk: Block) -> Sequence[Objection]:
+        """In TEST: what speaks against ``mirror`` of this disk."""
+        ...
+
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         """Copy the disk to the export and keep it so; returns when both are the same.
 

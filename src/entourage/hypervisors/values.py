@@ -161,7 +161,11 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 RESTORES = "restores"
-"""A fact of a machine that its own hypervisor is to restore: it is there that it was saved."""
+"""A fact of a machine that its own hypervisor is to restore: it is there that it was saved.
+
+``GOES_BACK`` where it went on after that: what is here of it is of later.
+"""
+GOES_BACK = "goes-back"
 
 
 class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,10 +188,12 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         file: The path of the file that it has written.
         kept: What it has said about the machine as the file was whole; in its own words.
+        copied: The ids of the disks that are copied out of the save: each is one image by itself.
     """
 
     file: str
     kept: bytes
+    copied: tuple[str, ...] = ()
 
 
 class DataPlane(msgspec.Struct, frozen=True, kw_only=True):

@@ -234,8 +234,9 @@ class Agent:
         if self._opening:
             raise UsageError("the migration is open, and was tested before")
         self._checks.begin(test.domain, test.facts)
-        self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         refusals = await self._refusals(hypervisor, test.domain)
+        # Which kind of machine it will be, the hypervisor may know only now.
+        self._step_into(test.domain, hypervisor.incoming(test.domain, MemoryLedger()))
         if not self._caller.proxy:
             refusals += await no_room(self._settings, self._journal, test.domain, self._host)
         keeper = socket.gethostname()  # of the record: a proxy agent's host is the source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from typing import ClassVar
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.e2e.shared import SHARED, shared_storage
 
 DIR = f"{SHARED}/saved"
 OTHER = f"{SHARED}/again"
+SOCKETS = "/run/entourage-copies"
 IN_DOUBT = 6  # an exit status
 DISK = Disk(f"{SHARED}/d0.qcow2", "qcow2")
 CODE, TEMPLATE = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
@@ -44,6 +46,8 @@ type = "fpga"
 
 class SavedWorld(LibvirtWorld):
     """The domain has all that it needs on storage that both hosts see, and an external device."""
+
+    kept: ClassVar = (*LibvirtWorld.kept, SOCKETS)
 
     def _start(self, what: str) -> None:
         super()._start(what)

@@ -159,8 +159,25 @@ async def test_where_nothing_can_be_saved(
 async def test_libvirts_domains_are_saved(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also with their disks; their guests stand still while memory is written."""
     known(monkeypatch, "qemu:///system")
     assert (await save_request(settings, "web1", "/srv/x")).connect == "qemu:///system"
+    kept = await save_request(settings, "web1", "/srv/x", checkpoint=True, allow_tpm_rollback=True)
+    assert kept.options.copies
+    assert not kept.live
+    assert (await save_request(settings, "web1", "/srv/x", disks=Disks.COPY)).options.copies
+
+
+@pytest.mark.parametrize(
+    ("directory", "more"),
+    [("/srv/x", {"compress": True}), ("/srv/x", {"encrypt": "age1x"}), ("b:/srv/x", {})],
+)
+async def test_libvirt_writes_into_a_file_of_this_host(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, directory: str, more: dict[str, Any]
+) -> None:
+    known(monkeypatch, "qemu:///system")
+    with pytest.raises(UsageError, match="writes memory itself"):
+        await save_request(settings, "web1", directory, **more)
 
 
 @pytest.mark.parametrize(

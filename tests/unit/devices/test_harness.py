@@ -106,6 +106,9 @@ class FakeMirroring:
     machine: FakeMachine
     ways: frozenset[DiskCopy]
 
+    def objections(self, disk: Block) -> list[tuple[str, str]]:
+        return [("the fake cannot", "ask another")] if disk.id in self.machine.objects_to else []
+
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         self.machine.note("mirror-top" if top_only else "mirror", f"{disk.label} to {export.name}")
 

@@ -191,7 +191,8 @@ class BlockController(Controller[Block]):
         """Go the way of a copy, or say why there is none."""
         disk, machine, need = self.device, here.machine, DiskCopy.MIRROR
         carrying = machine.carrying
-        if carrying and (problems := carrying.objections(disk)):
+        copies = carrying or machine.mirroring
+        if copies and (problems := copies.objections(disk)):
             return [refuse(disk, here.source, *problem) for problem in problems]
         found = [refuse(disk, here.source, *problem) for problem in image.problems]
         knows: frozenset[DiskCopy] = frozenset()

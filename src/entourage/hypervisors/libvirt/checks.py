@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
+from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.bootfiles import boot_refusals
 from entourage.hypervisors.libvirt.capi import OLDEST
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
@@ -14,7 +15,8 @@ from entourage.hypervisors.libvirt.constants import OFF, STATE_NAMES, State
 from entourage.hypervisors.libvirt.errors import plain
 from entourage.hypervisors.libvirt.looks import version_in
 from entourage.hypervisors.libvirt.needs import needs
-from entourage.hypervisors.values import RESTORES
+from entourage.hypervisors.libvirt.tpm import state_of
+from entourage.hypervisors.values import GOES_BACK, RESTORES
 from entourage.steps import Refusal
 
 Reason: TypeAlias = tuple[str, str]
@@ -46,6 +48,8 @@ async def test_incoming(
     found = await taken(connection, domain, host, restores=RESTORES in facts)
     if files:
         found += await boot_refusals(domain, host, facts)
+        if facts.get(RESTORES) == GOES_BACK:
+            found += await in_thread(lambda: [*_later_tpms(domain, host)])
     found += await needs(connection, facts, host, files=files)
     reasons += await _machine(raw, domain, facts, host)
     free = await ask(raw.getFreeMemory)
@@ -58,6 +62,19 @@ async def test_incoming(
             )
         )
     return [*(Refusal("domain", host, reason, remedy) for reason, remedy in reasons), *found]
+
+
+def _later_tpms(domain: Domain, host: str) -> Iterator[Refusal]:
+    """States of TPMs of a machine that goes back, which libvirt would write over. Blocks."""
+    for tpm in domain.tpm:
+        if tpm.type == "emulator" and (state := state_of(domain, tpm)).exists():
+            yield Refusal(
+                tpm.label,
+                host,
+                "there is a state of this TPM on this host already, of later",
+                f"if its domain is off, and what it did since is to be given up: mv {state.parent}"
+                f" /root/{domain.name}.before.tpm",
+            )
 
 
 def versions(facts: Mapping[str, str], libvirt: int, qemu: int, host: str) -> list[Reason]:

@@ -91,9 +91,28 @@ STATE_NAMES: Final = {
 }
 """In the words of ``entourage list``."""
 
+
+class BlockCopy(enum.IntFlag):
+    """``virDomainBlockCopyFlags``."""
+
+    SHALLOW = 1 << 0
+    REUSE_EXT = 1 << 1
+    TRANSIENT_JOB = 1 << 2
+
+
+class BlockJob(enum.IntEnum):
+    """``virConnectDomainEventBlockJobStatus``, one more than libvirt's: 0 is none here."""
+
+    COMPLETED = 1
+    FAILED = 2
+    CANCELLED = 3
+    READY = 4
+
+
 LIFECYCLE: Final = 0
+BLOCK_JOB: Final = 16
 ITERATION: Final = 20
-"""``VIR_DOMAIN_EVENT_ID_LIFECYCLE`` and ``…_MIGRATION_ITERATION``."""
+"""``VIR_DOMAIN_EVENT_ID_LIFECYCLE``, ``…_BLOCK_JOB_2`` and ``…_MIGRATION_ITERATION``."""
 
 
 class Lifecycle(enum.IntEnum):
@@ -105,6 +124,8 @@ class Lifecycle(enum.IntEnum):
     CRASHED = 8
 
 
+BLOCK_JOB_ABORT_ASYNC: Final = 1 << 0
+"""``VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC``."""
 NO_METADATA: Final = 1 << 2
 """``VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA``."""
 IMAGE_XML_SECURE: Final = 1 << 0

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entourage.hypervisors.backend import Backend
+from entourage.hypervisors.backend import Backend, Saves
 from entourage.hypervisors.libvirt import uri
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ BACKEND = Backend(
     elsewhere=uri.elsewhere,
     same_as=uri.same_as,
     saves_by="",
+    saves=Saves(checkpoints=True, copies=True),
 )
 SESSION = dataclasses.replace(
     BACKEND,
@@ -92,5 +93,6 @@ SESSION = dataclasses.replace(
     is_here=_session_is_here,
     counterpart=_session_there,
     saves_by="virsh save",
+    saves=Saves(),
     destination=_no_uri,
 )

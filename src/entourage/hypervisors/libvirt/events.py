@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt.connection import Connection, ask, bindings
-from entourage.hypervisors.libvirt.constants import ITERATION, LIFECYCLE, Lifecycle
+from entourage.hypervisors.libvirt.constants import (
+    BLOCK_JOB,
+    ITERATION,
+    LIFECYCLE,
+    BlockJob,
+    Lifecycle,
+)
 
 Result = TypeVar("Result")
 _SOON = 1_000_000_000
@@ -31,6 +37,7 @@ class Known:
         stopped_at, resumed_at: When QEMU last stopped and last resumed the guest.
         migration: QEMU's own word for where its migration is.
         iteration: Which round of the memory is under way.
+        block_jobs: What was last heard of a job with a disk, by what the guest sees that as.
         ended: Why the machine is gone; empty where it is not.
         lost: Why there is nothing more to hear; empty while there is.
         heard: How many things were.
@@ -43,6 +50,7 @@ class Known:
     ended: str = ""
     lost: str = ""
     heard: int = 0
+    block_jobs: dict[str, BlockJob] = dataclasses.field(default_factory=dict[str, BlockJob])
 
 
 class Feed:
@@ -82,6 +90,7 @@ class Feed:
         raw = self._connection.raw
         raw.domainEventRegisterAny(None, LIFECYCLE, self._on_lifecycle, None)
         raw.domainEventRegisterAny(None, ITERATION, self._on_iteration, None)
+        raw.domainEventRegisterAny(None, BLOCK_JOB, self._on_block_job, None)
         qemu: Any = importlib.import_module("libvirt_qemu")
         qemu.qemuMonitorEventRegister(raw, None, None, self._on_qemu, None, 0)
         with contextlib.suppress(bindings().libvirtError):
@@ -137,6 +146,12 @@ class Feed:
         if domain.UUIDString() == self._uuid:
             self._tell("iteration", iteration)
 
+    def _on_block_job(
+        self, _connection: Any, domain: Any, disk: str, _kind: int, status: int, _context: Any
+    ) -> None:
+        if domain.UUIDString() == self._uuid and status + 1 in set(BlockJob):
+            self._tell("block_jobs", {disk: BlockJob(status + 1)})
+
     def _on_qemu(
         self,
         _connection: Any,
@@ -173,6 +188,8 @@ class Feed:
             known.stopped_at = value
         elif what == "resumed_at" and not (keep and known.resumed_at > known.stopped_at):
             known.resumed_at = value
+        elif what == "block_jobs":
+            known.block_jobs |= value
         elif what not in {"stopped_at", "resumed_at"}:
             setattr(known, what, value)
         self._changed.set()

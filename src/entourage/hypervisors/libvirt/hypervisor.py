@@ -118,15 +118,15 @@ class LibvirtHypervisor:
     def _log(self, name: str) -> Path:
         return Path(self._settings.paths.log, f"{name}.log")
 
-    def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:  # noqa: ARG002 - see its docstring
+    def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:
         """A machine to be built here.
 
-        It makes nothing that a ledger could name: libvirtd itself ends what nobody finishes; and
-        what is restored has a file of its own.
+        Of a machine that moves nothing is made that a ledger could name: libvirtd itself ends what
+        nobody finishes. What is restored has a file of its own, and servers for its disks.
         """
         restoring = Path(self._settings.paths.state, f"{domain.uuid}.restoring")
         if self._restores or restoring.exists():
-            return RestoringIncoming(self._uri, domain, restoring)
+            return RestoringIncoming(self._uri, domain, restoring, ledger)
         return LibvirtIncoming(self._uri, domain, self._notes(domain))
 
     def _notes(self, domain: Domain) -> Path:

@@ -1,6 +1,7 @@
 """A libvirt domain that is being restored here: the target's half, of which a save is the source.
 
     build    write down what is being done: another process must know what it may end
+    exports  disks are copied out of the save, before libvirt opens them
     landed   libvirt has read memory's file; the guest stands still, all its devices there
     run      note that it may have run, then resume
     kill     end it; only what nobody has let run
@@ -25,6 +26,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt, plain_words
 from entourage.handover.values import Guest
 from entourage.hosts.parts import HostPart
+from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
@@ -39,7 +41,8 @@ from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import check_ended
-from entourage.hypervisors.libvirt.retarget import retarget
+from entourage.hypervisors.libvirt.restored_disks import RestoredDisks
+from entourage.hypervisors.libvirt.retarget import flat, retarget
 from entourage.hypervisors.libvirt.tpm import state_of
 from entourage.hypervisors.values import RestorePlan
 
@@ -73,18 +76,25 @@ class RestoringIncoming(LibvirtIncoming):
         uri: Of this host's libvirtd.
         domain: The domain.
         file: What is known of the restore is written there.
+        ledger: Takes what serves the disks that are copied, before it is made.
     """
 
-    def __init__(self, uri: str, domain: Domain, file: Path) -> None:
+    def __init__(self, uri: str, domain: Domain, file: Path, ledger: Ledger) -> None:
         super().__init__(uri, domain)
         self._file = file
+        self._exports = RestoredDisks(ledger)
         self._memory = ""
         self._restoring: asyncio.Future[Any] | None = None
 
     @property
     def takes(self) -> frozenset[DiskCopy]:
-        """Its disks are where they were."""
-        return frozenset()
+        """What is copied out of the save; other disks are where they were."""
+        return frozenset({DiskCopy.MIRROR})
+
+    @property
+    def exports(self) -> RestoredDisks:
+        """Each disk has a server of its own, until libvirt opens it."""
+        return self._exports
 
     async def offers(self) -> Mapping[str, str]:
         """Nothing; it is noted that the domain is one that is restored."""
@@ -139,9 +149,11 @@ class RestoringIncoming(LibvirtIncoming):
             begun=True, definition=str(kept), autostart=bool(kept) and self._plan.autostart
         )
         await self._note(noted)
+        self._exports.stands(plane.local)
 
     async def listen(self) -> Ticket:
         """Have libvirt read memory; its guest does not run before it is told to."""
+        await self._exports.end()
         connection = await self._connected()
         xml = str(self._plan.parameters[Parameter.DEST_XML])
         self._restoring = call(connection.raw.restoreFlags, self._memory, xml, SAVE_PAUSED)
@@ -273,6 +285,7 @@ class RestoringIncoming(LibvirtIncoming):
         """
         if self._restoring is not None:
             await asyncio.wait({self._restoring})
+        await self._exports.kill()
         noted = await self._noted()
         if noted is not None and noted.begun:
             if self._connection is not None and not await self._connection.alive():
@@ -315,8 +328,9 @@ class RestoringIncoming(LibvirtIncoming):
 
     async def _adapted(self, plan: Plan) -> LibvirtPlan:
         """What was kept of it, with the places in it that the domain is to have here."""
+        said = _read(plan)
         try:
-            kept = msgspec.msgpack.decode(_read(plan).kept, type=LibvirtPlan)
+            kept = msgspec.msgpack.decode(said.kept, type=LibvirtPlan)
         except msgspec.DecodeError as error:
             raise HypervisorError(f"what is kept in the save cannot be read: {error}") from error
         handed.check_plan(kept, self._domain)
@@ -326,7 +340,7 @@ class RestoringIncoming(LibvirtIncoming):
             lookups = lookups_of(connection)
             was = read_domain(str(kept.parameters[Parameter.DEST_XML]), lookups)
             return {
-                name: retarget(str(text), was, self._domain, lookups)
+                name: flat(retarget(str(text), was, self._domain, lookups), said.copied)
                 for name, text in kept.parameters.items()
                 if name in {Parameter.DEST_XML, Parameter.PERSIST_XML}
             }

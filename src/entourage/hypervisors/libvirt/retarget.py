@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -39,6 +39,24 @@ def retarget(text: str, here: Domain, there: Domain, lookups: Lookups) -> str:
                 _move_nic(root, old, new)
             case _:
                 pass
+    return ET.tostring(root, encoding="unicode")
+
+
+def flat(text: str, disks: Collection[str]) -> str:
+    """The same XML, with each of these disks one image by itself, without any below it.
+
+    Args:
+        text: The domain's.
+        disks: What the guest sees them as.
+    """
+    if not disks:
+        return text
+    root = parse(text)
+    for disk in root.iterfind("devices/disk"):
+        target = disk.find("target")
+        if target is not None and target.get("dev") in disks:
+            for below in disk.findall("backingStore"):
+                disk.remove(below)
     return ET.tostring(root, encoding="unicode")
 
 

@@ -4,7 +4,9 @@ libvirt's own save ends the domain in the moment in which its file is whole, whe
 the save is. So memory is written as of an external snapshot without any disk: the file is the one
 that ``virsh save`` makes, and the guest stays as it was, paused, until the save has its name.
 
-    start    suspend, then the snapshot, in a thread: libvirt writes the file
+    start    suspend; disks that are copied end their copies then (``mirrors.py``)
+    continue_switchover  the snapshot, in a thread: libvirt writes the file; not before, for it
+             begins none while it copies a disk
     landed   the file is whole: the other half is told, and what libvirt has written into it
     release  the domain ends here; its definition stays, as with ``virsh save``, but does not start
              by itself when its host does: the machine may run elsewhere by then
@@ -28,7 +30,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
 from entourage.hosts.threads import in_thread
-from entourage.hypervisors.base import Plan, Ticket
+from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.libvirt import attending, looks
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
@@ -47,6 +49,7 @@ from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.libvirt.mirrors import Mirrors
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.survey import survey
 from entourage.hypervisors.libvirt.tpm import KeptTpm, SourceTpm
@@ -54,6 +57,8 @@ from entourage.hypervisors.reach import check_local, image_of_save
 from entourage.hypervisors.values import SavePlan
 from entourage.steps import Planned, Refusal
 
+_SAVED_BEFORE = "paused due to previous migration"
+"""QEMU's words: it has saved the memory of a guest that has not run since."""
 _AGAIN = 0.1  # seconds between two attempts to end the snapshot's job
 _ENDS_WITHIN = 10.0  # seconds for it to end; after them it is ended as a job that nobody waits for
 
@@ -73,11 +78,22 @@ class LibvirtSaving(LibvirtMachine):
         self._writing: asyncio.Future[Any] | None = None
         self._file = ""
         self._stopped_at = 0
+        self._mirrors = Mirrors(handle, self._job)
 
     @property
     def saving(self) -> None:
         """It is this one."""
         return
+
+    @property
+    def carrying(self) -> None:  # type: ignore[override] - nothing is sent that could take disks along
+        """None: memory goes into a file."""
+        return
+
+    @property
+    def mirroring(self) -> Mirrors:
+        """Disks that are copied into the save."""
+        return self._mirrors
 
     @property
     def tpm(self) -> SourceTpm:
@@ -92,6 +108,7 @@ class LibvirtSaving(LibvirtMachine):
     async def blockers(self) -> Sequence[Refusal]:
         """What speaks against saving it; its snapshots do not."""
         found = await survey(self._handle)
+        self._mirrors.know(found.traits)
         if found.jobs:
             return found.jobs
         refusals = await ask(self._look)
@@ -126,8 +143,13 @@ class LibvirtSaving(LibvirtMachine):
         await attending.withdraw(self._handle.raw)
         return Plan(msgspec.msgpack.encode(SavePlan(hypervisor=self._handle.connection.uri)))
 
+    async def arm(self, plane: DataPlane, **more: Any) -> None:
+        """Listen, and arm the deadman."""
+        await super().arm(plane, **more)
+        self._mirrors.plane = plane
+
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see saving
-        """Stop the guest, and have libvirt begin to write its memory."""
+        """Stop the guest."""
         plane = self._plane
         if plane is None or plane.local is None:
             raise HypervisorError("a machine is saved by a process of the host that it runs on")
@@ -138,6 +160,9 @@ class LibvirtSaving(LibvirtMachine):
         if self.was_running:
             await self._handle.suspend()
         self._stopped_at = time.monotonic_ns()
+
+    async def continue_switchover(self) -> None:
+        """Its disks are copied: have libvirt begin to write its memory."""
         text = snapshot_xml(self._file, parse(await ask(self._handle.raw.XMLDesc, 0)))
         self._writing = call(self._handle.raw.snapshotCreateXML, text, NO_METADATA)
 
@@ -157,12 +182,31 @@ class LibvirtSaving(LibvirtMachine):
             raise HypervisorError(
                 f"libvirt cannot save it: {reason}",
                 device=device_of(self.domain, reason),
-                remedy="see whether there is room for it, and the log of libvirtd",
+                remedy=self._what_to_do(reason),
             ) from error
+        await self._check_stood_still()
         kept = msgspec.msgpack.encode(await self._kept())
         async with connected_here(plane.local.socket) as connection:
             await asyncio.get_running_loop().sock_sendall(connection, kept)
         return b""
+
+    def _what_to_do(self, reason: str) -> str:
+        if _SAVED_BEFORE in reason:
+            name = self.domain.name
+            return f"let it run for a moment: virsh resume {name}; virsh suspend {name}"
+        return "see whether there is room for it, and the log of libvirtd"
+
+    async def _check_stood_still(self) -> None:
+        """Raise HypervisorError where the guest has run since it was stopped.
+
+        libvirt lets anybody resume it; its memory is then of another moment than its disks.
+        """
+        known = self._job.heard().known
+        runs = await self._handle.state() in {State.RUNNING, State.BLOCKED}
+        if runs or known.resumed_at > max(known.stopped_at, self._stopped_at):
+            raise HypervisorError(
+                "somebody has let the guest run on here", remedy="see who did, and try again"
+            )
 
     async def _kept(self) -> LibvirtPlan:
         """What is needed to restore it: the XML that is in the file, and what is beside it."""
@@ -190,6 +234,9 @@ class LibvirtSaving(LibvirtMachine):
         """Give the save up at whatever point: the guest runs here again, or stays paused."""
         await self._end_writing()
         await super().abort()
+        # Not every process has come to note that disks were copied.
+        for disk in self.domain.block:
+            await self._mirrors.cancel(disk)
 
     async def _end_writing(self) -> None:
         """End the snapshot; it may not have begun when it is asked to end, so it is asked again."""

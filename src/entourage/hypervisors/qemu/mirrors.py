@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from entourage.domain import Block, Domain
@@ -18,6 +18,7 @@ from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
 from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.reach import check_local_disk, check_reach
+from entourage.hypervisors.seams import Objection
 
 _SHOW_EVERY = 0.25
 # Seconds that the guest may stand still for, at most, while QEMU's main loop greets the target; how
@@ -50,6 +51,10 @@ class Mirrors:
         self._flushed = flushed
         self._progress: dict[str, tuple[int, int]] = {}
         self._given_up: set[str] = set()
+
+    def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see seams
+        """None that its image does not show."""
+        return ()
 
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         """Copy the disk to the export and keep it so; returns when both are the same."""

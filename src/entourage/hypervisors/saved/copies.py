@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, Export
 from entourage.hypervisors.reach import check_local_disk
 from entourage.hypervisors.saved.manifest import Copy, copy_path, measured
-from entourage.hypervisors.seams import DiskCopy
+from entourage.hypervisors.seams import DiskCopy, Objection
 from entourage.hypervisors.values import LocalData
 
 _PROGRESS = re.compile(rb"\((\d+\.\d+)/100%\)")
@@ -114,6 +114,10 @@ class CopiesOut:
     def __init__(self) -> None:
         self.plane: DataPlane | None = None
         self._progress: dict[str, tuple[int, int]] = {}
+
+    def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see seams
+        """None: it is an image of the save's."""
+        return ()
 
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:  # noqa: ARG002 - a copy has no chain
         """Copy the disk to the export; nothing changes it meanwhile."""

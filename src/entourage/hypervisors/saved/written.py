@@ -21,7 +21,7 @@ from entourage.hypervisors.base import MemoryProgress, Plan, Ticket
 from entourage.hypervisors.reach import NOT_OURS
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.saved.manifest import MEMORY
-from entourage.hypervisors.values import RESTORES, RestorePlan, SavePlan
+from entourage.hypervisors.values import GOES_BACK, RESTORES, RestorePlan, SavePlan
 
 _LARGEST = 16 << 20  # bytes that may be said about a machine
 _AT_ONCE = 1 << 16
@@ -84,11 +84,14 @@ class WrittenMachine(SavedMachine):
 
     async def facts(self) -> Mapping[str, str]:
         """What the hypervisor that it was saved in said of itself, and that it is restored."""
-        return {**await super().facts(), RESTORES: "yes"}
+        kind = GOES_BACK if self._manifest.checkpoint else "yes"
+        return {**await super().facts(), RESTORES: kind}
 
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - the target changes what it must
         """Where the file is, and what was said about it."""
-        plan = RestorePlan(file=self._file, kept=self._manifest.kept)
+        labels = {copy.device for copy in self._manifest.copies}
+        copied = tuple(disk.id for disk in self._manifest.domain.block if disk.label in labels)
+        plan = RestorePlan(file=self._file, kept=self._manifest.kept, copied=copied)
         return Plan(msgspec.msgpack.encode(plan))
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still

@@ -129,3 +129,11 @@ async def test_a_medium_that_may_be_left_out_is(
     raw(there, size=MIB)
     assert await move.test() == []
     assert not move.controller.left_out
+
+
+async def test_what_a_mirror_has_against_a_disk_is_said(tmp_path: Path, srv: Path) -> None:
+    move = Move(tmp_path, raw(srv / "x.img", size=MIB))
+    move.hosts.machine.objects_to = frozenset({"disk0"})
+    move.hosts.mkdir(srv)
+    [refusal] = await move.test()
+    assert refusal.reason == "the fake cannot"

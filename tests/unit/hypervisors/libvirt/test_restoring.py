@@ -9,16 +9,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from entourage.domain import Domain, Net
+from entourage.domain import Block, Domain, Net
 from entourage.errors import HypervisorError, InDoubt
 from entourage.handover.values import Guest
+from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane, Plan
+from entourage.hypervisors.libvirt import restored_disks
 from entourage.hypervisors.libvirt import restoring as module
 from entourage.hypervisors.libvirt.connection import Connection, LostError
 from entourage.hypervisors.libvirt.constants import Parameter, State
+from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.restoring import Restoring, RestoringIncoming
-from entourage.hypervisors.values import RestorePlan
+from entourage.hypervisors.values import LocalData, RestorePlan
 from tests.unit.hypervisors.libvirt.fakes import Failed
 
 UUID = "5b6e6d0e-0000-4000-8000-000000000001"
@@ -71,7 +74,7 @@ class Here(RestoringIncoming):
     """With a libvirtd that shows this domain, or none."""
 
     def __init__(self, file: Path, raw: Raw | None) -> None:
-        super().__init__("qemu:///system", DOMAIN, file)
+        super().__init__("qemu:///system", DOMAIN, file, MemoryLedger())
         self.raw = raw
 
     async def _open(self, patience: float = 0) -> Connection:
@@ -230,10 +233,74 @@ async def test_a_file_that_is_damaged_is_told_of(file: Path) -> None:
 # What it is built of
 
 
-def planned(xml: str = XML, **more: Any) -> Plan:
+def planned(xml: str = XML, *, copied: tuple[str, ...] = (), **more: Any) -> Plan:
     parameters: dict[str, str | int | list[str]] = {Parameter.DEST_XML: xml, **more}
     kept = msgspec.msgpack.encode(LibvirtPlan(parameters=parameters))
-    return Plan(msgspec.msgpack.encode(RestorePlan(file="/backup/web1/memory", kept=kept)))
+    plan = RestorePlan(file="/backup/web1/memory", kept=kept, copied=copied)
+    return Plan(msgspec.msgpack.encode(plan))
+
+
+DISKS = "".join(
+    f"<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/d/{dev}'/>"
+    f"<backingStore type='file'><format type='raw'/><source file='/d/base'/></backingStore>"
+    f"<target dev='{dev}' bus='virtio'/></disk>"
+    for dev in ("vda", "vdb")
+)
+
+
+async def test_a_disk_that_was_copied_is_one_image_elsewhere(file: Path) -> None:
+    """One that stayed is built on what it was built on."""
+    incoming: Any = Here(file, None)
+    places = {"vda": "/new/vda.qcow2", "vdb": "/d/vdb"}
+    blocks = tuple(Block(id=dev, path=path, format="qcow2") for dev, path in places.items())
+    incoming._domain = msgspec.structs.replace(DOMAIN, block=blocks)
+    xml = XML.replace("<devices>", f"<devices>{DISKS}")
+    adapted = await incoming._adapted(planned(xml, copied=("vda",)))
+    root = parse(str(adapted.parameters[Parameter.DEST_XML]))
+    copied, stayed = root.iterfind("devices/disk")
+    assert [source.attrib for source in copied.iter("source")] == [{"file": "/new/vda.qcow2"}]
+    assert [source.get("file") for source in stayed.iter("source")] == ["/d/vdb", "/d/base"]
+
+
+async def test_disks_are_on_the_disk_before_libvirt_opens_them(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their servers have ended: each would have its image locked."""
+    told: list[str] = []
+
+    class Server:
+        def __init__(self, _ledger: Any, socket: str) -> None:
+            told.append(socket)
+
+        async def serve(self, path: Path, image_format: str, name: str) -> None:
+            told.append(f"{path.name} {image_format} {name}")
+
+        async def end(self) -> None:
+            told.append("end")
+
+    monkeypatch.setattr(restored_disks, "NbdServer", Server)
+
+    def sync(_path: Path) -> None:
+        told.append("sync")
+
+    def restore(*_: object) -> None:
+        told.append("restore")
+
+    monkeypatch.setattr(restored_disks.durable, "sync_file", sync)
+    incoming: Any = Here(file, None)
+    incoming.raw = SimpleNamespace(restoreFlags=restore)
+    image = tmp_path / "d"
+    image.touch()
+    disk = Block(id="vda", path=str(image), format="qcow2")
+    with pytest.raises(HypervisorError, match="nothing is being restored"):
+        await incoming.exports.export(disk)
+    incoming.exports.stands(LocalData(socket="/run/x", generation=1, paused=False))
+    export = await incoming.exports.export(disk)
+    assert export.socket == "/run/x.disk.vda"
+    incoming._plan = LibvirtPlan(parameters={Parameter.DEST_XML: XML})
+    await incoming.listen()
+    await incoming._restoring
+    assert told == ["/run/x.disk.vda", "d qcow2 vda", "end", "sync", "restore"]
 
 
 async def test_the_xml_has_the_bridge_that_was_named(file: Path) -> None:
@@ -248,7 +315,7 @@ async def test_the_xml_has_the_bridge_that_was_named(file: Path) -> None:
     ("plan", "says"),
     [
         (planned(XML.replace("web1", "web2")), "is not that of web1"),
-        (planned(XML, **{Parameter.BANDWIDTH: "x"}), "a parameter that is not known"),
+        (planned(XML, copied=(), **{Parameter.BANDWIDTH: "x"}), "a parameter that is not known"),
         (Plan(msgspec.msgpack.encode(RestorePlan(file="/x", kept=b"\xff"))), "cannot be read"),
         (Plan(b"\xff"), "cannot be read"),
     ],

@@ -20,9 +20,11 @@ from entourage.hypervisors.libvirt import handle as handles
 from entourage.hypervisors.libvirt.connection import RefusedError
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
 from entourage.hypervisors.libvirt.domainxml import parse
+from entourage.hypervisors.libvirt.events import Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.libvirt.saving import LibvirtSaving, out_of_sight, snapshot_xml
+from entourage.hypervisors.seams import DiskCopy
 from entourage.hypervisors.values import LocalData, SavePlan
 from entourage.steps import Refusal
 from tests.unit.hypervisors.libvirt.fakes import Failed, FakeDomain, handle_of, use_fakes
@@ -156,13 +158,77 @@ async def test_memory_goes_nowhere_else(uri: str, cookie: bytes) -> None:
         await saved.start(Ticket(uri=uri, cookie=cookie), live=False)
 
 
-async def test_what_libvirt_says_of_a_file_is_told() -> None:
+@pytest.mark.parametrize(
+    ("says", "remedy"),
+    [
+        ("no room", "see whether there is room"),
+        ("Can't migrate the vm that was paused due to previous migration", "virsh suspend web1"),
+    ],
+)
+async def test_what_libvirt_says_of_a_file_is_told(says: str, remedy: str) -> None:
     saved: Any = machine(FakeDomain())
     saved._plane = PLANE
     saved._writing = asyncio.get_running_loop().create_future()
-    saved._writing.set_exception(RefusedError("libvirt: operation failed: no room", 1))
-    with pytest.raises(HypervisorError, match="cannot save it: no room"):
+    saved._writing.set_exception(RefusedError(f"libvirt: operation failed: {says}", 1))
+    with pytest.raises(HypervisorError, match="cannot save it: ") as told:
         await saved.landed()
+    assert says in told.value.message
+    assert remedy in told.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("state", "resumed_at"), [(State.RUNNING, 0), (State.PAUSED, 3), (State.PAUSED, 0)]
+)
+async def test_a_guest_that_has_run_since_is_not_saved(state: State, resumed_at: int) -> None:
+    """Its memory would be of another moment than its disks."""
+    saved: Any = machine(FakeDomain(state=state))
+
+    async def now() -> State:
+        return state
+
+    saved._handle.state = now
+    saved._job.feed = SimpleNamespace(known=Known(stopped_at=2, resumed_at=resumed_at))
+    if (state, resumed_at) == (State.PAUSED, 0):
+        await saved._check_stood_still()
+        return
+    with pytest.raises(HypervisorError, match="somebody has let the guest run on"):
+        await saved._check_stood_still()
+
+
+async def test_no_memory_is_written_while_disks_are_copied() -> None:
+    """libvirt makes no snapshot then; their copies end between both."""
+    told: list[str] = []
+    raw: Any = FakeDomain(xml(VDA))
+
+    def write(text: str, _flags: int) -> None:
+        told.append(text)
+
+    raw.snapshotCreateXML = write
+    saved: Any = machine(raw)
+    saved._plane = PLANE
+    saved._job.feed = SimpleNamespace(known=Known())
+    saved._handle.suspend = AsyncMock()
+    file = f"/backup/web1.{UUID}.partial/memory"
+    await saved.start(Ticket(uri=f"unix:{LOCAL.socket}", cookie=file.encode()), live=False)
+    saved._handle.suspend.assert_awaited_once()
+    assert told == []
+    await saved.continue_switchover()
+    await saved._writing
+    assert file in told[0]
+
+
+async def test_a_disk_that_is_encrypted_is_not_copied() -> None:
+    """QEMU has the key: what it would write is not encrypted."""
+    locked = "<source file='/d/a.qcow2'><encryption format='luks'/></source>"
+    for source, many in (("<source file='/d/a.qcow2'/>", 0), (locked, 1)):
+        found = machine(FakeDomain(xml(f"<disk type='file'>{source}<target dev='vda'/></disk>")))
+        await found.blockers()
+        assert len(found.mirroring.objections(DOMAIN.block[0])) == many
+
+
+def test_no_disk_goes_along_with_memory() -> None:
+    assert machine(FakeDomain()).carrying is None
+    assert DiskCopy.MIRROR in machine(FakeDomain()).mirroring.ways
 
 
 @pytest.mark.parametrize("undefined", [False, True])

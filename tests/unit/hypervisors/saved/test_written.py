@@ -17,7 +17,9 @@ from entourage.hypervisors.reach import image_of_save
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import SavedHypervisor
 from entourage.hypervisors.saved.incoming import SavingIncoming
-from entourage.hypervisors.values import RESTORES, LocalData, RestorePlan, SavePlan
+from entourage.hypervisors.saved.place import Place
+from entourage.hypervisors.saved.written import WrittenMachine
+from entourage.hypervisors.values import GOES_BACK, RESTORES, LocalData, RestorePlan, SavePlan
 from entourage.settings.model import PathSettings, Settings
 
 UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
@@ -77,7 +79,15 @@ async def test_it_is_restored_from_where_it_is(tmp_path: Path) -> None:
     paths = PathSettings(state=str(tmp_path / "state"), run=str(tmp_path / "run"))
     hypervisor = SavedHypervisor(Settings(paths=paths), str(tmp_path / "saved"))
     machine = await hypervisor.machine("web1")
-    assert RESTORES in await machine.facts()
+    assert (await machine.facts())[RESTORES] == "yes"
+    went_on = manifests.read_manifest(tmp_path / "saved")
+    later = WrittenMachine(
+        tmp_path / "saved",
+        msgspec.structs.replace(went_on, checkpoint=True),
+        "",
+        Place(tmp_path / "saved", UUID, tmp_path / "state"),
+    )
+    assert (await later.facts())[RESTORES] == GOES_BACK
     plan = msgspec.msgpack.decode(await machine.plan(DOMAIN), type=RestorePlan)
     assert plan == RestorePlan(file=str(tmp_path / "saved" / "memory"), kept=b"its XML")
     await machine.start(Ticket(uri=f"file:{plan.file}"), live=False)
