@@ -12,7 +12,7 @@ import msgspec
 from entourage.admission import known
 from entourage.checkpoint.disks import Disks
 from entourage.devices.base import Options
-from entourage.domain import Block, Domain, Name
+from entourage.domain import Block, Domain, Name, Net
 from entourage.errors import UsageError, plain_words, what_to_do
 from entourage.hosts.filters import (
     COMPRESS,
@@ -35,6 +35,8 @@ from entourage.settings.model import Settings
 from entourage.source.request import Request
 
 _LOOK_AT_LINKS = "see where its links lead: namei -l"
+_OF_ITS_OWN = "user"
+"""A type of NIC: QEMU itself translates its addresses, and nobody meets its MAC."""
 _LOOPBACK = "127.0.0.1"  # where nothing goes: memory stays on this host
 
 
@@ -269,7 +271,7 @@ def _identity(manifest: manifests.Manifest, where: str, name: str) -> Identity:
     """Who another machine is.
 
     Raises:
-        UsageError: It cannot be called so, or its save is not one of Entourage's own machines.
+        UsageError: It cannot be called so.
     """
     try:
         msgspec.convert(name, Name)
@@ -278,11 +280,6 @@ def _identity(manifest: manifests.Manifest, where: str, name: str) -> Identity:
     if name == manifest.domain.name:
         raise UsageError(
             f"{where} is a save of {name} itself", remedy="leave --as out, or choose another name"
-        )
-    if manifest.hypervisor:
-        raise UsageError(
-            f"{where} was saved by {manifest.hypervisor}, and has {manifest.domain.name} in it",
-            remedy="--as is for Entourage's own machines",
         )
     return Identity(str(uuid.uuid4()), name)
 
@@ -313,14 +310,27 @@ def _check_another(
                 f"{path} is a device, and whose it is cannot be told",
                 remedy=f"--disk {disk}=/a/file, which is made",
             )
-    bridges = {nic.bridge for nic in first.net}
+    places = {_network(nic) for nic in first.net}
     for nic in first.net:
-        if nets.get(nic.bridge, nic.bridge) in bridges:
+        place = _network(nic)
+        if nic.attach == "other" and place == _OF_ITS_OWN:
+            continue
+        if nic.attach == "other":
+            raise UsageError(
+                f"{nic.id} of {first.name} is of type {place}, and where that leads cannot be told",
+                remedy=f"no other machine can be made of {first.name} while it has it",
+            )
+        if nets.get(place, place) in places:
             raise UsageError(
                 f"the guest has the MAC of {first.name}'s {nic.id} in its memory until it is"
-                f" started again, and would be on the bridge {nic.bridge} with it",
-                remedy=f"--net {nic.bridge}=BRIDGE, one that {first.name} is not on",
+                f" started again, and would be on {place} with it",
+                remedy=f"--net {place}=ANOTHER, one that {first.name} is not on",
             )
+
+
+def _network(nic: Net) -> str:
+    """What ``--net`` calls where a NIC is: a bridge, an interface, or a network of libvirt's."""
+    return nic.network if nic.attach == "network" and nic.network else nic.bridge
 
 
 def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str, str]:

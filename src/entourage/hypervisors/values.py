@@ -163,9 +163,11 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
 RESTORES = "restores"
 """A fact of a machine that its own hypervisor is to restore: it is there that it was saved.
 
-``GOES_BACK`` where it went on after that: what is here of it is of later.
+``GOES_BACK`` where it went on after that: what is here of it is of later. ``ANOTHER`` where it is
+made into another machine.
 """
 GOES_BACK = "goes-back"
+ANOTHER = "another"
 
 
 class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,11 +191,13 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
         file: The path of the file that it has written.
         kept: What it has said about the machine as the file was whole; in its own words.
         copied: The ids of the disks that are copied out of the save: each is one image by itself.
+        first: Of another machine that is made of it: the configuration of the one that was saved.
     """
 
     file: str
     kept: bytes
     copied: tuple[str, ...] = ()
+    first: Domain | None = None
 
 
 class DataPlane(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ from entourage.hypervisors.registry import (
 )
 from entourage.hypervisors.saved import claim, storage
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.values import ANOTHER, RESTORES, RestorePlan
 from entourage.settings.model import PathSettings, Settings
 from tests.unit.hypervisors.saved.test_manifest import disk, saved
 
@@ -465,9 +466,30 @@ async def test_what_there_cannot_be_two_of_is_refused(settings: Settings, saved:
     assert all(one.remedy for one in found)
 
 
-async def test_libvirts_domains_become_no_other_ones(settings: Settings, saved: Path) -> None:
-    manifest = manifests.read_manifest(saved)
-    manifest = msgspec.structs.replace(manifest, hypervisor="qemu:///system")
-    (saved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
-    with pytest.raises(UsageError, match="was saved by qemu:///system"):
-        await restore_request(settings, str(saved), another="web2")
+async def test_another_machine_of_a_libvirt_domain(settings: Settings, copied: Path) -> None:
+    """It is told whose memory it is; a NIC that nobody meets may stay where it is."""
+    manifest = manifests.read_manifest(copied)
+    nics = (
+        Net(id="net0", bridge="virbr0", attach="network", network="default"),
+        Net(id="net1", bridge="user", attach="other"),
+    )
+    domain = msgspec.structs.replace(manifest.domain, net=nics)
+    manifest = msgspec.structs.replace(manifest, hypervisor="qemu:///system", domain=domain)
+    (copied / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(UsageError, match="on default with it"):
+        await restore_request(settings, str(copied), another="web2", disks=OWN["disks"])
+    request = await restore_request(
+        settings, str(copied), another="web2", disks=OWN["disks"], nets={"default": "apart"}
+    )
+    assert request.route.there == "qemu:///system"
+    hypervisor, domain = await find_domain(settings, "web2", request.connect)
+    machine = await hypervisor.machine("web2")
+    assert (await machine.facts())[RESTORES] == ANOTHER
+    plan = msgspec.msgpack.decode(await machine.plan(domain), type=RestorePlan)
+    assert (plan.first, plan.copied) == (manifest.domain, ("disk0",))
+    nics = (Net(id="net0", bridge="vhostuser", attach="other"),)
+    domain = msgspec.structs.replace(manifest.domain, net=nics)
+    manifest = msgspec.structs.replace(manifest, domain=domain)
+    (copied / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(UsageError, match="of type vhostuser"):
+        await restore_request(settings, str(copied), another="web2", disks=OWN["disks"])

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.threads import in_thread
+from entourage.hypervisors.libvirt.another import only_one_can_have
 from entourage.hypervisors.libvirt.bootfiles import boot_refusals
 from entourage.hypervisors.libvirt.capi import OLDEST
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
@@ -16,7 +17,7 @@ from entourage.hypervisors.libvirt.errors import plain
 from entourage.hypervisors.libvirt.looks import version_in
 from entourage.hypervisors.libvirt.needs import needs
 from entourage.hypervisors.libvirt.tpm import state_of
-from entourage.hypervisors.values import GOES_BACK, RESTORES
+from entourage.hypervisors.values import ANOTHER, GOES_BACK, RESTORES
 from entourage.steps import Refusal
 
 Reason: TypeAlias = tuple[str, str]
@@ -50,6 +51,9 @@ async def test_incoming(
         found += await boot_refusals(domain, host, facts)
         if facts.get(RESTORES) == GOES_BACK:
             found += await in_thread(lambda: [*_later_tpms(domain, host)])
+        if facts.get(RESTORES) == ANOTHER:
+            xml = facts.get("xml", "")
+            reasons += await in_thread(lambda: [*only_one_can_have(xml, domain)])
     found += await needs(connection, facts, host, files=files)
     reasons += await _machine(raw, domain, facts, host)
     free = await ask(raw.getFreeMemory)

@@ -31,12 +31,14 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.libvirt import guestclock, handed, volumes
+from entourage.hypervisors.libvirt.another import renamed
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
 from entourage.hypervisors.libvirt.domainxml import read_domain
 from entourage.hypervisors.libvirt.errors import plain
 from entourage.hypervisors.libvirt.events import Feed
+from entourage.hypervisors.libvirt.image_copy import ImageCopy
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
@@ -84,6 +86,8 @@ class RestoringIncoming(LibvirtIncoming):
         self._file = file
         self._exports = RestoredDisks(ledger)
         self._memory = ""
+        self._copy: ImageCopy | None = None
+        self._ledger = ledger
         self._restoring: asyncio.Future[Any] | None = None
 
     @property
@@ -136,7 +140,10 @@ class RestoringIncoming(LibvirtIncoming):
         self._domain = domain
         self._plan = await self._adapted(plan)
         handed.check_plan(self._plan, domain)
-        self._memory = _read(plan).file
+        said = _read(plan)
+        self._memory = said.file
+        if said.first is not None:
+            self._copy = ImageCopy(Path(said.file), self._uuid, self._ledger)
         if self._feed is None:
             self._feed = await Feed.open(self._uri, self._uuid)
         if (state := await self._state()) not in _GONE:
@@ -156,7 +163,8 @@ class RestoringIncoming(LibvirtIncoming):
         await self._exports.end()
         connection = await self._connected()
         xml = str(self._plan.parameters[Parameter.DEST_XML])
-        self._restoring = call(connection.raw.restoreFlags, self._memory, xml, SAVE_PAUSED)
+        file = self._memory if self._copy is None else str(await self._copy.make(xml))
+        self._restoring = call(connection.raw.restoreFlags, file, xml, SAVE_PAUSED)
         return Ticket(uri=f"file:{self._memory}")
 
     async def landed(self) -> None:
@@ -169,6 +177,8 @@ class RestoringIncoming(LibvirtIncoming):
             reason = self._last_said() or plain(error.message)
             raise HypervisorError(f"libvirt cannot restore it: {reason}") from error
         await self._sync_parents()
+        if self._copy is not None:
+            await self._copy.remove()
 
     async def _sync_parents(self) -> None:
         """What its TPM's state has of directories is on the disk; see ``TargetTpm.sync``."""
@@ -286,6 +296,8 @@ class RestoringIncoming(LibvirtIncoming):
         if self._restoring is not None:
             await asyncio.wait({self._restoring})
         await self._exports.kill()
+        if self._copy is not None:
+            await self._copy.remove()
         noted = await self._noted()
         if noted is not None and noted.begun:
             if self._connection is not None and not await self._connection.alive():
@@ -333,19 +345,27 @@ class RestoringIncoming(LibvirtIncoming):
             kept = msgspec.msgpack.decode(said.kept, type=LibvirtPlan)
         except msgspec.DecodeError as error:
             raise HypervisorError(f"what is kept in the save cannot be read: {error}") from error
-        handed.check_plan(kept, self._domain)
+        handed.check_plan(kept, said.first or self._domain)
         connection = await self._connected()
 
         def adapt() -> dict[str, str | int | list[str]]:
             lookups = lookups_of(connection)
             was = read_domain(str(kept.parameters[Parameter.DEST_XML]), lookups)
-            return {
+            adapted: dict[str, str | int | list[str]] = {
                 name: flat(retarget(str(text), was, self._domain, lookups), said.copied)
                 for name, text in kept.parameters.items()
                 if name in {Parameter.DEST_XML, Parameter.PERSIST_XML}
             }
+            if said.first is None:
+                return adapted
+            # Its definition is what runs: that of the first one may name more that is that one's.
+            other = renamed(str(adapted[Parameter.DEST_XML]), self._domain)
+            return dict.fromkeys(adapted, other)
 
-        return msgspec.structs.replace(kept, xml="", flags=0, parameters=await ask(adapt))
+        autostart = kept.autostart and said.first is None
+        return msgspec.structs.replace(
+            kept, xml="", flags=0, autostart=autostart, parameters=await ask(adapt)
+        )
 
     async def _noted(self) -> Restoring | None:
         def read() -> Restoring | None:

@@ -8,15 +8,20 @@ read: its disks are copied out of it, and it has no TPM.
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from entourage.domain import Domain, Net
+from entourage.hypervisors.base import Plan
 from entourage.hypervisors.saved.descriptor import Identity
 from entourage.hypervisors.saved.machine import SavedMachine, broken_seals
 from entourage.hypervisors.saved.manifest import Manifest
+from entourage.hypervisors.saved.written import WrittenMachine
+from entourage.hypervisors.values import ANOTHER, RESTORES, RestorePlan
+from entourage.settings.units import format_size
 from entourage.steps import Refusal
 
 _OUI = "52:54:00"  # as QEMU's own
@@ -58,7 +63,10 @@ def _shared(manifest: Manifest) -> Iterator[tuple[str, tuple[str, str]]]:
             reason = f"it is {domain.name}'s, which stays with it: it is not copied into the save"
             yield disk.label, (reason, "save it with --disks=copy, or with --checkpoint")
     for tpm in domain.tpm:
-        reason = f"it is {domain.name}'s: its keys and its counters are in the save's memory"
+        reason = (
+            f"it is {domain.name}'s: its keys and its counters are in the save's memory, and come"
+            " back with that into any TPM that would be there"
+        )
         yield tpm.label, (reason, "no other machine can be made of a save with a TPM")
     for device in domain.external:
         reason = f"it is {domain.name}'s, and whether there may be two of it is not known"
@@ -90,3 +98,33 @@ class AnotherMachine(SavedMachine):
     async def abort(self) -> None:
         """It was never let run; the save is what it was."""
         await self.close()
+
+
+class AnotherWrittenMachine(AnotherMachine, WrittenMachine):
+    """The same of a save whose memory its hypervisor reads itself: from a copy, as the other one's.
+
+    The copy is made beside the save, for as long as memory is read.
+    """
+
+    async def facts(self) -> Mapping[str, str]:
+        """What the hypervisor that it was saved in said of itself; of the first machine."""
+        return {**await super().facts(), RESTORES: ANOTHER}
+
+    async def plan(self, target: Domain) -> Plan:
+        """The same, and whose it was."""
+        plan = msgspec.msgpack.decode(await super().plan(target), type=RestorePlan)
+        first = msgspec.structs.replace(plan, first=self._manifest.domain)
+        return Plan(msgspec.msgpack.encode(first))
+
+    async def blockers(self) -> Sequence[Refusal]:
+        """And that there is no room for the copy."""
+        found = [*await super().blockers()]
+        parent, need = self._directory.parent, self._manifest.memory.size
+        space = await self._storage.do(os.statvfs, parent)
+        if (free := space.f_bavail * space.f_frsize) < need:
+            reason = (
+                f"no room in {parent} for a copy of memory with another name in it:"
+                f" {format_size(need)} may be needed, {format_size(free)} free"
+            )
+            found.append(Refusal("memory", socket.gethostname(), reason, "make room there"))
+        return found

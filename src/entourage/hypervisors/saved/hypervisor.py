@@ -14,7 +14,7 @@ from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.saved import manifest as manifests
-from entourage.hypervisors.saved.another import AnotherMachine, renamed
+from entourage.hypervisors.saved.another import AnotherMachine, AnotherWrittenMachine, renamed
 from entourage.hypervisors.saved.descriptor import Identity, another_name, save_name
 from entourage.hypervisors.saved.incoming import SavingIncoming
 from entourage.hypervisors.saved.machine import SavedMachine
@@ -86,7 +86,8 @@ class SavedHypervisor:
         holder = await in_thread(holder_of, self._settings)
         place = Place(self._directory, manifest.domain.uuid, Path(self._settings.paths.state))
         if self._another:
-            machine = AnotherMachine(self._directory, manifest, holder, place)
+            other = AnotherWrittenMachine if manifest.hypervisor else AnotherMachine
+            machine = other(self._directory, manifest, holder, place)
             machine.become(self._another)
             return machine
         kind = WrittenMachine if manifest.kept else SavedMachine

@@ -1,0 +1,169 @@
+"""Another machine that is made of a libvirt domain's save: its XML, and its file of memory."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from entourage.domain import Domain, Net
+from entourage.errors import HypervisorError
+from entourage.hosts.resources import MemoryLedger
+from entourage.hypervisors.libvirt import another, saveimage
+from entourage.hypervisors.libvirt.another import only_one_can_have, own_place, renamed
+from entourage.hypervisors.libvirt.domainxml import parse
+from entourage.hypervisors.libvirt.image_copy import ImageCopy
+
+FIRST = "5b6e6d0e-0000-4000-8000-000000000001"
+UUID = "5b6e6d0e-0000-4000-8000-000000000002"
+GENID = "5b6e6d0e-0000-4000-8000-000000000003"
+MAC, OWN_MAC = "52:54:00:00:00:01", "52:54:00:00:00:02"
+OTHER = Domain(
+    name="web2", uuid=UUID, memory=1 << 28, net=(Net(id="net0", bridge="br1", mac=OWN_MAC),)
+)
+SERIAL = "<serial type='file'><source path='/var/log/web1.log'/></serial>"
+
+
+def xml(devices: str = "", os: str = "") -> str:
+    return (
+        f"<domain type='kvm'><name>web1</name><uuid>{FIRST}</uuid><genid>{GENID}</genid>"
+        f"<memory unit='b'>268435456</memory><sysinfo type='smbios'><system>"
+        f"<entry name='uuid'>{FIRST}</entry></system></sysinfo>"
+        f"<os><type machine='q35'>hvm</type>{os}</os><devices><interface type='bridge'>"
+        f"<mac address='{MAC}'/><source bridge='br1'/></interface>{devices}</devices></domain>"
+    )
+
+
+def test_nothing_of_the_first_ones_identity_is_left() -> None:
+    nvram = "<nvram template='/t.fd'>/var/lib/libvirt/qemu/nvram/web1_VARS.fd</nvram>"
+    text = renamed(xml(SERIAL, nvram), OTHER)
+    for gone in (FIRST, GENID, MAC, "web1"):
+        assert gone not in text
+    root = parse(text)
+    assert (root.findtext("name"), root.findtext("uuid")) == ("web2", UUID)
+    assert root.findtext("sysinfo/system/entry") == UUID
+    assert root.findtext("os/nvram") == "/var/lib/libvirt/qemu/nvram/web2_VARS.fd"
+
+
+def test_variables_whose_place_is_an_element() -> None:
+    nvram = "<nvram type='file'><source file='/n/web1.fd'/></nvram>"
+    source = parse(renamed(xml(os=nvram), OTHER)).find("os/nvram/source")
+    assert source is not None
+    assert source.get("file") == "/var/lib/libvirt/qemu/nvram/web2_VARS.fd"
+
+
+@pytest.mark.parametrize(
+    ("devices", "says"),
+    [
+        ("", ""),
+        ("<graphics type='vnc' port='-1' autoport='yes'/>", ""),
+        ("<serial type='pty'><source path='/dev/pts/1'/></serial>", ""),
+        ("<channel type='unix'><source mode='bind'/></channel>", ""),
+        (SERIAL, ""),
+        ("<serial type='file'><source path='/x.log'/></serial>", "the place /x.log"),
+        ("<serial type='tcp'><source mode='bind' service='77'/></serial>", "at port 77"),
+        ("<serial type='pty'><log file='/x.log'/></serial>", "the place /x.log"),
+        ("<graphics type='vnc' port='5901'/>", "at port 5901"),
+        ("<graphics type='spice' socket='/x'/>", "at /x"),
+        ("<hostdev type='usb'/>", "a hostdev of type usb"),
+        ("<vsock><cid auto='no' address='3'/></vsock>", "the number 3"),
+        ("<vsock><cid auto='yes' address='3'/></vsock>", ""),
+        ("<disk type='network'><source protocol='rbd'/></disk>", "a disk on the network"),
+    ],
+)
+def test_what_there_cannot_be_two_of(devices: str, says: str) -> None:
+    found = list(only_one_can_have(xml(devices), OTHER))
+    assert [says in reason for reason, _ in found] == ([True] if says else [])
+    assert all(remedy for _, remedy in found)
+
+
+def test_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(another, "VARIABLES", str(tmp_path))
+    (tmp_path / "web2_VARS.fd").touch()
+    (tmp_path / "web2.log").touch()
+    line = f"<serial type='file'><source path='{tmp_path}/web1.log'/></serial>"
+    found = only_one_can_have(xml(line, "<nvram>/n</nvram>"), OTHER)
+    assert ["already" in reason for reason, _ in found] == [True, True]
+
+
+def test_a_place_of_its_own() -> None:
+    assert own_place("/web1/web1.log", "web1", "web2") == "/web1/web2.log"
+    assert own_place("/web1/x.log", "web1", "web2") == "/web1/x.log"
+
+
+# The file of memory
+
+MEMORY = b"QEVM" + bytes(range(256)) * 5000
+
+
+def image(path: Path, *, room: int = 4096, cookie: bytes = b"", form: int = 0) -> Path:
+    data = b"<domain/>\0"
+    at = len(data) if cookie else 0
+    data = (data + cookie).ljust(room, b"\0")
+    head = struct.pack("=16s5I56s", b"LibvirtQemudSave", 2, len(data), 1, form, at, b"")
+    path.write_bytes(head + data + MEMORY)
+    return path
+
+
+def parts(path: Path) -> tuple[bytes, bytes, bytes]:
+    """XML, cookie and memory of such a file, as libvirt reads it."""
+    content = path.read_bytes()
+    _, _, size, _, _, at, _ = struct.unpack("=16s5I56s", content[:92])
+    data = content[92 : 92 + size]
+    cookie = data[at:].partition(b"\0")[0] if at else b""
+    return data[: at or None].partition(b"\0")[0], cookie, content[92 + size :]
+
+
+@pytest.mark.parametrize("cookie", [b"", b"<cookie/>\0"])
+@pytest.mark.parametrize("longer", [0, 10_000])
+def test_it_is_copied_with_another_xml(tmp_path: Path, cookie: bytes, longer: int) -> None:
+    text = "<domain>" + "x" * longer + "</domain>"
+    into = tmp_path / "copy"
+    saveimage.copy(image(tmp_path / "memory", cookie=cookie), into, text)
+    assert parts(into) == (text.encode(), cookie.removesuffix(b"\0"), MEMORY)
+    assert into.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        saveimage.copy(tmp_path / "memory", into, text)
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [(0, b"LibvirtQemudPart"), (16, b"\3\0\0\0"), (20, b"\xff" * 4), (32, b"\xff" * 4)],
+)
+def test_what_is_none_of_libvirts_is_not_copied(tmp_path: Path, at: int, said: bytes) -> None:
+    content = bytearray(image(tmp_path / "memory").read_bytes())
+    content[at : at + len(said)] = said
+    (tmp_path / "memory").write_bytes(content)
+    with pytest.raises(HypervisorError, match="none of libvirt's"):
+        saveimage.copy(tmp_path / "memory", tmp_path / "copy", "<domain/>")
+
+
+def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
+    for size in (20, 100):
+        (tmp_path / "memory").write_bytes(image(tmp_path / "x").read_bytes()[:size])
+        with pytest.raises(HypervisorError, match="none of libvirt's"):
+            saveimage.copy(tmp_path / "memory", tmp_path / f"copy{size}", "<domain/>")
+
+
+def test_memory_whose_places_are_counted_from_the_beginning_stays_there(tmp_path: Path) -> None:
+    file = image(tmp_path / "memory", form=6)
+    saveimage.copy(file, tmp_path / "copy", "<domain></domain>")
+    assert (tmp_path / "copy").stat().st_size == file.stat().st_size
+    with pytest.raises(HypervisorError, match="has no room"):
+        saveimage.copy(file, tmp_path / "other", "x" * 5000)
+
+
+async def test_a_copy_is_written_down_before_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    file = image(tmp_path / "saved" / "memory")
+    ledger = MemoryLedger()
+    copy = ImageCopy(file, UUID, ledger)
+    where = await copy.make("<domain></domain>")
+    assert ledger.rows == [("scratch", {"path": str(where)})]
+    assert where == tmp_path / f"saved.{UUID}.memory"
+    with pytest.raises(HypervisorError, match="cannot be copied"):
+        await ImageCopy(file, UUID, ledger).make("<domain></domain>")
+    await copy.remove()
+    await copy.remove()
+    assert not where.exists()
