@@ -271,7 +271,7 @@ def _identity(manifest: manifests.Manifest, where: str, name: str) -> Identity:
     """Who another machine is.
 
     Raises:
-        UsageError: It cannot be called so.
+        UsageError: It cannot be called so, or none can be made of this save.
     """
     try:
         msgspec.convert(name, Name)
@@ -280,6 +280,11 @@ def _identity(manifest: manifests.Manifest, where: str, name: str) -> Identity:
     if name == manifest.domain.name:
         raise UsageError(
             f"{where} is a save of {name} itself", remedy="leave --as out, or choose another name"
+        )
+    if manifest.hypervisor and not saves_of(manifest.hypervisor).another:
+        raise UsageError(
+            f"{where} was saved by {manifest.hypervisor}, and cannot be made another machine",
+            remedy=f"without --as it is {manifest.domain.name} itself that goes on",
         )
     return Identity(str(uuid.uuid4()), name)
 

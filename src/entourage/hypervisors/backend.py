@@ -66,6 +66,7 @@ class Saves(NamedTuple):
         copies: Its disks can be copied, as of the moment of its memory.
         filters: Its memory can be compressed and encrypted.
         elsewhere: It can be made on another host.
+        another: Another machine can be made of it.
     """
 
     checkpoints: bool = False
@@ -73,6 +74,7 @@ class Saves(NamedTuple):
     copies: bool = False
     filters: bool = False
     elsewhere: bool = False
+    another: bool = False
 
 
 _MEMORY_ALONE: Final = Saves()

@@ -170,14 +170,22 @@ async def test_libvirts_domains_are_saved(
 
 
 @pytest.mark.parametrize(
-    ("directory", "more"),
-    [("/srv/x", {"compress": True}), ("/srv/x", {"encrypt": "age1x"}), ("b:/srv/x", {})],
+    ("directory", "more", "reason"),
+    [
+        ("/srv/x", {"compress": True}, "compressed or encrypted"),
+        ("/srv/x", {"encrypt": "age1x"}, "compressed or encrypted"),
+        ("b:/srv/x", {}, "on another host"),
+    ],
 )
 async def test_libvirt_writes_into_a_file_of_this_host(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, directory: str, more: dict[str, Any]
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    directory: str,
+    more: dict[str, Any],
+    reason: str,
 ) -> None:
     known(monkeypatch, "qemu:///system")
-    with pytest.raises(UsageError, match="writes memory itself"):
+    with pytest.raises(UsageError, match=f"cannot be: {reason}"):
         await save_request(settings, "web1", directory, **more)
 
 
@@ -466,8 +474,15 @@ async def test_what_there_cannot_be_two_of_is_refused(settings: Settings, saved:
     assert all(one.remedy for one in found)
 
 
-async def test_another_machine_of_a_libvirt_domain(settings: Settings, copied: Path) -> None:
+async def test_another_machine_of_a_libvirt_domain(
+    settings: Settings, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is told whose memory it is; a NIC that nobody meets may stay where it is."""
+
+    def is_here(_name: str) -> bool:
+        return True
+
+    monkeypatch.setattr(requests, "is_here", is_here)
     manifest = manifests.read_manifest(copied)
     nics = (
         Net(id="net0", bridge="virbr0", attach="network", network="default"),
@@ -492,4 +507,14 @@ async def test_another_machine_of_a_libvirt_domain(settings: Settings, copied: P
     manifest = msgspec.structs.replace(manifest, domain=domain)
     (copied / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(UsageError, match="of type vhostuser"):
+        await restore_request(settings, str(copied), another="web2", disks=OWN["disks"])
+
+
+async def test_no_other_machine_is_made_of_a_xen_domains_save(
+    settings: Settings, copied: Path
+) -> None:
+    manifest = manifests.read_manifest(copied)
+    manifest = msgspec.structs.replace(manifest, hypervisor="xen")
+    (copied / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(UsageError, match="cannot be made another machine"):
         await restore_request(settings, str(copied), another="web2", disks=OWN["disks"])

@@ -218,8 +218,11 @@ def test_a_host_of_postgresql_that_is_away_is_soon_known_to_be(
     """What the URL itself says counts; left to the kernel, it is a quarter of an hour."""
     asked: list[dict[str, Any]] = []
 
-    def create_engine(url: sa.URL, **more: Any) -> None:
+    make = sa.create_engine
+
+    def create_engine(url: sa.URL, **more: Any) -> sa.Engine:
         asked.append({**url.query, **more["connect_args"]})
+        return make("sqlite://")
 
     monkeypatch.setattr(sa, "create_engine", create_engine)
     open_engine("postgresql://u@h/d?connect_timeout=3")

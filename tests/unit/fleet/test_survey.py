@@ -42,6 +42,12 @@ def test_no_more_processes_than_are_worth_it_as_there_may_be(
     assert all(len({one.host for one in group}) == 1 for group in groups)
 
 
+def test_what_is_off_is_tested_by_itself() -> None:
+    """Its command knows no other domain, nor the options of one that runs."""
+    runs, off = domains("a", 2), domains("b", 2, off=True)
+    assert in_groups([runs[0], off[0], runs[1], off[1]]) == [runs, off[:1], off[1:]]
+
+
 class Asked:
     """Hosts of which c refuses each second domain, and d does not answer."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -38,10 +38,15 @@ class Hosts:
         )
 
     async def test(
-        self, name: str, _source: str, _target: str, options: Sequence[str]
-    ) -> list[tuple[str, str]]:
-        self.tested.append((name, options))
-        return []
+        self,
+        names: Sequence[str],
+        _source: str,
+        _target: str,
+        options: Sequence[str],
+        _told: Callable[[], None],
+    ) -> dict[str, list[tuple[str, str]]]:
+        self.tested += [(name, options) for name in names]
+        return {name: [] for name in names}
 
 
 async def found(hosts: Hosts, meant: Meant) -> Survey:

@@ -82,7 +82,7 @@ BACKEND = Backend(
     elsewhere=uri.elsewhere,
     same_as=uri.same_as,
     saves_by="",
-    saves=Saves(checkpoints=True, copies=True),
+    saves=Saves(checkpoints=True, copies=True, another=True),
 )
 SESSION = dataclasses.replace(
     BACKEND,

@@ -35,5 +35,7 @@ BACKEND = Backend(
     must_answer=True,
     starts_files=True,
     saves_by="",
-    saves=Saves(checkpoints=True, live=True, copies=True, filters=True, elsewhere=True),
+    saves=Saves(
+        checkpoints=True, live=True, copies=True, filters=True, elsewhere=True, another=True
+    ),
 )
