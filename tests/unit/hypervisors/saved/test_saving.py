@@ -412,7 +412,7 @@ async def test_a_checkpoint_whose_rename_hangs_may_stand(
         renamed(old, new)
 
     monkeypatch.setattr(durable, "rename", rename)
-    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.5)
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 2.0)
     with pytest.raises(HypervisorError, match="whether the checkpoint stands is not known") as told:
         await incoming.publish()
     assert "entourage saved" in told.value.remedy
