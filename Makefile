@@ -118,8 +118,13 @@ test-page: $(STAMP)
 	@$(CHROMIUM) || echo "test-page: apt-get could not install Chromium; what it said is in .cache/setup.log"
 	$(PYTEST) tests/page -m "not matrix"
 
+# The documentation's proxies as well; what apt does not have is skipped. None is to run as a service here.
+PROXIES := nginx-light libnginx-mod-http-auth-pam caddy
 test-page-all: $(STAMP)
 	@$(CHROMIUM)
+	@for proxy in $(PROXIES); do dpkg -s $$proxy >/dev/null 2>&1 \
+		|| RUNLEVEL=1 apt-get -qq -y install --no-install-recommends $$proxy >>.cache/setup.log 2>&1 \
+		|| echo "test-page-all: apt-get could not install $$proxy; what it said is in .cache/setup.log"; done
 	$(PYTEST) tests/page
 
 # Stock virsh, with an `entourage attend` on each host; the core of the cases, and then every one.

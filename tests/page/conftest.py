@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,15 +34,17 @@ class Controller:
 
     Args:
         path: Where all of it lies.
+        names: What browsers call it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names: Sequence[str] = ()) -> None:
         self._path = path
         self.hosts = path / "hosts"
         fleet = "".join(f'[[host]]\nname = "{name}"\n' for name in HOSTS)
         (path / "fleet.toml").write_text(fleet)
         (path / "entourage.toml").write_text(
-            '[fleet]\nmay = ["alice"]\ntrusted-proxies = ["127.0.0.1"]\n'
+            f'[fleet]\nmay = ["alice"]\ntrusted-proxies = ["127.0.0.1"]\n'
+            f"names = {json.dumps(names)}\n"
             f'[paths]\nstate = "{path}/state"\nrun = "{path}/run"\n'
         )
         (path / "bin").mkdir()
@@ -77,9 +80,9 @@ class Controller:
             text=True, cwd=ROOT,
         )  # fmt: skip
 
-    def serve(self) -> subprocess.Popen[str]:
+    def serve(self, listen: str = "127.0.0.1:0") -> subprocess.Popen[str]:
         """Have it run; it has said by then where the page is."""
-        process = self.run("fleet", "serve", "--listen", "127.0.0.1:0")
+        process = self.run("fleet", "serve", "--listen", listen)
         assert process.stderr is not None
         for line in process.stderr:
             if "the page is at " in line:
