@@ -23,7 +23,7 @@ from entourage.fleet.values import Limits, Move, Plan
 from tests.postgres import Postgres, postgres
 from tests.unit.fleet.test_controller import MOVES, Hosts
 
-SOON = 0.5  # seconds
+SOON = 1.0  # seconds
 MUCH_LATER = 10.0
 
 

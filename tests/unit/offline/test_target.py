@@ -1,0 +1,206 @@
+"""The target of an offline move: what it claims, defines and writes down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from entourage import cordon
+from entourage.domain import Domain, Net
+from entourage.errors import HypervisorError, Refused, UsageError
+from entourage.handover.values import Record, Role
+from entourage.hypervisors.values import Definition, DomainState
+from entourage.journal.details import SourceDetails
+from entourage.journal.journal import Decision, Journal
+from entourage.offline import target as module
+from entourage.offline.target import Target
+from entourage.offline.values import Offer, Released
+from entourage.settings.model import PathSettings, Settings
+from entourage.steps import Refusal
+from entourage.target import room
+
+UUID = "a241103c-2c3e-4756-88b0-63e73f621ee2"
+DOMAIN = Domain(name="rests", uuid=UUID, memory=1 << 30)
+RELEASED = Released(migration="m1", uuid=UUID)
+
+
+class Hypervisor:
+    """Has what it was told to define."""
+
+    name = "qemu"
+
+    def __init__(self) -> None:
+        self.has: list[str] = []
+        self.objections: list[Refusal] = []
+        self.fails = False
+
+    async def domains(self) -> Sequence[DomainState]:
+        return [DomainState(name="rests", uuid=one, state="shut off") for one in self.has]
+
+    async def test_incoming(self, *_: object) -> Sequence[Refusal]:
+        return self.objections
+
+    async def definition(self, _name: str) -> Definition:
+        raise NotImplementedError
+
+    async def define(self, definition: Definition) -> None:
+        if self.fails:
+            raise HypervisorError("no space left")
+        if definition.domain.uuid not in self.has:
+            self.has.append(str(definition.domain.uuid))
+
+    async def undefine(self, _definition: Definition) -> None:
+        raise NotImplementedError
+
+
+class Link:
+    """Is told what is answered, and asks nothing."""
+
+    def on(self, _kind: object, _handler: object) -> None:
+        pass
+
+
+class Here:
+    """A target, and what it has kept."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        paths = PathSettings(state=str(path / "state"), run=str(path / "run"))
+        self.settings = Settings(paths=paths)
+        self.hypervisor = Hypervisor()
+        self.journal = Journal.open(path / "state" / "journal.db")
+        link: Any = Link()
+        self.target = Target(link, self.settings, self.journal)
+        self.claim = path / "state" / "claims" / f"{UUID}.json"
+
+        async def others(*_: Any) -> list[Refusal]:
+            return []
+
+        async def all_domains(_: Settings) -> Sequence[DomainState]:
+            return await self.hypervisor.domains()
+
+        def open_hypervisor(_settings: Settings, _name: str) -> Hypervisor:
+            return self.hypervisor
+
+        monkeypatch.setattr(module, "open_hypervisor", open_hypervisor)
+        monkeypatch.setattr(module, "known_to_others", others)
+        monkeypatch.setattr(module, "all_domains", all_domains)
+        monkeypatch.setattr(room, "all_domains", all_domains)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    here = Here(tmp_path, monkeypatch)
+    yield here
+    here.journal.close()
+
+
+def offer(migration: str = "m1", domain: Domain = DOMAIN, generation: int = 1) -> Offer:
+    return Offer(
+        migration=migration,
+        source="a",
+        journal="of-a",
+        generation=generation,
+        hypervisor="qemu",
+        definition=Definition(domain=domain),
+    )
+
+
+async def test_a_claim_is_defined_once_the_source_has_let_go(here: Here) -> None:
+    claimed = await here.target.claim(offer())
+    assert claimed.journal == here.journal.uuid
+    assert (here.hypervisor.has, here.claim.exists()) == ([], True)
+    await here.target.adopt(RELEASED)
+    assert (here.hypervisor.has, here.claim.exists()) == ([UUID], False)
+    (decision,) = here.journal.decisions(UUID)
+    assert (decision.role, decision.record, decision.settled) == (Role.TARGET, Record.OWNS, True)
+    await here.target.adopt(RELEASED)  # the source was killed before it had heard of that
+    assert here.hypervisor.has == [UUID]
+
+
+async def test_a_definition_that_fails_leaves_the_claim(here: Here) -> None:
+    await here.target.claim(offer())
+    here.hypervisor.fails = True
+    with pytest.raises(HypervisorError):
+        await here.target.adopt(RELEASED)
+    assert here.claim.exists()
+    here.hypervisor.fails = False
+    await here.target.adopt(RELEASED)
+    assert here.hypervisor.has == [UUID]
+
+
+@pytest.mark.parametrize("killed", ["before the journal", "in the journal"])
+async def test_who_was_killed_while_it_was_defined_goes_on(
+    here: Here, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    await here.target.claim(offer())
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "begin" if killed.startswith("before") else "clean", fail)
+        with pytest.raises(KeyboardInterrupt):
+            await here.target.adopt(RELEASED)
+    assert here.claim.exists()
+    await here.target.adopt(RELEASED)
+    assert [one.settled for one in here.journal.decisions(UUID)] == [True]
+    assert not here.claim.exists()
+
+
+async def test_it_is_this_hosts_though_it_had_left_before(here: Here) -> None:
+    """What the journal says of its leaving is older."""
+    left = Decision(
+        migration="m0",
+        role=Role.SOURCE,
+        domain=UUID,
+        name="rests",
+        generation=1,
+        record=Record.ARMED,
+        peer_host="a",
+        peer_journal="of-a",
+        details=SourceDetails(),
+    )
+    here.journal.begin(left)
+    here.journal.advance("m0", Role.SOURCE, expected=(Record.ARMED,), new=Record.GONE)
+    here.journal.clean("m0", Role.SOURCE)
+    await here.target.claim(offer(generation=2))
+    await here.target.adopt(RELEASED)
+    newest = max(here.journal.decisions(UUID), key=lambda one: one.began)
+    assert newest.record is Record.OWNS
+
+
+async def test_another_moves_claim_is_not_taken_for_it(here: Here) -> None:
+    await here.target.claim(offer("m2"))
+    with pytest.raises(UsageError, match="is kept here"):
+        await here.target.adopt(RELEASED)
+    await here.target.drop(RELEASED)
+    assert here.claim.exists()
+    await here.target.drop(msgspec.structs.replace(RELEASED, migration="m2"))
+    assert not here.claim.exists()
+
+
+async def test_what_speaks_against_it(here: Here) -> None:
+    """A cordon, a bridge, the hypervisor, one of that UUID; then nothing is claimed."""
+    nic = msgspec.structs.replace(DOMAIN, net=(Net(id="net0", bridge="nowhere9"),))
+    here.hypervisor.objections = [
+        Refusal("domain", "b", "QEMU is not installed"),
+        Refusal("domain", "b", "its firmware differs", only_warns=True),
+    ]
+    cordon.put_up(here.settings, "evacuate-1", "")
+    with pytest.raises(Refused) as refused:
+        await here.target.claim(offer(domain=nic))
+    reasons = " ".join(str(one) for one in refused.value.refusals)
+    assert "there is no bridge nowhere9" in reasons
+    assert "QEMU is not installed" in reasons
+    assert "it takes no domains (cordon evacuate-1" in reasons
+    assert "firmware" not in reasons
+    assert not here.claim.exists()
+    cordon.lift(here.settings, "evacuate-1")
+    here.hypervisor.objections = []
+    here.hypervisor.has = [UUID.upper()]
+    (found,) = await here.target.test(offer())
+    assert "of that UUID here already" in found.reason
