@@ -1,0 +1,167 @@
+"""The source of an offline move: in which order it lets go, and what it does where it must not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entourage.domain import Domain
+from entourage.errors import DomainBusy, EntourageError, LinkLost, Refused, UsageError
+from entourage.handover.values import Record
+from entourage.hosts.frames import Question
+from entourage.hosts.route import Route
+from entourage.hypervisors.values import Definition
+from entourage.journal.journal import Journal
+from entourage.offline import source as module
+from entourage.offline.source import Asked, move
+from entourage.offline.source import test as ask_first
+from entourage.offline.values import Claimed
+from entourage.settings.model import PathSettings, Settings
+from entourage.steps import Refusal
+
+UUID = "a241103c-2c3e-4756-88b0-63e73f621ee2"
+DOMAIN = Domain(name="rests", uuid=UUID, memory=1 << 30)
+
+
+class Here:
+    """A host that has the domain, off; and the link to its target.
+
+    Attributes:
+        did: What was done, in its order.
+        answers: What is to happen at a question, by its name.
+    """
+
+    name = "qemu"
+
+    def __init__(self, path: Path) -> None:
+        paths = PathSettings(state=str(path / "state"), run=str(path / "run"))
+        self.settings = Settings(paths=paths)
+        self.journal = path / "state" / "journal.db"
+        with Journal.open(self.journal):
+            pass
+        self.did: list[str] = []
+        self.refusals: list[Refusal] = []
+        self.answers: dict[str, Callable[[], Any]] = {}
+        self.definitions = [Definition(domain=DOMAIN)]
+        self.has = True
+
+    def asked(self, host: str = "b") -> Asked:
+        return Asked("rests", Route(host=host), None, self.settings)
+
+    async def call(self, kind: Question[Any, Any], _body: object) -> Any:
+        if kind.name != "offline-look":
+            self.did.append(kind.name)
+        if kind.name in self.answers:
+            return self.answers[kind.name]()
+        return {
+            "offline-test": self.refusals,
+            "offline-claim": Claimed(journal="of-b"),
+            "offline-look": [],
+        }.get(kind.name)
+
+    async def definition(self, _name: str) -> Definition:
+        return self.definitions.pop(0) if len(self.definitions) > 1 else self.definitions[0]
+
+    async def define(self, _definition: Definition) -> None:
+        raise NotImplementedError
+
+    async def undefine(self, _definition: Definition) -> None:
+        self.did.append(f"undefine, {self.record}")
+        if "undefine" in self.answers:
+            self.answers["undefine"]()
+        self.has = False
+
+    @property
+    def record(self) -> Record | None:
+        """What the journal says of the last move."""
+        with Journal.open(self.journal, read_only=True) as journal:
+            return next((one.record for one in journal.decisions(UUID)), None)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    here = Here(tmp_path)
+
+    async def find_domain(_settings: Settings, name: str, _connect: str | None) -> Any:
+        if not here.has:
+            raise UsageError(f"there is no domain {name!r} on this host")
+        return here, DOMAIN
+
+    @contextlib.asynccontextmanager
+    async def start_agent(*_: object) -> AsyncGenerator[Here]:
+        yield here
+
+    monkeypatch.setattr(module, "find_domain", find_domain)
+    monkeypatch.setattr(module.ssh, "start_agent", start_agent)
+    return here
+
+
+def fails(error: EntourageError) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
+
+
+async def test_it_is_claimed_let_go_forgotten_and_only_then_defined_there(here: Here) -> None:
+    await move(here.asked())
+    assert here.did == ["offline-test", "offline-claim", "undefine, gone", "offline-adopt"]
+
+
+async def test_a_dry_run_touches_nothing(here: Here) -> None:
+    here.refusals = [Refusal("net/net0", "b", "there is no bridge br9")]
+    assert await ask_first(here.asked()) == here.refusals
+    assert (here.did, here.record) == (["offline-test"], None)
+
+
+async def test_what_is_refused_stays(here: Here) -> None:
+    """By the target; or for what of it is this host's."""
+    here.definitions = [Definition(domain=DOMAIN, objections=(("tpm/tpm0", "its state", "start"),))]
+    with pytest.raises(Refused) as refused:
+        await move(here.asked())
+    assert [one.device for one in refused.value.refusals] == ["tpm/tpm0"]
+    assert (here.did, here.record) == (["offline-test"], None)
+
+
+async def test_what_was_changed_since_is_not_let_go(here: Here) -> None:
+    here.definitions += [Definition(domain=DOMAIN, autostart=True)]
+    with pytest.raises(DomainBusy, match="changed meanwhile"):
+        await move(here.asked())
+    assert here.did == ["offline-test", "offline-claim", "offline-drop"]
+    assert here.record is None
+
+
+async def test_what_was_started_since_is_kept(here: Here) -> None:
+    here.answers["undefine"] = fails(DomainBusy("it was started"))
+    with pytest.raises(DomainBusy):
+        await move(here.asked())
+    assert here.did[-1] == "offline-drop"
+
+
+async def test_a_host_that_is_this_one(here: Here) -> None:
+    with Journal.open(here.journal) as journal:
+        own = Claimed(journal=journal.uuid)
+    here.answers["offline-claim"] = lambda: own
+    with pytest.raises(UsageError, match="b is this host"):
+        await move(here.asked())
+    assert here.did[-1] == "offline-drop"
+    assert here.record is None
+
+
+async def test_what_was_let_go_is_defined_there_by_the_same_command(here: Here) -> None:
+    """To no other host than the one that has the claim."""
+    here.answers["offline-adopt"] = fails(LinkLost("link lost"))
+    with pytest.raises(LinkLost):
+        await move(here.asked())
+    assert not here.has
+    del here.answers["offline-adopt"]
+    here.did.clear()
+    with pytest.raises(UsageError, match="there is no domain"):
+        await move(here.asked("c"))
+    assert here.did == []
+    await move(here.asked())
+    assert here.did == ["offline-adopt"]
