@@ -70,7 +70,7 @@ class NetController(Controller[Net]):
             attach=nic.attach,
             network=asked.network,
             bridge=asked.bridge,
-            mac=nic.mac,
+            mac=self.mac_on_the_wire(here),
             tap=nic.tap,
         )
         try:
@@ -92,7 +92,7 @@ class NetController(Controller[Net]):
             mend = f"ip link set dev {bridge} mtu {needed} there, or --net {was}=…"
             found.append(refuse(nic, here.target, reason, mend))
         if answer.port:
-            message = f"another guest there, behind {answer.port}, uses the MAC {nic.mac}"
+            message = f"another guest there, behind {answer.port}, uses the MAC {ask.mac}"
             warn(here, nic, here.target, message)
         if answer.tap_taken:
             warn(
@@ -105,6 +105,10 @@ class NetController(Controller[Net]):
             message = "its hypervisor cannot announce the NIC: the network learns it from the guest"
             warn(here, nic, here.target, message)
         return found
+
+    def mac_on_the_wire(self, here: Here) -> str | None:  # noqa: ARG002 - see SavedNet
+        """The MAC that the guest will use there."""
+        return self.device.mac
 
     def planned(self, here: Here) -> Planned:  # noqa: ARG002 - it has been asked
         """A tap is made for it there."""

@@ -25,6 +25,7 @@ from entourage.hosts import programs
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import Export
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved.another import AnotherMachine
 from entourage.hypervisors.saved.copies import Belonged, CopiesIn
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.saved.seals import sealed
@@ -35,7 +36,13 @@ _COPY_IT = "--disks=copy copies it into the save"
 
 
 class SavedNet(NetController):
-    """A NIC that goes nowhere: its bridge is looked for when it is restored."""
+    """A NIC that goes nowhere, or comes back: its bridge is looked for when it is restored."""
+
+    def mac_on_the_wire(self, here: Here) -> str | None:
+        """That of the first machine, where another is made of it, until that is started again."""
+        if isinstance(here.machine, AnotherMachine):
+            return here.machine.first_mac(self.device.label)
+        return super().mac_on_the_wire(here)
 
     async def test_there(self, there: There, request: Any) -> Any:  # noqa: ARG002 - see base
         """Everything will do."""

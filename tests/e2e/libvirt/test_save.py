@@ -168,6 +168,7 @@ def test_a_paused_guest_that_is_not_saved_stays_paused(ready: LibvirtWorld) -> N
     lives(world)
 
 
+@pytest.mark.matrix
 def test_what_has_changed_is_refused(ready: LibvirtWorld) -> None:
     """A disk that was written to; a definition that was started meanwhile."""
     world = ready

@@ -344,7 +344,7 @@ async def test_another_machine_is_made_of_it(settings: Settings, copied: Path) -
     assert (machine.domain.uuid, machine.domain.net) == (domain.uuid, domain.net)
     assert machine.domain.block[0].path == f"{copied}/disks/disk0"
     typed = start_command(request.connect or "", "web 2")
-    assert typed == f"entourage restore --as 'web 2' {copied}"
+    assert typed == f"entourage restore --as 'web 2' --disk … --net … {copied}"
 
 
 async def test_another_machine_claims_nothing(settings: Settings, copied: Path) -> None:

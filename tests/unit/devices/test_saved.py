@@ -27,6 +27,7 @@ from entourage.devices.saved import SavedBlock, SavedNet
 from entourage.devices.tpm import TpmController
 from entourage.domain import Block, Domain, External, Net, Tpm
 from entourage.hypervisors.base import DiskCopy, Export
+from entourage.hypervisors.saved.another import AnotherMachine
 from entourage.hypervisors.saved.copies import Belonged
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.settings.model import Settings
@@ -185,3 +186,16 @@ async def test_an_image_is_made_in_the_save_and_taken(tmp_path: Path) -> None:
     status = await asyncio.to_thread((disks / "disk0").stat)
     assert (status.st_size, stat.S_IMODE(status.st_mode), status.st_blocks) == (SIZE, 0o600, 0)
     assert cast("Exports", far.incoming.exports).exported == ["block/disk0"]
+
+
+def test_another_guest_uses_the_first_ones_mac_until_it_is_started_again() -> None:
+    """Whether somebody has it there, is what the target is asked."""
+    nic = Net(id="net0", bridge="br1", mac="52:54:00:00:00:02")
+    controller = SavedNet(nic)
+    another = Mock(spec=AnotherMachine)
+    another.first_mac.return_value = "52:54:00:00:00:01"
+    here: Any = SimpleNamespace(machine=another)
+    assert controller.mac_on_the_wire(here) == "52:54:00:00:00:01"
+    another.first_mac.assert_called_once_with("net/net0")
+    here = SimpleNamespace(machine=Mock(spec=SavedMachine))
+    assert controller.mac_on_the_wire(here) == nic.mac

@@ -80,6 +80,11 @@ class AnotherMachine(SavedMachine):
         """Be that one; before anything is asked of it."""
         self._domain = renamed(self._domain, identity)
 
+    def first_mac(self, label: str) -> str | None:
+        """The MAC that a NIC had as it was saved: the guest has it in its memory."""
+        nic = self._manifest.domain.device(label)
+        return nic.mac if isinstance(nic, Net) else None
+
     async def blockers(self) -> Sequence[Refusal]:
         """What it would share with the first one, a medium that has changed, damage."""
         host = socket.gethostname()

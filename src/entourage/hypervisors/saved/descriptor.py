@@ -68,7 +68,8 @@ def _elsewhere(name: str) -> Elsewhere | None:
 
 def _restore(name: str, domain: str) -> str:
     directory, another = _read(name)
-    as_another = f"--as {shlex.quote(domain)} " if another else ""
+    # Which disks and bridges it was to have is not in the name.
+    as_another = f"--as {shlex.quote(domain)} --disk … --net … " if another else ""
     return f"entourage restore {as_another}{shlex.quote(directory)}"
 
 

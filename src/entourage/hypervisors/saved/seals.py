@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -12,7 +13,7 @@ from msgspec import Meta
 from entourage.domain import Block
 from entourage.errors import DeviceError, HypervisorError, plain_words, what_to_do
 from entourage.hosts import programs
-from entourage.hosts.threads import in_thread
+from entourage.hypervisors.saved.storage import Storage, Unanswered
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,13 @@ async def sealed(disk: Block) -> list[Seal]:
     except DeviceError as error:
         error.device = disk.label
         raise
-    return [await in_thread(_sealed, disk, path) for path in files]
+    # A machine stands still meanwhile, or a host that shuts down waits.
+    storage = Storage(Path(disk.path).parent, "")
+    try:
+        return [await storage.do(_sealed, disk, path) for path in files]
+    except Unanswered as error:
+        error.device = error.device or disk.label
+        raise
 
 
 def _sealed(disk: Block, path: str) -> Seal:

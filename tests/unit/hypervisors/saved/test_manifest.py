@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from entourage.domain import Block, Domain
 from entourage.errors import DeviceError, HypervisorError, UsageError
 from entourage.hypervisors.saved import manifest as manifests
+from entourage.hypervisors.saved import seals, storage
 from entourage.hypervisors.saved.manifest import Copy, Manifest, SavedFile
 from entourage.hypervisors.saved.seals import changed, sealed
 
@@ -237,6 +239,23 @@ def test_where_the_data_of_a_disk_is_kept_is_sealed_too(tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "create", "-q", *options, top, "1M"], check=True)
     seals = asyncio.run(sealed(Block(id="disk0", path=str(top), format="qcow2")))
     assert [seal.path for seal in seals] == [str(top), str(data)]
+
+
+def test_a_disk_whose_storage_hangs_is_not_waited_for(
+    disk: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest stands still, or its host shuts down."""
+    answers = threading.Event()
+
+    def hangs(_path: str) -> None:
+        answers.wait()
+
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.05)
+    monkeypatch.setattr(seals, "_seen", hangs)
+    with pytest.raises(HypervisorError, match="does not answer") as told:
+        asyncio.run(sealed(disk))
+    assert told.value.device == disk.label
+    answers.set()
 
 
 def test_what_is_no_file_has_no_seal() -> None:
