@@ -29,7 +29,7 @@ from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE, Run
 from tests.e2e.saves import flip
-from tests.e2e.shared import loop
+from tests.e2e.shared import SHARED, loop
 
 __all__ = ["module_world", "ready"]
 
@@ -183,6 +183,26 @@ def test_its_disk_goes_along_as_it_ends(ready: LibvirtWorld) -> None:
     assert "is there already" in there.refusals["block/vda"], str(there)
     world.here.run(["rm", DISK.path])
     went_on(world, restore(world))
+
+
+@pytest.mark.matrix
+def test_a_chain_of_images_becomes_one(ready: LibvirtWorld) -> None:
+    """What its disk is built on is in the copy, and nowhere in the XML."""
+    world, daemon = ready, Libvirtd(ready.here)
+    over = f"{SHARED}/over.qcow2"
+    spec = ("--disk-only", "--no-metadata", "--diskspec", f"vda,file={over}")
+    daemon.virsh("snapshot-create-as", world.name, *spec)
+    done = save(world, DIR, "--disks", "copy")
+    assert done.status == 0, str(done)
+    held = holds(world)
+    world.here.run(["rm", over, DISK.path])
+    went_on(world, restore(world, DIR, "--disk", f"vda={DISK.path}"))
+    live = daemon.virsh("dumpxml", "--migratable", world.name).stdout
+    assert over not in live
+    assert disk_sequences(world.here.path(DISK.path), "qcow2").last > held
+    world.here.path("/root/flat.xml").write_text(live)  # the definition that is there has stayed
+    daemon.virsh("define", "/root/flat.xml")
+    world.here.path("/root/flat.xml").unlink()
 
 
 def test_back_to_what_it_was(ready: LibvirtWorld) -> None:
