@@ -193,7 +193,7 @@ def test_another_guest_uses_the_first_ones_mac_until_it_is_started_again() -> No
     nic = Net(id="net0", bridge="br1", mac="52:54:00:00:00:02")
     controller = SavedNet(nic)
     another = Mock(spec=AnotherMachine)
-    another.first_mac.return_value = "52:54:00:00:00:01"
+    another.configure_mock(**{"first_mac.return_value": "52:54:00:00:00:01"})
     here: Any = SimpleNamespace(machine=another)
     assert controller.mac_on_the_wire(here) == "52:54:00:00:00:01"
     another.first_mac.assert_called_once_with("net/net0")

@@ -405,19 +405,21 @@ async def test_a_checkpoint_whose_rename_hangs_may_stand(
 ) -> None:
     """It is not told to be gone, for it may be there once the storage answers."""
     incoming, _ = await arrived(tmp_path, domain, checkpoint=True)
-    renamed, answers = durable.rename, threading.Event()
+    renamed, answers, done = durable.rename, threading.Event(), threading.Event()
 
     def rename(old: Path, new: Path) -> None:
         answers.wait()
         renamed(old, new)
+        done.set()
 
     monkeypatch.setattr(durable, "rename", rename)
-    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 2.0)
+    monkeypatch.setattr(storage, "_ANSWERS_WITHIN", 0.5)
     with pytest.raises(HypervisorError, match="whether the checkpoint stands is not known") as told:
         await incoming.publish()
     assert "entourage saved" in told.value.remedy
     answers.set()
     monkeypatch.undo()
+    await asyncio.to_thread(done.wait)  # after what hung, nothing is waited for long
     assert await incoming.attach() is Guest.RUNNING
 
 
