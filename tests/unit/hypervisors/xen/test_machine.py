@@ -101,6 +101,8 @@ match sys.argv[1:]:
         (at / "renamed").unlink()
     case ["destroy", *_]:
         (at / "destroyed").touch()
+    case ["pause", "7"]:
+        (at / ("paused too late" if (at / "resumed").exists() else "paused")).touch()
 """
 
 

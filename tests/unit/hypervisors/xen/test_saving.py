@@ -65,7 +65,7 @@ class Scene:
 
     def did(self) -> set[str]:
         """Return what xl has done to the domain."""
-        names = ("suspended", "resumed", "renamed", "destroyed")
+        names = ("suspended", "resumed", "renamed", "destroyed", "paused", "paused too late")
         return {name for name in names if (self.at / name).exists()}
 
     @property
@@ -156,6 +156,15 @@ async def test_what_is_given_up_goes_on(scene: Scene) -> None:
         await scene.incoming.kill()
     assert scene.did() == {"suspended", "resumed"}
     assert not list(scene.place.glob("saved*"))
+
+
+async def test_a_guest_that_is_to_stay_paused_is_before_xl_lets_it_run(scene: Scene) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        await asyncio.gather(scene.machine.landed(), scene.incoming.landed())
+        scene.machine.stay_paused()
+        await scene.machine.abort()
+    assert scene.did() == {"suspended", "paused", "resumed"}
 
 
 async def test_a_stream_without_its_end_is_no_save(scene: Scene) -> None:
