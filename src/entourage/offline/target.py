@@ -23,7 +23,6 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import HasDefinitions, Hypervisor
 from entourage.hypervisors.registry import (
     all_domains,
-    known_to_others,
     open_hypervisor,
     unseen,
 )
@@ -33,6 +32,8 @@ from entourage.journal.lock import domain_lock
 from entourage.offline.values import ADOPT, CLAIM, DROP, LOOK, TEST, Claimed, Offer, Released
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
+from entourage.target.caller import Caller
+from entourage.target.checks import Checks
 from entourage.target.room import admitted, no_room
 from entourage.target.serve import agents_link
 
@@ -88,16 +89,22 @@ class Target:
         return list(await asyncio.gather(*map(storage.look, spots)))
 
     async def test(self, offer: Offer) -> list[Refusal]:
-        """What speaks against the domain here."""
+        """What speaks against the domain here: its settings, as of one that runs, and the rest.
+
+        Raises:
+            UsageError: That source, or its hypervisor, is not among those that are taken here.
+        """
         definition, host = offer.definition, self._host
+        Caller().check(offer.source, offer.hypervisor, self._settings.agent, host)
         domain = definition.domain
         hypervisor, _ = self._hypervisor(offer.hypervisor)
         if any(one.uuid.lower() == key(domain.uuid) for one in await hypervisor.domains()):
             reason = f"there is a domain {domain.name} of that UUID here already"
             return [Refusal("domain", host, reason, "see which of the two is the right one")]
-        found = await known_to_others(self._settings, domain, hypervisor.name, host)
-        told = await hypervisor.test_incoming(domain, host, definition.facts)
-        found += [one for one in told if not one.only_warns]
+        checks = Checks(self._settings, proxy=False)
+        checks.begin(domain, definition.facts)
+        told = await checks.refusals(hypervisor, domain, host)
+        found = [one for one in told if not one.only_warns]
         known = await in_thread(bridges)
         found += [
             Refusal(net.label, host, f"there is no bridge {net.bridge}", "make it there")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from entourage import cordon
-from entourage.domain import Domain, Net
+from entourage.domain import Boot, Domain, Net
 from entourage.errors import HypervisorError, Refused, UsageError
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.values import Definition, DomainState
@@ -19,9 +19,9 @@ from entourage.journal.journal import Decision, Journal
 from entourage.offline import target as module
 from entourage.offline.target import Target
 from entourage.offline.values import Offer, Released
-from entourage.settings.model import PathSettings, Settings
+from entourage.settings.model import AgentSettings, PathSettings, Settings
 from entourage.steps import Refusal
-from entourage.target import room
+from entourage.target import checks, room
 
 UUID = "a241103c-2c3e-4756-88b0-63e73f621ee2"
 DOMAIN = Domain(name="rests", uuid=UUID, memory=1 << 30)
@@ -40,6 +40,9 @@ class Hypervisor:
 
     async def domains(self) -> Sequence[DomainState]:
         return [DomainState(name="rests", uuid=one, state="shut off") for one in self.has]
+
+    async def host_parts(self, _facts: object) -> Sequence[object]:
+        return ()
 
     async def test_incoming(self, *_: object) -> Sequence[Refusal]:
         return self.objections
@@ -72,8 +75,8 @@ class Here:
         self.settings = Settings(paths=paths)
         self.hypervisor = Hypervisor()
         self.journal = Journal.open(path / "state" / "journal.db")
-        link: Any = Link()
-        self.target = Target(link, self.settings, self.journal)
+        self.link: Any = Link()
+        self.target = Target(self.link, self.settings, self.journal)
         self.claim = path / "state" / "claims" / f"{UUID}.json"
 
         async def others(*_: Any) -> list[Refusal]:
@@ -86,7 +89,7 @@ class Here:
             return self.hypervisor
 
         monkeypatch.setattr(module, "open_hypervisor", open_hypervisor)
-        monkeypatch.setattr(module, "known_to_others", others)
+        monkeypatch.setattr(checks, "known_to_others", others)
         monkeypatch.setattr(module, "all_domains", all_domains)
         monkeypatch.setattr(room, "all_domains", all_domains)
 
@@ -171,6 +174,18 @@ async def test_it_is_this_hosts_though_it_had_left_before(here: Here) -> None:
     await here.target.adopt(RELEASED)
     newest = max(here.journal.decisions(UUID), key=lambda one: one.began)
     assert newest.record is Record.OWNS
+
+
+async def test_a_source_that_is_not_taken_here(here: Here) -> None:
+    """And what a guest of another host's may not have here."""
+    odd = msgspec.structs.replace(DOMAIN, boot=Boot(kernel="/etc/shadow"))
+    assert "/etc/shadow" in " ".join(map(str, await here.target.test(offer(domain=odd))))
+    agent = AgentSettings(sources=("c",))
+    here.target = Target(
+        here.link, msgspec.structs.replace(here.settings, agent=agent), here.journal
+    )
+    with pytest.raises(UsageError, match="machines of 'a' are not taken here"):
+        await here.target.claim(offer())
 
 
 async def test_another_moves_claim_is_not_taken_for_it(here: Here) -> None:
