@@ -192,8 +192,7 @@ def test_another_guest_uses_the_first_ones_mac_until_it_is_started_again() -> No
     """Whether somebody has it there, is what the target is asked."""
     nic = Net(id="net0", bridge="br1", mac="52:54:00:00:00:02")
     controller = SavedNet(nic)
-    another = Mock(spec=AnotherMachine)
-    another.configure_mock(**{"first_mac.return_value": "52:54:00:00:00:01"})
+    another = Mock(spec=AnotherMachine, **{"first_mac.return_value": "52:54:00:00:00:01"})
     here: Any = SimpleNamespace(machine=another)
     assert controller.mac_on_the_wire(here) == "52:54:00:00:00:01"
     another.first_mac.assert_called_once_with("net/net0")

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,18 +202,20 @@ class Mirrors:
     def _let_in(self, disk: Block, socket: str) -> Path:
         """Give the socket a name that QEMU's user gets to, and that user the right to connect."""
         SOCKETS.mkdir(mode=0o711, exist_ok=True)
-        path = self._name(disk)
-        path.unlink(missing_ok=True)
+        self._shut_out(disk)
+        # Not to be guessed: other domains' QEMUs are of the same user, and see no names here.
+        path = SOCKETS / f"{self._name(disk)}{secrets.token_hex(8)}"
         os.link(socket, path)
         if user := user_of(pid_of(self._handle.domain.name)):
             os.chown(path, user, -1)
         return path
 
     def _shut_out(self, disk: Block) -> None:
-        self._name(disk).unlink(missing_ok=True)
+        for path in SOCKETS.glob(f"{glob.escape(self._name(disk))}*"):
+            path.unlink(missing_ok=True)
 
-    def _name(self, disk: Block) -> Path:
-        return SOCKETS / f"{self._handle.domain.uuid}.{disk.id}"
+    def _name(self, disk: Block) -> str:
+        return f"{self._handle.domain.uuid}.{disk.id}."
 
 
 def destination(socket: str, name: str) -> str:

@@ -178,8 +178,8 @@ async def test_it_goes_nowhere_else(served: str) -> None:
 async def test_what_another_process_has_begun_is_ended(served: str) -> None:
     found, raw, server = await mirrors(served, BlockJob.READY, BlockJob.CANCELLED)
     module.SOCKETS.mkdir()
-    (module.SOCKETS / f"{UUID}.vda").touch()
-    raw.socket = str(module.SOCKETS / f"{UUID}.vda")
+    (module.SOCKETS / f"{UUID}.vda.x").touch()
+    raw.socket = str(module.SOCKETS / f"{UUID}.vda.x")
     async with server:
         await found.cancel(DISK)
     assert raw.told == [("abort", "vda", BLOCK_JOB_ABORT_ASYNC)]
@@ -200,7 +200,7 @@ async def test_one_that_does_not_end_is_cut_off(
     """Storage that hangs holds it up: QEMU closes the connection."""
     found, raw, server = await mirrors(served, BlockJob.READY, None)
     module.SOCKETS.mkdir()
-    raw.socket = str(module.SOCKETS / f"{UUID}.vda")
+    raw.socket = str(module.SOCKETS / f"{UUID}.vda.x")
     monkeypatch.setattr(module, "_ENDS_WITHIN", 0.01)
     monkeypatch.setattr(module, "_SOON", 0.01)
     yanked: list[Any] = []
@@ -218,7 +218,7 @@ async def test_one_that_does_not_end_is_cut_off(
     async with server:
         await found.cancel(DISK)
     assert yanked == [{"instances": [{"type": "block-node", "node-name": "libvirt-3-storage"}]}]
-    raw.socket = str(module.SOCKETS / f"{UUID}.vda")
+    raw.socket = str(module.SOCKETS / f"{UUID}.vda.x")
     monkeypatch.setattr(module, "_CUT_WITHIN", 0.0)
     with pytest.raises(HypervisorError, match="does not end its copy") as told:
         await found.cancel(DISK)
