@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,10 +104,11 @@ def copied(path: str) -> str:
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where something takes the copy; and where QEMU is let in."""
-    monkeypatch.setattr(module, "SOCKETS", tmp_path / "in")
-    return str(tmp_path / "m.sock.disk.vda")
+def served(monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+    """Where something takes the copy; and where QEMU is let in. Sockets' paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="m.") as made:
+        monkeypatch.setattr(module, "SOCKETS", Path(made, "in"))
+        yield f"{made}/m.sock.disk.vda"
 
 
 async def mirrors(
