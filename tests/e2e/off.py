@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
+
 from lab.host import Host
 from lab.hosts import Lab
 from lab.processes import HostProcess
@@ -14,7 +16,11 @@ from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE, Run
 
 NAME = "rests"
-POINTS = ("offline-claimed", "offline-gone", "offline-forgotten")
+CORE_POINTS = (
+    pytest.param("offline-claimed", marks=pytest.mark.matrix),
+    "offline-gone",
+    pytest.param("offline-forgotten", marks=pytest.mark.matrix),
+)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from lab.guest import Disk, domain_toml
 from lab.host import Host
 from lab.hosts import Lab
-from tests.e2e.off import NAME, POINTS, Off, is_made_sure_of, moves_and_comes_back
+from tests.e2e.off import NAME, CORE_POINTS, Off, is_made_sure_of, moves_and_comes_back
 from tests.e2e.shared import SHARED, shared_storage
 
 
@@ -36,7 +36,7 @@ def test_it_moves_and_comes_back(off: Off) -> None:
     moves_and_comes_back(off, starts)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", CORE_POINTS)
 def test_killed_at_any_moment_it_is_made_sure_of(off: Off, point: str) -> None:
     is_made_sure_of(off, point)
 

@@ -11,7 +11,7 @@ from lab.guest import Disk
 from lab.host import Host
 from lab.hosts import Lab
 from lab.libvirtd import Libvirtd
-from tests.e2e.off import NAME, POINTS, Off, is_made_sure_of, moves_and_comes_back
+from tests.e2e.off import NAME, CORE_POINTS, Off, is_made_sure_of, moves_and_comes_back
 from tests.e2e.shared import SHARED, shared_storage
 
 
@@ -40,7 +40,7 @@ def test_it_moves_and_comes_back(off: Off) -> None:
     moves_and_comes_back(off, starts)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", CORE_POINTS)
 def test_killed_at_any_moment_it_is_made_sure_of(off: Off, point: str) -> None:
     is_made_sure_of(off, point)
 
