@@ -9,7 +9,7 @@ import pytest
 from lab.guest import Disk, domain_toml
 from lab.host import Host
 from lab.hosts import Lab
-from tests.e2e.off import NAME, CORE_POINTS, Off, is_made_sure_of, moves_and_comes_back
+from tests.e2e.off import CORE_POINTS, NAME, Off, is_made_sure_of, moves_and_comes_back
 from tests.e2e.shared import SHARED, shared_storage
 
 

@@ -11,7 +11,7 @@ from lab.guest import Disk
 from lab.host import Host
 from lab.hosts import Lab
 from lab.libvirtd import Libvirtd
-from tests.e2e.off import NAME, CORE_POINTS, Off, is_made_sure_of, moves_and_comes_back
+from tests.e2e.off import CORE_POINTS, NAME, Off, is_made_sure_of, moves_and_comes_back
 from tests.e2e.shared import SHARED, shared_storage
 
 
