@@ -224,17 +224,19 @@ class XenLab:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time
             shutil.rmtree(LAB, ignore_errors=True)
             LAB.mkdir()
-            lab = cls(LAB)
-            try:
-                for host in (lab.a, lab.b):
-                    host.power_on()
-                for host in (lab.a, lab.b):
-                    host.wait_up()
-                yield lab
-            finally:
-                for host in (lab.a, lab.b):
-                    host.power_cut()
-                shutil.rmtree(LAB, ignore_errors=True)
+            with (LAB / "lock").open("w") as used:
+                fcntl.flock(used, fcntl.LOCK_EX)  # else other labs would clean it up as stale
+                lab = cls(LAB)
+                try:
+                    for host in (lab.a, lab.b):
+                        host.power_on()
+                    for host in (lab.a, lab.b):
+                        host.wait_up()
+                    yield lab
+                finally:
+                    for host in (lab.a, lab.b):
+                        host.power_cut()
+                    shutil.rmtree(LAB, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:

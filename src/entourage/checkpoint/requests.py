@@ -84,6 +84,7 @@ async def save_request(
     can = saves_of(hypervisor.name)
     impossible = {
         "a checkpoint": checkpoint and not can.checkpoints,
+        "non-live": checkpoint and not live and not can.non_live,
         "copies of its disks": disks is Disks.COPY and not can.copies,
         "compressed or encrypted": bool(compress or encrypt) and not can.filters,
         "on another host": bool(host_of(directory)) and not can.elsewhere,
@@ -230,6 +231,11 @@ async def restore_request(
     if revert and not manifest.checkpoint:
         raise UsageError(
             f"{where} is no checkpoint: {name} ended as it was saved", remedy="leave --revert out"
+        )
+    if paused and manifest.hypervisor and not saves_of(manifest.hypervisor).paused:
+        raise UsageError(
+            f"{where} was saved by {manifest.hypervisor}, which does not leave it paused",
+            remedy="leave --paused out",
         )
     is_copy = await storage.do(manifests.is_copy, Path(where), manifest)
     if not (another or manifest.checkpoint or only_copy) and is_copy:

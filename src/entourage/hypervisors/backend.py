@@ -63,18 +63,22 @@ class Saves(NamedTuple):
     Attributes:
         checkpoints: Its guest can go on.
         live: It runs while its memory is copied, if that is asked for.
+        non_live: It stands still while its memory is copied, if that is asked for.
         copies: Its disks can be copied, as of the moment of its memory.
         filters: Its memory can be compressed and encrypted.
         elsewhere: It can be made on another host.
         another: Another machine can be made of it.
+        paused: It can be restored and left paused.
     """
 
     checkpoints: bool = False
     live: bool = False
+    non_live: bool = False
     copies: bool = False
     filters: bool = False
     elsewhere: bool = False
     another: bool = False
+    paused: bool = False
 
 
 _MEMORY_ALONE: Final = Saves()

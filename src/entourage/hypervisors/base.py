@@ -127,6 +127,14 @@ class Machine(Protocol):
         """What ``abort`` has left otherwise than it was, and what to do; empty: nothing."""
         ...
 
+    async def check_stood_still(self) -> None:
+        """Nothing, where the guest has stood still since ``stopped``.
+
+        Raises:
+            HypervisorError: Somebody may have let it run: its memory is older than all else.
+        """
+        ...
+
     def stay_paused(self) -> None:
         """Have its guest stay as it is, stopped, where ``abort`` would let it run."""
         ...

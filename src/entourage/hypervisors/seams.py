@@ -237,6 +237,9 @@ class MachineSeams:
         """Everything is as it was."""
         return ""
 
+    async def check_stood_still(self) -> None:
+        """Nobody but its own process lets it run."""
+
     def stay_paused(self) -> None:
         """A guest that never runs here is not let run."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from entourage import messages
 from entourage.errors import EntourageError, Interrupted, LinkError, MigrationFailed, ours
@@ -83,10 +83,18 @@ async def keep(session: Session, side: SourceSide, keeping: Keeping) -> tuple[st
         GuestEnded: The guest has ended by itself.
         InDoubt: The guest could not be let run again; nobody else may.
     """
-    if session.options.stays_paused:
-        session.machine.stay_paused()
     session.note("writing the checkpoint down")
-    problems = await come_back(session, side, hurries=keeping.hurries, before=keeping.ask)
+    before: Callable[[], Awaitable[None]] | None = keeping.ask
+    try:
+        await session.machine.check_stood_still()
+    except EntourageError as error:
+        keeping.failed, before = error, None
+    if before is not None and session.options.stays_paused:
+        await keeping.ask()  # where it fails, the guest goes on
+        before = None
+        if keeping.done:
+            session.machine.stay_paused()
+    problems = await come_back(session, side, hurries=keeping.hurries, before=before)
     if side.has_ended:
         raise await guest_ended(session, problems)
     if not keeping.done:

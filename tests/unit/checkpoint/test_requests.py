@@ -137,6 +137,10 @@ async def test_a_xen_domains_disks_are_not_copied(
     known(monkeypatch, "xen")
     with pytest.raises(UsageError, match="cannot be: copies of its disks"):
         await save_request(settings, "web1", "/srv/x", disks=Disks.COPY)
+    with pytest.raises(UsageError, match="cannot be: non-live"):
+        await save_request(
+            settings, "web1", "/srv/x", checkpoint=True, disks=Disks.REFERENCE, live=False
+        )
     with pytest.raises(UsageError, match="goes on and writes") as told:
         await save_request(settings, "web1", "/srv/x", checkpoint=True)
     assert "--disks=reference" in told.value.remedy
@@ -518,3 +522,5 @@ async def test_no_other_machine_is_made_of_a_xen_domains_save(
     (copied / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(UsageError, match="cannot be made another machine"):
         await restore_request(settings, str(copied), another="web2", disks=OWN["disks"])
+    with pytest.raises(UsageError, match="does not leave it paused"):
+        await restore_request(settings, str(copied), paused=True)

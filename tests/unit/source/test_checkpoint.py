@@ -93,16 +93,45 @@ async def test_a_guest_that_has_ended_is_no_checkpoint_that_went_on(
         await keep(opened, cast("Any", Ended()), Keeping(opened, lambda: ""))
 
 
+class Watched(Lives):
+    """Writes down when it is let run."""
+
+    def __init__(self, done: list[str]) -> None:
+        super().__init__()
+        self._done = done
+
+    async def take(self, given: Any) -> None:
+        self._done.append(given.value)
+        await super().take(given)
+
+
 async def test_its_guest_is_not_let_run_where_it_is_to_stay_paused() -> None:
     opened, _ = asked(None)
     done: list[str] = []
     opened.options = Options(stays_paused=True)
-    opened.machine = SimpleNamespace(stay_paused=lambda: done.append("stays paused"))
-
-    class Watched(Lives):
-        async def take(self, given: Any) -> None:
-            done.append(given.value)
-            await super().take(given)
-
-    await keep(opened, cast("Any", Watched()), Keeping(opened, str))
+    opened.machine.stay_paused = lambda: done.append("stays paused")
+    await keep(opened, cast("Any", Watched(done)), Keeping(opened, str))
     assert done == ["stays paused", Input.ABORT.value]
+
+
+async def test_where_it_is_not_kept_its_guest_goes_on_all_the_same() -> None:
+    opened, _ = asked(HypervisorError("the disk is full"))
+    done: list[str] = []
+    opened.options = Options(stays_paused=True)
+    opened.machine.stay_paused = lambda: done.append("stays paused")
+    with pytest.raises(MigrationFailed, match="the disk is full"):
+        await keep(opened, cast("Any", Watched(done)), Keeping(opened, str))
+    assert done == [Input.ABORT.value]
+
+
+async def test_what_is_of_two_moments_is_not_kept() -> None:
+    """Somebody has let the guest run while an external tool still worked on its devices."""
+    opened, heard = asked(None)
+
+    async def check_stood_still() -> None:
+        raise HypervisorError("it has not stood still")
+
+    opened.machine.check_stood_still = check_stood_still
+    with pytest.raises(MigrationFailed, match="it has not stood still"):
+        await keep(opened, cast("Any", Lives()), Keeping(opened, str))
+    assert messages.PUBLISH not in heard

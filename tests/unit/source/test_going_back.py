@@ -47,13 +47,18 @@ def session() -> Any:
         await asyncio.sleep(0)
         return ["on b: a tap is left"]
 
+    async def check_stood_still() -> None:
+        """It has."""
+
     return SimpleNamespace(
         source="a",
         host="a",
         kind="move",
         target="b",
         keeper="b",
-        machine=SimpleNamespace(domain=Domain(name="web1", memory=1 << 30)),
+        machine=SimpleNamespace(
+            domain=Domain(name="web1", memory=1 << 30), check_stood_still=check_stood_still
+        ),
         welcome=SimpleNamespace(protocol=messages.NEWEST),
         link=SimpleNamespace(call=call, quiet=0.0),
         failures_there=FailuresThere(),

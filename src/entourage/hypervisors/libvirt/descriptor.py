@@ -82,7 +82,7 @@ BACKEND = Backend(
     elsewhere=uri.elsewhere,
     same_as=uri.same_as,
     saves_by="",
-    saves=Saves(checkpoints=True, copies=True, another=True),
+    saves=Saves(checkpoints=True, non_live=True, copies=True, another=True, paused=True),
 )
 SESSION = dataclasses.replace(
     BACKEND,

@@ -184,7 +184,7 @@ class LibvirtSaving(LibvirtMachine):
                 device=device_of(self.domain, reason),
                 remedy=self._what_to_do(reason),
             ) from error
-        await self._check_stood_still()
+        await self.check_stood_still()
         kept = msgspec.msgpack.encode(await self._kept())
         async with connected_here(plane.local.socket) as connection:
             await asyncio.get_running_loop().sock_sendall(connection, kept)
@@ -196,7 +196,7 @@ class LibvirtSaving(LibvirtMachine):
             return f"let it run for a moment: virsh resume {name}; virsh suspend {name}"
         return "see whether there is room for it, and the log of libvirtd"
 
-    async def _check_stood_still(self) -> None:
+    async def check_stood_still(self) -> None:
         """Raise HypervisorError where the guest has run since it was stopped.
 
         libvirt lets anybody resume it; its memory is then of another moment than its disks.

@@ -36,6 +36,13 @@ BACKEND = Backend(
     starts_files=True,
     saves_by="",
     saves=Saves(
-        checkpoints=True, live=True, copies=True, filters=True, elsewhere=True, another=True
+        checkpoints=True,
+        live=True,
+        non_live=True,
+        copies=True,
+        filters=True,
+        elsewhere=True,
+        another=True,
+        paused=True,
     ),
 )

@@ -118,6 +118,7 @@ class XenMachine(MachineSeams):
         now = self._handle.life()
         if now is None or now.ended:
             return Guest.DEAD
+        self._has_stood = now.suspended
         return Guest.STOPPED if now.suspended or now.paused else Guest.RUNNING
 
     async def close(self) -> None:
@@ -271,10 +272,10 @@ class XenMachine(MachineSeams):
             GoneError: Its guest has ended.
             HypervisorError: The domain does not go on.
         """
-        if not self.was_running and self._handle.domid is not None:
-            await xl(
-                "pause", str(self._handle.domid)
-            )  # before xl lets it run, which it then does not
+        now = self._handle.life()
+        # Before xl lets it run, which it then does not; once, since Xen counts.
+        if not self.was_running and now is not None and not now.paused:
+            await xl("pause", str(self._handle.domid))
         self._migrating.fail()
         await self._disks.end()
         await self._migrating.ended()

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import msgspec
@@ -32,6 +33,7 @@ from entourage.hypervisors.xen.header import Changes
 from entourage.hypervisors.xen.keeper import WHOLE
 from entourage.hypervisors.xen.machine import XenMachine, leaves_from
 from entourage.settings.model import Settings
+from entourage.steps import Refusal
 
 
 class XenSaving(XenMachine):
@@ -56,6 +58,16 @@ class XenSaving(XenMachine):
         """It is this one."""
         return
 
+    async def blockers(self) -> Sequence[Refusal]:
+        """What speaks against saving it, beside what speaks against a move."""
+        found = [*await super().blockers()]
+        for disk in self.domain.block:
+            if disk.format == "qcow2" and not disk.readonly:
+                reason = "its image's tables are in the back end's memory while the domain is there"
+                remedy = f"qemu-img convert {disk.path} to raw, and have the domain use that"
+                found.append(Refusal(disk.label, socket.gethostname(), reason, remedy))
+        return found
+
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - nothing of it is changed
         """All that the save must know before: who restores it."""
         return Plan(msgspec.msgpack.encode(SavePlan(hypervisor=NAME, sends=True)))
@@ -75,6 +87,7 @@ class XenSaving(XenMachine):
             "secret": "",
             "changes": asdict(Changes()),
             "budget": self._budget,
+            "drains": False,
         }
         async with way_into_save(local, ticket.uri, self._passes_on) as memory:
             with listening_here(self._path) as server:
@@ -96,6 +109,14 @@ class XenSaving(XenMachine):
         if self._passed_on is not None:
             await self._migrating.beside(self._passed_on.finished())
         return b""
+
+    async def check_stood_still(self) -> None:
+        """See ``Machine``: where xl or its transport has gone, xl has let the domain run."""
+        now = self._handle.life()
+        if self._migrating.stream.has_gone or now is None or not now.suspended:
+            raise HypervisorError(
+                "it has not stood still until all was saved", remedy=f"see {self._handle.log}"
+            )
 
     async def abort(self) -> None:
         """See ``XenMachine.abort``."""

@@ -54,6 +54,7 @@ class Transport:
         order: dict[str, Any] = json.loads(self._line())
         self._budget: float | None = order.get("budget")
         self._heard_at, self._stopped_at = time.monotonic(), 0.0
+        self._drains = bool(order.get("drains", True))
         self._changes = header.Changes(**order["changes"])
         # A pipe has room again for each page that ssh has read, a socket only when most of it is
         # free: so the stream goes in large pieces.
@@ -194,7 +195,12 @@ class Transport:
                     self._over = True
 
     def _drain(self) -> None:
-        """The target's receiver destroys its copy when it sees the end; give it time for that."""
+        """The target's receiver destroys its copy when it sees the end; give it time for that.
+
+        Of a domain that is saved there is none.
+        """
+        if not self._drains:
+            return
         with contextlib.suppress(OSError):
             self._stream.shutdown(socket.SHUT_WR)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -34,6 +34,7 @@ from entourage.hypervisors.xen.machine import XenMachine
 from entourage.hypervisors.xen.saving import XenSaving
 from entourage.hypervisors.xen.xenstore import XenStore
 from entourage.settings.model import PathSettings, Settings
+from tests.unit.eventually import eventually
 from tests.unit.hypervisors.xen.stream import stream
 from tests.unit.hypervisors.xen.test_machine import PATIENCE, UUID, XL, Store, kill
 
@@ -165,6 +166,19 @@ async def test_a_guest_that_is_to_stay_paused_is_before_xl_lets_it_run(scene: Sc
         scene.machine.stay_paused()
         await scene.machine.abort()
     assert scene.did() == {"suspended", "paused", "resumed"}
+
+
+async def test_one_that_went_on_too_early_is_noticed(scene: Scene) -> None:
+    """An external tool may still work on its devices then."""
+    async with asyncio.timeout(PATIENCE):
+        await scene.begin()
+        await asyncio.gather(scene.machine.landed(), scene.incoming.landed())
+        await scene.machine.check_stood_still()
+        kill("hypervisors.xen.keeper", str(scene.place))
+        await eventually(lambda: "resumed" in scene.did())
+        with pytest.raises(HypervisorError, match="has not stood still"):
+            await scene.machine.check_stood_still()
+        await scene.machine.abort()
 
 
 async def test_a_stream_without_its_end_is_no_save(scene: Scene) -> None:
