@@ -127,8 +127,11 @@ class Machine(Protocol):
         """What ``abort`` has left otherwise than it was, and what to do; empty: nothing."""
         ...
 
-    async def check_stood_still(self) -> None:
+    async def check_stood_still(self, until: int) -> None:
         """Nothing, where the guest has stood still since ``stopped``.
+
+        Args:
+            until: At least so long, ns of the monotonic clock.
 
         Raises:
             HypervisorError: Somebody may have let it run: its memory is older than all else.

@@ -237,7 +237,7 @@ class MachineSeams:
         """Everything is as it was."""
         return ""
 
-    async def check_stood_still(self) -> None:
+    async def check_stood_still(self, until: int) -> None:
         """Nobody but its own process lets it run."""
 
     def stay_paused(self) -> None:

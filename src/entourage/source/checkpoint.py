@@ -86,7 +86,7 @@ async def keep(session: Session, side: SourceSide, keeping: Keeping) -> tuple[st
     session.note("writing the checkpoint down")
     before: Callable[[], Awaitable[None]] | None = keeping.ask
     try:
-        await session.machine.check_stood_still()
+        await session.machine.check_stood_still(session.synced_at)
     except EntourageError as error:
         keeping.failed, before = error, None
     if before is not None and session.options.stays_paused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from typing import NoReturn
 
 from entourage import messages
@@ -174,6 +175,7 @@ class Phases:
             await devices.transfer()
         with self._blackout.span("devices: SYNC", session.source):
             await devices.sync()
+        session.synced_at = time.monotonic_ns()
 
     async def memory(self) -> None:
         """Complete the disk copies, send the last pages, wait until both sides have it all."""

@@ -88,6 +88,7 @@ class Session:
         failures_there: What went wrong on the target without having been asked for.
         blockers: What the hypervisor itself marks as not migratable.
         landed: Both sides have said that memory is all there.
+        synced_at: When all devices had gone through SYNC, ns of the monotonic clock; 0 before.
         address: Where memory and disks go, once TEST has found it out; numeric, or empty where the
             hypervisor knows best.
     """
@@ -114,6 +115,7 @@ class Session:
     failures_there: FailuresThere = field(default_factory=FailuresThere)
     blockers: tuple[Refusal, ...] = ()
     landed: bool = False
+    synced_at: int = 0
     address: str = ""
 
     @property

@@ -128,7 +128,8 @@ async def test_what_is_of_two_moments_is_not_kept() -> None:
     """Somebody has let the guest run while an external tool still worked on its devices."""
     opened, heard = asked(None)
 
-    async def check_stood_still() -> None:
+    async def check_stood_still(until: int) -> None:
+        assert until == opened.synced_at
         raise HypervisorError("it has not stood still")
 
     opened.machine.check_stood_still = check_stood_still

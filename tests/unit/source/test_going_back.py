@@ -47,11 +47,12 @@ def session() -> Any:
         await asyncio.sleep(0)
         return ["on b: a tap is left"]
 
-    async def check_stood_still() -> None:
+    async def check_stood_still(_until: int) -> None:
         """It has."""
 
     return SimpleNamespace(
         source="a",
+        synced_at=7,
         host="a",
         kind="move",
         target="b",

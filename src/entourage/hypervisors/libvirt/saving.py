@@ -184,7 +184,7 @@ class LibvirtSaving(LibvirtMachine):
                 device=device_of(self.domain, reason),
                 remedy=self._what_to_do(reason),
             ) from error
-        await self.check_stood_still()
+        await self._check_stood_still()
         kept = msgspec.msgpack.encode(await self._kept())
         async with connected_here(plane.local.socket) as connection:
             await asyncio.get_running_loop().sock_sendall(connection, kept)
@@ -196,7 +196,7 @@ class LibvirtSaving(LibvirtMachine):
             return f"let it run for a moment: virsh resume {name}; virsh suspend {name}"
         return "see whether there is room for it, and the log of libvirtd"
 
-    async def check_stood_still(self) -> None:
+    async def _check_stood_still(self) -> None:
         """Raise HypervisorError where the guest has run since it was stopped.
 
         libvirt lets anybody resume it; its memory is then of another moment than its disks.
@@ -206,6 +206,15 @@ class LibvirtSaving(LibvirtMachine):
         if runs or known.resumed_at > max(known.stopped_at, self._stopped_at):
             raise HypervisorError(
                 "somebody has let the guest run on here", remedy="see who did, and try again"
+            )
+
+    async def check_stood_still(self, until: int) -> None:
+        """See ``Machine``: as far as libvirtd has told; one that was lost has not."""
+        known = self._job.heard().known
+        if max(known.stopped_at, self._stopped_at) < known.resumed_at < until:
+            raise HypervisorError(
+                "somebody has let the guest run on here before all was saved",
+                remedy="see who did, and try again",
             )
 
     async def _kept(self) -> LibvirtPlan:

@@ -110,7 +110,7 @@ class XenSaving(XenMachine):
             await self._migrating.beside(self._passed_on.finished())
         return b""
 
-    async def check_stood_still(self) -> None:
+    async def check_stood_still(self, until: int) -> None:  # noqa: ARG002 - it still does
         """See ``Machine``: where xl or its transport has gone, xl has let the domain run."""
         now = self._handle.life()
         if self._migrating.stream.has_gone or now is None or not now.suspended:

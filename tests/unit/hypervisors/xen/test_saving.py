@@ -173,11 +173,11 @@ async def test_one_that_went_on_too_early_is_noticed(scene: Scene) -> None:
     async with asyncio.timeout(PATIENCE):
         await scene.begin()
         await asyncio.gather(scene.machine.landed(), scene.incoming.landed())
-        await scene.machine.check_stood_still()
+        await scene.machine.check_stood_still(1)
         kill("hypervisors.xen.keeper", str(scene.place))
         await eventually(lambda: "resumed" in scene.did())
         with pytest.raises(HypervisorError, match="has not stood still"):
-            await scene.machine.check_stood_still()
+            await scene.machine.check_stood_still(1)
         await scene.machine.abort()
 
 
