@@ -72,7 +72,8 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
     """Undo one row; what is not there (any more) is undone already.
 
     Args:
-        kind: ``process`` (marker), ``scratch`` (path: a name that can only be ours), ``file``
+        kind: ``process`` (marker), ``scratch`` (path: a name that can only be ours; beside: what
+            is seen where its storage is mounted, empty where that is this host's own), ``file``
             (path, id), ``dir`` (path: removed with what is in it), ``tap`` (name), ``owners``
             (path: the record of files that were given to a user).
         spec: The row's fields.
@@ -84,7 +85,7 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
         case "process":
             await end_processes(str(spec["marker"]))
         case "scratch":
-            await in_thread(Path(str(spec["path"])).unlink, missing_ok=True)
+            await in_thread(_remove_scratch, Path(str(spec["path"])), str(spec.get("beside", "")))
         case "file":
             await in_thread(_remove, Path(str(spec["path"])), str(spec["id"]))
         case "dir":
@@ -95,6 +96,16 @@ async def undo(kind: str, spec: Mapping[str, str | int]) -> None:
             await remove_tap(str(spec["name"]))
         case _:
             raise EntourageError(f"no way to undo {kind!r}", remedy="a newer Entourage made it")
+
+
+def _remove_scratch(path: Path, beside: str) -> None:
+    if not beside or os.path.lexists(beside) or os.path.lexists(path):
+        path.unlink(missing_ok=True)
+        return
+    raise EntourageError(
+        f"whether {path} is left cannot be seen: there is no {beside}",
+        remedy=f"mount its storage; or remove {path}, if its save is gone",
+    )
 
 
 def _remove_directory(path: Path) -> None:

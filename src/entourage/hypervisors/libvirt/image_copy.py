@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 from entourage import durable
@@ -10,6 +11,8 @@ from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt import saveimage
+
+_ENDS_WITHIN = 20.0  # seconds for one piece of memory to be copied
 
 
 class ImageCopy:
@@ -26,11 +29,13 @@ class ImageCopy:
         self._into = Path(f"{file.parent}.{uuid}.memory")
         self._ledger = ledger
         self._making: asyncio.Future[None] | None = None
+        self._stop = threading.Event()
 
     async def make(self, xml: str) -> Path:
         """Make it; where it is."""
-        self._ledger.record("scratch", path=str(self._into))
-        self._making = in_thread(saveimage.copy, self._file, self._into, xml)
+        # On storage that may not be mounted: what is not seen there is not taken for removed.
+        self._ledger.record("scratch", path=str(self._into), beside=str(self._file.parent))
+        self._making = in_thread(saveimage.copy, self._file, self._into, xml, self._stop)
         try:
             await asyncio.shield(self._making)
         except OSError as error:
@@ -41,7 +46,18 @@ class ImageCopy:
         return self._into
 
     async def remove(self) -> None:
-        """It is not needed any more; again is no error."""
-        if self._making is not None:
-            await asyncio.wait({self._making})
-            await in_thread(durable.remove, self._into)
+        """It is not needed any more; again is no error.
+
+        Raises:
+            HypervisorError: The storage does not answer: it is left, and the ledger has it.
+        """
+        if self._making is None:
+            return
+        self._stop.set()
+        await asyncio.wait({self._making}, timeout=_ENDS_WITHIN)
+        if not self._making.done():
+            raise HypervisorError(
+                f"the storage of {self._into} has not answered for {_ENDS_WITHIN:g} s",
+                remedy="see whether its server is there; `entourage recover` removes what is left",
+            )
+        await in_thread(durable.remove, self._into)

@@ -201,7 +201,9 @@ class Mirrors:
 
     def _let_in(self, disk: Block, socket: str) -> Path:
         """Give the socket a name that QEMU's user gets to, and that user the right to connect."""
-        SOCKETS.mkdir(mode=0o711, exist_ok=True)
+        if not SOCKETS.is_dir():
+            SOCKETS.mkdir(mode=0o711, exist_ok=True)
+            SOCKETS.chmod(0o711)  # whatever the umask
         self._shut_out(disk)
         # Not to be guessed: other domains' QEMUs are of the same user, and see no names here.
         path = SOCKETS / f"{self._name(disk)}{secrets.token_hex(8)}"

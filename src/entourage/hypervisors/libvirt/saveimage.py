@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ _VERSION = 2
 _SPARSE = 6  # a format of memory in which places are counted from the file's beginning
 _MOST = 64 << 20  # bytes of data
 _ALIGNED = 1 << 20
-_AT_ONCE = 1 << 30
+_AT_ONCE = 64 << 20  # bytes, before it is looked whether it is to go on
 
 
 class _Image(NamedTuple):
@@ -46,7 +47,7 @@ class _Image(NamedTuple):
         return self.header[4] == _SPARSE
 
 
-def copy(file: Path, into: Path, xml: str) -> None:
+def copy(file: Path, into: Path, xml: str, stop: threading.Event | None = None) -> None:
     """Copy a file that libvirt has written, with this XML in it. Blocks, for as long as that takes.
 
     The kernel copies memory, or shares it where the file system can.
@@ -55,9 +56,10 @@ def copy(file: Path, into: Path, xml: str) -> None:
         file: What libvirt has written.
         into: What is made, 0600; there must be nothing.
         xml: The domain's.
+        stop: Ends it where it is.
 
     Raises:
-        HypervisorError: It is none, or of a form that is not known.
+        HypervisorError: It was ended; it is none, or of a form that is not known.
         OSError: One of both fails.
     """
     source = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -72,7 +74,8 @@ def copy(file: Path, into: Path, xml: str) -> None:
             data += image.cookie
             header[2] = _room(file, image, len(data))
             os.pwrite(target, _HEADER.pack(*header) + data, 0)
-            _copy(source, _HEADER.size + image.size, target, _HEADER.size + int(header[2]))
+            begin, at = _HEADER.size + image.size, _HEADER.size + int(header[2])
+            _copy(source, begin, target, at, stop or threading.Event())
         finally:
             os.close(target)
     finally:
@@ -105,11 +108,13 @@ def _room(file: Path, image: _Image, wanted: int) -> int:
     return image.size + more
 
 
-def _copy(source: int, begin: int, target: int, at: int) -> None:
+def _copy(source: int, begin: int, target: int, at: int, stop: threading.Event) -> None:
     # In sight of its beginning: what is before it is written, and a sparse one keeps its holes.
     end = os.fstat(source).st_size
     os.ftruncate(target, at + end - begin)
     while begin < end:
+        if stop.is_set():
+            raise HypervisorError("it was given up while memory was copied")
         moved = os.copy_file_range(source, target, min(_AT_ONCE, end - begin), begin, at)
         if not moved:
             raise OSError("it has become shorter meanwhile")

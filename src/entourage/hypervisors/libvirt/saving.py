@@ -78,6 +78,7 @@ class LibvirtSaving(LibvirtMachine):
         self._writing: asyncio.Future[Any] | None = None
         self._file = ""
         self._stopped_at = 0
+        self._after_abort = ""
         self._mirrors = Mirrors(handle, self._job)
 
     @property
@@ -244,8 +245,18 @@ class LibvirtSaving(LibvirtMachine):
         await self._end_writing()
         await super().abort()
         # Not every process has come to note that disks were copied.
+        left: list[str] = []
         for disk in self.domain.block:
-            await self._mirrors.cancel(disk)
+            try:
+                await self._mirrors.cancel(disk)
+            except HypervisorError as error:  # its guest runs, whatever becomes of a copy
+                left.append(str(error))
+        self._after_abort = "; ".join(left)
+
+    @property
+    def after_abort(self) -> str:
+        """Copies of its disks that libvirt has not ended."""
+        return self._after_abort
 
     async def _end_writing(self) -> None:
         """End the snapshot; it may not have begun when it is asked to end, so it is asked again."""

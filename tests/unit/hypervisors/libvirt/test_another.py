@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import threading
 from pathlib import Path
 
 import pytest
 
 from entourage.domain import Domain, Net
 from entourage.errors import HypervisorError
-from entourage.hosts.resources import MemoryLedger
+from entourage.hosts.resources import MemoryLedger, undo_rows
 from entourage.hypervisors.libvirt import another, saveimage
 from entourage.hypervisors.libvirt.another import only_one_can_have, own_place, renamed
 from entourage.hypervisors.libvirt.domainxml import parse
@@ -160,10 +161,38 @@ async def test_a_copy_is_written_down_before_it_is_made(tmp_path: Path) -> None:
     ledger = MemoryLedger()
     copy = ImageCopy(file, UUID, ledger)
     where = await copy.make("<domain></domain>")
-    assert ledger.rows == [("scratch", {"path": str(where)})]
+    saved = str(tmp_path / "saved")
+    assert ledger.rows == [("scratch", {"path": str(where), "beside": saved})]
     assert where == tmp_path / f"saved.{UUID}.memory"
     with pytest.raises(HypervisorError, match="cannot be copied"):
         await ImageCopy(file, UUID, ledger).make("<domain></domain>")
     await copy.remove()
     await copy.remove()
     assert not where.exists()
+
+
+async def test_a_copy_on_storage_that_is_not_mounted_is_not_taken_for_removed(
+    tmp_path: Path,
+) -> None:
+    """All of the guest's secrets are in it."""
+    (tmp_path / "saved").mkdir()
+    ledger = MemoryLedger()
+    where = await ImageCopy(image(tmp_path / "saved" / "memory"), UUID, ledger).make("<domain/>")
+    away = tmp_path / "not mounted"
+    away.mkdir()
+    for name in ("saved", where.name):
+        (tmp_path / name).rename(away / name)
+    [problem] = await undo_rows(ledger.rows)
+    assert "whether" in problem
+    assert "mount its storage" in problem
+    for name in ("saved", where.name):
+        (away / name).rename(tmp_path / name)
+    assert await undo_rows(ledger.rows) == []
+    assert not where.exists()
+
+
+def test_a_copy_is_given_up_where_it_is(tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(HypervisorError, match="given up"):
+        saveimage.copy(image(tmp_path / "memory"), tmp_path / "copy", "<domain/>", stop)
