@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from entourage.cli.audience import Audience
 from entourage.cli.migrate import EXIT_STATUS, failed, run
+from entourage.cli.tell import INTERRUPTED
 from entourage.source.kept_link import KeptLink
 from entourage.source.migration import Migration
 from entourage.source.request import Request
@@ -62,4 +63,6 @@ async def _all(
                 found.append(EXIT_STATUS[finished.outcome])
             if asked_to_end:
                 break
+    if asked_to_end and len(found) < len(domains):
+        return INTERRUPTED
     return next((one for one in found if one not in _WORST), 3 if 3 in found else 0)  # noqa: PLR2004

@@ -225,6 +225,8 @@ class Agent:
         self._controllers, self._there = {}, None
         await self._close_way()
         self._way = WayProof(self._checks.allowed)
+        if self._opening:  # meanwhile, of the one before
+            raise UsageError("one link is about one migration")
 
     async def _close_way(self) -> None:
         await self._way.close()
