@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from entourage.domain import Domain
 from entourage.errors import (
     CannotExpress,
     ConfigError,
+    DomainBusy,
     EntourageError,
     HypervisorError,
     HypervisorOff,
@@ -244,6 +246,55 @@ def _silence(name: str, error: Exception) -> EntourageError:
 
 def _ask_it(name: str) -> str:
     return f"see on that host why `entourage list --connect {name}` fails"
+
+
+async def check_lacks(
+    settings: Settings, uuid: str, *, name: str = "", must_say: Collection[str] = (), but: str = ""
+) -> None:
+    """See that no hypervisor of this host has a domain, running or off.
+
+    Args:
+        settings: This host's.
+        uuid: The domain's.
+        name: A name that none of its domains may have either; empty: any may.
+        must_say: Hypervisors that have to answer, also where nothing listens at their sockets: what
+            they keep on their disks comes back with them.
+        but: One that is not asked.
+
+    Raises:
+        DomainBusy: One has it.
+        HypervisorError: One does not answer, and may have it.
+        UsageError: There is no such hypervisor.
+    """
+    ours = uuid.lower()
+    required = {*must_say, *map(same_as, must_say)} - {""}
+    here = _opened(settings, None)
+    present = {hypervisor.name for _, hypervisor in here}
+    for wanted in dict.fromkeys(must_say):
+        if present.isdisjoint({wanted, same_as(wanted)}):
+            here += _opened(settings, wanted)
+
+    async def ask(hypervisor: Hypervisor) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                known = await hypervisor.domains()
+        except Exception as error:  # also a plug-in's: its domains are not known
+            if isinstance(error, HypervisorOff) and hypervisor.name not in required:
+                return
+            silent = _silence(hypervisor.name, error)
+            raise HypervisorError(
+                f"whether {hypervisor.name} has {name or uuid} is not known: {silent.message}",
+                remedy=silent.remedy or _ask_it(hypervisor.name),
+            ) from error
+        for one in known:
+            if one.uuid.lower() == ours or (name and one.name == name):
+                raise DomainBusy(
+                    f"{hypervisor.name} has {one.name} ({one.uuid}) on this host",
+                    remedy=f"name it as `entourage list --all --connect {hypervisor.name}` does",
+                )
+
+    own = {but, same_as(but)} if but else set[str]()
+    await asyncio.gather(*(ask(each) for _, each in here if each.name not in own))
 
 
 async def find_domain(

@@ -139,15 +139,15 @@ class Journal:
     # ── decisions ────────────────────────────────────────────────────────────────────────────
 
     def begin(self, new: Decision) -> None:
-        """Insert ARMED or OPEN, or NEVER for a migration that was never heard of here.
+        """Insert ARMED or OPEN, NEVER for a migration never heard of here, or what is settled.
 
-        ARMED and OPEN need a generation newer than any that this journal knows of the domain, and
+        All but NEVER need a generation newer than any that this journal knows of the domain, and
         all its migrations here settled.
 
         Raises:
             DecisionRefusedError: The id is taken, the generation old, a migration not settled.
         """
-        if new.record not in MAY_FOLLOW[None]:
+        if new.record not in MAY_FOLLOW[None] and not new.settled:
             raise ValueError(f"no migration begins with {new.record}")
         with self._transaction():
             taken = self.decision(new.migration, new.role)

@@ -8,29 +8,32 @@ What is kept of it, and where, at each moment of a move that is killed:
 | after the claim                 | has it        | a claim        | begins; the claim is renewed |
 | after the source's journal says | has it; says  | a claim        | goes on                      |
 | that it is gone                 | "not mine"    |                |                              |
-| after the source has forgotten  | nothing       | a claim        | has it defined there         |
+| after the source has forgotten  | nothing       | a claim        | has it defined there, once   |
+|                                 |               |                | no hypervisor here has it    |
 | after the target has defined it | nothing       | has it         | finds that it is done        |
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from entourage.admission import manual_access
 from entourage.devices.block.sameness import compare
 from entourage.devices.block.storage import Seen, Spot
-from entourage.errors import DomainBusy, Refused, UsageError
+from entourage.errors import DomainBusy, EntourageError, Refused, UsageError
 from entourage.handover.values import Record, Role
 from entourage.hosts import ssh
 from entourage.hosts.link import Link
 from entourage.hosts.route import Route
-from entourage.hypervisors.base import HasDefinitions
-from entourage.hypervisors.registry import counterpart, find_domain, usual
+from entourage.hypervisors.base import HasDefinitions, Hypervisor
+from entourage.hypervisors.registry import check_lacks, counterpart, find_domain, usual
 from entourage.hypervisors.values import Definition
 from entourage.journal.details import SourceDetails
 from entourage.journal.journal import Decision, Journal
@@ -42,6 +45,8 @@ from entourage.steps import Refusal
 from entourage.testpoints import reached
 
 _AGENT: Final = ("agent", "--offline")
+_PATIENCE: Final = 5.0
+"""Seconds for a hypervisor that did not forget a domain to say whether it has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ async def test(asked: Asked) -> Sequence[Refusal]:
     """
     leaving = await _leaving(asked)
     if leaving is None:
+        with Journal.open(asked_journal(asked.settings)) as journal:
+            await _check_gone(asked, _gave_away(journal, asked))
         return ()
     with Journal.open(asked_journal(asked.settings)) as journal:
         offer = leaving.offer(journal)
@@ -108,6 +115,8 @@ async def _hand_over(asked: Asked, leaving: _Leaving, journal: Journal, link: Li
     released = Released(migration=offer.migration, uuid=key(offer.definition.domain.uuid))
     if found := await _refusals(link, offer, asked):
         raise Refused(found)
+    domain = offer.definition.domain
+    await check_lacks(asked.settings, key(domain.uuid), but=leaving.hypervisor)
     claimed = await link.call(CLAIM, offer)
     reached("offline-claimed")
     if claimed.journal == journal.uuid:
@@ -117,27 +126,33 @@ async def _hand_over(asked: Asked, leaving: _Leaving, journal: Journal, link: Li
     if again != offer.definition:
         await link.call(DROP, released)
         raise DomainBusy(f"{asked.name} was changed meanwhile", remedy="try again")
-    _let_go(journal, offer, asked, leaving, claimed.journal)
+    gone = _gone(offer, asked, leaving, claimed.journal)
+    journal.begin(gone)  # on the disk when this returns
     reached("offline-gone")
     try:
         await leaving.definitions.undefine(offer.definition)
-    except DomainBusy:
-        await link.call(DROP, released)
+    except EntourageError as error:
+        # Where it is not known, it stays given away: the same command looks again.
+        if isinstance(error, DomainBusy) or await leaving.is_kept():
+            _take_back(journal, gone)
+            with contextlib.suppress(EntourageError):  # a later claim replaces that one
+                await link.call(DROP, released)
         raise
     reached("offline-forgotten")
     await link.call(ADOPT, released)
 
 
-def _let_go(journal: Journal, offer: Offer, asked: Asked, leaving: _Leaving, there: str) -> None:
-    """Write down that this host has it no more; on the disk when this returns."""
+def _gone(offer: Offer, asked: Asked, leaving: _Leaving, there: str) -> Decision:
+    """That this host has it no more: settled at once, as nothing of it is to be asked later."""
     domain = offer.definition.domain
-    decision = Decision(
+    return Decision(
         migration=offer.migration,
         role=Role.SOURCE,
         domain=key(domain.uuid),
         name=domain.name,
         generation=offer.generation,
-        record=Record.ARMED,
+        record=Record.GONE,
+        clean=True,
         peer_host=asked.host,
         peer_journal=there,
         details=SourceDetails(
@@ -147,9 +162,13 @@ def _let_go(journal: Journal, offer: Offer, asked: Asked, leaving: _Leaving, the
             peer_was_told=True,
         ),
     )
-    journal.begin(decision)
-    journal.advance(offer.migration, Role.SOURCE, expected=(Record.ARMED,), new=Record.GONE)
-    journal.clean(offer.migration, Role.SOURCE)
+
+
+def _take_back(journal: Journal, gone: Decision) -> None:
+    """Write down that this host keeps it after all; that is newer than that it was gone."""
+    generation = journal.next_generation(gone.domain)
+    back = replace(gone, migration=str(uuid.uuid4()), generation=generation, record=Record.BACK)
+    journal.begin(back)
 
 
 async def _adopt_again(asked: Asked, journal: Journal) -> None:
@@ -157,8 +176,20 @@ async def _adopt_again(asked: Asked, journal: Journal) -> None:
     gone = _gave_away(journal, asked)
     released = Released(migration=gone.migration, uuid=gone.domain)
     with domain_lock(Path(asked.settings.paths.run), gone.domain, "moves it off"):
+        await _check_gone(asked, gone)
         async with ssh.start_agent(asked.host, asked.settings, _AGENT) as link:
             await link.call(ADOPT, released)
+
+
+async def _check_gone(asked: Asked, gone: Decision) -> None:
+    """See that no hypervisor of this host has it: one that was silent, or under another name.
+
+    Raises:
+        DomainBusy: One has it.
+        HypervisorError: One does not say.
+    """
+    must_say = [one for one in (gone.hypervisor, asked.connect) if one]
+    await check_lacks(asked.settings, gone.domain, name=asked.name, must_say=must_say)
 
 
 def _gave_away(journal: Journal, asked: Asked) -> Decision:
@@ -184,11 +215,13 @@ class _Leaving:
 
     Attributes:
         hypervisor: The name of whose it is.
+        domains: That of this host, to ask.
         there: The name of the target's that is to have it.
-        definitions: That of this host, to ask.
+        definitions: The same hypervisor, as one that keeps what is off.
     """
 
     hypervisor: str
+    domains: Hypervisor
     there: str
     definitions: HasDefinitions
     definition: Definition
@@ -204,6 +237,14 @@ class _Leaving:
             definition=self.definition,
         )
 
+    async def is_kept(self) -> bool:
+        """Whether its hypervisor shows that it has it; False also where that does not answer."""
+        ours = key(self.definition.domain.uuid)
+        with contextlib.suppress(EntourageError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                return any(one.uuid.lower() == ours for one in await self.domains.domains())
+        return False
+
 
 async def _leaving(asked: Asked) -> _Leaving | None:
     """The domain; None where this host has none of that name."""
@@ -215,7 +256,7 @@ async def _leaving(asked: Asked) -> _Leaving | None:
     if connect is None and asked.route.there is not None:
         connect = usual(asked.route.there)
     try:
-        hypervisor, _ = await find_domain(asked.settings, asked.name, connect)
+        asking, _ = await find_domain(asked.settings, asked.name, connect)
     except UsageError:
         with Journal.open(asked_journal(asked.settings)) as journal:
             try:
@@ -225,14 +266,14 @@ async def _leaving(asked: Asked) -> _Leaving | None:
             else:
                 return None
         raise
-    if not isinstance(hypervisor, HasDefinitions):
+    if not isinstance(asking, HasDefinitions):
         raise UsageError(
-            f"{hypervisor.name} lets no domain that is off be moved by Entourage",
+            f"{asking.name} lets no domain that is off be moved by Entourage",
             remedy="define it on the other host with its own tools, then forget it here",
         )
-    there = counterpart(hypervisor.name, asked.route.there)
-    definition = await hypervisor.definition(asked.name)
-    return _Leaving(hypervisor.name, there, hypervisor, definition)
+    there = counterpart(asking.name, asked.route.there)
+    definition = await asking.definition(asked.name)
+    return _Leaving(asking.name, asking, there, asking, definition)
 
 
 async def _refusals(link: Link, offer: Offer, asked: Asked) -> list[Refusal]:

@@ -16,6 +16,7 @@ import entourage
 from entourage.domain import Domain
 from entourage.errors import (
     CannotExpress,
+    DomainBusy,
     EntourageError,
     HypervisorError,
     HypervisorOff,
@@ -27,6 +28,7 @@ from entourage.hypervisors.base import DomainState
 from entourage.hypervisors.libvirt.descriptor import USUAL as LIBVIRT_URI
 from entourage.hypervisors.registry import (
     all_domains,
+    check_lacks,
     counterpart,
     destination,
     elsewhere,
@@ -427,3 +429,32 @@ def test_a_libvirtd_and_a_modular_one_are_found(
     assert not registry.LIBVIRT.is_here()
     (tmp_path / socket).touch()
     assert registry.LIBVIRT.is_here()
+
+
+async def test_no_hypervisor_of_this_host_has_it(two: dict[str, Fake]) -> None:
+    """By its UUID, which is its name here; one that does not say may have it."""
+    await check_lacks(SETTINGS, "rests")
+    with pytest.raises(DomainBusy, match=f"{LIBVIRT_URI} has db1"):
+        await check_lacks(SETTINGS, "DB1")
+    await check_lacks(SETTINGS, "db1", but=LIBVIRT_URI)
+    with pytest.raises(DomainBusy, match="qemu has web1"):
+        await check_lacks(SETTINGS, "rests", name="web1")
+    two[LIBVIRT_URI] = Fake(LIBVIRT_URI, error=HypervisorError("it hangs"))
+    with pytest.raises(HypervisorError, match="has rests is not known: it hangs"):
+        await check_lacks(SETTINGS, "rests")
+
+
+async def test_one_that_is_off_has_it_where_it_had_it(
+    two: dict[str, Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its definitions are on the disk, also where not even its socket is there."""
+    two[LIBVIRT_URI] = Fake(LIBVIRT_URI, error=HypervisorOff("nothing listens"))
+    await check_lacks(SETTINGS, "rests")
+    for is_here in (True, False):
+        backends = [
+            dataclasses.replace(one, is_here=lambda is_here=is_here: is_here)
+            for one in registry.BUILT_IN
+        ]
+        monkeypatch.setattr(registry, "BUILT_IN", tuple(backends))
+        with pytest.raises(HypervisorError, match="nothing listens"):
+            await check_lacks(SETTINGS, "rests", must_say=[LIBVIRT_URI])

@@ -59,6 +59,17 @@ def settle(journal: Journal, record: Record = Record.NEVER) -> None:
 # ── decisions ────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_what_is_settled_at_once_is_written_at_once(journal: Journal) -> None:
+    """In one transaction; with nothing older or unsettled overlooked."""
+    gone = replace(OPEN, record=Record.OWNS, clean=True)
+    journal.begin(gone)
+    assert [one.settled for one in journal.decisions("d-1")] == [True]
+    with pytest.raises(DecisionRefusedError, match="a newer migration"):
+        journal.begin(replace(gone, migration="m-2"))
+    with pytest.raises(ValueError, match="no migration begins with owns"):
+        journal.begin(replace(gone, migration="m-2", generation=2, clean=False))
+
+
 def come(journal: Journal) -> None:
     """The domain has come here, and is this host's."""
     for old, new in (

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from entourage.domain import Domain
-from entourage.errors import DomainBusy, EntourageError, LinkLost, Refused, UsageError
+from entourage.errors import (
+    DomainBusy,
+    EntourageError,
+    HypervisorError,
+    LinkLost,
+    Refused,
+    UsageError,
+)
 from entourage.handover.values import Record
 from entourage.hosts.frames import Question
 from entourage.hosts.route import Route
-from entourage.hypervisors.values import Definition
+from entourage.hypervisors.values import Definition, DomainState
 from entourage.journal.journal import Journal
 from entourage.offline import source as module
 from entourage.offline.source import Asked, move
@@ -48,6 +55,7 @@ class Here:
         self.answers: dict[str, Callable[[], Any]] = {}
         self.definitions = [Definition(domain=DOMAIN)]
         self.has = True
+        self.elsewhere: EntourageError | None = None
 
     def asked(self, host: str = "b") -> Asked:
         return Asked("rests", Route(host=host), None, self.settings)
@@ -66,6 +74,11 @@ class Here:
     async def definition(self, _name: str) -> Definition:
         return self.definitions.pop(0) if len(self.definitions) > 1 else self.definitions[0]
 
+    async def domains(self) -> Sequence[DomainState]:
+        if "domains" in self.answers:
+            self.answers["domains"]()
+        return [DomainState(name="rests", uuid=UUID, state="shut off")] if self.has else []
+
     async def define(self, _definition: Definition) -> None:
         raise NotImplementedError
 
@@ -79,7 +92,9 @@ class Here:
     def record(self) -> Record | None:
         """What the journal says of the last move."""
         with Journal.open(self.journal, read_only=True) as journal:
-            return next((one.record for one in journal.decisions(UUID)), None)
+            found = journal.decisions(UUID)
+        assert all(one.settled for one in found)
+        return next((one.record for one in found), None)
 
 
 @pytest.fixture
@@ -91,11 +106,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
             raise UsageError(f"there is no domain {name!r} on this host")
         return here, DOMAIN
 
+    async def check_lacks(
+        _settings: Settings, uuid: str, *, must_say: Collection[str] = (), **_: str
+    ) -> None:
+        assert uuid == UUID
+        here.did.append(" ".join(["lacks", *must_say]))
+        if here.elsewhere is not None:
+            raise here.elsewhere
+
     @contextlib.asynccontextmanager
     async def start_agent(*_: object) -> AsyncGenerator[Here]:
         yield here
 
     monkeypatch.setattr(module, "find_domain", find_domain)
+    monkeypatch.setattr(module, "check_lacks", check_lacks)
     monkeypatch.setattr(module.ssh, "start_agent", start_agent)
     return here
 
@@ -109,7 +133,9 @@ def fails(error: EntourageError) -> Callable[[], Any]:
 
 async def test_it_is_claimed_let_go_forgotten_and_only_then_defined_there(here: Here) -> None:
     await move(here.asked())
-    assert here.did == ["offline-test", "offline-claim", "undefine, gone", "offline-adopt"]
+    assert here.did == [
+        "offline-test", "lacks", "offline-claim", "undefine, gone", "offline-adopt",
+    ]  # fmt: skip
 
 
 async def test_a_dry_run_touches_nothing(here: Here) -> None:
@@ -131,7 +157,7 @@ async def test_what_was_changed_since_is_not_let_go(here: Here) -> None:
     here.definitions += [Definition(domain=DOMAIN, autostart=True)]
     with pytest.raises(DomainBusy, match="changed meanwhile"):
         await move(here.asked())
-    assert here.did == ["offline-test", "offline-claim", "offline-drop"]
+    assert here.did == ["offline-test", "lacks", "offline-claim", "offline-drop"]
     assert here.record is None
 
 
@@ -140,6 +166,50 @@ async def test_what_was_started_since_is_kept(here: Here) -> None:
     with pytest.raises(DomainBusy):
         await move(here.asked())
     assert here.did[-1] == "offline-drop"
+    assert here.record is Record.BACK
+
+
+@pytest.mark.parametrize("drop", ["heard", "lost"])
+async def test_what_the_hypervisor_does_not_forget_is_this_hosts_again(
+    here: Here, drop: str
+) -> None:
+    """Nothing has it defined there by an older move, whatever became of the claim."""
+    here.answers["undefine"] = fails(HypervisorError("no space left"))
+    if drop == "lost":
+        here.answers["offline-drop"] = fails(LinkLost("link lost"))
+    with pytest.raises(HypervisorError):
+        await move(here.asked())
+    assert (here.did[-1], here.record) == ("offline-drop", Record.BACK)
+    here.has = False
+    with pytest.raises(UsageError, match="there is no domain"):
+        await move(here.asked())
+    assert "offline-adopt" not in here.did
+
+
+async def test_what_may_be_forgotten_or_not_stays_given_away(here: Here) -> None:
+    """Its hypervisor is silent: to drop the claim might lose the domain."""
+    here.answers["undefine"] = here.answers["domains"] = fails(HypervisorError("it hangs"))
+    with pytest.raises(HypervisorError):
+        await move(here.asked())
+    assert (here.did[-1], here.record) == ("undefine, gone", Record.GONE)
+
+
+async def test_a_hypervisor_of_this_host_that_may_have_it_too(here: Here) -> None:
+    """Before anything is claimed; and before it is defined there by an older move."""
+    here.elsewhere = DomainBusy("libvirt has it")
+    with pytest.raises(DomainBusy):
+        await move(here.asked())
+    assert (here.did, here.record) == (["offline-test", "lacks"], None)
+    here.elsewhere = None
+    here.answers["offline-adopt"] = fails(LinkLost("link lost"))
+    with pytest.raises(LinkLost):
+        await move(here.asked())
+    here.did.clear()
+    here.elsewhere = HypervisorError("libvirt does not answer")
+    for command in (move, ask_first):
+        with pytest.raises(HypervisorError, match="does not answer"):
+            await command(here.asked())
+    assert here.did == ["lacks qemu", "lacks qemu"]
 
 
 async def test_a_host_that_is_this_one(here: Here) -> None:
@@ -164,4 +234,4 @@ async def test_what_was_let_go_is_defined_there_by_the_same_command(here: Here) 
         await move(here.asked("c"))
     assert here.did == []
     await move(here.asked())
-    assert here.did == ["offline-adopt"]
+    assert here.did == ["lacks qemu", "offline-adopt"]
