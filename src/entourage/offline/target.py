@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
 import socket
 from pathlib import Path
@@ -16,7 +15,14 @@ from entourage.admission import arrival_generation, unsettled
 from entourage.devices.block import storage
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.net import bridges
-from entourage.errors import EntourageError, Refused, UsageError, plain_words, what_to_do
+from entourage.errors import (
+    DomainBusy,
+    EntourageError,
+    Refused,
+    UsageError,
+    plain_words,
+    what_to_do,
+)
 from entourage.handover.values import Record, Role
 from entourage.hosts.link import Link
 from entourage.hosts.threads import in_thread
@@ -37,8 +43,22 @@ from entourage.target.checks import Checks
 from entourage.target.room import admitted, no_room
 from entourage.target.serve import agents_link
 
-_STEPS: Final = (Record.OPEN, Record.GO, Record.RAN, Record.OWNS)
+_NOT_HERE: Final = frozenset({Record.OPEN, Record.GO, Record.NEVER})
+"""By these a domain has not come, or may not have."""
 _MOST: Final = 1 << 22  # bytes of a claim
+
+
+class _Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a claim.
+
+    Attributes:
+        offer: The source's.
+        seen: When the newest migration of the domain that this host knew then began, as
+            ``Decision.began``; 0: it knew none.
+    """
+
+    offer: Offer
+    seen: int
 
 
 async def serve(settings: Settings) -> None:
@@ -112,6 +132,7 @@ class Target:
             if net.attach == "bridge" and net.bridge not in known
         ]
         found += await no_room(self._settings, self._journal, domain, host)
+        found += self._outdated(offer)
         return found + unsettled(self._settings, self._journal, domain, host, host)
 
     async def claim(self, offer: Offer) -> Claimed:
@@ -125,22 +146,36 @@ class Target:
             raise Refused(found)
         with domain_lock(self._run, key(domain.uuid), f"takes {domain.name} from {offer.source}"):
             async with admitted(self._settings, self._journal, domain, self._host):
-                await in_thread(self._write, offer)
+                known = self._journal.decisions(key(domain.uuid))
+                seen = max((one.began for one in known), default=0)
+                await in_thread(self._write, _Claim(offer=offer, seen=seen))
         return Claimed(journal=self._journal.uuid)
 
     async def adopt(self, released: Released) -> None:
-        """Define what was claimed: it is this host's from now on.
+        """Define what was claimed, once: it is this host's from now on.
+
+        What this host has known of the domain since the claim is newer than that: it has come by
+        it already, whoever was killed then, and may have left. Then the claim is of no use.
 
         Raises:
             UsageError: Nothing of that move is kept here, and the domain is not here either.
+            DomainBusy: Another migration of it is not settled here; the claim stays.
+            Refused: The source has forgotten migrations of it; the claim stays.
             HypervisorError: It cannot be defined; the claim stays.
         """
         uuid = key(released.uuid)
         with domain_lock(self._run, uuid, "takes a domain that is off"):
-            offer = await in_thread(self._read, uuid)
-            if offer is None or offer.migration != released.migration:
+            claim = await in_thread(self._read, uuid)
+            if claim is None or claim.offer.migration != released.migration:
                 await self._must_have(uuid)
                 return
+            if self._has_come(claim, uuid):
+                await in_thread(durable.remove, self._path(uuid))
+                await self._must_have(uuid)
+                return
+            offer = claim.offer
+            if found := self._outdated(offer):
+                raise Refused(found)
             _, definitions = self._hypervisor(offer.hypervisor)
             await definitions.define(offer.definition)
             self._record(offer)
@@ -150,9 +185,47 @@ class Target:
         """The source keeps it after all."""
         uuid = key(released.uuid)
         with domain_lock(self._run, uuid, "drops a claim"):
-            offer = await in_thread(self._read, uuid)
-            if offer is not None and offer.migration == released.migration:
+            claim = await in_thread(self._read, uuid)
+            if claim is not None and claim.offer.migration == released.migration:
                 await in_thread(durable.remove, self._path(uuid))
+
+    def _has_come(self, claim: _Claim, uuid: str) -> bool:
+        """Whether the journal says of the domain what it did not when it was claimed.
+
+        Raises:
+            DomainBusy: What it says is not decided.
+        """
+        known = self._journal.decisions(uuid)
+        if any(one.began > claim.seen and one.record not in _NOT_HERE for one in known):
+            return True
+        for one in known:
+            if not one.settled:
+                raise DomainBusy(
+                    f"a migration of {one.name} ({one.peer_host}) is not settled: {one.record}",
+                    host=self._host,
+                    remedy=f"`entourage recover {one.name}` there first",
+                )
+        return False
+
+    def _outdated(self, offer: Offer) -> list[Refusal]:
+        """Whether this host knows a newer migration of the domain than its source does."""
+        counted = self._generation(offer)
+        return [
+            Refusal(
+                "domain",
+                self._host,
+                f"this host knows a newer migration of it: {one.migration}",
+                "a journal was restored or replaced: see docs/recovery.md",
+            )
+            for one in self._journal.decisions(key(offer.definition.domain.uuid))[:1]
+            if one.generation >= counted and not one.never_came
+        ]
+
+    def _generation(self, offer: Offer) -> int:
+        uuid = key(offer.definition.domain.uuid)
+        return arrival_generation(
+            self._journal, uuid, offer.generation, unseen=unseen(offer.hypervisor)
+        )
 
     async def _must_have(self, uuid: str) -> None:
         for state in await all_domains(self._settings):
@@ -173,27 +246,24 @@ class Target:
         return hypervisor, hypervisor
 
     def _record(self, offer: Offer) -> None:
-        """Write into the journal that the domain came: older words of its leaving count no more."""
-        domain, migration = offer.definition.domain, offer.migration
-        uuid = key(domain.uuid)
-        if self._journal.record(migration, Role.TARGET) is None:
-            decision = Decision(
-                migration=migration,
-                role=Role.TARGET,
-                domain=uuid,
-                name=domain.name,
-                generation=arrival_generation(
-                    self._journal, uuid, offer.generation, unseen=unseen(offer.hypervisor)
-                ),
-                record=_STEPS[0],
-                peer_host=offer.source,
-                peer_journal=offer.journal,
-                details=TargetDetails(domain=domain, hypervisor=offer.hypervisor),
-            )
-            self._journal.begin(decision)
-        for old, new in itertools.pairwise(_STEPS):
-            self._journal.advance(migration, Role.TARGET, expected=(old,), new=new)
-        self._journal.clean(migration, Role.TARGET)
+        """Write into the journal that the domain came: older words of its leaving count no more.
+
+        Settled at once: of it there is nothing that is to be found out later.
+        """
+        domain = offer.definition.domain
+        decision = Decision(
+            migration=offer.migration,
+            role=Role.TARGET,
+            domain=key(domain.uuid),
+            name=domain.name,
+            generation=self._generation(offer),
+            record=Record.OWNS,
+            clean=True,
+            peer_host=offer.source,
+            peer_journal=offer.journal,
+            details=TargetDetails(domain=domain, hypervisor=offer.hypervisor),
+        )
+        self._journal.begin(decision)
 
     # Claims
 
@@ -204,20 +274,20 @@ class Target:
     def _path(self, uuid: str) -> Path:
         return Path(self._settings.paths.state, "claims", f"{uuid}.json")
 
-    def _write(self, offer: Offer) -> None:
-        path = self._path(key(offer.definition.domain.uuid))
+    def _write(self, claim: _Claim) -> None:
+        path = self._path(key(claim.offer.definition.domain.uuid))
         try:
-            durable.write(path, msgspec.json.encode(offer))
+            durable.write(path, msgspec.json.encode(claim))
         except OSError as error:
             raise UsageError(
                 plain_words(error), host=self._host, remedy=what_to_do(error)
             ) from error
 
-    def _read(self, uuid: str) -> Offer | None:
+    def _read(self, uuid: str) -> _Claim | None:
         path = self._path(uuid)
         try:
             with path.open("rb") as file:
-                return msgspec.json.decode(file.read(_MOST), type=Offer)
+                return msgspec.json.decode(file.read(_MOST), type=_Claim)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import pytest
 
 from entourage import cordon
 from entourage.domain import Boot, Domain, Net
-from entourage.errors import HypervisorError, Refused, UsageError
+from entourage.errors import DomainBusy, HypervisorError, Refused, UsageError
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.values import Definition, DomainState
-from entourage.journal.details import SourceDetails
+from entourage.journal.details import SourceDetails, TargetDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.offline import target as module
 from entourage.offline.target import Target
@@ -26,6 +27,10 @@ from entourage.target import checks, room
 UUID = "a241103c-2c3e-4756-88b0-63e73f621ee2"
 DOMAIN = Domain(name="rests", uuid=UUID, memory=1 << 30)
 RELEASED = Released(migration="m1", uuid=UUID)
+
+
+class _Killed(Exception):  # noqa: N818 - no error, but the end
+    """The process was killed here."""
 
 
 class Hypervisor:
@@ -135,23 +140,93 @@ async def test_a_definition_that_fails_leaves_the_claim(here: Here) -> None:
     assert here.hypervisor.has == [UUID]
 
 
-@pytest.mark.parametrize("killed", ["before the journal", "in the journal"])
+@pytest.mark.parametrize("killed", ["before the journal", "after it"])
 async def test_who_was_killed_while_it_was_defined_goes_on(
     here: Here, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
     await here.target.claim(offer())
 
     def fail(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
+        raise _Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "begin" if killed.startswith("before") else "clean", fail)
-        with pytest.raises(KeyboardInterrupt):
+        if killed.startswith("before"):
+            patched.setattr(Journal, "begin", fail)
+        else:
+            patched.setattr(module.durable, "remove", fail)
+        with pytest.raises(_Killed):
             await here.target.adopt(RELEASED)
     assert here.claim.exists()
     await here.target.adopt(RELEASED)
     assert [one.settled for one in here.journal.decisions(UUID)] == [True]
     assert not here.claim.exists()
+
+
+async def test_what_has_come_and_left_is_not_defined_again(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process was killed before it had removed the claim; the domain has moved on since."""
+
+    def fail(*_: Any) -> Any:
+        raise _Killed
+
+    await here.target.claim(offer())
+    with monkeypatch.context() as patched:
+        patched.setattr(module.durable, "remove", fail)
+        with pytest.raises(_Killed):
+            await here.target.adopt(RELEASED)
+    here.hypervisor.has.clear()
+    with pytest.raises(UsageError, match="is kept here"):
+        await here.target.adopt(RELEASED)
+    assert (here.hypervisor.has, here.claim.exists()) == ([], False)
+
+
+def decided(record: Record, *, clean: bool, generation: int = 1) -> Decision:
+    """What the journal has of the domain's going to c."""
+    return Decision(
+        migration="m9",
+        role=Role.SOURCE,
+        domain=UUID,
+        name="rests",
+        generation=generation,
+        record=record,
+        clean=clean,
+        peer_host="c",
+        peer_journal="of-c",
+        details=SourceDetails(),
+    )
+
+
+async def test_what_has_left_since_it_was_claimed_is_not_defined(here: Here) -> None:
+    """It was defined here; who did that was killed before it was written down."""
+    await here.target.claim(offer(generation=7))
+    here.journal.begin(decided(Record.GONE, clean=True))
+    with pytest.raises(UsageError, match="is kept here"):
+        await here.target.adopt(RELEASED)
+    assert (here.hypervisor.has, here.claim.exists()) == ([], False)
+
+
+async def test_an_arrival_that_is_not_decided_keeps_the_claim(here: Here) -> None:
+    await here.target.claim(offer())
+    arrival = decided(Record.OPEN, clean=False)
+    here.journal.begin(dataclasses.replace(arrival, role=Role.TARGET, details=TargetDetails()))
+    with pytest.raises(DomainBusy, match="not settled: open"):
+        await here.target.adopt(RELEASED)
+    assert (here.hypervisor.has, here.claim.exists()) == ([], True)
+
+
+async def test_a_source_that_has_forgotten_migrations_is_refused_before_it_lets_go(
+    here: Here,
+) -> None:
+    """Its journal was restored: which of two is the newer domain is not known."""
+    here.journal.begin(decided(Record.GONE, clean=True, generation=3))
+    for generation in (2, 3):
+        (found,) = await here.target.test(offer(generation=generation))
+        assert "this host knows a newer migration of it: m9" in found.reason
+        with pytest.raises(Refused):
+            await here.target.claim(offer(generation=generation))
+    assert not here.claim.exists()
+    await here.target.claim(offer(generation=4))
 
 
 async def test_it_is_this_hosts_though_it_had_left_before(here: Here) -> None:
