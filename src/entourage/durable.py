@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -59,12 +60,13 @@ def rename(path: Path, name: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file; that is on the disk when this returns. One that is not there is no error."""
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return
-    sync_directory(path.parent)
+    """Remove a file; that is on the disk when this returns. One that is not there is no error.
+
+    Who has removed that may have been killed before it was on the disk.
+    """
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # nor its directory
+        sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

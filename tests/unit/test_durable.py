@@ -48,7 +48,7 @@ def test_names(tmp_path: Path, synced: list[str]) -> None:
     (tmp_path / "whole" / "claim").touch()
     durable.remove(tmp_path / "whole" / "claim")
     durable.remove(tmp_path / "whole" / "claim")
-    assert synced == [tmp_path.name, tmp_path.name, "whole"]
+    assert synced == [tmp_path.name, tmp_path.name, "whole", "whole"]
     assert list(tmp_path.iterdir()) == [tmp_path / "whole"]
 
 

@@ -33,7 +33,13 @@ from entourage.hosts import ssh
 from entourage.hosts.link import Link
 from entourage.hosts.route import Route
 from entourage.hypervisors.base import HasDefinitions, Hypervisor
-from entourage.hypervisors.registry import check_lacks, counterpart, find_domain, usual
+from entourage.hypervisors.registry import (
+    check_lacks,
+    counterpart,
+    find_domain,
+    open_hypervisor,
+    usual,
+)
 from entourage.hypervisors.values import Definition
 from entourage.journal.details import SourceDetails
 from entourage.journal.journal import Decision, Journal
@@ -177,8 +183,16 @@ async def _adopt_again(asked: Asked, journal: Journal) -> None:
     released = Released(migration=gone.migration, uuid=gone.domain)
     with domain_lock(Path(asked.settings.paths.run), gone.domain, "moves it off"):
         await _check_gone(asked, gone)
+        await _sync_forgotten(asked, gone)
         async with ssh.start_agent(asked.host, asked.settings, _AGENT) as link:
             await link.call(ADOPT, released)
+
+
+async def _sync_forgotten(asked: Asked, gone: Decision) -> None:
+    """That it was forgotten is on the disk when this returns."""
+    hypervisor, domain = open_hypervisor(asked.settings, gone.hypervisor), gone.of_source.domain
+    if isinstance(hypervisor, HasDefinitions) and domain is not None:
+        await hypervisor.undefine(Definition(domain=domain))
 
 
 async def _check_gone(asked: Asked, gone: Decision) -> None:

@@ -114,12 +114,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
         if here.elsewhere is not None:
             raise here.elsewhere
 
+    def open_hypervisor(_settings: Settings, _name: str) -> Here:
+        return here
+
     @contextlib.asynccontextmanager
     async def start_agent(*_: object) -> AsyncGenerator[Here]:
         yield here
 
     monkeypatch.setattr(module, "find_domain", find_domain)
     monkeypatch.setattr(module, "check_lacks", check_lacks)
+    monkeypatch.setattr(module, "open_hypervisor", open_hypervisor)
     monkeypatch.setattr(module.ssh, "start_agent", start_agent)
     return here
 
@@ -234,4 +238,4 @@ async def test_what_was_let_go_is_defined_there_by_the_same_command(here: Here) 
         await move(here.asked("c"))
     assert here.did == []
     await move(here.asked())
-    assert here.did == ["lacks qemu", "offline-adopt"]
+    assert here.did == ["lacks qemu", "undefine, gone", "offline-adopt"]  # it is on the disk

@@ -106,7 +106,8 @@ async def undefine(connection: Connection, definition: Definition) -> None:
     """
     name, uuid = definition.domain.name, str(definition.domain.uuid)
     raw = await connection.domain(uuid)
-    if raw is None:
+    if raw is None:  # who has forgotten it may have been killed before that was on the disk
+        await in_thread(sync_definitions)
         return
     if (await ask(raw.state, 0))[0] not in OFF:
         raise _started(name)

@@ -10,7 +10,13 @@ from entourage.hypervisors.files import digest
 from entourage.hypervisors.leaving import images, objections
 from entourage.hypervisors.qemu.access import take_back
 from entourage.hypervisors.qemu.paths import places
-from entourage.hypervisors.qemu.record import Entry, disown, entry_of, write_owned
+from entourage.hypervisors.qemu.record import (
+    Entry,
+    disown,
+    entry_of,
+    forget_ended,
+    write_owned,
+)
 from entourage.hypervisors.values import Definition
 from entourage.settings.model import Settings
 
@@ -40,6 +46,7 @@ async def define(settings: Settings, definition: Definition) -> None:
     domain = definition.domain
     where = places(settings, str(domain.uuid), domain.name)
     try:
+        await in_thread(forget_ended, where)
         await in_thread(write_owned, where, domain)
     except OSError as error:
         raise HypervisorError(
@@ -58,11 +65,14 @@ async def undefine(settings: Settings, definition: Definition) -> None:
     name = definition.domain.name
     entry = entry_of(settings, name)
     if entry is None or entry.domain.uuid != definition.domain.uuid:
+        # Who has forgotten it may have been killed before that was on the disk.
+        await in_thread(disown, places(settings, str(definition.domain.uuid), name))
         return
     if entry.alive:
         raise DomainBusy(f"{name} was started meanwhile", remedy="move it as it runs")
     try:
         await in_thread(take_back, entry.places, moved=True)
+        await in_thread(forget_ended, entry.places)
         await in_thread(disown, entry.places)
     except OSError as error:
         raise HypervisorError(

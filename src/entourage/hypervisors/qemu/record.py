@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -101,8 +102,23 @@ def disown(where: Places) -> None:
     """This host owns the domain no more; durable when this returns."""
     with contextlib.suppress(FileNotFoundError):
         where.record.unlink()
+    # Also where it was gone: who has removed it may have been killed before that was on the disk.
+    with contextlib.suppress(FileNotFoundError):
         durable.sync_directory(where.state)
     remove_if_empty(where.state)
+
+
+def forget_ended(where: Places) -> None:
+    """Remove what a machine that has ended left on tmpfs: it would stand for what is owned now.
+
+    Raises:
+        HypervisorError: The directory is another domain's.
+        OSError: It cannot be removed.
+    """
+    running = read_running(where)
+    if running is not None and not running.alive:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(where.run)
 
 
 def remove_if_empty(directory: Path) -> None:
