@@ -17,7 +17,7 @@ from entourage.hypervisors.libvirt.connection import Connection, RefusedError, a
 from entourage.hypervisors.libvirt.constants import OFF, XML_INACTIVE, XML_SECURE
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.tpm import STATES
-from entourage.hypervisors.libvirt.undefine import set_aside
+from entourage.hypervisors.libvirt.undefine import KNOWS_TPM, set_aside
 from entourage.hypervisors.values import Definition
 
 
@@ -54,13 +54,15 @@ async def definition(connection: Connection, raw: Any, domain: Domain) -> Defini
     path = (nvram.text or "").strip() if nvram is not None else ""
     if path and await in_thread(Path(path).exists):
         files.append(path)
-    tpm_is_alone = bool(domain.tpm) and await in_thread(is_on_local_storage, STATES)
-    stays = list(objections(domain, tpm_is_alone=tpm_is_alone))
+    version = int(await ask(connection.raw.getLibVersion))
+    states = await in_thread(tpm_states, domain, text, version)
+    files += states or []
+    stays = list(objections(domain, tpm_is_alone=states is None))
     if kept:
         reason = f"libvirt keeps {', '.join(kept)} of it on this host, which would be lost"
         stays.append(("domain", reason, "start it, and move it then; or delete what is kept"))
     facts = {
-        "libvirt": str(await ask(connection.raw.getLibVersion)),
+        "libvirt": str(version),
         "emulator": xml.findtext("devices/emulator", ""),
         "arch": kind.get("arch", "") if kind is not None else "",
         "virt": xml.get("type", ""),
@@ -74,6 +76,22 @@ async def definition(connection: Connection, raw: Any, domain: Domain) -> Defini
         facts=facts | await about(domain),
         objections=tuple(stays),
     )
+
+
+def tpm_states(domain: Domain, text: str, version: int) -> list[str] | None:
+    """The files of its emulated TPMs' states, which both hosts must see; None: they cannot leave.
+
+    Args:
+        domain: The domain.
+        text: Its XML.
+        version: The daemon's: libvirt before 8.9 deletes the state with the definition.
+    """
+    if not any(tpm.type == "emulator" for tpm in domain.tpm):
+        return []
+    placed = parse(text).find("devices/tpm/backend/source") is not None  # not in STATES
+    if version < KNOWS_TPM or placed or is_on_local_storage(STATES):
+        return None
+    return sorted(map(str, (STATES / str(domain.uuid)).rglob("*.permall")))
 
 
 async def define(connection: Connection, definition: Definition) -> None:

@@ -19,7 +19,7 @@ from entourage.hypervisors.libvirt.tpm import STATES
 _ALWAYS = 1 << 0 | 1 << 1 | 1 << 4
 _KEEP_NVRAM = 1 << 3
 _TPM, _KEEP_TPM = 1 << 5, 1 << 6
-_KNOWS_TPM = 8_009_000
+KNOWS_TPM = 8_009_000
 
 
 async def undefine(raw: Any, name: str, *, here: bool) -> None:
@@ -50,7 +50,7 @@ async def undefine(raw: Any, name: str, *, here: bool) -> None:
 
 async def set_aside(raw: Any) -> None:
     """Forget the definition of a domain that is off, and nothing of what belongs to it."""
-    keep = _KEEP_TPM if await ask(_version, raw) >= _KNOWS_TPM else 0
+    keep = _KEEP_TPM if await ask(_version, raw) >= KNOWS_TPM else 0
     await ask(raw.undefineFlags, _KEEP_NVRAM | keep)
 
 
@@ -62,7 +62,7 @@ def flags(version: int, *, tpm_is_alone: bool) -> int:
         tpm_is_alone: Whether no other host can see the TPM's state.
     """
     tpm = 0
-    if version >= _KNOWS_TPM:
+    if version >= KNOWS_TPM:
         tpm = _TPM if tpm_is_alone else _KEEP_TPM
     return _ALWAYS | _KEEP_NVRAM | tpm
 
