@@ -154,16 +154,17 @@ def restore_home(
 
 
 async def _found(remote: Remote, uuids: Collection[str]) -> Mapping[str, str]:
-    """By UUID, the host on which a domain runs."""
+    """By UUID, the host on which a domain runs; where none does, one that has it off."""
     hosts = [one.name for one in remote.fleet.host]
     answers = await asyncio.gather(*map(remote.room, hosts), return_exceptions=True)
-    found: dict[str, str] = {}
+    off: dict[str, str] = {}
+    running: dict[str, str] = {}
     for host, answer in zip(hosts, answers, strict=True):
         if isinstance(answer, RoomThere):
-            known = (*answer.off_domains, *answer.domains)
-            found |= {one.uuid: host for one in known if one.uuid in uuids}
+            off |= {one.uuid: host for one in answer.off_domains if one.uuid in uuids}
+            running |= {one.uuid: host for one in answer.domains if one.uuid in uuids}
         elif isinstance(answer, EntourageError):
             say(clean(f"entourage: note: {answer}"))
         else:
             raise answer
-    return found
+    return off | running

@@ -112,9 +112,11 @@ async def survey(
     leaving: list[FleetDomain] = []
     for source in sources:
         leaving += _leaving(remote.fleet, source, rooms[source], meant)
+    known = leaving
+    leaving = _without_twins(known, rooms, problems)
     _check_once(leaving)
     for pattern in meant.patterns:
-        if not any(_is_meant(one.name, pattern) for one in leaving):
+        if not any(_is_meant(one.name, pattern) for one in known):
             raise UsageError(
                 f"no domain {pattern!r} runs on {', '.join(sources)}",
                 remedy="`entourage room` there lists them",
@@ -248,6 +250,23 @@ def less(
             )
         )
     return found
+
+
+def _without_twins(
+    leaving: Sequence[FleetDomain], rooms: Mapping[str, RoomThere], problems: list[str]
+) -> list[FleetDomain]:
+    """Those that leave, without what is off and runs elsewhere: that is told, and stays."""
+    running = {one.uuid: host for host, room in rooms.items() for one in room.domains}
+    left: list[FleetDomain] = []
+    for one in leaving:
+        if one.off and one.uuid in running:
+            problems.append(
+                f"{one.name} ({one.uuid}) is off on {one.host}, and runs on {running[one.uuid]}:"
+                f" it stays on {one.host}; delete it there, if it is of no use any more"
+            )
+        else:
+            left.append(one)
+    return left
 
 
 def _check_once(leaving: Sequence[FleetDomain]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from entourage.cli import bulk
 from entourage.cli.fleeting import off_of
 from entourage.errors import UsageError
 from entourage.fleet import survey as module
@@ -82,6 +83,40 @@ async def test_some_of_them_by_name() -> None:
     seen = await found(Hosts(), Meant(patterns=("r*",), off=True))
     assert [one.name for one in seen.leaving] == ["rests"]
     assert seen.off == {"a": ["db1"]}
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+async def test_what_is_off_and_runs_elsewhere_stays_and_is_named(names: str) -> None:
+    """The one that runs leaves as any other; no plan is stopped by the other one."""
+    hosts = Hosts()
+
+    async def room(host: str) -> RoomThere:
+        one = DomainThere(name="web1", uuid="u1", memory=2)
+        if host == "a":
+            return RoomThere(host="a", memory=8, free=8, off=["web1"], off_domains=[one])
+        return RoomThere(host=host, memory=8, free=8, domains=[one] if host == "b" else [])
+
+    hosts.room = room  # type: ignore[method-assign]
+    hosts.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in "abc"))
+    seen = await module.survey(hosts, [*names], ["c"], Meant(off=True))  # type: ignore[arg-type]
+    assert [(one.host, one.off) for one in seen.leaving] == [("b", False)]
+    assert seen.off == {"a": ["web1"]}
+    (problem,) = seen.problems
+    assert "is off on a, and runs on b" in problem
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+async def test_home_is_restored_from_where_it_runs(names: str) -> None:
+    one = DomainThere(name="web1", uuid="u1", memory=2)
+    hosts = Hosts()
+    hosts.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in names))
+
+    async def room(host: str) -> RoomThere:
+        domains, off = ([one], []) if host == "a" else ([], [one])
+        return RoomThere(host=host, memory=8, free=8, domains=domains, off_domains=off)
+
+    hosts.room = room  # type: ignore[method-assign]
+    assert await bulk._found(hosts, ["u1"]) == {"u1": "a"}  # type: ignore[arg-type]
 
 
 def test_what_can_be_chosen() -> None:
