@@ -20,7 +20,7 @@ from entourage.fleet.database import LOCK, DatabaseAwayError, open_engine, reads
 from entourage.fleet.durable import Away, Durable
 from entourage.fleet.store import FencedError, Spec, Store
 from entourage.fleet.values import Limits, Move, Plan
-from tests.postgres import Postgres, postgres
+from tests.postgres import MISSING, PROGRAMS, Postgres, postgres
 from tests.unit.fleet.test_controller import MOVES, Hosts
 
 SOON = 1.0  # seconds
@@ -148,6 +148,8 @@ async def opened(runner: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator
 @pytest.fixture
 def own() -> Generator[Postgres]:
     """One that a test stops."""
+    if not PROGRAMS:
+        pytest.skip(MISSING)
     with postgres() as server:
         yield server
 
