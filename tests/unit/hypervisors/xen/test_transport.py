@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -50,6 +52,14 @@ class Scene:
         assert self.process.stdin is not None
         self.process.stdin.write(data)
         self.process.stdin.flush()
+
+    def hold(self) -> None:
+        """Say so as the engine, which does it once all of the stream has gone through."""
+        assert self.process.stdin is not None
+        deadline = time.monotonic() + PATIENCE
+        while any(fcntl.ioctl(self.process.stdin, termios.FIONREAD, bytes(4))):
+            assert time.monotonic() < deadline
+        self.say("hold")
 
     def say(self, word: str) -> None:
         """Say something as the engine."""
@@ -112,7 +122,7 @@ ARRIVES = SECRET + header({"disks": [{"vdev": "xvda", "pdev_path": "/there"}]}) 
 
 def test_a_domain_passes_and_is_released(scene: Scene) -> None:
     scene.send(SENT)
-    scene.say("hold")
+    scene.hold()
     assert scene.hear(len(READY)) == READY
     for byte in GO[:-1]:
         scene.send(bytes([byte]))
@@ -133,7 +143,7 @@ def test_ready_is_held_back_however_long(scene: Scene) -> None:
 
 def test_a_refusal_after_go_has_xl_resume(scene: Scene) -> None:
     scene.send(SENT)
-    scene.say("hold")
+    scene.hold()
     assert scene.hear(len(READY)) == READY
     scene.send(GO)
     assert scene.said() == "held"
@@ -166,7 +176,7 @@ def test_an_engine_that_is_frozen_lets_xl_resume(scene: Scene, *, stopped: bool)
 @pytest.mark.parametrize("scene", [0.5], indirect=True)
 def test_an_engine_that_is_frozen_after_go_changes_nothing(scene: Scene) -> None:
     scene.send(SENT)
-    scene.say("hold")
+    scene.hold()
     assert scene.hear(len(READY)) == READY
     scene.send(GO)
     assert scene.said() == "held"
@@ -178,7 +188,7 @@ def test_an_engine_that_is_frozen_after_go_changes_nothing(scene: Scene) -> None
 
 def test_an_engine_that_dies_after_go_leaves_xl_without_a_report(scene: Scene) -> None:
     scene.send(SENT)
-    scene.say("hold")
+    scene.hold()
     assert scene.hear(len(READY)) == READY
     scene.send(GO)
     assert scene.said() == "held"
