@@ -60,6 +60,7 @@ class Feed:
         self.known = Known()
         self._one_clock = one_clock
         self._connection = connection
+        self._hears_of_block_jobs = False
         self._uuid = uuid
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -90,11 +91,22 @@ class Feed:
         raw = self._connection.raw
         raw.domainEventRegisterAny(None, LIFECYCLE, self._on_lifecycle, None)
         raw.domainEventRegisterAny(None, ITERATION, self._on_iteration, None)
-        raw.domainEventRegisterAny(None, BLOCK_JOB, self._on_block_job, None)
         qemu: Any = importlib.import_module("libvirt_qemu")
         qemu.qemuMonitorEventRegister(raw, None, None, self._on_qemu, None, 0)
         with contextlib.suppress(bindings().libvirtError):
             raw.registerCloseCallback(self._on_close, None)
+
+    async def hear_of_block_jobs(self) -> None:
+        """Hear of jobs with disks from now on; again is no error.
+
+        Only where one is begun: libvirtd 9.0 ended by itself as a guest that moved had powered
+        off, where somebody listened for these.
+        """
+        if self._hears_of_block_jobs:
+            return
+        raw, event = self._connection.raw, self._on_block_job
+        await ask(lambda: raw.domainEventRegisterAny(None, BLOCK_JOB, event, None))
+        self._hears_of_block_jobs = True
 
     async def close(self) -> None:
         """Stop listening."""

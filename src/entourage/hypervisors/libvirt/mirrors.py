@@ -88,6 +88,7 @@ class Mirrors:
         flags = BlockCopy.REUSE_EXT | BlockCopy.TRANSIENT_JOB
         flags |= BlockCopy.SHALLOW if top_only else BlockCopy(0)
         feed = self._job.heard()
+        await feed.hear_of_block_jobs()
         feed.known.block_jobs.pop(disk.id, None)
         self._progress[disk.id] = (0, 0)
         try:

@@ -44,6 +44,9 @@ class Feed:
         self.known.block_jobs["vda"] = said
         self._changed.set()
 
+    async def hear_of_block_jobs(self) -> None:
+        """It does."""
+
     async def until(self, check: Callable[[Known], Any]) -> Any:
         while (found := check(self.known)) is None:
             self._changed.clear()
