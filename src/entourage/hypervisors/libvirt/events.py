@@ -97,15 +97,18 @@ class Feed:
             raw.registerCloseCallback(self._on_close, None)
 
     async def hear_of_block_jobs(self) -> None:
-        """Hear of jobs with disks from now on; again is no error.
+        """Hear of jobs with the domain's disks from now on; again is no error.
 
-        Only where one is begun: libvirtd 9.0 ended by itself as a guest that moved had powered
-        off, where somebody listened for these.
+        Only where one is begun: each migration has jobs with disks, of which nobody has to hear.
         """
         if self._hears_of_block_jobs:
             return
-        raw, event = self._connection.raw, self._on_block_job
-        await ask(lambda: raw.domainEventRegisterAny(None, BLOCK_JOB, event, None))
+        raw, uuid, event = self._connection.raw, self._uuid, self._on_block_job
+
+        def register() -> None:
+            raw.domainEventRegisterAny(raw.lookupByUUIDString(uuid), BLOCK_JOB, event, None)
+
+        await ask(register)
         self._hears_of_block_jobs = True
 
     async def close(self) -> None:
