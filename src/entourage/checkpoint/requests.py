@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from entourage.admission import known
+from entourage.checkpoint.another import check_another, identity_of
 from entourage.checkpoint.disks import Disks
+from entourage.checkpoint.where import absolute_place, is_device
 from entourage.devices.base import Options
-from entourage.domain import Block, Domain, Name, Net
-from entourage.errors import UsageError, plain_words, what_to_do
+from entourage.domain import Block, Domain
+from entourage.errors import UsageError
 from entourage.hosts.filters import (
     COMPRESS,
     ENCRYPT,
@@ -28,15 +29,12 @@ from entourage.hosts.route import Route, checked_host_of, host_of
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.registry import is_here, saves_by, saves_of, usual
 from entourage.hypervisors.saved import manifest as manifests
-from entourage.hypervisors.saved.descriptor import Identity, another_name, save_name
+from entourage.hypervisors.saved.descriptor import another_name, save_name
 from entourage.hypervisors.saved.manifest import copy_path
 from entourage.hypervisors.saved.storage import Storage
 from entourage.settings.model import Settings
 from entourage.source.request import Request
 
-_LOOK_AT_LINKS = "see where its links lead: namei -l"
-_OF_ITS_OWN = "user"
-"""A type of NIC: QEMU itself translates its addresses, and nobody meets its MAC."""
 _LOOPBACK = "127.0.0.1"  # where nothing goes: memory stays on this host
 
 
@@ -120,7 +118,7 @@ async def save_request(
         where = directory[len(far) + 1 :]
         _check_far(where)
     else:
-        where = await Storage(Path(directory), name).do(_absolute, directory)
+        where = await Storage(Path(directory), name).do(absolute_place, directory)
     place = f"{far}:{where}" if far else where
     copied = written if disks is Disks.COPY else []
     return Request(
@@ -209,7 +207,7 @@ async def restore_request(
             f"{directory} is on {far}, and a save is restored on the host that it is on",
             remedy=f"there: entourage restore {directory[len(far) + 1 :]}",
         )
-    where = await storage.do(_absolute, directory)
+    where = await storage.do(absolute_place, directory)
     manifest = await storage.do(manifests.read_manifest, Path(where))
     name = manifest.domain.name
     connect = save_name(where)
@@ -219,8 +217,8 @@ async def restore_request(
                 "--revert and --only-copy are of the machine itself, not of another one (--as)",
                 remedy="leave them out",
             )
-        connect = another_name(where, _identity(manifest, where, another))
-        await storage.do(_check_another, manifest, another, nets or {}, disks or {})
+        connect = another_name(where, identity_of(manifest, where, another))
+        await storage.do(check_another, manifest, another, nets or {}, disks or {})
         name = another
     elif manifest.checkpoint and not revert:
         raise UsageError(
@@ -273,77 +271,6 @@ async def restore_request(
     )
 
 
-def _identity(manifest: manifests.Manifest, where: str, name: str) -> Identity:
-    """Who another machine is.
-
-    Raises:
-        UsageError: It cannot be called so, or none can be made of this save.
-    """
-    try:
-        msgspec.convert(name, Name)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{name!r} is no name of a domain", remedy="choose another") from error
-    if name == manifest.domain.name:
-        raise UsageError(
-            f"{where} is a save of {name} itself", remedy="leave --as out, or choose another name"
-        )
-    if manifest.hypervisor and not saves_of(manifest.hypervisor).another:
-        raise UsageError(
-            f"{where} was saved by {manifest.hypervisor}, and cannot be made another machine",
-            remedy=f"without --as it is {manifest.domain.name} itself that goes on",
-        )
-    return Identity(str(uuid.uuid4()), name)
-
-
-def _check_another(
-    manifest: manifests.Manifest,
-    name: str,
-    nets: Mapping[str, str],
-    disks: Mapping[str, str],
-) -> None:
-    """Raises UsageError where another machine would have a place of the first one's."""
-    first, labels = manifest.domain, {copy.device for copy in manifest.copies}
-    for disk in first.block:
-        if disk.label in labels and disk.id not in disks:
-            raise UsageError(
-                f"{disk.id} is a copy of {first.name}'s, and {name} needs a place of its own",
-                remedy=f"--disk {disk.id}=/srv/{name}-{disk.id}, or where else it may lie",
-            )
-    own = {_real(disk.path) for disk in first.block}
-    for disk, path in disks.items():
-        if _real(path) in own:
-            raise UsageError(
-                f"{path} is a disk of {first.name}, and would be written over",
-                remedy=f"--disk {disk}=PATH, another one",
-            )
-        if _is_device(path):  # which may have been given to the first one since, here or elsewhere
-            raise UsageError(
-                f"{path} is a device, and whose it is cannot be told",
-                remedy=f"--disk {disk}=/a/file, which is made",
-            )
-    places = {_network(nic) for nic in first.net}
-    for nic in first.net:
-        place = _network(nic)
-        if nic.attach == "other" and place == _OF_ITS_OWN:
-            continue
-        if nic.attach == "other":
-            raise UsageError(
-                f"{nic.id} of {first.name} is of type {place}, and where that leads cannot be told",
-                remedy=f"no other machine can be made of {first.name} while it has it",
-            )
-        if nets.get(place, place) in places:
-            raise UsageError(
-                f"the guest has the MAC of {first.name}'s {nic.id} in its memory until it is"
-                f" started again, and would be on {place} with it",
-                remedy=f"--net {place}=ANOTHER, one that {first.name} is not on",
-            )
-
-
-def _network(nic: Net) -> str:
-    """What ``--net`` calls where a NIC is: a bridge, an interface, or a network of libvirt's."""
-    return nic.network if nic.attach == "network" and nic.network else nic.bridge
-
-
 def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str, str]:
     """Where each disk that was copied is written to: where it was, or where its user wants it."""
     labels = {copy.device for copy in manifest.copies}
@@ -355,7 +282,7 @@ def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str
                 remedy=f"it has: {', '.join(sorted(were)) or 'none'}",
             )
     for disk, path in were.items():
-        if disk not in wanted and _is_device(path):
+        if disk not in wanted and is_device(path):
             raise UsageError(
                 f"{disk} was the device {path}, and would be written over",
                 remedy=f"--disk {disk}={path} does so, --disk {disk}=/a/file makes a file of it",
@@ -384,30 +311,6 @@ def _restored_by(where: str, hypervisor: str) -> str | None:
             remedy="restore it where there is one",
         )
     return hypervisor or None
-
-
-def _absolute(directory: str) -> str:
-    """A directory as it is called everywhere; its parent's links are resolved once."""
-    path = Path(directory).absolute()
-    if not path.name or path.name in {".", ".."} or not str(path).isprintable():
-        raise UsageError(f"{directory!r} is no directory to save in", remedy="name one to be made")
-    return str(_real(str(path.parent)) / path.name)
-
-
-def _real(path: str) -> Path:
-    """A path without links; raises UsageError where they lead nowhere, or cannot be looked at."""
-    try:
-        return Path(path).resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-        raise UsageError(f"{path}: {plain_words(error)}", remedy=_LOOK_AT_LINKS) from error
-
-
-def _is_device(path: str) -> bool:
-    """Whether that is a block device; raises UsageError where it cannot be looked at."""
-    try:
-        return Path(path).is_block_device()
-    except OSError as error:
-        raise UsageError(plain_words(error), remedy=what_to_do(error)) from error
 
 
 def _here(settings: Settings) -> Settings:
