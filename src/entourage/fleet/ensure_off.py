@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from entourage.errors import EntourageError
+from entourage.errors import DomainBusy, EntourageError
 from entourage.fleet.remote import Ended, Remote, RoomThere
 from entourage.fleet.values import Move, Result
 
@@ -29,7 +29,7 @@ async def ensure_off(
         None where it runs on its source by now: then it moves as others do.
     """
     problem: EntourageError | None = None
-    begun = False
+    begun = busy = False
     for number in range(_ROUNDS):
         if number:
             await asyncio.sleep(_LOOK_AGAIN)
@@ -44,12 +44,15 @@ async def ensure_off(
             if (result := _result(ended)) is not None:
                 return result
             problem = EntourageError(_message(ended), remedy=str(ended.events.get("remedy", "")))
-            if not ended.is_lost and _is_off(await remote.room(move.source), move):
+            busy = _is_busy(ended)  # somebody else's command moves it: what becomes of that?
+            if not (ended.is_lost or busy) and _is_off(await remote.room(move.source), move):
                 return _back(problem)
         except EntourageError as error:
             if not begun:
                 return _back(error)
             problem = error
+    if busy and problem is not None:
+        return _back(problem)
     return Result(
         kind="doubt",
         message=f"which host has it is not known: {problem}",
@@ -88,6 +91,10 @@ def _result(ended: Ended) -> Result | None:
     if ended.is_lost or outcome not in {"moved", "refused"}:
         return None
     return Result(kind="moved") if outcome == "moved" else _refused(ended)
+
+
+def _is_busy(ended: Ended) -> bool:
+    return ended.status == DomainBusy.exit_code and ended.events.get("outcome") == "failed"
 
 
 def _refused(ended: Ended) -> Result:

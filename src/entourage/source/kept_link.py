@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -14,14 +15,11 @@ import msgspec
 
 from entourage import messages
 from entourage.clock import Clock
-from entourage.devices.base import Options
-from entourage.events import Listener
 from entourage.hosts.link import Link
 from entourage.hosts.route import Route
 from entourage.settings.model import Settings
 from entourage.source.greeting import greet
-from entourage.source.opening import Reached, open_session, reached
-from entourage.source.session import Session
+from entourage.source.opening import Opening, Reached, open_session, reached
 
 
 class _Kept(NamedTuple):
@@ -50,32 +48,10 @@ class KeptLink:
         """End the link."""
         await self._stack.aclose()
 
-    def open(
-        self,
-        migration: str,
-        name: str,
-        route: Route,
-        *,
-        connect: str | None,
-        settings: Settings,
-        options: Options,
-        tool: str | None,
-        emit: Listener,
-        clock: Clock,
-    ) -> contextlib.AbstractAsyncContextManager[Session]:
-        """What opens a session, as ``open_session`` does; for TEST alone."""
-        return open_session(
-            migration,
-            name,
-            route,
-            connect=connect,
-            settings=settings,
-            options=options,
-            tool=tool,
-            emit=emit,
-            clock=clock,
-            reach=self._reach,
-        )
+    @property
+    def open(self) -> Opening:
+        """What opens a session for TEST, as ``open_session`` does."""
+        return partial(open_session, reach=self._reach)
 
     @contextlib.asynccontextmanager
     async def _reach(

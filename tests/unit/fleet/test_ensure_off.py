@@ -71,9 +71,11 @@ class Hosts:
 
 
 def ended(outcome: str, **more: Any) -> Ended:
-    return Ended(
-        status=0 if outcome == "moved" else 3, events={"outcome": outcome, **more}, said=""
-    )
+    status = {"moved": 0, "refused": 3}.get(outcome, 1)
+    return Ended(status=status, events={"outcome": outcome, **more}, said="")
+
+
+BUSY = Ended(status=3, events={"outcome": "failed", "message": "rests is busy"}, said="")
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +168,18 @@ async def test_a_host_that_does_not_answer_at_first_is_no_doubt() -> None:
 
     hosts.room = silent  # type: ignore[method-assign]
     assert (await ensure(hosts)(MOVE)).kind == "back"
+
+
+async def test_what_another_command_moves_is_waited_for() -> None:
+    """A controller was killed, and what it had begun goes on on its host."""
+    hosts = Hosts()
+    hosts.ends = [lambda: BUSY, hosts.moves(BUSY)]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+    assert len(hosts.did) == 2
+
+
+async def test_one_that_stays_busy_is_where_it_was() -> None:
+    hosts = Hosts()
+    hosts.ends = [lambda: BUSY] * 9
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.message) == ("back", "rests is busy")
