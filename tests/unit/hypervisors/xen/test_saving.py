@@ -6,8 +6,6 @@ All else is real: both halves of the save, the transport under xl, and what take
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -25,19 +23,19 @@ from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import SavedHypervisor
 from entourage.hypervisors.saved.incoming import SavingIncoming
 from entourage.hypervisors.values import LocalData
-from entourage.hypervisors.xen import handle
 from entourage.hypervisors.xen import incoming as incoming_module
 from entourage.hypervisors.xen.handle import Handle
 from entourage.hypervisors.xen.incoming import XenIncoming
-from entourage.hypervisors.xen.libxl import Life
 from entourage.hypervisors.xen.machine import XenMachine
 from entourage.hypervisors.xen.saving import XenSaving
 from entourage.hypervisors.xen.xenstore import XenStore
 from entourage.settings.model import PathSettings, Settings
 from tests.unit.eventually import eventually
+from tests.unit.hypervisors.xen.sends import XL, Store, did, installed, kill
 from tests.unit.hypervisors.xen.stream import stream
-from tests.unit.hypervisors.xen.test_machine import PATIENCE, UUID, XL, Store, kill
 
+UUID = "3e5948d6-8285-4068-8236-a0e7729aaa7a"
+PATIENCE = 20.0
 CONFIG = {
     "c_info": {"name": "web1", "uuid": UUID},
     "disks": [],
@@ -46,7 +44,6 @@ CONFIG = {
 NIC = Net(id="vif0", bridge="xenbr0", mac=None, model="other")
 DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 20, net=(NIC,))
 STREAM = stream([(1, bytes(300_000)), (9, b"context")], [(3, b"device model")], CONFIG)
-_SENT = "rest + bytes("
 
 
 @dataclass
@@ -66,8 +63,7 @@ class Scene:
 
     def did(self) -> set[str]:
         """Return what xl has done to the domain."""
-        names = ("suspended", "resumed", "renamed", "destroyed", "paused", "paused too late")
-        return {name for name in names if (self.at / name).exists()}
+        return did(self.at)
 
     @property
     def plane(self) -> DataPlane:
@@ -102,27 +98,9 @@ def with_stream(script: str, sent: str) -> str:
 async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Scene]:
     with tempfile.TemporaryDirectory(prefix="xen.") as made:
         place = Path(made)
-        xl = place / "bin" / "xl"
-        xl.parent.mkdir()
-        xl.write_text(with_stream(XL, '(at / "stream").read_bytes()'))
-        xl.chmod(stat.S_IRWXU)
+        script = with_stream(XL, '(at / "stream").read_bytes()')
+        xl = installed(place, monkeypatch, script)
         (xl.parent / "stream").write_bytes(STREAM)
-        monkeypatch.setenv("PATH", f"{xl.parent}:{os.environ['PATH']}")
-
-        def life(domid: int) -> Life | None:
-            assert domid == 7
-            if (xl.parent / "destroyed").exists():
-                return None
-            suspended = (xl.parent / "suspended").exists() and not (xl.parent / "resumed").exists()
-            return Life(paused=False, why_off=2 if suspended else None, cpu_time=1)
-
-        async def by_libxl(*command: str) -> str:
-            assert command[-2:] == ("resume", "7")
-            (xl.parent / "resumed").touch()
-            return ""
-
-        monkeypatch.setattr(handle, "life", life)
-        monkeypatch.setattr(handle, "run", by_libxl)
         paths = PathSettings(
             run=str(place / "run"), log=str(place / "log"), state=str(place / "state")
         )
