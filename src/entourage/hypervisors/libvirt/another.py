@@ -14,12 +14,16 @@ from xml.etree import ElementTree as ET
 
 from entourage.domain import Domain
 from entourage.hypervisors.libvirt.domainxml import parse, read_domain
+from entourage.hypervisors.libvirt.needs import CHARDEVS, LIBVIRTS_OWN, values
 
 VARIABLES = "/var/lib/libvirt/qemu/nvram"
-_LINES = frozenset(
-    {"serial", "parallel", "console", "channel", "redirdev", "smartcard", "rng", "tpm"}
-)
-_MADE_ANEW = frozenset({"pty", "dev", "spicevmc"})
+_LINES = frozenset({*CHARDEVS, "rng", "tpm"})
+_MADE = frozenset({"file", "unix"})
+_MADE_ANEW = frozenset({"", "pty", "spicevmc", "spiceport", "vc", "null", "stdio", "emulator"})
+_ITS_OWN = {
+    "devices/memory/source/path": "what a memory module is backed by",
+    "os/varstore/@path": "its file of UEFI variables",
+}
 _MOVE = "choose another name, or move it away"
 _REMEDY = "no other machine can be made of one that has it"
 
@@ -45,7 +49,11 @@ def renamed(text: str, there: Domain) -> str:
         mac.set("address", macs.get(mac.get("address")) or mac.get("address", ""))
     for file in _files(root):
         key = "path" if file.tag == "source" else "file"
-        file.set(key, own_place(file.get(key, ""), first.name, there.name))
+        path = file.get(key, "")
+        if LIBVIRTS_OWN.match(path):
+            del file.attrib[key]  # libvirt makes a place of its own for each domain
+        else:
+            file.set(key, own_place(path, first.name, there.name))
     for variables in root.iterfind("os/nvram"):
         place = variables_of(there)
         source = variables.find("source")
@@ -68,14 +76,19 @@ def own_place(path: str, first: str, name: str) -> str:
 
 
 def _files(root: ET.Element) -> Iterator[ET.Element]:
-    """What says where a line of the guest's is taken on the host, and where it is logged."""
+    """What says where a line of the guest's is made on the host, and where it is logged."""
     for device in root.iterfind("devices/*"):
         source, log = device.find("source"), device.find("log")
-        is_line = device.tag in _LINES and device.get("type") not in _MADE_ANEW
-        if is_line and source is not None and source.get("path"):
+        if source is not None and source.get("path") and _is_made(device, source):
             yield source
         if log is not None and log.get("file"):
             yield log
+
+
+def _is_made(device: ET.Element, source: ET.Element) -> bool:
+    """Whether a line's place is made for it; else it is somebody's that it connects to."""
+    made = device.tag in _LINES and device.get("type") in _MADE
+    return made and source.get("mode") != "connect"
 
 
 def only_one_can_have(text: str, there: Domain) -> Iterator[tuple[str, str]]:
@@ -90,12 +103,17 @@ def only_one_can_have(text: str, there: Domain) -> Iterator[tuple[str, str]]:
     for file in _files(root):
         path = file.get("path") or file.get("file") or ""
         own = own_place(path, first, there.name)
+        if LIBVIRTS_OWN.match(path):
+            continue
         if own == path:
             yield f"a line of its guest's has the place {path}, which is the first one's", _REMEDY
         elif os.path.lexists(own):
             yield f"a line of its guest's is to be in {own}, which is there already", _MOVE
     if root.find("os/nvram") is not None and os.path.lexists(place := variables_of(there)):
         yield f"there are UEFI variables in {place} already", _MOVE
+    for where, what in _ITS_OWN.items():
+        for path in values(root, where):
+            yield f"{what}, {path}, is the first one's", _REMEDY
     for device in root.iterfind("devices/*"):
         yield from _places(device)
     for disk in root.iterfind("devices/disk"):
@@ -105,20 +123,34 @@ def only_one_can_have(text: str, there: Domain) -> Iterator[tuple[str, str]]:
 
 def _places(device: ET.Element) -> Iterator[tuple[str, str]]:
     kind = f"{device.tag} of type {device.get('type')}" if device.get("type") else device.tag
-    source = device.find("source")
     if device.tag in {"hostdev", "shmem", "lease"}:
         yield f"it has a {kind}, which is the first one's", _REMEDY
-    service = source.get("service") if source is not None and device.tag in _LINES else None
-    if service:
-        yield f"its {kind} is at port {service}, which is the first one's", _REMEDY
-    if device.tag == "graphics":
-        fixed = device.get("port", "-1") != "-1" and device.get("autoport") != "yes"
-        if fixed or device.get("socket"):
-            place = device.get("socket") or f"port {device.get('port')}"
-            yield f"its {kind} is at {place}, which is the first one's", _REMEDY
+    if device.tag in _LINES:
+        yield from _line(device, kind)
+    if device.tag == "graphics" and (place := _display(device)):
+        yield f"its {kind} is at {place}, which is the first one's", _REMEDY
     cid = device.find("cid")
     if device.tag == "vsock" and cid is not None and cid.get("auto") != "yes":
         yield f"its vsock has the number {cid.get('address')}, which is the first one's", _REMEDY
+
+
+def _line(device: ET.Element, kind: str) -> Iterator[tuple[str, str]]:
+    for source in device.iter("source"):
+        if service := source.get("service"):
+            yield f"its {kind} is at port {service}, which is the first one's", _REMEDY
+        path = source.get("path")
+        anew = device.get("type", "") in _MADE_ANEW and device.tag in CHARDEVS
+        if path and not anew and not _is_made(device, source):
+            yield f"its {kind} is connected to {path}, which is the first one's", _REMEDY
+
+
+def _display(device: ET.Element) -> str:
+    """Where a display is always; empty where libvirt finds it a place."""
+    places = [device.get("socket"), *(one.get("socket") for one in device.iterfind("listen"))]
+    if device.get("autoport") != "yes":
+        ports = (device.get(key, "-1") for key in ("port", "tlsPort", "websocket"))
+        places += [f"port {port}" for port in ports if port != "-1"]
+    return next((place for place in places if place and not LIBVIRTS_OWN.match(place)), "")
 
 
 def _set(root: ET.Element, tag: str, text: str) -> None:

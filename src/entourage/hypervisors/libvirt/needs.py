@@ -27,8 +27,8 @@ Need: TypeAlias = tuple[str, str]
 
 _NO_SECRET = 66
 _USAGES: Mapping[str, int] = {"volume": 1, "ceph": 2, "iscsi": 3, "tls": 4, "vtpm": 5}
-_CHARDEVS = ("serial", "parallel", "console", "channel", "redirdev", "smartcard")
-_LIBVIRTS_OWN = re.compile(r"(/var/lib/libvirt/qemu|(/var)?/run/libvirt/qemu)/")
+CHARDEVS = ("serial", "parallel", "console", "channel", "redirdev", "smartcard")
+LIBVIRTS_OWN = re.compile(r"(/var/lib/libvirt/qemu|(/var)?/run/libvirt/qemu)/")
 """libvirt makes these directories by itself, for each domain."""
 # Files that must be there, by where they are named, and what each is for.
 _FILES: Mapping[str, str] = {
@@ -163,7 +163,7 @@ def _exists(path: str | Path) -> bool:
 
 def _files(root: ET.Element, host: str) -> Iterator[Need]:
     for where, what in _FILES.items():
-        for path in _values(root, where):
+        for path in values(root, where):
             if path.startswith("/") and not _exists(path):
                 yield f"there is no {path}, {what}", f"copy it to {host}, or make it there"
     nvram = root.find("os/nvram")
@@ -176,7 +176,8 @@ def _files(root: ET.Element, host: str) -> Iterator[Need]:
             )
 
 
-def _values(root: ET.Element, where: str) -> Iterator[str]:
+def values(root: ET.Element, where: str) -> Iterator[str]:
+    """What stands in an XML at a place, as ``devices/*/rom/@file``; nothing that is empty."""
     path, _, attribute = where.partition("/@")
     for element in root.iterfind(path):
         value = element.get(attribute, "") if attribute else (element.text or "")
@@ -191,7 +192,7 @@ def _attribute(element: ET.Element, tag: str, name: str) -> str:
 
 def _lines(root: ET.Element, host: str) -> Iterator[Need]:
     """Serial lines, channels and the like: directories of what is made, and what must be there."""
-    for tag in _CHARDEVS:
+    for tag in CHARDEVS:
         for device in root.iterfind(f"devices/{tag}"):
             kind = device.get("type", "")
             for log in device.iterfind("log"):
@@ -224,7 +225,7 @@ def _line(source: ET.Element, kind: str, what: str, host: str) -> Iterator[Need]
 
 
 def _directory(path: str, what: str, host: str) -> Iterator[Need]:
-    if not path.startswith("/") or _LIBVIRTS_OWN.match(path):
+    if not path.startswith("/") or LIBVIRTS_OWN.match(path):
         return
     directory = Path(path).parent
     if not _exists(directory):
@@ -306,9 +307,9 @@ def _default_page() -> int:
 
 
 def _pinned(root: ET.Element, host: str) -> Iterator[Need]:
-    wanted = [*_values(root, "vcpu/@cpuset")]
+    wanted = [*values(root, "vcpu/@cpuset")]
     for tag in ("vcpupin", "emulatorpin", "iothreadpin"):
-        wanted += _values(root, f"cputune/{tag}/@cpuset")
+        wanted += values(root, f"cputune/{tag}/@cpuset")
     cpus = _numbers(_read(_CPUS))
     for text in wanted:
         if cpus and not _numbers(text) & cpus:
@@ -318,8 +319,8 @@ def _pinned(root: ET.Element, host: str) -> Iterator[Need]:
             )
     nodes = _numbers(_read(_NODES))
     for text in (
-        *_values(root, "numatune/memory/@nodeset"),
-        *_values(root, "numatune/memnode/@nodeset"),
+        *values(root, "numatune/memory/@nodeset"),
+        *values(root, "numatune/memnode/@nodeset"),
     ):
         if nodes and _numbers(text) - nodes:
             yield (

@@ -47,6 +47,17 @@ def test_nothing_of_the_first_ones_identity_is_left() -> None:
     assert root.findtext("os/nvram") == "/var/lib/libvirt/qemu/nvram/web2_VARS.fd"
 
 
+def test_what_libvirt_makes_for_each_domain_it_makes_anew() -> None:
+    """Its guest agent's channel, which nearly every domain has."""
+    path = "/var/lib/libvirt/qemu/channel/target/domain-1-web1/org.qemu.guest_agent.0"
+    text = renamed(
+        xml(f"<channel type='unix'><source mode='bind' path='{path}'/></channel>"), OTHER
+    )
+    source = parse(text).find("devices/channel/source")
+    assert source is not None
+    assert source.attrib == {"mode": "bind"}
+
+
 def test_variables_whose_place_is_an_element() -> None:
     nvram = "<nvram type='file'><source file='/n/web1.fd'/></nvram>"
     source = parse(renamed(xml(os=nvram), OTHER)).find("os/nvram/source")
@@ -67,7 +78,31 @@ def test_variables_whose_place_is_an_element() -> None:
         ("<serial type='pty'><log file='/x.log'/></serial>", "the place /x.log"),
         ("<graphics type='vnc' port='5901'/>", "at port 5901"),
         ("<graphics type='spice' socket='/x'/>", "at /x"),
+        ("<graphics type='vnc' port='-1'><listen type='socket' socket='/x'/></graphics>", "at /x"),
+        ("<graphics type='spice' port='-1' tlsPort='5902'/>", "at port 5902"),
         ("<hostdev type='usb'/>", "a hostdev of type usb"),
+        ("<memory model='nvdimm'><source><path>/x.img</path></source></memory>", "/x.img"),
+        ("<serial type='dev'><source path='/dev/ttyS0'/></serial>", "connected to /dev/ttyS0"),
+        ("<serial type='pipe'><source path='/run/p'/></serial>", "connected to /run/p"),
+        (
+            "<channel type='unix'><source mode='connect' path='/run/web1.sock'/></channel>",
+            "connected to /run/web1.sock",
+        ),
+        (
+            (
+                "<rng model='virtio'><backend model='egd' type='unix'>"
+                "<source mode='connect' path='/run/egd'/></backend></rng>"
+            ),
+            "connected to /run/egd",
+        ),
+        ("<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>", ""),
+        (
+            (
+                "<channel type='unix'><source mode='bind' path='/run/libvirt/qemu/channel/"
+                "1-web1/org.qemu.guest_agent.0'/></channel>"
+            ),
+            "",
+        ),
         ("<vsock><cid auto='no' address='3'/></vsock>", "the number 3"),
         ("<vsock><cid auto='yes' address='3'/></vsock>", ""),
         ("<disk type='network'><source protocol='rbd'/></disk>", "a disk on the network"),
