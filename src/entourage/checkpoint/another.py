@@ -47,7 +47,7 @@ def check_another(
     disks: Mapping[str, str],
 ) -> None:
     """Raises UsageError where another machine would have a place of the first one's."""
-    first, labels = manifest.domain, {copy.device for copy in manifest.copies}
+    first, labels = manifest.domain, manifest.copied
     for disk in first.block:
         if disk.label in labels and disk.id not in disks:
             raise UsageError(

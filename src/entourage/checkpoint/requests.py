@@ -80,19 +80,31 @@ async def save_request(
             remedy=f"`{instead}` saves its memory, but not what is attached to it",
         )
     can = saves_of(hypervisor.name)
-    impossible = {
-        "a checkpoint": checkpoint and not can.checkpoints,
-        "non-live": checkpoint and not live and not can.non_live,
-        "copies of its disks": disks is Disks.COPY and not can.copies,
-        "compressed or encrypted": bool(compress or encrypt) and not can.filters,
-        "on another host": bool(host_of(directory)) and not can.elsewhere,
-    }
-    if wrong := [what for what, it_is in impossible.items() if it_is]:
-        raise UsageError(
-            f"{name} is a domain of {hypervisor.name}, whose save cannot be: {', '.join(wrong)}",
-            remedy="leave that out; `--disks=reference` is there where the storage can make a"
-            " snapshot of its own",
-        )
+    asked_for = (
+        (checkpoint and not can.checkpoints, "a checkpoint", "save it without --checkpoint"),
+        (checkpoint and not live and not can.non_live, "non-live", "leave --non-live out"),
+        (
+            disks is Disks.COPY and not can.copies,
+            "with copies of its disks",
+            "--disks=reference, and a snapshot that the storage makes",
+        ),
+        (
+            bool(compress or encrypt) and not can.filters,
+            "compressed or encrypted",
+            "save it onto storage that does that",
+        ),
+        (
+            bool(host_of(directory)) and not can.elsewhere,
+            "on another host",
+            "mount that host's storage here, and name its directory",
+        ),
+    )
+    for impossible, what, remedy in asked_for:
+        if impossible:
+            raise UsageError(
+                f"{name} is a domain of {hypervisor.name}, whose save cannot be {what}",
+                remedy=remedy,
+            )
     disks = disks or (Disks.COPY if checkpoint and can.copies else Disks.KEEP)
     written = [disk for disk in domain.block if not disk.is_only_read]
     if checkpoint:
@@ -273,7 +285,7 @@ async def restore_request(
 
 def _places(manifest: manifests.Manifest, wanted: Mapping[str, str]) -> dict[str, str]:
     """Where each disk that was copied is written to: where it was, or where its user wants it."""
-    labels = {copy.device for copy in manifest.copies}
+    labels = manifest.copied
     were = {disk.id: disk.path for disk in manifest.domain.block if disk.label in labels}
     for disk in wanted:
         if disk not in were:

@@ -128,10 +128,10 @@ class Machine(Protocol):
         ...
 
     async def check_stood_still(self, until: int) -> None:
-        """Nothing, where the guest has stood still since ``stopped``.
+        """Raise if the guest may have run between ``stopped`` and a later moment.
 
         Args:
-            until: At least so long, ns of the monotonic clock.
+            until: That moment, ns of the monotonic clock.
 
         Raises:
             HypervisorError: Somebody may have let it run: its memory is older than all else.

@@ -163,8 +163,8 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
 RESTORES = "restores"
 """A fact of a machine that its own hypervisor is to restore: it is there that it was saved.
 
-``GOES_BACK`` where it went on after that: what is here of it is of later. ``ANOTHER`` where it is
-made into another machine.
+``GOES_BACK`` where it went on after that: the state here is newer than the save. ``ANOTHER`` where
+it is made into another machine.
 """
 GOES_BACK = "goes-back"
 ANOTHER = "another"

@@ -73,13 +73,12 @@ class Output:
     def _take(self, data: bytes, *, stdout: bool) -> None:
         if not data:
             return
-        looks = self._on_error is not None and stdout and not self.error
-        if looks and (at := data.find(_MARK)) >= 0:
+        on_error = None if self.error or not stdout else self._on_error
+        if on_error is not None and (at := data.find(_MARK)) >= 0:
             start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
             start = max(start, at - LONGEST // 2)  # some of what is before it, and all of it
             self.error = _text(data[start : end if end >= 0 else len(data)])
-            if self._on_error is not None:
-                self._on_error()
+            on_error()
         if self._on_line is None:
             return
         now = time.monotonic()

@@ -386,9 +386,7 @@ class LibvirtMachine(MachineSeams):
         state, _ = await asyncio.gather(self._state_or_lost(), self._deadman.disarm())
         known = self._job.heard().known
         if state == State.RUNNING or known.resumed_at > known.stopped_at:
-            raise HypervisorError(
-                "somebody has let the guest run on here", remedy="see who did, and try again"
-            )
+            raise let_run()
 
     async def _state_or_lost(self) -> int | None:
         """What libvirtd says of the guest; None where it has just gone, and nobody can ask it."""
@@ -453,3 +451,10 @@ def _beside(handle: Handle) -> tuple[bool, tuple[Checkpoint, ...]]:
     """
     autostart = not handle.transient and bool(handle.raw.autostart())
     return autostart, checkpoints_of(handle.raw)
+
+
+def let_run() -> HypervisorError:
+    """What is said where its guest has gone on though it was to stand still."""
+    return HypervisorError(
+        "somebody has let the guest run on here", remedy="see who did, and try again"
+    )

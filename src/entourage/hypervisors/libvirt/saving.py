@@ -48,7 +48,7 @@ from entourage.hypervisors.libvirt.constants import (
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.hypervisors.libvirt.handle import Handle
-from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.libvirt.machine import LibvirtMachine, let_run
 from entourage.hypervisors.libvirt.mirrors import Mirrors
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.survey import survey
@@ -185,7 +185,7 @@ class LibvirtSaving(LibvirtMachine):
                 device=device_of(self.domain, reason),
                 remedy=self._what_to_do(reason),
             ) from error
-        await self._check_stood_still()
+        await self._check_now()
         kept = msgspec.msgpack.encode(await self._kept())
         async with connected_here(plane.local.socket) as connection:
             await asyncio.get_running_loop().sock_sendall(connection, kept)
@@ -197,26 +197,17 @@ class LibvirtSaving(LibvirtMachine):
             return f"let it run for a moment: virsh resume {name}; virsh suspend {name}"
         return "see whether there is room for it, and the log of libvirtd"
 
-    async def _check_stood_still(self) -> None:
-        """Raise HypervisorError where the guest has run since it was stopped.
-
-        libvirt lets anybody resume it; its memory is then of another moment than its disks.
-        """
-        known = self._job.heard().known
-        runs = await self._handle.state() in {State.RUNNING, State.BLOCKED}
-        if runs or known.resumed_at > max(known.stopped_at, self._stopped_at):
-            raise HypervisorError(
-                "somebody has let the guest run on here", remedy="see who did, and try again"
-            )
+    async def _check_now(self) -> None:
+        """Raise HypervisorError where the guest runs, or has run since it was stopped."""
+        if await self._handle.state() in {State.RUNNING, State.BLOCKED}:
+            raise let_run()
+        await self.check_stood_still(time.monotonic_ns())
 
     async def check_stood_still(self, until: int) -> None:
-        """See ``Machine``: as far as libvirtd has told; one that was lost has not."""
+        """See ``Machine``: libvirt lets anybody resume it, and tells of it unless it was lost."""
         known = self._job.heard().known
         if max(known.stopped_at, self._stopped_at) < known.resumed_at < until:
-            raise HypervisorError(
-                "somebody has let the guest run on here before all was saved",
-                remedy="see who did, and try again",
-            )
+            raise let_run()
 
     async def _kept(self) -> LibvirtPlan:
         """What is needed to restore it: the XML that is in the file, and what is beside it."""

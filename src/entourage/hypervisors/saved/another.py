@@ -57,7 +57,7 @@ def shared(manifest: Manifest, host: str) -> list[Refusal]:
 
 def _shared(manifest: Manifest) -> Iterator[tuple[str, tuple[str, str]]]:
     domain = manifest.domain
-    copied = {copy.device for copy in manifest.copies}
+    copied = manifest.copied
     for disk in domain.block:
         if disk.label not in copied and not disk.is_only_read:
             reason = f"it is {domain.name}'s, which stays with it: it is not copied into the save"

@@ -86,11 +86,11 @@ class SavedHypervisor:
         holder = await in_thread(holder_of, self._settings)
         place = Place(self._directory, manifest.domain.uuid, Path(self._settings.paths.state))
         if self._another:
-            other = AnotherWrittenMachine if manifest.hypervisor else AnotherMachine
+            other = AnotherWrittenMachine if manifest.is_written else AnotherMachine
             machine = other(self._directory, manifest, holder, place)
             machine.become(self._another)
             return machine
-        kind = WrittenMachine if manifest.kept else SavedMachine
+        kind = WrittenMachine if manifest.is_written else SavedMachine
         return kind(self._directory, manifest, holder, place)
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:

@@ -118,6 +118,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     kept: bytes = b""
 
     @property
+    def is_written(self) -> bool:
+        """Whether its hypervisor has written memory's file itself, and reads it itself."""
+        return bool(self.kept)
+
+    @property
+    def copied(self) -> frozenset[str]:
+        """The labels of the disks that were copied."""
+        return frozenset(copy.device for copy in self.copies)
+
+    @property
     def size(self) -> int:
         """Bytes of memory and of the copies of disks, as files."""
         return self.memory.size + sum(copy.file.size for copy in self.copies)
@@ -176,7 +186,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory / _MANIFEST} is no manifest of a save: {problem}",
             remedy="use another copy of the save, if there is one",
         )
-    copied = {copy.device for copy in manifest.copies}
+    copied = manifest.copied
     for disk in manifest.domain.block:
         if disk.label in copied:
             _check_owner(directory, directory / DISKS)

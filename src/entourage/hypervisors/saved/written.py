@@ -89,7 +89,7 @@ class WrittenMachine(SavedMachine):
 
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - the target changes what it must
         """Where the file is, and what was said about it."""
-        labels = {copy.device for copy in self._manifest.copies}
+        labels = self._manifest.copied
         copied = tuple(disk.id for disk in self._manifest.domain.block if disk.label in labels)
         plan = RestorePlan(file=self._file, kept=self._manifest.kept, copied=copied)
         return Plan(msgspec.msgpack.encode(plan))

@@ -141,6 +141,11 @@ class XenIncoming(IncomingSeams):
 
     async def build(self, domain: Domain, plane: DataPlane, plan: Plan) -> None:
         """Wait for streams; xl's receiver makes the machine as it reads its own."""
+        if plane.local is not None and plane.local.paused:
+            raise HypervisorError(
+                "xl's receiver lets a domain run, and this one is to stay paused",
+                remedy="restore it without --paused",
+            )
         self._domain, self._local = domain, plane.local
         self._ledger.record("process", marker=self._marker)
         self._ledger.record("dir", path=str(self._directory))

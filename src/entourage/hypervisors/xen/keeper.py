@@ -56,6 +56,14 @@ class Passing:
                 moved -= os.splice(self._out, self._target.fileno(), moved)
 
 
+def _given(engine: socket.socket) -> int:
+    """Where memory is taken; raises HypervisorError where the engine has ended instead."""
+    _, given, _, _ = socket.recv_fds(engine, 1, 1)
+    if not given:
+        raise HypervisorError("entourage has ended")
+    return given[0]
+
+
 def _stay() -> None:
     """Wait until the transport has done; raises HypervisorError where more comes."""
     if os.read(_IN, 1):
@@ -69,8 +77,7 @@ def main(arguments: list[str]) -> int:
     try:
         with socket.socket(socket.AF_UNIX) as engine:
             engine.connect(path)
-            _, [given], _, _ = socket.recv_fds(engine, 1, 1)
-            with socket.socket(fileno=given) as target:
+            with socket.socket(fileno=_given(engine)) as target:
                 target.setblocking(True)  # noqa: FBT003 - the standard library's signature
                 pass_on(Passing(target))
                 target.shutdown(socket.SHUT_WR)
@@ -78,7 +85,7 @@ def main(arguments: list[str]) -> int:
             _stay()
     except EOFError:
         return 1  # xl has given up, and says why itself
-    except (HypervisorError, OSError, ValueError) as error:
+    except (HypervisorError, OSError) as error:
         sys.stderr.write(f"entourage: the stream cannot be saved: {plain_words(error)}\n")
         return 1
     return 0

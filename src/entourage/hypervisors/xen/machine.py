@@ -73,7 +73,7 @@ class XenMachine(MachineSeams):
         self._budget: float | None = None
         self._target: Domain | None = None
         self._restarted: bool | None = None
-        self._has_stood = False
+        self._has_stood = self._forgets_suspended = False
         self._after_abort = ""
 
     @property
@@ -177,6 +177,7 @@ class XenMachine(MachineSeams):
     ) -> None:
         """Watch for the moment of stop; the deadman comes with ``start``."""
         self._plane, self._lock, self._budget = plane, lock, budget
+        self._forgets_suspended = await looks.forgets_suspended()
         await self._handle.store.watch(RELEASED)
 
     async def plan(self, target: Domain) -> Plan:
@@ -284,9 +285,9 @@ class XenMachine(MachineSeams):
         except GoneError:
             await self._migrating.tidy()
             raise
-        if self._has_stood and await looks.forgets_suspended():
-            self._after_abort = _UNWATCHED.format(name=self.domain.name)
         await self._migrating.tidy()
+        if self._has_stood and self._forgets_suspended:
+            self._after_abort = _UNWATCHED.format(name=self.domain.name)
 
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""

@@ -45,7 +45,8 @@ class XenSaving(XenMachine):
     """
 
     non_live = True
-    """xl copies its memory while it runs, as ever; nobody has asked for less."""
+    """A guest that ends with its save is saved so: no blackout's budget holds for it. xl copies its
+    memory while it runs all the same."""
 
     def __init__(self, handle: Handle, settings: Settings) -> None:
         super().__init__(handle, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,10 +190,18 @@ async def test_a_guest_that_has_run_since_is_not_saved(state: State, resumed_at:
     saved._handle.state = now
     saved._job.feed = SimpleNamespace(known=Known(stopped_at=2, resumed_at=resumed_at))
     if (state, resumed_at) == (State.PAUSED, 0):
-        await saved._check_stood_still()
+        await saved._check_now()
         return
     with pytest.raises(HypervisorError, match="somebody has let the guest run on"):
-        await saved._check_stood_still()
+        await saved._check_now()
+
+
+@pytest.mark.parametrize(("until", "ran"), [(3, False), (4, True)])
+async def test_who_lets_it_run_once_all_is_saved_does_no_harm(until: int, *, ran: bool) -> None:
+    saved: Any = machine(FakeDomain(state=State.PAUSED))
+    saved._job.feed = SimpleNamespace(known=Known(stopped_at=2, resumed_at=3))
+    with pytest.raises(HypervisorError) if ran else contextlib.nullcontext():
+        await saved.check_stood_still(until)
 
 
 async def test_no_memory_is_written_while_disks_are_copied() -> None:

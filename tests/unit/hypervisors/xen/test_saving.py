@@ -17,6 +17,7 @@ import pytest
 
 from entourage.domain import Domain, Net
 from entourage.errors import HypervisorError
+from entourage.hosts.parts import HostPart, Kind
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane
 from entourage.hypervisors.saved import manifest as manifests
@@ -165,6 +166,9 @@ async def test_a_stream_without_its_end_is_no_save(scene: Scene) -> None:
     async with asyncio.timeout(PATIENCE):
         await scene.begin()
         landing = asyncio.create_task(scene.machine.landed())
+        memory = manifests.partial(scene.place / "saved", DOMAIN) / manifests.MEMORY
+        await eventually(lambda: memory.stat().st_size == len(STREAM) - 8)
+        assert not landing.done()  # all that there is has gone through
         kill("hypervisors.xen.keeper", str(scene.place))
         with pytest.raises(HypervisorError, match=r"has ended early|does not go on|has closed"):
             await landing
@@ -179,6 +183,7 @@ async def test_what_is_no_stream_of_xls_is_no_save(scene: Scene) -> None:
         with pytest.raises(HypervisorError):
             await scene.machine.landed()
         await scene.machine.abort()
+    assert "of a form that is not known" in (scene.place / "log" / "web1.log").read_text()
     assert scene.did() == {"suspended", "resumed"}
 
 
@@ -200,16 +205,15 @@ async def test_it_is_restored_on_another_bridge(
         return Looks()
 
     monkeypatch.setattr(incoming_module.XenStore, "open", opened)
-    seen: list[object] = []
+    seen: list[HostPart] = []
 
-    async def check(parts: Sequence[object]) -> None:
+    async def check(parts: Sequence[HostPart]) -> None:
         seen.extend(parts)
 
     there = msgspec.structs.replace(DOMAIN, net=(msgspec.structs.replace(NIC, bridge="br1"),))
     async with asyncio.timeout(PATIENCE):
         await scene.saved()
         # What xl is given then has another header, of this length.
-        (scene.at / "stream").write_bytes(STREAM.replace(b"xenbr0", b"br1"))
         length = len(STREAM) - len("xenbr0") + len("br1")
         (scene.at / "stream").write_bytes(bytes(length))
         saved = await SavedHypervisor(scene.settings, str(scene.place / "saved")).machine("web1")
@@ -222,4 +226,5 @@ async def test_it_is_restored_on_another_bridge(
         assert await arriving.run(paused=False) > 0
         await arriving.finish_arrival()
         await saved.close()
-    assert seen
+    networks = [part.name for part in seen if part.kind is Kind.NETWORK]
+    assert networks == ["br1"]
