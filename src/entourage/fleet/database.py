@@ -28,8 +28,11 @@ _CONNECTION: Final[Mapping[str, int]] = {
     "keepalives_count": 4,
 }
 """How soon a PostgreSQL whose host is away is known to be; libpq's names, which a URL may have."""
-_AWAY: Final = ("08", "57", "53300")
-"""What begins the codes of errors that may be over soon: its connection, its operator, too many."""
+_AWAY: Final = ("08", "57", "53300", "25P03")
+"""What begins the codes of errors that may be over soon: its connection, its operator, too many; a
+transaction of a controller that was stopped."""
+_OF_NO_CODE: Final = frozenset({"OperationalError", "InterfaceError"})
+"""The driver's own classes (DB-API 2.0), where the server has said nothing."""
 LOCK: Final = 0x656E746F  # PostgreSQL's advisory lock of who takes slots or plans
 META: Final = sa.MetaData()
 CAMPAIGNS: Final = sa.Table(
@@ -238,4 +241,6 @@ def _is_away(error: object) -> bool:
     if not hasattr(error, "sqlstate"):
         return False
     code: str | None = getattr(error, "sqlstate", None)
-    return code is None or code.startswith(_AWAY)
+    if code is None:
+        return not _OF_NO_CODE.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+    return code.startswith(_AWAY)

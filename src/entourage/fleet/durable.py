@@ -206,9 +206,9 @@ class Durable:
         since = 0.0
         while True:
             try:
-                summary = await in_thread(store.summary, name)
                 status = await _status(workflow)
                 living = await in_thread(self._living)
+                summary = await in_thread(store.summary, name)  # last: as it has ended
                 if status is None or status.status not in _LIVES:
                     break
                 dead = self._away.answered() and status.executor_id not in living
@@ -222,7 +222,7 @@ class Durable:
                 await asyncio.sleep(_LOOK_AGAIN)
             await asyncio.sleep(_LOOK_EVERY)
         if summary.is_over or status is None or status.status == "SUCCESS":
-            return store.summary(name).phase
+            return summary.phase
         raise EntourageError(
             f"the campaign {name} cannot go on: {status.error or status.status}",
             remedy=f"mend that, then `entourage campaign resume {name}`",

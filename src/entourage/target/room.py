@@ -45,10 +45,8 @@ async def no_room(settings: Settings, journal: Journal, domain: Domain, host: st
     most = settings.agent.domains_memory
     if _is_given_devices(domain):
         coming = [one for one in _coming(settings, journal) if one.uuid != domain.uuid]
-        found += [
-            Refusal(label, host, why.reason, why.remedy)
-            for label, why in promised_twice(domain, coming)
-        ]
+        twice = await in_thread(lambda: list(promised_twice(domain, coming)))
+        found += [Refusal(label, host, why.reason, why.remedy) for label, why in twice]
     if most is not None:
         states = await all_domains(settings)
         used = _used(states, _coming(settings, journal), domain)

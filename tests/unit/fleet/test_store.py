@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
+import psycopg.errors
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.exc
 
-from entourage.errors import UsageError
+from entourage.errors import EntourageError, UsageError
 from entourage.fleet import database
 from entourage.fleet.campaign import Wish
-from entourage.fleet.database import open_engine
+from entourage.fleet.database import DatabaseAwayError, open_engine
 from entourage.fleet.records import Records
 from entourage.fleet.slots import StoreSlots
 from entourage.fleet.store import FencedError, Spec, Store
@@ -242,3 +246,21 @@ def test_what_was_written_outlives_a_power_cut(store: Store) -> None:
     with store.engine.connect() as connection:
         mode = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
     assert mode == 2  # FULL
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (psycopg.OperationalError("connection refused"), True),
+        (psycopg.errors.AdminShutdown("as the administrator wants"), True),
+        (psycopg.errors.IdleInTransactionSessionTimeout("it was stopped"), True),
+        (psycopg.errors.UndefinedTable("no such table"), False),
+        (psycopg.DataError("a zero in a text"), False),
+        (psycopg.ProgrammingError("a bug"), False),
+        (sqlite3.OperationalError("database is locked"), False),
+    ],
+)
+def test_what_may_be_over_soon(error: Exception, *, away: bool) -> None:
+    with pytest.raises(EntourageError) as raised, database.told():
+        raise sqlalchemy.exc.DBAPIError("select 1", {}, error)
+    assert isinstance(raised.value, DatabaseAwayError) is away

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -54,6 +55,7 @@ class Asked:
     def __init__(self) -> None:
         self.asked: list[tuple[tuple[str, ...], str, str]] = []
         self.busy: set[str] = set()
+        self.most = 0
 
     async def test(
         self,
@@ -65,6 +67,8 @@ class Asked:
     ) -> Mapping[str, Sequence[Refused]]:
         assert not self.busy.intersection(names), "two commands would have the same domain's lock"
         self.busy.update(names)
+        self.most = max(self.most, len(self.busy))
+        await asyncio.sleep(0)  # others may come
         self.asked.append((tuple(names), source, target))
         assert options == ["--tls"]
         for name in names:
@@ -98,4 +102,4 @@ async def test_each_domain_is_tested_against_each_target(
         **{(f"a-{number}", "d"): [("d is away (wait)", "wait")] for number in range(5)},
         **{(f"a-{number}", "c"): [("no", "")] for number in (1, 3)},
     }
-    assert module.TESTS_AT_ONCE == 4
+    assert 2 < remote.most <= module.TESTS_AT_ONCE * 2  # of two domains each

@@ -49,15 +49,25 @@ class ImageCopy:
         """It is not needed any more; again is no error.
 
         Raises:
-            HypervisorError: The storage does not answer: it is left, and the ledger has it.
+            HypervisorError: It is left, and the ledger has it.
         """
         if self._making is None:
             return
         self._stop.set()
-        await asyncio.wait({self._making}, timeout=_ENDS_WITHIN)
-        if not self._making.done():
+        await self._ended(self._making)
+        removing = in_thread(durable.remove, self._into)
+        await self._ended(removing)
+        try:
+            removing.result()
+        except OSError as error:
+            raise HypervisorError(
+                f"{self._into} cannot be removed: {plain_words(error)}", remedy=what_to_do(error)
+            ) from error
+
+    async def _ended(self, doing: asyncio.Future[None]) -> None:
+        await asyncio.wait({doing}, timeout=_ENDS_WITHIN)
+        if not doing.done():
             raise HypervisorError(
                 f"the storage of {self._into} has not answered for {_ENDS_WITHIN:g} s",
                 remedy="see whether its server is there; `entourage recover` removes what is left",
             )
-        await in_thread(durable.remove, self._into)

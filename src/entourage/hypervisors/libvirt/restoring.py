@@ -178,7 +178,8 @@ class RestoringIncoming(LibvirtIncoming):
             raise HypervisorError(f"libvirt cannot restore it: {reason}") from error
         await self._sync_parents()
         if self._copy is not None:
-            await self._copy.remove()
+            with contextlib.suppress(HypervisorError):  # memory is there; the ledger has the copy
+                await self._copy.remove()
 
     async def _sync_parents(self) -> None:
         """What its TPM's state has of directories is on the disk; see ``TargetTpm.sync``."""
