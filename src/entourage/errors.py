@@ -101,9 +101,13 @@ class EntourageError(Exception):
 
     def __str__(self) -> str:
         """One line: ``block/disk0 on b: no space left (free 3 GiB in /srv)``."""
+        return f"{self.what} ({self.remedy})" if self.remedy else self.what
+
+    @property
+    def what(self) -> str:
+        """The same without the remedy."""
         where = " on ".join(part for part in (self.device, self.host) if part)
-        text = f"{where}: {self.message}" if where else self.message
-        return f"{text} ({self.remedy})" if self.remedy else text
+        return f"{where}: {self.message}" if where else self.message
 
 
 class UsageError(EntourageError):

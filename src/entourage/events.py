@@ -231,6 +231,8 @@ class Finished(Event, frozen=True, tag="finished"):
     message: str = ""
     problems: tuple[str, ...] = ()
     """What could not be cleaned up or put back, each a sentence with its remedy."""
+    remedy: str = ""
+    """What to do, where ``message`` does not say it."""
 
 
 AnyEvent: TypeAlias = (

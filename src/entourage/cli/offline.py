@@ -68,13 +68,12 @@ def run(wanted: Wanted, of_running: Mapping[str, object], *, json: bool, dry_run
     except Refused as error:
         refused = error.refusals
     except EntourageError as error:
-        if not json:
-            return tell(error)
-        told.end("failed", time.monotonic() - began, str(error))
+        if json:
+            told.end("failed", time.monotonic() - began, error)
         return tell(error)
     outcome: Outcome = "refused" if refused else "can-move" if dry_run else "moved"
     told.refused(refused)
-    told.end(outcome, time.monotonic() - began)
+    told.end(outcome, time.monotonic() - began, Refused(refused) if refused else None)
     return EXIT_STATUS[outcome]
 
 
@@ -107,12 +106,19 @@ class _Told:
                     )
                 )
 
-    def end(self, outcome: Outcome, seconds: float, message: str = "") -> None:
-        """How it ended."""
+    def end(self, outcome: Outcome, seconds: float, error: EntourageError | None = None) -> None:
+        """How it ended; and why it was refused or failed."""
         name, host = self._asked.name, self._asked.host
         if self._lines is not None:
             self._say(
-                Finished(at=0.0, outcome=outcome, seconds=seconds, runs_on="", message=message)
+                Finished(
+                    at=0.0,
+                    outcome=outcome,
+                    seconds=seconds,
+                    runs_on="",
+                    message=error.what if error else "",
+                    remedy=error.remedy if error else "",
+                )
             )
         elif outcome == "moved":
             put(f"{name} is on {host}, off; nothing of it is here any more")

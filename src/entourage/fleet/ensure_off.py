@@ -43,7 +43,7 @@ async def ensure_off(
             )
             if (result := _result(ended)) is not None:
                 return result
-            problem = EntourageError(_message(ended), remedy=str(ended.events.get("remedy", "")))
+            problem = EntourageError(_message(ended), remedy=_remedy(ended))
             busy = _is_busy(ended)  # somebody else's command moves it: what becomes of that?
             if not (ended.is_lost or busy) and _is_off(await remote.room(move.source), move):
                 return _back(problem)
@@ -98,7 +98,7 @@ def _is_busy(ended: Ended) -> bool:
 
 
 def _refused(ended: Ended) -> Result:
-    return Result(kind="refused", message=_message(ended))
+    return Result(kind="refused", message=_message(ended), remedy=_remedy(ended))
 
 
 def _message(ended: Ended) -> str:
@@ -106,8 +106,12 @@ def _message(ended: Ended) -> str:
     return said or f"exit status {ended.status}"
 
 
+def _remedy(ended: Ended) -> str:
+    return str(ended.events.get("remedy", ""))
+
+
 def _back(error: EntourageError) -> Result:
-    return Result(kind="back", message=str(error), remedy=error.remedy)
+    return Result(kind="back", message=error.what, remedy=error.remedy)
 
 
 def _is_off(room: RoomThere, move: Move) -> bool:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from entourage.errors import EntourageError
+from entourage.cli import offline
+from entourage.cli.options import Typed
+from entourage.errors import EntourageError, Refused
 from entourage.fleet import ensure_off as module
 from entourage.fleet.ensure import Ensure
 from entourage.fleet.fleetfile import FleetFile, HostEntry
 from entourage.fleet.remote import DomainThere, Ended, RoomThere, StandingThere
 from entourage.fleet.values import Move
+from entourage.offline import source
+from entourage.steps import Refusal
 
 MOVE = Move(name="rests", uuid="u", source="a", target="b", off=True)
 LOST = Ended(status=255, events={}, said="connection lost")
@@ -125,13 +131,45 @@ async def test_what_stays_unsettled_is_in_doubt_and_says_what_to_type() -> None:
     assert (result.kind, result.remedy) == ("doubt", "`entourage migrate --offline rests b` on a")
 
 
-async def test_refused_and_failed() -> None:
+@pytest.fixture
+def says(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[EntourageError], Awaitable[Callable[[], Ended]]]:
+    """What the command itself says where the move ends with an error."""
+
+    async def say(error: EntourageError) -> Callable[[], Ended]:
+        async def move(_asked: object) -> None:
+            raise error
+
+        monkeypatch.setattr(source, "move", move)
+        wanted = offline.Wanted("rests", "b", None, None, Typed())
+        status = await asyncio.to_thread(offline.run, wanted, {}, json=True, dry_run=False)
+        told = capfd.readouterr()
+        end = Ended(status=status, events=json.loads(told.out.splitlines()[-1]), said=told.err)
+        return lambda: end
+
+    return say
+
+
+async def test_why_it_is_refused_or_fails_is_kept(
+    says: Callable[[EntourageError], Awaitable[Callable[[], Ended]]],
+) -> None:
     hosts = Hosts()
-    hosts.ends = [lambda: ended("refused", message="its disk is a's")]
-    assert (await ensure(hosts)(MOVE)).kind == "refused"
-    hosts.ends = [lambda: ended("failed", message="no room in /var")]
+    against = [
+        Refusal("block/disk0", "a", "its disk is a's", "move it as it runs"),
+        Refusal("domain", "b", "there is no bridge br9"),
+    ]
+    hosts.ends = [await says(Refused(against))]
     result = await ensure(hosts)(MOVE)
-    assert (result.kind, result.message) == ("back", "no room in /var")
+    assert result.kind == "refused"
+    assert result.message == (
+        "block/disk0 on a: its disk is a's (move it as it runs);"
+        " domain on b: there is no bridge br9"
+    )
+    hosts.ends = [await says(EntourageError("no room in /var", host="b", remedy="make room"))]
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.message) == ("back", "b: no room in /var")
+    assert result.remedy == "make room"
 
 
 async def test_what_was_started_since_moves_as_others_do() -> None:
