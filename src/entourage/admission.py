@@ -100,8 +100,23 @@ def _check(name: str, decisions: list[Decision], *, starts: bool) -> None:
             )
         raise DomainBusy(
             f"{name} moved to {host}: it is that host's",
-            remedy=f"see `entourage list` on {host}; another of that name needs its own uuid",
+            remedy=f"{_where(gone)}; another of that name needs its own uuid",
         )
+
+
+def _where(gone: Decision) -> str:
+    """How a domain is found on the host that it was given to."""
+    if gone.role is not Role.SOURCE or not gone.of_source.offline:
+        return f"see `entourage list` on {gone.peer_host}"
+    return (
+        f"see `entourage list --all` on {gone.peer_host}; where that does not show it shut off,"
+        f" {offline_again(gone.name, gone.peer_host)}"
+    )
+
+
+def offline_again(name: str, host: str) -> str:
+    """What goes on with an offline move that was cut after its source had let go, typed there."""
+    return f"`entourage migrate --offline {name} {host}` again"
 
 
 def unsettled(

@@ -25,6 +25,7 @@ from entourage.hypervisors.registry import (
     starter_of_files,
 )
 from entourage.journal.journal import Journal
+from entourage.offline.claims import Claims, key
 from entourage.report.text import clean
 from entourage.settings.domainfile import dump_domain, load_domain
 from entourage.settings.model import Settings
@@ -45,6 +46,22 @@ class Departed(msgspec.Struct, frozen=True, kw_only=True):
     uuid: str
     host: str
     is_saved: bool = False
+
+
+class Claimed(msgspec.Struct, frozen=True, kw_only=True):
+    """A domain that another host was about to give this one, off.
+
+    Attributes:
+        source: That host.
+    """
+
+    name: str
+    uuid: str
+    source: str
+
+    def as_state(self) -> DomainState:
+        """The same, as others are listed."""
+        return DomainState(name=self.name, uuid=self.uuid, state="claimed")
 
 
 def start(settings: Settings, file: Path | None, name: str, connect: str | None = None) -> None:
@@ -116,6 +133,7 @@ def list_domains(
     here = {state.uuid for state in states}
     shown = [state for state in states if everything or state.state not in NOT_THERE]
     gone = [one for one in departed(settings) if one.uuid not in here] if everything else []
+    claimed = [one for one in claims(settings) if one.uuid not in here] if everything else []
     attended = {one.uuid for one in read_all(settings) if not (one.off or one.problem)}
     if as_json:
         rows = [
@@ -126,13 +144,20 @@ def list_domains(
             msgspec.to_builtins(_as_state(one)) | {"host": one.host, "attended": False}
             for one in gone
         ]
+        rows += [
+            msgspec.to_builtins(one.as_state()) | {"host": one.source, "attended": False}
+            for one in claimed
+        ]
         put_json(rows)
         return
-    put(*listing(shown, gone, attended))
+    put(*listing(shown, gone, attended, claimed))
 
 
 def listing(
-    states: Sequence[DomainState], gone: Sequence[Departed], attended: Container[str] = ()
+    states: Sequence[DomainState],
+    gone: Sequence[Departed],
+    attended: Container[str] = (),
+    claimed: Sequence[Claimed] = (),
 ) -> list[str]:
     """The lines of the list.
 
@@ -140,6 +165,7 @@ def listing(
         states: The domains that are here.
         gone: Those that left.
         attended: The UUIDs of those whose migrations are attended.
+        claimed: Those of offline moves that have not ended.
     """
     rows = [
         (one.name, one.uuid, _state(one, attended), _memory(one.memory), str(one.vcpus or "-"))
@@ -149,6 +175,7 @@ def listing(
         (one.name, one.uuid, f"{'saved in' if one.is_saved else 'moved to'} {one.host}", "-", "-")
         for one in sorted(gone, key=lambda one: one.name)
     ]
+    rows += [(one.name, one.uuid, f"claimed from {one.source}", "-", "-") for one in claimed]
     return columns(("Name", "UUID", "State", "Memory", "vCPUs"), rows, right=(3, 4))
 
 
@@ -173,6 +200,18 @@ def departed(settings: Settings) -> list[Departed]:
             )
             newest.setdefault(one.domain, gone if left else None)
     return [one for one in newest.values() if one is not None]
+
+
+def claims(settings: Settings) -> list[Claimed]:
+    """What this host keeps of offline moves that were not carried on to their ends."""
+    return [
+        Claimed(
+            name=one.offer.definition.domain.name,
+            uuid=key(one.offer.definition.domain.uuid),
+            source=one.offer.source,
+        )
+        for one in Claims(settings.paths.state)
+    ]
 
 
 def names(settings: Settings) -> list[str]:

@@ -37,6 +37,7 @@ class SourceDetails(msgspec.Struct, frozen=True, kw_only=True):
         memos: What each device must know, by its label.
         peer_is_fenced: The user has vouched that the target is off.
         peer_was_told: The target knows what was decided.
+        offline: The domain was off: its definition alone moved.
     """
 
     version: int = VERSION
@@ -52,6 +53,7 @@ class SourceDetails(msgspec.Struct, frozen=True, kw_only=True):
     memos: Mapping[str, Mapping[str, Any]] = {}
     peer_is_fenced: bool = msgspec.field(default=False, name="peer-is-fenced")
     peer_was_told: bool = msgspec.field(default=False, name="peer-was-told")
+    offline: bool = False
 
 
 class TargetDetails(msgspec.Struct, frozen=True, kw_only=True):

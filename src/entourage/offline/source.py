@@ -19,12 +19,12 @@ import asyncio
 import contextlib
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from entourage.admission import manual_access
+from entourage.admission import manual_access, offline_again
 from entourage.devices.block.sameness import compare
 from entourage.devices.block.storage import Seen, Spot
 from entourage.errors import DomainBusy, EntourageError, Refused, UsageError
@@ -44,7 +44,7 @@ from entourage.hypervisors.values import Definition
 from entourage.journal.details import SourceDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
-from entourage.offline.target import key
+from entourage.offline.claims import key
 from entourage.offline.values import ADOPT, CLAIM, DROP, LOOK, TEST, Offer, Released
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
@@ -102,7 +102,8 @@ async def move(asked: Asked) -> None:
         Refused: Something speaks against it; nothing has changed.
         UsageError: There is no such domain, or it is not off.
         DomainBusy: Another command works on it.
-        EntourageError: It could not be done; the same command goes on with it.
+        EntourageError: It could not be done. Where the source has let go, the remedy is the same
+            command.
     """
     leaving = await _leaving(asked)
     settings = asked.settings
@@ -134,18 +135,57 @@ async def _hand_over(asked: Asked, leaving: _Leaving, journal: Journal, link: Li
         raise DomainBusy(f"{asked.name} was changed meanwhile", remedy="try again")
     gone = _gone(offer, asked, leaving, claimed.journal)
     journal.begin(gone)  # on the disk when this returns
-    reached("offline-gone")
+    with _given_away(asked):
+        reached("offline-gone")
+        kept = await _forget(offer, leaving, journal, gone)
+        if kept is None:
+            reached("offline-forgotten")
+            await link.call(ADOPT, released)
+    if kept is not None:
+        with contextlib.suppress(EntourageError):  # a later claim replaces that one
+            await link.call(DROP, released)
+        raise kept
+
+
+async def _forget(
+    offer: Offer, leaving: _Leaving, journal: Journal, gone: Decision
+) -> EntourageError | None:
+    """Have its hypervisor forget it; returns why it is this host's again, where it is.
+
+    Raises:
+        HypervisorError: It may be forgotten, or not. It stays given away: the same command looks
+            again.
+    """
     try:
         await leaving.definitions.undefine(offer.definition)
     except EntourageError as error:
-        # Where it is not known, it stays given away: the same command looks again.
-        if isinstance(error, DomainBusy) or await leaving.is_kept():
-            _take_back(journal, gone)
-            with contextlib.suppress(EntourageError):  # a later claim replaces that one
-                await link.call(DROP, released)
+        if not isinstance(error, DomainBusy) and not await leaving.is_kept():
+            raise
+        _take_back(journal, gone)
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def _given_away(asked: Asked) -> Generator[None]:
+    """Say what to type where it fails: perhaps no host has the domain, but for a claim.
+
+    Raises:
+        UsageError: The target keeps nothing of the move: to type it again is of no use.
+        EntourageError: Else; also in the place of a cancellation, as by Ctrl-C.
+    """
+    again = offline_again(asked.name, asked.host)
+    try:
+        yield
+    except UsageError:
         raise
-    reached("offline-forgotten")
-    await link.call(ADOPT, released)
+    except EntourageError as error:
+        error.remedy = f"{error.remedy}; {again}" if error.remedy else again
+        raise
+    except asyncio.CancelledError as error:
+        raise EntourageError(
+            f"interrupted after {asked.name} was given to {asked.host}", remedy=again
+        ) from error
 
 
 def _gone(offer: Offer, asked: Asked, leaving: _Leaving, there: str) -> Decision:
@@ -166,6 +206,7 @@ def _gone(offer: Offer, asked: Asked, leaving: _Leaving, there: str) -> Decision
             hypervisor=leaving.hypervisor,
             hypervisor_there=offer.hypervisor,
             peer_was_told=True,
+            offline=True,
         ),
     )
 
@@ -181,7 +222,8 @@ async def _adopt_again(asked: Asked, journal: Journal) -> None:
     """This host has it no more: if it was given to that target, have it defined there."""
     gone = _gave_away(journal, asked)
     released = Released(migration=gone.migration, uuid=gone.domain)
-    with domain_lock(Path(asked.settings.paths.run), gone.domain, "moves it off"):
+    busy = domain_lock(Path(asked.settings.paths.run), gone.domain, "moves it off")
+    with _given_away(asked), busy:
         await _check_gone(asked, gone)
         await _sync_forgotten(asked, gone)
         async with ssh.start_agent(asked.host, asked.settings, _AGENT) as link:

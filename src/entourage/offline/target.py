@@ -8,20 +8,14 @@ import socket
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from entourage import durable
 from entourage.admission import arrival_generation, unsettled
 from entourage.devices.block import storage
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.net import bridges
 from entourage.errors import (
     DomainBusy,
-    EntourageError,
     Refused,
     UsageError,
-    plain_words,
-    what_to_do,
 )
 from entourage.handover.values import Record, Role
 from entourage.hosts.link import Link
@@ -35,6 +29,7 @@ from entourage.hypervisors.registry import (
 from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
+from entourage.offline.claims import Claim, Claims, key
 from entourage.offline.values import ADOPT, CLAIM, DROP, LOOK, TEST, Claimed, Offer, Released
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
@@ -45,20 +40,6 @@ from entourage.target.serve import agents_link
 
 _NOT_HERE: Final = frozenset({Record.OPEN, Record.GO, Record.NEVER})
 """By these a domain has not come, or may not have."""
-_MOST: Final = 1 << 22  # bytes of a claim
-
-
-class _Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a claim.
-
-    Attributes:
-        offer: The source's.
-        seen: When the newest migration of the domain that this host knew then began, as
-            ``Decision.began``; 0: it knew none.
-    """
-
-    offer: Offer
-    seen: int
 
 
 async def serve(settings: Settings) -> None:
@@ -98,6 +79,7 @@ class Target:
         self._settings = settings
         self._journal = journal
         self._host = socket.gethostname()
+        self._claims = Claims(settings.paths.state, self._host)
         link.on(LOOK, self.look)
         link.on(TEST, self.test)
         link.on(CLAIM, self.claim)
@@ -148,7 +130,7 @@ class Target:
             async with admitted(self._settings, self._journal, domain, self._host):
                 known = self._journal.decisions(key(domain.uuid))
                 seen = max((one.began for one in known), default=0)
-                await in_thread(self._write, _Claim(offer=offer, seen=seen))
+                await in_thread(self._claims.write, Claim(offer=offer, seen=seen))
         return Claimed(journal=self._journal.uuid)
 
     async def adopt(self, released: Released) -> None:
@@ -165,12 +147,12 @@ class Target:
         """
         uuid = key(released.uuid)
         with domain_lock(self._run, uuid, "takes a domain that is off"):
-            claim = await in_thread(self._read, uuid)
+            claim = await in_thread(self._claims.read, uuid)
             if claim is None or claim.offer.migration != released.migration:
                 await self._must_have(uuid)
                 return
             if self._has_come(claim, uuid):
-                await in_thread(durable.remove, self._path(uuid))
+                await in_thread(self._claims.remove, uuid)
                 await self._must_have(uuid)
                 return
             offer = claim.offer
@@ -179,17 +161,17 @@ class Target:
             _, definitions = self._hypervisor(offer.hypervisor)
             await definitions.define(offer.definition)
             self._record(offer)
-            await in_thread(durable.remove, self._path(uuid))
+            await in_thread(self._claims.remove, uuid)
 
     async def drop(self, released: Released) -> None:
         """The source keeps it after all."""
         uuid = key(released.uuid)
         with domain_lock(self._run, uuid, "drops a claim"):
-            claim = await in_thread(self._read, uuid)
+            claim = await in_thread(self._claims.read, uuid)
             if claim is not None and claim.offer.migration == released.migration:
-                await in_thread(durable.remove, self._path(uuid))
+                await in_thread(self._claims.remove, uuid)
 
-    def _has_come(self, claim: _Claim, uuid: str) -> bool:
+    def _has_come(self, claim: Claim, uuid: str) -> bool:
         """Whether the journal says of the domain what it did not when it was claimed.
 
         Raises:
@@ -265,39 +247,6 @@ class Target:
         )
         self._journal.begin(decision)
 
-    # Claims
-
     @property
     def _run(self) -> Path:
         return Path(self._settings.paths.run)
-
-    def _path(self, uuid: str) -> Path:
-        return Path(self._settings.paths.state, "claims", f"{uuid}.json")
-
-    def _write(self, claim: _Claim) -> None:
-        path = self._path(key(claim.offer.definition.domain.uuid))
-        try:
-            durable.write(path, msgspec.json.encode(claim))
-        except OSError as error:
-            raise UsageError(
-                plain_words(error), host=self._host, remedy=what_to_do(error)
-            ) from error
-
-    def _read(self, uuid: str) -> _Claim | None:
-        path = self._path(uuid)
-        try:
-            with path.open("rb") as file:
-                return msgspec.json.decode(file.read(_MOST), type=_Claim)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError) as error:
-            raise EntourageError(
-                f"{path} cannot be read: {plain_words(error)}",
-                host=self._host,
-                remedy="install the same version on both hosts; the definition is in that file",
-            ) from error
-
-
-def key(uuid: str | None) -> str:
-    """A UUID as locks, journals and claims have it."""
-    return str(uuid).lower()

@@ -22,7 +22,10 @@ from entourage.errors import EntourageError, UsageError
 from entourage.handover.values import Record, Role
 from entourage.hypervisors import registry
 from entourage.hypervisors.base import DomainState
+from entourage.hypervisors.values import Definition
 from entourage.journal.journal import Decision, Journal
+from entourage.offline.claims import Claim, Claims
+from entourage.offline.values import Offer
 from entourage.settings.domainfile import domain_from_toml
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -211,6 +214,30 @@ def test_list_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("off", "shut off", ""),
         ("db1", "moved", "b"),
     ]
+
+
+@pytest.mark.usefixtures("host")
+def test_list_all_shows_what_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Perhaps no other host has it any more."""
+    domain = Domain(name="rests", uuid=GONE, memory=1 << 30)
+    offer = Offer(
+        migration="m1",
+        source="a",
+        journal="j",
+        generation=1,
+        hypervisor="qemu",
+        definition=Definition(domain=domain),
+    )
+    Claims(str(tmp_path)).write(Claim(offer=offer, seen=0))
+    (tmp_path / "claims" / "odd.json").write_text("nonsense")
+    assert main(["list"]) == 0
+    assert "rests" not in capsys.readouterr().out
+    assert main(["list", "--all"]) == 0
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("rests"))
+    assert "claimed from a" in line
+    assert main(["list", "--all", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[-1]
+    assert (row["name"], row["uuid"], row["state"], row["host"]) == ("rests", GONE, "claimed", "a")
 
 
 def test_who_has_come_back_did_not_leave(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from entourage.admission import manual_access
 from entourage.domain import Domain
 from entourage.errors import (
     DomainBusy,
@@ -224,6 +226,54 @@ async def test_a_host_that_is_this_one(here: Here) -> None:
         await move(here.asked())
     assert here.did[-1] == "offline-drop"
     assert here.record is None
+
+
+AGAIN = "`entourage migrate --offline rests b` again"
+
+
+def cancelled() -> Any:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("at", ["undefine", "offline-adopt"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (fails(LinkLost("link lost", remedy="see the network")), "link lost"),
+        (cancelled, "interrupted after rests was given to b"),
+    ],
+)
+async def test_what_is_cut_after_the_source_has_let_go_says_what_to_type(
+    here: Here, at: str, how: Callable[[], Any], said: str
+) -> None:
+    """Perhaps no host has it then; at the first attempt, and at the next."""
+    here.answers[at] = how
+    if at == "undefine":
+        here.answers["domains"] = fails(HypervisorError("it hangs"))
+    for _ in range(2):
+        with pytest.raises(EntourageError) as caught:
+            await move(here.asked())
+        assert caught.value.message == said
+        assert caught.value.remedy.endswith(AGAIN)
+        assert here.record is Record.GONE
+        here.did.clear()
+        here.has = False
+    settings = here.settings
+    with (
+        pytest.raises(DomainBusy) as busy,
+        manual_access(settings, "rests", UUID, "starts it", starts=True),
+    ):
+        pass
+    assert AGAIN in busy.value.remedy
+
+
+async def test_where_the_target_keeps_nothing_of_it_to_type_it_again_is_not_advised(
+    here: Here,
+) -> None:
+    here.answers["offline-adopt"] = fails(UsageError("nothing of it is kept here"))
+    with pytest.raises(UsageError) as caught:
+        await move(here.asked())
+    assert caught.value.remedy == ""
 
 
 async def test_what_was_let_go_is_defined_there_by_the_same_command(here: Here) -> None:

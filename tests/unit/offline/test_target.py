@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from entourage import cordon
+from entourage import cordon, durable
 from entourage.domain import Boot, Domain, Net
 from entourage.errors import DomainBusy, HypervisorError, Refused, UsageError
 from entourage.handover.values import Record, Role
@@ -153,7 +153,7 @@ async def test_who_was_killed_while_it_was_defined_goes_on(
         if killed.startswith("before"):
             patched.setattr(Journal, "begin", fail)
         else:
-            patched.setattr(module.durable, "remove", fail)
+            patched.setattr(durable, "remove", fail)
         with pytest.raises(_Killed):
             await here.target.adopt(RELEASED)
     assert here.claim.exists()
@@ -172,7 +172,7 @@ async def test_what_has_come_and_left_is_not_defined_again(
 
     await here.target.claim(offer())
     with monkeypatch.context() as patched:
-        patched.setattr(module.durable, "remove", fail)
+        patched.setattr(durable, "remove", fail)
         with pytest.raises(_Killed):
             await here.target.adopt(RELEASED)
     here.hypervisor.has.clear()
