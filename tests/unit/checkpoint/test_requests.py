@@ -493,7 +493,9 @@ async def test_another_machine_of_a_libvirt_domain(
         Net(id="net1", bridge="user", attach="other"),
     )
     domain = msgspec.structs.replace(manifest.domain, net=nics)
-    manifest = msgspec.structs.replace(manifest, hypervisor="qemu:///system", domain=domain)
+    manifest = msgspec.structs.replace(
+        manifest, hypervisor="qemu:///system", kept=b"said", domain=domain
+    )
     (copied / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(UsageError, match="on default with it"):
         await restore_request(settings, str(copied), another="web2", disks=OWN["disks"])
