@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from entourage.domain import Block, Domain
 from entourage.hypervisors.base import DiskCopy
 from entourage.hypervisors.seams import Objection
 from entourage.hypervisors.xen.streams import DiskCopy as Copy
 
+_EMULATED: Final = 4
+"""An HVM guest's first disks, and all that are called ``sd…``, are the device model's as well:
+libxl's ``libxl_dm.c``, ``libxl__build_device_model_args_new``.
+"""
+
 
 class Disks:
-    """What ``start`` and the stop have to copy."""
+    """What ``start`` and the stop have to copy.
+
+    Args:
+        kind: The domain's type: ``pv``, ``pvh`` or ``hvm``.
+    """
 
     way = DiskCopy.CARRY_RAW
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "") -> None:
+        self._has_emulated = kind == "hvm"
         self.names: list[str] = []
         self._copies: dict[str, Copy] = {}
         self._last: asyncio.Task[None] | None = None
 
-    def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see DiskCarrying
-        """Nothing, beside its format, which is looked at by its controller."""
-        return ()
+    def objections(self, disk: Block) -> Sequence[Objection]:
+        """Whether its device model may write to it once the guest stands still.
+
+        libxl stops that only after the guest has suspended: what it writes late would be lost here,
+        and its guest told that it was written. Its format is looked at by its controller.
+        """
+        if not self._has_emulated or disk.is_only_read or not is_emulated(disk.id):
+            return ()
+        reason = (
+            "Xen emulates it for this HVM guest, and may write to it after it was copied"
+            " for the last time"
+        )
+        remedy = "put it on storage that both hosts see; or call it xvde or later, if it is not the"
+        return [(reason, f"{remedy} disk that the guest boots from: those are not emulated")]
 
     def may_leave_out(self, disk: Block) -> bool:  # noqa: ARG002 - see DiskCarrying
         """Never: nobody can say so."""
@@ -83,3 +106,14 @@ class Disks:
 
 def _disk(domain: Domain, name: str) -> Block:
     return next(disk for disk in domain.block if disk.id == name)
+
+
+def is_emulated(vdev: str) -> bool:
+    """Whether an HVM guest's disk is emulated, by what xl calls it (``xen-vbd-interface(7)``)."""
+    if vdev.startswith("sd"):
+        return True
+    if found := re.match(r"(?:xvd|hd)([a-z]+)", vdev):
+        letters = found[1]
+        return len(letters) == 1 and ord(letters) - ord("a") < _EMULATED
+    numbered = re.match(r"d([0-9]+)", vdev)
+    return numbered is None or int(numbered[1]) < _EMULATED
