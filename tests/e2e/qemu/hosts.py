@@ -24,7 +24,7 @@ import pytest
 from entourage.domain import Block, Domain, Pci, Tpm, Usb
 from entourage.hosts.resources import MARKER, MemoryLedger
 from entourage.hypervisors.base import DataPlane, Plan, Secret, Ticket
-from entourage.hypervisors.qemu import QemuHypervisor
+from entourage.hypervisors.qemu.hypervisor import QemuHypervisor
 from entourage.hypervisors.qemu.incoming import QemuIncoming
 from entourage.hypervisors.qemu.machine import QemuMachine
 from entourage.hypervisors.qemu.paths import places

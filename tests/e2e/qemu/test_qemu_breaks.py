@@ -271,7 +271,7 @@ HOLDER = """
     import asyncio, sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from entourage.hypervisors.qemu import QemuHypervisor
+    from entourage.hypervisors.qemu.hypervisor import QemuHypervisor
     from entourage.settings.model import PathSettings, Settings
     from tests.e2e.qemu.hosts import Host, Hosts, Move
 
