@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import msgspec
 from entourage.admission import known
 from entourage.checkpoint.another import check_another, identity_of
 from entourage.checkpoint.disks import Disks
-from entourage.checkpoint.where import absolute_place, is_device
+from entourage.checkpoint.where import absolute_place, is_device, real
 from entourage.devices.base import Options
 from entourage.domain import Block, Domain
 from entourage.errors import UsageError
@@ -30,8 +32,10 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors.registry import is_here, saves_by, saves_of, usual
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.descriptor import another_name, save_name
+from entourage.hypervisors.saved.lineage import since_of
 from entourage.hypervisors.saved.manifest import copy_path
 from entourage.hypervisors.saved.storage import Storage
+from entourage.hypervisors.values import Since
 from entourage.settings.model import Settings
 from entourage.source.request import Request
 
@@ -50,6 +54,7 @@ async def save_request(
     stays_paused: bool = False,
     compress: bool = False,
     encrypt: str | None = None,
+    since: str | None = None,
     tool: str | None = None,
     dry_run: bool = False,
 ) -> Request:
@@ -66,6 +71,7 @@ async def save_request(
         stays_paused: The guest of a checkpoint does not run on.
         compress: Memory goes through zstd.
         encrypt: An age recipient, or a file of recipients, to whom memory is encrypted.
+        since: The directory of a checkpoint: of disks only what was written since is copied.
         tool: An external tool for every class.
         dry_run: TEST only.
 
@@ -98,6 +104,7 @@ async def save_request(
             "on another host",
             "mount that host's storage here, and name its directory",
         ),
+        (bool(since) and not can.since, "of changes alone", "leave --since out"),
     )
     for impossible, what, remedy in asked_for:
         if impossible:
@@ -105,7 +112,13 @@ async def save_request(
                 f"{name} is a domain of {hypervisor.name}, whose save cannot be {what}",
                 remedy=remedy,
             )
-    disks = disks or (Disks.COPY if checkpoint and can.copies else Disks.KEEP)
+    copies = (checkpoint and can.copies) or since is not None
+    disks = disks or (Disks.COPY if copies else Disks.KEEP)
+    if since is not None and disks is not Disks.COPY:
+        raise UsageError(
+            f"--since is of disks that are copied, and --disks={disks} copies none",
+            remedy="leave one of the two out",
+        )
     written = [disk for disk in domain.block if not disk.is_only_read]
     if checkpoint:
         _check_checkpoint(
@@ -132,6 +145,14 @@ async def save_request(
     else:
         where = await Storage(Path(directory), name).do(absolute_place, directory)
     place = f"{far}:{where}" if far else where
+    earlier = None
+    if since is not None:
+        if far:
+            raise UsageError(
+                f"--since is of a save on this host, and this one is to be on {far}",
+                remedy="mount that host's storage here; or leave --since out",
+            )
+        earlier = await Storage(Path(since), name).do(_since, since, domain)
     copied = written if disks is Disks.COPY else []
     return Request(
         domain=name,
@@ -146,11 +167,31 @@ async def save_request(
             stays_paused=stays_paused,
             keep_source_disks=True,
             filters=through,
+            mark=_new_mark() if checkpoint and can.since and copied else "",
+            since=earlier,
         ),
         live=live and checkpoint and can.live,
         tool=tool,
         dry_run=dry_run,
     )
+
+
+def _since(directory: str, domain: Domain) -> Since:
+    """The checkpoint of this domain in a directory; raises UsageError. Blocks."""
+    place = real(directory)
+    since, manifest = since_of(place)
+    if manifest.domain.uuid != domain.uuid:
+        raise UsageError(
+            f"{place} is a checkpoint of {manifest.domain.name} ({manifest.domain.uuid}),"
+            f" and not of {domain.name}",
+            remedy=f"name one of {domain.name}'s, or leave --since out",
+        )
+    return since
+
+
+def _new_mark() -> str:
+    """What the hypervisor's record of what is written from now on is called; they sort by time."""
+    return f"entourage-{time.time_ns():020d}-{secrets.token_hex(4)}"
 
 
 def _check_checkpoint(

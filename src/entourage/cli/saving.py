@@ -99,6 +99,12 @@ def save(
             metavar="RECIPIENT", help="Encrypt memory to an age recipient, or a file of them."
         ),
     ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Copy only what was written to its disks since that checkpoint."
+        ),
+    ] = None,
     remote_command: Annotated[
         str | None,
         typer.Option(metavar="COMMAND", help='What runs on the other host, as "entourage".'),
@@ -124,7 +130,7 @@ def save(
     from entourage.source.request import Request
 
     if everything:
-        more = (dry_run, directory, remote_command, ssh_option, compress, encrypt, non_live)
+        more = (dry_run, directory, remote_command, ssh_option, compress, encrypt, non_live, since)
         if checkpoint or paused or disks or allow_tpm_rollback or any(more):
             raise _not_with_all("DOMAIN, and what is said of its save,")
         return _save_all(
@@ -161,6 +167,7 @@ def save(
                 stays_paused=paused,
                 compress=compress,
                 encrypt=encrypt,
+                since=since,
                 tool=tool,
                 dry_run=dry_run,
             )

@@ -24,6 +24,7 @@ from entourage.hosts.allowed import Allowed
 from entourage.hosts.filters import Filter
 from entourage.hosts.resources import Ledger
 from entourage.hypervisors.base import Incoming, Machine
+from entourage.hypervisors.values import Since
 from entourage.settings.model import Settings
 from entourage.steps import Planned, Refusal, Step
 
@@ -64,6 +65,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Of a restore: the guest goes back to a checkpoint, whatever it did since."""
     sealed: bool = False
     """Of a save: the other disks must be what they are when it is restored."""
+    mark: str = ""
+    """Of a checkpoint: what the record is called of what is written to copied disks after it."""
+    since: Since | None = None
+    """Of a save: the checkpoint since which only changes are copied."""
 
 
 def check_options(domain: Domain, options: Options) -> None:

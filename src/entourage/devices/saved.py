@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from entourage.devices.base import AnyController, Here, There
-from entourage.devices.block import making, space
+from entourage.devices.block import images, making, space
 from entourage.devices.block.controller import BlockController, Placement
 from entourage.devices.block.images import Image, NewImage
 from entourage.devices.block.requests import Fill, Make, Open
@@ -33,6 +33,8 @@ from entourage.steps import Refusal
 
 _ANY_MTU = 65535
 _COPY_IT = "--disks=copy copies it into the save"
+_FOR_CHANGES = {"cluster_size": "65536"}
+"""Of an overlay: as much as one bit of QEMU's record stands for, so that nothing is read below."""
 
 
 class SavedNet(NetController):
@@ -58,6 +60,9 @@ class SavedNet(NetController):
 class SavedBlock(BlockController):
     """A disk that stays where it is and is sealed, or is copied into a save, or out of one."""
 
+    _changed: int | None = None
+    """Bytes that were written since the checkpoint that only changes are copied of, at most."""
+
     async def test(self, here: Here) -> Sequence[Refusal]:
         """Of one that stays, whether it will be seen that it has changed."""
         found = [*await super().test(here)]
@@ -70,10 +75,57 @@ class SavedBlock(BlockController):
                 found.append(refuse(disk, here.source, error.message, remedy))
         return found
 
+    def _read_as(self, here: Here) -> str:
+        """A copy of changes alone is an overlay, whatever the disk was."""
+        if isinstance(here.machine, SavedMachine):
+            return here.machine.format_of(self.device)
+        return super()._read_as(here)
+
+    async def _new_image(
+        self, here: Here, image: Image, path: str, backing: Image | None
+    ) -> NewImage:
+        """One of the disk's own format; or what has changed, on the image of a checkpoint."""
+        disk, since = self.device, here.options.since
+        new = await super()._new_image(here, image, path, backing)
+        if isinstance(here.machine, SavedMachine):
+            options = new.options if disk.format == new.format else {}
+            return msgspec.structs.replace(new, format=disk.format, options=options)
+        if since is None or disk.id not in since.images:
+            return new
+        below = manifests.copy_path(Path(since.directory), disk)
+        return msgspec.structs.replace(
+            new,
+            format="qcow2",
+            room=min(new.room, (self._changed or 0) + images.MARGIN),
+            options=_FOR_CHANGES,
+            backing=str(below),
+            backing_format=since.images[disk.id],
+        )
+
+    async def _objections(self, here: Here) -> list[Refusal]:
+        """Whether it is known what was written since the checkpoint that only changes are of."""
+        disk, since = self.device, here.options.since
+        self._changed = None
+        if since is None or disk.id not in since.images:
+            return []
+        mirroring = here.machine.mirroring
+        if mirroring is None:  # ``_copy`` refuses it
+            return []
+        self._changed = await mirroring.changed(disk, since.mark)
+        if self._changed is not None:
+            return []
+        reason = (
+            f"what was written since {since.directory} is not known: its guest was started anew"
+            " since, has moved, or has another medium in it; or too many checkpoints were made"
+        )
+        return [refuse(disk, here.source, reason, "leave --since out: a checkpoint of all of it")]
+
     async def _decide(self, here: Here, chain: list[Image], path: str) -> list[Refusal]:
         """What is in a save is nowhere else: the whole of it is copied, whatever is there."""
         disk, restored = self.device, isinstance(here.machine, SavedMachine)
         if disk.id in here.options.copies:
+            if found := await self._objections(here):
+                return found
             [there] = await self._ask(here)([Spot(path=path)])
             # Only one that its user has named: see ``restore_request``.
             onto = restored and there.kind == "device"
@@ -143,7 +195,7 @@ class SavedBlock(BlockController):
         disk, new, exports = self.device_there(there), self._made, there.incoming.exports
         if new is None or exports is None:
             raise DeviceError("it was not prepared", device=disk.label, host=there.host)
-        new = msgspec.structs.replace(new, format=disk.format, preallocated=False, backing=None)
+        new = msgspec.structs.replace(new, preallocated=False)
         path = manifests.copy_path(manifests.partial(_directory(new), there.domain), disk)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -162,7 +214,8 @@ class SavedBlock(BlockController):
                 remedy=what_to_do(error),
             ) from error
         if isinstance(exports, CopiesIn):
-            exports.belonged(disk, Belonged(new.mode & 0o777, new.owner, new.group))
+            belonged = Belonged(new.mode & 0o777, new.owner, new.group)
+            exports.made(disk, new.format, belonged)
         return await exports.export(disk)
 
 

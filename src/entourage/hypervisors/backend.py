@@ -69,6 +69,7 @@ class Saves(NamedTuple):
         elsewhere: It can be made on another host.
         another: Another machine can be made of it.
         paused: It can be restored and left paused.
+        since: Of its disks only what was written since a checkpoint can be copied.
     """
 
     checkpoints: bool = False
@@ -79,6 +80,7 @@ class Saves(NamedTuple):
     elsewhere: bool = False
     another: bool = False
     paused: bool = False
+    since: bool = False
 
 
 _MEMORY_ALONE: Final = Saves()

@@ -58,6 +58,10 @@ class DiskMirroring(Protocol):
         """
         ...
 
+    async def changed(self, disk: Block, mark: str) -> int | None:
+        """In TEST: bytes written since the checkpoint with that mark, at most; None: not known."""
+        ...
+
     def progress(self, disk: Block) -> tuple[int, int]:
         """Bytes done and in total, as last heard; (0, 0) where no mirror runs."""
         ...

@@ -124,6 +124,22 @@ class Secret(msgspec.Struct, frozen=True):
         return f"Secret({self.username!r}, …)"
 
 
+class Since(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint that another save has only the changes since of.
+
+    Attributes:
+        directory: Where it is; its images are named there by those that are built on them.
+        sha256: Of its manifest's text: whether it is still that one.
+        mark: What the hypervisor calls its record of what was written since.
+        images: The disks that were copied into it: the format of each one's image, by its id.
+    """
+
+    directory: str
+    sha256: str
+    mark: str
+    images: dict[str, str]
+
+
 class LocalData(msgspec.Struct, frozen=True, kw_only=True):
     """Memory and disks do not leave this host: a machine is saved, or restored.
 
@@ -137,6 +153,9 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
         revert: The machine goes back: it is older than what this host has recorded of it since.
         filters: What memory goes through, in this order; in the other one out of a save.
         far: They go to another host, by sockets that ssh connects to those of the same paths there.
+        mark: What the hypervisor is to call its record of what is written to copied disks after
+            this checkpoint; empty where none is to be kept.
+        since: Only what was written since then is copied of the disks that are in that one.
     """
 
     socket: str
@@ -148,6 +167,8 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
     revert: bool = False
     filters: tuple[Filter, ...] = ()
     far: bool = False
+    mark: str = ""
+    since: Since | None = None
 
     def disk_socket(self, disk: str = "") -> str:
         """The unix socket at which the writes of a disk are taken, by its id; of all, without."""

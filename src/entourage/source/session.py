@@ -162,6 +162,8 @@ class Session:
                 sealed=self.options.sealed,
                 filters=self.options.filters,
                 revert=self.options.revert,
+                mark=self.options.mark,
+                since=self.options.since,
             )
         encrypted = wanted.tls and local is None
         secret = Secret("entourage", secrets.token_bytes(32)) if encrypted else None

@@ -29,7 +29,7 @@ from entourage.hypervisors.registry import (
 )
 from entourage.hypervisors.saved import claim, storage
 from entourage.hypervisors.saved import manifest as manifests
-from entourage.hypervisors.values import ANOTHER, RESTORES, RestorePlan
+from entourage.hypervisors.values import ANOTHER, RESTORES, RestorePlan, Since
 from entourage.settings.model import PathSettings, Settings
 from tests.unit.hypervisors.saved.test_manifest import disk, saved
 
@@ -149,6 +149,35 @@ async def test_a_xen_domains_disks_are_not_copied(
         settings, "web1", "b:/srv/x", checkpoint=True, disks=Disks.REFERENCE, stays_paused=True
     )
     assert (one.connect, one.options.stays_paused, one.options.sealed) == ("xen", True, False)
+
+
+async def test_only_what_was_written_since_a_checkpoint_of_the_same_machine(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known(monkeypatch, "qemu")
+    since = Since(directory="/srv/mon", sha256="1", mark="entourage-1", images={"disk0": "raw"})
+    uuid: list[str | None] = [None]
+
+    def found(_place: Path) -> tuple[Since, SimpleNamespace]:
+        return since, SimpleNamespace(domain=Domain(name="web1", uuid=uuid[0], memory=1 << 30))
+
+    monkeypatch.setattr(requests, "since_of", found)
+    one = await save_request(settings, "web1", f"{tmp_path}/x", checkpoint=True, since="/srv/mon")
+    assert one.options.since == since
+    assert one.options.mark > "entourage-0"
+    ended = await save_request(settings, "web1", f"{tmp_path}/x", since="/srv/mon")
+    assert ended.options.copies == {"disk0"}  # what is since another copies disks
+    assert not ended.options.mark
+    with pytest.raises(UsageError, match="copies none"):
+        await save_request(settings, "web1", "/srv/x", disks=Disks.KEEP, since="/srv/mon")
+    with pytest.raises(UsageError, match="is to be on b"):
+        await save_request(settings, "web1", "b:/srv/x", since="/srv/mon")
+    uuid[0] = "4c9a4b1c-8f6e-4a0e-9d55-1d3c2a3a5b0f"
+    with pytest.raises(UsageError, match="not of web1"):
+        await save_request(settings, "web1", f"{tmp_path}/x", since="/srv/mon")
+    known(monkeypatch, "qemu:///system")
+    with pytest.raises(UsageError, match="of changes alone"):
+        await save_request(settings, "web1", f"{tmp_path}/x", since="/srv/mon")
 
 
 @pytest.mark.parametrize("directory", ["/", "/srv/..", ""])

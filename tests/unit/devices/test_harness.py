@@ -112,6 +112,9 @@ class FakeMirroring:
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         self.machine.note("mirror-top" if top_only else "mirror", f"{disk.label} to {export.name}")
 
+    async def changed(self, disk: Block, mark: str) -> int | None:
+        return None
+
     def progress(self, disk: Block) -> tuple[int, int]:
         return (1, 2) if disk.format else (0, 0)
 

@@ -28,7 +28,7 @@ from entourage.devices.tpm import TpmController
 from entourage.domain import Block, Domain, External, Net, Tpm
 from entourage.hypervisors.base import DiskCopy, Export
 from entourage.hypervisors.saved.another import AnotherMachine
-from entourage.hypervisors.saved.copies import Belonged
+from entourage.hypervisors.saved.copies import Belonged, CopiesOut
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
@@ -99,7 +99,9 @@ async def test_only_a_device_that_was_named_is_written_over(
 
     monkeypatch.setattr(BlockController, "_copy", copy)
     monkeypatch.setattr(images, "inspect", inspected)
-    machine = SavedMachine.__new__(SavedMachine) if restored else object()
+    machine: Any = SavedMachine.__new__(SavedMachine) if restored else object()
+    if restored:
+        machine._copies = CopiesOut()
     here: Any = SimpleNamespace(
         source="a",
         machine=machine,

@@ -85,7 +85,7 @@ class BlockController(Controller[Block]):
         try:
             if clash := self._clash(here, path):
                 return [*found, clash]
-            chain = await images.inspect(disk.path, disk.format)
+            chain = await images.inspect(disk.path, self._read_as(here))
             return [*found, *await self._decide(here, chain, path)]
         except DeviceError as error:
             host = error.host or here.source
@@ -117,6 +117,10 @@ class BlockController(Controller[Block]):
                 reason = f"{path} would be the place of {other.label} too"
                 return refuse(self.device, here.target, reason, self._elsewhere())
         return None
+
+    def _read_as(self, here: Here) -> str:  # noqa: ARG002 - a save's may be another
+        """The format of the image that is copied."""
+        return self.device.format
 
     def _elsewhere(self) -> str:
         return f"--disk {self.device.id}=/another/path"
@@ -211,8 +215,7 @@ class BlockController(Controller[Block]):
             found.append(space.cannot_copy(disk, here.source, need))
         if need is DiskCopy.MIRROR_READONLY and found:
             return found
-        slack = await images.room(image, flat=backing is None)
-        new = await in_thread(images.like, image, path, room=slack, below=backing)
+        new = await self._new_image(here, image, path, backing)
         if disk.size is not None:
             new = msgspec.structs.replace(new, size=disk.size)
         fitting = await here.peer(Fit(new=new, onto_device=onto, need=need), Fitting)
@@ -228,6 +231,17 @@ class BlockController(Controller[Block]):
             for warning in fitting.warnings:
                 warn(here, disk, here.target, warning)
         return found
+
+    async def _new_image(
+        self,
+        here: Here,  # noqa: ARG002 - a save's may be another
+        image: Image,
+        path: str,
+        backing: Image | None,
+    ) -> NewImage:
+        """What is to be made."""
+        room = await images.room(image, flat=backing is None)
+        return await in_thread(images.like, image, path, room=room, below=backing)
 
     def _in_the_way(self, here: Here, top: Match, path: str) -> Refusal | None:
         """Why nothing may be written to that place on the target."""

@@ -10,7 +10,7 @@ import grp
 import os
 import pwd
 import stat
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -19,7 +19,8 @@ from entourage.errors import DeviceError, what_to_do
 from entourage.hosts.programs import local_path, qemu_img, qemu_img_info
 from entourage.hosts.threads import in_thread
 
-_MARGIN = 16 << 20
+MARGIN: Final = 16 << 20
+"""Bytes that an image may need beside what is in it."""
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +183,7 @@ async def room(image: Image, *, flat: bool) -> int:
         DeviceError: qemu-img cannot tell.
     """
     if image.format == "qcow2":
-        required, most = image.allocated, image.virtual_size + image.virtual_size // 64 + _MARGIN
+        required, most = image.allocated, image.virtual_size + image.virtual_size // 64 + MARGIN
         if flat:
             text = await qemu_img(
                 "measure", "--output=json", "-U", "-O", "qcow2", "-f", "qcow2",
@@ -193,7 +194,7 @@ async def room(image: Image, *, flat: bool) -> int:
     else:
         required, most = image.allocated, image.virtual_size
     return (
-        most if image.preallocated and flat else min(most, required + max(required // 16, _MARGIN))
+        most if image.preallocated and flat else min(most, required + max(required // 16, MARGIN))
     )
 
 

@@ -44,5 +44,6 @@ BACKEND = Backend(
         elsewhere=True,
         another=True,
         paused=True,
+        since=True,
     ),
 )

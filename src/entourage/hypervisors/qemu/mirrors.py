@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from entourage.domain import Block, Domain
@@ -13,7 +13,7 @@ from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
 from entourage.hosts.tcp import FellSilentError, answered_within, connected
 from entourage.hypervisors.base import DataPlane, DiskCopy, Export
-from entourage.hypervisors.qemu import keys
+from entourage.hypervisors.qemu import keys, marks
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
 from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
@@ -51,6 +51,7 @@ class Mirrors:
         self._flushed = flushed
         self._progress: dict[str, tuple[int, int]] = {}
         self._given_up: set[str] = set()
+        self._nodes: dict[str, str] = {}
 
     def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see seams
         """None that its image does not show."""
@@ -76,11 +77,19 @@ class Mirrors:
         self._monitor.known.jobs.pop(name, None)
         self._given_up.discard(name)
         self._progress[name] = (0, 0)
+        inserted = await self._inserted(disk)
+        root = self._nodes[name] = str(inserted["node-name"])
+        since = self._since(disk)
+        if self._mark:
+            await marks.drop_oldest(self._monitor, inserted, disk.label, but=since)
+        if since:
+            self._progress[name] = (0, marks.changed(inserted, since) or 0)
+            return
         await self._run(
             "blockdev-mirror",
             {
                 "job-id": name,
-                "device": await self._root(disk),
+                "device": root,
                 "target": name,
                 "sync": "top" if top_only else "full",
                 # The guest's writes wait for the target's: so it converges by construction. A UEFI
@@ -123,8 +132,12 @@ class Mirrors:
             else:
                 return
 
-    async def _root(self, disk: Block) -> str:
-        """The node that the guest reads and writes: another than at the start, if it was changed.
+    async def changed(self, disk: Block, mark: str) -> int | None:
+        """Bytes that were written since a checkpoint; None where QEMU has no record of that."""
+        return marks.changed(await self._inserted(disk), mark)
+
+    async def _inserted(self, disk: Block) -> Mapping[str, Any]:
+        """What the guest reads and writes: another node than at the start, if it was changed.
 
         A medium that was taken out and put in again has a name of QEMU's own.
         """
@@ -132,7 +145,18 @@ class Mirrors:
         inserted = frontends(blocks).get(device_id(disk), {}).get("inserted")
         if not inserted:
             raise HypervisorError("there is no medium in it", device=disk.label)
-        return str(inserted["node-name"])
+        return inserted
+
+    @property
+    def _mark(self) -> str:
+        """What the record of what is written after this is called; empty: none is kept."""
+        local = self.plane.local if self.plane else None
+        return local.mark if local else ""
+
+    def _since(self, disk: Block) -> str:
+        """The mark of the checkpoint since which it is copied; empty: all of it is."""
+        since = self.plane.local.since if self.plane and self.plane.local else None
+        return since.mark if since and disk.id in since.images else ""
 
     async def look(self) -> None:
         """Ask how far the mirrors have come; raises HypervisorError where one has failed."""
@@ -160,10 +184,15 @@ class Mirrors:
         await self._flushed()
         await self._check(disk)
         self._progress.pop(name, None)
-        await self._run("block-job-cancel", {"device": name, "force": False}, disk)
+        if since := self._since(disk):
+            await self._run("blockdev-backup", marks.copy(self._nodes[name], name, since), disk)
+        else:
+            await self._run("block-job-cancel", {"device": name, "force": False}, disk)
         await self._monitor.until(settled)
         if self._monitor.known.job(name).error:
             await self._check(disk)
+        if self._mark:
+            await marks.begin(self._monitor, self._nodes[name], self._mark, disk.label)
 
     async def give_up(self, *, run_again: bool) -> None:
         """Cancel every mirror there is, also over links that have died.

@@ -53,10 +53,18 @@ class CopiesIn:
         self._local: LocalData | None = None
         self._servers: dict[str, tuple[Block, NbdServer]] = {}
         self._belonged: dict[str, Belonged] = {}
+        self._formats: dict[str, str] = {}
 
-    def belonged(self, disk: Block, to: Belonged) -> None:
-        """Take whose the image is that is copied: who restores it is told."""
-        self._belonged[disk.label] = to
+    def made(self, disk: Block, image_format: str, belonged: Belonged) -> None:
+        """An image was made for a disk, in this format.
+
+        Args:
+            disk: The disk.
+            image_format: ``raw`` or ``qcow2``: of the image here.
+            belonged: Whose the image is that is copied: who restores it is told.
+        """
+        self._formats[disk.label] = image_format
+        self._belonged[disk.label] = belonged
 
     def stands(self, local: LocalData) -> None:
         """The directory stands: from here on disks can be taken."""
@@ -69,7 +77,7 @@ class CopiesIn:
         where = self._local.disk_socket(disk.id)
         server = NbdServer(self._ledger, where)
         self._servers[disk.label] = (disk, server)
-        await server.serve(copy_path(self._directory, disk), disk.format, disk.id)
+        await server.serve(copy_path(self._directory, disk), self._format(disk), disk.id)
         return Export(host="", port=0, name=disk.id, socket=where)
 
     async def written(self) -> tuple[Copy, ...]:
@@ -88,12 +96,15 @@ class CopiesIn:
         file, to = await measured(path), self._belonged.get(disk.label, Belonged())
         return Copy(
             device=disk.label,
-            format=disk.format,
+            format=self._format(disk),
             file=file,
             mode=to.mode,
             owner=to.owner,
             group=to.group,
         )
+
+    def _format(self, disk: Block) -> str:
+        return self._formats.get(disk.label, disk.format)
 
     async def close(self) -> None:
         """Nothing is taken any more."""
@@ -105,15 +116,27 @@ class CopiesIn:
 class CopiesOut:
     """Copies disks out of a save to the machine that is being restored. Nobody writes to them.
 
+    Args:
+        copies: What is in the save.
+
     Attributes:
         plane: How disks travel; None until the machine is armed.
     """
 
     ways = frozenset({DiskCopy.MIRROR})
 
-    def __init__(self) -> None:
+    def __init__(self, copies: Sequence[Copy] = ()) -> None:
         self.plane: DataPlane | None = None
+        self._formats = {copy.device: copy.format for copy in copies}
         self._progress: dict[str, tuple[int, int]] = {}
+
+    def format_of(self, disk: Block) -> str:
+        """The format of its copy."""
+        return self._formats.get(disk.label, disk.format)
+
+    async def changed(self, disk: Block, mark: str) -> int | None:  # noqa: ARG002 - see seams
+        """Nobody asks."""
+        return None
 
     def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see seams
         """None: it is an image of the save's."""
@@ -137,7 +160,8 @@ class CopiesOut:
         where = ",".join(f"{key}={text.replace(',', ',,')}" for key, text in target.items())
         size = (await in_thread(os.stat, disk.path)).st_size
         self._progress[disk.id] = (0, size)
-        command = ("qemu-img", "convert", "-p", "-n", "-f", disk.format, "--target-image-opts")
+        read_as = self.format_of(disk)
+        command = ("qemu-img", "convert", "-p", "-n", "-f", read_as, "--target-image-opts")
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,

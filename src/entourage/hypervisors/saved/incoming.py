@@ -206,7 +206,7 @@ class SavingIncoming(IncomingSeams):
         copies = await self._copies.written()
         has_tpm = any(tpm.type == "emulator" for tpm in self._domain.tpm)
         manifest = manifests.Manifest(
-            format=manifests.FORMAT,
+            format=manifests.format_for(local.since),
             entourage=__version__,
             made=dt.datetime.now().astimezone().isoformat(timespec="seconds"),
             host=socket.gethostname(),
@@ -219,6 +219,8 @@ class SavingIncoming(IncomingSeams):
             copies=copies,
             filters=tuple(one.name for one in local.filters),
             checkpoint=local.checkpoint,
+            mark=local.mark if copies else "",
+            since=local.since,
             tpm=await swtpm.facts() if has_tpm else None,
             hypervisor=self._written.hypervisor if self._written else "",
             kept=self._written.kept if self._written else b"",

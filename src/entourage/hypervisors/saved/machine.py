@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from entourage.domain import Domain, Tpm
+from entourage.domain import Block, Domain, Tpm
 from entourage.errors import HypervisorError, UsageError, plain_words, what_to_do
 from entourage.handover.values import Guest
 from entourage.hosts.filters import Filter, Pipeline
@@ -28,7 +28,8 @@ from entourage.hypervisors.reach import check_local
 from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import Belonged, CopiesOut, in_the_save
-from entourage.hypervisors.saved.manifest import MEMORY, Manifest
+from entourage.hypervisors.saved.lineage import lineage
+from entourage.hypervisors.saved.manifest import MEMORY, Manifest, SavedFile
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.seals import changed
 from entourage.hypervisors.saved.storage import Storage
@@ -78,7 +79,7 @@ class SavedMachine(MachineSeams):
         self._manifest = manifest
         self._holder = holder
         self._domain = in_the_save(manifest.domain, directory, manifest.copies)
-        self._copies = CopiesOut()
+        self._copies = CopiesOut(manifest.copies)
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
@@ -108,6 +109,10 @@ class SavedMachine(MachineSeams):
     def mirroring(self) -> CopiesOut:
         """Disks that were copied are copied out of the save."""
         return self._copies
+
+    def format_of(self, disk: Block) -> str:
+        """The format in which a disk lies in the save: of one's changes, an overlay's."""
+        return self._copies.format_of(disk)
 
     def belonged(self, label: str) -> Belonged:
         """Whose the image of a disk was that was copied into the save."""
@@ -142,10 +147,15 @@ class SavedMachine(MachineSeams):
         return against or await self._damage()
 
     async def _damage(self) -> list[Refusal]:
+        files: list[tuple[str, Path, SavedFile]]
         files = [("memory", self._directory / MEMORY, self._manifest.memory)]
         for copy in self._manifest.copies:
             disk = next(one for one in self.domain.block if one.label == copy.device)
             files.append((copy.device, Path(disk.path), copy.file))
+        try:
+            files += await self._storage.do(lineage, self._directory, self._manifest)
+        except UsageError as error:
+            return [_refused(error)]
         host, found = socket.gethostname(), list[Refusal]()
         for device, path, saved in files:
             if problem := await manifests.problem_of(path, saved):
@@ -266,7 +276,7 @@ class SavedMachine(MachineSeams):
                 f"{self._directory} is another save than it was a moment ago",
                 remedy="`entourage saved` shows what it is",
             )
-        for refusal in broken_seals(self._manifest):
+        for refusal in _outdated(self._directory, self._manifest):
             raise HypervisorError(
                 refusal.reason, device=refusal.device, host=refusal.host, remedy=refusal.remedy
             )
@@ -308,7 +318,20 @@ def objections(directory: Path, manifest: Manifest, holder: str) -> list[Refusal
     found: list[Refusal] = []
     if problem := claim.objection(directory, holder):
         found.append(Refusal("domain", host, *problem))
-    return found + broken_seals(manifest)
+    return found + _outdated(directory, manifest)
+
+
+def _outdated(directory: Path, manifest: Manifest) -> list[Refusal]:
+    """What has changed since, of its disks and of what it is built on. Blocks."""
+    try:
+        lineage(directory, manifest)
+    except UsageError as error:
+        return [_refused(error), *broken_seals(manifest)]
+    return broken_seals(manifest)
+
+
+def _refused(error: UsageError) -> Refusal:
+    return Refusal("domain", socket.gethostname(), error.message, error.remedy)
 
 
 def broken_seals(manifest: Manifest) -> list[Refusal]:

@@ -1,11 +1,14 @@
-"""What a save consists of, as it is written in its directory: format 1 of ``manifest.json``.
+"""What a save consists of, as it is written in its directory: format 2 of ``manifest.json``.
+
+Of format 2 is one that has only what was written to its disks since another save (``since``).
 
 ::
 
     DIR/                 0700, and everything in it 0600
         manifest.json    written last; without it there is no save
         memory           QEMU's stream: memory, CPUs, devices, and the TPM's state
-        disks/ID         a disk that was copied, in its own format, by its id
+        disks/ID         a disk that was copied, by its id: in its own format; or what was written
+                         to it since another save, a qcow2 image built on that one's
         claim.json       who restores it, or has restored it; not there where nobody does
 
 While it is being made, the directory is called ``DIR.UUID.partial``, with the domain's UUID.
@@ -29,9 +32,11 @@ from entourage.errors import DeviceError, HypervisorError, UsageError, plain_wor
 from entourage.hosts import programs
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.saved.seals import Seal
-from entourage.hypervisors.values import TpmFacts
+from entourage.hypervisors.values import Since, TpmFacts
 
-FORMAT = 1
+FORMAT = 2
+"""What is read here; written is the oldest that says all that there is to be said."""
+_ALL_OF_IT = 1
 MEMORY = "memory"
 DISKS = "disks"
 _MANIFEST = "manifest.json"
@@ -63,7 +68,7 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         device: Its label.
-        format: ``raw`` or ``qcow2``.
+        format: ``raw`` or ``qcow2``; of an image that is built on another save's, ``qcow2``.
         file: ``disks/ID``.
         mode: The permissions that the image had.
         owner, group: Whose it was, by name; empty where that is not known.
@@ -98,6 +103,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         copies: The disks that were copied. Their paths in ``domain`` are where they were.
         filters: The programs that memory went through, the first of them first.
         checkpoint: The guest went on after it: restored, it goes back to what it was.
+        mark: Of a checkpoint: what the hypervisor calls its record of what is written after it.
+        since: What the images of disks that are named there are built on.
     """
 
     format: int
@@ -116,6 +123,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tpm: TpmFacts | None = None
     hypervisor: str = ""
     kept: bytes = b""
+    mark: str = ""
+    since: Since | None = None
 
     @property
     def is_written(self) -> bool:
@@ -196,10 +205,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _read(directory: Path) -> Manifest:
     """Raises OSError, or UsageError where it is none that is understood."""
-    path = directory / _MANIFEST
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:  # noqa: PTH123 - no FIFO holds it up
-        text = file.read(_LARGEST)
+    path, text = directory / _MANIFEST, text_of(directory)
     try:
         said = msgspec.json.decode(text, type=_Format).format
         if said > FORMAT:
@@ -212,6 +218,19 @@ def _read(directory: Path) -> Manifest:
         raise UsageError(
             f"{path} is damaged: {error}", remedy="use another copy of the save, if there is one"
         ) from error
+
+
+def text_of(directory: Path) -> bytes:
+    """A save's manifest, as it is written; raises OSError. Blocks."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(directory / _MANIFEST, flags)
+    with open(handle, "rb") as file:  # noqa: PTH123 - no FIFO holds it up
+        return file.read(_LARGEST)
+
+
+def format_for(since: Since | None) -> int:
+    """The oldest format that says all of a manifest."""
+    return _ALL_OF_IT if since is None else FORMAT
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
@@ -232,7 +251,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     if both := set(copied) & set(sealed):
         yield f"{', '.join(sorted(both))} was copied, and has stayed where it is"
     for copy in manifest.copies:
-        if copy.format != (saved := disks[copy.device].format):
+        changes = manifest.since is not None and disks[copy.device].id in manifest.since.images
+        if copy.format != (saved := "qcow2" if changes else disks[copy.device].format):
             yield f"{copy.device} is {saved}, and its copy {copy.format}"
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from entourage.domain import Block
 from entourage.errors import DeviceError, HypervisorError
@@ -68,7 +69,7 @@ async def test_what_was_written_is_in_the_save(
     assert (export.socket, export.port) == (local.disk_socket("disk0"), 0)
     assert Path(export.socket).stat().st_mode & 0o077 == 0
     await asyncio.to_thread(write, export, content)
-    copies.belonged(disk, Belonged(0o640, "alice", "disk"))
+    copies.made(disk, image_format, Belonged(0o640, "alice", "disk"))
     [copy] = await copies.written()
     assert (copy.mode, copy.owner, copy.group) == (0o640, "alice", "disk")
     assert (copy.device, copy.format) == ("block/disk0", image_format)
@@ -78,6 +79,39 @@ async def test_what_was_written_is_in_the_save(
     assert await ledger.undo() == []
     out = converted(directory / "disks" / "disk0", image_format, tmp_path / "out", "raw")
     assert out.read_bytes() == content.read_bytes()
+
+
+async def test_changes_are_copied_onto_another_saves_image_and_read_with_it(
+    tmp_path: Path, local: LocalData
+) -> None:
+    """What is written makes an overlay; the disk that is restored is raw, as it was."""
+    content = os.urandom(SIZE)
+    below = image(tmp_path / "below", "raw", content)
+    (directory := tmp_path / "later.partial" / "disks").mkdir(parents=True)
+    overlay, disk = directory / "disk0", Block(id="disk0", path="/srv/x")
+    made = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(overlay)]
+    await asyncio.to_thread(subprocess.run, made, check=True)
+    copies = CopiesIn(directory.parent, MemoryLedger())
+    copies.stands(local)
+    copies.made(disk, "qcow2", Belonged())
+    export = await copies.export(disk)
+    where = f"driver=nbd,export=disk0,server.type=unix,server.path={export.socket}"
+    write_some = ["qemu-io", "--image-opts", "-c", "write -P 7 64k 64k", where]
+    await asyncio.to_thread(subprocess.run, write_some, check=True, stdout=subprocess.DEVNULL)
+    [copy] = await copies.written()
+    assert copy.format == "qcow2"
+    assert copy.file.size < SIZE // 2
+    target, server = (
+        image(tmp_path / "target", "raw"),
+        NbdServer(ledger := MemoryLedger(), export.socket),
+    )
+    await server.serve(target, "raw", "disk0")
+    out = CopiesOut([copy])
+    out.plane = plane(local)
+    await out.mirror(replace(disk, path=str(overlay)), export, top_only=False)
+    await server.end()
+    await ledger.undo()
+    assert target.read_bytes() == content[: 64 << 10] + b"\7" * (64 << 10) + content[128 << 10 :]
 
 
 async def test_what_is_given_up_serves_nobody(tmp_path: Path, local: LocalData) -> None:

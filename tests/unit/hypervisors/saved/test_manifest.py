@@ -82,7 +82,7 @@ def test_nothing_is_written_over(saved: Path) -> None:
         (b"\xff\xfe", "is damaged"),
         (b"[]", "is damaged"),
         (b'{"format": 1}', "is damaged"),
-        (b'{"format": 2}', "a newer Entourage"),
+        (b'{"format": 3}', "a newer Entourage"),
     ],
 )
 def test_a_manifest_that_is_none_is_told(saved: Path, content: bytes, says: str) -> None:
