@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -127,3 +128,28 @@ def recovered(world: World) -> None:
     """Recover what was killed: everything is settled by that."""
     done = world.here.run(["entourage", "recover"], check=False, timeout=PATIENCE)
     assert done.returncode == 0, done
+
+
+def out_of_the_way(world: World) -> None:
+    """Do what the refusals say: what the guest was before it goes back is taken away."""
+    [state] = [path.name for path in world.here.path("/var/lib/entourage/domains").iterdir()]
+    away = [f"/var/lib/entourage/domains/{state}", *(disk.path for disk in world.disks)]
+    world.here.run(["rm", "-r", *away])
+
+
+def writes_on(world: World) -> None:
+    """Wait until the guest has written to each of its disks once more.
+
+    After a restore, its words go by a connection that is not what it was.
+    """
+    began = world.guest.status(timeout=PATIENCE).disks
+    deadline = time.monotonic() + PATIENCE
+    while not writes_more(world, began):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def writes_more(world: World, began: dict[str, int]) -> bool:
+    """Whether the guest has written to each of its disks since."""
+    now = world.guest.status(timeout=PATIENCE).disks
+    return all(now[disk] > number for disk, number in began.items())

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Generator
 
 import pytest
 
-from lab.guest import Disk, DiskRecords, disk_sequences
+from lab.guest import Disk, disk_sequences
 from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE, Run
-from tests.e2e.saves import FPGA, KEPT, flip, names, reasons, run
+from tests.e2e.saves import FPGA, KEPT, flip, names, out_of_the_way, reasons, run, writes_on
 from tests.e2e.world import EMULATED, World, qmp
 
-DIR, LATER, LAST = "/srv/checkpoint", "/srv/later", "/srv/last"
+DIR = "/srv/checkpoint"
 CHECKPOINT = ("save", "--checkpoint", "--allow-tpm-rollback")
 
 
@@ -25,7 +24,7 @@ CHECKPOINT = ("save", "--checkpoint", "--allow-tpm-rollback")
 def world(lab: Lab) -> Generator[World]:
     """A guest with a raw disk and a qcow2 one, which are on its host alone."""
     with Observer.start(lab) as seen:
-        disks = ("/srv/c0.raw", "/srv/c1.qcow2")
+        disks = ("/srv/c0.raw", Disk("/srv/c1.qcow2", "qcow2"))
         world = World.begin(lab, seen, "saved2", disks=disks, extra=EMULATED + FPGA)
         world.kept = (*world.kept, *KEPT, f"{DIR}*")  # type: ignore[misc] - of this one
         yield world
@@ -39,12 +38,12 @@ def ready(world: World) -> Generator[World]:
     """The same, with nothing saved, before and after."""
     world.is_as_before()
     yield world
-    world.here.run(["sh", "-c", f"rm -rf {DIR} {DIR}.*.partial {LATER} {LAST}"])
+    world.here.run(["sh", "-c", f"rm -rf {DIR} {DIR}.*.partial"])
 
 
-def checkpoint(world: World, *options: str, where: str = DIR) -> Run:
+def checkpoint(world: World, *options: str) -> Run:
     tool = world.tool()
-    return run(world, *CHECKPOINT, "--tool", str(tool), *options, "--", world.name, where)
+    return run(world, *CHECKPOINT, "--tool", str(tool), *options, "--", world.name, DIR)
 
 
 def went_on(world: World, done: Run, *, status: int = 0) -> None:
@@ -141,60 +140,6 @@ def test_a_guest_stays_paused_where_that_is_asked_for(ready: World) -> None:
     is_whole(world, saved=True)
 
 
-def held(world: World, directory: str, disk: str) -> DiskRecords:
-    """What a copy in a checkpoint holds, with all that it is built on."""
-    image, raw = f"{directory}/disks/{disk}", "/srv/as-raw"
-    info = json.loads(world.here.run(["qemu-img", "info", "--output=json", image]).stdout)
-    command = ["qemu-img", "convert", "-f", info["format"], "-O", "raw"]
-    world.here.run([*command, image, raw])
-    try:
-        return disk_sequences(world.here.path(raw))
-    finally:
-        world.here.run(["rm", raw])
-
-
-def test_only_what_was_written_since(ready: World) -> None:
-    """Two checkpoints, each of what was written since the one before; then back to the second."""
-    world = ready
-    went_on(world, checkpoint(world))
-    for number, (before, directory) in enumerate([(DIR, LATER), (LATER, LAST)]):
-        writes_on(world)
-        done = checkpoint(world, "--since", before, where=directory)
-        went_on(world, done)
-        for disk in ("disk0", "disk1"):
-            image = f"{directory}/disks/{disk}"
-            told = world.here.run(["qemu-img", "info", "--output=json", image]).stdout
-            info = json.loads(told)
-            assert info["full-backing-filename"] == f"{before}/disks/{disk}", told
-            # The guest writes its records one after the other: a few of these are few clusters.
-            assert info["actual-size"] < 2 << 20, told
-            earlier, now = held(world, before, disk), held(world, directory, disk)
-            assert now.boot == earlier.boot == world.boot
-            assert now.missing == ()
-            assert earlier.last < now.last, number
-    other = checkpoint(world, "--since", "/srv/none", where="/srv/never")
-    assert other.status == 2, str(other)
-    world.here.run(["mv", DIR, f"{DIR}.away"])
-    [shown] = json.loads(world.here.run(["entourage", "saved", "--json", LAST]).stdout)
-    assert f"since {DIR}" in "; ".join(shown["against"]), shown
-    world.here.run(["mv", f"{DIR}.away", DIR])
-    world.here.run(["entourage", "stop", "--force", world.name])
-    out_of_the_way(world)
-    below = world.here.path(f"{DIR}/disks/disk1")
-    flip(below)
-    damaged = restore(world, "--revert", where=LAST)
-    assert damaged.status == 3, str(damaged)
-    assert "is damaged" in damaged.refusals["block/disk1"], str(damaged)
-    flip(below)
-    went_back(world, restore(world, "--revert", where=LAST), of=LAST)
-    shown = json.loads(world.here.run(["entourage", "show", "--json", world.name]).stdout)
-    assert [disk["format"] for disk in shown["block"]] == ["raw", "qcow2"], shown
-    # It is another QEMU, which knows nothing of what was written before.
-    unknown = checkpoint(world, "--since", LAST, where="/srv/never")
-    assert unknown.status == 3, str(unknown)
-    assert "is not known" in unknown.refusals["block/disk0"], str(unknown)
-
-
 def test_back_to_what_it_was(ready: World) -> None:
     """The last of this file: its guest forgets what it has done since."""
     world = ready
@@ -233,43 +178,18 @@ def test_back_to_what_it_was(ready: World) -> None:
     world.disks = (Disk("/srv/c2.raw"), world.disks[1])
 
 
-def out_of_the_way(world: World) -> None:
-    """Do what the refusals say: what the guest was before it goes back is taken away."""
-    [state] = [path.name for path in world.here.path("/var/lib/entourage/domains").iterdir()]
-    away = [f"/var/lib/entourage/domains/{state}", *(disk.path for disk in world.disks)]
-    world.here.run(["rm", "-r", *away])
-
-
-def restore(world: World, *options: str, where: str = DIR) -> Run:
+def restore(world: World, *options: str) -> Run:
     tool = world.tool()
-    return run(world, "restore", "--tool", str(tool), *options, "--", where)
+    return run(world, "restore", "--tool", str(tool), *options, "--", DIR)
 
 
-def went_back(world: World, done: Run, disk: str = "/srv/c0.raw", *, of: str = DIR) -> None:
+def went_back(world: World, done: Run, disk: str = "/srv/c0.raw") -> None:
     """It is what it was, with the disks that it had then, and goes on writing to them."""
     assert done.status == 0, str(done)
-    copy = held(world, of, "disk0")
+    copy = disk_sequences(world.here.path(f"{DIR}/disks/disk0"), "raw")
     assert world.guest.status(timeout=PATIENCE).boot == world.boot
     assert world.guest.tpm() == world.registers
     writes_on(world)
     now = disk_sequences(world.here.path(disk), "raw")
     assert now.missing == ()
     assert now.last > copy.last
-
-
-def writes_on(world: World) -> None:
-    """Wait until the guest has written to each of its disks once more.
-
-    After a restore, its words go by a connection that is not what it was.
-    """
-    began = world.guest.status(timeout=PATIENCE).disks
-    deadline = time.monotonic() + PATIENCE
-    while not writes_more(world, began):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def writes_more(world: World, began: dict[str, int]) -> bool:
-    """Whether the guest has written to each of its disks since."""
-    now = world.guest.status(timeout=PATIENCE).disks
-    return all(now[disk] > number for disk, number in began.items())
