@@ -8,6 +8,7 @@ until the transport has done: that it is gone says that the way is broken.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -74,20 +75,22 @@ def main(arguments: list[str]) -> int:
     """Pass one stream on."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     [path] = arguments
-    try:
-        with socket.socket(socket.AF_UNIX) as engine:
+    with contextlib.ExitStack() as ends:  # last: once one has ended, the engine ends all of this
+        try:
+            engine = ends.enter_context(socket.socket(socket.AF_UNIX))
             engine.connect(path)
-            with socket.socket(fileno=_given(engine)) as target:
-                target.setblocking(True)  # noqa: FBT003 - the standard library's signature
-                pass_on(Passing(target))
-                target.shutdown(socket.SHUT_WR)
+            target = ends.enter_context(socket.socket(fileno=_given(engine)))
+            target.setblocking(True)  # noqa: FBT003 - the standard library's signature
+            pass_on(Passing(target))
+            target.shutdown(socket.SHUT_WR)
             engine.sendall(WHOLE)
             _stay()
-    except EOFError:
-        return 1  # xl has given up, and says why itself
-    except (HypervisorError, OSError) as error:
-        sys.stderr.write(f"entourage: the stream cannot be saved: {plain_words(error)}\n")
-        return 1
+        except EOFError:
+            return 1  # xl has given up, and says why itself
+        except (HypervisorError, OSError) as error:
+            sys.stderr.write(f"entourage: the stream cannot be saved: {plain_words(error)}\n")
+            sys.stderr.flush()
+            return 1
     return 0
 
 
