@@ -78,6 +78,7 @@ def test_only_what_was_written_since(world: World) -> None:
     world.here.run(["mv", DIR, f"{DIR}.away"])
     [shown] = json.loads(world.here.run(["entourage", "saved", "--json", LAST]).stdout)
     assert f"since {DIR}" in "; ".join(shown["against"]), shown
+    assert shown["since"] == LATER
     world.here.run(["mv", f"{DIR}.away", DIR])
     world.here.run(["entourage", "stop", "--force", world.name])
     out_of_the_way(world)

@@ -22,6 +22,7 @@ from tests.e2e.world import World
 SLOW = "/mnt/hangs"
 DIR = f"{SLOW}/saved"
 IMAGE = "/srv/hangs.img"
+BASE = "/srv/hangs-base"
 IN_DOUBT = 6  # an exit status
 
 pytestmark = [
@@ -107,11 +108,11 @@ def world(lab: Lab) -> Generator[World]:
     with Observer.start(lab) as seen:
         world = World.begin(lab, seen, "saved5", disks=("/srv/s5.raw",))
         # What umount(8) keeps its lock in stays.
-        world.kept = (*world.kept, *KEPT, IMAGE, "/run/mount")  # type: ignore[misc] - of this one
+        world.kept = (*world.kept, *KEPT, IMAGE, f"{BASE}*", "/run/mount")  # type: ignore[misc] - of this one
         yield world
         world.end()
         for host in (world.here, world.there):
-            host.run(["sh", "-c", f"rm -rf {' '.join(KEPT)}"])
+            host.run(["sh", "-c", f"rm -rf {' '.join(KEPT)} {BASE}"])
 
 
 @pytest.fixture
@@ -165,5 +166,28 @@ def test_a_restore_is_given_up(world: World, storage: Hanging) -> None:
     settled(world)
     assert names(world.here, DIR) == ["manifest.json", "memory"]
     done = run(world, "restore", "--", DIR)
+    assert done.status == 0, str(done)
+    world.lives()
+
+
+def test_a_guest_does_not_wait_for_its_changes(world: World, storage: Hanging) -> None:
+    """It stands still while they are copied; where the storage hangs then, it goes on by itself."""
+    whole = ("save", "--checkpoint", "--allow-tpm-rollback")
+    assert run(world, *whole, "--", world.name, BASE).status == 0
+    changes = [*whole, "--since", BASE, "--", world.name, DIR]
+    with Points(world.here, "source.guest-stopped") as points:
+        process = world.here.popen(["entourage", *changes], env=points.env)
+        points.wait("source.guest-stopped", lambda: process.poll() is None)
+        storage.freeze()
+        points.open()
+        world.lives()  # and nobody has interrupted the command
+        _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode in {4, 5}, said
+    world.lives()
+    storage.thaw()
+    settled(world)
+    assert names(world.here, SLOW) == ["lost+found"]
+    # What was written is known as before.
+    done = run(world, *changes)
     assert done.status == 0, str(done)
     world.lives()

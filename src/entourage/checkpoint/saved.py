@@ -25,6 +25,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
         made: When, ISO 8601 with an offset.
         host: On which host.
         checkpoint: It went on after that.
+        since: The save that its disks have only the changes since of; empty: they are whole.
         size: Bytes of its memory's file, and of copied disks'.
         devices: What is in it, or was there.
         against: Why it cannot be restored here, each a sentence with what to do; empty: it can.
@@ -36,6 +37,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     made: str = ""
     host: str = ""
     checkpoint: bool = False
+    since: str = ""
     size: int = 0
     devices: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
@@ -94,6 +96,7 @@ def _looked_at(settings: Settings, directory: Path) -> Saved:
         made=manifest.made,
         host=manifest.host,
         checkpoint=manifest.checkpoint,
+        since=manifest.since.directory if manifest.since else "",
         size=manifest.size,
         devices=tuple(device.label for device in manifest.domain.devices),
         against=tuple(against),

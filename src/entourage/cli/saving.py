@@ -337,6 +337,8 @@ def saved(
             kind = "checkpoint" if one.checkpoint else "saved     "
             lines.append(f"  {kind} {one.made} on {one.host}, {size(one.size)}")
             lines.append(f"  devices    {', '.join(one.devices) or 'none'}")
+        if one.since:
+            lines.append(f"  disks      what was written since {one.since}")
         lines += [f"  against    {problem}" for problem in one.against]
         if not one.against:
             revert = " --revert" if one.checkpoint else ""

@@ -12,6 +12,7 @@ from typing import Any
 
 _DEADLINE = 30.0
 _YANK_AFTER = 2.0
+_BACKUP_ENDS = 10.0
 _NUDGE = 0.05
 _HOLDS = frozenset({"pre-switchover", "device", "completed"})
 _ENDED: frozenset[str] = frozenset({"none", "completed", "failed", "cancelled"})
@@ -139,6 +140,7 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
     for mirror in mirrors:
         with contextlib.suppress(_Refused):  # there is no such job (any more)
             qmp.run("block-job-cancel", device=mirror, force=True)
+    _until_no_backup(qmp, mirrors)
     if mirrors and run_again:
         with contextlib.suppress(_Refused):  # the migration holds it
             qmp.run("cont")
@@ -155,6 +157,16 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
                 raise
             qmp.wait(_NUDGE)
     return "the migration is cancelled; the guest runs again"
+
+
+def _until_no_backup(qmp: _Qmp, names: list[str]) -> None:
+    """Wait until no backup job is there, which would fail the guest's writes (see ``marks.py``)."""
+    deadline = time.monotonic() + _BACKUP_ENDS
+    while names and time.monotonic() < deadline:
+        jobs = qmp.run("query-block-jobs")
+        if not any(job["device"] in names and job["type"] == "backup" for job in jobs):
+            return
+        qmp.wait(_NUDGE)
 
 
 def _cancel(qmp: _Qmp) -> None:

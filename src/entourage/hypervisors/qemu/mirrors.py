@@ -202,6 +202,9 @@ class Mirrors:
         then write into freed memory, and the guest is dead a moment later. ``stop`` waits for all
         of them, and no write begins that a cancelled job still takes part in.
 
+        A copy of changes alone is a backup job, which must be gone before the guest goes on: as
+        long as it is there, it fails writes of the guest's that it cannot copy for (``marks.py``).
+
         Args:
             run_again: Let the guest go on, unless it is a migration that holds it.
         """
@@ -214,9 +217,15 @@ class Mirrors:
         if not names:
             return
         self._given_up |= names
+        backups = {job["device"] for job in jobs if job["type"] == "backup"} & names
         cont = [self._cont()] if run_again else []
         # Sent at once, and done in this order.
-        await asyncio.gather(self._monitor.execute("stop"), *map(self._cancel, names), *cont)
+        at_once = [] if backups else cont
+        await asyncio.gather(self._monitor.execute("stop"), *map(self._cancel, names), *at_once)
+        for name in backups:
+            await self._monitor.until(lambda known, name=name: known.job(name).gone or None)
+        if backups:
+            await asyncio.gather(*cont)
 
     async def cancel(self, disk: Block) -> None:
         """Nothing is left of the mirror when this returns, whatever it did; nor of its key.

@@ -103,6 +103,16 @@ async def test_its_parents_death_lets_the_guest_run(guest: Guest) -> None:
     assert guest.did == ["yank", "stop", "block-job-cancel", "cont", "migrate_cancel", "cont"]
 
 
+async def test_the_guest_writes_nothing_beside_a_copy_of_its_changes(guest: Guest) -> None:
+    """QEMU would fail its writes for what it cannot copy before them."""
+    jobs = [[{"device": "m0-disk0", "type": "backup"}]] * 3
+    guest.answers["query-block-jobs"] = lambda _: jobs.pop() if jobs else []
+    (await arm(guest)).close()
+    await asyncio.wait_for(guest.runs.wait(), 5)
+    names = [name for name, _ in guest.commands]
+    assert names[: names.index("cont")].count("query-block-jobs") == 4
+
+
 async def test_one_that_sends_the_last_is_cut_off_and_not_cancelled(guest: Guest) -> None:
     """Cancelled then, QEMU may let the guest run without its disks."""
 

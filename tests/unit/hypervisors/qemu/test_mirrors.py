@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -15,6 +16,7 @@ from entourage.hypervisors.base import Export
 from entourage.hypervisors.qemu import mirrors
 from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.qmp import Monitor
+from tests.unit.eventually import eventually
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp
 
 DISK = Block(id="disk0", path="/srv/disk0.raw")
@@ -79,6 +81,22 @@ async def test_one_that_stays_silent_is_told(
             await Mirrors(monitor, DOMAIN, nothing).mirror(DISK, export, top_only=False)
         await monitor.close()
     assert qemu.tries == 0
+
+
+async def test_the_guest_goes_on_only_once_no_backup_is_there(tmp_path: Path) -> None:
+    """QEMU would fail the guest's writes for what such a job cannot copy before them."""
+    qemu = FakeQmp(tmp_path / "qmp.sock")
+    qemu.answers["query-block-jobs"] = lambda _: [{"device": "m0-disk0", "type": "backup"}]
+    async with qemu.serving():
+        monitor = await Monitor.connect(qemu.path)
+        giving_up = asyncio.create_task(Mirrors(monitor, DOMAIN, nothing).give_up(run_again=True))
+        await eventually(lambda: [name for name, _ in qemu.commands if name == "block-job-cancel"])
+        await monitor.execute("query-status")
+        assert "cont" not in [name for name, _ in qemu.commands]
+        qemu.say("JOB_STATUS_CHANGE", id="m0-disk0", status="null")
+        await asyncio.wait_for(giving_up, 5)
+        await monitor.close()
+    assert [name for name, _ in qemu.commands][-1] == "cont"
 
 
 def late(times: int) -> Any:
