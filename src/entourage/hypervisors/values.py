@@ -35,15 +35,14 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         domain: The domain.
-        text: In the hypervisor's own words; empty where the domain says it all.
         autostart: Whether it starts with its host.
         images: Files and devices that both hosts must see, and that must be the same.
-        facts: As ``Machine.facts``: what is compared on the target.
+        facts: As ``Machine.facts``: what is compared on the target. A hypervisor that has it in
+            words of its own has them here, and defines from them: they are what was judged.
         objections: Why it cannot leave: the device, the reason, what to do.
     """
 
     domain: Domain
-    text: str = ""
     autostart: bool = False
     images: tuple[str, ...] = ()
     facts: dict[str, str] = {}

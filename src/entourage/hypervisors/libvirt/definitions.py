@@ -16,6 +16,7 @@ from entourage.hypervisors.libvirt.bootfiles import about
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import OFF, XML_INACTIVE, XML_SECURE
 from entourage.hypervisors.libvirt.domainxml import parse
+from entourage.hypervisors.libvirt.handed import check_identity, read
 from entourage.hypervisors.libvirt.tpm import STATES
 from entourage.hypervisors.libvirt.undefine import KNOWS_TPM, set_aside
 from entourage.hypervisors.values import Definition
@@ -70,7 +71,6 @@ async def definition(connection: Connection, raw: Any, domain: Domain) -> Defini
     }
     return Definition(
         domain=domain,
-        text=text,
         autostart=autostart,
         images=tuple(dict.fromkeys(files)),
         facts=facts | await about(domain),
@@ -95,14 +95,16 @@ def tpm_states(domain: Domain, text: str, version: int) -> list[str] | None:
 
 
 async def define(connection: Connection, definition: Definition) -> None:
-    """Define a domain; on the disk when this returns.
+    """Define a domain by the XML that was judged; on the disk when this returns.
 
     Raises:
-        HypervisorError: libvirt does not take it.
+        HypervisorError: It is another domain's, or libvirt does not take it.
     """
+    text = definition.facts.get("xml", "")
+    check_identity(read(text), definition.domain)
 
     def make() -> None:
-        defined = connection.raw.defineXML(definition.text)
+        defined = connection.raw.defineXML(text)
         defined.setAutostart(int(definition.autostart))
 
     name = definition.domain.name

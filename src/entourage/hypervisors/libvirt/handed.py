@@ -59,7 +59,7 @@ def check_plan(plan: LibvirtPlan, domain: Domain) -> None:
     if Parameter.DEST_XML not in plan.parameters:
         raise HypervisorError("the source's plan has no XML")
     for root in _roots(plan):
-        _check_identity(root, domain)
+        check_identity(root, domain)
 
 
 def check_cookie(cookie: bytes, domain: Domain) -> None:
@@ -69,7 +69,7 @@ def check_cookie(cookie: bytes, domain: Domain) -> None:
         HypervisorError: It is not, or the cookie is none.
     """
     for root in _definitions(cookie):
-        _check_identity(root, domain)
+        check_identity(root, domain)
 
 
 def listening_at(address: str) -> str:
@@ -215,7 +215,8 @@ def _pending(running: Sequence[HostPart], kept: Iterable[HostPart]) -> list[Host
     ]
 
 
-def _check_identity(root: ET.Element, domain: Domain) -> None:
+def check_identity(root: ET.Element, domain: Domain) -> None:
+    """See that an XML is of this domain, by its name and UUID; raises HypervisorError."""
     for tag in ("name", "uuid"):
         if [len(found) for found in root.iterfind(tag)] != [0]:  # one, and nothing in it
             raise HypervisorError(f"the source's XML is not that of {domain.name}")
