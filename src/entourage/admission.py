@@ -119,6 +119,14 @@ def offline_again(name: str, host: str) -> str:
     return f"`entourage migrate --offline {name} {host}` again"
 
 
+def offline_certain(name: str, host: str) -> str:
+    """The same where nobody but its user can know that no host has the domain."""
+    return (
+        "`entourage list --all` on each host that may have it; if none has,"
+        f" `entourage migrate --offline --no-host-has-it {name} {host}`"
+    )
+
+
 def unsettled(
     settings: Settings, journal: Journal, domain: Domain, host: str, keeper: str
 ) -> list[Refusal]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from entourage.errors import EntourageError, UsageError
 
 _ORIGINAL = "SSH_ORIGINAL_COMMAND"
+_NOT_FORCED = ("offline", "saves", "proxy", "local")
+"""What a key with ``--forced`` may not have: it would be held to less than a stranger is to be."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ def _run(words: _Words) -> int:
     if words.offline:
         from entourage.offline import target  # noqa: PLC0415 - seldom needed
 
-        asyncio.run(target.serve(settings))
+        asyncio.run(target.serve(settings, Caller(source=words.source)))
         return 0
     if words.saves:
         from entourage.hosts.proxy_agent import proxy_settings  # noqa: PLC0415 - seldom needed
@@ -133,6 +135,11 @@ def _understood(options: Sequence[str]) -> _Words:
                     f"the agent does not know {rest[0]!r}",
                     remedy="`entourage agent --help` tells what there is",
                 )
+    if words.forced and (others := [one for one in _NOT_FORCED if getattr(words, one)]):
+        raise UsageError(
+            f"--forced only moves running machines in: not with --{others[0]}",
+            remedy="leave one of them out",
+        )
     return words
 
 

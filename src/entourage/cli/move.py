@@ -87,6 +87,12 @@ def migrate(
         bool,
         typer.Option("--offline", help="Move a domain that is off, and whose disks are shared."),
     ] = False,
+    no_host_has_it: Annotated[
+        bool,
+        typer.Option(
+            "--no-host-has-it", help="With --offline: you guarantee that no host has it by now."
+        ),
+    ] = False,
     net: Annotated[
         list[str] | None,
         typer.Option(metavar="HERE=THERE", help="Another bridge there, as br0=br1; repeatable."),
@@ -179,6 +185,7 @@ def migrate(
                 "DOMAIN beside --all": everything and host,
                 "--json": json,
                 "--offline": offline,
+                "--no-host-has-it": no_host_has_it,
                 "--verbose": verbose,
                 "--quiet": quiet,
                 "--connect": connect,
@@ -196,6 +203,8 @@ def migrate(
             raise UsageError("HOST is missing", remedy=f"entourage migrate {domain} HOST")
         raise UsageError("--at-once is of several domains", remedy="leave it out, or --all")
 
+    if no_host_has_it and not offline:
+        raise UsageError("--no-host-has-it is of --offline", remedy="leave it out")
     if offline:
         from entourage.cli import offline as off  # noqa: PLC0415
 
@@ -211,9 +220,19 @@ def migrate(
             "--data-address": data_address,
             "--ports": ports,
             "--also": also,
+            "--tls": tls is not None,
+            "--bandwidth": bandwidth,
         }
         typed = options.Typed(remote_command=remote_command, ssh_options=tuple(ssh_option or ()))
-        wanted = off.Wanted(domain=domain, host=host, connect=connect, config=config, typed=typed)
+        wanted = off.Wanted(
+            domain=domain,
+            host=host,
+            connect=connect,
+            config=config,
+            typed=typed,
+            certain=no_host_has_it,
+            verbose=verbose,
+        )
         return off.run(wanted, of_running, json=json, dry_run=dry_run)
 
     def request_of(name: str, note: Callable[[str], None]) -> Request:

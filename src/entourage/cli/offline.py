@@ -24,13 +24,21 @@ from entourage.steps import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was typed."""
+    """What was typed.
+
+    Attributes:
+        certain: The user vouches that no host has the domain.
+        verbose: Show each step, but to programs. What ``--quiet`` leaves is shown anyway: there is
+            no more.
+    """
 
     domain: str
     host: str
     connect: str | None
     config: Path | None
     typed: options.Typed
+    certain: bool = False
+    verbose: bool = False
 
 
 def run(wanted: Wanted, of_running: Mapping[str, object], *, json: bool, dry_run: bool) -> int:
@@ -38,7 +46,7 @@ def run(wanted: Wanted, of_running: Mapping[str, object], *, json: bool, dry_run
 
     Args:
         wanted: What was typed.
-        of_running: By the option, what only a domain that runs can be given.
+        of_running: By the option, what only a domain that runs can be given; false: it was not.
         json: Write events as lines of JSON.
         dry_run: Only say what speaks against it.
 
@@ -52,11 +60,18 @@ def run(wanted: Wanted, of_running: Mapping[str, object], *, json: bool, dry_run
     settings = options.read_settings(
         wanted.config, lambda note: say(clean(f"entourage: note: {note}"))
     )
+
+    def step(done: str) -> None:
+        if wanted.verbose and not json:
+            say(clean(f"entourage: {wanted.domain}: {done}"))
+
     asked = source.Asked(
         name=wanted.domain,
         route=where.route,
         connect=wanted.connect,
         settings=options.with_typed(settings, wanted.typed),
+        certain=wanted.certain,
+        told=step,
     )
     began, told = time.monotonic(), _Told(asked, json=json)
     try:
@@ -70,7 +85,7 @@ def run(wanted: Wanted, of_running: Mapping[str, object], *, json: bool, dry_run
     except EntourageError as error:
         if json:
             told.end("failed", time.monotonic() - began, error)
-        return tell(error)
+        return tell(error, verbose=wanted.verbose)
     outcome: Outcome = "refused" if refused else "can-move" if dry_run else "moved"
     told.refused(refused)
     told.end(outcome, time.monotonic() - began, Refused(refused) if refused else None)

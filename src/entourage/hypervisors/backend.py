@@ -126,6 +126,8 @@ class Backend:
             use any more. Given the same.
         unseen: Whether its domains may come and go without a record of ours: somebody else migrates
             them, and is not always attended.
+        ours_alone: Whether nobody but Entourage defines, moves or forgets its domains: what it has
+            no more has left by a command of ours, which has written that down.
         must_answer: Whether a list of all domains of this host fails where this one does not
             answer; else its domains are left out.
         starts_files: Whether it starts a domain from a domain file.
@@ -152,6 +154,7 @@ class Backend:
     console_command: Callable[[str, str], str] = lambda _name, _domain: ""
     delete_hint: Callable[[str, str], str] = _unknown
     unseen: bool = False
+    ours_alone: bool = False
     must_answer: bool = False
     starts_files: bool = False
     saves_by: str = "the hypervisor's own command"

@@ -118,6 +118,11 @@ def unseen(name: str) -> bool:
     return backend_of(name).unseen
 
 
+def ours_alone(name: str) -> bool:
+    """Whether nobody but Entourage has domains of the hypervisor of that name come and go."""
+    return backend_of(name).ours_alone
+
+
 def in_directory(name: str) -> str:
     """The directory of a save, of the hypervisor that it is called; empty for any other."""
     there = elsewhere(name)

@@ -38,6 +38,8 @@ class SourceDetails(msgspec.Struct, frozen=True, kw_only=True):
         peer_is_fenced: The user has vouched that the target is off.
         peer_was_told: The target knows what was decided.
         offline: The domain was off: its definition alone moved.
+        forgotten: Its hypervisor has forgotten that definition; until this is written down it may
+            have, or somebody else may have taken the domain away.
     """
 
     version: int = VERSION
@@ -54,6 +56,7 @@ class SourceDetails(msgspec.Struct, frozen=True, kw_only=True):
     peer_is_fenced: bool = msgspec.field(default=False, name="peer-is-fenced")
     peer_was_told: bool = msgspec.field(default=False, name="peer-was-told")
     offline: bool = False
+    forgotten: bool = False
 
 
 class TargetDetails(msgspec.Struct, frozen=True, kw_only=True):

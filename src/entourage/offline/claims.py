@@ -22,10 +22,13 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
         offer: The source's.
         seen: When the newest migration of the domain that this host knew then began, as
             ``Decision.began``; 0: it knew none.
+        defining: Its hypervisor may have been told to define it. Whoever was killed then has not
+            written down that it came; and others may have taken it away again since.
     """
 
     offer: Offer
     seen: int
+    defining: bool = False
 
 
 class Claims:
@@ -42,7 +45,7 @@ class Claims:
 
     def write(self, claim: Claim) -> None:
         """Keep one; on the disk when this returns. Raises UsageError."""
-        path = self._path(key(claim.offer.definition.domain.uuid))
+        path = self.path(key(claim.offer.definition.domain.uuid))
         try:
             durable.write(path, msgspec.json.encode(claim))
         except OSError as error:
@@ -52,7 +55,7 @@ class Claims:
 
     def read(self, uuid: str) -> Claim | None:
         """That of a domain; raises EntourageError where it cannot be read."""
-        path = self._path(uuid)
+        path = self.path(uuid)
         try:
             with path.open("rb") as file:
                 return msgspec.json.decode(file.read(_MOST), type=Claim)
@@ -67,7 +70,7 @@ class Claims:
 
     def remove(self, uuid: str) -> None:
         """Keep that of a domain no more."""
-        durable.remove(self._path(uuid))
+        durable.remove(self.path(uuid))
 
     def __iter__(self) -> Iterator[Claim]:
         """All that can be read."""
@@ -79,7 +82,8 @@ class Claims:
             if claim is not None:
                 yield claim
 
-    def _path(self, uuid: str) -> Path:
+    def path(self, uuid: str) -> Path:
+        """The file of that of a domain."""
         return self._directory / f"{uuid}.json"
 
 

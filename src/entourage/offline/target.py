@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from entourage.admission import arrival_generation, unsettled
 from entourage.devices.block import storage
 from entourage.devices.block.storage import Seen, Spot
 from entourage.devices.net import bridges
-from entourage.errors import (
-    DomainBusy,
-    Refused,
-    UsageError,
-)
+from entourage.errors import DomainBusy, EntourageError, Refused, UsageError
 from entourage.handover.values import Record, Role
 from entourage.hosts.link import Link
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import HasDefinitions, Hypervisor
-from entourage.hypervisors.registry import (
-    all_domains,
-    open_hypervisor,
-    unseen,
-)
+from entourage.hypervisors.registry import all_domains, open_hypervisor, ours_alone, unseen
 from entourage.journal.details import TargetDetails
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
@@ -42,8 +37,12 @@ _NOT_HERE: Final = frozenset({Record.OPEN, Record.GO, Record.NEVER})
 """By these a domain has not come, or may not have."""
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, caller: Caller) -> None:
     """Be the target on standard input and output, until the link ends.
+
+    Args:
+        settings: This host's.
+        caller: The source's side of the link.
 
     Raises:
         JournalError: The journal cannot be used.
@@ -52,7 +51,7 @@ async def serve(settings: Settings) -> None:
     path = Path(settings.paths.state, "journal.db")
     with Journal.open(path, keep=settings.journal) as journal:
         async with agents_link(settings) as link:
-            Target(link, settings, journal)
+            Target(link, settings, journal, caller)
             over = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, over.set)
@@ -73,10 +72,12 @@ class Target:
         link: To it.
         settings: This host's.
         journal: This host's.
+        caller: The source's side of the link.
     """
 
-    def __init__(self, link: Link, settings: Settings, journal: Journal) -> None:
+    def __init__(self, link: Link, settings: Settings, journal: Journal, caller: Caller) -> None:
         self._settings = settings
+        self._caller = caller
         self._journal = journal
         self._host = socket.gethostname()
         self._claims = Claims(settings.paths.state, self._host)
@@ -97,10 +98,10 @@ class Target:
             UsageError: That source, or its hypervisor, is not among those that are taken here.
         """
         definition, host = offer.definition, self._host
-        Caller().check(offer.source, offer.hypervisor, self._settings.agent, host)
+        self._caller.check(offer.source, offer.hypervisor, self._settings.agent, host)
         domain = definition.domain
         hypervisor, _ = self._hypervisor(offer.hypervisor)
-        if any(one.uuid.lower() == key(domain.uuid) for one in await hypervisor.domains()):
+        if await _has(hypervisor, key(domain.uuid)):
             reason = f"there is a domain {domain.name} of that UUID here already"
             return [Refusal("domain", host, reason, "see which of the two is the right one")]
         checks = Checks(self._settings, proxy=False)
@@ -133,16 +134,20 @@ class Target:
                 await in_thread(self._claims.write, Claim(offer=offer, seen=seen))
         return Claimed(journal=self._journal.uuid)
 
-    async def adopt(self, released: Released) -> None:
+    async def adopt(self, released: Released) -> bool:
         """Define what was claimed, once: it is this host's from now on.
 
         What this host has known of the domain since the claim is newer than that: it has come by
         it already, whoever was killed then, and may have left. Then the claim is of no use.
 
+        Returns:
+            False where that is not known: it may have been defined, and be on another host by now.
+            Nothing is done then; the claim stays.
+
         Raises:
             UsageError: Nothing of that move is kept here, and the domain is not here either.
             DomainBusy: Another migration of it is not settled here; the claim stays.
-            Refused: The source has forgotten migrations of it; the claim stays.
+            EntourageError: The source has forgotten migrations of it; the claim stays.
             HypervisorError: It cannot be defined; the claim stays.
         """
         uuid = key(released.uuid)
@@ -150,18 +155,41 @@ class Target:
             claim = await in_thread(self._claims.read, uuid)
             if claim is None or claim.offer.migration != released.migration:
                 await self._must_have(uuid)
-                return
+                return True
             if self._has_come(claim, uuid):
                 await in_thread(self._claims.remove, uuid)
                 await self._must_have(uuid)
-                return
+                return True
             offer = claim.offer
-            if found := self._outdated(offer):
-                raise Refused(found)
-            _, definitions = self._hypervisor(offer.hypervisor)
-            await definitions.define(offer.definition)
+            for one in self._outdated(offer):
+                raise EntourageError(
+                    f"{one.reason}; the claim stays",
+                    host=self._host,
+                    remedy=f"{one.remedy}; its definition is in {self._claims.path(uuid)}",
+                )
+            hypervisor, definitions = self._hypervisor(offer.hypervisor)
+            if not (claim.defining and await _has(hypervisor, uuid)):
+                if claim.defining and not (released.certain or ours_alone(offer.hypervisor)):
+                    return False
+                await self._define(claim, hypervisor, definitions)
             self._record(offer)
             await in_thread(self._claims.remove, uuid)
+            return True
+
+    async def _define(
+        self, claim: Claim, hypervisor: Hypervisor, definitions: HasDefinitions
+    ) -> None:
+        """Have it defined; that this was begun is on the disk before."""
+        definition = claim.offer.definition
+        await in_thread(self._claims.write, msgspec.structs.replace(claim, defining=True))
+        try:
+            await definitions.define(definition)
+        except EntourageError:
+            with contextlib.suppress(EntourageError):  # then it is not known
+                if not await _has(hypervisor, key(definition.domain.uuid)):
+                    undefined = msgspec.structs.replace(claim, defining=False)
+                    await in_thread(self._claims.write, undefined)
+            raise
 
     async def drop(self, released: Released) -> None:
         """The source keeps it after all."""
@@ -250,3 +278,8 @@ class Target:
     @property
     def _run(self) -> Path:
         return Path(self._settings.paths.run)
+
+
+async def _has(hypervisor: Hypervisor, uuid: str) -> bool:
+    """Whether a hypervisor of this host has a domain; raises HypervisorError."""
+    return any(one.uuid.lower() == uuid for one in await hypervisor.domains())

@@ -44,17 +44,22 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):
-    """The source has forgotten it: the target is to define it."""
+    """The source has forgotten it: the target is to define it.
+
+    Attributes:
+        certain: The user has vouched that no host has it.
+    """
 
     migration: MigrationId
     uuid: Uuid
+    certain: bool = False
 
 
 LOOK = Question("offline-look", list[Spot], list[Seen])
 TEST = Question("offline-test", Offer, list[Refusal])
 CLAIM = Question("offline-claim", Offer, Claimed)
 """Keep what is to be defined, on the disk; it replaces an older claim of that domain."""
-ADOPT = Question("offline-adopt", Released, NoneType)
-"""Define it. Done before it is no error."""
+ADOPT = Question("offline-adopt", Released, bool)
+"""Define it. Done before it is no error. False: it may have been, and have left; see ``Claim``."""
 DROP = Question("offline-drop", Released, NoneType)
 """The source keeps it after all."""

@@ -7,6 +7,7 @@ import pytest
 
 from entourage import __main__
 from entourage.errors import JournalError
+from entourage.offline import target as offline_target
 from entourage.settings.model import Settings
 from entourage.target import serve as agent_module
 from entourage.target.caller import Caller
@@ -143,6 +144,29 @@ def test_a_forced_command_only_moves_machines_in(
     assert __main__.main(["agent", "--forced", "--source", "a"]) == status
     assert all(caller == Caller(source="a") for caller in served)
     assert bool(served) == (status == 0 and not asked.endswith("--version"))
+
+
+@pytest.mark.parametrize("option", ["--offline", "--saves", "--proxy", "--local"])
+def test_a_forced_command_is_of_nothing_that_is_held_to_less(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ENTOURAGE_CONFIG", raising=False)
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", "entourage agent")
+    for words in (["--forced", option], [option, "--forced"]):
+        assert __main__.main(["agent", *words]) == 2
+        assert f"not with {option}" in capsys.readouterr().err
+
+
+def test_what_is_off_is_taken_of_the_keys_source_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Caller] = []
+
+    async def serve(_settings: Settings, caller: Caller) -> None:
+        served.append(caller)
+
+    monkeypatch.setattr(offline_target, "serve", serve)
+    monkeypatch.delenv("ENTOURAGE_CONFIG", raising=False)
+    assert __main__.main(["agent", "--offline", "--source", "a"]) == 0
+    assert served == [Caller(source="a")]
 
 
 @pytest.mark.parametrize(

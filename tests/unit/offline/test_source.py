@@ -16,6 +16,8 @@ from entourage.errors import (
     DomainBusy,
     EntourageError,
     HypervisorError,
+    InDoubt,
+    JournalError,
     LinkLost,
     Refused,
     UsageError,
@@ -25,8 +27,10 @@ from entourage.hosts.frames import Question
 from entourage.hosts.route import Route
 from entourage.hypervisors.values import Definition, DomainState
 from entourage.journal.journal import Journal
+from entourage.offline import leaving
 from entourage.offline import source as module
-from entourage.offline.source import Asked, move
+from entourage.offline.leaving import Asked
+from entourage.offline.source import move
 from entourage.offline.source import test as ask_first
 from entourage.offline.values import Claimed
 from entourage.settings.model import PathSettings, Settings
@@ -34,6 +38,13 @@ from entourage.steps import Refusal
 
 UUID = "a241103c-2c3e-4756-88b0-63e73f621ee2"
 DOMAIN = Domain(name="rests", uuid=UUID, memory=1 << 30)
+
+
+def fails(error: BaseException) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
 
 
 class Here:
@@ -58,22 +69,30 @@ class Here:
         self.definitions = [Definition(domain=DOMAIN)]
         self.has = True
         self.elsewhere: EntourageError | None = None
+        self.told: list[str] = []
 
-    def asked(self, host: str = "b") -> Asked:
-        return Asked("rests", Route(host=host), None, self.settings)
+    def asked(self, host: str = "b", *, certain: bool = False) -> Asked:
+        return Asked(
+            "rests", Route(host=host), None, self.settings, certain=certain, told=self.told.append
+        )
 
-    async def call(self, kind: Question[Any, Any], _body: object) -> Any:
+    async def call(self, kind: Question[Any, Any], body: Any) -> Any:
         if kind.name != "offline-look":
             self.did.append(kind.name)
         if kind.name in self.answers:
             return self.answers[kind.name]()
+        if kind.name == "offline-adopt" and body.certain:
+            self.did[-1] += ", certain"
         return {
             "offline-test": self.refusals,
             "offline-claim": Claimed(journal="of-b"),
             "offline-look": [],
+            "offline-adopt": True,
         }.get(kind.name)
 
     async def definition(self, _name: str) -> Definition:
+        if "definition" in self.answers and "offline-claim" in self.did:
+            self.answers["definition"]()
         return self.definitions.pop(0) if len(self.definitions) > 1 else self.definitions[0]
 
     async def domains(self) -> Sequence[DomainState]:
@@ -123,18 +142,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     async def start_agent(*_: object) -> AsyncGenerator[Here]:
         yield here
 
-    monkeypatch.setattr(module, "find_domain", find_domain)
-    monkeypatch.setattr(module, "check_lacks", check_lacks)
+    monkeypatch.setattr(leaving, "find_domain", find_domain)
+    for one in (module, leaving):
+        monkeypatch.setattr(one, "check_lacks", check_lacks)
     monkeypatch.setattr(module, "open_hypervisor", open_hypervisor)
     monkeypatch.setattr(module.ssh, "start_agent", start_agent)
     return here
-
-
-def fails(error: EntourageError) -> Callable[[], Any]:
-    def fail() -> Any:
-        raise error
-
-    return fail
 
 
 async def test_it_is_claimed_let_go_forgotten_and_only_then_defined_there(here: Here) -> None:
@@ -148,6 +161,9 @@ async def test_a_dry_run_touches_nothing(here: Here) -> None:
     here.refusals = [Refusal("net/net0", "b", "there is no bridge br9")]
     assert await ask_first(here.asked()) == here.refusals
     assert (here.did, here.record) == (["offline-test"], None)
+    here.refusals = []
+    assert await ask_first(here.asked()) == []
+    assert (here.did[1:], here.record) == (["offline-test", "lacks"], None)
 
 
 async def test_what_is_refused_stays(here: Here) -> None:
@@ -165,6 +181,41 @@ async def test_what_was_changed_since_is_not_let_go(here: Here) -> None:
         await move(here.asked())
     assert here.did == ["offline-test", "lacks", "offline-claim", "offline-drop"]
     assert here.record is None
+
+
+@pytest.mark.parametrize(
+    ("at", "how"),
+    [
+        ("definition", fails(UsageError("rests is not off"))),
+        ("definition", fails(HypervisorError("libvirt is gone"))),
+        ("begin", fails(JournalError("no space left"))),
+        ("begin", fails(asyncio.CancelledError())),
+        ("offline-claim", fails(LinkLost("link lost"))),
+    ],
+)
+async def test_what_fails_before_it_is_let_go_leaves_no_claim(
+    here: Here, monkeypatch: pytest.MonkeyPatch, at: str, how: Callable[[], Any]
+) -> None:
+    """Also where the link is lost then: what is told is why."""
+    here.answers["offline-drop"] = fails(LinkLost("it does not hear that"))
+    here.answers[at] = how
+    if at == "begin":
+
+        def begin(*_: object) -> None:
+            how()
+
+        monkeypatch.setattr(Journal, "begin", begin)
+    expected: BaseException | None = None
+    try:
+        how()
+    except BaseException as error:  # noqa: BLE001 - what is to be told
+        expected = error
+    assert expected is not None
+    with pytest.raises(type(expected)) as caught:
+        await move(here.asked())
+    assert str(caught.value) == str(expected)
+    assert here.did[-1] == "offline-drop"
+    assert (here.has, here.record) == (True, None)
 
 
 async def test_what_was_started_since_is_kept(here: Here) -> None:
@@ -203,9 +254,11 @@ async def test_what_may_be_forgotten_or_not_stays_given_away(here: Here) -> None
 async def test_a_hypervisor_of_this_host_that_may_have_it_too(here: Here) -> None:
     """Before anything is claimed; and before it is defined there by an older move."""
     here.elsewhere = DomainBusy("libvirt has it")
-    with pytest.raises(DomainBusy):
-        await move(here.asked())
-    assert (here.did, here.record) == (["offline-test", "lacks"], None)
+    for command in (move, ask_first):
+        with pytest.raises(DomainBusy):
+            await command(here.asked())
+        assert (here.did, here.record) == (["offline-test", "lacks"], None)
+        here.did.clear()
     here.elsewhere = None
     here.answers["offline-adopt"] = fails(LinkLost("link lost"))
     with pytest.raises(LinkLost):
@@ -284,8 +337,90 @@ async def test_what_was_let_go_is_defined_there_by_the_same_command(here: Here) 
     assert not here.has
     del here.answers["offline-adopt"]
     here.did.clear()
-    with pytest.raises(UsageError, match="there is no domain"):
+    with pytest.raises(UsageError, match="rests was given to b"):
         await move(here.asked("c"))
     assert here.did == []
     await move(here.asked())
     assert here.did == ["lacks qemu", "undefine, gone", "offline-adopt"]  # it is on the disk
+
+
+LIBVIRT = "qemu:///system"
+CERTAIN = "`entourage migrate --offline --no-host-has-it rests b`"
+
+
+class _Killed(BaseException):
+    """The process was killed here."""
+
+
+@pytest.mark.parametrize("hypervisor", ["qemu", LIBVIRT])
+@pytest.mark.parametrize("at", ["offline-gone", "undefine", "note"])
+async def test_what_somebody_may_have_taken_away_is_in_doubt(
+    here: Here, monkeypatch: pytest.MonkeyPatch, hypervisor: str, at: str
+) -> None:
+    """It was killed before it had written down that it was forgotten; then it is found nowhere.
+
+    `virsh migrate` takes libvirt's domains to a third host without a word; Entourage's own do not
+    go without one.
+    """
+    here.name = hypervisor
+
+    def killed(*_: object) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patched:
+        if at == "note":
+            patched.setattr(Journal, "detail", killed)
+        elif at == "undefine":
+            here.answers["undefine"] = fails(HypervisorError("no space left"))
+            patched.setattr(module, "_take_back", killed)
+        else:
+            here.answers["undefine"] = killed
+        with pytest.raises(_Killed):
+            await move(here.asked())
+    here.answers.clear()
+    here.has = False
+    here.did.clear()
+    if hypervisor == "qemu":
+        await move(here.asked())
+        assert here.did[-1] == "offline-adopt"
+        return
+    for command in (ask_first, move):
+        with pytest.raises(InDoubt) as caught:
+            await command(here.asked())
+        assert CERTAIN in caught.value.remedy
+        assert AGAIN not in caught.value.remedy
+    assert "offline-adopt" not in here.did
+    await move(here.asked(certain=True))
+    assert here.did[-1] == "offline-adopt, certain"
+
+
+async def test_what_was_written_down_as_forgotten_is_in_no_doubt(here: Here) -> None:
+    here.name = LIBVIRT
+    here.answers["offline-adopt"] = fails(LinkLost("link lost"))
+    for _ in range(2):
+        with pytest.raises(LinkLost):
+            await move(here.asked())
+    del here.answers["offline-adopt"]
+    await move(here.asked())
+    assert here.did[-1] == "offline-adopt"
+
+
+async def test_what_the_target_may_have_had_is_in_doubt(here: Here) -> None:
+    here.answers["offline-adopt"] = lambda: False
+    for _ in range(2):
+        with pytest.raises(InDoubt, match="has been on b since is not known") as caught:
+            await move(here.asked())
+        assert CERTAIN in caught.value.remedy
+        assert AGAIN not in caught.value.remedy
+        assert here.record is Record.GONE
+
+
+async def test_each_step_is_told(here: Here) -> None:
+    await move(here.asked())
+    assert here.told == [
+        "nothing speaks against it, here or on b",
+        "b keeps its definition, and cannot start it yet",
+        "this host's journal says that it is b's",
+        "qemu here has forgotten it",
+        "b has it, off",
+    ]

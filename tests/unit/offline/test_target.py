@@ -12,7 +12,7 @@ import pytest
 
 from entourage import cordon, durable
 from entourage.domain import Boot, Domain, Net
-from entourage.errors import DomainBusy, HypervisorError, Refused, UsageError
+from entourage.errors import DomainBusy, EntourageError, HypervisorError, Refused, UsageError
 from entourage.handover.values import Record, Role
 from entourage.hypervisors.values import Definition, DomainState
 from entourage.journal.details import SourceDetails, TargetDetails
@@ -23,6 +23,7 @@ from entourage.offline.values import Offer, Released
 from entourage.settings.model import AgentSettings, PathSettings, Settings
 from entourage.steps import Refusal
 from entourage.target import checks, room
+from entourage.target.caller import Caller
 
 UUID = "a241103c-2c3e-4756-88b0-63e73f621ee2"
 DOMAIN = Domain(name="rests", uuid=UUID, memory=1 << 30)
@@ -41,9 +42,12 @@ class Hypervisor:
     def __init__(self) -> None:
         self.has: list[str] = []
         self.objections: list[Refusal] = []
-        self.fails = False
+        self.fails = self.silent = False
+        self.defined = 0
 
     async def domains(self) -> Sequence[DomainState]:
+        if self.silent:
+            raise HypervisorError("it hangs")
         return [DomainState(name="rests", uuid=one, state="shut off") for one in self.has]
 
     async def host_parts(self, _facts: object) -> Sequence[object]:
@@ -58,6 +62,7 @@ class Hypervisor:
     async def define(self, definition: Definition) -> None:
         if self.fails:
             raise HypervisorError("no space left")
+        self.defined += 1
         if definition.domain.uuid not in self.has:
             self.has.append(str(definition.domain.uuid))
 
@@ -81,7 +86,7 @@ class Here:
         self.hypervisor = Hypervisor()
         self.journal = Journal.open(path / "state" / "journal.db")
         self.link: Any = Link()
-        self.target = Target(self.link, self.settings, self.journal)
+        self.target = Target(self.link, self.settings, self.journal, Caller())
         self.claim = path / "state" / "claims" / f"{UUID}.json"
 
         async def others(*_: Any) -> list[Refusal]:
@@ -106,13 +111,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     here.journal.close()
 
 
-def offer(migration: str = "m1", domain: Domain = DOMAIN, generation: int = 1) -> Offer:
+LIBVIRT = "qemu:///system"
+
+
+def offer(
+    migration: str = "m1",
+    domain: Domain = DOMAIN,
+    generation: int = 1,
+    hypervisor: str = "qemu",
+) -> Offer:
     return Offer(
         migration=migration,
         source="a",
         journal="of-a",
         generation=generation,
-        hypervisor="qemu",
+        hypervisor=hypervisor,
         definition=Definition(domain=domain),
     )
 
@@ -160,6 +173,72 @@ async def test_who_was_killed_while_it_was_defined_goes_on(
     await here.target.adopt(RELEASED)
     assert [one.settled for one in here.journal.decisions(UUID)] == [True]
     assert not here.claim.exists()
+
+
+def killed(*_: Any, **__: Any) -> Any:
+    raise _Killed
+
+
+@pytest.mark.parametrize("hypervisor", ["qemu", LIBVIRT])
+@pytest.mark.parametrize("others", [True, False])
+async def test_what_others_may_have_taken_away_is_not_defined_again(
+    here: Here, monkeypatch: pytest.MonkeyPatch, hypervisor: str, *, others: bool
+) -> None:
+    """It was defined, and who did that killed before he had written it down.
+
+    `virsh migrate` has taken it to a third host since; Entourage's own go by no such way.
+    """
+    await here.target.claim(offer(hypervisor=hypervisor))
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "begin", killed)
+        with pytest.raises(_Killed):
+            await here.target.adopt(RELEASED)
+    if others:
+        here.hypervisor.has.clear()
+    here.hypervisor.defined = 0
+    known = hypervisor == "qemu" or not others
+    for _ in range(2):
+        assert await here.target.adopt(RELEASED) == known
+    assert here.hypervisor.defined == int(hypervisor == "qemu" and others)
+    assert here.claim.exists() != known
+    assert bool(here.journal.decisions(UUID)) == known
+    if not known:
+        assert await here.target.adopt(msgspec.structs.replace(RELEASED, certain=True))
+        assert (here.hypervisor.has, here.claim.exists()) == ([UUID], False)
+
+
+async def test_what_was_certainly_not_defined_is_tried_again(here: Here) -> None:
+    """Its hypervisor says so at once; where that is silent, nobody knows."""
+    await here.target.claim(offer(hypervisor=LIBVIRT))
+    here.hypervisor.fails = True
+    for _ in range(2):
+        with pytest.raises(HypervisorError, match="no space left"):
+            await here.target.adopt(RELEASED)
+    here.hypervisor.silent = True
+    with pytest.raises(HypervisorError, match="no space left"):
+        await here.target.adopt(RELEASED)
+    here.hypervisor.silent = here.hypervisor.fails = False
+    assert not await here.target.adopt(RELEASED)
+    assert here.hypervisor.has == []
+
+
+async def test_a_source_that_has_forgotten_migrations_after_it_has_let_go(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something was touched by then: it is not told as a refusal."""
+    await here.target.claim(offer())
+    why = Refusal("domain", "b", "this host knows a newer migration of it: m9", "see the docs")
+
+    def outdated(*_: object) -> list[Refusal]:
+        return [why]
+
+    monkeypatch.setattr(Target, "_outdated", outdated)
+    with pytest.raises(EntourageError, match="a newer migration of it: m9; the claim stays") as one:
+        await here.target.adopt(RELEASED)
+    assert not isinstance(one.value, Refused)
+    assert str(here.claim) in one.value.remedy
+    assert one.value.remedy.startswith("see the docs; ")
+    assert (here.hypervisor.has, here.claim.exists()) == ([], True)
 
 
 async def test_what_has_come_and_left_is_not_defined_again(
@@ -256,11 +335,14 @@ async def test_a_source_that_is_not_taken_here(here: Here) -> None:
     odd = msgspec.structs.replace(DOMAIN, boot=Boot(kernel="/etc/shadow"))
     assert "/etc/shadow" in " ".join(map(str, await here.target.test(offer(domain=odd))))
     agent = AgentSettings(sources=("c",))
-    here.target = Target(
-        here.link, msgspec.structs.replace(here.settings, agent=agent), here.journal
-    )
+    settings = msgspec.structs.replace(here.settings, agent=agent)
+    here.target = Target(here.link, settings, here.journal, Caller())
     with pytest.raises(UsageError, match="machines of 'a' are not taken here"):
         await here.target.claim(offer())
+    here.target = Target(here.link, here.settings, here.journal, Caller(source="c"))
+    for ask in (here.target.test, here.target.claim):
+        with pytest.raises(UsageError, match="machines of 'a' are not taken here"):
+            await ask(offer())
 
 
 async def test_another_moves_claim_is_not_taken_for_it(here: Here) -> None:

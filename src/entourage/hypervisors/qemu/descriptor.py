@@ -32,6 +32,7 @@ BACKEND = Backend(
     is_here=lambda: True,  # what is missing is said when a domain is to be started
     open=_open,
     delete_hint=_delete_hint,
+    ours_alone=True,
     must_answer=True,
     starts_files=True,
     saves_by="",
