@@ -23,6 +23,7 @@ from entourage.hypervisors.registry import all_domains, find_domain, unseen
 from entourage.hypervisors.values import DomainState
 from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import interrupt_holder
+from entourage.offline.claims import Claims, key
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size
 from entourage.target import room as limits
@@ -67,6 +68,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         domains: What runs here.
         off: Names of the domains that are known here and do not run.
         off_domains: The same domains, with what they would take.
+        claimed: UUIDs of domains that offline moves were about to give this host.
         limited: Whether the settings limit what domains have in sum, huge pages among it.
     """
 
@@ -81,6 +83,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     domains: Sequence[DomainHere]
     off: Sequence[str] = ()
     off_domains: Sequence[DomainHere] = ()
+    claimed: Sequence[str] = ()
     limited: bool = False
 
 
@@ -126,6 +129,8 @@ def room(settings: Settings, *, as_json: bool) -> None:
 
 
 async def _room(settings: Settings) -> Room:
+    # Before: what is defined meanwhile is in one of the two, or in both.
+    claimed = [key(one.offer.definition.domain.uuid) for one in Claims(settings.paths.state)]
     known = await all_domains(settings)
     running = sorted((one for one in known if one.state not in _OFF), key=lambda one: one.name)
     off = sorted((one for one in known if one.state in _OFF), key=lambda one: one.name)
@@ -152,6 +157,7 @@ async def _room(settings: Settings) -> Room:
         domains=here,
         off=[one.name for one in off],
         off_domains=[_here(one, None, ()) for one in off],
+        claimed=claimed,
         limited=settings.agent.domains_memory is not None,
     )
 

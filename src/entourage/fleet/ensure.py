@@ -19,14 +19,13 @@ from typing import Any, Final, cast
 import msgspec
 
 from entourage.errors import EntourageError
+from entourage.fleet import whereabouts
 from entourage.fleet.ensure_off import ensure_off
-from entourage.fleet.remote import Ended, Remote, RoomThere, StandingThere
+from entourage.fleet.remote import Ended, Remote, StandingThere
 from entourage.fleet.values import Move, Result
+from entourage.fleet.whereabouts import both, elsewhere, runs, unsettled
 
 _LOOK_EVERY: Final = 1.0  # seconds
-_LOOK_AGAIN: Final = 5.0  # seconds, where a host did not answer
-_ROUNDS: Final = 4
-"""How often what is not settled is settled before it is called in doubt."""
 _OUTCOMES: Final[Mapping[str, str]] = {
     "moved": "moved",
     "clean-up-incomplete": "moved",
@@ -79,17 +78,17 @@ class Ensure:
                 return result
             first = False  # it was started since
         begun, last = False, EntourageError("its hosts do not answer")
-        for number in range(_ROUNDS):
+        for number in range(whereabouts.ROUNDS):
             try:
                 return await self._make_sure(move, first=first and not number)
             except _Unknown as error:
                 begun, last = True, error.error
-                await asyncio.sleep(_LOOK_AGAIN)
+                await asyncio.sleep(whereabouts.LOOK_AGAIN)
             except EntourageError as error:
                 if not begun:
                     return Result(kind="back", message=str(error), remedy=error.remedy)
                 last = error
-                await asyncio.sleep(_LOOK_AGAIN)
+                await asyncio.sleep(whereabouts.LOOK_AGAIN)
         return Result(
             kind="doubt",
             message=f"what became of it is not known: {last}",
@@ -99,7 +98,7 @@ class Ensure:
     async def _make_sure(self, move: Move, *, first: bool) -> Result:
         begun, refused = False, None
         try:
-            for number in range(_ROUNDS + first):
+            for number in range(whereabouts.ROUNDS + first):
                 asked = bool(number) or not first
                 standing = await self._look(move) if asked else None
                 if isinstance(standing, Result):
@@ -172,20 +171,13 @@ class Ensure:
 
     async def _look(self, move: Move) -> Result | StandingThere | None:
         """How it ended already; or what is under way, or not settled; or None: it can begin."""
-        standings = await self._remote.standing(move.source)
-        mine = [
-            one
-            for one in standings
-            if one.uuid == move.uuid and one.role == "source" and not one.settled
-        ]
-        if mine:
-            return mine[0]
-        here, there = await asyncio.gather(
-            self._remote.room(move.source), self._remote.room(move.target)
-        )
-        if _has(there, move) and not _has(here, move):
+        standing = await unsettled(self._remote, move)
+        if standing is not None:
+            return standing
+        here, there = await both(self._remote, move)
+        if runs(there, move) and not runs(here, move):
             return Result(kind="moved")
-        if not _has(here, move):
+        if not runs(here, move):
             return await self._find(move)
         return None
 
@@ -198,30 +190,9 @@ class Ensure:
 
     async def _find(self, move: Move) -> Result:
         """It is on neither: it has just arrived, is on another host of the fleet, or is off."""
-        if _has(await self._remote.room(move.target), move):
+        if runs(await self._remote.room(move.target), move):
             return Result(kind="moved")
-        silent: list[str] = []
-        for host in (one.name for one in self._remote.fleet.host):
-            if host in {move.source, move.target}:
-                continue
-            try:
-                room = await self._remote.room(host)
-            except EntourageError:
-                silent.append(host)
-                continue
-            if _has(room, move):
-                return Result(kind="elsewhere", message=f"it runs on {host}")
-        if silent:
-            return Result(
-                kind="doubt",
-                message=f"it runs on no host that answers; {', '.join(silent)} does not",
-                remedy="`entourage room` on each host",
-            )
-        return Result(
-            kind="off",
-            message=f"it does not run on {move.source} any more, nor anywhere that answers",
-            remedy=f"`entourage list --all` on {move.source}",
-        )
+        return await elsewhere(self._remote, move)
 
     async def _until_it_has_ended(self, move: Move) -> None:
         while True:
@@ -229,10 +200,6 @@ class Ensure:
             if not any(one.uuid == move.uuid and one.doing for one in standings):
                 return
             await asyncio.sleep(_LOOK_EVERY)
-
-
-def _has(room: RoomThere, move: Move) -> bool:
-    return any(one.uuid == move.uuid for one in room.domains)
 
 
 def _with(found: Result, refused: Result | None) -> Result:

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from entourage.errors import DomainBusy, EntourageError
+from entourage.errors import DomainBusy, EntourageError, InDoubt
+from entourage.fleet import whereabouts
 from entourage.fleet.remote import Ended, Remote, RoomThere
 from entourage.fleet.values import Move, Result
+from entourage.fleet.whereabouts import both, elsewhere, is_off, runs, unsettled
 
 OFFLINE: Final = ("--offline",)
-_LOOK_AGAIN: Final = 5.0  # seconds
-_ROUNDS: Final = 4
 
 
 async def ensure_off(
@@ -30,13 +30,16 @@ async def ensure_off(
     """
     problem: EntourageError | None = None
     begun = busy = False
-    for number in range(_ROUNDS):
+    for number in range(whereabouts.ROUNDS):
         if number:
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(whereabouts.LOOK_AGAIN)
         try:
-            found = await _found(remote, move)
-            if found is not _GOES:
-                return found
+            here, there = await both(remote, move)
+            if runs(here, move):
+                return None
+            if (result := await _ended_before(remote, move, here, there)) is not None:
+                return result
+            await _settle(remote, move)
             begun = True
             ended = await remote.migrate(
                 move.name, move.source, move.target, OFFLINE, lambda event: heard(move, event)
@@ -44,8 +47,8 @@ async def ensure_off(
             if (result := _result(ended)) is not None:
                 return result
             problem = EntourageError(_message(ended), remedy=_remedy(ended))
-            busy = _is_busy(ended)  # somebody else's command moves it: what becomes of that?
-            if not (ended.is_lost or busy) and _is_off(await remote.room(move.source), move):
+            busy = ended.status == DomainBusy.exit_code  # what becomes of another one's command?
+            if not (ended.is_lost or busy) and is_off(await remote.room(move.source), move):
                 return _back(problem)
         except EntourageError as error:
             if not begun:
@@ -60,45 +63,43 @@ async def ensure_off(
     )
 
 
-_GOES: Final = Result(kind="back")
-"""It is to be moved now, as far as both hosts say."""
-
-
-async def _found(remote: Remote, move: Move) -> Result | None:
-    """What both hosts say."""
-    here, there = await asyncio.gather(remote.room(move.source), remote.room(move.target))
-    if any(one.uuid == move.uuid for one in here.domains):
+async def _ended_before(
+    remote: Remote, move: Move, here: RoomThere, there: RoomThere
+) -> Result | None:
+    """How it has ended already, as far as hosts say; None: it can move, or go on."""
+    if is_off(here, move):
         return None
-    if not _is_off(here, move):
-        if _is_off(there, move) or any(one.uuid == move.uuid for one in there.domains):
-            return Result(kind="moved")
-        others = [*here.domains, *here.off_domains]
-        if any(one.name == move.name for one in others):
-            return Result(
-                kind="back",
-                message=f"another domain is called {move.name} on {move.source} now",
-                remedy="make a new plan",
-            )
-    for one in await remote.standing(move.source):
-        if one.uuid == move.uuid and one.role == "source" and not one.settled and not one.doing:
-            await remote.recover(move.name, move.source)
-    return _GOES
+    if is_off(there, move) or runs(there, move):
+        return Result(kind="moved")
+    if any(one.name == move.name for one in (*here.domains, *here.off_domains)):
+        return Result(
+            kind="back",
+            message=f"another domain is called {move.name} on {move.source} now",
+            remedy="make a new plan",
+        )
+    found = await elsewhere(remote, move)
+    # The source may have let go of what the target has yet to define: to begin again is safe.
+    goes_on = move.uuid.lower() in there.claimed and found.kind != "elsewhere"
+    return None if goes_on else found
+
+
+async def _settle(remote: Remote, move: Move) -> None:
+    """Have what is in doubt be settled first."""
+    one = await unsettled(remote, move)
+    if one is not None and not one.doing:
+        await remote.recover(move.name, move.source)
 
 
 def _result(ended: Ended) -> Result | None:
     """What it ended with; None: both hosts are to be looked at."""
     outcome = ended.events.get("outcome")
-    if ended.is_lost or outcome not in {"moved", "refused"}:
+    if ended.is_lost:
         return None
-    return Result(kind="moved") if outcome == "moved" else _refused(ended)
-
-
-def _is_busy(ended: Ended) -> bool:
-    return ended.status == DomainBusy.exit_code and ended.events.get("outcome") == "failed"
-
-
-def _refused(ended: Ended) -> Result:
-    return Result(kind="refused", message=_message(ended), remedy=_remedy(ended))
+    if ended.status == InDoubt.exit_code and outcome == "failed":
+        return Result(kind="doubt", message=_message(ended), remedy=_remedy(ended))
+    if outcome == "refused":
+        return Result(kind="refused", message=_message(ended), remedy=_remedy(ended))
+    return Result(kind="moved") if outcome == "moved" else None
 
 
 def _message(ended: Ended) -> str:
@@ -112,7 +113,3 @@ def _remedy(ended: Ended) -> str:
 
 def _back(error: EntourageError) -> Result:
     return Result(kind="back", message=error.what, remedy=error.remedy)
-
-
-def _is_off(room: RoomThere, move: Move) -> bool:
-    return any(one.uuid == move.uuid for one in room.off_domains)

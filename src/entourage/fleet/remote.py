@@ -83,6 +83,7 @@ class RoomThere(msgspec.Struct, frozen=True, kw_only=True):
     domains: Sequence[DomainThere] = ()
     off: Sequence[str] = ()
     off_domains: Sequence[DomainThere] = ()
+    claimed: Sequence[str] = ()
     limited: bool = False
 
 

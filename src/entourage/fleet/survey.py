@@ -236,20 +236,20 @@ def less(
                 for key in move.devices
                 if not key.startswith(HUGE_PAGES)
             }
-    found: list[Host] = []
-    for host in hosts:
-        name = host.name
-        left = dict(Counter(host.devices) - devices[name])
-        gone = {key: why for key, why in held[name].items() if host.devices.get(key)}
-        found.append(
-            msgspec.structs.replace(
-                host,
-                free=host.free - used[name] - (huge[name] if host.counts_huge else 0),
-                devices=left,
-                held={**host.held, **{key: why for key, why in gone.items() if key not in left}},
-            )
+    return [
+        msgspec.structs.replace(
+            host,
+            free=host.free - used[host.name] - (huge[host.name] if host.counts_huge else 0),
+            devices=dict(Counter(host.devices) - devices[host.name]),
+            held=dict(host.held)
+            | {
+                key: why
+                for key, why in held[host.name].items()
+                if 0 < host.devices.get(key, 0) <= devices[host.name][key]
+            },
         )
-    return found
+        for host in hosts
+    ]
 
 
 def _without_twins(

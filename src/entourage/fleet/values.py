@@ -199,7 +199,8 @@ class Result(Value, frozen=True):
     Attributes:
         kind: ``moved``: it runs on the target. ``back``: it runs on the source as before, or was
             not begun. ``refused``: the target does not take it. ``doubt``: who runs it is not
-            known. ``off``: its guest ended by itself. ``elsewhere``: somebody else has moved it.
+            known. ``off``: its guest ended by itself; or it was off, and no host has it.
+            ``elsewhere``: somebody else has moved it.
         message, remedy: Why, where it did not move; what to type.
         blackout: Seconds that the guest stood still; None where that is not known.
     """

@@ -9,9 +9,11 @@ import pytest
 
 from entourage.cli import room
 from entourage.domain import Domain, Pci
-from entourage.hypervisors.values import DomainState
+from entourage.hypervisors.values import Definition, DomainState
 from entourage.journal.journal import Journal
 from entourage.journal.lock import domain_lock
+from entourage.offline.claims import Claim, Claims
+from entourage.offline.values import Offer
 from entourage.settings.model import PathSettings, Settings
 from tests.unit.hosts.test_owndevices import NIC, OTHER_NIC, Sys, here
 from tests.unit.target.test_room import arrival
@@ -51,3 +53,28 @@ def test_devices_of_domains_of_those_that_arrive_and_free_ones(
     assert told["devices"]["pci:8086:1572"] == 1
     assert told["arriving"] == ["app"]
     assert told["domains"][0]["devices"] == {"pci:8086:1572": 1}
+
+
+def test_what_offline_moves_are_about_to_give_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A controller that finds the domain on neither host knows by it that the move goes on."""
+
+    async def all_domains(_: Settings) -> list[DomainState]:
+        # It is defined while this host is asked: it is in one of the two.
+        Claims(str(tmp_path)).remove(UUID)
+        return []
+
+    monkeypatch.setattr(room, "all_domains", all_domains)
+    web1 = Domain(name="web1", uuid=UUID.upper(), memory=1 << 30)
+    offer = Offer(
+        migration="m1",
+        source="a",
+        journal="of-a",
+        generation=1,
+        hypervisor="qemu",
+        definition=Definition(domain=web1),
+    )
+    Claims(str(tmp_path)).write(Claim(offer=offer, seen=0))
+    room.room(Settings(paths=PathSettings(state=str(tmp_path))), as_json=True)
+    assert json.loads(capsys.readouterr().out)["claimed"] == [UUID]

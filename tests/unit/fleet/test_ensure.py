@@ -9,6 +9,7 @@ import pytest
 
 from entourage.errors import EntourageError
 from entourage.fleet import ensure as module
+from entourage.fleet import whereabouts
 from entourage.fleet.ensure import Ensure
 from entourage.fleet.fleetfile import FleetFile, HostEntry
 from entourage.fleet.remote import DomainThere, Ended, RoomThere, StandingThere
@@ -179,7 +180,7 @@ async def test_it_is_on_neither() -> None:
 
 async def test_a_source_that_is_gone_after_it_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may move, or have moved: that it runs where it did is not known."""
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 0)
+    monkeypatch.setattr(whereabouts, "LOOK_AGAIN", 0)
     hosts = Hosts()
 
     async def silent(host: str) -> list[StandingThere]:
@@ -280,7 +281,7 @@ async def test_at_first_a_source_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, said: str, kind: str
 ) -> None:
     """What has said nothing is tried again, and asked then; what had begun may have moved."""
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 0)
+    monkeypatch.setattr(whereabouts, "LOOK_AGAIN", 0)
     hosts = Hosts()
     hosts.uuid = said
 

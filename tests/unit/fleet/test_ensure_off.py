@@ -11,8 +11,8 @@ import pytest
 
 from entourage.cli import offline
 from entourage.cli.options import Typed
-from entourage.errors import EntourageError, Refused
-from entourage.fleet import ensure_off as module
+from entourage.errors import EntourageError, InDoubt, Refused
+from entourage.fleet import whereabouts
 from entourage.fleet.ensure import Ensure
 from entourage.fleet.fleetfile import FleetFile, HostEntry
 from entourage.fleet.remote import DomainThere, Ended, RoomThere, StandingThere
@@ -25,16 +25,19 @@ LOST = Ended(status=255, events={}, said="connection lost")
 
 
 class Hosts:
-    """Two hosts: who has the domain off, and who runs it."""
+    """Four hosts: who has the domain off, who runs it, and who has a claim of it."""
 
-    def __init__(self, off: str = "a", *, runs: str = "") -> None:
-        self.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in "ab"))
+    def __init__(self, off: str = "a", *, runs: str = "", claims: str = "") -> None:
+        self.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in "abcd"))
         self.off, self.runs, self.uuid = off, runs, "u"
+        self.claims, self.silent = claims, ""
         self.ends: list[Callable[[], Ended]] = []
         self.did: list[str] = []
         self.standings: list[StandingThere] = []
 
     async def room(self, host: str) -> RoomThere:
+        if host == self.silent:
+            raise EntourageError("ssh does not reach it", host=host)
         known = DomainThere(name="rests", uuid=self.uuid)
         return RoomThere(
             host=host,
@@ -42,6 +45,7 @@ class Hosts:
             free=0,
             domains=[known] if host == self.runs else [],
             off_domains=[known] if host == self.off else [],
+            claimed=["u"] if host == self.claims else [],
         )
 
     async def standing(self, _host: str) -> list[StandingThere]:
@@ -65,14 +69,14 @@ class Hosts:
 
     def moves(self, end: Ended | None = None) -> Callable[[], Ended]:
         def run() -> Ended:
-            self.off = "b"
+            self.off, self.claims = "b", ""
             return end or ended("moved")
 
         return run
 
     def forgets(self) -> Ended:
         """The source has let go, and the link is lost before the target has defined it."""
-        self.off = ""
+        self.off, self.claims = "", "b"
         return ended("failed", message="link lost")
 
 
@@ -86,7 +90,7 @@ BUSY = Ended(status=3, events={"outcome": "failed", "message": "rests is busy"},
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 0)
+    monkeypatch.setattr(whereabouts, "LOOK_AGAIN", 0)
 
 
 def ensure(hosts: Hosts) -> Ensure:
@@ -129,6 +133,45 @@ async def test_what_stays_unsettled_is_in_doubt_and_says_what_to_type() -> None:
     hosts.ends = [hosts.forgets] * 4
     result = await ensure(hosts)(MOVE)
     assert (result.kind, result.remedy) == ("doubt", "`entourage migrate --offline rests b` on a")
+
+
+async def test_what_neither_host_has_is_looked_for_in_the_fleet() -> None:
+    """And no move of it is tried, unless its target has a claim that may be gone on with."""
+    for claims in ("", "b"):
+        result = await ensure(Hosts(off="", runs="c", claims=claims))(MOVE)
+        assert (result.kind, result.message) == ("elsewhere", "it runs on c")
+        result = await ensure(Hosts(off="d", claims=claims))(MOVE)
+        assert (result.kind, result.message) == ("elsewhere", "it is on d, off")
+    nobody = Hosts(off="")
+    result = await ensure(nobody)(MOVE)
+    assert (result.kind, result.remedy) == ("off", "`entourage list --all` on a")
+    assert result.message == "a does not have it any more, nor has any host that answers"
+    nobody.silent = "d"
+    result = await ensure(nobody)(MOVE)
+    assert (result.kind, result.message) == ("doubt", "it is on no host that answers; d does not")
+    assert nobody.did == []
+
+
+@pytest.mark.parametrize("silent", ["", "d"])
+async def test_a_claim_of_a_move_that_another_controller_had_begun_is_gone_on_with(
+    silent: str,
+) -> None:
+    hosts = Hosts(off="", claims="b")
+    hosts.silent = silent
+    hosts.ends = [hosts.moves()]
+    assert (await ensure(hosts)(MOVE)).kind == "moved"
+
+
+async def test_what_only_its_user_can_know_is_in_doubt_at_once(
+    says: Callable[[EntourageError], Awaitable[Callable[[], Ended]]],
+) -> None:
+    hosts = Hosts(off="", claims="b")
+    remedy = "`entourage migrate --offline --no-host-has-it rests b`"
+    hosts.ends = [await says(InDoubt("where rests is is not known", remedy=remedy))]
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.message) == ("doubt", "where rests is is not known")
+    assert result.remedy == remedy
+    assert len(hosts.did) == 1
 
 
 @pytest.fixture
