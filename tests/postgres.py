@@ -52,6 +52,16 @@ class Postgres:
             "-o", f"{options} -c shared_buffers=16MB", "start",
         )  # fmt: skip
 
+    def ask_password_of(self, user: str) -> None:
+        """Have a user log in with a password from now on."""
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(f"local all {user} scram-sha-256\n{rules.read_text()}")
+        self.say("select pg_reload_conf()")
+
+    def say(self, statement: str) -> None:
+        """Have it do something, as its own user."""
+        self._run("psql", "-q", "-h", str(self._path), "-U", "nobody", "-c", statement, "postgres")
+
     def stop(self) -> None:
         """Nobody is connected any more when this returns."""
         self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")

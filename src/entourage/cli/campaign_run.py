@@ -12,12 +12,13 @@ from entourage.cli.campaign_shown import Screen
 from entourage.cli.fleeting import SOME_STAY
 from entourage.cli.output import put
 from entourage.cli.tell import say
-from entourage.errors import EntourageError
 from entourage.fleet.controller import Runner
 from entourage.fleet.database import DatabaseAwayError
 from entourage.fleet.durable import Durable, controller_name
 from entourage.fleet.shown import STATUSES, sums
+from entourage.fleet.spec import Summary
 from entourage.fleet.store import Store
+from entourage.hosts.threads import in_thread
 from entourage.report.text import clean
 
 if TYPE_CHECKING:
@@ -38,17 +39,17 @@ async def _run(asked: Asked, store: Store, name: str) -> int:
         async with Durable.open(runner, owner) as durable:
             others = Others(durable, store, name, screen)
             over = False
+            pausing: list[asyncio.Future[None]] = []
 
             def nothing_more() -> None:
                 if not over:
-                    with contextlib.suppress(EntourageError):
-                        store.wish(name, "pause")
+                    pausing.append(in_thread(store.wish, name, "pause"))
                     say("entourage: nothing more is begun; what moves is waited for"
                         " (again: not even that)")  # fmt: skip
 
             with _interrupts(nothing_more) as interrupted:
                 running = asyncio.create_task(durable.run(name))
-                leaving = asyncio.create_task(_left(store, name, interrupted))
+                leaving = asyncio.create_task(left(store, name, interrupted, pausing))
                 drawing = asyncio.create_task(screen.draw())
                 await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 for task in (leaving, drawing):
@@ -95,7 +96,7 @@ class Others:
         before, told = len(interrupted), set[str]()
         self._screen.tells_others = True
         while len(interrupted) == before:
-            goes = [one for one in sorted(await self.names()) if self._goes(one)]
+            goes = [one for one in sorted(await self.names()) if await self._goes(one)]
             if not goes:
                 return
             for other in goes:
@@ -109,21 +110,36 @@ class Others:
         """Those that this process runs."""
         return await self._durable.pending() - {self._name}
 
-    def _goes(self, name: str) -> bool:
+    async def _goes(self, name: str) -> bool:
         """Whether it does anything, or will."""
-        summary = self._store.summary(name)
+        summary = await in_thread(self._store.summary, name)
         return summary.wish != "pause" or bool(summary.counts.get("moves"))
 
 
-async def _left(store: Store, name: str, interrupted: Sequence[int]) -> None:
-    """Returns once nothing moves any more of one that was interrupted, or at the second Ctrl-C."""
+async def left(
+    store: Store, name: str, interrupted: Sequence[int], pausing: Sequence[asyncio.Future[None]]
+) -> None:
+    """Returns once nothing moves any more of one that was interrupted, or at the second Ctrl-C.
+
+    Args:
+        store: Where it is.
+        name: The campaign.
+        interrupted: The signals that were heard.
+        pausing: What has it be paused, as soon as that was begun.
+    """
+    asking: asyncio.Future[Summary] | None = None
     while True:
         await asyncio.sleep(_LOOK_EVERY)
         if len(interrupted) > 1:
             return
-        with contextlib.suppress(DatabaseAwayError):  # the next look may be answered
-            if interrupted and not store.summary(name).counts.get("moves"):
-                return
+        if not interrupted or not all(one.done() for one in pausing):
+            continue
+        asking = asking or in_thread(store.summary, name)
+        if asking.done():
+            with contextlib.suppress(DatabaseAwayError):  # the next look may be answered
+                if not asking.result().counts.get("moves"):
+                    return
+            asking = None
 
 
 @contextlib.contextmanager

@@ -12,16 +12,48 @@ from collections.abc import Generator
 from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
 
 SILENT: Final = 15.0
 """Seconds without a word of the server after which it is taken to be away."""
+_PING_WITHIN: Final = 2  # seconds; libpq's shortest
+_OF_PSYCOPG: Final = frozenset(
+    {"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"}
+)
+"""What a connection can be made with that is none of libpq's."""
 Answer = TypeVar("Answer")
+
+
+class NotLetInError(psycopg.OperationalError):
+    """The server takes connections, and not this one: a password, a database, or too many."""
+
+    lets_in = False
 
 
 class Bounded(psycopg.Connection[Any]):
     """It: what asks the server for anything fails where that is silent, and ends the connection."""
 
     silent = SILENT
+
+    @classmethod
+    def connect(cls, *words: Any, **named: Any) -> Bounded:
+        """See psycopg; raises ``NotLetInError`` where the server answers, and does not let us in.
+
+        libpq keeps the code of an error (28P01, 3D000) to itself as long as there is no connection,
+        and its text is in the server's language. ``PQping`` needs no right log-in: it says whether
+        the server takes connections at all.
+        """
+        try:
+            return super().connect(*words, **named)
+        except psycopg.errors.ConnectionTimeout:
+            raise
+        except psycopg.OperationalError as error:
+            of_libpq = {key: each for key, each in named.items() if key not in _OF_PSYCOPG}
+            asked = make_conninfo(*words, **of_libpq | {"connect_timeout": _PING_WITHIN})
+            if pq.PGconn.ping(asked.encode()) == pq.Ping.OK:
+                raise NotLetInError(str(error)) from error
+            raise
 
     def wait(self, gen: Generator[Any, Any, Answer], *args: Any, **named: Any) -> Answer:
         """See psycopg: every question to the server is waited for here."""

@@ -30,7 +30,7 @@ _MINUTE: Final = 60
 class Slots(Protocol):
     """Who may leave a source, and arrive at a target, of all that move in the fleet."""
 
-    def take(self, move: Move, limits: Limits) -> bool:
+    async def take(self, move: Move, limits: Limits) -> bool:
         """Have a move begin; False where its source or its target is busy enough."""
         ...
 
@@ -51,7 +51,7 @@ class FleetSlots:
         self.arriving: defaultdict[str, int] = defaultdict(int)
         self._arrivals = arrivals or {}
 
-    def take(self, move: Move, limits: Limits) -> bool:
+    async def take(self, move: Move, limits: Limits) -> bool:
         """See ``Slots``."""
         most = min(limits.per_target, self._arrivals.get(move.target, limits.per_target))
         if self.leaving[move.source] >= limits.at_once or self.arriving[move.target] >= most:
@@ -139,8 +139,10 @@ class Campaign:
         """What moves now."""
         return [self.moves[uuid].move for uuid in self._moving]
 
-    def due(self, now: float) -> list[Move]:
+    async def due(self, now: float) -> list[Move]:
         """What begins now; it counts as begun when this returns.
+
+        Moves may end, and more be wished for, while slots are waited for.
 
         Args:
             now: Seconds since 1970.
@@ -150,11 +152,12 @@ class Campaign:
         while self._later and self._later[0][0] <= now:
             self._queue(heapq.heappop(self._later)[2])
         begun: list[Move] = []
-        for kind, host in list(self._look_at):
+        look_at, self._look_at = self._look_at, {}
+        for kind, host in look_at:
             waiting = (self._by_source if kind == "source" else self._by_target)[host]
             for uuid in sorted(waiting, key=self._order.__getitem__):
                 move = self.moves[uuid].move
-                if self._slots.take(move, self.limits):
+                if await self._slots.take(move, self.limits):
                     self._unqueue(uuid)
                     state = self.moves[uuid]
                     self.moves[uuid] = msgspec.structs.replace(
@@ -162,7 +165,6 @@ class Campaign:
                     )
                     self._moving[uuid] = None
                     begun.append(move)
-        self._look_at.clear()
         return begun
 
     def next_at(self, now: float) -> float | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from entourage.errors import EntourageError
@@ -18,7 +19,7 @@ from entourage.fleet.remote import Remote
 from entourage.fleet.slots import StoreSlots
 from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Move, MoveState, Result
-from entourage.hosts.threads import in_thread
+from entourage.hosts.threads import InOrder, in_thread
 
 _LOOK_EVERY: Final = 0.5  # seconds
 _LOOK_AGAIN: Final = 2.0  # seconds, where the database is away
@@ -38,13 +39,37 @@ class Told:
         """Something to know."""
 
 
+class Outage:
+    """Says why a campaign waits for its database, each reason once, and when it does no more.
+
+    Args:
+        note: Says it.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._said = set[type[DatabaseAwayError]]()
+
+    def waits(self, error: DatabaseAwayError) -> None:
+        """It is away, or lets nobody in."""
+        if type(error) not in self._said:
+            self._said.add(type(error))
+            self._note(f"{error}: it is waited for, and nothing more is begun")
+
+    def over(self) -> None:
+        """It has answered."""
+        if self._said:
+            self._said.clear()
+            self._note("the fleet's database answers again: it goes on")
+
+
 class RealWorld(RealTime):
     """The hosts of a fleet, for one campaign.
 
     Args:
         ensure: Makes sure of a move.
         replanner: Finds another target.
-        promised: What other campaigns have yet to move.
+        promised: Asks the database what other campaigns have yet to move.
         fresh: UUIDs of those with which nobody can have begun anything.
     """
 
@@ -52,23 +77,27 @@ class RealWorld(RealTime):
         self,
         ensure: Ensure,
         replanner: Replanner,
-        promised: Callable[[], Iterable[Move]],
+        promised: Callable[[], Awaitable[Iterable[Move]]],
         fresh: set[str],
     ) -> None:
         self._ensure = ensure
         self._replanner = replanner
-        self._promised = promised
+        self._ask_promised = promised
+        self._promised: Iterable[Move] = ()
         self._fresh = fresh
 
     async def ensure(self, move: Move) -> Result:
-        """See ``engine.World``."""
+        """See ``engine.World``; raises EntourageError where the database is not to be asked."""
         first = move.uuid in self._fresh
         self._fresh.discard(move.uuid)
-        return await self._ensure(move, first=first)
+        result = await self._ensure(move, first=first)
+        if result.kind in {"back", "refused"}:  # another target may be looked for
+            self._promised = await self._ask_promised()
+        return result
 
     def elsewhere(self, state: MoveState) -> str | None:
         """See ``engine.World``."""
-        return self._replanner.elsewhere(state, self._promised())
+        return self._replanner.elsewhere(state, self._promised)
 
 
 class Runner:
@@ -87,6 +116,15 @@ class Runner:
         self._owner = owner
         self._told = told
         self._records = Records(store.engine)
+        self._driven = set[str]()
+
+    def note(self, name: str, message: str) -> None:
+        """Something to know of a campaign."""
+        self._told.note(name, message)
+
+    def drives(self, name: str) -> bool:
+        """Whether it runs a campaign, and so says itself what that waits for."""
+        return name in self._driven
 
     async def drive(self, name: str) -> Phase:
         """Run a campaign until it is over, from where it is; the hosts' cordons with it.
@@ -98,46 +136,58 @@ class Runner:
             EntourageError: The store cannot be read, or a source not be reached.
         """
         first: bool | None = None
-        away = False
-        while True:
-            try:
-                if first is None:
-                    first = self.store.claim(name, self._owner)
-                else:  # it may be another one's by now
-                    first = False
-                    await in_thread(self.store.standing, name, self._owner)
-                if away:
-                    self._told.note(name, "the fleet's database answers again: it goes on")
-                    away = False
-                return await self._run(name, first=first)
-            except DatabaseAwayError as error:
-                if not away:
-                    self._told.note(name, f"{error}: it is waited for, and nothing more is begun")
-                away = True
-                await asyncio.sleep(_LOOK_AGAIN)
+        order, outage = InOrder(), Outage(partial(self.note, name))
+        self._driven.add(name)
+        try:
+            while True:
+                try:
+                    if first is None:
+                        first = await order(self.store.claim, name, self._owner)
+                    else:  # it may be another one's by now
+                        first = False
+                        await order(self.store.standing, name, self._owner)
+                    outage.over()
+                    return await self._run(name, order, first=first)
+                except DatabaseAwayError as error:
+                    outage.waits(error)
+                    await asyncio.sleep(_LOOK_AGAIN)
+        finally:
+            self._driven.discard(name)
 
-    async def _run(self, name: str, *, first: bool) -> Phase:
-        spec = self.store.spec(name)
+    async def _run(self, name: str, order: InOrder, *, first: bool) -> Phase:
+        spec = await order(self.store.spec, name)
         remote = self._remote.with_hosts(spec.besides)
         await self._cordon(name, spec, remote)
-        phase = await self._drive(name, spec, remote, first=first)
-        self.store.standing(name, self._owner)  # another one's cordons are not ours to lift
+        phase = await self._drive(name, spec, remote, order, first=first)
+        # Another one's cordons are not ours to lift.
+        await order(self.store.standing, name, self._owner)
         await self._uncordon(name, spec, remote)
         return phase
 
-    async def _drive(self, name: str, spec: Spec, remote: Remote, *, first: bool) -> Phase:
+    async def _drive(
+        self, name: str, spec: Spec, remote: Remote, order: InOrder, *, first: bool
+    ) -> Phase:
         hearing = Hearing(self._records, name)
-        campaign, world = self._made(name, spec, remote, hearing, first=first)
-        self._say_phase(campaign)
+        made = order(self._made, name, spec, remote, hearing, order, first=first)
+        campaign, world = await made
+        await order(self._phase_of(campaign))
 
-        def told(state: MoveState) -> None:
-            self.store.save(name, state, owner=self._owner)
-            self._say_phase(campaign)
-            hearing.changed(state)
+        async def told(state: MoveState) -> None:
+            say_phase = self._phase_of(campaign)
+
+            def keep() -> None:
+                self.store.save(name, state, owner=self._owner)
+                say_phase()
+                hearing.changed(state)
+
+            await order(keep)
             self._told.changed(name, state)
 
+        async def heard() -> None:
+            await order(hearing.write)
+
         driver = Driver(campaign, world, told)
-        watching = asyncio.create_task(self._watch(name, driver, remote))
+        watching = asyncio.create_task(self._watch(name, driver, remote, order, heard))
         running = asyncio.create_task(driver.run())
         try:
             await asyncio.wait({watching, running}, return_when=asyncio.FIRST_COMPLETED)
@@ -148,11 +198,13 @@ class Runner:
             for task in (watching, running):
                 task.cancel()
             await asyncio.gather(watching, running, return_exceptions=True)
-        self._say_phase(campaign)
+        await order(self._phase_of(campaign))
         return phase
 
-    def _say_phase(self, campaign: Campaign) -> None:
-        self.store.phase(
+    def _phase_of(self, campaign: Campaign) -> Callable[[], None]:
+        """What says in the store where a campaign is now."""
+        return partial(
+            self.store.phase,
             campaign.name,
             campaign.phase,
             owner=self._owner,
@@ -161,10 +213,17 @@ class Runner:
         )
 
     def _made(
-        self, name: str, spec: Spec, remote: Remote, hearing: Hearing, *, first: bool
+        self,
+        name: str,
+        spec: Spec,
+        remote: Remote,
+        hearing: Hearing,
+        order: InOrder,
+        *,
+        first: bool,
     ) -> tuple[Campaign, RealWorld]:
         arrivals = {one.name: one.arrivals for one in spec.hosts if one.arrivals is not None}
-        slots = StoreSlots(self.store, name, self._owner, arrivals)
+        slots = StoreSlots(self.store, name, self._owner, order, arrivals)
         states = self.store.states(name)
         campaign = Campaign(name, spec.plan, spec.limits, slots, states)
         campaign.in_a_row = self.store.in_a_row(name)
@@ -177,8 +236,9 @@ class Runner:
         replanner = Replanner(spec.hosts, spec.domains, moves, refused, style=spec.style)
         ensure = Ensure(remote, tuple(spec.options), self._heard(name, hearing))
 
-        def promised() -> Iterable[Move]:
-            return [move for move in self.store.promised() if move.uuid not in campaign.moves]
+        async def promised() -> Iterable[Move]:
+            found = await in_thread(self.store.promised)
+            return [move for move in found if move.uuid not in campaign.moves]
 
         # What is tried again has no attempts either: then somebody has run the campaign before.
         never = [one for one in states if one.status == "waits" and not one.attempts]
@@ -192,8 +252,22 @@ class Runner:
 
         return heard
 
-    async def _watch(self, name: str, driver: Driver, remote: Remote) -> None:
+    async def _watch(
+        self,
+        name: str,
+        driver: Driver,
+        remote: Remote,
+        order: InOrder,
+        heard: Callable[[], Awaitable[None]],
+    ) -> None:
         """See what its user wants, and what other campaigns have freed; returns never.
+
+        Args:
+            name: The campaign's.
+            driver: What runs it.
+            remote: The hosts.
+            order: In which what is written of it is.
+            heard: Keeps what was heard meanwhile.
 
         Raises:
             FencedError: Another controller runs it.
@@ -203,13 +277,14 @@ class Runner:
             wish = await in_thread(self.store.standing, name, self._owner)
             if wish != driver.campaign.wish:
                 driver.campaign.wish = wish
-                self._say_phase(driver.campaign)
+                await order(self._phase_of(driver.campaign))
             if wish == "take-back":
                 for move in driver.campaign.under_way:
                     if move.uuid not in taken_back:
                         taken_back.add(move.uuid)
                         await self._take_back(name, move, remote)
             driver.wake()
+            await heard()
             await asyncio.sleep(_LOOK_EVERY)
 
     async def _take_back(self, name: str, move: Move, remote: Remote) -> None:

@@ -31,6 +31,8 @@ _CONNECTION: Final[Mapping[str, int]] = {
 _AWAY: Final = ("08", "57", "53300", "25P03")
 """What begins the codes of errors that may be over soon: its connection, its operator, too many; a
 transaction of a controller that was stopped."""
+_NOT_LET_IN: Final = ("28", "3D")
+"""The same of a log-in that is not, or no more, right: a user, a password, a database."""
 _OF_NO_CODE: Final = frozenset({"OperationalError", "InterfaceError"})
 """The driver's own classes (DB-API 2.0), where the server has said nothing."""
 LOCK: Final = 0x656E746F  # PostgreSQL's advisory lock of who takes slots or plans
@@ -97,6 +99,10 @@ _ONLY_READS: Final = "entourage_only_reads"  # an execution option
 
 class DatabaseAwayError(EntourageError):
     """The database does not answer, or not any more; it may come back."""
+
+
+class NotLetInError(DatabaseAwayError):
+    """It answers, and does not let this controller in: that has to be mended first."""
 
 
 def open_engine(url: str, *, begins: bool = True) -> sa.Engine:
@@ -229,11 +235,23 @@ def told() -> Generator[None]:
         yield
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause: object = getattr(error, "orig", None) or error
+        said = " ".join(str(cause).split())
+        if not _lets_in(cause):
+            raise NotLetInError(
+                f"the fleet's database answers, and does not let this controller in: {said}",
+                remedy="mend the user, the password or the database that --database names, there or"
+                " in that URL",
+            ) from error
         kind = DatabaseAwayError if _is_away(cause) else EntourageError
         raise kind(
-            f"the fleet's database: {' '.join(str(cause).split())}",
-            remedy="see whether it can be reached and written",
+            f"the fleet's database: {said}", remedy="see whether it can be reached and written"
         ) from error
+
+
+def _lets_in(error: object) -> bool:
+    """Whether that error of PostgreSQL's driver is none of the log-in."""
+    code: str | None = getattr(error, "sqlstate", None)
+    return getattr(error, "lets_in", True) and not (code or "").startswith(_NOT_LET_IN)
 
 
 def _is_away(error: object) -> bool:

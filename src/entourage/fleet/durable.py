@@ -20,6 +20,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -37,8 +38,9 @@ from dbos import (
 
 from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet.campaign import Phase, Wish
-from entourage.fleet.controller import Runner
+from entourage.fleet.controller import Outage, Runner
 from entourage.fleet.database import DatabaseAwayError, open_engine, told
+from entourage.fleet.spec import Summary
 from entourage.fleet.store import SILENT_AFTER
 from entourage.fleet.values import MoveState
 from entourage.hosts.slots import slot
@@ -51,6 +53,7 @@ QUEUE: Final = "campaigns"
 _BEAT_EVERY: Final = 3.0
 _LOOK_EVERY: Final = 0.5
 _LOOK_AGAIN: Final = 2.0  # seconds, where the database is away
+_SAYS_SO_AFTER: Final = 5.0  # seconds, to who looks on
 _WAITS: Final = 900.0  # seconds that a terminal waits for it
 _MOST: Final = 64  # controllers on one host
 _ANSWERS_WITHIN: Final = 30.0  # seconds
@@ -155,7 +158,7 @@ class Durable:
         }
         made = DBOS(config=config)
         durable, left = cls(runner, owner), False
-        runner.store.beat(owner)
+        await in_thread(runner.store.beat, owner)
         try:
             await _asked(in_thread(DBOS.launch))
             queue = in_thread(
@@ -178,7 +181,7 @@ class Durable:
             database.dispose()  # one that is given to DBOS is not its own
             if not left:  # else another one takes over what this one leaves
                 with contextlib.suppress(EntourageError):
-                    runner.store.gone(owner)
+                    await _asked(in_thread(runner.store.gone, owner))
             _running = None
 
     async def pending(self) -> set[str]:
@@ -202,20 +205,21 @@ class Durable:
         Raises:
             EntourageError: It cannot go on: a source does not answer, or the database for long.
         """
-        workflow, store = await self.begin(name), self._runner.store
+        workflow = await self.begin(name)
+        outage = Outage(partial(self._runner.note, name))
         since = 0.0
         while True:
             try:
-                status = await _status(workflow)
-                living = await in_thread(self._living)
-                summary = await in_thread(store.summary, name)  # last: as it has ended
+                status, living, summary = await self._looked(name, workflow, outage)
                 if status is None or status.status not in _LIVES:
                     break
                 dead = self._away.answered() and status.executor_id not in living
                 if status.status == "PENDING" and dead:
                     await _resume(workflow)
                 since = 0.0
-            except DatabaseAwayError:
+            except DatabaseAwayError as error:
+                if not self._runner.drives(name):
+                    outage.waits(error)
                 since = since or time.monotonic()
                 if time.monotonic() - since > _WAITS:
                     raise
@@ -227,6 +231,30 @@ class Durable:
             f"the campaign {name} cannot go on: {status.error or status.status}",
             remedy=f"mend that, then `entourage campaign resume {name}`",
         )
+
+    async def _looked(
+        self, name: str, workflow: str, outage: Outage
+    ) -> tuple[WorkflowStatus | None, set[str], Summary]:
+        """How a campaign stands, and who lives; where no answer comes soon, that is said."""
+
+        async def look() -> tuple[WorkflowStatus | None, set[str], Summary]:
+            await in_thread(self._runner.store.has, name)  # it says at once why it does not answer
+            status = await _status(workflow)
+            living = await in_thread(self._living)
+            # Last: as it has ended.
+            return status, living, await in_thread(self._runner.store.summary, name)
+
+        looking = asyncio.create_task(look())
+        try:
+            await asyncio.wait({looking}, timeout=_SAYS_SO_AFTER)
+            if not (looking.done() or self._runner.drives(name)):
+                silent = f"the fleet's database has not answered for {_SAYS_SO_AFTER:g} s"
+                outage.waits(DatabaseAwayError(silent))
+            found = await looking
+        finally:
+            looking.cancel()
+        outage.over()
+        return found
 
     async def begin(self, name: str) -> str:
         """Have it run here, unless somebody runs it; the name of its workflow; EntourageError."""
@@ -259,19 +287,19 @@ class Durable:
         for owner in dead:
             for one in await _pending(owner):
                 await _resume(one.workflow_id)
-            self._runner.store.gone(owner)
+            await in_thread(self._runner.store.gone, owner)
         return dead
 
     async def signal(self, name: str, wish: Wish) -> None:
         """See ``engine.Engine``."""
-        self._runner.store.wish(name, wish)
+        await in_thread(self._runner.store.wish, name, wish)
 
     async def watch(self, name: str) -> AsyncIterator[MoveState]:
         """See ``engine.Engine``; by looking, for another process may run it."""
         store, seen = self._runner.store, dict[str, MoveState]()
         while True:
-            over = store.summary(name).is_over
-            for state in store.states(name):
+            over = (await in_thread(store.summary, name)).is_over
+            for state in await in_thread(store.states, name):
                 if seen.get(state.move.uuid) != state:
                     seen[state.move.uuid] = state
                     yield state

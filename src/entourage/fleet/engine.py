@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 from entourage.fleet.campaign import Campaign, Phase, Wish
@@ -78,7 +78,7 @@ class Driver:
         self,
         campaign: Campaign,
         world: World,
-        told: Callable[[MoveState], None],
+        told: Callable[[MoveState], Awaitable[None]],
         ended: Callable[[Move], None] = lambda _: None,
     ) -> None:
         self.campaign = campaign
@@ -86,7 +86,7 @@ class Driver:
         self._told = told
         self._ended = ended
         self._woken = asyncio.Event()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
 
     def wake(self, ended: Move | None = None) -> None:
@@ -107,24 +107,29 @@ class Driver:
             while not self.campaign.is_over:
                 if self._bug is not None:
                     raise self._bug
-                for move in self.campaign.due(self._world.now()):
-                    self._told(self.campaign.moves[move.uuid])
+                for move in await self.campaign.due(self._world.now()):
+                    await self._told(self.campaign.moves[move.uuid])
                     self._begin(move)
                 await self._wait()
+            if self._tasks:  # they have ended, and that is being told
+                await asyncio.wait(self._tasks)
             if self._bug is not None:
                 raise self._bug
             return self.campaign.phase
         finally:
-            for task in self._tasks.values():
+            tasks = list(self._tasks)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _begin(self, move: Move) -> None:
-        task = self._tasks[move.uuid] = asyncio.create_task(self._move(move))
+        task = asyncio.create_task(self._move(move))
+        self._tasks.add(task)
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         """Nothing waits for a task that fails: ``run`` raises it."""
+        self._tasks.discard(task)
         if not task.cancelled() and (bug := task.exception()) is not None:
             self._bug = bug
             self._woken.set()
@@ -133,8 +138,7 @@ class Driver:
         result = await self._world.ensure(move)
         now = self._world.now()
         state = self.campaign.ended(move, result, now, self._world.elsewhere)
-        del self._tasks[move.uuid]
-        self._told(state)
+        await self._told(state)
         self._woken.set()
         self._ended(move)
 
@@ -172,7 +176,7 @@ class InProcess:
         """Take one on."""
         name = campaign.name
 
-        def told(state: MoveState) -> None:
+        async def told(state: MoveState) -> None:
             for queue in self._watching.get(name, ()):
                 queue.put_nowait(state)
 

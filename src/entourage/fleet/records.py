@@ -7,6 +7,7 @@ is looked at when it is shown.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final
@@ -89,7 +90,8 @@ class Attempt(Value, frozen=True):
 class Hearing:
     """Hears what is said of the moves of one campaign, and keeps it.
 
-    What cannot be kept ends no campaign: its history says so once.
+    What cannot be kept ends no campaign: its history says so once. Only ``changed`` and ``write``
+    ask the database, which may be silent: in threads, one after the other.
 
     Args:
         records: Where.
@@ -102,12 +104,22 @@ class Hearing:
         self._events: dict[str, list[bytes]] = {}
         self._sizes: dict[str, int] = {}
         self._last: dict[str, tuple[float, str, int]] = {}
+        self._unwritten: dict[str, tuple[str, int]] = {}
+        self._lock = threading.Lock()  # of the last one
         self._missed, self._told = "", False
 
     def heard(self, move: Move, event: Mapping[str, Any]) -> None:
         """`entourage migrate --json` said something."""
         with self._kept():
             self._hear(move, event)
+
+    def write(self) -> None:
+        """Keep how far moves are, as far as that is news."""
+        with self._lock:
+            news, self._unwritten = self._unwritten, {}
+        for uuid, (what, percent) in news.items():
+            with self._kept():
+                self._records.progress(self._campaign, uuid, what, percent)
 
     def changed(self, state: MoveState) -> None:
         """A move has begun, or has ended."""
@@ -157,9 +169,12 @@ class Hearing:
         last, *same = self._last.get(move.uuid, (0.0, "", -1))
         if what and now - last >= _EVERY and same != [what, percent]:
             self._last[move.uuid] = (now, what, percent)
-            self._records.progress(self._campaign, move.uuid, what, percent)
+            with self._lock:
+                self._unwritten[move.uuid] = what, percent
 
     def _forget(self, uuid: str) -> None:
+        with self._lock:
+            self._unwritten.pop(uuid, None)
         for kept in (self._events, self._sizes, self._last):
             kept.pop(uuid, None)
 

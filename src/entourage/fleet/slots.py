@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from entourage.fleet.database import MOVES
 from entourage.fleet.store import Store
 from entourage.fleet.values import Limits, Move
+from entourage.hosts.threads import InOrder
 
 
 class StoreSlots:
@@ -18,17 +19,27 @@ class StoreSlots:
         store: The database.
         name: The campaign that takes them.
         owner: The controller that runs it.
+        order: In which what is written of the campaign is: this asks a database that may be silent.
         arrivals: By target, how many it lets arrive at once itself.
     """
 
     def __init__(
-        self, store: Store, name: str, owner: str, arrivals: Mapping[str, int] | None = None
+        self,
+        store: Store,
+        name: str,
+        owner: str,
+        order: InOrder,
+        arrivals: Mapping[str, int] | None = None,
     ) -> None:
         self._store, self._name, self._owner = store, name, owner
+        self._order = order
         self._arrivals = arrivals or {}
 
-    def take(self, move: Move, limits: Limits) -> bool:
+    async def take(self, move: Move, limits: Limits) -> bool:
         """See ``campaign.Slots``; raises FencedError where another controller runs the campaign."""
+        return await self._order(self._take, move, limits)
+
+    def _take(self, move: Move, limits: Limits) -> bool:
         most = min(limits.per_target, self._arrivals.get(move.target, limits.per_target))
         moving = sa.select(sa.func.count()).where(MOVES.c.status == "moves")
         with self._store.alone() as connection:

@@ -39,6 +39,31 @@ def in_thread(
     return _begin(asyncio.get_running_loop(), work)
 
 
+class InOrder:
+    """Calls that block, one after the other in the order in which they were asked for.
+
+    Of whoever is cancelled while he waits for his turn nothing is called. A call that has begun
+    goes on, and those after it wait for its end all the same: what it does is done before theirs.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._last: asyncio.Future[Any] | None = None
+
+    async def __call__(
+        self,
+        function: Callable[Parameters, Result],
+        *args: Parameters.args,
+        **named: Parameters.kwargs,
+    ) -> Result:
+        """Call it in a thread of its own, in its turn; see ``in_thread``."""
+        async with self._turn:
+            if self._last is not None and not self._last.done():
+                await asyncio.wait({self._last})
+            self._last = call = in_thread(function, *args, **named)
+            return await asyncio.shield(call)
+
+
 def _begin(loop: asyncio.AbstractEventLoop, work: Callable[[], Result]) -> asyncio.Future[Result]:
     """Have a thread do it; the simulation has none, and does it by itself."""
     future: asyncio.Future[Result] = loop.create_future()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from entourage.cli.campaign_run import Others
+from entourage.cli import campaign_run
+from entourage.cli.campaign_run import Others, left
 from entourage.cli.campaign_shown import Screen
 from entourage.fleet.database import open_engine
 from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Move, MoveState, Plan
+from entourage.hosts.threads import in_thread
 
 MOVE = Move(name="web1", uuid="u", source="a", target="b")
 
@@ -77,3 +81,35 @@ async def test_ctrl_c_leaves_it(store: Store, capsys: pytest.CaptureFixture[str]
     durable: Any = Interrupts([])
     await Others(durable, store, "mine", Screen(store, "mine")).wait(interrupted)
     assert "is waited for" in capsys.readouterr().err
+
+
+async def test_who_interrupts_leaves_once_it_is_paused_and_nothing_moves(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database may be slow: to say so is a thread's, and the terminal hears Ctrl-C again."""
+    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
+    store.claim("mine", "me")
+    store.save("mine", MoveState(move=MOVE, status="moves"), owner="me")
+    interrupted: list[int] = []
+    may_answer = threading.Event()
+
+    def pause() -> None:
+        may_answer.wait()
+        store.wish("mine", "pause")
+
+    pausing = [in_thread(pause)]
+    leaving = asyncio.create_task(left(store, "mine", interrupted, pausing))
+    again = asyncio.create_task(left(store, "mine", [2, 2], pausing))
+    await again  # without either
+    interrupted.append(2)
+    store.save("mine", MoveState(move=MOVE), owner="me")
+    _, waits = await asyncio.wait({leaving}, timeout=0.2)
+    assert waits == {leaving}
+    store.save("mine", MoveState(move=MOVE, status="moves"), owner="me")
+    may_answer.set()
+    await pausing[0]
+    _, waits = await asyncio.wait({leaving}, timeout=0.2)
+    assert waits == {leaving}
+    store.save("mine", MoveState(move=MOVE), owner="me")
+    await leaving
+    assert store.summary("mine").wish == "pause"

@@ -32,112 +32,112 @@ def names(moves: list[Move]) -> list[str]:
     return [one.name for one in moves]
 
 
-def test_limits_of_sources_and_targets_hold() -> None:
+async def test_limits_of_sources_and_targets_hold() -> None:
     limits = Limits(at_once=2, per_target=1)
     one = campaign(
         move("x"), move("y"), move("z", target="c"), move("w", target="d"), limits=limits
     )
-    assert names(one.due(0)) == ["x", "z"]
-    assert one.due(0) == []
+    assert names(await one.due(0)) == ["x", "z"]
+    assert await one.due(0) == []
     one.ended(one.moves["x"].move, MOVED, 1, nowhere)
-    assert names(one.due(1)) == ["y"]
+    assert names(await one.due(1)) == ["y"]
 
 
-def test_a_target_lets_fewer_arrive_than_the_campaign_would() -> None:
+async def test_a_target_lets_fewer_arrive_than_the_campaign_would() -> None:
     slots = FleetSlots({"b": 1})
     one = campaign(move("x"), move("y"), limits=Limits(per_target=2), slots=slots)
-    assert names(one.due(0)) == ["x"]
+    assert names(await one.due(0)) == ["x"]
 
 
-def test_limits_are_those_of_all_campaigns() -> None:
+async def test_limits_are_those_of_all_campaigns() -> None:
     slots = FleetSlots()
     first = campaign(move("x"), slots=slots)
     second = campaign(move("y", source="s"), slots=slots)
-    assert names(first.due(0)) == ["x"]
-    assert second.due(0) == []
+    assert names(await first.due(0)) == ["x"]
+    assert await second.due(0) == []
     first.ended(move("x"), MOVED, 1, nowhere)
-    assert second.due(1) == []  # it has not heard of it
+    assert await second.due(1) == []  # it has not heard of it
     second.look_again(move("x"))
-    assert names(second.due(1)) == ["y"]
+    assert names(await second.due(1)) == ["y"]
 
 
-def test_what_went_back_is_tried_again_later_each_time_and_then_stays() -> None:
+async def test_what_went_back_is_tried_again_later_each_time_and_then_stays() -> None:
     one = campaign(move("x"), limits=Limits(attempts=3, wait=10, in_a_row=9))
     waits: list[float] = []
     now = 0.0
     for _ in range(2):
-        assert names(one.due(now)) == ["x"]
+        assert names(await one.due(now)) == ["x"]
         state = one.ended(move("x"), BACK, now, nowhere)
         assert state.status == "waits"
         waits.append(state.not_before - now)
-        assert one.due(state.not_before - 1) == []
+        assert await one.due(state.not_before - 1) == []
         assert one.next_at(now) == state.not_before
         now = state.not_before
-    assert names(one.due(now)) == ["x"]
+    assert names(await one.due(now)) == ["x"]
     assert one.ended(move("x"), BACK, now, nowhere).status == "stays"
     assert waits == [10, 20]
     assert one.phase == "ended"
 
 
-def test_a_refusal_is_tried_elsewhere_at_once_or_not_at_all() -> None:
+async def test_a_refusal_is_tried_elsewhere_at_once_or_not_at_all() -> None:
     one = campaign(move("x"), move("y"))
-    assert names(one.due(0)) == ["x"]
+    assert names(await one.due(0)) == ["x"]
     state = one.ended(move("x"), REFUSED, 5, lambda _: "c")
     assert (state.status, state.move.target, state.tried) == ("waits", "c", ("b",))
-    assert sorted(names(one.due(5))) == ["x", "y"]
+    assert sorted(names(await one.due(5))) == ["x", "y"]
     assert one.ended(one.moves["x"].move, REFUSED, 6, nowhere).status == "stays"
 
 
-def test_too_many_in_a_row_stop_it_and_it_says_why() -> None:
+async def test_too_many_in_a_row_stop_it_and_it_says_why() -> None:
     limits = Limits(in_a_row=2, attempts=1, at_once=1)
     one = campaign(*(move(f"x{n}") for n in range(4)), limits=limits)
     for n in range(2):
-        (begun,) = one.due(n)
+        (begun,) = await one.due(n)
         one.ended(begun, BACK, n, nowhere)
     assert one.phase == "stopped"
     assert one.reason == "2 in a row did not move; the last: the link was lost"
-    assert one.due(9) == []
+    assert await one.due(9) == []
 
 
-def test_one_that_moves_begins_the_row_anew() -> None:
+async def test_one_that_moves_begins_the_row_anew() -> None:
     limits = Limits(in_a_row=2, attempts=1, at_once=1)
     one = campaign(*(move(f"x{n}") for n in range(4)), limits=limits)
     for result in (BACK, MOVED, BACK):
-        (begun,) = one.due(0)
+        (begun,) = await one.due(0)
         one.ended(begun, result, 0, nowhere)
     assert one.phase == "runs"
 
 
-def test_paused_and_aborted_it_begins_nothing() -> None:
+async def test_paused_and_aborted_it_begins_nothing() -> None:
     one = campaign(move("x"), move("y"))
-    (begun,) = one.due(0)
+    (begun,) = await one.due(0)
     one.wish = "pause"
     one.ended(begun, MOVED, 1, nowhere)
-    assert (one.due(1), one.phase) == ([], "paused")
+    assert (await one.due(1), one.phase) == ([], "paused")
     one.wish = "run"
-    assert names(one.due(2)) == ["y"]
+    assert names(await one.due(2)) == ["y"]
     one.wish = "abort"
     assert one.phase == "aborting"
     one.ended(move("y"), BACK, 3, nowhere)
-    assert (one.due(9999), one.phase, one.is_over) == ([], "aborted", True)
+    assert (await one.due(9999), one.phase, one.is_over) == ([], "aborted", True)
 
 
 @pytest.mark.parametrize("kind", ["doubt", "off", "elsewhere"])
-def test_what_is_not_tried_again(kind: str) -> None:
+async def test_what_is_not_tried_again(kind: str) -> None:
     one = campaign(move("x"))
-    one.due(0)
+    await one.due(0)
     result = Result(kind=kind)  # type: ignore[arg-type]
     assert one.ended(move("x"), result, 1, lambda _: "c").status == kind
     assert one.phase == "ended"
 
 
-def test_it_is_taken_up_where_it_was() -> None:
+async def test_it_is_taken_up_where_it_was() -> None:
     states = [MoveState(move=move("x"), status="moves", attempts=1), MoveState(move=move("y"))]
     one = Campaign(
         "c", Plan(moves=[move("x"), move("y")]), Limits(), FleetSlots(), states
     )  # fmt: skip
     assert names(one.under_way) == ["x"]
-    assert names(one.due(0)) == ["y"]
+    assert names(await one.due(0)) == ["y"]
 
 
 @pytest.mark.parametrize(

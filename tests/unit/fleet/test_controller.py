@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy.event
 
 from entourage.errors import EntourageError
 from entourage.fleet.controller import Runner, Told
 from entourage.fleet.database import open_engine
 from entourage.fleet.fleetfile import FleetFile, HostEntry
+from entourage.fleet.records import Records
 from entourage.fleet.remote import DomainThere, Ended, RoomThere, StandingThere
 from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Limits, Move, MoveState, Plan
@@ -124,3 +129,46 @@ async def test_one_that_could_not_be_begun_is_run_as_before(store: Store) -> Non
     hosts.cordon = cordon  # type: ignore[method-assign]
     assert await runner(store, hosts).drive("c") == "ended"
     assert set(hosts.asked) == QUESTIONS
+
+
+class ChattyHosts(Hosts):
+    """One move goes back, and is refused at its target then; each says how far it is."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.fails = {"web1"}
+        self._store = store
+
+    async def migrate(
+        self,
+        name: str,
+        source: str,
+        target: str,
+        options: Sequence[str],
+        heard: Callable[[Mapping[str, Any]], None],
+    ) -> Ended:
+        heard({"event": "copy-progress", "what": "memory", "done": 1, "total": 2})
+        if name == "web2":  # until somebody looks what is wanted
+            await asyncio.to_thread(self._store.wish, "c", "abort")
+            await asyncio.sleep(1.2)
+        return await super().migrate(name, source, target, options, heard)
+
+
+async def test_no_question_to_the_database_holds_up_the_page(store: Store) -> None:
+    """It may be silent: each is asked in a thread, as the page's own questions are."""
+    loops, asked = threading.current_thread(), 0
+    wrong: list[str] = []
+
+    def begun(_connection: object) -> None:
+        nonlocal asked
+        asked += 1
+        if threading.current_thread() is loops:
+            wrong.append("".join(traceback.format_stack(limit=8)))
+
+    hosts = ChattyHosts(store)
+    sqlalchemy.event.listen(store.engine, "begin", begun)
+    assert await runner(store, hosts).drive("c") == "aborted"
+    assert wrong == []
+    assert asked > 20
+    (attempt,) = Records(store.engine).attempts("web2")
+    assert (attempt.outcome, attempt.percent) == ("moved", 50)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy.event
 import sqlalchemy.exc
 from dbos import DBOS
 from dbos import error as dbos_errors
 
-from entourage.errors import EntourageError
+from entourage.errors import EntourageError, UsageError
 from entourage.fleet import durable as module
 from entourage.fleet.campaign import Phase
-from entourage.fleet.database import open_engine
+from entourage.fleet.database import DatabaseAwayError, open_engine
 from entourage.fleet.durable import Durable, controller_name
 from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Move, MoveState, Plan
@@ -32,6 +33,14 @@ class Runner:
         self.store, self.owner = store, owner
         self.fails = ""
         self.ran: list[str] = []
+        self.notes: list[str] = []
+        self.driven = set[str]()
+
+    def note(self, _name: str, message: str) -> None:
+        self.notes.append(message)
+
+    def drives(self, name: str) -> bool:
+        return name in self.driven
 
     async def drive(self, name: str) -> Phase:
         self.ran.append(name)
@@ -108,6 +117,66 @@ async def test_a_database_that_goes_away(
     finally:
         back.set()
     assert "me" in store.living(3600)  # nobody knows what it leaves: another one takes it over
+
+
+async def test_no_question_to_the_database_holds_up_the_page(store: Store) -> None:
+    runner: Any = Runner(store, "me")
+    loops = threading.current_thread()
+    asked: list[bool] = []
+
+    def begun(_connection: object) -> None:
+        asked.append(threading.current_thread() is loops)
+
+    async with Durable.open(runner, "me") as durable:
+        assert await durable.run("c") == "ended"
+        asked.clear()
+        sqlalchemy.event.listen(store.engine, "begin", begun)
+        with pytest.raises(UsageError, match="c is over"):
+            await durable.signal("c", "pause")
+        assert [state.status async for state in durable.watch("c")] == ["moved"]
+        assert await durable.take_over() == []
+    async with Durable.open(runner, "me"):
+        pass
+    assert asked
+    assert not any(asked)
+
+
+@pytest.mark.parametrize("how", ["away", "silent", "here"])
+async def test_who_only_looks_on_is_told_that_the_database_is_away(
+    store: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """At once where it says so, else after some seconds; whoever runs it is told by what does."""
+    monkeypatch.setattr(module, "_SAYS_SO_AFTER", 0.05)
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.01)
+    runner: Any = Runner(store, "me")
+    told = threading.Event()
+    has, tries = store.has, list[str]()
+
+    def note(_name: str, message: str) -> None:
+        runner.notes.append(message)
+        told.set()
+
+    def asked(name: str) -> bool:
+        tries.append(name)
+        if len(tries) <= 3:
+            if how != "silent":
+                raise DatabaseAwayError("the fleet's database: no route")
+            assert told.wait(10)
+        return has(name)
+
+    runner.note = note
+    runner.driven = {"c"} if how == "here" else set()
+    async with Durable.open(runner, "me") as durable:
+        monkeypatch.setattr(store, "has", asked)
+        assert await durable.run("c") == "ended"
+    if how == "here":
+        assert runner.notes == []
+        return
+    why = {"away": "the fleet's database: no route", "silent": "has not answered for 0.05 s"}[how]
+    assert why in runner.notes[0]
+    assert runner.notes[0].endswith("it is waited for, and nothing more is begun")
+    assert runner.notes[1:] == ["the fleet's database answers again: it goes on"]
 
 
 async def test_who_ends_tries_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

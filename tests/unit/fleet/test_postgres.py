@@ -16,7 +16,13 @@ from entourage.errors import EntourageError
 from entourage.fleet import controller, database, durable
 from entourage.fleet.bounded import SILENT, Bounded
 from entourage.fleet.controller import Runner, Told
-from entourage.fleet.database import LOCK, DatabaseAwayError, open_engine, reads
+from entourage.fleet.database import (
+    LOCK,
+    DatabaseAwayError,
+    NotLetInError,
+    open_engine,
+    reads,
+)
 from entourage.fleet.durable import Away, Durable
 from entourage.fleet.store import FencedError, Spec, Store
 from entourage.fleet.values import Limits, Move, Plan
@@ -183,8 +189,12 @@ async def test_a_campaign_goes_on_by_itself(
             else:
                 own.stop()
             hosts.may_end.set()
-            while not told.notes:  # noqa: ASYNC110 - it says so when it has noticed
-                await asyncio.sleep(0.05)
+            held_up = 0.0
+            while not told.notes:
+                before = time.monotonic()
+                await asyncio.sleep(0.05)  # as the page, which answers meanwhile
+                held_up = max(held_up, time.monotonic() - before)
+            assert held_up < SOON
         if how == "stopped":
             own.start()
         assert await asyncio.wait_for(running, 60) == "ended"
@@ -193,6 +203,62 @@ async def test_a_campaign_goes_on_by_itself(
     assert first.startswith("c: the fleet's database: ")
     assert first.endswith("it is waited for, and nothing more is begun")
     assert last == "c: the fleet's database answers again: it goes on"
+    store.engine.dispose()
+
+
+OTHER = "alter role fleet password '{}'"
+
+
+@pytest.fixture
+def by_password(own: Postgres) -> str:
+    """The URL of one that wants a password, but of its own user."""
+    own.ask_password_of("fleet")
+    own.say("create role fleet superuser login")
+    own.say(OTHER.format("first"))
+    return own.url.replace("nobody@", "fleet:first@")
+
+
+def test_a_log_in_that_is_wrong_is_told_at_once(own: Postgres, by_password: str) -> None:
+    wrong = {
+        by_password.replace("first", "second"): "password authentication failed",
+        by_password.replace("/postgres?", "/nothing?"): 'database "nothing" does not exist',
+        own.url.replace("nobody@", "nobody-else@"): 'role "nobody-else" does not exist',
+    }
+    for url, said in wrong.items():
+        began = time.monotonic()
+        engine = open_engine(url)
+        with pytest.raises(NotLetInError, match="does not let this controller in") as raised:
+            Store(engine)
+        assert said in str(raised.value)
+        assert "first" not in str(raised.value)
+        assert "mend the user, the password or the database" in raised.value.remedy
+        assert time.monotonic() - began < SOON
+        engine.dispose()
+
+
+async def test_a_password_that_is_changed_in_the_middle_is_told_and_waited_for(
+    own: Postgres, by_password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be changed back; what moves moves on meanwhile."""
+    monkeypatch.setattr(controller, "_LOOK_AGAIN", 0.1)
+    store, hosts, told = Store(open_engine(by_password)), SlowHosts(), Heard()
+    with store.planning() as planning:
+        limits = Limits(at_once=1, wait=0.0)
+        planning.add("c", Spec(plan=Plan(hosts=["a"], moves=MOVES), limits=limits))
+    remote: Any = hosts
+    running = asyncio.create_task(Runner(store, remote, "me", told).drive("c"))
+    await hosts.begun.wait()
+    own.say(OTHER.format("second"))
+    own.say("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'fleet'")
+    hosts.may_end.set()
+    while not any("does not let this controller in" in one for one in told.notes):  # noqa: ASYNC110 - it says so when it has noticed
+        await asyncio.sleep(0.05)
+    own.say(OTHER.format("first"))
+    assert await asyncio.wait_for(running, 60) == "ended"
+    assert hosts.on == {"web1": "b", "web2": "b"}
+    # Once that it was cut, where that was seen; once that nobody is let in; and that it goes on.
+    assert len(told.notes) == len(set(told.notes)) <= 3
+    assert told.notes[-1] == "c: the fleet's database answers again: it goes on"
     store.engine.dispose()
 
 

@@ -38,6 +38,7 @@ def test_each_attempt_is_kept_with_what_was_heard(store: Store) -> None:
     hearing.heard(MOVE, {"event": "guest-stopped", "at": 1.0})
     hearing.heard(MOVE, {"event": "of-a-newer-version", "at": 1.0})
     hearing.heard(MOVE, {"event": "copy-progress", "what": "memory", "done": 1, "total": 2})
+    hearing.write()
     assert records.under_way("c")["u"].percent == 50
     hearing.changed(MoveState(move=MOVE, status="waits", attempts=1, message="a \x00 b"))
     assert records.under_way("c") == {}
@@ -88,6 +89,7 @@ def test_what_cannot_be_kept_ends_no_campaign(
             patched.setattr(Records, name, fail)
         hearing.changed(MoveState(move=MOVE, status="moves"))
         hearing.heard(MOVE, {"event": "copy-progress", "what": "memory", "done": 1, "total": 2})
+        hearing.write()
         hearing.heard(MOVE, deep)
         hearing.changed(MoveState(move=MOVE, status="moved"))
     assert records.history("c") == []

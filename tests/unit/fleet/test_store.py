@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Generator
@@ -23,6 +24,13 @@ from entourage.fleet.records import Records
 from entourage.fleet.slots import StoreSlots
 from entourage.fleet.store import FencedError, Spec, Store
 from entourage.fleet.values import Limits, Move, MoveState, Plan
+from entourage.hosts.threads import InOrder
+
+
+def takes(store: Store, name: str, move: Move, limits: Limits | None = None) -> bool:
+    """Whether a campaign takes a slot for it."""
+    slots = StoreSlots(store, name, "me", InOrder())
+    return asyncio.run(slots.take(move, limits or Limits()))
 
 
 def move(name: str, source: str = "a", target: str = "b") -> Move:
@@ -67,18 +75,17 @@ def test_a_campaign_is_kept(store: Store, url: str) -> None:
 def test_slots_are_those_of_all_campaigns(store: Store) -> None:
     begin(store, "first", move("x"), move("y", target="c"))
     begin(store, "second", move("z", source="s"))
-    first, second = (StoreSlots(store, name, "me") for name in ("first", "second"))
     limits = Limits(at_once=1)
-    assert first.take(move("x"), limits)
-    assert not first.take(move("y", target="c"), limits)  # one leaves a already
-    assert not second.take(move("z", source="s"), limits)  # one arrives at b already
+    assert takes(store, "first", move("x"), limits)
+    assert not takes(store, "first", move("y", target="c"), limits)  # one leaves a already
+    assert not takes(store, "second", move("z", source="s"), limits)  # one arrives at b already
     store.save("first", MoveState(move=move("x"), status="moved"), owner="me")
-    assert second.take(move("z", source="s"), limits)
+    assert takes(store, "second", move("z", source="s"), limits)
 
 
 def test_a_slot_that_was_taken_by_a_process_that_died_is_seen(store: Store) -> None:
     begin(store, "c", move("x"))
-    assert StoreSlots(store, "c", "me").take(move("x"), Limits())
+    assert takes(store, "c", move("x"))
     assert [one.status for one in store.states("c")] == ["moves"]
 
 
@@ -86,7 +93,7 @@ def test_who_was_thought_dead_begins_nothing(store: Store) -> None:
     begin(store, "c", move("x"))
     store.claim("c", "another")
     with pytest.raises(FencedError, match="run by another now"):
-        StoreSlots(store, "c", "me").take(move("x"), Limits())
+        takes(store, "c", move("x"))
     with pytest.raises(FencedError):
         store.standing("c", "me")
     with pytest.raises(FencedError):
@@ -105,7 +112,7 @@ def test_of_two_of_one_name_the_first_is_fenced(store: Store, url: str) -> None:
     with pytest.raises(FencedError, match="run by me now"):
         store.save("c", MoveState(move=move("x"), status="moved"), owner="me")
     with pytest.raises(FencedError):
-        StoreSlots(store, "c", "me").take(move("x"), Limits())
+        takes(store, "c", move("x"))
     assert other.standing("c", "me") == "run"
     assert store.summary("c").owner == "me"
 
@@ -119,7 +126,7 @@ def test_what_others_have_promised_is_known_while_one_plans(store: Store) -> Non
 
 def test_what_one_that_is_over_has_left_waiting_is_promised_no_more(store: Store) -> None:
     begin(store, "c", move("x"), move("y"))
-    StoreSlots(store, "c", "me").take(move("x"), Limits())
+    takes(store, "c", move("x"))
     store.phase("c", "aborted", owner="me", reason="", in_a_row=0)
     with store.planning() as planning:
         assert planning.promised() == [move("x")]
@@ -128,7 +135,7 @@ def test_what_one_that_is_over_has_left_waiting_is_promised_no_more(store: Store
 def test_one_that_is_aborted_stays_so_and_one_that_is_paused_begins_nothing(store: Store) -> None:
     begin(store, "c", move("x"))
     store.wish("c", "pause")
-    assert not StoreSlots(store, "c", "me").take(move("x"), Limits())
+    assert not takes(store, "c", move("x"))
     store.wish("c", "abort")
     wishes: tuple[Wish, Wish] = ("run", "pause")
     for wish in wishes:
@@ -169,7 +176,7 @@ def test_of_two_who_try_again_at_once_one_does(
     def late() -> Any:
         monkeypatch.undo()
         assert store.try_again("c") == 1
-        assert StoreSlots(store, "c", "me").take(move("x"), Limits())
+        assert takes(store, "c", move("x"))
         return alone()
 
     monkeypatch.setattr(store, "alone", late)

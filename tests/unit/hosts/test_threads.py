@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from entourage.hosts.threads import in_thread
+from entourage.hosts.threads import InOrder, in_thread
 
 HANGS = """
 import asyncio, os
@@ -70,3 +70,35 @@ async def test_many_hang_and_one_more_is_done() -> None:
     assert await in_thread(int, "1") == 1
     may_end.set()
     await asyncio.gather(*hanging)
+
+
+async def test_calls_are_made_in_the_order_in_which_they_were_asked_for() -> None:
+    order, done = InOrder(), list[int]()
+    await asyncio.gather(*(order(done.append, number) for number in range(50)))
+    assert done == list(range(50))
+    with pytest.raises(ZeroDivisionError):
+        await order(divmod, 1, 0)
+    assert await order(divmod, 7, 2) == (3, 1)
+
+
+async def test_what_has_begun_is_waited_for_also_where_its_caller_was_cancelled() -> None:
+    """And of who was cancelled before his turn nothing is called."""
+    order, did = InOrder(), list[str]()
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        may_end.wait()
+        did.append("slow")
+
+    first = asyncio.create_task(order(slow))
+    second = asyncio.create_task(order(did.append, "second"))
+    third = asyncio.create_task(order(did.append, "third"))
+    await asyncio.to_thread(begun.wait)
+    first.cancel()
+    second.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert did == []
+    may_end.set()
+    await third
+    assert did == ["slow", "third"]

@@ -112,6 +112,7 @@ def test_copies_that_are_under_way_are_shown(world: World) -> None:
         {"event": "copy-progress", "what": "memory", "done": 5, "total": 0},
     ):
         hearing.heard(MOVES[0], event)
+    hearing.write()
     html = world.client().get("/campaigns/first").text
     assert 'memory 63 % <progress max="100" value="63"' in html
 
