@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,8 @@ from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet import fleetfile
 from entourage.fleet.campaign import Wish
 from entourage.fleet.remote import Remote
-from entourage.fleet.values import Limits, Move, Plan
+from entourage.fleet.values import Limits, Move, MoveState, Plan
+from entourage.hosts.threads import in_thread
 from entourage.report.text import clean
 from entourage.settings.model import Settings
 
@@ -42,6 +44,7 @@ try:
     from entourage.cli.campaign_shown import Screen
     from entourage.fleet.database import open_engine
     from entourage.fleet.given import adopted
+    from entourage.fleet.outage import Outage
     from entourage.fleet.promises import add_planned
     from entourage.fleet.records import DONE, RETRIED, Records
     from entourage.fleet.shown import line, sums
@@ -53,6 +56,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 _LOOK_EVERY: Final = 2.0  # seconds
+_SHOW_EVERY: Final = 0.5  # seconds
 
 
 class Asked:
@@ -324,14 +328,28 @@ def _note_down(store: Store, name: str, what: str) -> None:
 def watch(asked: Asked, name: str) -> int:
     """Show a campaign that somebody runs, until it is over; returns the exit status."""
     store = asked.store()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_watch(store, name))
+    return tell(store, name)
+
+
+async def _watch(store: Store, name: str) -> None:
+    """Show it until it is over; a database that is away is waited for."""
     screen = Screen(store, name)
     seen = {one.move.uuid: one for one in store.states(name)}
-    with contextlib.suppress(KeyboardInterrupt):
-        while not store.summary(name).is_over:
-            for state in store.states(name):
-                if seen.get(state.move.uuid) != state:
-                    seen[state.move.uuid] = state
-                    screen.changed(name, state)
-            screen.end()
-            time.sleep(0.5)
-    return tell(store, name)
+    outage = Outage(partial(screen.note, name))
+
+    async def look() -> tuple[bool, Sequence[MoveState]]:
+        over = (await in_thread(store.summary, name)).is_over
+        return over, await in_thread(store.states, name)
+
+    over = False
+    while not over:
+        over, states = await outage.through(look)
+        for state in states:
+            if seen.get(state.move.uuid) != state:
+                seen[state.move.uuid] = state
+                screen.changed(name, state)
+        screen.end()
+        if not over:
+            await asyncio.sleep(_SHOW_EVERY)

@@ -13,7 +13,7 @@ from entourage.cli import options
 from entourage.cli.migrate import EXIT_STATUS
 from entourage.cli.output import put
 from entourage.cli.tell import say, tell
-from entourage.errors import EntourageError, Refused, UsageError
+from entourage.errors import EntourageError, InDoubt, Refused, UsageError
 from entourage.events import AnyEvent, DeviceRefused, Finished, Outcome
 from entourage.offline import source
 from entourage.report.jsonl import JsonLines
@@ -84,7 +84,8 @@ def run(wanted: Wanted, of_running: Mapping[str, object], *, json: bool, dry_run
         refused = error.refusals
     except EntourageError as error:
         if json:
-            told.end("failed", time.monotonic() - began, error)
+            outcome = "in-doubt" if isinstance(error, InDoubt) else "failed"
+            told.end(outcome, time.monotonic() - began, error)
         return tell(error, verbose=wanted.verbose)
     outcome: Outcome = "refused" if refused else "can-move" if dry_run else "moved"
     told.refused(refused)

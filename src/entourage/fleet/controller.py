@@ -13,6 +13,7 @@ from entourage.fleet.campaign import Campaign, Phase
 from entourage.fleet.database import DatabaseAwayError
 from entourage.fleet.engine import Driver, RealTime
 from entourage.fleet.ensure import Ensure
+from entourage.fleet.outage import Outage
 from entourage.fleet.planner import Replanner
 from entourage.fleet.records import Hearing, Records
 from entourage.fleet.remote import Remote
@@ -37,30 +38,6 @@ class Told:
 
     def note(self, campaign: str, message: str) -> None:
         """Something to know."""
-
-
-class Outage:
-    """Says why a campaign waits for its database, each reason once, and when it does no more.
-
-    Args:
-        note: Says it.
-    """
-
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
-        self._said = set[type[DatabaseAwayError]]()
-
-    def waits(self, error: DatabaseAwayError) -> None:
-        """It is away, or lets nobody in."""
-        if type(error) not in self._said:
-            self._said.add(type(error))
-            self._note(f"{error}: it is waited for, and nothing more is begun")
-
-    def over(self) -> None:
-        """It has answered."""
-        if self._said:
-            self._said.clear()
-            self._note("the fleet's database answers again: it goes on")
 
 
 class RealWorld(RealTime):
@@ -280,18 +257,22 @@ class Runner:
                 await order(self._phase_of(driver.campaign))
             if wish == "take-back":
                 for move in driver.campaign.under_way:
-                    if move.uuid not in taken_back:
+                    if move.uuid not in taken_back and await self._take_back(move, remote):
                         taken_back.add(move.uuid)
-                        await self._take_back(name, move, remote)
             driver.wake()
             await heard()
             await asyncio.sleep(_LOOK_EVERY)
 
-    async def _take_back(self, name: str, move: Move, remote: Remote) -> None:
+    async def _take_back(self, move: Move, remote: Remote) -> bool:
+        """Have what moves go back, if it still can.
+
+        Returns:
+            Whether it was heard. Else it is said again, as long as it moves: its migration may not
+            have begun on its host, or that may not answer.
+        """
         with contextlib.suppress(EntourageError):
-            ended = await remote.abort(move.name, move.source)
-            if ended.status:
-                self._told.note(name, f"{move.name} on {move.source}: {ended.said}")
+            return not (await remote.abort(move.name, move.source)).status
+        return False
 
     async def _cordon(self, name: str, spec: Spec, remote: Remote) -> None:
         """What is emptied takes nothing meanwhile; raises EntourageError."""

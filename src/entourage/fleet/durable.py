@@ -20,7 +20,6 @@ import os
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator
-from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -38,8 +37,9 @@ from dbos import (
 
 from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
 from entourage.fleet.campaign import Phase, Wish
-from entourage.fleet.controller import Outage, Runner
+from entourage.fleet.controller import Runner
 from entourage.fleet.database import DatabaseAwayError, open_engine, told
+from entourage.fleet.outage import Outage
 from entourage.fleet.spec import Summary
 from entourage.fleet.store import SILENT_AFTER
 from entourage.fleet.values import MoveState
@@ -52,9 +52,6 @@ FORMAT: Final = "campaign-format-1"
 QUEUE: Final = "campaigns"
 _BEAT_EVERY: Final = 3.0
 _LOOK_EVERY: Final = 0.5
-_LOOK_AGAIN: Final = 2.0  # seconds, where the database is away
-_SAYS_SO_AFTER: Final = 5.0  # seconds, to who looks on
-_WAITS: Final = 900.0  # seconds that a terminal waits for it
 _MOST: Final = 64  # controllers on one host
 _ANSWERS_WITHIN: Final = 30.0  # seconds
 _LIVES: Final = frozenset({"PENDING", "ENQUEUED", "DELAYED"})
@@ -205,25 +202,28 @@ class Durable:
         Raises:
             EntourageError: It cannot go on: a source does not answer, or the database for long.
         """
-        workflow = await self.begin(name)
-        outage = Outage(partial(self._runner.note, name))
-        since = 0.0
-        while True:
-            try:
-                status, living, summary = await self._looked(name, workflow, outage)
-                if status is None or status.status not in _LIVES:
-                    break
+        workflow, store = await self.begin(name), self._runner.store
+
+        def note(message: str) -> None:
+            if not self._runner.drives(name):  # else that says it
+                self._runner.note(name, message)
+
+        async def look() -> tuple[WorkflowStatus | None, Summary]:
+            await in_thread(store.has, name)  # it says at once why there is no answer
+            status = await _status(workflow)
+            living = await in_thread(self._living)
+            summary = await in_thread(store.summary, name)  # last: as it has ended
+            if status is not None and status.status in _LIVES:
                 dead = self._away.answered() and status.executor_id not in living
                 if status.status == "PENDING" and dead:
                     await _resume(workflow)
-                since = 0.0
-            except DatabaseAwayError as error:
-                if not self._runner.drives(name):
-                    outage.waits(error)
-                since = since or time.monotonic()
-                if time.monotonic() - since > _WAITS:
-                    raise
-                await asyncio.sleep(_LOOK_AGAIN)
+            return status, summary
+
+        outage = Outage(note)
+        while True:
+            status, summary = await outage.through(look)
+            if status is None or status.status not in _LIVES:
+                break
             await asyncio.sleep(_LOOK_EVERY)
         if summary.is_over or status is None or status.status == "SUCCESS":
             return summary.phase
@@ -231,30 +231,6 @@ class Durable:
             f"the campaign {name} cannot go on: {status.error or status.status}",
             remedy=f"mend that, then `entourage campaign resume {name}`",
         )
-
-    async def _looked(
-        self, name: str, workflow: str, outage: Outage
-    ) -> tuple[WorkflowStatus | None, set[str], Summary]:
-        """How a campaign stands, and who lives; where no answer comes soon, that is said."""
-
-        async def look() -> tuple[WorkflowStatus | None, set[str], Summary]:
-            await in_thread(self._runner.store.has, name)  # it says at once why it does not answer
-            status = await _status(workflow)
-            living = await in_thread(self._living)
-            # Last: as it has ended.
-            return status, living, await in_thread(self._runner.store.summary, name)
-
-        looking = asyncio.create_task(look())
-        try:
-            await asyncio.wait({looking}, timeout=_SAYS_SO_AFTER)
-            if not (looking.done() or self._runner.drives(name)):
-                silent = f"the fleet's database has not answered for {_SAYS_SO_AFTER:g} s"
-                outage.waits(DatabaseAwayError(silent))
-            found = await looking
-        finally:
-            looking.cancel()
-        outage.over()
-        return found
 
     async def begin(self, name: str) -> str:
         """Have it run here, unless somebody runs it; the name of its workflow; EntourageError."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from entourage.errors import DomainBusy, EntourageError, InDoubt
+from entourage.errors import DomainBusy, EntourageError
 from entourage.fleet import whereabouts
 from entourage.fleet.remote import Ended, Remote, RoomThere
 from entourage.fleet.values import Move, Result
@@ -95,7 +95,7 @@ def _result(ended: Ended) -> Result | None:
     outcome = ended.events.get("outcome")
     if ended.is_lost:
         return None
-    if ended.status == InDoubt.exit_code and outcome == "failed":
+    if outcome == "in-doubt":  # only its user can know where it is
         return Result(kind="doubt", message=_message(ended), remedy=_remedy(ended))
     if outcome == "refused":
         return Result(kind="refused", message=_message(ended), remedy=_remedy(ended))

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from entourage.cli import campaign_run
+from entourage.cli import campaign_run, campaigns
 from entourage.cli.campaign_run import Others, left
 from entourage.cli.campaign_shown import Screen
-from entourage.fleet.database import open_engine
+from entourage.fleet import outage
+from entourage.fleet.database import DatabaseAwayError, open_engine
+from entourage.fleet.spec import Summary
 from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Move, MoveState, Plan
 from entourage.hosts.threads import in_thread
@@ -113,3 +115,33 @@ async def test_who_interrupts_leaves_once_it_is_paused_and_nothing_moves(
     store.save("mine", MoveState(move=MOVE), owner="me")
     await leaving
     assert store.summary("mine").wish == "pause"
+
+
+def test_who_watches_waits_for_a_database_that_is_away(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outage, "_LOOK_AGAIN", 0.01)
+    summary, looks = store.summary, list[str]()
+
+    def away(name: str) -> Summary:
+        looks.append(name)
+        if len(looks) < 3:
+            raise DatabaseAwayError("the fleet's database: no route")
+        if len(looks) == 3:
+            store.claim("mine", "me")
+            store.save("mine", MoveState(move=MOVE, status="moved"), owner="me")
+            store.phase("mine", "ended", owner="me", reason="", in_a_row=0)
+        return summary(name)
+
+    monkeypatch.setattr(store, "summary", away)
+
+    class Asked:
+        def store(self) -> Store:
+            return store
+
+    asked: Any = Asked()
+    assert campaigns.watch(asked, "mine") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("entourage: note: mine: the fleet's database: no route: it is waited")
+    assert said[1] == "entourage: note: mine: the fleet's database answers again: it goes on"
+    assert said[2].startswith("web1 moved to b")

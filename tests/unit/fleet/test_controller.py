@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy.event
 
 from entourage.errors import EntourageError
+from entourage.fleet import controller as module
 from entourage.fleet.controller import Runner, Told
 from entourage.fleet.database import open_engine
 from entourage.fleet.fleetfile import FleetFile, HostEntry
@@ -172,3 +173,40 @@ async def test_no_question_to_the_database_holds_up_the_page(store: Store) -> No
     assert asked > 20
     (attempt,) = Records(store.engine).attempts("web2")
     assert (attempt.outcome, attempt.percent) == ("moved", 50)
+
+
+class GoesBack(Hosts):
+    """Its migration can be aborted once it has begun there, which takes a while."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+        self._aborted = asyncio.Event()
+        self.aborts: list[int] = []
+
+    async def migrate(self, *_: Any, **__: Any) -> Ended:
+        await asyncio.to_thread(self._store.wish, "c", "take-back")
+        await self._aborted.wait()
+        await asyncio.sleep(0.05)  # it goes back, and is not to be asked again
+        return Ended(status=4, events={"outcome": "rolled-back"}, said="")
+
+    async def abort(self, _name: str, host: str) -> Ended:
+        self.aborts.append(2 if not self.aborts else 0)
+        if len(self.aborts) == 2:
+            raise EntourageError("ssh cannot be run", host=host)
+        if len(self.aborts) > 2:
+            self._aborted.set()
+        return Ended(status=self.aborts[-1], events={}, said="no migration is under way")
+
+
+async def test_what_could_not_be_taken_back_yet_is_taken_back_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The abort may be there before the migration has begun."""
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.01)
+    store.claim("c", "me")
+    store.save("c", MoveState(move=MOVES[1], status="moved"), owner="me")
+    hosts = GoesBack(store)
+    assert await runner(store, hosts).drive("c") == "aborted"
+    assert len(hosts.aborts) == 3
+    assert [one.status for one in store.states("c")] == ["waits", "moved"]

@@ -16,6 +16,7 @@ from dbos import error as dbos_errors
 
 from entourage.errors import EntourageError, UsageError
 from entourage.fleet import durable as module
+from entourage.fleet import outage
 from entourage.fleet.campaign import Phase
 from entourage.fleet.database import DatabaseAwayError, open_engine
 from entourage.fleet.durable import Durable, controller_name
@@ -146,8 +147,8 @@ async def test_who_only_looks_on_is_told_that_the_database_is_away(
     store: Store, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """At once where it says so, else after some seconds; whoever runs it is told by what does."""
-    monkeypatch.setattr(module, "_SAYS_SO_AFTER", 0.05)
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(outage, "_SAYS_SO_AFTER", 0.05)
+    monkeypatch.setattr(outage, "_LOOK_AGAIN", 0.01)
     monkeypatch.setattr(module, "_LOOK_EVERY", 0.01)
     runner: Any = Runner(store, "me")
     told = threading.Event()

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from entourage.errors import EntourageError
-from entourage.fleet import controller, database, durable
+from entourage.fleet import controller, database, outage
 from entourage.fleet.bounded import SILENT, Bounded
 from entourage.fleet.controller import Runner, Told
 from entourage.fleet.database import (
@@ -173,7 +173,7 @@ async def test_a_campaign_goes_on_by_itself(
 ) -> None:
     """Also one that a terminal waits for; nobody types anything."""
     monkeypatch.setattr(controller, "_LOOK_AGAIN", 0.1)
-    monkeypatch.setattr(durable, "_LOOK_AGAIN", 0.1)
+    monkeypatch.setattr(outage, "_LOOK_AGAIN", 0.1)
     store, hosts, told = Store(open_engine(own.url)), SlowHosts(), Heard()
     with store.planning() as planning:
         limits = Limits(at_once=1, wait=0.0)
