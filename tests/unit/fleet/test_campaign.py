@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 
 import pytest
 
 from entourage.fleet.campaign import Campaign, FleetSlots, in_window, opens_at
+from entourage.fleet.engine import Driver, RealTime
 from entourage.fleet.values import Limits, Move, MoveState, Plan, Result
 
 MOVED = Result(kind="moved", blackout=0.1)
@@ -150,3 +152,35 @@ def test_a_window_over_midnight(clock: str, *, opened: bool) -> None:
     if not opened:
         assert in_window(limits, opens_at(limits, now))
         assert not in_window(limits, opens_at(limits, now) - 1)
+
+
+class _Moves(RealTime):
+    """All that moves has moved."""
+
+    async def ensure(self, move: Move) -> Result:
+        assert move.name == "x"
+        return MOVED
+
+    def elsewhere(self, state: MoveState) -> str | None:
+        raise NotImplementedError
+
+
+async def test_it_is_over_once_that_has_been_told() -> None:
+    """Who is told may have to wait for a database: else its last move would not be written down."""
+    told, begun, may_end = list[str](), asyncio.Event(), asyncio.Event()
+
+    async def tell(state: MoveState) -> None:
+        if state.status == "moved":
+            begun.set()
+            await may_end.wait()
+        told.append(state.status)
+
+    driver = Driver(campaign(move("x")), _Moves(), tell)
+    running = asyncio.create_task(driver.run())
+    await begun.wait()
+    driver.wake()
+    _, waits = await asyncio.wait({running}, timeout=0.05)
+    assert waits == {running}
+    may_end.set()
+    assert await running == "ended"
+    assert told == ["moves", "moved"]
