@@ -9,6 +9,9 @@ import pytest
 
 from tests.e2e.fleet.world import GUESTS, SPARE, FleetWorld, ended
 
+SLOWLY = ("--bandwidth", "8MiB/s")
+"""So that a move lasts some seconds: what is done meanwhile is a command, and takes one as well."""
+
 
 def test_a_host_is_emptied_and_what_cannot_move_stays(world: FleetWorld) -> None:
     """One guest is on a bridge that only its host has; c has room for one; d is closed.
@@ -78,7 +81,7 @@ def test_ctrl_c_pauses_and_it_is_gone_on_with(world: FleetWorld) -> None:
 def test_it_is_aborted_from_another_terminal(world: FleetWorld, *, take_back: bool) -> None:
     name = "taken-back" if take_back else "aborted"
     options = ("--take-back",) if take_back else ()
-    process = world.begin_run("evacuate", "a", "--name", name, "--at-once", "1")
+    process = world.begin_run("evacuate", "a", "--name", name, "--at-once", "1", *SLOWLY)
     world.wait_until_one_moves(name)
     run = world.run("campaign", "abort", name, *options)
     assert run.status == 0, str(run)
@@ -87,6 +90,8 @@ def test_it_is_aborted_from_another_terminal(world: FleetWorld, *, take_back: bo
     moves = world.moves(name)
     assert "moves" not in moves.values()
     assert "waits" in moves.values()
+    if take_back:
+        assert set(moves.values()) == {"waits"}, str(run)
     world.check(away=False)
     run = world.run("campaign", "retry", name)
     assert run.status == 0, str(run)
@@ -157,7 +162,7 @@ def test_two_campaigns_that_cross(world: FleetWorld) -> None:
 def test_the_power_of_a_host_is_cut(world: FleetWorld, host: str) -> None:
     """The target's: what was on its way there goes elsewhere. The source's: nothing is lost."""
     process = world.begin_run(
-        "evacuate", "a", "--to", "b,c", "--name", f"cut-{host}", "--at-once", "1", host="d"
+        "evacuate", "a", "--to", "b,c", "--name", f"cut-{host}", "--at-once", "1", *SLOWLY, host="d"
     )
     try:
         world.wait_until_one_moves(f"cut-{host}", host="d")
