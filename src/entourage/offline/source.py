@@ -22,10 +22,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -51,6 +51,7 @@ from entourage.steps import Refusal
 from entourage.testpoints import reached
 
 _AGENT: Final = ("agent", "--offline")
+Result = TypeVar("Result")
 
 
 async def test(asked: Asked) -> Sequence[Refusal]:
@@ -117,9 +118,8 @@ async def _hand_over(asked: Asked, leaving: Leaving, journal: Journal, link: Lin
     asked.told(f"this host's journal says that it is {asked.host}'s")
     with _given_away(asked):
         reached("offline-gone")
-        kept = await _forget(offer, leaving, journal, gone)
+        kept = await _to_its_end(_forget(offer, leaving, journal, gone))
         if kept is None:
-            _note_forgotten(journal, gone)
             asked.told(f"{leaving.hypervisor} here has forgotten it")
             reached("offline-forgotten")
             await _adopt(asked, link, released)
@@ -176,7 +176,7 @@ def _note_forgotten(journal: Journal, gone: Decision) -> None:
 async def _forget(
     offer: Offer, leaving: Leaving, journal: Journal, gone: Decision
 ) -> EntourageError | None:
-    """Have its hypervisor forget it; returns why it is this host's again, where it is.
+    """Have its hypervisor forget it, and write that down; or why it is this host's again.
 
     Raises:
         HypervisorError: It may be forgotten, or not. It stays given away: the same command looks
@@ -189,7 +189,18 @@ async def _forget(
             raise
         _take_back(journal, gone)
         return error
+    _note_forgotten(journal, gone)
     return None
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do it also where this is cancelled: what was half done would have to be called in doubt."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 @contextlib.contextmanager

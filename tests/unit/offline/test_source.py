@@ -405,6 +405,33 @@ async def test_what_was_written_down_as_forgotten_is_in_no_doubt(here: Here) -> 
     assert here.did[-1] == "offline-adopt"
 
 
+async def test_who_interrupts_while_it_is_being_forgotten_leaves_no_doubt(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is done to its end, and written down, and then it is over."""
+    here.name = LIBVIRT
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def undefine(_definition: Definition) -> None:
+        begun.set()
+        await may_end.wait()
+        here.has = False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(here, "undefine", undefine)
+        moving = asyncio.create_task(move(here.asked()))
+        await begun.wait()
+        moving.cancel()
+        _, waits = await asyncio.wait({moving}, timeout=0.05)
+        assert waits == {moving}
+        may_end.set()
+        with pytest.raises(EntourageError, match="interrupted after rests was given to b"):
+            await moving
+    assert "offline-adopt" not in here.did
+    await move(here.asked())
+    assert here.did[-1] == "offline-adopt"
+
+
 async def test_what_the_target_may_have_had_is_in_doubt(here: Here) -> None:
     here.answers["offline-adopt"] = lambda: False
     for _ in range(2):
