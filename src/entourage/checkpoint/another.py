@@ -32,10 +32,15 @@ def identity_of(manifest: manifests.Manifest, where: str, name: str) -> Identity
         raise UsageError(
             f"{where} is a save of {name} itself", remedy="leave --as out, or choose another name"
         )
-    if manifest.hypervisor and not saves_of(manifest.hypervisor).another:
+    if manifest.hypervisor and not saves_of(manifest.hypervisor, passed_on=manifest.sent).another:
+        remedy = f"without --as it is {manifest.domain.name} itself that goes on"
+        if manifest.sent and saves_of(manifest.hypervisor).another:
+            remedy += (
+                "; or make another of a save onto the same host, neither compressed nor encrypted"
+            )
         raise UsageError(
             f"{where} was saved by {manifest.hypervisor}, and cannot be made another machine",
-            remedy=f"without --as it is {manifest.domain.name} itself that goes on",
+            remedy=remedy,
         )
     return Identity(str(uuid.uuid4()), name)
 

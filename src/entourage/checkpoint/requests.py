@@ -85,14 +85,22 @@ async def save_request(
             f"{name} is a domain of {hypervisor.name}, and none of those is saved",
             remedy=f"`{instead}` saves its memory, but not what is attached to it",
         )
-    can = saves_of(hypervisor.name)
+    passed_on = bool(compress or encrypt or host_of(directory))
+    can = saves_of(hypervisor.name, passed_on=passed_on)
+    anyhow = saves_of(hypervisor.name)
     asked_for = (
         (checkpoint and not can.checkpoints, "a checkpoint", "save it without --checkpoint"),
+        (
+            stays_paused and not can.stays_paused,
+            "a checkpoint that leaves its guest paused",
+            "leave --paused out, or save it onto this host, as it is",
+        ),
         (checkpoint and not live and not can.non_live, "non-live", "leave --non-live out"),
         (
             disks is Disks.COPY and not can.copies,
             "with copies of its disks",
-            "--disks=reference, and a snapshot that the storage makes",
+            "--disks=reference, and a snapshot that the storage makes"
+            + ("; or save it onto this host, as it is" if anyhow.copies else ""),
         ),
         (
             bool(compress or encrypt) and not can.filters,
@@ -108,8 +116,9 @@ async def save_request(
     )
     for impossible, what, remedy in asked_for:
         if impossible:
+            how = ", compressed, encrypted or on another host," if can is not anyhow else ""
             raise UsageError(
-                f"{name} is a domain of {hypervisor.name}, whose save cannot be {what}",
+                f"{name} is a domain of {hypervisor.name}, whose save{how} cannot be {what}",
                 remedy=remedy,
             )
     copies = (checkpoint and can.copies) or since is not None
@@ -283,7 +292,8 @@ async def restore_request(
         raise UsageError(
             f"{where} is no checkpoint: {name} ended as it was saved", remedy="leave --revert out"
         )
-    if paused and manifest.hypervisor and not saves_of(manifest.hypervisor).paused:
+    here = manifest.hypervisor
+    if paused and here and not saves_of(here, passed_on=manifest.sent).paused:
         raise UsageError(
             f"{where} was saved by {manifest.hypervisor}, which does not leave it paused",
             remedy="leave --paused out",

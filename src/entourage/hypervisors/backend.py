@@ -70,6 +70,7 @@ class Saves(NamedTuple):
         another: Another machine can be made of it.
         paused: It can be restored and left paused.
         since: Of its disks only what was written since a checkpoint can be copied.
+        stays_paused: Its guest, of a checkpoint, can be left paused.
     """
 
     checkpoints: bool = False
@@ -81,6 +82,7 @@ class Saves(NamedTuple):
     another: bool = False
     paused: bool = False
     since: bool = False
+    stays_paused: bool = False
 
 
 _MEMORY_ALONE: Final = Saves()
@@ -133,6 +135,8 @@ class Backend:
         starts_files: Whether it starts a domain from a domain file.
         saves_by: What a user types to save a domain where Entourage cannot; empty where it can.
         saves: What a save of one of its domains can be.
+        sends: The same of a save that is compressed, encrypted or on another host, where it is
+            another; None: it is the same.
         destination: Parses a target that the user has written; None where it is no URI of this
             backend.
         name_elsewhere: Returns the name of the hypervisor behind a URI, on a host without
@@ -159,6 +163,7 @@ class Backend:
     starts_files: bool = False
     saves_by: str = "the hypervisor's own command"
     saves: Saves = _MEMORY_ALONE
+    sends: Saves | None = None
     destination: Callable[[str], Destination | None] = _nowhere
     name_elsewhere: Callable[[str], str] = lambda _uri: ""
     elsewhere: Callable[[str], Elsewhere | None] = _nowhere

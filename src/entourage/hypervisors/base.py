@@ -113,6 +113,15 @@ class Machine(Protocol):
         ...
 
     @property
+    def sending(self) -> Machine | None:
+        """Of what ``saving`` is: the same machine, where memory that is passed on is another's.
+
+        That is memory of a save that is compressed, encrypted or on another host. None: it is
+        saved as any other.
+        """
+        ...
+
+    @property
     def generation(self) -> int:
         """Of a machine that was saved: the domain's, then, as the journals count it; else 0."""
         ...

@@ -55,6 +55,23 @@ async def _passed_on(local: LocalData, source: socket.socket, target: socket.soc
     return PassedOn(pipeline, relay)
 
 
+async def pass_into_save(local: LocalData, uri: str, source: socket.socket) -> PassedOn:
+    """Have what comes from a socket go into a save, by ssh or through filters.
+
+    Args:
+        local: Where the save takes memory.
+        uri: Where the other half says that it does.
+        source: Where memory comes from; not the caller's any more.
+
+    Raises:
+        HypervisorError: Those are two places; or there is no way.
+    """
+    with source:
+        check_local(local, uri)
+        async with connected_here(local.socket) as connection:
+            return await _passed_on(local, source.dup(), connection)
+
+
 @contextlib.asynccontextmanager
 async def way_into_save(
     local: LocalData, uri: str, passed_on: Callable[[PassedOn], None]

@@ -67,9 +67,15 @@ def saves_by(name: str) -> str:
     return backend_of(name).saves_by
 
 
-def saves_of(name: str) -> Saves:
-    """What a save of a domain of a hypervisor can be."""
-    return backend_of(name).saves
+def saves_of(name: str, *, passed_on: bool = False) -> Saves:
+    """What a save of a domain of a hypervisor can be.
+
+    Args:
+        name: The hypervisor's.
+        passed_on: Whether it is compressed, encrypted or on another host.
+    """
+    backend = backend_of(name)
+    return backend.sends or backend.saves if passed_on else backend.saves
 
 
 def is_here(name: str) -> bool:

@@ -237,6 +237,11 @@ class MachineSeams:
         return None
 
     @property
+    def sending(self) -> Machine | None:
+        """It is saved in one way."""
+        return None
+
+    @property
     def after_abort(self) -> str:
         """Everything is as it was."""
         return ""

@@ -174,10 +174,20 @@ class LocalData(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.socket}.disk{disk and '.'}{disk}"
 
     @property
+    def passed_on(self) -> bool:
+        """Whether memory is passed on by processes of this host, on its way into a save."""
+        return self.far or bool(self.filters)
+
+    @property
+    def source_socket(self) -> str:
+        """Where it is taken to be passed on, from a hypervisor that is given a path alone."""
+        return f"{self.socket}.from"
+
+    @property
     def sockets(self) -> tuple[str, ...]:
         """All that may be listened at."""
         disks = (self.disk_socket(disk) for disk in sorted(self.copies))
-        return (self.socket, self.disk_socket(), *disks)
+        return (self.socket, self.source_socket, self.disk_socket(), *disks)
 
 
 RESTORES = "restores"
@@ -190,6 +200,10 @@ GOES_BACK = "goes-back"
 ANOTHER = "another"
 
 
+KEEPS = "keeps"
+"""What a save offers that keeps ``SavePlan.kept``; older ones would lose it."""
+
+
 class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of a machine that is restored by the hypervisor that saves it, and by no other.
 
@@ -198,18 +212,21 @@ class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         hypervisor: Its name, by which it is found again where the machine is restored.
         sends: It sends memory to the socket of ``LocalData``; else it writes a file itself.
+        kept: Of one that sends: what it must know to take that again; in its own words.
     """
 
     hypervisor: str = ""
     sends: bool = False
+    kept: bytes = b""
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of a machine that such a hypervisor is to restore.
 
     Attributes:
-        file: The path of the file that it has written.
-        kept: What it has said about the machine as the file was whole; in its own words.
+        file: The path of the file that it has written; empty where memory is sent to it again, to
+            the socket of ``LocalData``.
+        kept: What it has said about the machine as that was saved; in its own words.
         copied: The ids of the disks that are copied out of the save: each is one image by itself.
         first: Of another machine that is made of it: the configuration of the one that was saved.
     """

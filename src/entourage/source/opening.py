@@ -20,7 +20,7 @@ from entourage.errors import LinkLost, NoAgent, UsageError
 from entourage.events import Kind, Listener
 from entourage.hosts.link import Link
 from entourage.hosts.proxy_agent import proxy_settings
-from entourage.hosts.route import Route
+from entourage.hosts.route import Route, host_of
 from entourage.hypervisors.agents import agent_link
 from entourage.hypervisors.registry import (
     counterpart,
@@ -197,6 +197,8 @@ async def open_session(
         machine = await hypervisor.machine(name)
         if route.agentless is not None and in_directory(route.agentless):
             machine = machine.saving or machine
+            if options.filters or host_of(route.host):
+                machine = machine.sending or machine
         stack.push_async_callback(machine.close)
         link, welcome, there = await stack.enter_async_context(
             reach(route, there, hello_of(migration, source, there), settings, clock)

@@ -186,7 +186,9 @@ class Session:
         return [Refusal("domain", self.host, reason, remedy)]
 
     async def forward(self, plane: DataPlane) -> None:
-        """Have ssh take what goes to a save on another host; written down before it is made.
+        """Have ssh take what goes to a save on another host.
+
+        What this host listens at is written down before it is made, also what a hypervisor does.
 
         Args:
             plane: What ``plane`` has said.
@@ -195,12 +197,14 @@ class Session:
             LinkLost: It does not.
         """
         local, far = plane.local, host_of(self.target)
-        if local is None or not local.far:
+        if local is None or not local.passed_on:
             return
         sockets = [local.socket, *(local.disk_socket(disk) for disk in sorted(local.copies))]
         ledger = MigrationLedger(self.journal, self.migration, Role.SOURCE)
-        for path in sockets:
+        for path in (local.source_socket, *(sockets if local.far else ())):
             ledger.record("scratch", path=path)
+        if not local.far:
+            return
         await self.held.enter_async_context(forwarded(far, self.settings, sockets))
 
     def here(self, controller: AnyController, half: str, settled: Callable[[], None]) -> Here:

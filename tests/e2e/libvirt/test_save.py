@@ -98,7 +98,8 @@ def test_on_a_host_with_another_bridge(ready: LibvirtWorld) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.skipif(not Path(CODE).exists(), reason="OVMF is not installed")
-def test_uefis_variables_are_in_the_save(ready: LibvirtWorld) -> None:
+@pytest.mark.parametrize("how", ["written", "sent"])
+def test_uefis_variables_are_in_the_save(ready: LibvirtWorld, how: str) -> None:
     """They come back where their file was lost, or is older than memory."""
     host = ready.here
     variables = f"{SHARED}/uefi-vars.fd"
@@ -112,7 +113,8 @@ def test_uefis_variables_are_in_the_save(ready: LibvirtWorld) -> None:
         while host.path(variables).read_bytes()[:PART] == template:
             assert time.monotonic() < deadline, "the firmware has written nothing"
             time.sleep(0.1)  # nothing tells that a firmware has come so far
-        host.run(["entourage", "save", "uefi", DIR], timeout=PATIENCE)
+        options = ["--compress"] if how == "sent" else []
+        host.run(["entourage", "save", *options, "uefi", DIR], timeout=PATIENCE)
         host.run(["cp", TEMPLATE, variables])
         host.run(["entourage", "restore", DIR], timeout=PATIENCE)
         assert host.path(variables).read_bytes()[:PART] != template

@@ -202,24 +202,53 @@ async def test_libvirts_domains_are_saved(
     assert (await save_request(settings, "web1", "/srv/x", disks=Disks.COPY)).options.copies
 
 
+SENT: list[tuple[str, dict[str, Any]]] = [("/srv/x", {"compress": True}), ("b:/srv/x", {})]
+
+
+@pytest.mark.parametrize(("directory", "more"), SENT)
+async def test_libvirts_domains_are_sent_into_a_save(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, directory: str, more: dict[str, Any]
+) -> None:
+    """Live where they go on; they stay where they are, as far as their disks are concerned."""
+    known(monkeypatch, "qemu:///system")
+
+    def check(_through: Any) -> None:
+        """Nothing is missing."""
+
+    monkeypatch.setattr(requests, "check", check)
+    once = await save_request(settings, "web1", directory, **more)
+    assert not once.live
+    assert once.options.sealed
+    goes_on = await save_request(
+        settings,
+        "web1",
+        directory,
+        checkpoint=True,
+        disks=Disks.REFERENCE,
+        allow_tpm_rollback=True,
+        **more,
+    )
+    assert goes_on.live
+
+
 @pytest.mark.parametrize(
-    ("directory", "more", "reason"),
+    ("asked", "reason"),
     [
-        ("/srv/x", {"compress": True}, "compressed or encrypted"),
-        ("/srv/x", {"encrypt": "age1x"}, "compressed or encrypted"),
-        ("b:/srv/x", {}, "on another host"),
+        ({"disks": Disks.COPY}, "with copies of its disks"),
+        (
+            {"checkpoint": True, "stays_paused": True, "disks": Disks.REFERENCE},
+            "that leaves its guest paused",
+        ),
     ],
 )
-async def test_libvirt_writes_into_a_file_of_this_host(
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    directory: str,
-    more: dict[str, Any],
-    reason: str,
+async def test_what_is_not_sent_into_a_save(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], reason: str
 ) -> None:
     known(monkeypatch, "qemu:///system")
-    with pytest.raises(UsageError, match=f"cannot be {reason}"):
-        await save_request(settings, "web1", directory, **more)
+    for directory, more in SENT:
+        with pytest.raises(UsageError, match=f"on another host, cannot be .*{reason}") as told:
+            await save_request(settings, "web1", directory, **more, **asked)
+        assert "onto this host, as it is" in told.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -543,6 +572,24 @@ async def test_another_machine_of_a_libvirt_domain(
     (copied / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(UsageError, match="of type vhostuser"):
         await restore_request(settings, str(copied), another="web2", disks=OWN["disks"])
+
+
+async def test_no_other_machine_is_made_of_what_libvirt_has_sent(
+    settings: Settings, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_here(_name: str) -> bool:
+        return True
+
+    monkeypatch.setattr(requests, "is_here", is_here)
+    manifest = manifests.read_manifest(copied)
+    manifest = msgspec.structs.replace(
+        manifest, format=2, hypervisor="qemu:///system", kept=b"said", sent=True
+    )
+    (copied / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(UsageError, match="cannot be made another machine") as told:
+        await restore_request(settings, str(copied), another="web2", disks=OWN["disks"])
+    assert "neither compressed nor encrypted" in told.value.remedy
+    assert (await restore_request(settings, str(copied), paused=True)).paused
 
 
 async def test_no_other_machine_is_made_of_a_xen_domains_save(

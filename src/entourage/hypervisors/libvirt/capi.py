@@ -22,7 +22,7 @@ OLDEST = (6, 0, 0)
 """The first that has all parameters which are passed here."""
 _NAMES = tuple(
     f"virDomainMigrate{name}3Params"
-    for name in ["Begin", "Prepare", "Perform", "Finish", "Confirm"]
+    for name in ["Begin", "Prepare", "PrepareTunnel", "Perform", "Finish", "Confirm"]
 )
 _FIELD = 80
 _INT, _ULLONG, _STRING = 1, 4, 7
@@ -146,6 +146,21 @@ class Phases:
         if status < 0:
             raise self._error("Prepare failed")
         return where, baked
+
+    def prepare_tunnel(
+        self, connection: Any, stream: Any, parameters: Parameters, cookie: bytes, flags: int
+    ) -> None:
+        """Target: start QEMU, which takes its memory from a stream of this connection's."""
+        out, length = ctypes.c_void_p(), ctypes.c_int()
+        array = marshalled(parameters)
+        status = self._library.virDomainMigratePrepareTunnel3Params(
+            _connection(connection), _pointer(stream, b"virStreamPtr"), array, len(array),
+            cookie or None, len(cookie), ctypes.byref(out), ctypes.byref(length),
+            ctypes.c_uint(flags),
+        )  # fmt: skip
+        self._cookie(out, length)
+        if status < 0:
+            raise self._error("Prepare failed")
 
     def perform(self, domain: Any, parameters: Parameters, cookie: bytes, flags: int) -> bytes:
         """Source: send disks and memory; returns when all is sent and taken. For Finish."""

@@ -13,6 +13,7 @@ class Flag(enum.IntFlag):
     """``virDomainMigrateFlags``."""
 
     LIVE = 1 << 0
+    TUNNELLED = 1 << 2
     PERSIST_DEST = 1 << 3
     UNDEFINE_SOURCE = 1 << 4
     PAUSED = 1 << 5

@@ -82,7 +82,19 @@ BACKEND = Backend(
     elsewhere=uri.elsewhere,
     same_as=uri.same_as,
     saves_by="",
-    saves=Saves(checkpoints=True, non_live=True, copies=True, another=True, paused=True),
+    saves=Saves(
+        checkpoints=True,
+        non_live=True,
+        copies=True,
+        filters=True,
+        elsewhere=True,
+        another=True,
+        paused=True,
+        stays_paused=True,
+    ),
+    sends=Saves(
+        checkpoints=True, live=True, non_live=True, filters=True, elsewhere=True, paused=True
+    ),
 )
 SESSION = dataclasses.replace(
     BACKEND,
@@ -94,5 +106,6 @@ SESSION = dataclasses.replace(
     counterpart=_session_there,
     saves_by="virsh save",
     saves=Saves(),
+    sends=None,
     destination=_no_uri,
 )

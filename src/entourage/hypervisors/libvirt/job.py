@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from entourage.domain import Block
 from entourage.errors import HypervisorError
@@ -114,6 +114,7 @@ class Job:
         calls: QEMU's connections to the target; None before Perform.
         calls_of_daemon: Those of libvirtd, which makes the memory's for QEMU.
         host, port: Where memory goes.
+        cut: Cuts memory off that is passed on by this process; None where it goes to a target.
     """
 
     def __init__(self) -> None:
@@ -127,6 +128,7 @@ class Job:
         self.calls_of_daemon: Calls | None = None
         self.host = ""
         self.port: int | None = None
+        self.cut: Callable[[], None] | None = None
 
     async def begin(self, handle: Handle, parameters: Parameters, flags: Flag) -> tuple[str, bytes]:
         """Begin: from here on libvirt keeps others from changing the domain."""

@@ -287,25 +287,33 @@ class LibvirtMachine(MachineSeams):
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:
         """Perform; returns when disks are copied and memory follows."""
-        job, handle = self._job, self._handle
-        feed = job.heard()
-        feed.known.migration, feed.known.stopped_at, feed.known.resumed_at = "", 0, 0
         self._check_reach(ticket.uri)
+        await in_thread(self._job.list_calls, self.domain.name, ticket.uri)
+        self._perform(ticket, live=live)
+        await self._is_under_way()
+
+    def _perform(self, ticket: Ticket, *, live: bool) -> asyncio.Future[bytes]:
+        """Begin Perform, in a thread."""
+        job, known = self._job, self._job.heard().known
+        known.migration, known.stopped_at, known.resumed_at = "", 0, 0
         parameters = job.parameters | {Parameter.URI: ticket.uri}
         flags = job.flags if live else job.flags & ~Flag.LIVE
-        await in_thread(job.list_calls, self.domain.name, ticket.uri)
-        performing = call(phases().perform, handle.raw, parameters, ticket.cookie, flags)
-        job.performing = performing
+        job.performing = call(phases().perform, self._handle.raw, parameters, ticket.cookie, flags)
+        return job.performing
+
+    async def _is_under_way(self) -> None:
+        """Wait until disks are copied and memory follows; raises what Perform has failed of."""
+        job, performing = self._job, self._job.performed()
 
         def under_way(known: Known) -> bool | None:
             return known.migration in {"active", "pre-switchover", "device", "completed"} or None
 
-        waiting = asyncio.ensure_future(feed.until(under_way))
+        waiting = asyncio.ensure_future(job.heard().until(under_way))
         silent = watched(job)
         ends = {waiting, performing, silent}
         try:
             while not any(end.done() for end in ends):
-                await job.disks.look(handle)
+                await job.disks.look(self._handle)
                 await asyncio.wait(ends, timeout=_SHOW_EVERY, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()

@@ -2,7 +2,8 @@
 
     build    write down what is being done: another process must know what it may end
     exports  disks are copied out of the save, before libvirt opens them
-    landed   libvirt has read memory's file; the guest stands still, all its devices there
+    landed   libvirt has read memory's file, or has taken what it had sent (``reception.py``); the
+             guest stands still, all its devices there
     run      note that it may have run, then resume
     kill     end it; only what nobody has let run
 
@@ -25,6 +26,7 @@ from entourage import durable
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt, plain_words
 from entourage.handover.values import Guest
+from entourage.hosts.local import listening_here
 from entourage.hosts.parts import HostPart
 from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
@@ -43,10 +45,11 @@ from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
 from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import check_ended
+from entourage.hypervisors.libvirt.reception import Reception
 from entourage.hypervisors.libvirt.restored_disks import RestoredDisks
 from entourage.hypervisors.libvirt.retarget import flat, retarget
 from entourage.hypervisors.libvirt.tpm import state_of
-from entourage.hypervisors.values import RestorePlan
+from entourage.hypervisors.values import LocalData, RestorePlan
 
 _GONE = frozenset({*OFF, State.NONE})
 _BEGINS_WITHIN = 1.0  # seconds for a libvirtd that was asked to restore to show the domain
@@ -88,6 +91,8 @@ class RestoringIncoming(LibvirtIncoming):
         self._memory = ""
         self._copy: ImageCopy | None = None
         self._ledger = ledger
+        self._local: LocalData | None = None
+        self._reception: Reception | None = None
         self._restoring: asyncio.Future[Any] | None = None
 
     @property
@@ -137,9 +142,10 @@ class RestoringIncoming(LibvirtIncoming):
         """See that there is room for it in libvirt, and write down what is to be done."""
         if plane.local is None:
             raise HypervisorError("a machine is restored by a process of the host that it is on")
-        self._domain = domain
+        self._domain, self._local = domain, plane.local
         self._plan = await self._adapted(plan)
         handed.check_plan(self._plan, domain)
+        handed.check_cookie(self._plan.cookie, domain)
         said = _read(plan)
         self._memory = said.file
         if said.first is not None:
@@ -161,11 +167,29 @@ class RestoringIncoming(LibvirtIncoming):
     async def listen(self) -> Ticket:
         """Have libvirt read memory; its guest does not run before it is told to."""
         await self._exports.end()
+        if not self._memory:
+            return await self._receive()
         connection = await self._connected()
         xml = str(self._plan.parameters[Parameter.DEST_XML])
         file = self._memory if self._copy is None else str(await self._copy.make(xml))
         self._restoring = call(connection.raw.restoreFlags, file, xml, SAVE_PAUSED)
         return Ticket(uri=f"file:{self._memory}")
+
+    async def _receive(self) -> Ticket:
+        """Have libvirt take what it had sent, at the socket that the save was told of."""
+        if self._local is None:
+            raise HypervisorError("the machine is not built")
+        path = self._local.socket
+        self._ledger.record("scratch", path=path)
+        self._reception = Reception(
+            self._uri,
+            self._domain.name,
+            self._plan,
+            self._heard(),
+            await in_thread(listening_here, Path(path)),
+        )
+        self._restoring = asyncio.ensure_future(self._reception.take())
+        return Ticket(uri=f"unix:{path}")
 
     async def landed(self) -> None:
         """Wait until libvirt has read memory, and QEMU has it."""
@@ -173,6 +197,10 @@ class RestoringIncoming(LibvirtIncoming):
             raise HypervisorError("the machine is not built")
         try:
             await asyncio.shield(self._restoring)
+        except OSError as error:
+            reason = self._last_said() or plain_words(error)
+            remedy = "see the log of libvirtd, and that of its QEMU"
+            raise HypervisorError(f"memory does not come: {reason}", remedy=remedy) from error
         except RefusedError as error:
             reason = self._last_said() or plain(error.message)
             raise HypervisorError(f"libvirt cannot restore it: {reason}") from error
@@ -295,7 +323,11 @@ class RestoringIncoming(LibvirtIncoming):
             HypervisorError: It runs: somebody has started or resumed it.
         """
         if self._restoring is not None:
+            if self._reception is not None:
+                self._restoring.cancel()
             await asyncio.wait({self._restoring})
+        if self._reception is not None:
+            await self._reception.end()
         await self._exports.kill()
         if self._copy is not None:
             await self._copy.remove()

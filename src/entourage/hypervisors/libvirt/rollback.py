@@ -68,6 +68,9 @@ class Rollback:
         """
         job = self._job
         sends = job.performing is not None and not job.performing.done()
+        if sends and job.cut is not None:  # nothing else goes with it
+            job.cut()
+            return True
         if not sends or job.calls is None or job.port is None or job.copying:
             return False
         return job.calls.hang_up(job.port) > 0

@@ -46,5 +46,6 @@ BACKEND = Backend(
         another=True,
         paused=True,
         since=True,
+        stays_paused=True,
     ),
 )

@@ -20,7 +20,7 @@ from entourage.hypervisors.saved.incoming import SavingIncoming
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.storage import Given, Result, Storage, Unanswered
-from entourage.hypervisors.saved.written import WrittenMachine
+from entourage.hypervisors.saved.written import SentMachine, WrittenMachine
 from entourage.journal.journal import Journal
 from entourage.settings.model import Settings
 from entourage.settings.units import format_size
@@ -90,7 +90,9 @@ class SavedHypervisor:
             machine = other(self._directory, manifest, holder, place)
             machine.become(self._another)
             return machine
-        kind = WrittenMachine if manifest.is_written else SavedMachine
+        kind = SentMachine if manifest.sent else SavedMachine
+        if manifest.is_written:
+            kind = WrittenMachine
         return kind(self._directory, manifest, holder, place)
 
     def incoming(self, domain: Domain, ledger: Ledger) -> Incoming:

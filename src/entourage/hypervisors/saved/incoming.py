@@ -34,7 +34,7 @@ from entourage.hypervisors.saved.seals import sealed
 from entourage.hypervisors.saved.storage import REMOVED_WITHIN, Storage, Unanswered
 from entourage.hypervisors.saved.written import WrittenFile
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
-from entourage.hypervisors.values import LocalData, TpmFacts
+from entourage.hypervisors.values import KEEPS, LocalData, TpmFacts
 from entourage.version import __version__
 
 
@@ -119,8 +119,8 @@ class SavingIncoming(IncomingSeams):
         return Guest.STOPPED if whole else Guest.DEAD
 
     async def offers(self) -> Mapping[str, str]:
-        """Nothing that the source must know."""
-        return {}
+        """That what a hypervisor says as it begins to send memory is kept with that."""
+        return {KEEPS: "yes"}
 
     async def networks(self) -> Mapping[str, str]:
         """None."""
@@ -205,8 +205,10 @@ class SavingIncoming(IncomingSeams):
         stay = [seal for disk in kept for seal in await sealed(disk)] if local.sealed else []
         copies = await self._copies.written()
         has_tpm = any(tpm.type == "emulator" for tpm in self._domain.tpm)
+        written = self._written
+        sent = written is not None and written.is_sent
         manifest = manifests.Manifest(
-            format=manifests.format_for(local.since),
+            format=manifests.format_for(local.since, sent=sent),
             entourage=__version__,
             made=dt.datetime.now().astimezone().isoformat(timespec="seconds"),
             host=socket.gethostname(),
@@ -222,8 +224,9 @@ class SavingIncoming(IncomingSeams):
             mark=local.mark if copies else "",
             since=local.since,
             tpm=await swtpm.facts() if has_tpm else None,
-            hypervisor=self._written.hypervisor if self._written else "",
-            kept=self._written.kept if self._written else b"",
+            hypervisor=written.hypervisor if written else "",
+            kept=written.kept if written else b"",
+            sent=sent,
         )
         await self._storage.do(manifests.write_manifest, self._partial, manifest)
         # What cannot be read again would be lost.

@@ -1,6 +1,7 @@
-"""What a save consists of, as it is written in its directory: format 2 of ``manifest.json``.
+"""What a save consists of, as it is written in its directory, in ``manifest.json``.
 
-Of format 2 is one that has only what was written to its disks since another save (``since``).
+Of format 2 is one that has only what was written to its disks since another save (``since``), or
+whose memory is what a hypervisor sends (``sent``).
 
 ::
 
@@ -94,9 +95,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         was_running: False where its user had paused the guest.
         domain: The running configuration.
         facts: What the hypervisor said of itself; compared with the one that restores it.
-        hypervisor: The name of the one that has written memory itself, and reads it; empty where it
-            is QEMU's stream, of one of Entourage's own machines.
+        hypervisor: The name of the one whose domain it is, and that restores it; empty where it is
+            QEMU's stream, of one of Entourage's own machines.
         kept: What that one has said about it, in its own words.
+        sent: Memory is what that one sends as a domain moves, and is sent to it again; else, where
+            something is kept, it is a file of its own. Since format 2.
         tpm: What the TPM's emulator could do; None where there is none.
         memory: The file of that name.
         disks: The images of its disks, which stayed where they are.
@@ -125,11 +128,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     kept: bytes = b""
     mark: str = ""
     since: Since | None = None
+    sent: bool = False
 
     @property
     def is_written(self) -> bool:
         """Whether its hypervisor has written memory's file itself, and reads it itself."""
-        return bool(self.kept)
+        return bool(self.kept) and not self.sent
 
     @property
     def copied(self) -> frozenset[str]:
@@ -211,7 +215,7 @@ def _read(directory: Path) -> Manifest:
         if said > FORMAT:
             raise UsageError(
                 f"{directory} was saved by a newer Entourage (format {said})",
-                remedy=f"this one reads format {FORMAT}: upgrade it",
+                remedy=f"this one reads formats up to {FORMAT}: upgrade it",
             )
         return msgspec.json.decode(text, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -228,9 +232,9 @@ def text_of(directory: Path) -> bytes:
         return file.read(_LARGEST)
 
 
-def format_for(since: Since | None) -> int:
+def format_for(since: Since | None, *, sent: bool) -> int:
     """The oldest format that says all of a manifest."""
-    return _ALL_OF_IT if since is None else FORMAT
+    return _ALL_OF_IT if since is None and not sent else FORMAT
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
@@ -250,6 +254,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"{', '.join(sorted(twice))} was copied twice"
     if both := set(copied) & set(sealed):
         yield f"{', '.join(sorted(both))} was copied, and has stayed where it is"
+    if manifest.sent and not (manifest.kept and manifest.hypervisor):
+        yield "nothing is kept of the machine that its memory is of"
     for copy in manifest.copies:
         changes = manifest.since is not None and disks[copy.device].id in manifest.since.images
         if copy.format != (saved := "qcow2" if changes else disks[copy.device].format):

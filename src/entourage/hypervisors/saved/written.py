@@ -37,7 +37,8 @@ class WrittenFile:
     Attributes:
         hypervisor: Whose machine it is; empty for Entourage's own.
         comes: Memory comes by the socket; nobody else writes the file.
-        kept: What was said about it; empty before that.
+        is_sent: The same, and something is kept to have it taken again.
+        kept: What was said about it; of a file that it writes, empty before that is whole.
     """
 
     def __init__(self, plan: Plan, path: Path) -> None:
@@ -47,7 +48,8 @@ class WrittenFile:
             raise HypervisorError(f"the source's plan cannot be read: {error}") from error
         self.hypervisor = said.hypervisor
         self.comes = said.sends or not said.hypervisor
-        self.kept = b""
+        self.is_sent = said.sends and bool(said.kept)
+        self.kept = said.kept if self.is_sent else b""
         self._path = path
 
     @property
@@ -79,8 +81,8 @@ class WrittenFile:
         self.kept = bytes(said)
 
 
-class WrittenMachine(SavedMachine):
-    """A saved machine whose memory its hypervisor reads itself."""
+class SentMachine(SavedMachine):
+    """A saved machine whose memory goes to its hypervisor again, as if it moved there."""
 
     async def facts(self) -> Mapping[str, str]:
         """What the hypervisor that it was saved in said of itself, and that it is restored."""
@@ -88,11 +90,20 @@ class WrittenMachine(SavedMachine):
         return {**await super().facts(), RESTORES: kind}
 
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - the target changes what it must
-        """Where the file is, and what was said about it."""
+        """What was said about it, and where memory is."""
         labels = self._manifest.copied
         copied = tuple(disk.id for disk in self._manifest.domain.block if disk.label in labels)
         plan = RestorePlan(file=self._file, kept=self._manifest.kept, copied=copied)
         return Plan(msgspec.msgpack.encode(plan))
+
+    @property
+    def _file(self) -> str:
+        """What its hypervisor is to read by itself: nothing."""
+        return ""
+
+
+class WrittenMachine(SentMachine):
+    """A saved machine whose memory its hypervisor reads itself."""
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
         """Nothing is sent: the target's hypervisor reads it."""
@@ -112,4 +123,5 @@ class WrittenMachine(SavedMachine):
 
     @property
     def _file(self) -> str:
+        """Memory's."""
         return str(self._directory / MEMORY)

@@ -33,7 +33,7 @@ def _open(settings: Settings, _name: str) -> Hypervisor:
 BACKEND = Backend(
     kind="Xen",
     saves_by="",
-    saves=Saves(checkpoints=True, live=True, filters=True, elsewhere=True),
+    saves=Saves(checkpoints=True, live=True, filters=True, elsewhere=True, stays_paused=True),
     names=_NAME,
     usual=_NAME,
     answers_to=lambda name: name == _NAME,

@@ -298,6 +298,7 @@ async def test_disks_are_on_the_disk_before_libvirt_opens_them(
     export = await incoming.exports.export(disk)
     assert export.socket == "/run/x.disk.vda"
     incoming._plan = LibvirtPlan(parameters={Parameter.DEST_XML: XML})
+    incoming._memory = "/backup/web1/memory"
     await incoming.listen()
     await incoming._restoring
     assert told == ["/run/x.disk.vda", "d qcow2 vda", "end", "sync", "restore"]

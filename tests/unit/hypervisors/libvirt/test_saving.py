@@ -16,7 +16,7 @@ import pytest
 from entourage.domain import Block, Domain, Tpm
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane, Ticket
-from entourage.hypervisors.libvirt import attending, looks, saving
+from entourage.hypervisors.libvirt import attending, looks, save_source, saving
 from entourage.hypervisors.libvirt import handle as handles
 from entourage.hypervisors.libvirt.connection import RefusedError
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
@@ -24,7 +24,8 @@ from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.events import Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
-from entourage.hypervisors.libvirt.saving import LibvirtSaving, out_of_sight, snapshot_xml
+from entourage.hypervisors.libvirt.save_source import out_of_sight
+from entourage.hypervisors.libvirt.saving import LibvirtSaving, snapshot_xml
 from entourage.hypervisors.seams import DiskCopy
 from entourage.hypervisors.values import LocalData, SavePlan
 from entourage.steps import Refusal
@@ -273,7 +274,7 @@ async def test_the_definition_stays(
         told.append("looked")
 
     monkeypatch.setattr(handles, "check_ended", ended)
-    monkeypatch.setattr(saving, "sync_definitions", lambda: None)
+    monkeypatch.setattr(save_source, "sync_definitions", lambda: None)
     connection: Any = SimpleNamespace(raw=None)
     handle = Handle(connection, Raw(), DOMAIN, was_running=True, transient=False)
     await LibvirtSaving(handle, Path("/x.log"), "a").release()

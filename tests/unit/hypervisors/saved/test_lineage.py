@@ -39,7 +39,7 @@ def made(directory: Path, *, since: Since | None = None, mark: str = "entourage-
         copies.append(Copy(device=disk.label, format="qcow2" if changes else "raw", file=file))
     memory.chmod(0o600)
     manifest = Manifest(
-        format=manifests.format_for(since),
+        format=manifests.format_for(since, sent=False),
         entourage="1",
         made="2026-01-01T00:00:00+00:00",
         host="a",

@@ -18,8 +18,15 @@ from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import SavedHypervisor
 from entourage.hypervisors.saved.incoming import SavingIncoming
 from entourage.hypervisors.saved.place import Place
-from entourage.hypervisors.saved.written import WrittenMachine
-from entourage.hypervisors.values import GOES_BACK, RESTORES, LocalData, RestorePlan, SavePlan
+from entourage.hypervisors.saved.written import SentMachine, WrittenMachine
+from entourage.hypervisors.values import (
+    GOES_BACK,
+    KEEPS,
+    RESTORES,
+    LocalData,
+    RestorePlan,
+    SavePlan,
+)
 from entourage.settings.model import PathSettings, Settings
 
 UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
@@ -108,3 +115,40 @@ def test_no_other_file_is_written_into(host: str, said: bytes) -> None:
     plane = DataPlane(address="", ports=(1, 2), secret=None, host=host)
     with pytest.raises(HypervisorError, match="not into the save"):
         image_of_save(plane, UUID, said)
+
+
+async def test_what_is_sent_is_kept_with_what_it_needs(tmp_path: Path) -> None:
+    """Its manifest is of a format that older ones refuse; it is sent again, as it came."""
+    local = LocalData(socket=str(tmp_path / "run" / "m.sock"), generation=4, paused=False)
+    plane = DataPlane(
+        address="", ports=(1, 2), secret=None, local=local, host=str(tmp_path / "saved")
+    )
+    incoming = SavingIncoming(DOMAIN, tmp_path / "saved", MemoryLedger(), {}, tmp_path / "state")
+    assert KEEPS in await incoming.offers()
+    said = SavePlan(hypervisor="qemu:///system", sends=True, kept=b"its XML")
+    await incoming.build(DOMAIN, plane, Plan(msgspec.msgpack.encode(said)))
+    ticket = await incoming.listen()
+    assert ticket.cookie == b""
+    with socket.socket(socket.AF_UNIX) as source:
+        await asyncio.to_thread(source.connect, local.socket)
+        await asyncio.to_thread(source.sendall, b"stream")
+    await incoming.landed()
+    await incoming.run(paused=False)
+    await incoming.close()
+    manifest = manifests.read_manifest(tmp_path / "saved")
+    assert (manifest.format, manifest.sent, manifest.is_written) == (2, True, False)
+    assert (tmp_path / "saved" / "memory").read_bytes() == b"stream"
+    paths = PathSettings(state=str(tmp_path / "state"), run=str(tmp_path / "run"))
+    machine = await SavedHypervisor(Settings(paths=paths), str(tmp_path / "saved")).machine("web1")
+    assert isinstance(machine, SentMachine)
+    assert not isinstance(machine, WrittenMachine)
+    assert (await machine.facts())[RESTORES] == "yes"
+    plan = msgspec.msgpack.decode(await machine.plan(DOMAIN), type=RestorePlan)
+    assert plan == RestorePlan(file="", kept=b"its XML")
+
+
+async def test_a_file_is_of_the_format_that_older_ones_read(tmp_path: Path) -> None:
+    incoming = await saved(tmp_path, b"its XML")
+    await incoming.run(paused=False)
+    manifest = manifests.read_manifest(tmp_path / "saved")
+    assert (manifest.format, manifest.sent, manifest.is_written) == (1, False, True)

@@ -1,0 +1,170 @@
+"""Memory that libvirt has sent into a save is taken by libvirt again, as if its domain moved here.
+
+The target's phases of a migration, of which a save is the source: Prepare, with what Begin said as
+it was saved, memory by a stream of libvirt's, and Finish, which leaves the guest paused. libvirtd
+reads the stream from its own connection and gives it to QEMU by a pipe: no socket has to be where
+QEMU's user gets to, and none that others could send to.
+
+Once Finish has been, there is what a restore of libvirt's own file leaves: a domain that stands
+still, with memory and devices, until it is resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from entourage.errors import HypervisorError
+from entourage.hosts.flow import Flow
+from entourage.hosts.threads import in_thread
+from entourage.hypervisors.libvirt.connection import (
+    Connection,
+    LostError,
+    RefusedError,
+    bindings,
+    call,
+    phases,
+)
+from entourage.hypervisors.libvirt.constants import Flag, Parameter
+from entourage.hypervisors.libvirt.events import Feed, Known
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
+
+_HOST = re.compile(rb"<hostuuid>[^<>]*</hostuuid>")
+_AT_ONCE = 256 << 10  # bytes; libvirt's messages have no more in them
+_FLAGS = Flag.LIVE | Flag.UNSAFE | Flag.PAUSED | Flag.TUNNELLED
+
+
+class Reception:
+    """One restore of such memory.
+
+    Args:
+        uri: Of this host's libvirtd.
+        name: The domain's.
+        plan: What is kept of it, adapted to this host.
+        feed: What is heard of it.
+        server: Where memory is sent to; not the caller's any more.
+    """
+
+    def __init__(
+        self, uri: str, name: str, plan: LibvirtPlan, feed: Feed, server: socket.socket
+    ) -> None:
+        self._uri = uri
+        self._name = name
+        self._plan = plan
+        self._feed = feed
+        self._server = server
+        self._connection: Connection | None = None
+        self._flow: Flow | None = None
+        self._preparing: asyncio.Future[None] | None = None
+        self._finished = False
+
+    async def take(self) -> None:
+        """Have libvirt build the machine, and take memory; its guest stands still at the end.
+
+        Raises:
+            HypervisorError: libvirt or QEMU cannot take it.
+            OSError: It did not come whole.
+        """
+        # Its own: as long as QEMU takes nothing, nothing else goes by a connection with a stream.
+        self._connection = connection = await Connection.open(self._uri)
+        stream: Any = connection.raw.newStream(0)
+        library = await in_thread(phases)
+        parameters = {Parameter.DEST_XML: str(self._plan.parameters[Parameter.DEST_XML])}
+        self._preparing = call(
+            library.prepare_tunnel,
+            connection.raw, stream, parameters, elsewhere(self._plan.cookie), _FLAGS,
+        )  # fmt: skip
+        await _to_its_end(self._preparing)
+        with self._server as server:
+            path = Path(server.getsockname())
+            came, _ = await asyncio.get_running_loop().sock_accept(server)
+        await in_thread(path.unlink, missing_ok=True)
+        self._flow = Flow(came, lambda source, moved: _pass_on(source, stream, moved))
+        await self._flow.finished()
+        await self._arrived()
+        await _to_its_end(
+            call(library.finish, connection.raw, self._named, b"", _FLAGS, cancelled=False)
+        )
+        self._finished = True
+        await connection.close()
+
+    async def _arrived(self) -> None:
+        """Wait until QEMU says that it has it."""
+
+        def over(known: Known) -> str | None:
+            if known.ended:
+                return known.ended
+            return known.migration if known.migration in {"completed", "failed"} else None
+
+        if (said := await self._feed.until(over)) != "completed":
+            raise HypervisorError(f"the machine being built has failed: {said}")
+
+    @property
+    def _named(self) -> dict[str, str | int | list[str]]:
+        return {Parameter.DEST_NAME: self._name}
+
+    async def end(self) -> None:
+        """End it wherever it is; what Finish has left is its caller's to end."""
+        self._server.close()
+        preparing = self._preparing
+        if preparing is not None and not preparing.exception() and not self._finished:
+            # By another connection: this one may be full of what QEMU does not take.
+            with contextlib.suppress(LostError, RefusedError):
+                other = await Connection.open(self._uri)
+                try:
+                    await _to_its_end(
+                        call(
+                            (await in_thread(phases)).finish,
+                            other.raw, self._named, b"", _FLAGS, cancelled=True,
+                        )
+                    )  # fmt: skip
+                finally:
+                    await other.close()
+        if self._flow is not None:
+            await self._flow.end()
+        if self._connection is not None and not self._finished:
+            await self._connection.close()
+
+
+async def _to_its_end(calling: asyncio.Future[Any]) -> None:
+    """Wait for a call, also where this is cancelled: libvirt goes on with it."""
+    try:
+        await asyncio.shield(calling)
+    except asyncio.CancelledError:
+        await asyncio.wait({calling})
+        raise
+
+
+def _pass_on(source: socket.socket, stream: Any, moved: Callable[[int], None]) -> None:
+    """Send all that comes; in a thread of its own."""
+    try:
+        while data := source.recv(_AT_ONCE):
+            left = memoryview(data)
+            while left:
+                sent: int = stream.send(bytes(left) if len(left) < len(data) else data)
+                left = left[sent:]
+                moved(sent)
+        stream.finish()
+    except bindings().libvirtError as error:
+        raise OSError(f"libvirt does not take it: {error}") from error
+
+
+def elsewhere(cookie: bytes) -> bytes:
+    """The same cookie as if it came from another host: libvirt takes none of its own host's.
+
+    It goes by the host's UUID alone; whether the domain is there already, it looks as well.
+
+    Raises:
+        HypervisorError: It is none of libvirt's.
+    """
+    other = f"<hostuuid>{uuid.uuid4()}</hostuuid>".encode()
+    changed, many = _HOST.subn(other, cookie)
+    if many != 1:
+        raise HypervisorError("what is kept in the save is no cookie of libvirt's")
+    return changed

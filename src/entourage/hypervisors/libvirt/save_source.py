@@ -1,0 +1,175 @@
+"""A libvirt domain that runs here and is to be saved, whichever way its memory takes.
+
+It ends here once the save has its name. Its definition stays, as with ``virsh save``, but does not
+start by itself when its host does: the machine may run elsewhere by then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from entourage.domain import Domain
+from entourage.errors import HypervisorError
+from entourage.hosts.threads import in_thread
+from entourage.hypervisors.libvirt import looks
+from entourage.hypervisors.libvirt.arrival import sync_definitions
+from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
+from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
+from entourage.hypervisors.libvirt.domainxml import parse
+from entourage.hypervisors.libvirt.errors import device_of, plain
+from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.machine import LibvirtMachine, let_run
+from entourage.hypervisors.libvirt.survey import Survey, survey
+from entourage.hypervisors.libvirt.tpm import KeptTpm, SourceTpm
+from entourage.hypervisors.values import LocalData
+from entourage.steps import Planned, Refusal
+
+_SAVED_BEFORE = "paused due to previous migration"
+"""QEMU's words: it has saved the memory of a guest that has not run since."""
+
+
+class SaveSource(LibvirtMachine):
+    """A domain of this host's libvirtd that is saved.
+
+    Args:
+        handle: The domain, as libvirtd has it.
+        log: Takes what the deadman says.
+        host: This host's name, for refusals.
+    """
+
+    def __init__(self, handle: Handle, log: Path, host: str) -> None:
+        super().__init__(handle, log)
+        self._host = host
+        self._stopped_at = 0
+
+    @property
+    def saving(self) -> None:
+        """It is this one."""
+        return
+
+    @property
+    def carrying(self) -> None:  # type: ignore[override] - nothing is sent that could take disks along
+        """None: only memory goes into a save."""
+        return
+
+    @property
+    def tpm(self) -> SourceTpm:
+        """Its state is in memory's file; it stays where the definition does."""
+        return SourceTpm(self.domain) if self._handle.transient else KeptTpm(self.domain)
+
+    @property
+    def definition(self) -> Planned | None:
+        """It stays, as with ``virsh save``."""
+        return None
+
+    def local(self) -> LocalData:
+        """Where the save takes memory.
+
+        Raises:
+            HypervisorError: It does not move into a save.
+        """
+        if self._plane is None or self._plane.local is None:
+            raise HypervisorError("a machine is saved by a process of the host that it runs on")
+        return self._plane.local
+
+    async def blockers(self) -> Sequence[Refusal]:
+        """What speaks against saving it."""
+        found = await survey(self._handle)
+        if found.jobs:
+            return found.jobs
+        return [*await ask(self._look), *await self.asked(found)]
+
+    async def asked(self, found: Survey) -> Sequence[Refusal]:
+        """What libvirt has against it, which does not move a domain that has snapshots."""
+        return found.snapshots or await looks.asked(self._handle, "save")
+
+    def _look(self) -> list[Refusal]:
+        handle = self._handle
+        found = [
+            Refusal("domain", self._host, reason, remedy)
+            for reason, remedy in out_of_sight(parse(handle.raw.XMLDesc(0)), self.domain)
+        ]
+        name = self.domain.name
+        if os.geteuid():
+            reason = "libvirt writes its memory as root, and only root may read that"
+            found.append(Refusal("domain", self._host, reason, "save it as root"))
+        if handle.raw.state(0)[0] == State.SUSPENDED:
+            reason = "its guest sleeps (ACPI S3), and would not be woken up by a restore"
+            found.append(Refusal("domain", self._host, reason, f"virsh dompmwakeup {name}"))
+        if names := [each.name for each in checkpoints_of(handle.raw)]:
+            reason = (
+                f"libvirt keeps checkpoints of it ({', '.join(names)}), whose bitmaps QEMU writes"
+                " into its disks again whenever it opens them: they would not be what was saved"
+            )
+            remedy = f"virsh checkpoint-delete {name} {names[0]} --children; then back up in full"
+            found.append(Refusal("domain", self._host, reason, remedy))
+        return found
+
+    def told(self, error: RefusedError, otherwise: str) -> HypervisorError:
+        """What libvirt has refused, for people.
+
+        Args:
+            error: Its own.
+            otherwise: What to do where nothing better is known.
+        """
+        reason, name = plain(error.message), self.domain.name
+        remedy = otherwise
+        if _SAVED_BEFORE in reason:
+            remedy = f"let it run for a moment: virsh resume {name}; virsh suspend {name}"
+        device = device_of(self.domain, reason)
+        return HypervisorError(f"libvirt cannot save it: {reason}", device=device, remedy=remedy)
+
+    async def check_stood_still(self, until: int) -> None:
+        """See ``Machine``: libvirt tells of who resumes it, unless it was lost."""
+        known = self._job.heard().known
+        if max(known.stopped_at, self._stopped_at) < known.resumed_at < until:
+            raise let_run()
+
+    async def release(self) -> None:
+        """The save has its name: the domain ends here, and its definition stays."""
+        try:
+            await self.end()
+        except LostError:
+            await self._handle.find_again()
+            await self.end()
+        await self._dismiss()
+
+    async def end(self) -> None:
+        """End it, and have libvirtd not start it with its host, beside what is restored of it."""
+        raw = self._handle.raw
+
+        def stay_off() -> None:
+            if raw.autostart():
+                raw.setAutostart(0)
+
+        await self._handle.end()
+        if raw is not None and not self._handle.transient:
+            try:
+                await ask(stay_off)
+            except RefusedError as error:
+                if error.code != NO_DOMAIN:  # else it was undefined meanwhile, and starts nowhere
+                    raise
+            await in_thread(sync_definitions)
+
+
+def out_of_sight(live: ET.Element, domain: Domain) -> Iterator[tuple[str, str]]:
+    """Disks of which nobody can see whether they change while their guest is saved, and a remedy.
+
+    Args:
+        live: The running domain's XML.
+        domain: The same as it is known here, with those disks that are files or devices.
+    """
+    known = {disk.id for disk in domain.block}
+    for disk in live.iterfind("devices/disk"):
+        target, source = disk.find("target"), disk.find("source")
+        name = target.get("dev", "") if target is not None else ""
+        if source is None or name in known:
+            continue
+        yield (
+            f"nobody here sees whether its disk {name} changes while the guest is saved",
+            f"shut the domain down instead; `virsh save {domain.name}` does not look at all",
+        )
