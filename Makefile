@@ -143,7 +143,8 @@ test-attend-backports: $(STAMP)
 # libvirt and QEMU of Debian's backports, on both hosts; then only on the target.
 test-libvirt-backports: $(STAMP)
 	LAB_BACKPORTS="a b" $(PYTEST) tests/e2e/libvirt -m "not matrix"
-	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/libvirt/test_upgrade.py tests/e2e/libvirt/test_save.py::test_on_the_other_host
+	LAB_BACKPORTS="b" $(PYTEST) tests/e2e/libvirt/test_upgrade.py tests/e2e/libvirt/test_save.py::test_on_the_other_host \
+		tests/e2e/libvirt/test_save_sent.py::test_compressed_and_restored_on_the_other_host
 
 # Two nested Xen hosts, booted from Debian's packages; what they boot from is made once.
 test-xen: XEN_CASES := -m "not matrix"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator
 from typing import ClassVar
@@ -181,10 +182,49 @@ def killed_at(world: LibvirtWorld, argv: list[str], victim: str, point: str) -> 
 def recovered(world: LibvirtWorld) -> None:
     """Recover what was killed: everything is settled by that, once the deadman lets go of it.
 
-    It has to wait for libvirt, and holds the domain until it has spoken.
+    It has to wait for libvirt, and holds the domain until it has spoken. An agent that has lost its
+    link undoes by itself what it has made, and is not to be found in the middle of that.
     """
     deadline = time.monotonic() + PATIENCE
+    while world.here.run(["pgrep", "-f", "entourage agent"], check=False).returncode == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # it tells nobody
     while (done := world.here.run(["entourage", "recover"], check=False)).returncode == IN_DOUBT:
         assert time.monotonic() < deadline, done
         time.sleep(0.1)  # it tells nobody
     assert done.returncode == 0, done
+
+
+def killed_while_saved(
+    world: LibvirtWorld, victim: str, point: str, left: str, *options: str
+) -> None:
+    """Kill who saves it at a point; what is left is a save, or a guest, and never both."""
+    argv = ["entourage", "save", "--json", *options, "--tool", str(world.tool())]
+    killed_at(world, [*argv, "--", world.name, DIR], victim, point)
+    recovered(world)
+    assert world.here.path(DIR).exists() == (left == "save")
+    assert not partial(world)
+    assert not [name for name in names(world.here, "/run/entourage") if ".sock" in name]
+    if left == "save":
+        is_gone(world)
+        went_on(world, restore(world))
+    lives(world)
+
+
+def killed_while_restored(
+    world: LibvirtWorld, victim: str, point: str, left: str, *options: str
+) -> None:
+    """Save it; kill who restores it at a point: a save is left that can be restored, or a guest."""
+    assert save(world, DIR, *options).status == 0
+    argv = ["entourage", "restore", "--json", "--tool", str(world.tool()), "--", DIR]
+    killed_at(world, argv, victim, point)
+    if (victim, point) == ("entourage", "source.after.disarm-deadman"):
+        lost = restore(world, host=world.there)
+        assert f"is being restored on {world.here.name}" in reasons(lost), str(lost)
+    recovered(world)
+    if left == "save":
+        assert names(world.here, DIR) == ["manifest.json", "memory"]
+        is_gone(world)
+        went_on(world, restore(world))
+    lives(world)
+    assert json.loads(world.here.path(f"{DIR}/claim.json").read_text())["restored"]

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.e2e.libvirt.saved import (
-    DIR,
-    is_gone,
-    killed_at,
+    killed_while_restored,
+    killed_while_saved,
     lives,
     module_world,
     names,
-    partial,
     ready,
-    reasons,
     recovered,
-    restore,
-    save,
-    went_on,
 )
 from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.points import Points
@@ -73,16 +65,7 @@ KILLED = [
 
 @pytest.mark.parametrize(("victim", "point", "left"), KILLED)
 def test_killed_while_it_is_saved(ready: LibvirtWorld, victim: str, point: str, left: str) -> None:
-    world = ready
-    argv = ["entourage", "save", "--json", "--tool", str(world.tool()), "--", world.name, DIR]
-    killed_at(world, argv, victim, point)
-    recovered(world)
-    assert world.here.path(DIR).exists() == (left == "save")
-    assert not partial(world)
-    if left == "save":
-        is_gone(world)
-        went_on(world, restore(world))
-    lives(world)
+    killed_while_saved(ready, victim, point, left)
 
 
 RESTORED = [
@@ -101,17 +84,4 @@ RESTORED = [
 def test_killed_while_it_is_restored(
     ready: LibvirtWorld, victim: str, point: str, left: str
 ) -> None:
-    world = ready
-    assert save(world).status == 0
-    argv = ["entourage", "restore", "--json", "--tool", str(world.tool()), "--", DIR]
-    killed_at(world, argv, victim, point)
-    if (victim, point) == ("entourage", "source.after.disarm-deadman"):
-        lost = restore(world, host=world.there)
-        assert f"is being restored on {world.here.name}" in reasons(lost), str(lost)
-    recovered(world)
-    if left == "save":
-        assert names(world.here, DIR) == ["manifest.json", "memory"]
-        is_gone(world)
-        went_on(world, restore(world))
-    lives(world)
-    assert json.loads(world.here.path(f"{DIR}/claim.json").read_text())["restored"]
+    killed_while_restored(ready, victim, point, left)

@@ -16,7 +16,8 @@ from tests.e2e.libvirt.saved import (
     OTHER,
     forget,
     is_gone,
-    killed_at,
+    killed_while_restored,
+    killed_while_saved,
     lives,
     module_world,
     names,
@@ -104,10 +105,10 @@ def test_onto_another_host(ready: LibvirtWorld) -> None:
     done = restore(world, FAR, host=world.there)
     assert done.status == 0, str(done)
     turned(world)
+    world.here.run(["rm", "-r", FAR])
     done = world.migrate("--tool", str(world.tool()))
     assert done.status == 0, str(done)
     world.arrived()
-    Libvirtd(world.here).virsh("autostart", world.name)
 
 
 @pytest.mark.matrix
@@ -206,7 +207,8 @@ KILLED = [
     pytest.param("entourage", "source.go-sent", "save", marks=pytest.mark.matrix),
     pytest.param("agent", "target.before.flush-go", "guest", marks=pytest.mark.matrix),
     pytest.param("agent", "target.after.let-run", "save", marks=pytest.mark.matrix),
-    pytest.param("libvirtd", "source.step-started.2", "guest", marks=pytest.mark.matrix),
+    pytest.param("libvirtd", "source.step-done.1", "guest", marks=pytest.mark.matrix),
+    pytest.param("libvirtd", "source.memory-landed", "save", marks=pytest.mark.matrix),
     pytest.param("libvirtd", "source.go-sent", "save", marks=pytest.mark.matrix),
     pytest.param("both", "source.memory-landed", "guest", marks=pytest.mark.matrix),
 ]
@@ -214,17 +216,7 @@ KILLED = [
 
 @pytest.mark.parametrize(("victim", "point", "left"), KILLED)
 def test_killed_while_it_is_saved(ready: LibvirtWorld, victim: str, point: str, left: str) -> None:
-    world = ready
-    argv = ["entourage", "save", "--json", "--compress", "--tool", str(world.tool())]
-    killed_at(world, [*argv, "--", world.name, DIR], victim, point)
-    recovered(world)
-    assert world.here.path(DIR).exists() == (left == "save")
-    assert not partial(world)
-    assert not [name for name in names(world.here, "/run/entourage") if ".sock" in name]
-    if left == "save":
-        is_gone(world)
-        went_on(world, restore(world))
-    lives(world)
+    killed_while_saved(ready, victim, point, left, "--compress")
 
 
 RESTORED = [
@@ -244,16 +236,7 @@ RESTORED = [
 def test_killed_while_it_is_restored(
     ready: LibvirtWorld, victim: str, point: str, left: str
 ) -> None:
-    world = ready
-    assert save(world, DIR, "--compress").status == 0
-    argv = ["entourage", "restore", "--json", "--tool", str(world.tool()), "--", DIR]
-    killed_at(world, argv, victim, point)
-    recovered(world)
-    if left == "save":
-        assert names(world.here, DIR) == ["manifest.json", "memory"]
-        is_gone(world)
-        went_on(world, restore(world))
-    lives(world)
+    killed_while_restored(ready, victim, point, left, "--compress")
 
 
 CUT = [

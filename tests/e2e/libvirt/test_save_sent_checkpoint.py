@@ -55,7 +55,8 @@ CHECKPOINTS = [
     ("entourage", "source.after.resume-source", False),
     ("agent", "target.after.flush-open", False),
     ("agent", "target.published", True),
-    ("libvirtd", "source.step-started.2", False),
+    ("libvirtd", "source.step-done.1", False),
+    ("libvirtd", "source.memory-landed", True),
     ("both", "source.memory-landed", False),
 ]
 
