@@ -22,7 +22,6 @@ from typing import Any
 
 import msgspec
 
-from entourage import durable
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt, plain_words
 from entourage.handover.values import Guest
@@ -33,6 +32,7 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.libvirt import guestclock, handed, volumes
+from entourage.hypervisors.libvirt.activation import take_images
 from entourage.hypervisors.libvirt.another import renamed
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
@@ -47,6 +47,7 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import check_ended
 from entourage.hypervisors.libvirt.reception import Reception
 from entourage.hypervisors.libvirt.restored_disks import RestoredDisks
+from entourage.hypervisors.libvirt.restoring_notes import Restoring, RestoringFile
 from entourage.hypervisors.libvirt.retarget import flat, retarget
 from entourage.hypervisors.libvirt.tpm import state_of
 from entourage.hypervisors.values import LocalData, RestorePlan
@@ -56,22 +57,6 @@ _BEGINS_WITHIN = 1.0  # seconds for a libvirtd that was asked to restore to show
 _LOOK_AGAIN = 0.05
 _SETTLES_WITHIN = 30.0  # seconds for a libvirtd that went away to come back
 _BACK_WITHIN = 600.0  # seconds for a libvirtd that went away in the middle of GO
-
-
-class Restoring(msgspec.Struct, frozen=True, kw_only=True):
-    """What another process must know of a restore.
-
-    Attributes:
-        begun: libvirt was, or is about to be, asked to restore it.
-        resumed: The guest was, or is about to be, let run.
-        definition: The XML that is to be written down; empty: none.
-        autostart: Whether it is to start with this host, as it did with that where it was saved.
-    """
-
-    begun: bool = False
-    resumed: bool = False
-    definition: str = ""
-    autostart: bool = False
 
 
 class RestoringIncoming(LibvirtIncoming):
@@ -86,7 +71,7 @@ class RestoringIncoming(LibvirtIncoming):
 
     def __init__(self, uri: str, domain: Domain, file: Path, ledger: Ledger) -> None:
         super().__init__(uri, domain)
-        self._file = file
+        self._restoring_file = RestoringFile(file)
         self._exports = RestoredDisks(ledger)
         self._memory = ""
         self._copy: ImageCopy | None = None
@@ -107,7 +92,7 @@ class RestoringIncoming(LibvirtIncoming):
 
     async def offers(self) -> Mapping[str, str]:
         """Nothing; it is noted that the domain is one that is restored."""
-        await self._note(Restoring())
+        await self._restoring_file.write(Restoring())
         return {}
 
     async def data_ports(
@@ -120,7 +105,7 @@ class RestoringIncoming(LibvirtIncoming):
 
     async def attach(self) -> Guest:
         """Take up a restore that another process began; what became of the guest."""
-        noted, state = await self._noted(), await self._settled_state()
+        noted, state = await self._restoring_file.read(), await self._settled_state()
         if state in {State.RUNNING, State.BLOCKED, State.SHUTDOWN}:
             return Guest.RUNNING
         if state not in _GONE:
@@ -161,7 +146,7 @@ class RestoringIncoming(LibvirtIncoming):
         noted = Restoring(
             begun=True, definition=str(kept), autostart=bool(kept) and self._plan.autostart
         )
-        await self._note(noted)
+        await self._restoring_file.write(noted)
         self._exports.stands(plane.local)
 
     async def listen(self) -> Ticket:
@@ -205,6 +190,8 @@ class RestoringIncoming(LibvirtIncoming):
             reason = self._last_said() or plain(error.message)
             raise HypervisorError(f"libvirt cannot restore it: {reason}") from error
         await self._sync_parents()
+        if self._reception is not None and self._local is not None and self._local.paused:
+            await take_images(await self._raw())
         if self._copy is not None:
             with contextlib.suppress(HypervisorError):  # memory is there; the ledger has the copy
                 await self._copy.remove()
@@ -232,13 +219,17 @@ class RestoringIncoming(LibvirtIncoming):
             HypervisorError: It was refused, and the guest provably never ran.
             InDoubt: Nobody knows whether it has.
         """
-        feed, state, noted = self._feed, await self._state_again(), await self._noted()
+        feed, state, noted = (
+            self._feed,
+            await self._state_again(),
+            await self._restoring_file.read(),
+        )
         noted = noted or Restoring()
         if state in _GONE:
             gone = HypervisorError("the machine that was restored here is gone, and never ran")
             raise self._doubt(gone) if noted.resumed else gone
         self._released = True
-        await self._note(msgspec.structs.replace(noted, resumed=True))
+        await self._restoring_file.write(msgspec.structs.replace(noted, resumed=True))
         if paused or state == State.RUNNING:
             return time.monotonic_ns()
         if feed is not None:
@@ -282,7 +273,7 @@ class RestoringIncoming(LibvirtIncoming):
                 return
             if state != State.PAUSED or noted is None:
                 raise self._doubt(error) from error
-            await self._note(noted)
+            await self._restoring_file.write(noted)
             raise HypervisorError(error.message, remedy=error.remedy) from error
 
     def _doubt(self, error: HypervisorError) -> InDoubt:
@@ -294,7 +285,7 @@ class RestoringIncoming(LibvirtIncoming):
 
     async def persist_definition(self) -> None:
         """Write its definition down, where libvirt has none of it here; it starts as before."""
-        noted, raw = await self._noted(), await self._raw()
+        noted, raw = await self._restoring_file.read(), await self._raw()
         if noted is None or raw is None or not noted.definition:
             return
         connection = await self._connected()
@@ -310,7 +301,7 @@ class RestoringIncoming(LibvirtIncoming):
     async def finish_arrival(self) -> None:
         """Nothing of it is open any more; last of all, its guest's clock is moved on."""
         connection = await self._connected()
-        await in_thread(durable.remove, self._file)
+        await self._restoring_file.remove()
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         raw = await self._raw()
         if raw is not None and await self._state() in {State.RUNNING, State.BLOCKED}:
@@ -331,12 +322,12 @@ class RestoringIncoming(LibvirtIncoming):
         await self._exports.kill()
         if self._copy is not None:
             await self._copy.remove()
-        noted = await self._noted()
+        noted = await self._restoring_file.read()
         if noted is not None and noted.begun:
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
             await self._end()
-        await in_thread(durable.remove, self._file)
+        await self._restoring_file.remove()
 
     async def _end(self) -> None:
         name = self._domain.name
@@ -399,30 +390,6 @@ class RestoringIncoming(LibvirtIncoming):
         return msgspec.structs.replace(
             kept, xml="", flags=0, autostart=autostart, parameters=await ask(adapt)
         )
-
-    async def _noted(self) -> Restoring | None:
-        def read() -> Restoring | None:
-            try:
-                return msgspec.json.decode(self._file.read_bytes(), type=Restoring)
-            except FileNotFoundError:
-                return None
-            except (OSError, msgspec.DecodeError) as error:
-                raise HypervisorError(
-                    f"{self._file} cannot be read: {plain_words(error)}",
-                    remedy="it says how far a restore has come: read it, then move it away",
-                ) from error
-
-        return await in_thread(read)
-
-    async def _note(self, noted: Restoring) -> None:
-        """Write it down; on the disk when this returns."""
-        try:
-            await in_thread(durable.write, self._file, msgspec.json.encode(noted))
-        except OSError as error:
-            raise HypervisorError(
-                f"{self._file} cannot be written: {plain_words(error)}",
-                remedy="make room there, or mend what is wrong with that directory",
-            ) from error
 
 
 def _read(plan: Plan) -> RestorePlan:

@@ -20,7 +20,8 @@ from entourage.hypervisors.libvirt.connection import Connection, LostError
 from entourage.hypervisors.libvirt.constants import Parameter, State
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
-from entourage.hypervisors.libvirt.restoring import Restoring, RestoringIncoming
+from entourage.hypervisors.libvirt.restoring import RestoringIncoming
+from entourage.hypervisors.libvirt.restoring_notes import Restoring
 from entourage.hypervisors.values import LocalData, RestorePlan
 from tests.unit.hypervisors.libvirt.fakes import Failed
 

@@ -1,0 +1,109 @@
+"""Takes the images of a guest that has come by a migration's way, and stays paused.
+
+libvirt always has a target's QEMU take them as the guest is let run (``late-block-activate``). With
+one that is not, QEMU before 10.0 ends itself when it is moved or saved the next time
+(``bdrv_inactivate_recurse: Assertion '!(bs->open_flags & BDRV_O_INACTIVE)'``; seen in 7.2). A newer
+one has a command for it; an older one takes an image where it is to be exported, which is done here
+at a socket that nobody can connect to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from entourage.errors import HypervisorError
+from entourage.hosts.local import listening_here
+from entourage.hypervisors.libvirt.connection import ask, tell_qemu
+from entourage.hypervisors.understood import understood
+
+_COMMAND_SINCE = 10  # QEMU's version
+_NAME = "entourage-take"
+_SOON = 0.01  # seconds
+_ENDS_WITHIN = 5.0  # seconds for an export to end
+
+
+async def take_images(raw: Any) -> None:
+    """Have a domain's QEMU take the images of its guest, which stands still.
+
+    Args:
+        raw: ``libvirt.virDomain``.
+
+    Raises:
+        HypervisorError: QEMU, or libvirt, says no.
+    """
+    version = await _told(raw, "query-version")
+    with understood("QEMU's answer about its version"):
+        newer = int(version["qemu"]["major"]) >= _COMMAND_SINCE
+    if newer:
+        await _told(raw, "blockdev-set-active", active=True)
+        return
+    drives: list[dict[str, Any]] = await _told(raw, "query-block")
+    with understood("QEMU's answer about its disks"):
+        nodes = [str(one["inserted"]["node-name"]) for one in drives if one.get("inserted")]
+    if not nodes:
+        return
+    await _serve_nobody(raw)
+    try:
+        for node in nodes:
+            await _told(
+                raw, "block-export-add",
+                **{"type": "nbd", "id": _NAME, "node-name": node, "name": node, "writable": False},
+            )  # fmt: skip
+            await _told(raw, "block-export-del", id=_NAME, mode="hard")
+            await _gone(raw)
+    finally:
+        await tell_qemu(raw, "nbd-server-stop")
+
+
+async def _serve_nobody(raw: Any) -> None:
+    """Have QEMU serve exports at a socket that has no name any more."""
+    with tempfile.TemporaryDirectory(prefix="entourage.") as directory:
+        path = Path(directory) / "take.sock"
+        with listening_here(path) as server:
+            path.unlink()
+            await _give(raw, server)
+    address = {"type": "fd", "data": {"str": _NAME}}
+    await _told(raw, "nbd-server-start", addr=address)
+
+
+async def _give(raw: Any, server: socket.socket) -> None:
+    """Give QEMU a descriptor, by the name ``_NAME``."""
+    qemu: Any = importlib.import_module("libvirt_qemu")
+    if not hasattr(qemu, "qemuMonitorCommandWithFiles"):
+        raise HypervisorError(
+            "this libvirt cannot have QEMU take the disks of a guest that stays paused",
+            remedy="libvirt 8.2.0 or newer can; or restore it without --paused",
+        )
+    text = json.dumps({"execute": "getfd", "arguments": {"fdname": _NAME}})
+    await ask(qemu.qemuMonitorCommandWithFiles, raw, text, [server.fileno()], 0)
+
+
+async def _gone(raw: Any) -> None:
+    """Wait until the export is gone: QEMU tells libvirt, and libvirt nobody."""
+    deadline = time.monotonic() + _ENDS_WITHIN
+    while any(one.get("id") == _NAME for one in await _told(raw, "query-block-exports")):
+        if time.monotonic() > deadline:
+            raise _refused("query-block-exports")
+        await asyncio.sleep(_SOON)
+
+
+async def _told(raw: Any, command: str, **arguments: Any) -> Any:
+    """What QEMU answers; raises HypervisorError where it refuses."""
+    answer = await tell_qemu(raw, command, **arguments)
+    if answer is None:
+        raise _refused(command)
+    return answer
+
+
+def _refused(command: str) -> HypervisorError:
+    return HypervisorError(
+        f"QEMU does not take the disks of a guest that stays paused ({command})",
+        remedy="see its log; what was paused before it was saved can be saved running instead",
+    )
