@@ -9,7 +9,7 @@ import pytest
 
 from lab.guest import Disk
 from lab.hosts import Lab
-from lab.libvirtd import ssh_uri
+from lab.libvirtd import Libvirtd, ssh_uri
 from lab.observer import Observer
 from tests.e2e.libvirt.world import NOT_THERE, LibvirtWorld
 from tests.e2e.shared import SHARED, pool, shared_storage
@@ -43,3 +43,17 @@ def test_a_failure_leaves_it_alone(world: LibvirtWorld) -> None:
     """The half-built machine on the target goes; the disk, which is the source's too, stays."""
     world.stayed(world.migrate("--max-blackout", "1ms"))
     assert world.there.path(world.disks[0].path).exists()
+
+
+def test_one_that_is_paused_moves_twice(world: LibvirtWorld) -> None:
+    """QEMU takes its images where it stays paused: without them it would end itself."""
+    Libvirtd(world.here).virsh("suspend", world.name)
+    for _ in range(2):
+        run = world.migrate()
+        assert run.status == 0, str(run)
+        assert not run.finished["problems"], str(run)
+        world.here, world.there = world.there, world.here
+        assert world.domains(world.here) == {world.name: "paused"}
+    Libvirtd(world.here).virsh("resume", world.name)
+    world.lives()
+    world.running = world.here.snapshot()

@@ -31,6 +31,7 @@ from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket, TpmArrival
 from entourage.hypervisors.libvirt import handed, tls, volumes
+from entourage.hypervisors.libvirt.activation import take_images
 from entourage.hypervisors.libvirt.announcing import TargetAnnouncing
 from entourage.hypervisors.libvirt.arrival import (
     finish,
@@ -50,7 +51,7 @@ from entourage.hypervisors.libvirt.connection import (
     call,
     phases,
 )
-from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, Parameter
+from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, Parameter, State
 from entourage.hypervisors.libvirt.emulators import Emulators
 from entourage.hypervisors.libvirt.errors import qemu_said
 from entourage.hypervisors.libvirt.events import Feed, Known
@@ -388,6 +389,11 @@ class LibvirtIncoming(IncomingSeams):
         connection = await self._connected()
         raw = await connection.domain(self._uuid)
         problems = await finish(raw, self._notes, here=self._on_this_host)
+        if raw is not None and self._on_this_host and (await ask(raw.state, 0))[0] == State.PAUSED:
+            try:
+                await take_images(raw)
+            except HypervisorError as error:  # until it has run
+                problems.append(f"{self._domain.name} cannot be moved or saved: {error.message}")
         await in_thread(self._notes.remove)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         if problems:

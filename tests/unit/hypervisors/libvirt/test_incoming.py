@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,29 @@ async def test_a_swtpm_that_ends_with_its_qemu_is_not_the_reason(
     dying = Dying(None)
     dying.watch()
     assert reason in await dying.died()
+
+
+@pytest.mark.parametrize(
+    ("state", "refuses", "taken"),
+    [(State.PAUSED, False, True), (State.RUNNING, False, False), (State.PAUSED, True, True)],
+)
+async def test_one_that_stays_paused_has_its_images(
+    monkeypatch: pytest.MonkeyPatch, state: State, *, refuses: bool, taken: bool
+) -> None:
+    """Or its QEMU would end itself when it is moved again; where it cannot, that is told."""
+    told: list[Any] = []
+
+    async def take(raw: Any) -> None:
+        told.append(raw)
+        if refuses:
+            raise HypervisorError("QEMU says no")
+
+    async def refresh(_connection: Any, _paths: Any) -> None:
+        """It has no pools."""
+
+    monkeypatch.setattr(module, "take_images", take)
+    monkeypatch.setattr(module.volumes, "refresh", refresh)
+    incoming = Local(Fake(Machine(state, defined=True)))
+    with pytest.raises(HypervisorError, match="QEMU says no") if refuses else nullcontext():
+        await incoming.finish_arrival()
+    assert bool(told) == taken
