@@ -24,7 +24,7 @@ _RELEASE, _XEN = "bookworm", "4.17"
 _PACKAGES = (
     *(f"xen-hypervisor-{_XEN}-amd64", f"xen-utils-{_XEN}", "linux-image-amd64", "busybox-static"),
     *("openssh-server", "openssh-client", "python3", "iproute2", "kmod", "udev", "mount"),
-    "qemu-system-xen",  # the device model of HVM guests, and what reads qcow2 for all
+    *("qemu-system-xen", "qemu-utils"),  # HVM guests' device model, and what reads qcow2 for all
 )
 _DOM0_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic")
 _GUEST_MODULES = ("xen_blkfront", "xen_netfront")

@@ -235,6 +235,7 @@ def test_what_has_changed_is_refused(ready: World) -> None:
     went_on(world, restore(world, DIR, "--only-copy"))
 
 
+@pytest.mark.matrix
 def test_all_at_shutdown_and_at_boot(ready: World) -> None:
     """As the unit does it: saved and restored; what cannot be saved is ended."""
     world = ready

@@ -200,8 +200,8 @@ def test_its_host_is_gone_while_it_is_restored(ready: LibvirtWorld) -> None:
 
 KILLED = [
     # Who is killed where, and what there is then: a save, or a guest that runs.
-    ("entourage", "source.guest-stopped", "guest"),
     ("agent", "target.after.flush-go", "save"),
+    pytest.param("entourage", "source.guest-stopped", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage", "source.step-started.2", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage", "source.memory-landed", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage", "source.go-sent", "save", marks=pytest.mark.matrix),
@@ -220,7 +220,7 @@ def test_killed_while_it_is_saved(ready: LibvirtWorld, victim: str, point: str, 
 
 
 RESTORED = [
-    ("agent", "target.after.flush-go", "guest"),
+    pytest.param("agent", "target.after.flush-go", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage", "source.after.disarm-deadman", "save", marks=pytest.mark.matrix),
     pytest.param("entourage", "source.after.flush-armed", "save", marks=pytest.mark.matrix),
     pytest.param("entourage", "source.step-started.2", "save", marks=pytest.mark.matrix),
@@ -240,7 +240,7 @@ def test_killed_while_it_is_restored(
 
 
 CUT = [
-    ("StreamLocalBindMask", "source.guest-stopped", "guest"),
+    pytest.param("StreamLocalBindMask", "source.guest-stopped", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage save", "source.step-started.2", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage agent", "target.after.flush-go", "save", marks=pytest.mark.matrix),
     pytest.param("entourage agent", "target.before.flush-go", "guest", marks=pytest.mark.matrix),
@@ -287,7 +287,7 @@ def one_that_takes_nothing(host: Host) -> Generator[None]:
         host.run(["rm", path])
 
 
-@pytest.mark.parametrize("how", ["interrupted", "killed"])
+@pytest.mark.parametrize("how", ["interrupted", pytest.param("killed", marks=pytest.mark.matrix)])
 def test_what_passes_memory_on_stands_still(ready: LibvirtWorld, how: str) -> None:
     """As where the storage hangs: QEMU waits, and its guest is let run all the same."""
     world, point = ready, "source.guest-stopped"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import subprocess
-import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from lab.xen.hosts import XenHost
 from tests.e2e.run import Run
-from tests.e2e.xen.world import PATIENCE, SHARED, XenWorld
+from tests.e2e.xen.world import NAME, PATIENCE, SHARED, XenWorld
 
 OTHER = "other"
 LOCAL = f"/srv/{OTHER}.raw"
@@ -45,11 +41,7 @@ def other(world: XenWorld, text: str) -> Generator[None]:
     host = world.here
     host.write(f"/etc/xen/{OTHER}.cfg", text)
     host.run(["truncate", "-s", "4M", LOCAL])
-    with tempfile.TemporaryDirectory() as scratch:  # a dom0 needs no qemu-img
-        image = Path(scratch, "image")
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "4M"], check=True)
-        content = base64.b64encode(image.read_bytes()).decode()
-    host.run(["sh", "-c", f"base64 -d >{QCOW2}"], input=content)
+    host.run(["qemu-img", "create", "-q", "-f", "qcow2", QCOW2, "4M"])
     try:
         host.run(["xl", "create", f"/etc/xen/{OTHER}.cfg"], timeout=PATIENCE)
         yield
@@ -57,6 +49,16 @@ def other(world: XenWorld, text: str) -> Generator[None]:
         for each in (world.here, world.there):
             each.run(["xl", "destroy", OTHER], check=False)
             each.run(["sh", "-c", f"rm -f {LOCAL} {QCOW2} {CONSOLE}"])
+
+
+@contextmanager
+def without_shared(world: XenWorld) -> Generator[None]:
+    """The guest of the other tests has the shared disk, and lets go of it: xl lets one have it."""
+    world.here.run(["xl", "block-detach", NAME, "xvdb"], timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        world.here.run(["xl", "block-attach", NAME, raw("xvdb", SHARED)], timeout=PATIENCE)
 
 
 def ticks(host: XenHost, since: int = 0) -> int:
@@ -117,8 +119,10 @@ def test_an_hvm_guest_moves_with_a_shared_disk_and_not_with_a_local_one(world: X
         run = moved(world)
         assert run.status == 3, run
         assert "emulates it" in run.refusals["block/xvda"], run
-    # The guest of the other tests has the shared disk too, and writes nothing to it.
-    with other(world, config("hvm", raw("xvda", SHARED), more=display)):
+    with (
+        without_shared(world),
+        other(world, config("hvm", raw("xvda", SHARED), more=display)),
+    ):
         last = ticks(world.here)
         run = moved(world)
         assert run.status == 0, run
