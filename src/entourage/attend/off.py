@@ -60,7 +60,7 @@ def read(settings: Settings) -> SwitchedOff:
         return msgspec.json.decode(path.read_bytes(), type=SwitchedOff)
     except FileNotFoundError:
         return SwitchedOff()
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(
             str(error),
             path=str(path),

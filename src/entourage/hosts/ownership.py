@@ -145,7 +145,7 @@ def _read(record: Path) -> tuple[GivenFile, ...]:
         return ()
     try:
         said = msgspec.json.decode(content, type=_Record)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise OSError(f"{record} cannot be read: {error}") from error
     if said.version != _VERSION:
         raise OSError(f"{record} was written by a newer Entourage")

@@ -131,7 +131,7 @@ async def files_of_image(path: str, image_format: str) -> list[str]:
     text = await qemu_img_info(path, image_format, "--backing-chain")
     try:
         chain = msgspec.json.decode(text, type=list[_Info])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise DeviceError(
             f"qemu-img info says what cannot be understood: {error}",
             remedy=f"try it by hand: qemu-img info --backing-chain {path}",

@@ -41,7 +41,7 @@ def parse_capabilities(text: str) -> TpmFacts:
     """Read ``swtpm socket --print-capabilities``; before 0.7 it says neither versions nor TPMs."""
     try:
         said = msgspec.json.decode(text, type=_Said)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         said = _Said()
     return TpmFacts(
         program=_SWTPM,

@@ -103,7 +103,7 @@ def decode(role: Role, text: str | bytes) -> Details:
     """What was written for that role, brought forward.
 
     Raises:
-        msgspec.DecodeError: It is something else.
+        msgspec.DecodeError, RecursionError: It is something else, or nested too deep.
         TooNewError: A newer Entourage wrote it.
     """
     said = msgspec.json.decode(text)

@@ -354,14 +354,14 @@ class Journal:
             _check_types(row)
         except TooNewError as error:
             raise too_new(self.path, f"{name}: {error}") from error
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
             raise not_understood(self.path, name, str(error)) from error
         return Decision(**row)
 
     def _ledger_row(self, number: int, kind: str, spec: str, temporary: int) -> LedgerRow:
         try:
             said = msgspec.json.decode(spec, type=dict[str, Any])
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
             raise not_understood(self.path, f"ledger {number}, {kind}", str(error)) from error
         return LedgerRow(id=number, kind=kind, spec=said, temporary=bool(temporary))
 

@@ -105,7 +105,7 @@ def _holder(descriptor: int) -> Holder:
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
         return Holder(int(content["pid"]), str(content["doing"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return Holder(0, "not known")
 
 

@@ -61,7 +61,7 @@ class Claims:
                 return msgspec.json.decode(file.read(_MOST), type=Claim)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, RecursionError) as error:
             raise EntourageError(
                 f"{path} cannot be read: {plain_words(error)}",
                 host=self._host,

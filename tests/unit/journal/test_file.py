@@ -203,6 +203,7 @@ def test_status_makes_no_journal(path: Path) -> None:
 SAYS = {
     "no JSON": ("UPDATE decisions SET details='{'", "decision m-1, target"),
     "no object": ("UPDATE decisions SET details='[]'", "it is no object"),
+    "too deep": ("UPDATE decisions SET details='" + "[" * 100_000 + "'", "recursion"),
     "no such field": ("UPDATE decisions SET details='{\"paused\": 7}'", "Expected `bool`"),
     "no version": ('UPDATE decisions SET details=\'{"version": "x"}\'', "version is 'x'"),
     "another record": ("UPDATE decisions SET record='perhaps'", "'perhaps'"),

@@ -55,7 +55,7 @@ class Notes:
             return None
         except OSError as error:
             raise refused(path, error) from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise HypervisorError(f"{path}: {error}", remedy="remove that file") from error
 
     def write(self, vmid: str, uuid: str, note: Note | None) -> None:

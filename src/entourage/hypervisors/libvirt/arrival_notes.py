@@ -61,7 +61,7 @@ class NotesFile:
                 self._notes = msgspec.json.decode(self._path.read_bytes(), type=Notes)
             except FileNotFoundError:
                 return None
-            except (OSError, msgspec.DecodeError) as error:
+            except (OSError, msgspec.DecodeError, RecursionError) as error:
                 raise HypervisorError(
                     f"{self._path} cannot be read: {plain_words(error)}",
                     remedy="it says what is to be done for a domain that arrives here, and may hold"

@@ -448,5 +448,5 @@ class LibvirtIncoming(IncomingSeams):
 def _read_plan(plan: Plan) -> LibvirtPlan:
     try:
         return msgspec.msgpack.decode(plan, type=LibvirtPlan)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise HypervisorError(f"the source's plan cannot be read: {error}") from error

@@ -367,7 +367,7 @@ class RestoringIncoming(LibvirtIncoming):
         said = _read(plan)
         try:
             kept = msgspec.msgpack.decode(said.kept, type=LibvirtPlan)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise HypervisorError(f"what is kept in the save cannot be read: {error}") from error
         handed.check_plan(kept, said.first or self._domain)
         connection = await self._connected()
@@ -395,5 +395,5 @@ class RestoringIncoming(LibvirtIncoming):
 def _read(plan: Plan) -> RestorePlan:
     try:
         return msgspec.msgpack.decode(plan, type=RestorePlan)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise HypervisorError(f"the save's plan cannot be read: {error}") from error

@@ -53,7 +53,7 @@ class RestoringFile:
                 return msgspec.json.decode(self._path.read_bytes(), type=Restoring)
             except FileNotFoundError:
                 return None
-            except (OSError, msgspec.DecodeError) as error:
+            except (OSError, msgspec.DecodeError, RecursionError) as error:
                 raise HypervisorError(
                     f"{self._path} cannot be read: {plain_words(error)}",
                     remedy="it says how far a restore has come: read it, then move it away",

@@ -171,7 +171,7 @@ def _read(path: Path, kind: type[K]) -> K | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise HypervisorError(
             f"{path} cannot be read: {error}", remedy="move it away if it is of no use"
         ) from error

@@ -48,7 +48,7 @@ def read_claim(directory: Path) -> Claim | None:
         return None
     except OSError as error:
         raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise HypervisorError(
             f"{path} is damaged: who has restored it is not known",
             remedy="if you are sure that nobody has, delete it",

@@ -218,7 +218,7 @@ def _read(directory: Path) -> Manifest:
                 remedy=f"this one reads formats up to {FORMAT}: upgrade it",
             )
         return msgspec.json.decode(text, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged: {error}", remedy="use another copy of the save, if there is one"
         ) from error

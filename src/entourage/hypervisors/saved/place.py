@@ -63,7 +63,7 @@ class Place:
             note = msgspec.json.decode(self._path.read_bytes(), type=_Note)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, RecursionError) as error:
             raise HypervisorError(
                 f"{self._path} cannot be read: {plain_words(error)}",
                 remedy=f"if nothing in {self._parent} is in doubt, delete it",

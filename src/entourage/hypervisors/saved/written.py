@@ -44,7 +44,7 @@ class WrittenFile:
     def __init__(self, plan: Plan, path: Path) -> None:
         try:
             said = msgspec.msgpack.decode(plan, type=SavePlan)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise HypervisorError(f"the source's plan cannot be read: {error}") from error
         self.hypervisor = said.hypervisor
         self.comes = said.sends or not said.hypervisor

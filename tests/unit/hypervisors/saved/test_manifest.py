@@ -82,6 +82,7 @@ def test_nothing_is_written_over(saved: Path) -> None:
         (b"\xff\xfe", "is damaged"),
         (b"[]", "is damaged"),
         (b'{"format": 1}', "is damaged"),
+        (b'{"what": ' + b"[" * 100_000, "is damaged"),
         (b'{"format": 3}', "a newer Entourage"),
     ],
 )
