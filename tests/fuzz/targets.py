@@ -373,12 +373,13 @@ class _JournalFile:
         known = {"details", "record", "role", "generation", "peer_host", "began", "clean", "spec"}
         if name not in known:
             name, table = "details", "decisions"
+        new: Any
         try:
-            new: Any = json.loads(value.rstrip(b"]"))
-        except ValueError:
+            new = json.loads(value.rstrip(b"]"))
+            if not isinstance(new, str | int | float | bytes | None):
+                new = json.dumps(new)
+        except (ValueError, RecursionError):
             new = value  # a blob
-        if not isinstance(new, str | int | float | bytes | None):
-            new = json.dumps(new)
         copy = self._right.with_name("copy.db")
         shutil.copy(self._right, copy)
         try:
