@@ -1,9 +1,10 @@
 """What a guest writes to its disks after a checkpoint: QEMU's records of it (dirty bitmaps).
 
-A record is begun while the guest stands still for its checkpoint, and bears the checkpoint's mark.
-A later save that has only the changes since then copies what the record shows, while its guest
-stands still: QEMU's backup job, beside which a guest that runs would be told that its own write
-has failed where the save's storage fails (``BackupCommon`` in QEMU's ``qapi/block-core.json``).
+A record bears its checkpoint's mark. It is begun as the checkpoint begins to copy the disk, so that
+it shows what was written since the checkpoint's moment, and a little more. A later save that has
+only the changes since then copies what it shows, while its guest stands still: by QEMU's backup
+job, beside which a guest that runs would be told that its own write has failed where the save's
+storage fails (``BackupCommon`` in QEMU's ``qapi/block-core.json``).
 
 QEMU keeps records in memory: they end with it, and do not move.
 """
@@ -45,7 +46,7 @@ def changed(inserted: Mapping[str, Any], mark: str) -> int | None:
 
 
 async def begin(monitor: Monitor, node: str, mark: str, device: str) -> None:
-    """Begin a record; the guest stands still.
+    """Begin a record: not later than the moment of its checkpoint.
 
     Args:
         monitor: The machine's.
@@ -76,8 +77,17 @@ async def drop_oldest(
     """
     names = sorted(str(record["name"]) for record in _records(inserted) if record["name"] != but)
     for name in names[: max(0, len(names) + 1 + bool(but) - _KEPT)]:
-        arguments = {"node": inserted["node-name"], "name": name}
-        await monitor.execute("block-dirty-bitmap-remove", arguments, device=device)
+        await drop(monitor, str(inserted["node-name"]), name, device)
+
+
+async def drop(monitor: Monitor, node: str, mark: str, device: str) -> None:
+    """End a record; its arguments are those of ``begin``.
+
+    Raises:
+        HypervisorError: QEMU does not, or has none.
+    """
+    arguments = {"node": node, "name": mark}
+    await monitor.execute("block-dirty-bitmap-remove", arguments, device=device)
 
 
 def copy(node: str, target: str, mark: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ _SHOW_EVERY = 0.25
 # Seconds that the guest may stand still for, at most, while QEMU's main loop greets the target; how
 # often a target may be too busy for that, and how long the guest goes on in between.
 _GREETED_WITHIN, _GREETINGS, _BREATH = 0.8, 4, 1.0
+_BACKUP_ENDS = 10.0  # seconds for a copy that is cut off; the deadman waits as long
 
 
 class Mirrors:
@@ -80,8 +81,9 @@ class Mirrors:
         inserted = await self._inserted(disk)
         root = self._nodes[name] = str(inserted["node-name"])
         since = self._since(disk)
-        if self._mark:
+        if self._mark:  # from now on: nothing of it is left to be done in the blackout
             await marks.drop_oldest(self._monitor, inserted, disk.label, but=since)
+            await marks.begin(self._monitor, root, self._mark, disk.label)
         if since:
             self._progress[name] = (0, marks.changed(inserted, since) or 0)
             return
@@ -184,15 +186,14 @@ class Mirrors:
         await self._flushed()
         await self._check(disk)
         self._progress.pop(name, None)
+        root = self._nodes.pop(name)
         if since := self._since(disk):
-            await self._run("blockdev-backup", marks.copy(self._nodes[name], name, since), disk)
+            await self._run("blockdev-backup", marks.copy(root, name, since), disk)
         else:
             await self._run("block-job-cancel", {"device": name, "force": False}, disk)
         await self._monitor.until(settled)
         if self._monitor.known.job(name).error:
             await self._check(disk)
-        if self._mark:
-            await marks.begin(self._monitor, self._nodes[name], self._mark, disk.label)
 
     async def give_up(self, *, run_again: bool) -> None:
         """Cancel every mirror there is, also over links that have died.
@@ -222,9 +223,14 @@ class Mirrors:
         # Sent at once, and done in this order.
         at_once = [] if backups else cont
         await asyncio.gather(self._monitor.execute("stop"), *map(self._cancel, names), *at_once)
-        for name in backups:
-            await self._monitor.until(lambda known, name=name: known.job(name).gone or None)
         if backups:
+            with contextlib.suppress(
+                TimeoutError
+            ):  # then a write may fail; it stands still no more
+                async with asyncio.timeout(_BACKUP_ENDS):
+                    await self._monitor.until(
+                        lambda known: all(known.job(name).gone for name in backups) or None
+                    )
             await asyncio.gather(*cont)
 
     async def cancel(self, disk: Block) -> None:
@@ -250,6 +256,9 @@ class Mirrors:
             self._monitor.known.jobs.pop(name, None)
             with contextlib.suppress(CommandError):
                 await self._run("blockdev-del", {"node-name": name}, disk)
+            if (root := self._nodes.pop(name, "")) and self._mark:
+                with contextlib.suppress(CommandError):
+                    await marks.drop(self._monitor, root, self._mark, disk.label)
 
     async def _cut(self, name: str) -> None:
         """Out of band: over a link that has died, a mirror holds up QEMU's main loop."""

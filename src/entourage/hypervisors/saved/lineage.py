@@ -13,7 +13,7 @@ from entourage.hypervisors.saved.manifest import Manifest, SavedFile, copy_path
 from entourage.hypervisors.values import Since
 
 _LONGEST = 64
-"""Checkpoints that one may be built on: each one's images are read for every block of the last."""
+"""Saves of which each may be built on the one before: all are read for every block of the last."""
 _REMEDY = "put it back as it was, and where it was; else restore one that is a checkpoint of all"
 
 
@@ -22,11 +22,13 @@ class Below(NamedTuple):
 
     Attributes:
         label: The disk's.
+        directory: The save's.
         path: Where it is.
         file: What it was when it was saved.
     """
 
     label: str
+    directory: Path
     path: Path
     file: SavedFile
 
@@ -48,9 +50,9 @@ def since_of(directory: Path) -> tuple[Since, Manifest]:
         )
     ids = {manifest.domain.device(copy.device).id: copy.format for copy in manifest.copies}
     since = Since(directory=str(directory), sha256=digest, mark=manifest.mark, images=ids)
-    if len(lineage(directory, manifest)) >= _LONGEST:
+    if len({below.directory for below in lineage(directory, manifest)}) + 1 >= _LONGEST:
         raise UsageError(
-            f"{directory} is built on {_LONGEST} others",
+            f"{directory} is the last of {_LONGEST} saves that are built on one another",
             remedy="leave --since out: a checkpoint of all of it",
         )
     return since, manifest
@@ -69,7 +71,7 @@ def lineage(directory: Path, manifest: Manifest) -> list[Below]:
 
 def _lineage(directory: Path, manifest: Manifest) -> Iterator[Below]:
     ids = {manifest.domain.device(copy.device).id for copy in manifest.copies}
-    for _ in range(_LONGEST + 1):
+    for _ in range(_LONGEST):
         since = manifest.since
         if since is None or not (ids := ids & since.images.keys()):
             return
@@ -89,7 +91,8 @@ def _lineage(directory: Path, manifest: Manifest) -> Iterator[Below]:
             )
         for disk in manifest.domain.block:
             if disk.id in ids:
-                yield Below(disk.label, copy_path(directory, disk), copies[disk.id].file)
+                path = copy_path(directory, disk)
+                yield Below(disk.label, directory, path, copies[disk.id].file)
     raise UsageError(f"{directory} is built on too many others", remedy=_REMEDY)
 
 

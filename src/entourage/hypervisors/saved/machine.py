@@ -153,7 +153,8 @@ class SavedMachine(MachineSeams):
             disk = next(one for one in self.domain.block if one.label == copy.device)
             files.append((copy.device, Path(disk.path), copy.file))
         try:
-            files += await self._storage.do(lineage, self._directory, self._manifest)
+            below = await self._storage.do(lineage, self._directory, self._manifest)
+            files += [(one.label, one.path, one.file) for one in below]
         except UsageError as error:
             return [_refused(error)]
         host, found = socket.gethostname(), list[Refusal]()

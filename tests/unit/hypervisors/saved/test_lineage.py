@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from entourage.domain import Block, Domain
 from entourage.errors import UsageError
+from entourage.hypervisors.saved import lineage as module
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.lineage import lineage, since_of
 from entourage.hypervisors.saved.machine import objections
@@ -77,6 +78,20 @@ def test_the_images_that_it_is_built_on(three: list[Path]) -> None:
     assert manifests.read_manifest(one).format == 1  # one of before reads it
     assert manifests.read_manifest(last).format == 2
     assert objections(last, manifests.read_manifest(last), "holder") == []
+
+
+def test_so_many_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many disks each of them has."""
+    monkeypatch.setattr(module, "_LONGEST", 4)
+    since = None
+    for number in range(4):
+        made(tmp_path / str(number), since=since)
+        if number < 3:
+            since, _ = since_of(tmp_path / str(number))
+    last = tmp_path / "3"
+    assert len(lineage(last, manifests.read_manifest(last))) == 3 * len(DISKS)
+    with pytest.raises(UsageError, match="the last of 4"):
+        since_of(last)
 
 
 def test_of_a_disk_that_came_later_only_its_own(three: list[Path], tmp_path: Path) -> None:
