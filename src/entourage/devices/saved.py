@@ -29,6 +29,7 @@ from entourage.hypervisors.saved.another import AnotherMachine
 from entourage.hypervisors.saved.copies import Belonged, CopiesIn
 from entourage.hypervisors.saved.machine import SavedMachine
 from entourage.hypervisors.saved.seals import sealed
+from entourage.settings.units import format_size
 from entourage.steps import Refusal
 
 _ANY_MTU = 65535
@@ -60,8 +61,10 @@ class SavedNet(NetController):
 class SavedBlock(BlockController):
     """A disk that stays where it is and is sealed, or is copied into a save, or out of one."""
 
-    _changed: int | None = None
+    _changed = 0
     """Bytes that were written since the checkpoint that only changes are copied of, at most."""
+    _whole: Image | None = None
+    """Of one in a save: the image that the others are built on, which is made as the disk was."""
 
     async def test(self, here: Here) -> Sequence[Refusal]:
         """Of one that stays, whether it will be seen that it has changed."""
@@ -88,7 +91,7 @@ class SavedBlock(BlockController):
         disk, since = self.device, here.options.since
         new = await super()._new_image(here, image, path, backing)
         if isinstance(here.machine, SavedMachine):
-            options = new.options if disk.format == new.format else {}
+            options = self._whole.options if self._whole and disk.format == "qcow2" else {}
             return msgspec.structs.replace(new, format=disk.format, options=options)
         if since is None or disk.id not in since.images:
             return new
@@ -96,36 +99,46 @@ class SavedBlock(BlockController):
         return msgspec.structs.replace(
             new,
             format="qcow2",
-            room=min(new.room, (self._changed or 0) + images.MARGIN),
+            room=min(new.room, self._changed + images.MARGIN),
             options=_FOR_CHANGES,
             backing=str(below),
             backing_format=since.images[disk.id],
         )
 
-    async def _objections(self, here: Here) -> list[Refusal]:
+    async def _objections(self, here: Here, image: Image) -> list[Refusal]:
         """Whether it is known what was written since the checkpoint that only changes are of."""
         disk, since = self.device, here.options.since
-        self._changed = None
         if since is None or disk.id not in since.images:
             return []
         mirroring = here.machine.mirroring
         if mirroring is None:  # ``_copy`` refuses it
             return []
-        self._changed = await mirroring.changed(disk, since.mark)
-        if self._changed is not None:
-            return []
-        reason = (
-            f"what was written since {since.directory} is not known: its guest was started anew"
-            " since, has moved, or has another medium in it; or too many checkpoints were made"
-        )
-        return [refuse(disk, here.source, reason, "leave --since out: a checkpoint of all of it")]
+        whole = "leave --since out: a checkpoint of all of it"
+        changed = await mirroring.changed(disk, since.mark)
+        if changed is None:
+            reason = (
+                f"what was written since {since.directory} is not known: its guest was started"
+                " anew since, has moved, or has another medium in it; or many others were made"
+            )
+            return [refuse(disk, here.source, reason, whole)]
+        self._changed = changed.written
+        below = manifests.copy_path(Path(since.directory), disk)
+        [earlier, *_] = await images.inspect(str(below), since.images[disk.id])
+        if len({changed.size, image.virtual_size, earlier.virtual_size}) > 1:
+            reason = (
+                f"it had {format_size(earlier.virtual_size)} then, its guest sees"
+                f" {format_size(changed.size)}, and the image has {format_size(image.virtual_size)}"
+            )
+            return [refuse(disk, here.source, reason, whole)]
+        return []
 
     async def _decide(self, here: Here, chain: list[Image], path: str) -> list[Refusal]:
         """What is in a save is nowhere else: the whole of it is copied, whatever is there."""
         disk, restored = self.device, isinstance(here.machine, SavedMachine)
         if disk.id in here.options.copies:
-            if found := await self._objections(here):
+            if found := await self._objections(here, chain[0]):
                 return found
+            self._whole = chain[-1]
             [there] = await self._ask(here)([Spot(path=path)])
             # Only one that its user has named: see ``restore_request``.
             onto = restored and there.kind == "device"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from entourage.domain import Block, Net, Pci, Tpm, Usb
 from entourage.hosts.parts import HostPart, PartsCheck
@@ -36,6 +36,18 @@ class DiskCopy(enum.StrEnum):
     """Only raw images and devices; read-only ones too."""
 
 
+class Changed(NamedTuple):
+    """What is known of a disk since a checkpoint.
+
+    Attributes:
+        written: Bytes that were written, at most.
+        size: Of the disk, as its guest sees it now; bytes.
+    """
+
+    written: int
+    size: int
+
+
 class DiskMirroring(Protocol):
     """Copies disks one by one, and each write of the guest's to both hosts; on the source."""
 
@@ -58,8 +70,12 @@ class DiskMirroring(Protocol):
         """
         ...
 
-    async def changed(self, disk: Block, mark: str) -> int | None:
-        """In TEST: bytes written since the checkpoint with that mark, at most; None: not known."""
+    async def changed(self, disk: Block, mark: str) -> Changed | None:
+        """In TEST: what was written since the checkpoint with that mark; None: it is not known."""
+        ...
+
+    async def kept(self) -> None:
+        """The guest goes on, and the checkpoint is kept: what is written after it can be known."""
         ...
 
     def progress(self, disk: Block) -> tuple[int, int]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from entourage import messages
-from entourage.errors import EntourageError, Interrupted, LinkError, MigrationFailed, ours
+from entourage.errors import (
+    EntourageError,
+    HypervisorError,
+    Interrupted,
+    LinkError,
+    MigrationFailed,
+    ours,
+)
 from entourage.source.abort import abort_there, come_back
 from entourage.source.endings import guest_ended
 from entourage.source.role import SourceSide
@@ -97,6 +105,9 @@ async def keep(session: Session, side: SourceSide, keeping: Keeping) -> tuple[st
     problems = await come_back(session, side, hurries=keeping.hurries, before=before)
     if side.has_ended:
         raise await guest_ended(session, problems)
+    if keeping.done and (mirroring := session.machine.mirroring) is not None:
+        with contextlib.suppress(HypervisorError):  # then the next one is of all, and says why
+            await mirroring.kept()
     if not keeping.done:
         error = keeping.failed or Interrupted(_NOT_KNOWN, host=session.target)
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed

@@ -26,7 +26,7 @@ from entourage.events import AnyEvent, Warned
 from entourage.hosts.allowed import Allowed
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import Export, Incoming, Machine, TpmFacts
-from entourage.hypervisors.seams import DiskCopy, GuestAgent, IncomingSeams, MachineSeams
+from entourage.hypervisors.seams import Changed, DiskCopy, GuestAgent, IncomingSeams, MachineSeams
 from entourage.settings.model import AgentSettings, Settings
 from entourage.steps import Refusal
 
@@ -112,8 +112,11 @@ class FakeMirroring:
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         self.machine.note("mirror-top" if top_only else "mirror", f"{disk.label} to {export.name}")
 
-    async def changed(self, disk: Block, mark: str) -> int | None:
+    async def changed(self, disk: Block, mark: str) -> Changed | None:
         return None
+
+    async def kept(self) -> None:
+        self.machine.note("kept", "")
 
     def progress(self, disk: Block) -> tuple[int, int]:
         return (1, 2) if disk.format else (0, 0)

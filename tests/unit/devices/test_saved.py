@@ -18,7 +18,7 @@ import pytest
 from entourage.devices.base import Options
 from entourage.devices.block import images
 from entourage.devices.block.controller import BlockController, Placement
-from entourage.devices.block.images import NewImage
+from entourage.devices.block.images import MARGIN, Image, NewImage
 from entourage.devices.block.requests import Make, Open
 from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.net import NetController
@@ -30,6 +30,8 @@ from entourage.hypervisors.base import DiskCopy, Export
 from entourage.hypervisors.saved.another import AnotherMachine
 from entourage.hypervisors.saved.copies import Belonged, CopiesOut
 from entourage.hypervisors.saved.machine import SavedMachine
+from entourage.hypervisors.seams import Changed
+from entourage.hypervisors.values import Since
 from entourage.settings.model import Settings
 from entourage.steps import Refusal
 
@@ -113,6 +115,78 @@ async def test_only_a_device_that_was_named_is_written_over(
     monkeypatch.setattr(controller, "_clash", Mock(return_value=None))
     assert await controller.test(here) == []
     assert asked == [onto]
+
+
+class Knows:
+    """What QEMU knows of a disk since a checkpoint."""
+
+    def __init__(self, changed: Changed | None) -> None:
+        self._changed = changed
+
+    async def changed(self, disk: Block, mark: str) -> Changed | None:
+        assert (disk.id, mark) == ("disk0", "entourage-1")
+        return self._changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "earlier", "against"),
+    [
+        (Changed(65536, SIZE), SIZE, ""),
+        (None, SIZE, "is not known"),
+        (Changed(0, SIZE), 2 * SIZE, "it had 2 MiB then"),
+        (Changed(0, 2 * SIZE), SIZE, "its guest sees 2 MiB"),
+    ],
+)
+async def test_only_what_was_written_since_a_checkpoint(
+    tmp_path: Path, changed: Changed | None, earlier: int, against: str
+) -> None:
+    """It is an overlay of that one's image, and needs room for the changes alone."""
+    below = tmp_path / "mon" / "disks" / "disk0"
+    below.parent.mkdir(parents=True)
+    with below.open("wb") as file:
+        file.truncate(earlier)
+    copied = {"disk0": "raw"}
+    since = Since(directory=str(tmp_path / "mon"), sha256="", mark="entourage-1", images=copied)
+    here: Any = SimpleNamespace(
+        source="a",
+        options=Options(copies=frozenset(copied), since=since),
+        machine=SimpleNamespace(mirroring=Knows(changed)),
+    )
+    image = Image(
+        path=str(below), kind="file", format="raw", virtual_size=SIZE, allocated=100 << 20
+    )
+    controller: Any = SavedBlock(Block(id="disk0", path=str(below)))
+    found = await controller._objections(here, image)
+    assert against in "".join(one.reason for one in found)
+    assert bool(found) == bool(against)
+    if found:
+        assert "--since" in found[0].remedy
+        return
+    made = await controller._new_image(here, image, "/x/disks/disk0", None)
+    assert (made.format, made.backing, made.backing_format) == ("qcow2", str(below), "raw")
+    assert made.room <= 65536 + MARGIN
+    # The whole of another disk is copied.
+    other: Any = SavedBlock(Block(id="disk1", path=str(below)))
+    assert await other._objections(here, image) == []
+    assert (await other._new_image(here, image, "/x/disks/disk1", None)).backing is None
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+async def test_what_is_restored_of_changes_is_as_the_disk_was(
+    tmp_path: Path, image_format: str
+) -> None:
+    """Of its own format, made as the image that the others are built on."""
+    (path := tmp_path / "x").touch()
+    common: Any = {"path": str(path), "kind": "file", "virtual_size": SIZE, "allocated": 0}
+    whole = Image(format=image_format, options={"cluster_size": "131072"}, **common)
+    overlay = Image(format="raw", options={"cluster_size": "65536"}, **common)
+    controller: Any = SavedBlock(Block(id="disk0", path=str(path), format=image_format))  # type: ignore[arg-type]
+    controller._whole = whole
+    machine: Any = SavedMachine.__new__(SavedMachine)
+    here: Any = SimpleNamespace(machine=machine, options=Options())
+    made = await controller._new_image(here, overlay, str(path), None)
+    assert made.format == image_format
+    assert made.options == (whole.options if image_format == "qcow2" else {})
 
 
 @pytest.mark.parametrize(

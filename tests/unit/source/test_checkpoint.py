@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from tests.unit.source.test_going_back import Side, session
 def asked(answer: Any) -> tuple[Any, list[Any]]:
     """A session whose target answers PUBLISH so, and what it was asked for."""
     opened: Any = session()
+    opened.machine.mirroring = None
     heard: list[Any] = []
     called_off = asyncio.Event()
 
@@ -55,6 +57,22 @@ async def test_it_is_kept_and_then_settled() -> None:
     assert await keep(opened, cast("Any", side), Keeping(opened, lambda: "")) == ()
     assert side.taken == [Input.ABORT]
     assert heard == [messages.PUBLISH, messages.ABORT]
+
+
+@pytest.mark.parametrize("answer", [None, HypervisorError("the disk is full")])
+async def test_only_of_one_that_is_kept_it_is_known_what_is_written_after_it(answer: Any) -> None:
+    """Also where that cannot be begun, it is kept."""
+    opened, _ = asked(answer)
+    told: list[str] = []
+
+    async def kept() -> None:
+        told.append("kept")
+        raise HypervisorError("QEMU begins no record")
+
+    opened.machine.mirroring = SimpleNamespace(kept=kept)
+    with contextlib.suppress(MigrationFailed):
+        await keep(opened, cast("Any", Lives()), Keeping(opened, lambda: ""))
+    assert told == (["kept"] if answer is None else [])
 
 
 async def test_what_cannot_be_kept_is_told_while_its_guest_runs() -> None:

@@ -38,7 +38,7 @@ from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job
 from entourage.hypervisors.libvirt.process import pid_of
 from entourage.hypervisors.reach import check_local_disk
-from entourage.hypervisors.seams import DiskCopy, Objection
+from entourage.hypervisors.seams import Changed, DiskCopy, Objection
 from entourage.hypervisors.values import DataPlane, Export
 
 SOCKETS = Path("/run/entourage-copies")
@@ -80,9 +80,12 @@ class Mirrors:
             return [("it is encrypted (LUKS), and its copy would not be", remedy)]
         return ()
 
-    async def changed(self, disk: Block, mark: str) -> int | None:  # noqa: ARG002 - see seams
+    async def changed(self, disk: Block, mark: str) -> Changed | None:  # noqa: ARG002 - see seams
         """No record is kept."""
         return None
+
+    async def kept(self) -> None:
+        """No record is kept."""
 
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         """Copy the disk to the export and keep it so; returns when both are the same."""

@@ -12,7 +12,6 @@ from typing import Any
 
 _DEADLINE = 30.0
 _YANK_AFTER = 2.0
-_BACKUP_ENDS = 10.0
 _NUDGE = 0.05
 _HOLDS = frozenset({"pre-switchover", "device", "completed"})
 _ENDED: frozenset[str] = frozenset({"none", "completed", "failed", "cancelled"})
@@ -160,13 +159,20 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
 
 
 def _until_no_backup(qmp: _Qmp, names: list[str]) -> None:
-    """Wait until no backup job is there, which would fail the guest's writes (see ``marks.py``)."""
-    deadline = time.monotonic() + _BACKUP_ENDS
-    while names and time.monotonic() < deadline:
+    """Wait until no backup job is there, nor can be: it fails the guest's writes (``marks.py``).
+
+    Cut off as they are, they end at once, unless the guest's own disk does not answer.
+    """
+    while names:
         jobs = qmp.run("query-block-jobs")
         if not any(job["device"] in names and job["type"] == "backup" for job in jobs):
-            return
+            break
         qmp.wait(_NUDGE)
+    for name in names:
+        # A process that was frozen may be about to begin one: it finds no target any more.
+        target: dict[str, Any] = {"node-name": name}
+        with contextlib.suppress(_Refused):
+            qmp.run("blockdev-del", **target)
 
 
 def _cancel(qmp: _Qmp) -> None:

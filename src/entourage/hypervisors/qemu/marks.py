@@ -1,10 +1,10 @@
 """What a guest writes to its disks after a checkpoint: QEMU's records of it (dirty bitmaps).
 
-A record bears its checkpoint's mark. It is begun as the checkpoint begins to copy the disk, so that
-it shows what was written since the checkpoint's moment, and a little more. A later save that has
-only the changes since then copies what it shows, while its guest stands still: by QEMU's backup
-job, beside which a guest that runs would be told that its own write has failed where the save's
-storage fails (``BackupCommon`` in QEMU's ``qapi/block-core.json``).
+A record is begun as a checkpoint begins to copy the disk, so that it shows what was written since
+the checkpoint's moment, and a little more. It gets the checkpoint's mark as its name once that is
+kept. A later save that has only the changes since then copies what it shows, while its guest stands
+still: by QEMU's backup job, beside which a guest that runs would be told that its own write has
+failed where the save's storage fails (``BackupCommon`` in QEMU's ``qapi/block-core.json``).
 
 QEMU keeps records in memory: they end with it, and do not move.
 """
@@ -15,18 +15,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from entourage.hypervisors.qemu.qmp import Monitor
+from entourage.hypervisors.seams import Changed
 from entourage.hypervisors.understood import understood
 
 PREFIX: Final = "entourage-"
 """Every mark begins so; then the time, so that the order of names is that of checkpoints."""
+_NEW: Final = "new-of-entourage"
+"""The name of a record whose checkpoint is not kept yet."""
 _KEPT: Final = 8
 """Records of a disk that are kept: each costs memory, and a little time of every write."""
 _GRANULARITY: Final = 1 << 16
 """Bytes that one bit of a record stands for."""
+_QUERY: Final = "QEMU's answer to query-block"
 
 
-def changed(inserted: Mapping[str, Any], mark: str) -> int | None:
-    """Bytes that were written since a checkpoint, at most.
+def changed(inserted: Mapping[str, Any], mark: str) -> Changed | None:
+    """How much was written since a checkpoint, at most.
 
     Args:
         inserted: What ``query-block`` says of the disk's medium.
@@ -38,56 +42,50 @@ def changed(inserted: Mapping[str, Any], mark: str) -> int | None:
     Raises:
         HypervisorError: QEMU says what is not understood.
     """
-    with understood("QEMU's answer to query-block"):
+    with understood(_QUERY):
         for record in _records(inserted):
             if record["name"] == mark and record["recording"] and not record.get("inconsistent"):
-                return int(record["count"])
+                return Changed(int(record["count"]), int(inserted["image"]["virtual-size"]))
     return None
 
 
-async def begin(monitor: Monitor, node: str, mark: str, device: str) -> None:
+async def begin(monitor: Monitor, inserted: Mapping[str, Any], device: str) -> None:
     """Begin a record: not later than the moment of its checkpoint.
-
-    Args:
-        monitor: The machine's.
-        node: What the guest writes to.
-        mark: The checkpoint's.
-        device: The disk's label.
-
-    Raises:
-        HypervisorError: QEMU does not begin one.
-    """
-    await monitor.execute(
-        "block-dirty-bitmap-add",
-        {"node": node, "name": mark, "granularity": _GRANULARITY},
-        device=device,
-    )
-
-
-async def drop_oldest(
-    monitor: Monitor, inserted: Mapping[str, Any], device: str, *, but: str
-) -> None:
-    """Make room for another record: of the oldest checkpoints none is kept.
 
     Args:
         monitor: The machine's.
         inserted: What ``query-block`` says of the disk's medium.
         device: The disk's label.
-        but: The mark of one that is needed, if any.
-    """
-    names = sorted(str(record["name"]) for record in _records(inserted) if record["name"] != but)
-    for name in names[: max(0, len(names) + 1 + bool(but) - _KEPT)]:
-        await drop(monitor, str(inserted["node-name"]), name, device)
-
-
-async def drop(monitor: Monitor, node: str, mark: str, device: str) -> None:
-    """End a record; its arguments are those of ``begin``.
 
     Raises:
-        HypervisorError: QEMU does not, or has none.
+        HypervisorError: QEMU does not begin one.
     """
-    arguments = {"node": node, "name": mark}
-    await monitor.execute("block-dirty-bitmap-remove", arguments, device=device)
+    node = str(inserted["node-name"])
+    if any(record["name"] == _NEW for record in _records(inserted)):  # of one that was not kept
+        await _remove(monitor, node, _NEW, device)
+    await _add(monitor, node, _NEW, device)
+
+
+async def keep(monitor: Monitor, inserted: Mapping[str, Any], mark: str, device: str) -> None:
+    """Its checkpoint is kept: the record is called by its mark; of the oldest none is kept.
+
+    Args:
+        monitor: The machine's.
+        inserted: What ``query-block`` says of the disk's medium.
+        mark: The checkpoint's.
+        device: The disk's label.
+
+    Raises:
+        HypervisorError: It cannot be; then nobody can save what was written since.
+    """
+    node = str(inserted["node-name"])
+    await _add(monitor, node, mark, device)
+    merge = {"node": node, "target": mark, "bitmaps": [_NEW]}
+    await monitor.execute("block-dirty-bitmap-merge", merge, device=device)
+    await _remove(monitor, node, _NEW, device)
+    names = sorted(str(one["name"]) for one in _records(inserted) if one["name"] != _NEW)
+    for name in names[: max(0, len(names) + 1 - _KEPT)]:
+        await _remove(monitor, node, name, device)
 
 
 def copy(node: str, target: str, mark: str) -> dict[str, Any]:
@@ -108,8 +106,22 @@ def copy(node: str, target: str, mark: str) -> dict[str, Any]:
     }
 
 
+async def _add(monitor: Monitor, node: str, name: str, device: str) -> None:
+    arguments = {"node": node, "name": name, "granularity": _GRANULARITY}
+    await monitor.execute("block-dirty-bitmap-add", arguments, device=device)
+
+
+async def _remove(monitor: Monitor, node: str, name: str, device: str) -> None:
+    arguments = {"node": node, "name": name}
+    await monitor.execute("block-dirty-bitmap-remove", arguments, device=device)
+
+
 def _records(inserted: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Ours, of those that QEMU has of a disk."""
-    with understood("QEMU's answer to query-block"):
+    with understood(_QUERY):
         found: list[Mapping[str, Any]] = inserted.get("dirty-bitmaps", [])
-        return [one for one in found if str(one.get("name", "")).startswith(PREFIX)]
+        return [
+            one
+            for one in found
+            if (name := str(one.get("name", ""))) == _NEW or name.startswith(PREFIX)
+        ]

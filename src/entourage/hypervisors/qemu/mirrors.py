@@ -18,13 +18,12 @@ from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
 from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.reach import check_local_disk, check_reach
-from entourage.hypervisors.seams import Objection
+from entourage.hypervisors.seams import Changed, Objection
 
 _SHOW_EVERY = 0.25
 # Seconds that the guest may stand still for, at most, while QEMU's main loop greets the target; how
 # often a target may be too busy for that, and how long the guest goes on in between.
 _GREETED_WITHIN, _GREETINGS, _BREATH = 0.8, 4, 1.0
-_BACKUP_ENDS = 10.0  # seconds for a copy that is cut off; the deadman waits as long
 
 
 class Mirrors:
@@ -53,6 +52,7 @@ class Mirrors:
         self._progress: dict[str, tuple[int, int]] = {}
         self._given_up: set[str] = set()
         self._nodes: dict[str, str] = {}
+        self._marked: dict[str, Block] = {}
 
     def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see seams
         """None that its image does not show."""
@@ -82,10 +82,11 @@ class Mirrors:
         root = self._nodes[name] = str(inserted["node-name"])
         since = self._since(disk)
         if self._mark:  # from now on: nothing of it is left to be done in the blackout
-            await marks.drop_oldest(self._monitor, inserted, disk.label, but=since)
-            await marks.begin(self._monitor, root, self._mark, disk.label)
+            await marks.begin(self._monitor, inserted, disk.label)
+            self._marked[disk.label] = disk
         if since:
-            self._progress[name] = (0, marks.changed(inserted, since) or 0)
+            changed = marks.changed(inserted, since)
+            self._progress[name] = (0, changed.written if changed else 0)
             return
         await self._run(
             "blockdev-mirror",
@@ -134,9 +135,15 @@ class Mirrors:
             else:
                 return
 
-    async def changed(self, disk: Block, mark: str) -> int | None:
-        """Bytes that were written since a checkpoint; None where QEMU has no record of that."""
+    async def changed(self, disk: Block, mark: str) -> Changed | None:
+        """What was written since a checkpoint; None where QEMU has no record of that."""
         return marks.changed(await self._inserted(disk), mark)
+
+    async def kept(self) -> None:
+        """The checkpoint is kept: the records that were begun with it bear its mark."""
+        marked, self._marked = self._marked, {}
+        for disk in marked.values():
+            await marks.keep(self._monitor, await self._inserted(disk), self._mark, disk.label)
 
     async def _inserted(self, disk: Block) -> Mapping[str, Any]:
         """What the guest reads and writes: another node than at the start, if it was changed.
@@ -186,8 +193,16 @@ class Mirrors:
         await self._flushed()
         await self._check(disk)
         self._progress.pop(name, None)
-        root = self._nodes.pop(name)
+        root = self._nodes.pop(name, "")
         if since := self._since(disk):
+            # As long as no job is there, anybody may put another image on top of it.
+            inserted = await self._inserted(disk)
+            if inserted["node-name"] != root or marks.changed(inserted, since) is None:
+                raise HypervisorError(
+                    "another image was put in its place, or on top of it, while it was saved",
+                    device=disk.label,
+                    remedy="save it without --since",
+                )
             await self._run("blockdev-backup", marks.copy(root, name, since), disk)
         else:
             await self._run("block-job-cancel", {"device": name, "force": False}, disk)
@@ -224,13 +239,9 @@ class Mirrors:
         at_once = [] if backups else cont
         await asyncio.gather(self._monitor.execute("stop"), *map(self._cancel, names), *at_once)
         if backups:
-            with contextlib.suppress(
-                TimeoutError
-            ):  # then a write may fail; it stands still no more
-                async with asyncio.timeout(_BACKUP_ENDS):
-                    await self._monitor.until(
-                        lambda known: all(known.job(name).gone for name in backups) or None
-                    )
+            await self._monitor.until(
+                lambda known: all(known.job(name).gone for name in backups) or None
+            )
             await asyncio.gather(*cont)
 
     async def cancel(self, disk: Block) -> None:
@@ -256,9 +267,6 @@ class Mirrors:
             self._monitor.known.jobs.pop(name, None)
             with contextlib.suppress(CommandError):
                 await self._run("blockdev-del", {"node-name": name}, disk)
-            if (root := self._nodes.pop(name, "")) and self._mark:
-                with contextlib.suppress(CommandError):
-                    await marks.drop(self._monitor, root, self._mark, disk.label)
 
     async def _cut(self, name: str) -> None:
         """Out of band: over a link that has died, a mirror holds up QEMU's main loop."""

@@ -19,7 +19,7 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, Export
 from entourage.hypervisors.reach import check_local_disk
 from entourage.hypervisors.saved.manifest import Copy, copy_path, measured
-from entourage.hypervisors.seams import DiskCopy, Objection
+from entourage.hypervisors.seams import Changed, DiskCopy, Objection
 from entourage.hypervisors.values import LocalData
 
 _PROGRESS = re.compile(rb"\((\d+\.\d+)/100%\)")
@@ -134,9 +134,12 @@ class CopiesOut:
         """The format of its copy."""
         return self._formats.get(disk.label, disk.format)
 
-    async def changed(self, disk: Block, mark: str) -> int | None:  # noqa: ARG002 - see seams
+    async def changed(self, disk: Block, mark: str) -> Changed | None:  # noqa: ARG002 - see seams
         """Nobody asks."""
         return None
+
+    async def kept(self) -> None:
+        """It is no checkpoint."""
 
     def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see seams
         """None: it is an image of the save's."""

@@ -29,6 +29,7 @@ from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import CopiesIn
+from entourage.hypervisors.saved.lineage import lineage
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.seals import sealed
 from entourage.hypervisors.saved.storage import REMOVED_WITHIN, Storage, Unanswered
@@ -231,6 +232,7 @@ class SavingIncoming(IncomingSeams):
         await self._storage.do(manifests.write_manifest, self._partial, manifest)
         # What cannot be read again would be lost.
         await in_thread(manifests.read_manifest, self._partial)
+        await self._storage.do(lineage, self._partial, manifest)
 
     async def publish(self) -> None:
         """Have the save of a guest that goes on whole, under its name; that cannot be undone.

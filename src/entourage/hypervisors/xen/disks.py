@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from entourage.domain import Block, Domain
 from entourage.hypervisors.base import DiskCopy
 from entourage.hypervisors.seams import Objection
+from entourage.hypervisors.xen.configuration import Config, domain_type
 from entourage.hypervisors.xen.streams import DiskCopy as Copy
 
-_EMULATED: Final = 4
-"""An HVM guest's first disks, and all that are called ``sd…``, are the device model's as well:
-libxl's ``libxl_dm.c``, ``libxl__build_device_model_args_new``.
+_EMULATED: Final[Mapping[str, int]] = {"ide": 4, "ahci": 6}
+"""An HVM guest's first disks, so many by its ``hdtype``, and all that are called ``sd…``, are the
+device model's as well: libxl's ``libxl_dm.c``, ``libxl__build_device_model_args_new``.
 """
 
 
@@ -22,13 +23,13 @@ class Disks:
     """What ``start`` and the stop have to copy.
 
     Args:
-        kind: The domain's type: ``pv``, ``pvh`` or ``hvm``.
+        config: xl's own configuration of the domain.
     """
 
     way = DiskCopy.CARRY_RAW
 
-    def __init__(self, kind: str = "") -> None:
-        self._has_emulated = kind == "hvm"
+    def __init__(self, config: Config) -> None:
+        self._emulated = emulated(config)
         self.names: list[str] = []
         self._copies: dict[str, Copy] = {}
         self._last: asyncio.Task[None] | None = None
@@ -39,14 +40,15 @@ class Disks:
         libxl stops that only after the guest has suspended: what it writes late would be lost here,
         and its guest told that it was written. Its format is looked at by its controller.
         """
-        if not self._has_emulated or disk.is_only_read or not is_emulated(disk.id):
+        if disk.is_only_read or not is_emulated(disk.id, self._emulated):
             return ()
         reason = (
             "Xen emulates it for this HVM guest, and may write to it after it was copied"
             " for the last time"
         )
-        remedy = "put it on storage that both hosts see; or call it xvde or later, if it is not the"
-        return [(reason, f"{remedy} disk that the guest boots from: those are not emulated")]
+        free = f"xvd{chr(ord('a') + self._emulated)}"
+        remedy = f"put it on storage that both hosts see; or call it {free} or later, if it is not"
+        return [(reason, f"{remedy} the disk that the guest boots from: those are not emulated")]
 
     def may_leave_out(self, disk: Block) -> bool:  # noqa: ARG002 - see DiskCarrying
         """Never: nobody can say so."""
@@ -108,12 +110,25 @@ def _disk(domain: Domain, name: str) -> Block:
     return next(disk for disk in domain.block if disk.id == name)
 
 
-def is_emulated(vdev: str) -> bool:
-    """Whether an HVM guest's disk is emulated, by what xl calls it (``xen-vbd-interface(7)``)."""
-    if vdev.startswith("sd"):
-        return True
+def emulated(config: Config) -> int:
+    """How many of a domain's first disks are emulated; none but an HVM guest's."""
+    if domain_type(config) != "hvm":
+        return 0
+    kind = config.get("b_info", {}).get("type.hvm", {}).get("hdtype", "ide")
+    return _EMULATED.get(str(kind), max(_EMULATED.values()))
+
+
+def is_emulated(vdev: str, first: int) -> bool:
+    """Whether a disk is emulated.
+
+    Args:
+        vdev: What xl calls it (``xen-vbd-interface(7)``).
+        first: How many are, as ``emulated`` has it.
+    """
+    if not first or vdev.startswith("sd"):
+        return bool(first)
     if found := re.match(r"(?:xvd|hd)([a-z]+)", vdev):
         letters = found[1]
-        return len(letters) == 1 and ord(letters) - ord("a") < _EMULATED
+        return len(letters) == 1 and ord(letters) - ord("a") < first
     numbered = re.match(r"d([0-9]+)", vdev)
-    return numbered is None or int(numbered[1]) < _EMULATED
+    return numbered is None or int(numbered[1]) < first

@@ -29,7 +29,6 @@ from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, 
 from entourage.hypervisors.seams import HostDevice, MachineSeams, Objection
 from entourage.hypervisors.xen import hostdevices, looks
 from entourage.hypervisors.xen.announce import announce
-from entourage.hypervisors.xen.configuration import domain_type
 from entourage.hypervisors.xen.disks import Disks
 from entourage.hypervisors.xen.handle import Handle
 from entourage.hypervisors.xen.header import Changes
@@ -66,7 +65,7 @@ class XenMachine(MachineSeams):
     def __init__(self, handle: Handle, settings: Settings) -> None:
         self._handle = handle
         self._settings = settings
-        self._disks = Disks(domain_type(handle.config))
+        self._disks = Disks(handle.config)
         self._migrating = Migrating(handle, leaves_from(settings, str(handle.domain.uuid)))
         self._unplugging = XenUnplugging(handle)
         self._plane: DataPlane | None = None

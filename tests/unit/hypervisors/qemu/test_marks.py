@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.qemu.marks import begin, changed, drop_oldest
+from entourage.hypervisors.qemu.marks import begin, changed, keep
 from entourage.hypervisors.qemu.qmp import Monitor
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp
+
+NEW = "new-of-entourage"
 
 
 def record(name: str, count: int = 0, **more: object) -> dict[str, Any]:
@@ -19,12 +21,13 @@ def record(name: str, count: int = 0, **more: object) -> dict[str, Any]:
 
 
 def medium(*records: Mapping[str, Any]) -> dict[str, Any]:
-    return {"node-name": "n0", "dirty-bitmaps": list(records)}
+    image = {"virtual-size": 1 << 20}
+    return {"node-name": "n0", "image": image, "dirty-bitmaps": list(records)}
 
 
 def test_what_is_known_of_what_was_written() -> None:
     inserted = medium(record("entourage-1", 65536), record("backup", 1))
-    assert changed(inserted, "entourage-1") == 65536
+    assert changed(inserted, "entourage-1") == (65536, 1 << 20)
     assert changed(inserted, "entourage-2") is None
     assert changed(inserted, "backup") is None  # not ours to go by
     assert changed({"node-name": "n0"}, "entourage-1") is None
@@ -39,19 +42,45 @@ def test_what_is_not_understood_is_told(records: object) -> None:
         changed({"node-name": "n0", "dirty-bitmaps": records}, "entourage-1")
 
 
-async def test_the_oldest_go_but_never_the_one_that_is_needed(tmp_path: Path) -> None:
-    qemu = FakeQmp(tmp_path / "qmp.sock")
-    for does in ("add", "remove"):
-        qemu.answers[f"block-dirty-bitmap-{does}"] = lambda _: {}
-    names = [f"entourage-{number:02}" for number in range(9)]
-    inserted = medium(record("another's"), *map(record, reversed(names)))
-    async with qemu.serving():
-        monitor = await Monitor.connect(qemu.path)
-        await drop_oldest(monitor, inserted, "block/disk0", but=names[0])
-        await begin(monitor, "n0", "entourage-10", "block/disk0")
-        await drop_oldest(monitor, medium(record("entourage-1")), "block/disk0", but="")
+@pytest.fixture
+async def qemu(tmp_path: Path) -> AsyncGenerator[tuple[FakeQmp, Monitor]]:
+    fake = FakeQmp(tmp_path / "qmp.sock")
+    async with fake.serving():
+        monitor = await Monitor.connect(fake.path)
+        yield fake, monitor
         await monitor.close()
-    removed = [said["name"] for name, said in qemu.commands if name == "block-dirty-bitmap-remove"]
-    assert removed == names[1:3]  # six of these, the one that is needed, and the new one stay
-    [added] = [said for name, said in qemu.commands if name == "block-dirty-bitmap-add"]
-    assert (added["node"], added["name"]) == ("n0", "entourage-10")
+
+
+def said(fake: FakeQmp) -> list[str]:
+    """What was asked of bitmaps, in order."""
+    return [
+        f"{name.removeprefix('block-dirty-bitmap-')} {arguments.get('name', '')}"
+        for name, arguments in fake.commands
+        if name.startswith("block-dirty-bitmap")
+    ]
+
+
+async def test_a_record_has_its_mark_once_its_checkpoint_is_kept(
+    qemu: tuple[FakeQmp, Monitor],
+) -> None:
+    fake, monitor = qemu
+    await begin(monitor, medium(), "block/disk0")
+    await keep(monitor, medium(record(NEW)), "entourage-1", "block/disk0")
+    assert said(fake) == [f"add {NEW}", "add entourage-1", "merge ", f"remove {NEW}"]
+    [merged] = [one for name, one in fake.commands if name == "block-dirty-bitmap-merge"]
+    assert merged == {"node": "n0", "target": "entourage-1", "bitmaps": [NEW]}
+
+
+async def test_what_was_not_kept_is_in_nobodys_way(qemu: tuple[FakeQmp, Monitor]) -> None:
+    fake, monitor = qemu
+    await begin(monitor, medium(record(NEW), record("entourage-1")), "block/disk0")
+    assert said(fake) == [f"remove {NEW}", f"add {NEW}"]
+
+
+async def test_the_oldest_go_once_a_new_one_is_kept(qemu: tuple[FakeQmp, Monitor]) -> None:
+    fake, monitor = qemu
+    names = [f"entourage-{number:02}" for number in range(9)]
+    inserted = medium(record("another's"), record(NEW), *map(record, reversed(names)))
+    await keep(monitor, inserted, "entourage-10", "block/disk0")
+    removed = [each for each in said(fake) if each.startswith("remove entourage")]
+    assert removed == [f"remove {name}" for name in names[:2]]  # with the new one there are eight

@@ -12,15 +12,17 @@ import pytest
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
-from entourage.hypervisors.base import Export
+from entourage.hypervisors.base import DataPlane, Export
 from entourage.hypervisors.qemu import mirrors
 from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.qmp import Monitor
+from entourage.hypervisors.values import LocalData, Since
 from tests.unit.eventually import eventually
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp
 
 DISK = Block(id="disk0", path="/srv/disk0.raw")
 DOMAIN = Domain(name="web", memory=1 << 26, block=(DISK,))
+JOB = "m0-disk0"
 
 
 class Slow(FakeQmp):
@@ -97,6 +99,87 @@ async def test_the_guest_goes_on_only_once_no_backup_is_there(tmp_path: Path) ->
         await asyncio.wait_for(giving_up, 5)
         await monitor.close()
     assert [name for name, _ in qemu.commands][-1] == "cont"
+
+
+SINCE = Since(directory="/srv/mon", sha256="", mark="entourage-1", images={"disk0": "raw"})
+
+
+class Recording(FakeQmp):
+    """A QEMU that has a record of what its disk's guest has written since a checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.node = "n0-disk0"
+        self.records = ["entourage-1"]
+        self.answers["query-block"] = self._blocks
+        self.answers["blockdev-backup"] = lambda _: self.say("BLOCK_JOB_COMPLETED", device=JOB)
+
+    def _blocks(self, _: object) -> list[Any]:
+        records = [{"name": each, "count": 65536, "recording": True} for each in self.records]
+        inserted = {
+            "node-name": self.node,
+            "image": {"virtual-size": 1 << 20},
+            "dirty-bitmaps": records,
+        }
+        return [{"qdev": "/machine/peripheral/block-disk0/virtio-backend", "inserted": inserted}]
+
+    def did(self) -> list[str]:
+        return [name for name, _ in self.commands if name.startswith("block")]
+
+
+@pytest.fixture
+async def recording(tmp_path: Path) -> AsyncGenerator[tuple[Recording, Mirrors, Export]]:
+    """A checkpoint of what was written since another one, about to be made."""
+    qemu, taken = Recording(tmp_path / "qmp.sock"), tmp_path / "m"
+    local = LocalData(
+        socket=str(taken), generation=1, paused=False, mark="entourage-2", since=SINCE
+    )
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(local.disk_socket("disk0"))
+        server.listen()
+        async with qemu.serving():
+            monitor = await Monitor.connect(qemu.path)
+            found = Mirrors(monitor, DOMAIN, nothing)
+            found.plane = DataPlane(address="", ports=(1, 2), secret=None, local=local)
+            export = Export(host="", port=0, name="disk0", socket=local.disk_socket("disk0"))
+            yield qemu, found, export
+            await monitor.close()
+
+
+async def test_changes_are_copied_once_the_guest_stands_still(
+    recording: tuple[Recording, Mirrors, Export],
+) -> None:
+    qemu, found, export = recording
+    assert await found.changed(DISK, "entourage-1") == (65536, 1 << 20)
+    await found.mirror(DISK, export, top_only=True)
+    assert found.progress(DISK) == (0, 65536)
+    assert qemu.did() == ["blockdev-add", "block-dirty-bitmap-add"]
+    await found.complete(DISK)
+    [(_, backup)] = [each for each in qemu.commands if each[0] == "blockdev-backup"]
+    assert (backup["bitmap"], backup["bitmap-mode"]) == ("entourage-1", "never")
+    assert (backup["device"], backup["target"], backup["sync"]) == ("n0-disk0", JOB, "bitmap")
+    await found.kept()
+    [(_, merged)] = [each for each in qemu.commands if each[0] == "block-dirty-bitmap-merge"]
+    assert merged["target"] == "entourage-2"
+    count = len(qemu.commands)
+    await found.kept()  # once
+    assert len(qemu.commands) == count
+
+
+@pytest.mark.parametrize("what", ["another image is on top of it", "its record is gone"])
+async def test_what_was_changed_meanwhile_is_not_copied(
+    recording: tuple[Recording, Mirrors, Export], what: str
+) -> None:
+    qemu, found, export = recording
+    await found.mirror(DISK, export, top_only=True)
+    if what.startswith("another"):
+        qemu.node = "snapshot"
+    else:
+        qemu.records = []
+    with pytest.raises(HypervisorError, match="while it was saved") as told:
+        await found.complete(DISK)
+    assert told.value.device == DISK.label
+    assert "blockdev-backup" not in qemu.did()
 
 
 def late(times: int) -> Any:
