@@ -73,6 +73,11 @@ def test_only_what_was_written_since(world: World) -> None:
             assert now.boot == earlier.boot == world.boot
             assert now.missing == ()
             assert earlier.last < now.last, number
+    # A save may be what several are built on.
+    writes_on(world)
+    went_on(world, checkpoint(world, NEVER, "--since", DIR))
+    assert held(world, LAST, "disk0").last < held(world, NEVER, "disk0").last
+    world.here.run(["rm", "-r", NEVER])
     other = checkpoint(world, NEVER, "--since", "/srv/none")
     assert other.status == 2, str(other)
     world.here.run(["mv", DIR, f"{DIR}.away"])
