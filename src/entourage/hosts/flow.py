@@ -23,6 +23,8 @@ _ENDS_WITHIN = 10.0  # seconds
 _MAGIC = b"whole:"
 _TRAILER = struct.Struct(">6sQ")
 _AT_ONCE = 1 << 20  # bytes, also the most that a pipe may hold without privileges
+TRAILER = _TRAILER.size
+"""Bytes that a relay adds at the end, which ``end_checked`` takes away."""
 
 
 class Flow:
@@ -97,13 +99,26 @@ class Flow:
         self._connection.close()
 
 
-def into_file(connection: socket.socket, path: Path) -> Flow:
-    """Write what comes into a new file, 0600, until the other end closes; it is not synced."""
+def into_file(
+    connection: socket.socket, path: Path, written: Callable[[int], None] | None = None
+) -> Flow:
+    """Write what comes into a new file, 0600, until the other end closes; it is not synced.
+
+    Args:
+        connection: Where it comes from; owned by the flow.
+        path: The file.
+        written: Told of so many bytes more, in the flow's thread.
+    """
 
     def move(source: socket.socket, moved: Callable[[int], None]) -> None:
+        def count(more: int) -> None:
+            moved(more)
+            if written is not None:
+                written(more)
+
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _spliced(source.fileno(), handle, moved)
+            _spliced(source.fileno(), handle, count)
         finally:
             os.close(handle)
 

@@ -21,7 +21,8 @@ from entourage import durable
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError, InDoubt, UsageError, plain_words, what_to_do
 from entourage.handover.values import Guest
-from entourage.hosts.flow import Flow, end_checked, into_file
+from entourage.hosts.digests import GrowingDigest
+from entourage.hosts.flow import TRAILER, Flow, end_checked, into_file
 from entourage.hosts.local import listening_here
 from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
@@ -82,6 +83,7 @@ class SavingIncoming(IncomingSeams):
         self._copies = CopiesIn(self._partial, ledger)
         self._publishing: asyncio.Future[None] | None = None
         self._written: WrittenFile | None = None
+        self._digest: GrowingDigest | None = None
         self._flow: asyncio.Future[Flow] | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._landing: asyncio.Task[Any] | None = None
@@ -137,6 +139,10 @@ class SavingIncoming(IncomingSeams):
             copies = bool(plane.local.copies)
             await self._storage.do(self._make, plane.local.generation, copies)
             self._copies.stands(plane.local)
+            if self._written.comes:
+                behind = TRAILER if plane.local.far else 0
+                self._digest = GrowingDigest(self._partial / manifests.MEMORY, behind=behind)
+                await self._digest.begin()
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         except UsageError as error:
@@ -167,7 +173,9 @@ class SavingIncoming(IncomingSeams):
                 if written is not None and not written.comes:
                     flow.set_result(written.flow(connection))
                 else:
-                    flow.set_result(into_file(connection, self._partial / manifests.MEMORY))
+                    memory = self._partial / manifests.MEMORY
+                    seen = self._digest.written if self._digest else None
+                    flow.set_result(into_file(connection, memory, seen))
             except OSError as error:
                 flow.set_exception(error)
 
@@ -200,7 +208,7 @@ class SavingIncoming(IncomingSeams):
     async def _write_down(self) -> None:
         path = self._partial / manifests.MEMORY
         await in_thread(durable.sync_file, path)
-        memory = await manifests.measured(path)
+        memory = await manifests.measured(path, self._digest)
         local = self._needs_local()
         kept = [disk for disk in self._domain.block if disk.id not in local.copies]
         stay = [seal for disk in kept for seal in await sealed(disk)] if local.sealed else []
@@ -344,6 +352,8 @@ class SavingIncoming(IncomingSeams):
         if self._publishing is not None:
             await asyncio.gather(self._publishing, return_exceptions=True)
         await self._copies.close()
+        if self._digest is not None:
+            await self._digest.end()
         flow = self._flow
         if flow is not None and flow.done() and not flow.cancelled() and not flow.exception():
             await flow.result().end()

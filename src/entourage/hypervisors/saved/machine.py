@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeAlias
 
 import msgspec
 
@@ -37,6 +38,8 @@ from entourage.hypervisors.seams import MachineSeams, NoGuest
 from entourage.hypervisors.values import TpmFacts
 from entourage.steps import Refusal
 
+_File: TypeAlias = tuple[str, Path, SavedFile]
+"""The label of a device, a file of the save that is of it, and what that was."""
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -147,8 +150,7 @@ class SavedMachine(MachineSeams):
         return against or await self._damage()
 
     async def _damage(self) -> list[Refusal]:
-        files: list[tuple[str, Path, SavedFile]]
-        files = [("memory", self._directory / MEMORY, self._manifest.memory)]
+        files: list[_File] = [("memory", self._directory / MEMORY, self._manifest.memory)]
         for copy in self._manifest.copies:
             disk = next(one for one in self.domain.block if one.label == copy.device)
             files.append((copy.device, Path(disk.path), copy.file))
@@ -158,8 +160,8 @@ class SavedMachine(MachineSeams):
         except UsageError as error:
             return [_refused(error)]
         host, found = socket.gethostname(), list[Refusal]()
-        for device, path, saved in files:
-            if problem := await manifests.problem_of(path, saved):
+        for (device, *_), problem in zip(files, await _problems(files), strict=True):
+            if problem is not None:
                 found.append(Refusal(device, host, *problem))
         return found
 
@@ -305,6 +307,17 @@ class SavedMachine(MachineSeams):
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         self._place.forget()
+
+
+async def _problems(files: Sequence[_File]) -> list[tuple[str, str] | None]:
+    """What is wrong with each; as many are read at once as there are processors for."""
+    at_once = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def problem(path: Path, saved: SavedFile) -> tuple[str, str] | None:
+        async with at_once:
+            return await manifests.problem_of(path, saved)
+
+    return await asyncio.gather(*(problem(path, saved) for _, path, saved in files))
 
 
 def objections(directory: Path, manifest: Manifest, holder: str) -> list[Refusal]:

@@ -29,8 +29,8 @@ from msgspec import Meta
 
 from entourage import durable
 from entourage.domain import Block, Domain
-from entourage.errors import DeviceError, HypervisorError, UsageError, plain_words, what_to_do
-from entourage.hosts import programs
+from entourage.errors import HypervisorError, UsageError, plain_words, what_to_do
+from entourage.hosts.digests import GrowingDigest, sha256
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.saved.seals import Seal
 from entourage.hypervisors.values import Since, TpmFacts
@@ -336,25 +336,24 @@ def is_of(directory: Path, domain: Domain, generation: int | None) -> bool:
     return found.domain.uuid == domain.uuid and generation in {None, found.generation}
 
 
-async def measured(path: Path) -> SavedFile:
-    """What is recorded of a file. Its content passes through no Python."""
+async def measured(path: Path, growing: GrowingDigest | None = None) -> SavedFile:
+    """What is recorded of a file that is whole.
+
+    Args:
+        path: The file.
+        growing: Its digest, where that was made as it was written.
+
+    Raises:
+        HypervisorError, OSError: It cannot be read.
+    """
     status = await in_thread(path.stat)
+    digest = await (sha256(path) if growing is None else growing.finish(status.st_size))
     return SavedFile(
         size=status.st_size,
-        sha256=await _sha256(path),
+        sha256=digest,
         inode=status.st_ino,
         changed=status.st_ctime_ns,
     )
-
-
-async def _sha256(path: Path) -> str:
-    try:
-        status, out, said = await programs.run("sha256sum", "--binary", "--zero", "--", str(path))
-    except DeviceError as error:
-        raise HypervisorError(error.message, remedy="install coreutils") from error
-    if status:
-        raise HypervisorError(f"{path} cannot be read: {said}", remedy="see the kernel's log")
-    return out[:64]
 
 
 async def problem_of(path: Path, saved: SavedFile) -> tuple[str, str] | None:
@@ -366,7 +365,11 @@ async def problem_of(path: Path, saved: SavedFile) -> tuple[str, str] | None:
         return plain_words(error), remedy
     if size != saved.size:
         return f"{path} has {size} bytes, and {saved.size} were saved", remedy
-    if await _sha256(path) != saved.sha256:
+    try:
+        digest = await sha256(path)
+    except HypervisorError as error:
+        return error.message, error.remedy
+    if digest != saved.sha256:
         return f"{path} is damaged: its content is not what was saved", remedy
     return None
 

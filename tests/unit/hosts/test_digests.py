@@ -1,0 +1,111 @@
+"""Digests are of all of a file, also where they are made while it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from entourage.errors import HypervisorError
+from entourage.hosts.digests import GrowingDigest, sha256
+
+DATA = os.urandom(3 << 20)
+WHOLE = hashlib.sha256(DATA).hexdigest()
+
+
+def nothing(_: str) -> None:
+    """No program is found."""
+
+
+@pytest.fixture(params=["openssl", "sha256sum"])
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What makes them: where there is no openssl, coreutils'."""
+    if request.param == "sha256sum":
+        monkeypatch.setattr(shutil, "which", nothing)
+    elif shutil.which("openssl") is None:
+        pytest.skip("there is no openssl")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("program")
+async def test_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    path.write_bytes(DATA)
+    assert await sha256(path) == WHOLE
+    with pytest.raises(HypervisorError, match="no such file"):
+        await sha256(tmp_path / "none")
+    path.unlink()
+    path.symlink_to("none")
+    with pytest.raises(HypervisorError):
+        await sha256(path)
+
+
+async def test_of_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(HypervisorError, match=r"cannot be read: .*directory"):
+        await sha256(tmp_path)
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("behind", [0, 14])
+async def test_as_it_grows(tmp_path: Path, behind: int) -> None:
+    """What comes at its end and is cut off again is not part of it."""
+    path = tmp_path / "memory"
+    growing = GrowingDigest(path, behind=behind)
+    await growing.begin()
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(DATA), 700_001):
+            part = DATA[start : start + 700_001]
+            file.write(part)
+            growing.written(len(part))
+        file.write(b"x" * behind)
+        growing.written(behind)
+        file.truncate(len(DATA))
+    assert await growing.finish(len(DATA)) == WHOLE
+    await growing.end()
+
+
+async def test_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "memory").touch()
+    growing = GrowingDigest(tmp_path / "memory")
+    await growing.begin()
+    assert await growing.finish(0) == hashlib.sha256().hexdigest()
+    await growing.end()
+
+
+async def test_what_could_not_be_passed_on_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digest of only a part would make a save that nothing can restore."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "splice", refuse)
+    path = tmp_path / "memory"
+    path.write_bytes(DATA)
+    growing = GrowingDigest(path)
+    await growing.begin()
+    growing.written(len(DATA))
+    assert await growing.finish(len(DATA)) == WHOLE
+    await growing.end()
+
+
+async def test_nobody_wants_it_any_more(tmp_path: Path) -> None:
+    """Neither the program nor the thread is left."""
+    growing = GrowingDigest(tmp_path / "memory")
+    await growing.begin()
+    asking = asyncio.create_task(growing.finish(1))
+    await asyncio.sleep(0)
+    await growing.end()
+    with pytest.raises((asyncio.CancelledError, HypervisorError)):
+        await asking
+    deadline = time.monotonic() + 10
+    while any(thread.name == "digest" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)  # a thread tells nobody of its end
