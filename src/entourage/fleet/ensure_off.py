@@ -29,12 +29,15 @@ async def ensure_off(
         None where it runs on its source by now: then it moves as others do.
     """
     problem: EntourageError | None = None
+    kept: bool | None = None  # whether its source had it, off, when that last answered
     begun = busy = False
     for number in range(whereabouts.ROUNDS):
         if number:
             await asyncio.sleep(whereabouts.LOOK_AGAIN)
+        busy = False
         try:
             here, there = await both(remote, move)
+            kept = is_off(here, move)
             if runs(here, move):
                 return None
             if (result := await _ended_before(remote, move, here, there)) is not None:
@@ -51,15 +54,16 @@ async def ensure_off(
             if not (ended.is_lost or busy) and is_off(await remote.room(move.source), move):
                 return _back(problem)
         except EntourageError as error:
-            if not begun:
+            if not begun and kept is not False:
                 return _back(error)
             problem = error
-    if busy and problem is not None:
+    problem = problem or EntourageError("its hosts do not answer")
+    if busy and kept:  # another command has its lock; it says so of its target's as well
         return _back(problem)
     return Result(
         kind="doubt",
-        message=f"which host has it is not known: {problem}",
-        remedy=f"`entourage migrate --offline {move.name} {move.target}` on {move.source}",
+        message=f"which host has it is not known: {problem.what}",
+        remedy=_goes_on(move, problem.remedy),
     )
 
 
@@ -100,6 +104,14 @@ def _result(ended: Ended) -> Result | None:
     if outcome == "refused":
         return Result(kind="refused", message=_message(ended), remedy=_remedy(ended))
     return Result(kind="moved") if outcome == "moved" else None
+
+
+def _goes_on(move: Move, remedy: str) -> str:
+    """What to do first, where that is known, and what to type then."""
+    command = f"`entourage migrate --offline {move.name} {move.target}`"
+    if command in remedy:  # the command that was cut has said so itself
+        return f"{remedy}, on {move.source}"
+    return "; ".join(one for one in (remedy, f"{command} on {move.source}") if one)
 
 
 def _message(ended: Ended) -> str:
