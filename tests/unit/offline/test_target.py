@@ -441,6 +441,18 @@ async def test_a_full_disk_once_the_source_has_let_go_is_no_wrong_command(
     assert await here.target.adopt(RELEASED)
 
 
+async def test_a_full_disk_is_no_wrong_command_of_who_claims_either(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(durable, "write", full)
+    with pytest.raises(EntourageError, match="no space left on device") as caught:
+        await here.target.claim(offer())
+    assert not isinstance(caught.value, UsageError)
+
+
 async def test_a_hypervisor_that_is_none_any_more_is_no_wrong_command(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
