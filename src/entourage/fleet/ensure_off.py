@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from entourage.errors import DomainBusy, EntourageError
+from entourage.errors import DomainBusy, EntourageError, UsageError
 from entourage.fleet import whereabouts
 from entourage.fleet.remote import Ended, Remote, RoomThere
 from entourage.fleet.values import Move, Result
@@ -30,11 +30,11 @@ async def ensure_off(
     """
     problem: EntourageError | None = None
     kept: bool | None = None  # whether its source had it, off, when that last answered
-    begun = busy = False
+    begun = busy = wrong = False
     for number in range(whereabouts.ROUNDS):
         if number:
             await asyncio.sleep(whereabouts.LOOK_AGAIN)
-        busy = False
+        busy = wrong = False
         try:
             here, there = await both(remote, move)
             kept = is_off(here, move)
@@ -51,6 +51,7 @@ async def ensure_off(
                 return result
             problem = EntourageError(_message(ended), remedy=_remedy(ended))
             busy = ended.status == DomainBusy.exit_code  # what becomes of another one's command?
+            wrong = ended.status == UsageError.exit_code  # it was given to another host, perhaps
             if not (ended.is_lost or busy) and is_off(await remote.room(move.source), move):
                 return _back(problem)
         except EntourageError as error:
@@ -63,7 +64,7 @@ async def ensure_off(
     return Result(
         kind="doubt",
         message=f"which host has it is not known: {problem.what}",
-        remedy=_goes_on(move, problem.remedy),
+        remedy=_goes_on(move, problem.remedy, wrong=wrong),
     )
 
 
@@ -106,11 +107,20 @@ def _result(ended: Ended) -> Result | None:
     return Result(kind="moved") if outcome == "moved" else None
 
 
-def _goes_on(move: Move, remedy: str) -> str:
-    """What to do first, where that is known, and what to type then."""
-    command = f"`entourage migrate --offline {move.name} {move.target}`"
-    if command in remedy:  # the command that was cut has said so itself
+def _goes_on(move: Move, remedy: str, *, wrong: bool) -> str:
+    """What to do first, where that is known, and what to type then.
+
+    Args:
+        move: Which.
+        remedy: What the command said.
+        wrong: To type that command again is of no use.
+    """
+    command = f"`entourage migrate --offline {move.name} "
+    if command in remedy:  # it has said itself what goes on, perhaps to another host
         return f"{remedy}, on {move.source}"
+    if wrong and remedy:
+        return remedy
+    command += f"{move.target}`"
     return "; ".join(one for one in (remedy, f"{command} on {move.source}") if one)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from entourage.admission import offline_again
 from entourage.devices.block.sameness import compare
 from entourage.devices.block.storage import Seen, Spot
 from entourage.errors import EntourageError, UsageError
@@ -155,7 +156,8 @@ def _gave_away(journal: Journal, asked: Asked, otherwise: UsageError) -> Decisio
     if newest.peer_host != asked.host:
         raise UsageError(
             f"{asked.name} was given to {newest.peer_host}",
-            remedy="see `entourage list --all` there",
+            remedy="see `entourage list --all` there; if that was cut, "
+            + offline_again(asked.name, newest.peer_host),
         )
     return newest
 

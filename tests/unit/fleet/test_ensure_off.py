@@ -11,7 +11,7 @@ import pytest
 
 from entourage.cli import offline
 from entourage.cli.options import Typed
-from entourage.errors import EntourageError, InDoubt, Refused
+from entourage.errors import EntourageError, InDoubt, Refused, UsageError
 from entourage.fleet import whereabouts
 from entourage.fleet.ensure import Ensure
 from entourage.fleet.fleetfile import FleetFile, HostEntry
@@ -336,3 +336,18 @@ async def test_what_to_do_in_doubt_is_told_once(
         result = await ensure(hosts)(MOVE)
         assert result.message == "which host has it is not known: b: no room in /var"
         assert (result.kind, result.remedy) == ("doubt", told)
+
+
+@pytest.mark.parametrize("remedy", ["`entourage migrate --offline rests c` again", "look there"])
+async def test_what_its_source_gave_to_another_host_is_not_to_be_moved_to_this_one(
+    says: Callable[[EntourageError], Awaitable[Callable[[], Ended]]], remedy: str
+) -> None:
+    """The target kept a claim of an older move."""
+    hosts = Hosts(off="", claims="b")
+    hosts.ends = [await says(UsageError("rests was given to c", remedy=remedy))] * 4
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.message) == (
+        "doubt",
+        "which host has it is not known: rests was given to c",
+    )
+    assert result.remedy == (remedy if remedy == "look there" else f"{remedy}, on a")

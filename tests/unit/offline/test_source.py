@@ -338,8 +338,9 @@ async def test_what_was_let_go_is_defined_there_by_the_same_command(here: Here) 
     assert not here.has
     del here.answers["offline-adopt"]
     here.did.clear()
-    with pytest.raises(UsageError, match="rests was given to b"):
+    with pytest.raises(UsageError, match="rests was given to b") as caught:
         await move(here.asked("c"))
+    assert caught.value.remedy.endswith(f"there; if that was cut, {AGAIN}")
     assert here.did == []
     await move(here.asked())
     assert here.did == ["lacks qemu", "undefine, gone", "offline-adopt"]  # it is on the disk
