@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,7 @@ from entourage.cli.campaign_shown import Screen
 from entourage.cli.fleeting import SOME_STAY
 from entourage.cli.output import put
 from entourage.cli.tell import say
+from entourage.errors import EntourageError
 from entourage.fleet.controller import Runner
 from entourage.fleet.database import DatabaseAwayError
 from entourage.fleet.durable import Durable, controller_name
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from entourage.cli.campaigns import Asked
 
 _LOOK_EVERY: Final = 0.5  # seconds
+_PAUSES_WITHIN: Final = 900.0  # seconds, of a database that is away; as ``outage``
 
 
 def run(asked: Asked, store: Store, name: str) -> int:
@@ -39,11 +42,11 @@ async def _run(asked: Asked, store: Store, name: str) -> int:
         async with Durable.open(runner, owner) as durable:
             others = Others(durable, store, name, screen)
             over = False
-            pausing: list[asyncio.Future[None]] = []
+            pausing: list[asyncio.Task[None]] = []
 
             def nothing_more() -> None:
                 if not over:
-                    pausing.append(in_thread(store.wish, name, "pause"))
+                    pausing.append(asyncio.create_task(pause(store, name)))
                     say("entourage: nothing more is begun; what moves is waited for"
                         " (again: not even that)")  # fmt: skip
 
@@ -52,9 +55,9 @@ async def _run(asked: Asked, store: Store, name: str) -> int:
                 leaving = asyncio.create_task(left(store, name, interrupted, pausing))
                 drawing = asyncio.create_task(screen.draw())
                 await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                for task in (leaving, drawing):
+                for task in (leaving, drawing, *pausing):
                     task.cancel()
-                await asyncio.gather(leaving, drawing, return_exceptions=True)
+                await asyncio.gather(leaving, drawing, *pausing, return_exceptions=True)
                 if running.done():
                     over = True
                     screen.end()
@@ -64,6 +67,10 @@ async def _run(asked: Asked, store: Store, name: str) -> int:
                     running.cancel()
                     await asyncio.gather(running, return_exceptions=True)
                     screen.end()
+                    leaving.result()  # raises
+                    if any(one.cancelled() for one in pausing):
+                        say(clean(f"entourage: whether {name} is paused is not known:"
+                                  f" `entourage campaign pause {name}`"))  # fmt: skip
                 _tell_left(sorted(await others.names()))
     return tell(store, name)
 
@@ -116,6 +123,32 @@ class Others:
         return summary.wish != "pause" or bool(summary.counts.get("moves"))
 
 
+async def pause(store: Store, name: str) -> None:
+    """Have a campaign be paused; a database that is away is asked again, for some minutes.
+
+    Why it is not paused is said, and raised by nothing: what moves is waited for all the same.
+    """
+    until, told = time.monotonic() + _PAUSES_WITHIN, False
+    while True:
+        try:
+            await in_thread(store.wish, name, "pause")
+        except DatabaseAwayError as error:
+            if time.monotonic() > until:
+                say(clean(f"entourage: {name} is not paused: {error}"))
+                return
+            if not told:
+                told = True
+                say(clean(f"entourage: {name} is not paused yet, that is tried again: {error}"))
+            await asyncio.sleep(_LOOK_EVERY)
+        except EntourageError as error:
+            say(clean(f"entourage: {name} is not paused: {error}"))
+            return
+        else:
+            if told:
+                say(clean(f"entourage: {name} is paused now"))
+            return
+
+
 async def left(
     store: Store, name: str, interrupted: Sequence[int], pausing: Sequence[asyncio.Future[None]]
 ) -> None:
@@ -125,7 +158,10 @@ async def left(
         store: Where it is.
         name: The campaign.
         interrupted: The signals that were heard.
-        pausing: What has it be paused, as soon as that was begun.
+        pausing: What has it be paused, as soon as that was begun; it tells its own errors.
+
+    Raises:
+        EntourageError: The store cannot be read.
     """
     asking: asyncio.Future[Summary] | None = None
     while True:
@@ -134,6 +170,8 @@ async def left(
             return
         if not interrupted or not all(one.done() for one in pausing):
             continue
+        for one in pausing:
+            one.result()  # a bug is raised
         asking = asking or in_thread(store.summary, name)
         if asking.done():
             with contextlib.suppress(DatabaseAwayError):  # the next look may be answered
@@ -177,7 +215,8 @@ def tell(store: Store, name: str) -> int:
     if summary.reason:
         put(f"it stopped: {summary.reason}")
     if not summary.is_over:
-        put(f"it is paused; `entourage campaign resume {name}` goes on with it")
+        how = "paused" if summary.wish == "pause" else "not over"
+        put(f"it is {how}; `entourage campaign resume {name}` goes on with it")
     elif any(state.status in {"stays", "waits"} for state in states):
         put(f"`entourage campaign retry {name}` tries them again")
     moved = summary.counts.get("moved", 0) + summary.counts.get("elsewhere", 0)

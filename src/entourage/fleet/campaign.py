@@ -38,6 +38,10 @@ class Slots(Protocol):
         """It has ended."""
         ...
 
+    async def put_back(self, move: Move) -> None:
+        """It was not begun after all."""
+        ...
+
 
 class FleetSlots:
     """Those of campaigns that run in one process.
@@ -64,6 +68,10 @@ class FleetSlots:
         """See ``Slots``."""
         self.leaving[move.source] -= 1
         self.arriving[move.target] -= 1
+
+    async def put_back(self, move: Move) -> None:
+        """See ``Slots``."""
+        self.give_back(move)
 
 
 Elsewhere: TypeAlias = Callable[[MoveState], str | None]
@@ -140,9 +148,10 @@ class Campaign:
         return [self.moves[uuid].move for uuid in self._moving]
 
     async def due(self, now: float) -> list[Move]:
-        """What begins now; it counts as begun when this returns.
+        """What begins now; it counts as begun when this returns, see also ``withdraw``.
 
-        Moves may end, and more be wished for, while slots are waited for.
+        Moves may end, and more be wished for, while slots are waited for: if nothing more is to
+        begin by that, nothing does.
 
         Args:
             now: Seconds since 1970.
@@ -156,6 +165,9 @@ class Campaign:
         for kind, host in look_at:
             waiting = (self._by_source if kind == "source" else self._by_target)[host]
             for uuid in sorted(waiting, key=self._order.__getitem__):
+                if not self.begins:
+                    self._look_at |= look_at  # for when it goes on
+                    return begun
                 move = self.moves[uuid].move
                 if await self._slots.take(move, self.limits):
                     self._unqueue(uuid)
@@ -164,8 +176,26 @@ class Campaign:
                         state, status="moves", attempts=state.attempts + 1
                     )
                     self._moving[uuid] = None
-                    begun.append(move)
+                    if self.begins:
+                        begun.append(move)
+                    else:
+                        await self.withdraw(move)
         return begun
+
+    @property
+    def begins(self) -> bool:
+        """Whether anything may begin, as far as its user and its limits say."""
+        return self.phase == "runs"
+
+    async def withdraw(self, move: Move) -> None:
+        """Have what ``due`` has returned not begin after all: it waits as before."""
+        await self._slots.put_back(move)
+        state = self.moves[move.uuid]
+        self.moves[move.uuid] = msgspec.structs.replace(
+            state, status="waits", attempts=state.attempts - 1
+        )
+        del self._moving[move.uuid]
+        self._queue(move.uuid)
 
     def next_at(self, now: float) -> float | None:
         """When something may begin that may not now, seconds since 1970; None: not by time."""

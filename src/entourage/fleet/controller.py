@@ -113,7 +113,7 @@ class Runner:
             EntourageError: The store cannot be read, or a source not be reached.
         """
         first: bool | None = None
-        order, outage = InOrder(), Outage(partial(self.note, name))
+        order, outage = InOrder(), Outage(partial(self.note, name), drives=lambda: True)
         self._driven.add(name)
         try:
             while True:
@@ -257,7 +257,9 @@ class Runner:
                 await order(self._phase_of(driver.campaign))
             if wish == "take-back":
                 for move in driver.campaign.under_way:
-                    if move.uuid not in taken_back and await self._take_back(move, remote):
+                    if move.off or move.uuid in taken_back:
+                        continue  # of what is off there is nothing that could go back
+                    if await self._take_back(move, remote):
                         taken_back.add(move.uuid)
             driver.wake()
             await heard()

@@ -200,7 +200,8 @@ class Durable:
         """See ``engine.Engine``; one that another controller runs is waited for.
 
         Raises:
-            EntourageError: It cannot go on: a source does not answer, or the database for long.
+            EntourageError: It cannot go on: a source does not answer, or, where another controller
+                runs it, the database for long.
         """
         workflow, store = await self.begin(name), self._runner.store
 
@@ -219,7 +220,7 @@ class Durable:
                     await _resume(workflow)
             return status, summary
 
-        outage = Outage(note)
+        outage = Outage(note, lambda: self._runner.drives(name))
         while True:
             status, summary = await outage.through(look)
             if status is None or status.status not in _LIVES:

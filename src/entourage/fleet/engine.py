@@ -108,6 +108,9 @@ class Driver:
                 if self._bug is not None:
                     raise self._bug
                 for move in await self.campaign.due(self._world.now()):
+                    if not self.campaign.begins:  # since: to be told takes a while
+                        await self.campaign.withdraw(move)
+                        continue
                     await self._told(self.campaign.moves[move.uuid])
                     self._begin(move)
                 await self._wait()

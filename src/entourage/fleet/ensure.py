@@ -86,13 +86,20 @@ class Ensure:
                 await asyncio.sleep(whereabouts.LOOK_AGAIN)
             except EntourageError as error:
                 if not begun:
-                    return Result(kind="back", message=str(error), remedy=error.remedy)
+                    return Result(kind="back", message=error.what, remedy=error.remedy)
                 last = error
                 await asyncio.sleep(whereabouts.LOOK_AGAIN)
         return Result(
             kind="doubt",
-            message=f"what became of it is not known: {last}",
-            remedy=f"`entourage status` on {move.source} and {move.target}",
+            message=f"what became of it is not known: {last.what}",
+            remedy="; ".join(
+                one
+                for one in (
+                    last.remedy,
+                    f"`entourage status` on {move.source} and {move.target}",
+                )
+                if one
+            ),
         )
 
     async def _make_sure(self, move: Move, *, first: bool) -> Result:
@@ -223,11 +230,12 @@ def _stranger(move: Move, uuid: str, ended: Ended) -> Result:
 def _result(ended: Ended) -> Result | None:
     """What a migration ended with; None: look at both hosts again."""
     message = str(ended.events.get("message", "")) or ended.said
+    remedy = str(ended.events.get("remedy", ""))
     outcome = str(ended.events.get("outcome", ""))
     if ended.is_lost or outcome == "in-doubt":
         return None
     if not outcome:  # it was not begun: another command works on it, or it was typed wrongly
-        return Result(kind="back", message=message or f"exit status {ended.status}")
+        return Result(kind="back", message=message or f"exit status {ended.status}", remedy=remedy)
     kind = _OUTCOMES.get(outcome)
     if kind is None:
         return None
@@ -237,5 +245,6 @@ def _result(ended: Ended) -> Result | None:
     return Result(
         kind=kind,  # type: ignore[arg-type]
         message=message if kind != "moved" else "; ".join(str(one) for one in problems),
+        remedy=remedy if kind != "moved" else "",
         blackout=blackout if kind == "moved" and isinstance(blackout, float) else None,
     )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from entourage.errors import DomainBusy, EntourageError
+from entourage.errors import DomainBusy, EntourageError, UsageError
 from entourage.fleet import whereabouts
 from entourage.fleet.remote import Ended, Remote, RoomThere
 from entourage.fleet.values import Move, Result
@@ -29,12 +29,15 @@ async def ensure_off(
         None where it runs on its source by now: then it moves as others do.
     """
     problem: EntourageError | None = None
-    begun = busy = False
+    kept: bool | None = None  # whether its source had it, off, when that last answered
+    begun = busy = wrong = False
     for number in range(whereabouts.ROUNDS):
         if number:
             await asyncio.sleep(whereabouts.LOOK_AGAIN)
+        busy = wrong = False
         try:
             here, there = await both(remote, move)
+            kept = is_off(here, move)
             if runs(here, move):
                 return None
             if (result := await _ended_before(remote, move, here, there)) is not None:
@@ -48,18 +51,20 @@ async def ensure_off(
                 return result
             problem = EntourageError(_message(ended), remedy=_remedy(ended))
             busy = ended.status == DomainBusy.exit_code  # what becomes of another one's command?
+            wrong = ended.status == UsageError.exit_code  # it was given to another host, perhaps
             if not (ended.is_lost or busy) and is_off(await remote.room(move.source), move):
                 return _back(problem)
         except EntourageError as error:
-            if not begun:
+            if not begun and kept is not False:
                 return _back(error)
             problem = error
-    if busy and problem is not None:
+    problem = problem or EntourageError("its hosts do not answer")
+    if busy and kept:  # another command has its lock; it says so of its target's as well
         return _back(problem)
     return Result(
         kind="doubt",
-        message=f"which host has it is not known: {problem}",
-        remedy=f"`entourage migrate --offline {move.name} {move.target}` on {move.source}",
+        message=f"which host has it is not known: {problem.what}",
+        remedy=_goes_on(move, problem.remedy, wrong=wrong),
     )
 
 
@@ -100,6 +105,23 @@ def _result(ended: Ended) -> Result | None:
     if outcome == "refused":
         return Result(kind="refused", message=_message(ended), remedy=_remedy(ended))
     return Result(kind="moved") if outcome == "moved" else None
+
+
+def _goes_on(move: Move, remedy: str, *, wrong: bool) -> str:
+    """What to do first, where that is known, and what to type then.
+
+    Args:
+        move: Which.
+        remedy: What the command said.
+        wrong: To type that command again is of no use.
+    """
+    command = f"`entourage migrate --offline {move.name} "
+    if command in remedy:  # it has said itself what goes on, perhaps to another host
+        return f"{remedy}, on {move.source}"
+    if wrong and remedy:
+        return remedy
+    command += f"{move.target}`"
+    return "; ".join(one for one in (remedy, f"{command} on {move.source}") if one)
 
 
 def _message(ended: Ended) -> str:

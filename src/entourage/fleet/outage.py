@@ -15,22 +15,31 @@ _WAITS: Final = 900.0  # seconds that who only looks on waits
 Answer = TypeVar("Answer")
 
 
+class SilentError(DatabaseAwayError):
+    """No answer has come yet; why is not known, and is told once it is."""
+
+
 class Outage:
     """Says why a campaign waits for its database, each reason once, and when it does no more.
 
     Args:
         note: Says it.
+        drives: Whether this process runs the campaign now; else it only looks on.
     """
 
-    def __init__(self, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, note: Callable[[str], None], drives: Callable[[], bool] = lambda: False
+    ) -> None:
         self._note = note
+        self._drives = drives
         self._said = set[type[DatabaseAwayError]]()
 
     def waits(self, error: DatabaseAwayError) -> None:
         """It is away, or lets nobody in."""
         if type(error) not in self._said:
             self._said.add(type(error))
-            self._note(f"{error}: it is waited for, and nothing more is begun")
+            more = ", and nothing more is begun" if self._drives() else ""
+            self._note(f"{error}: it is waited for{more}")
 
     def over(self) -> None:
         """It has answered."""
@@ -44,7 +53,7 @@ class Outage:
         Where no answer comes within some seconds, that is said before it is known why.
 
         Raises:
-            DatabaseAwayError: It has been away for too long.
+            DatabaseAwayError: It has been away for too long, and this process only looks on.
         """
         until = 0.0
         while True:
@@ -53,13 +62,16 @@ class Outage:
                 await asyncio.wait({asking}, timeout=_SAYS_SO_AFTER)
                 if not asking.done():
                     silent = f"the fleet's database has not answered for {_SAYS_SO_AFTER:g} s"
-                    self.waits(DatabaseAwayError(silent))
+                    self.waits(SilentError(silent))
                 answer = await asking
             except DatabaseAwayError as error:
                 self.waits(error)
-                until = until or time.monotonic() + _WAITS
-                if time.monotonic() > until:
-                    raise
+                if self._drives():
+                    until = 0.0
+                else:
+                    until = until or time.monotonic() + _WAITS
+                    if time.monotonic() > until:
+                        raise
                 await asyncio.sleep(_LOOK_AGAIN)
             else:
                 self.over()

@@ -23,6 +23,7 @@ from entourage.fleet.database import (
     CAMPAIGNS,
     HISTORY,
     MOVES,
+    DatabaseAwayError,
     by_bytes,
     changes,
     reads,
@@ -114,12 +115,19 @@ class Hearing:
             self._hear(move, event)
 
     def write(self) -> None:
-        """Keep how far moves are, as far as that is news."""
+        """Keep how far moves are, as far as that is news; where the database is away, later."""
         with self._lock:
             news, self._unwritten = self._unwritten, {}
-        for uuid, (what, percent) in news.items():
+        while news:
+            uuid = next(iter(news))
             with self._kept():
-                self._records.progress(self._campaign, uuid, what, percent)
+                try:
+                    self._records.progress(self._campaign, uuid, *news[uuid])
+                except DatabaseAwayError:  # each would be waited for as long
+                    with self._lock:
+                        self._unwritten = {**news, **self._unwritten}
+                    return
+            del news[uuid]
 
     def changed(self, state: MoveState) -> None:
         """A move has begun, or has ended."""

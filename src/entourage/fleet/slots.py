@@ -58,3 +58,16 @@ class StoreSlots:
 
     def give_back(self, move: Move) -> None:
         """Nothing: ``Store.save`` says that it has ended."""
+
+    async def put_back(self, move: Move) -> None:
+        """See ``campaign.Slots``; raises FencedError where another controller runs the campaign."""
+        await self._order(self._put_back, move)
+
+    def _put_back(self, move: Move) -> None:
+        with self._store.alone() as connection:
+            self._store.owned(connection, self._name, self._owner)
+            connection.execute(
+                sa.update(MOVES)
+                .where(MOVES.c.campaign == self._name, MOVES.c.uuid == move.uuid)
+                .values(status="waits")
+            )

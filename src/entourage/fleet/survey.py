@@ -177,7 +177,7 @@ async def tests_of(
             try:
                 refused = await remote.test(names, source, host, words, one_more)
             except EntourageError as error:
-                refused = {name: [(str(error), error.remedy)] for name in names}
+                refused = {name: [(error.what, error.remedy)] for name in names}
         while left:  # of these nothing was said
             one_more()
         tests.refused |= {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from entourage.errors import EntourageError
@@ -42,9 +43,11 @@ async def elsewhere(remote: Remote, move: Move) -> Result:
 
     Args:
         remote: The hosts.
-        move: Which. Of one that was off it counts too where another host has it, off.
+        move: Which. Of one that was off it counts too where another host has it, off; or a claim
+            of it: a move to there was cut, perhaps once its source had let go.
     """
     silent: list[str] = []
+    claimed: list[str] = []
     for host in (one.name for one in remote.fleet.host):
         if host in {move.source, move.target}:
             continue
@@ -57,6 +60,10 @@ async def elsewhere(remote: Remote, move: Move) -> Result:
             return Result(kind="elsewhere", message=f"it runs on {host}")
         if move.off and is_off(room, move):
             return Result(kind="elsewhere", message=f"it is on {host}, off")
+        if move.off and move.uuid.lower() in room.claimed:
+            claimed.append(host)
+    if claimed:
+        return _is_claimed(move, claimed, silent)
     is_there = "it is" if move.off else "it runs"
     if silent:
         return Result(
@@ -72,4 +79,17 @@ async def elsewhere(remote: Remote, move: Move) -> Result:
             else f"it does not run on {move.source} any more, nor anywhere that answers"
         ),
         remedy=f"`entourage list --all` on {move.source}",
+    )
+
+
+def _is_claimed(move: Move, claimed: Sequence[str], silent: Sequence[str]) -> Result:
+    """No host that answers has it, and some keep its definition for a move that was cut."""
+    hosts = " and ".join(claimed)
+    others = f"; {', '.join(silent)} does not answer" if silent else ""
+    commands = " or ".join(f"`entourage migrate --offline {move.name} {host}`" for host in claimed)
+    return Result(
+        kind="doubt",
+        message=f"{hosts} took it on in a move that was cut, and no host that answers has it"
+        f"{others}",
+        remedy=f"{commands} on {move.source}",
     )

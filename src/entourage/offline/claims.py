@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from entourage import durable
-from entourage.errors import EntourageError, UsageError, plain_words, what_to_do
+from entourage.errors import EntourageError, plain_words, what_to_do
 from entourage.offline.values import Offer
 
 _MOST: Final = 1 << 22  # bytes of a claim
@@ -44,12 +44,12 @@ class Claims:
         self._host = host
 
     def write(self, claim: Claim) -> None:
-        """Keep one; on the disk when this returns. Raises UsageError."""
+        """Keep one; on the disk when this returns. Raises EntourageError."""
         path = self.path(key(claim.offer.definition.domain.uuid))
         try:
             durable.write(path, msgspec.json.encode(claim))
         except OSError as error:
-            raise UsageError(
+            raise EntourageError(
                 plain_words(error), host=self._host, remedy=what_to_do(error)
             ) from error
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from entourage.admission import offline_again
 from entourage.devices.block.sameness import compare
 from entourage.devices.block.storage import Seen, Spot
 from entourage.errors import EntourageError, UsageError
@@ -134,16 +135,29 @@ def _gave_away(journal: Journal, asked: Asked, otherwise: UsageError) -> Decisio
         otherwise: What is raised where there is none.
 
     Raises:
-        UsageError: There is none, or it was given to another host.
+        UsageError: There is none; or it was given to another host, or has moved in another way.
     """
     mine = [one for one in journal.decisions() if one.name == asked.name and not one.never_came]
     newest = max(mine, key=lambda one: one.began, default=None)
     if newest is None or newest.role is not Role.SOURCE or newest.record is not Record.GONE:
         raise otherwise
+    if not newest.settled:
+        raise UsageError(
+            f"{otherwise.message}; its move to {newest.peer_host} is not settled",
+            remedy=f"`entourage recover {asked.name}`",
+        ) from otherwise
+    if newest.peer_is_a_save:
+        raise otherwise
+    if not newest.of_source.offline:
+        raise UsageError(
+            f"{otherwise.message}; it moved to {newest.peer_host} as it ran",
+            remedy=f"see `entourage list --all` on {newest.peer_host}",
+        ) from otherwise
     if newest.peer_host != asked.host:
         raise UsageError(
             f"{asked.name} was given to {newest.peer_host}",
-            remedy="see `entourage list --all` there",
+            remedy="see `entourage list --all` there; if that was cut, "
+            + offline_again(asked.name, newest.peer_host),
         )
     return newest
 

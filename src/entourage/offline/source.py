@@ -193,14 +193,21 @@ async def _forget(
     return None
 
 
-async def _to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do it also where this is cancelled: what was half done would have to be called in doubt."""
+async def _to_its_end(work: Coroutine[Any, Any, Result | None]) -> Result | None:
+    """Do it also where this is cancelled: what was half done would have to be called in doubt.
+
+    Returns:
+        What comes of it; of one that was cancelled only what is not None, with which its caller
+        ends as well.
+    """
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
-        raise
+        if task.exception() is not None or task.result() is None:
+            raise
+        return task.result()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
@@ -35,10 +37,15 @@ from entourage.target.serve import agents_link
 
 _NOT_HERE: Final = frozenset({Record.OPEN, Record.GO, Record.NEVER})
 """By these a domain has not come, or may not have."""
+_OFF: Final = frozenset({"shut off", "crashed"})
+_SETTLES_WITHIN: Final = 30.0
+"""Seconds that what is being done has once this process is told to end."""
 
 
 async def serve(settings: Settings, caller: Caller) -> None:
     """Be the target on standard input and output, until the link ends.
+
+    What is being done then is done to its end; where a signal ends it, within some seconds.
 
     Args:
         settings: This host's.
@@ -58,11 +65,26 @@ async def serve(settings: Settings, caller: Caller) -> None:
             serving = asyncio.create_task(link.serve())
             ended = asyncio.create_task(over.wait())
             await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
-            await link.settle()
+            settling = asyncio.create_task(link.settle())
+            await asyncio.wait({settling, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not settling.done():
+                await asyncio.wait({settling}, timeout=_SETTLES_WITHIN)
+            if not settling.done():
+                _end_at_once()
             link.close()
             for task in (serving, ended):
                 task.cancel()
             await asyncio.gather(serving, ended, return_exceptions=True)
+
+
+def _end_at_once() -> None:
+    """End as by SIGTERM: what is being done waits for a hypervisor that hangs, and cannot be ended.
+
+    What it may have done is on the disk already (``Claim.defining``).
+    """
+    sys.stderr.flush()
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 class Target:
@@ -160,21 +182,29 @@ class Target:
                 await in_thread(self._claims.remove, uuid)
                 await self._must_have(uuid)
                 return True
-            offer = claim.offer
-            for one in self._outdated(offer):
-                raise EntourageError(
-                    f"{one.reason}; the claim stays",
-                    host=self._host,
-                    remedy=f"{one.remedy}; its definition is in {self._claims.path(uuid)}",
-                )
-            hypervisor, definitions = self._hypervisor(offer.hypervisor)
-            if not (claim.defining and await _has(hypervisor, uuid)):
-                if claim.defining and not (released.certain or ours_alone(offer.hypervisor)):
-                    return False
-                await self._define(claim, hypervisor, definitions)
-            self._record(offer)
-            await in_thread(self._claims.remove, uuid)
-            return True
+            with _claim_stays():
+                return await self._take(claim, uuid, certain=released.certain)
+
+    async def _take(self, claim: Claim, uuid: str, *, certain: bool) -> bool:
+        """Have it defined, and write that down; see ``adopt``."""
+        offer = claim.offer
+        for one in self._outdated(offer):
+            raise EntourageError(
+                one.reason,
+                host=self._host,
+                remedy=f"{one.remedy}; its definition is in {self._claims.path(uuid)}",
+            )
+        hypervisor, definitions = self._hypervisor(offer.hypervisor)
+        state = await _state(hypervisor, uuid) if claim.defining else None
+        if state is None and claim.defining and not (certain or ours_alone(offer.hypervisor)):
+            return False
+        # One that is here, and off, may be half defined: whether it is started with the host comes
+        # after its definition.
+        if state is None or state in _OFF:
+            await self._define(claim, hypervisor, definitions)
+        self._record(offer)
+        await in_thread(self._claims.remove, uuid)
+        return True
 
     async def _define(
         self, claim: Claim, hypervisor: Hypervisor, definitions: HasDefinitions
@@ -280,6 +310,29 @@ class Target:
         return Path(self._settings.paths.run)
 
 
+@contextlib.contextmanager
+def _claim_stays() -> Generator[None]:
+    """Say so of what fails; the source has let go: nothing of that is how it was typed.
+
+    Raises:
+        EntourageError: In the place of a UsageError, after which there is nothing to type again.
+    """
+    try:
+        yield
+    except UsageError as error:
+        message = f"{error.message}; the claim stays"
+        raise EntourageError(message, host=error.host, remedy=error.remedy) from error
+    except EntourageError as error:
+        error.message = f"{error.message}; the claim stays"
+        raise
+
+
+async def _state(hypervisor: Hypervisor, uuid: str) -> str | None:
+    """How a domain stands with a hypervisor of this host; None: it has none; HypervisorError."""
+    found = (one.state for one in await hypervisor.domains() if one.uuid.lower() == uuid)
+    return next(found, None)
+
+
 async def _has(hypervisor: Hypervisor, uuid: str) -> bool:
     """Whether a hypervisor of this host has a domain; raises HypervisorError."""
-    return any(one.uuid.lower() == uuid for one in await hypervisor.domains())
+    return await _state(hypervisor, uuid) is not None

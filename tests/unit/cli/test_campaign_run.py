@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from entourage.cli import campaign_run, campaigns
-from entourage.cli.campaign_run import Others, left
+from entourage.cli.campaign_run import Others, left, pause
 from entourage.cli.campaign_shown import Screen
 from entourage.fleet import outage
+from entourage.fleet.campaign import Wish
 from entourage.fleet.database import DatabaseAwayError, open_engine
 from entourage.fleet.spec import Summary
 from entourage.fleet.store import Spec, Store
 from entourage.fleet.values import Move, MoveState, Plan
 from entourage.hosts.threads import in_thread
+from entourage.settings.model import PathSettings, Settings
+from tests.unit.eventually import eventually
 
 MOVE = Move(name="web1", uuid="u", source="a", target="b")
 
@@ -115,6 +121,139 @@ async def test_who_interrupts_leaves_once_it_is_paused_and_nothing_moves(
     store.save("mine", MoveState(move=MOVE), owner="me")
     await leaving
     assert store.summary("mine").wish == "pause"
+
+
+class Fails:
+    """Fails by what a test says as something is wished for, one after the other; then it does it.
+
+    Attributes:
+        asked: How often it was wished for.
+    """
+
+    def __init__(self, store: Store, *fails: Exception) -> None:
+        self._wish, self._fails, self.asked = store.wish, list(fails), 0
+
+    def __call__(self, name: str, wish: Wish) -> None:
+        self.asked += 1
+        if self._fails:
+            raise self._fails.pop(0)
+        self._wish(name, wish)
+
+
+AWAY = DatabaseAwayError("the fleet's database: no route", remedy="see it")
+
+
+async def test_a_pause_is_wished_for_until_the_database_has_heard_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0)
+    monkeypatch.setattr(store, "wish", Fails(store, AWAY, AWAY))
+    await pause(store, "mine")
+    assert store.summary("mine").wish == "pause"
+    assert capsys.readouterr().err == (
+        "entourage: mine is not paused yet, that is tried again: the fleet's database: no route"
+        " (see it)\nentourage: mine is paused now\n"
+    )
+    await pause(store, "mine")
+    assert capsys.readouterr().err == ""
+
+
+async def test_a_pause_that_is_never_heard_is_told_and_raised_by_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(campaign_run, "_PAUSES_WITHIN", -1.0)
+    wish = Fails(store, AWAY, AWAY)
+    monkeypatch.setattr(store, "wish", wish)
+    await pause(store, "mine")
+    assert (wish.asked, store.summary("mine").wish) == (1, "run")
+    said = "entourage: mine is not paused: the fleet's database: no route (see it)\n"
+    assert capsys.readouterr().err == said
+    monkeypatch.undo()
+    store.wish("mine", "abort")
+    await pause(store, "mine")  # a campaign that is being aborted is not paused
+    said = capsys.readouterr().err
+    assert said.startswith("entourage: mine is not paused: mine is being aborted")
+
+
+class Runs:
+    """Runs a campaign in which nothing moves until the terminal leaves; Ctrl-C is heard at once."""
+
+    def __init__(self, again: Callable[[], bool] | None = None) -> None:
+        self._again = again
+
+    @contextlib.asynccontextmanager
+    async def open(self, *_: object) -> AsyncGenerator[Runs]:
+        yield self
+
+    async def run(self, _name: str) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        if self._again is not None:
+            await eventually(self._again)
+            os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+        return ""
+
+    async def pending(self) -> set[str]:
+        return {"mine"}
+
+
+class Terminal:
+    """What a command was given."""
+
+    def __init__(self, paths: Path) -> None:
+        self.settings = Settings(paths=PathSettings(state=str(paths), run=str(paths)))
+        self.remote = None
+
+
+def test_ctrl_c_pauses_it_also_where_the_database_is_away(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(campaign_run, "Durable", Runs())
+    monkeypatch.setattr(store, "wish", Fails(store, AWAY, AWAY))
+    terminal: Any = Terminal(tmp_path)
+    assert campaign_run.run(terminal, store, "mine") == 4
+    told = capsys.readouterr()
+    assert [line.split(":")[1].strip() for line in told.err.splitlines()] == [
+        "nothing more is begun; what moves is waited for (again",
+        "mine is not paused yet, that is tried again",
+        "mine is paused now",
+    ]
+    assert "it is paused; `entourage campaign resume mine`" in told.out
+    assert store.summary("mine").wish == "pause"
+
+
+def test_who_leaves_before_that_was_heard_is_told_so(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
+    wish = Fails(store, *[AWAY] * 10_000)
+    monkeypatch.setattr(campaign_run, "Durable", Runs(lambda: wish.asked > 1))
+    monkeypatch.setattr(store, "wish", wish)
+    terminal: Any = Terminal(tmp_path)
+    assert campaign_run.run(terminal, store, "mine") == 4
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == (
+        "entourage: whether mine is paused is not known: `entourage campaign pause mine`"
+    )
+    assert "it is not over; `entourage campaign resume mine` goes on with it" in told.out
+
+
+def test_a_bug_of_what_pauses_it_is_raised(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(campaign_run, "Durable", Runs())
+    monkeypatch.setattr(store, "wish", Fails(store, RuntimeError("a bug")))
+    terminal: Any = Terminal(tmp_path)
+    with pytest.raises(RuntimeError, match="a bug"):
+        campaign_run.run(terminal, store, "mine")
 
 
 def test_who_watches_waits_for_a_database_that_is_away(

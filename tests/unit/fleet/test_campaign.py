@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections.abc import Callable
 
 import pytest
 
-from entourage.fleet.campaign import Campaign, FleetSlots, in_window, opens_at
+from entourage.fleet.campaign import Campaign, FleetSlots, Wish, in_window, opens_at
 from entourage.fleet.engine import Driver, RealTime
 from entourage.fleet.values import Limits, Move, MoveState, Plan, Result
 
@@ -184,3 +185,97 @@ async def test_it_is_over_once_that_has_been_told() -> None:
     may_end.set()
     assert await running == "ended"
     assert told == ["moves", "moved"]
+
+
+class SlowSlots(FleetSlots):
+    """Something happens while one of them is waited for, before or after it is given.
+
+    Attributes:
+        at: The name of that move.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at, self.first = "", True
+        self.happens: Callable[[], object] = lambda: None
+        self.asked: list[str] = []
+
+    async def take(self, move: Move, limits: Limits) -> bool:
+        self.asked.append(move.name)
+        if move.name == self.at and self.first:
+            self.happens()
+        taken = await super().take(move, limits)
+        if move.name == self.at and not self.first:
+            self.happens()
+        return taken
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_what_stops_while_slots_are_waited_for_begins_nothing_more(*, first: bool) -> None:
+    """Of two that went back the second does so while the database is asked for the next slot."""
+    slots = SlowSlots()
+    limits = Limits(in_a_row=2, attempts=1, at_once=4, per_target=4)
+    one = campaign(*(move(f"x{n}") for n in range(6)), limits=limits, slots=slots)
+    slots.at = "x2"
+    begun: list[str] = []
+
+    def ends() -> None:
+        for name in ("x0", "x1"):
+            one.ended(move(name), BACK, 1, nowhere)
+
+    slots.happens, slots.first = ends, first
+    begun = names(await one.due(0))
+    assert begun == ["x0", "x1"]
+    assert (slots.asked, one.phase) == (["x0", "x1", "x2"], "stopped")
+    assert (slots.leaving["a"], slots.arriving["b"]) == (0, 0)
+    state = one.moves["x2"]
+    assert (state.status, state.attempts, one.under_way) == ("waits", 0, [])
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_what_is_paused_while_slots_are_waited_for_goes_on_from_there(*, first: bool) -> None:
+    slots = SlowSlots()
+    limits = Limits(at_once=4, per_target=4)
+    one = campaign(*(move(f"x{n}") for n in range(3)), limits=limits, slots=slots)
+
+    def wish(what: Wish) -> None:
+        one.wish = what
+
+    slots.at, slots.first, slots.happens = "x0", first, lambda: wish("pause")
+    assert (await one.due(0), one.phase) == ([], "paused")
+    slots.at = ""
+    wish("run")
+    assert names(await one.due(1)) == ["x0", "x1", "x2"]
+    assert [state.attempts for state in one.moves.values()] == [1, 1, 1]
+
+
+class _GoesBack(RealTime):
+    """Whatever moves goes back; what has begun is noted."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+
+    async def ensure(self, move: Move) -> Result:
+        self.began.append(move.name)
+        return BACK
+
+    def elsewhere(self, state: MoveState) -> str | None:
+        return None
+
+
+async def test_what_stops_while_that_is_told_begins_nothing_more() -> None:
+    """Slots of three were taken at once; to tell of the second waits until the first is back."""
+    limits = Limits(in_a_row=1, attempts=1, at_once=4, per_target=4)
+    slots, world, stopped = FleetSlots(), _GoesBack(), asyncio.Event()
+    one = campaign(*(move(f"x{n}") for n in range(4)), limits=limits, slots=slots)
+
+    async def tell(state: MoveState) -> None:
+        if state.status == "stays":
+            stopped.set()
+        elif state.move.name == "x1":
+            await stopped.wait()
+
+    assert await Driver(one, world, tell).run() == "stopped"
+    assert world.began == ["x0", "x1"]
+    assert [one.moves[name].status for name in ("x2", "x3")] == ["waits", "waits"]
+    assert (slots.leaving["a"], slots.arriving["b"]) == (0, 0)

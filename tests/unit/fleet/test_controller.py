@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy.event
 
 from entourage.errors import EntourageError
 from entourage.fleet import controller as module
+from entourage.fleet.campaign import Phase
 from entourage.fleet.controller import Runner, Told
-from entourage.fleet.database import open_engine
+from entourage.fleet.database import DatabaseAwayError, open_engine
 from entourage.fleet.fleetfile import FleetFile, HostEntry
 from entourage.fleet.records import Records
 from entourage.fleet.remote import DomainThere, Ended, RoomThere, StandingThere
@@ -133,12 +135,17 @@ async def test_one_that_could_not_be_begun_is_run_as_before(store: Store) -> Non
 
 
 class ChattyHosts(Hosts):
-    """One move goes back, and is refused at its target then; each says how far it is."""
+    """One move goes back, and is refused at its target then; each says how far it is.
+
+    Attributes:
+        until: What has to have happened before the second one has moved.
+    """
 
     def __init__(self, store: Store) -> None:
         super().__init__()
         self.fails = {"web1"}
         self._store = store
+        self.until: Sequence[threading.Event] = ()
 
     async def migrate(
         self,
@@ -151,11 +158,14 @@ class ChattyHosts(Hosts):
         heard({"event": "copy-progress", "what": "memory", "done": 1, "total": 2})
         if name == "web2":  # until somebody looks what is wanted
             await asyncio.to_thread(self._store.wish, "c", "abort")
-            await asyncio.sleep(1.2)
+            for one in self.until:
+                assert await asyncio.to_thread(one.wait, 10)
         return await super().migrate(name, source, target, options, heard)
 
 
-async def test_no_question_to_the_database_holds_up_the_page(store: Store) -> None:
+async def test_no_question_to_the_database_holds_up_the_page(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may be silent: each is asked in a thread, as the page's own questions are."""
     loops, asked = threading.current_thread(), 0
     wrong: list[str] = []
@@ -166,7 +176,24 @@ async def test_no_question_to_the_database_holds_up_the_page(store: Store) -> No
         if threading.current_thread() is loops:
             wrong.append("".join(traceback.format_stack(limit=8)))
 
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.01)
+    kept, aborting = threading.Event(), threading.Event()
+    progress, phase = Records.progress, store.phase
+
+    def keep(records: Records, campaign: str, uuid: str, what: str, percent: int) -> None:
+        progress(records, campaign, uuid, what, percent)
+        if uuid == "web2":
+            kept.set()
+
+    def say_phase(name: str, now: Phase, **more: Any) -> None:
+        phase(name, now, **more)
+        if now == "aborting":
+            aborting.set()
+
+    monkeypatch.setattr(Records, "progress", keep)
+    monkeypatch.setattr(store, "phase", say_phase)
     hosts = ChattyHosts(store)
+    hosts.until = (kept, aborting)
     sqlalchemy.event.listen(store.engine, "begin", begun)
     assert await runner(store, hosts).drive("c") == "aborted"
     assert wrong == []
@@ -210,3 +237,77 @@ async def test_what_could_not_be_taken_back_yet_is_taken_back_later(
     assert await runner(store, hosts).drive("c") == "aborted"
     assert len(hosts.aborts) == 3
     assert [one.status for one in store.states("c")] == ["waits", "moved"]
+
+
+class Mixed(Hosts):
+    """One is off, the other one runs; an abort is heard by either, if it is told."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+        self._aborted = asyncio.Event()
+        self._moves = 0
+        self.aborts: list[str] = []
+
+    async def room(self, host: str) -> RoomThere:
+        known = [DomainThere(name="web1", uuid="web1")] if self.on["web1"] == host else []
+        return RoomThere(host=host, memory=0, free=0, off_domains=known)
+
+    async def migrate(
+        self,
+        name: str,
+        _source: str,
+        target: str,
+        _options: Sequence[str],
+        _heard: Callable[[Mapping[str, Any]], None],
+    ) -> Ended:
+        self._moves += 1
+        if self._moves == len(MOVES):
+            await asyncio.to_thread(self._store.wish, "c", "take-back")
+        await self._aborted.wait()
+        if name == "web2":
+            return Ended(status=4, events={"outcome": "rolled-back"}, said="")
+        self.on[name] = target
+        return Ended(status=0, events={"outcome": "moved"}, said="")
+
+    async def abort(self, name: str, _host: str) -> Ended:
+        self.aborts.append(name)
+        self._aborted.set()
+        return Ended(status=0, events={}, said="")
+
+
+async def test_what_is_off_is_not_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its move there is nothing that could go back: it is finished."""
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.01)
+    store = Store(open_engine(f"sqlite:///{tmp_path}/fleet.db"))
+    moves = [msgspec.structs.replace(MOVES[0], off=True), MOVES[1]]
+    with store.planning() as planning:
+        limits = Limits(per_target=2, wait=9.0)
+        planning.add("c", Spec(plan=Plan(moves=moves), limits=limits))
+    hosts = Mixed(store)
+    assert await runner(store, hosts).drive("c") == "aborted"
+    assert hosts.aborts == ["web2"]
+    assert [one.status for one in store.states("c")] == ["moved", "waits"]
+
+
+async def test_who_runs_a_campaign_says_that_nothing_more_is_begun(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0)
+    hosts, notes, tries = Hosts(), list[str](), list[str]()
+
+    async def cordon(host: str, _name: str, _reason: str) -> None:
+        tries.append(host)
+        if len(tries) < 3:
+            raise DatabaseAwayError("no route")
+
+    class Notes(Told):
+        def note(self, campaign: str, message: str) -> None:
+            notes.append(f"{campaign}: {message}")
+
+    hosts.cordon = cordon  # type: ignore[method-assign]
+    remote: Any = hosts
+    assert await Runner(store, remote, "me", Notes()).drive("c") == "ended"
+    assert notes[0] == "c: no route: it is waited for, and nothing more is begun"

@@ -184,7 +184,7 @@ async def test_a_source_that_is_gone_after_it_was_begun(monkeypatch: pytest.Monk
     hosts = Hosts()
 
     async def silent(host: str) -> list[StandingThere]:
-        raise EntourageError("ssh does not reach it", host=host)
+        raise EntourageError("ssh does not reach it", host=host, remedy="look")
 
     def lost() -> Ended:
         hosts.standing = silent  # type: ignore[method-assign]
@@ -192,8 +192,8 @@ async def test_a_source_that_is_gone_after_it_was_begun(monkeypatch: pytest.Monk
 
     hosts.ends = [lost]
     result = await ensure(hosts)(MOVE)
-    assert result.kind == "doubt"
-    assert "ssh does not reach it" in result.message
+    assert (result.kind, result.remedy) == ("doubt", "look; `entourage status` on a and b")
+    assert result.message == "what became of it is not known: a: ssh does not reach it"
 
 
 async def test_a_host_that_does_not_answer() -> None:
@@ -205,7 +205,15 @@ async def test_a_host_that_does_not_answer() -> None:
     hosts.room = silent  # type: ignore[method-assign]
     result = await ensure(hosts)(MOVE)
     assert (result.kind, result.remedy) == ("back", "look")
-    assert "ssh does not reach it" in result.message
+    assert result.message in {"a: ssh does not reach it", "b: ssh does not reach it"}
+
+
+@pytest.mark.parametrize("outcome", ["failed", ""])
+async def test_what_to_do_is_kept_beside_why(outcome: str) -> None:
+    hosts = Hosts()
+    hosts.ends = [lambda: ended(1, outcome=outcome, message="no room", remedy="make room")]
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.message, result.remedy) == ("back", "no room", "make room")
 
 
 QUESTIONS = ["status a", "room a", "room b"]

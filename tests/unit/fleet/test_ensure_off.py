@@ -11,7 +11,7 @@ import pytest
 
 from entourage.cli import offline
 from entourage.cli.options import Typed
-from entourage.errors import EntourageError, InDoubt, Refused
+from entourage.errors import EntourageError, InDoubt, Refused, UsageError
 from entourage.fleet import whereabouts
 from entourage.fleet.ensure import Ensure
 from entourage.fleet.fleetfile import FleetFile, HostEntry
@@ -31,6 +31,7 @@ class Hosts:
         self.fleet = FleetFile(host=tuple(HostEntry(name=name) for name in "abcd"))
         self.off, self.runs, self.uuid = off, runs, "u"
         self.claims, self.silent = claims, ""
+        self.locked = False
         self.ends: list[Callable[[], Ended]] = []
         self.did: list[str] = []
         self.standings: list[StandingThere] = []
@@ -64,6 +65,8 @@ class Hosts:
 
     async def recover(self, name: str, host: str) -> Ended:
         self.did.append(f"recover {name} {host}")
+        if self.locked:
+            raise EntourageError("ssh does not reach it", host=host)
         self.standings = []
         return Ended(status=0, events={}, said="")
 
@@ -264,3 +267,87 @@ async def test_one_that_stays_busy_is_where_it_was() -> None:
     hosts.ends = [lambda: BUSY] * 9
     result = await ensure(hosts)(MOVE)
     assert (result.kind, result.message) == ("back", "rests is busy")
+
+
+REMEDY = "`entourage migrate --offline rests b` on a"
+
+
+async def test_one_that_stays_busy_once_its_source_has_let_go_is_in_doubt() -> None:
+    """Its target's lock is another one's: the source has it no more."""
+    hosts = Hosts(off="", claims="b")
+    hosts.ends = [lambda: BUSY] * 9
+    result = await ensure(hosts)(MOVE)
+    assert result.kind == "doubt"
+    assert result.message == "which host has it is not known: rests is busy"
+    assert result.remedy == REMEDY
+
+
+async def test_one_that_was_busy_on_a_source_that_is_silent_then_is_in_doubt() -> None:
+    hosts = Hosts()
+
+    def goes_silent() -> Ended:
+        hosts.silent = "a"
+        return BUSY
+
+    hosts.ends = [goes_silent]
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.remedy) == ("doubt", REMEDY)
+    assert result.message == "which host has it is not known: a: ssh does not reach it"
+
+
+async def test_what_its_source_had_let_go_is_not_called_back_where_nothing_could_begin() -> None:
+    """Another controller had begun it."""
+    hosts = Hosts(off="", claims="b")
+    hosts.standings = [
+        StandingThere(domain="rests", uuid="u", role="source", record="armed", settled=False)
+    ]
+    hosts.locked = True
+    assert (await ensure(hosts)(MOVE)).kind == "doubt"
+    assert hosts.did == ["recover rests a"] * 4
+
+
+async def test_a_claim_on_another_host_is_in_doubt() -> None:
+    """Its source gave it to c, and that was cut; a claim says so, whatever the plan says."""
+    hosts = Hosts(off="", claims="c")
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.remedy) == ("doubt", "`entourage migrate --offline rests c` on a")
+    assert result.message == (
+        "c took it on in a move that was cut, and no host that answers has it"
+    )
+    hosts.silent = "d"
+    result = await ensure(hosts)(MOVE)
+    assert result.message.endswith("no host that answers has it; d does not answer")
+    hosts.silent, hosts.off = "", "d"  # it is what came of an older move
+    assert (await ensure(hosts)(MOVE)).kind == "elsewhere"
+    assert hosts.did == []
+
+
+async def test_what_to_do_in_doubt_is_told_once(
+    says: Callable[[EntourageError], Awaitable[Callable[[], Ended]]],
+) -> None:
+    hosts = Hosts(off="", claims="b")
+    again = "`entourage migrate --offline rests b` again"
+    remedies = {
+        f"make room; {again}": f"make room; {again}, on a",
+        "make room": f"make room; {REMEDY}",
+    }
+    for said, told in remedies.items():
+        hosts.ends = [await says(EntourageError("no room in /var", host="b", remedy=said))] * 4
+        result = await ensure(hosts)(MOVE)
+        assert result.message == "which host has it is not known: b: no room in /var"
+        assert (result.kind, result.remedy) == ("doubt", told)
+
+
+@pytest.mark.parametrize("remedy", ["`entourage migrate --offline rests c` again", "look there"])
+async def test_what_its_source_gave_to_another_host_is_not_to_be_moved_to_this_one(
+    says: Callable[[EntourageError], Awaitable[Callable[[], Ended]]], remedy: str
+) -> None:
+    """The target kept a claim of an older move."""
+    hosts = Hosts(off="", claims="b")
+    hosts.ends = [await says(UsageError("rests was given to c", remedy=remedy))] * 4
+    result = await ensure(hosts)(MOVE)
+    assert (result.kind, result.message) == (
+        "doubt",
+        "which host has it is not known: rests was given to c",
+    )
+    assert result.remedy == (remedy if remedy == "look there" else f"{remedy}, on a")

@@ -11,7 +11,7 @@ import pytest
 from entourage import events
 from entourage.errors import EntourageError
 from entourage.fleet import records as module
-from entourage.fleet.database import changes, open_engine, reads
+from entourage.fleet.database import DatabaseAwayError, changes, open_engine, reads
 from entourage.fleet.homes import at_home
 from entourage.fleet.records import Hearing, Records, copied, understood
 from entourage.fleet.store import Spec, Store
@@ -145,3 +145,38 @@ def test_who_reads_keeps_nobody_from_writing(store: Store) -> None:
         records.say("c", "alice", "paused it")
     with changes(store.engine):
         assert [one.who for one in records.history("c")] == ["alice"]
+
+
+def test_a_database_that_is_away_is_waited_for_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many move; how far they are is kept once it is back, and nothing was missed."""
+    records, asked = Records(store.engine), list[str]()
+    hearing = Hearing(records, "c")
+    moves = [Move(name=one, uuid=one, source="a", target="b") for one in ("u1", "u2", "u3")]
+    progress = records.progress
+
+    def heard(move: Move, done: int) -> None:
+        event = {"event": "copy-progress", "what": "memory", "done": done, "total": 10}
+        hearing.heard(move, event)
+
+    def away(_campaign: str, uuid: str, what: str, percent: int) -> None:
+        asked.append(uuid)
+        if uuid == "u2":
+            heard(moves[1], 9)  # that comes meanwhile, and is newer
+            raise DatabaseAwayError("no route")
+        progress("c", uuid, what, percent)
+
+    monkeypatch.setattr(module, "_EVERY", 0)
+    for move in moves:
+        hearing.changed(MoveState(move=move, status="moves"))
+        heard(move, 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "progress", away)
+        hearing.write()
+    assert asked == ["u1", "u2"]
+    hearing.write()
+    percents = {one.uuid: records.attempts(one.uuid)[0].percent for one in moves}
+    assert percents == {"u1": 50, "u2": 90, "u3": 50}
+    hearing.changed(MoveState(move=moves[0], status="moved"))
+    assert records.history("c") == []

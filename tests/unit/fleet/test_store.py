@@ -271,3 +271,22 @@ def test_what_may_be_over_soon(error: Exception, *, away: bool) -> None:
     with pytest.raises(EntourageError) as raised, database.told():
         raise sqlalchemy.exc.DBAPIError("select 1", {}, error)
     assert isinstance(raised.value, DatabaseAwayError) is away
+
+
+def test_a_slot_that_was_not_needed_after_all_is_free_again(store: Store) -> None:
+    """It waits as before; not where another controller runs the campaign by now."""
+    begin(store, "c", move("x"), move("y"))
+    slots = StoreSlots(store, "c", "me", InOrder())
+
+    async def take_and_put_back() -> None:
+        assert await slots.take(move("x"), Limits(at_once=1))
+        assert not await slots.take(move("y"), Limits(at_once=1))
+        await slots.put_back(move("x"))
+
+    asyncio.run(take_and_put_back())
+    assert [one.status for one in store.states("c")] == ["waits", "waits"]
+    assert takes(store, "c", move("y"), Limits(at_once=1))
+    store.claim("c", "other")
+    with pytest.raises(FencedError):
+        asyncio.run(slots.put_back(move("y")))
+    assert [one.status for one in store.states("c")] == ["waits", "moves"]

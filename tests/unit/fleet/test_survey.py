@@ -99,7 +99,7 @@ async def test_each_domain_is_tested_against_each_target(
     assert told == [(number + 1, 15) for number in range(15)]
     assert found.asked == 15
     assert found.refused == {
-        **{(f"a-{number}", "d"): [("d is away (wait)", "wait")] for number in range(5)},
+        **{(f"a-{number}", "d"): [("d is away", "wait")] for number in range(5)},
         **{(f"a-{number}", "c"): [("no", "")] for number in (1, 3)},
     }
     assert 2 < remote.most <= module.TESTS_AT_ONCE * 2  # of two domains each

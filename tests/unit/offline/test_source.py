@@ -22,11 +22,12 @@ from entourage.errors import (
     Refused,
     UsageError,
 )
-from entourage.handover.values import Record
+from entourage.handover.values import Record, Role
 from entourage.hosts.frames import Question
 from entourage.hosts.route import Route
 from entourage.hypervisors.values import Definition, DomainState
-from entourage.journal.journal import Journal
+from entourage.journal.details import SourceDetails
+from entourage.journal.journal import Decision, Journal
 from entourage.offline import leaving
 from entourage.offline import source as module
 from entourage.offline.leaving import Asked
@@ -337,8 +338,9 @@ async def test_what_was_let_go_is_defined_there_by_the_same_command(here: Here) 
     assert not here.has
     del here.answers["offline-adopt"]
     here.did.clear()
-    with pytest.raises(UsageError, match="rests was given to b"):
+    with pytest.raises(UsageError, match="rests was given to b") as caught:
         await move(here.asked("c"))
+    assert caught.value.remedy.endswith(f"there; if that was cut, {AGAIN}")
     assert here.did == []
     await move(here.asked())
     assert here.did == ["lacks qemu", "undefine, gone", "offline-adopt"]  # it is on the disk
@@ -451,3 +453,88 @@ async def test_each_step_is_told(here: Here) -> None:
         "qemu here has forgotten it",
         "b has it, off",
     ]
+
+
+@pytest.mark.parametrize("drop", ["heard", "lost"])
+async def test_who_interrupts_while_it_is_taken_back_is_told_so(
+    here: Here, monkeypatch: pytest.MonkeyPatch, drop: str
+) -> None:
+    """It was not forgotten: it is this host's, and the target is to keep nothing of it."""
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    if drop == "lost":
+        here.answers["offline-drop"] = fails(LinkLost("link lost"))
+
+    async def undefine(_definition: Definition) -> None:
+        begun.set()
+        await may_end.wait()
+        raise DomainBusy("it was started meanwhile", remedy="move it as it runs")
+
+    monkeypatch.setattr(here, "undefine", undefine)
+    moving = asyncio.create_task(move(here.asked()))
+    await begun.wait()
+    moving.cancel()
+    may_end.set()
+    with pytest.raises(DomainBusy, match="it was started meanwhile") as caught:
+        await moving
+    assert caught.value.remedy == "move it as it runs"
+    assert (here.did[-1], here.record) == ("offline-drop", Record.BACK)
+
+
+async def test_who_interrupts_what_then_fails_is_told_what_to_type(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was forgotten is not known."""
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    here.answers["domains"] = fails(HypervisorError("it hangs"))
+
+    async def undefine(_definition: Definition) -> None:
+        begun.set()
+        await may_end.wait()
+        raise HypervisorError("it hangs")
+
+    monkeypatch.setattr(here, "undefine", undefine)
+    moving = asyncio.create_task(move(here.asked()))
+    await begun.wait()
+    moving.cancel()
+    may_end.set()
+    with pytest.raises(EntourageError, match="interrupted after rests was given to b") as caught:
+        await moving
+    assert caught.value.remedy == AGAIN
+    assert here.record is Record.GONE
+
+
+@pytest.mark.parametrize("how", ["as it ran", "not settled"])
+async def test_what_has_moved_as_it_ran_is_no_offline_move_to_go_on_with(
+    here: Here, how: str
+) -> None:
+    """Then b has it, and nothing of it is kept there to be defined."""
+    here.has = False
+    with Journal.open(here.journal) as journal:
+        journal.begin(
+            Decision(
+                migration="m0",
+                role=Role.SOURCE,
+                domain=UUID,
+                name="rests",
+                generation=1,
+                record=Record.ARMED,
+                peer_host="b",
+                peer_journal="of-b",
+                details=SourceDetails(hypervisor="qemu"),
+            )
+        )
+        journal.advance("m0", Role.SOURCE, expected=(Record.ARMED,), new=Record.GONE)
+        if how == "as it ran":
+            told = SourceDetails(hypervisor="qemu", peer_was_told=True)
+            journal.detail("m0", Role.SOURCE, told)
+            journal.clean("m0", Role.SOURCE)
+    for command in (move, ask_first):
+        with pytest.raises(UsageError, match="there is no domain 'rests' on this host; it") as one:
+            await command(here.asked())
+        if how == "as it ran":
+            assert one.value.message.endswith("; it moved to b as it ran")
+            assert one.value.remedy == "see `entourage list --all` on b"
+        else:
+            assert one.value.message.endswith("; its move to b is not settled")
+            assert one.value.remedy == "`entourage recover rests`"
+    assert here.did == []

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,20 +40,28 @@ class _Killed(Exception):  # noqa: N818 - no error, but the end
 
 
 class Hypervisor:
-    """Has what it was told to define."""
+    """Has what it was told to define.
+
+    Attributes:
+        half: It takes a definition, and fails then.
+        state: Of what it has.
+        autostart: Of those that it has.
+    """
 
     name = "qemu"
 
     def __init__(self) -> None:
         self.has: list[str] = []
         self.objections: list[Refusal] = []
-        self.fails = self.silent = False
+        self.fails = self.silent = self.half = False
+        self.state = "shut off"
+        self.autostart: dict[str, bool] = {}
         self.defined = 0
 
     async def domains(self) -> Sequence[DomainState]:
         if self.silent:
             raise HypervisorError("it hangs")
-        return [DomainState(name="rests", uuid=one, state="shut off") for one in self.has]
+        return [DomainState(name="rests", uuid=one, state=self.state) for one in self.has]
 
     async def host_parts(self, _facts: object) -> Sequence[object]:
         return ()
@@ -65,6 +78,9 @@ class Hypervisor:
         self.defined += 1
         if definition.domain.uuid not in self.has:
             self.has.append(str(definition.domain.uuid))
+        if self.half:
+            raise HypervisorError("it cannot be started with the host")
+        self.autostart[str(definition.domain.uuid)] = definition.autostart
 
     async def undefine(self, _definition: Definition) -> None:
         raise NotImplementedError
@@ -126,7 +142,7 @@ def offer(
         journal="of-a",
         generation=generation,
         hypervisor=hypervisor,
-        definition=Definition(domain=domain),
+        definition=Definition(domain=domain, autostart=True),
     )
 
 
@@ -199,7 +215,7 @@ async def test_what_others_may_have_taken_away_is_not_defined_again(
     known = hypervisor == "qemu" or not others
     for _ in range(2):
         assert await here.target.adopt(RELEASED) == known
-    assert here.hypervisor.defined == int(hypervisor == "qemu" and others)
+    assert here.hypervisor.defined == int(known)
     assert here.claim.exists() != known
     assert bool(here.journal.decisions(UUID)) == known
     if not known:
@@ -376,3 +392,125 @@ async def test_what_speaks_against_it(here: Here) -> None:
     here.hypervisor.has = [UUID.upper()]
     (found,) = await here.target.test(offer())
     assert "of that UUID here already" in found.reason
+
+
+@pytest.mark.parametrize("hypervisor", ["qemu", LIBVIRT])
+async def test_what_was_half_defined_is_defined_to_its_end(here: Here, hypervisor: str) -> None:
+    """libvirt has taken its XML, and has not been told yet that it is started with the host."""
+    await here.target.claim(offer(hypervisor=hypervisor))
+    here.hypervisor.half = True
+    with pytest.raises(HypervisorError, match="with the host; the claim stays"):
+        await here.target.adopt(RELEASED)
+    assert (here.hypervisor.has, here.journal.decisions(UUID)) == ([UUID], [])
+    here.hypervisor.half = False
+    assert await here.target.adopt(RELEASED)
+    assert here.hypervisor.autostart == {UUID: True}
+    assert [one.record for one in here.journal.decisions(UUID)] == [Record.OWNS]
+
+
+async def test_what_was_started_since_it_was_defined_is_left_as_it_is(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await here.target.claim(offer(hypervisor=LIBVIRT))
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "begin", killed)
+        with pytest.raises(_Killed):
+            await here.target.adopt(RELEASED)
+    here.hypervisor.state, here.hypervisor.defined = "running", 0
+    assert await here.target.adopt(RELEASED)
+    assert here.hypervisor.defined == 0
+
+
+async def test_a_full_disk_once_the_source_has_let_go_is_no_wrong_command(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a UsageError its source would not say that the same command goes on."""
+    await here.target.claim(offer())
+
+    def full(path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "write", full)
+        with pytest.raises(
+            EntourageError, match="no space left on device; the claim stays"
+        ) as caught:
+            await here.target.adopt(RELEASED)
+    assert not isinstance(caught.value, UsageError)
+    assert caught.value.remedy == "make room on that filesystem"
+    assert await here.target.adopt(RELEASED)
+
+
+async def test_a_full_disk_is_no_wrong_command_of_who_claims_either(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(durable, "write", full)
+    with pytest.raises(EntourageError, match="no space left on device") as caught:
+        await here.target.claim(offer())
+    assert not isinstance(caught.value, UsageError)
+
+
+async def test_a_hypervisor_that_is_none_any_more_is_no_wrong_command(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await here.target.claim(offer())
+
+    def gone(_settings: Settings, name: str) -> Hypervisor:
+        raise UsageError(f"{name} is not on this host", remedy="install it")
+
+    monkeypatch.setattr(module, "open_hypervisor", gone)
+    with pytest.raises(EntourageError, match="the claim stays") as caught:
+        await here.target.adopt(RELEASED)
+    assert not isinstance(caught.value, UsageError)
+    assert (caught.value.remedy, here.claim.exists()) == ("install it", True)
+
+
+HANGS = """
+    import asyncio, contextlib, os, signal, sys, threading
+
+    from entourage.hosts.threads import in_thread
+    from entourage.offline import target
+    from entourage.settings.model import PathSettings, Settings
+    from entourage.target.caller import Caller
+
+    class Link:
+        def on(self, _kind, _handler):
+            pass
+
+        async def serve(self):
+            if sys.argv[2] == "told":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:  # it is lost, and who ends processes comes later
+                asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+                return
+            await asyncio.Event().wait()
+
+        async def settle(self):
+            await asyncio.wait({self.task})
+
+    async def answering():
+        asked = in_thread(threading.Event().wait)
+        while not asked.done():  # as what asks a libvirtd that hangs, which is not to be cancelled
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({asked})
+
+    @contextlib.asynccontextmanager
+    async def agents_link(_settings):
+        link = Link()
+        link.task = asyncio.create_task(answering())
+        yield link
+
+    target.agents_link, target._SETTLES_WITHIN = agents_link, 0.05
+    paths = PathSettings(state=sys.argv[1], run=sys.argv[1])
+    asyncio.run(target.serve(Settings(paths=paths), Caller()))
+"""
+
+
+@pytest.mark.parametrize("how", ["told", "lost"])
+def test_a_hypervisor_that_hangs_does_not_keep_who_is_told_to_end(tmp_path: Path, how: str) -> None:
+    words = [sys.executable, "-c", textwrap.dedent(HANGS), str(tmp_path), how]
+    ended = subprocess.run(words, timeout=30, check=False)
+    assert ended.returncode == -signal.SIGTERM
