@@ -63,6 +63,10 @@ SCENARIOS = (
         "save", "save, restore and checkpoint, beside virsh's: memory and a disk", 10, 2, save, DISK
     ),
     Scenario(
+        "save-large", "the same of 2 GiB, of which 1.5 cannot be compressed", 4, 0, save,
+        Shape("large", memory="2G", filled=1536),
+    ),
+    Scenario(
         "evacuate", "a host of libvirt guests emptied, beside a shell loop, no TLS", 4, 0, evacuate,
         dataclasses.replace(MEMORY, memory="128M"),
     ),

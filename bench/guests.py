@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import shlex
 import socket
 import time
@@ -41,6 +42,7 @@ class Shape:
         name: Of the shape.
         disks: Size of each, as ``256M``.
         data: MiB of data in the first one, beside what the guest writes.
+        filled: MiB of its memory that hold something which cannot be compressed.
         tls: Memory and disks are encrypted.
         live: False stops the guest first.
         extra: More devices, as TOML.
@@ -56,6 +58,7 @@ class Shape:
     tls: bool = True
     live: bool = True
     memory: str = "256M"
+    filled: int = 0
     extra: str = ""
     options: tuple[str, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -223,6 +226,42 @@ def read_events(output: str, began: float, ended: float, errors: str) -> Told:
         source=str(started["source"]),
         said=errors or str(finished),
     )
+
+
+def fill(memory: str, mebibytes: int) -> None:
+    """Write random bytes into the end of the memory of each guest of that size.
+
+    It is free there: a guest does not look at what is in memory that it does not use.
+
+    Args:
+        memory: The guest's, as ``2G``.
+        mebibytes: How much of it.
+    """
+    size = mebibytes_of(memory) << 20
+    for process in Path("/proc").glob("[0-9]*"):
+        for first, last in _mappings(process):
+            if last - first == size:
+                with (process / "mem").open("wb", buffering=0) as file:
+                    for number in range(mebibytes):
+                        file.seek(last - ((number + 1) << 20))
+                        file.write(os.urandom(1 << 20))
+
+
+def mebibytes_of(memory: str) -> int:
+    """MiB, of what is written as ``256M`` or ``2G``."""
+    return int(memory[:-1]) << {"M": 0, "G": 10}[memory[-1]]
+
+
+def _mappings(process: Path) -> list[tuple[int, int]]:
+    """What a QEMU has mapped, first address and the one after the last; nothing of others."""
+    try:
+        if "qemu-system" not in (process / "cmdline").read_text(errors="replace"):
+            return []
+        lines = (process / "maps").read_text().splitlines()
+    except OSError:  # it has ended
+        return []
+    pairs = (line.split()[0].split("-") for line in lines)
+    return [(int(first, 16), int(last, 16)) for first, last in pairs]
 
 
 def qmp(host: Host, path: str, command: str) -> Any:

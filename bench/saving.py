@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.guests import Entourage, Shape
+from bench.guests import Entourage, Shape, fill
 from bench.virsh import Virsh
 from lab.hosts import Lab
 from lab.libvirtd import LOCAL
@@ -81,6 +81,7 @@ class _Bench:
             guest.start()
             self._seen.wait_for(lambda report: report.up, _BOOT, guest.address)
             guest.pause()
+        fill(self._own.shape.memory, self._own.shape.filled)
 
     def round(self, *, backwards: bool) -> dict[str, dict[str, float]]:
         """One round: by what was done, the seconds of each party."""

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 
-from bench.guests import Shape, Told, Traveller, read_events, usage
+from bench.guests import Shape, Told, Traveller, mebibytes_of, read_events, usage
 from lab.domain_xml import domain_xml
 from lab.guest import Disk
 from lab.hosts import Lab
@@ -50,7 +50,7 @@ class Virsh(Traveller):
             self.name,
             disks=[Disk(path) for path in self.disks],
             tpm=self.shape.tpm,
-            memory=256,
+            memory=mebibytes_of(self.shape.memory),
             address=self.address,
             metadata=self.metadata,
         )
