@@ -30,13 +30,13 @@ _ENDS_WITHIN = 5.0  # seconds for an export to end
 
 
 async def take_images(raw: Any) -> None:
-    """Have a domain's QEMU take the images of its guest, which stands still.
+    """Have a domain's QEMU take the images of its guest, which stands still; again is no error.
 
     Args:
         raw: ``libvirt.virDomain``.
 
     Raises:
-        HypervisorError: QEMU, or libvirt, says no.
+        HypervisorError: QEMU, or libvirt, says no. What to do about it, the caller knows.
     """
     version = await _told(raw, "query-version")
     with understood("QEMU's answer about its version"):
@@ -49,8 +49,13 @@ async def take_images(raw: Any) -> None:
         nodes = [str(one["inserted"]["node-name"]) for one in drives if one.get("inserted")]
     if not nodes:
         return
-    await _serve_nobody(raw)
+    # Nobody is told of that server; where there is one already, of a backup's or of a process that
+    # was killed half-way, that will do as well.
+    started = await _serve_nobody(raw)
     try:
+        # Of a process that was killed half-way.
+        if await tell_qemu(raw, "block-export-del", id=_NAME, mode="hard") is not None:
+            await _gone(raw)
         for node in nodes:
             await _told(
                 raw, "block-export-add",
@@ -59,18 +64,31 @@ async def take_images(raw: Any) -> None:
             await _told(raw, "block-export-del", id=_NAME, mode="hard")
             await _gone(raw)
     finally:
-        await tell_qemu(raw, "nbd-server-stop")
+        if started:
+            await tell_qemu(raw, "nbd-server-stop")
 
 
-async def _serve_nobody(raw: Any) -> None:
-    """Have QEMU serve exports at a socket that has no name any more."""
+def not_before_it_has_run(name: str) -> str:
+    """What to do where images cannot be taken: QEMU takes them as its guest is let run.
+
+    Args:
+        name: The domain's.
+    """
+    return f"let it run for a moment: virsh resume {name}; virsh suspend {name}"
+
+
+async def _serve_nobody(raw: Any) -> bool:
+    """Have QEMU serve exports at a socket that has no name any more; False where it has a server.
+
+    Where it has none and starts none, the first export is refused.
+    """
     with tempfile.TemporaryDirectory(prefix="entourage.") as directory:
         path = Path(directory) / "take.sock"
         with listening_here(path) as server:
             path.unlink()
             await _give(raw, server)
     address = {"type": "fd", "data": {"str": _NAME}}
-    await _told(raw, "nbd-server-start", addr=address)
+    return await tell_qemu(raw, "nbd-server-start", addr=address) is not None
 
 
 async def _give(raw: Any, server: socket.socket) -> None:
@@ -78,8 +96,8 @@ async def _give(raw: Any, server: socket.socket) -> None:
     qemu: Any = importlib.import_module("libvirt_qemu")
     if not hasattr(qemu, "qemuMonitorCommandWithFiles"):
         raise HypervisorError(
-            "this libvirt cannot have QEMU take the disks of a guest that stays paused",
-            remedy="libvirt 8.2.0 or newer can; or restore it without --paused",
+            "its QEMU does not have the disks of a guest that has not run since it came, and this"
+            " libvirt (older than 8.2.0) cannot have it take them"
         )
     text = json.dumps({"execute": "getfd", "arguments": {"fdname": _NAME}})
     await ask(qemu.qemuMonitorCommandWithFiles, raw, text, [server.fileno()], 0)
@@ -104,6 +122,5 @@ async def _told(raw: Any, command: str, **arguments: Any) -> Any:
 
 def _refused(command: str) -> HypervisorError:
     return HypervisorError(
-        f"QEMU does not take the disks of a guest that stays paused ({command})",
-        remedy="see its log; what was paused before it was saved can be saved running instead",
+        f"its QEMU does not take the disks of a guest that is paused ({command})"
     )

@@ -31,7 +31,7 @@ from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket, TpmArrival
 from entourage.hypervisors.libvirt import handed, tls, volumes
-from entourage.hypervisors.libvirt.activation import take_images
+from entourage.hypervisors.libvirt.activation import not_before_it_has_run, take_images
 from entourage.hypervisors.libvirt.announcing import TargetAnnouncing
 from entourage.hypervisors.libvirt.arrival import (
     finish,
@@ -392,8 +392,12 @@ class LibvirtIncoming(IncomingSeams):
         if raw is not None and self._on_this_host and (await ask(raw.state, 0))[0] == State.PAUSED:
             try:
                 await take_images(raw)
-            except HypervisorError as error:  # until it has run
-                problems.append(f"{self._domain.name} cannot be moved or saved: {error.message}")
+            except HypervisorError as error:
+                name = self._domain.name
+                problems.append(
+                    f"{name} cannot be moved or saved: {error.message}"
+                    f" ({not_before_it_has_run(name)})"
+                )
         await in_thread(self._notes.remove)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         if problems:

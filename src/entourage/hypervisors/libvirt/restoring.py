@@ -191,10 +191,19 @@ class RestoringIncoming(LibvirtIncoming):
             raise HypervisorError(f"libvirt cannot restore it: {reason}") from error
         await self._sync_parents()
         if self._reception is not None and self._local is not None and self._local.paused:
-            await take_images(await self._raw())
+            await self._take_images()
         if self._copy is not None:
             with contextlib.suppress(HypervisorError):  # memory is there; the ledger has the copy
                 await self._copy.remove()
+
+    async def _take_images(self) -> None:
+        """Or its QEMU would end itself when it is moved or saved before it has run."""
+        try:
+            await take_images(await self._raw())
+        except HypervisorError as error:
+            raise HypervisorError(
+                f"it cannot be left paused: {error.message}", remedy="restore it without --paused"
+            ) from error
 
     async def _sync_parents(self) -> None:
         """What its TPM's state has of directories is on the disk; see ``TargetTpm.sync``."""

@@ -15,6 +15,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt import looks
+from entourage.hypervisors.libvirt.activation import not_before_it_has_run
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
@@ -119,7 +120,7 @@ class SaveSource(LibvirtMachine):
         reason, name = plain(error.message), self.domain.name
         remedy = otherwise
         if _SAVED_BEFORE in reason:
-            remedy = f"let it run for a moment: virsh resume {name}; virsh suspend {name}"
+            remedy = not_before_it_has_run(name)
         device = device_of(self.domain, reason)
         return HypervisorError(f"libvirt cannot save it: {reason}", device=device, remedy=remedy)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,6 +230,25 @@ async def test_a_file_that_is_damaged_is_told_of(file: Path) -> None:
     file.write_bytes(b"{")
     with pytest.raises(HypervisorError, match="cannot be read"):
         await Here(file, None).kill()
+
+
+async def test_one_that_cannot_be_left_paused_says_how_it_can_be_restored(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what it is told on a move, nothing helps here."""
+
+    async def refused(_raw: Any) -> None:
+        raise HypervisorError("QEMU says no", remedy="let it run")
+
+    monkeypatch.setattr(module, "take_images", refused)
+    incoming: Any = Here(file, Raw(State.PAUSED))
+    incoming._restoring = asyncio.get_running_loop().create_future()
+    incoming._restoring.set_result(None)
+    incoming._reception = SimpleNamespace()
+    incoming._local = LocalData(socket="/run/x", generation=1, paused=True)
+    with pytest.raises(HypervisorError, match="QEMU says no") as told:
+        await incoming.landed()
+    assert told.value.remedy == "restore it without --paused"
 
 
 # What it is built of
