@@ -53,7 +53,7 @@ from entourage.hypervisors.libvirt.connection import (
 )
 from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, Parameter, State
 from entourage.hypervisors.libvirt.emulators import Emulators
-from entourage.hypervisors.libvirt.errors import qemu_said
+from entourage.hypervisors.libvirt.errors import SEE_LOGS, qemu_said
 from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.guestagent import LibvirtGuestAgent
 from entourage.hypervisors.libvirt.job import Disks, Parameters
@@ -239,6 +239,10 @@ class LibvirtIncoming(IncomingSeams):
 
     async def landed(self) -> None:
         """Wait until QEMU says that its migration is completed."""
+        await self._has_memory()
+
+    async def _has_memory(self) -> None:
+        """The same; raises HypervisorError, with what QEMU said last, where it has failed."""
         feed = self._heard()
 
         def over(known: Known) -> str | None:
@@ -249,7 +253,8 @@ class LibvirtIncoming(IncomingSeams):
         said = await feed.until(over)
         if said != "completed":
             raise HypervisorError(
-                f"the machine being built has failed: {self._last_said() or said}"
+                f"the machine being built has failed: {self._last_said() or said}",
+                remedy=SEE_LOGS,
             )
 
     def accept_cookie(self, cookie: bytes) -> None:

@@ -38,7 +38,7 @@ from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
 from entourage.hypervisors.libvirt.domainxml import read_domain
-from entourage.hypervisors.libvirt.errors import plain
+from entourage.hypervisors.libvirt.errors import SEE_LOGS, plain
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.image_copy import ImageCopy
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
@@ -170,7 +170,7 @@ class RestoringIncoming(LibvirtIncoming):
             self._uri,
             self._domain.name,
             self._plan,
-            self._heard(),
+            self._has_memory,
             await in_thread(listening_here, Path(path)),
         )
         self._restoring = asyncio.ensure_future(self._reception.take())
@@ -184,11 +184,12 @@ class RestoringIncoming(LibvirtIncoming):
             await asyncio.shield(self._restoring)
         except OSError as error:
             reason = self._last_said() or plain_words(error)
-            remedy = "see the log of libvirtd, and that of its QEMU"
-            raise HypervisorError(f"memory does not come: {reason}", remedy=remedy) from error
+            raise HypervisorError(f"memory does not come: {reason}", remedy=SEE_LOGS) from error
         except RefusedError as error:
             reason = self._last_said() or plain(error.message)
-            raise HypervisorError(f"libvirt cannot restore it: {reason}") from error
+            raise HypervisorError(
+                f"libvirt cannot restore it: {reason}", remedy=SEE_LOGS
+            ) from error
         await self._sync_parents()
         if self._reception is not None and self._local is not None and self._local.paused:
             await self._take_images()

@@ -41,6 +41,7 @@ from entourage.hypervisors.libvirt.constants import (
     Flag,
     Parameter,
 )
+from entourage.hypervisors.libvirt.errors import SEE_LOGS
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.save_source import SaveSource
@@ -165,7 +166,7 @@ class LibvirtSending(SaveSource):
         try:
             performing.result()
         except RefusedError as error:
-            raise self.told(error, "see the log of libvirtd, and that of its QEMU") from error
+            raise self.told(error, SEE_LOGS) from error
 
     def _cut(self) -> None:
         """Hang up on QEMU: it fails by itself, and takes its disks back."""
