@@ -40,7 +40,7 @@ from entourage.hypervisors.libvirt.arrival import (
     put_back,
     sync_definitions,
 )
-from entourage.hypervisors.libvirt.arrival_notes import NotesFile
+from entourage.hypervisors.libvirt.arrival_notes import arrival_notes
 from entourage.hypervisors.libvirt.arrival_state import look_at
 from entourage.hypervisors.libvirt.connection import (
     Connection,
@@ -88,7 +88,7 @@ class LibvirtIncoming(IncomingSeams):
     _on_this_host = True
 
     def __init__(self, uri: str, domain: Domain, notes: Path | None = None) -> None:
-        self._notes = NotesFile(notes)
+        self._notes = arrival_notes(notes)
         self._uri = uri
         self._domain = domain
         self._uuid = str(domain.uuid)
