@@ -31,7 +31,7 @@ from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket, TpmArrival
 from entourage.hypervisors.libvirt import handed, tls, volumes
-from entourage.hypervisors.libvirt.activation import not_before_it_has_run, take_images
+from entourage.hypervisors.libvirt.activation import not_while_paused, take_images
 from entourage.hypervisors.libvirt.announcing import TargetAnnouncing
 from entourage.hypervisors.libvirt.arrival import (
     finish,
@@ -400,8 +400,8 @@ class LibvirtIncoming(IncomingSeams):
             except HypervisorError as error:
                 name = self._domain.name
                 problems.append(
-                    f"{name} cannot be moved or saved: {error.message}"
-                    f" ({not_before_it_has_run(name)})"
+                    f"{name} cannot be moved or saved while it is paused: {error.message}"
+                    f" ({not_while_paused(name)})"
                 )
         await in_thread(self._notes.remove)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])

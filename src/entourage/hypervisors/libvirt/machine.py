@@ -34,7 +34,7 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.libvirt import attending, looks, tls, volumes
-from entourage.hypervisors.libvirt.activation import not_before_it_has_run, take_images
+from entourage.hypervisors.libvirt.activation import not_while_paused, take_images
 from entourage.hypervisors.libvirt.announcing import SourceAnnouncing
 from entourage.hypervisors.libvirt.checkpoints import Checkpoint, checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call, phases
@@ -248,7 +248,7 @@ class LibvirtMachine(MachineSeams):
         except HypervisorError as error:
             raise HypervisorError(
                 f"{name} is paused, and may be lost: {error.message}",
-                remedy=not_before_it_has_run(name),
+                remedy=not_while_paused(name),
             ) from error
 
     def _choose(self, plane: DataPlane, offers: Mapping[str, str], *, throttle: bool) -> None:

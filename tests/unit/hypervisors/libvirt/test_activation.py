@@ -32,7 +32,10 @@ class Qemu:
         stays: int = 0,
         serves: bool = False,
         exports: tuple[str, ...] = (),
+        monitor: str = "",
     ) -> None:
+        self.monitor = monitor
+        self.listens: dict[str, Any] = {}
         self.major, self.refuses, self.stays = major, refuses, stays
         self.serves, self.exports = serves, list(exports)
         self.told: list[str] = []
@@ -45,8 +48,12 @@ class Qemu:
                 return {"qemu": {"major": self.major}}
             case "query-block":
                 return DRIVES
+            case "query-chardev":
+                return [{"label": "charmonitor", "filename": self.monitor}]
             case "nbd-server-start" if self.serves:
                 return None
+            case "nbd-server-start":
+                self.listens = arguments["addr"]
             case "block-export-add":
                 if arguments["id"] in self.exports:
                     return None
@@ -128,11 +135,31 @@ async def test_what_a_process_that_was_killed_has_left_is_no_hindrance(
     assert qemu.told.index("query-block-exports") < qemu.told.index("block-export-add")
 
 
-async def test_an_older_libvirt_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, Qemu(7))
+@pytest.mark.parametrize(
+    "monitor",
+    ["/lib/domain-1-web1/monitor.sock,server=on", "/lib/domain-1-web1/monitor.sock,server"],
+)
+async def test_an_older_libvirt_has_qemu_listen_where_nobody_else_gets_to(
+    monkeypatch: pytest.MonkeyPatch, monitor: str
+) -> None:
+    """It passes no socket on: QEMU makes one beside that of its monitor."""
+    qemu = Qemu(7, monitor=f"unix:{monitor}")
+    use(monkeypatch, qemu)
     monkeypatch.setitem(sys.modules, "libvirt_qemu", SimpleNamespace())
-    with pytest.raises(HypervisorError, match=r"older than 8\.2\.0"):
+    await take_images(None)
+    assert qemu.nodes == ["libvirt-1-format", "libvirt-pflash1-format"]
+    path = "/lib/domain-1-web1/entourage-take.sock"
+    assert qemu.listens == {"type": "unix", "data": {"path": path}}
+    assert qemu.told[-1] == "nbd-server-stop"
+
+
+async def test_one_whose_directory_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = Qemu(7, monitor="pty:/dev/pts/1")
+    use(monkeypatch, qemu)
+    monkeypatch.setitem(sys.modules, "libvirt_qemu", SimpleNamespace())
+    with pytest.raises(HypervisorError, match="query-chardev"):
         await take_images(None)
+    assert "nbd-server-start" not in qemu.told
 
 
 async def test_an_export_that_stays_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,7 @@ async def test_one_that_stays_paused_has_its_images(
     monkeypatch.setattr(module, "take_images", take)
     monkeypatch.setattr(module.volumes, "refresh", refresh)
     incoming = Local(Fake(Machine(state, defined=True)))
-    says = r"QEMU says no \(.*virsh resume web1; virsh suspend web1\)"
+    says = r"while it is paused: QEMU says no \(.*virsh resume web1\)"
     with pytest.raises(HypervisorError, match=says) if refuses else nullcontext():
         await incoming.finish_arrival()
     assert bool(told) == taken
