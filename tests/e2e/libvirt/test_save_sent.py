@@ -182,17 +182,26 @@ def test_a_definition_that_is_started_spends_the_save(ready: LibvirtWorld) -> No
 
 
 @pytest.mark.matrix
-def test_its_host_is_gone_while_it_is_restored(ready: LibvirtWorld) -> None:
-    """A restore that is given up leaves what was there: the definition, and the save."""
+@pytest.mark.parametrize(
+    "point",
+    [
+        "source.after.flush-armed",  # before Prepare
+        "source.step-started.2",  # memory is taken
+    ],
+)
+def test_interrupted_while_it_is_restored(ready: LibvirtWorld, point: str) -> None:
+    """Ctrl-C: what was there is left, the definition and the save, which can be restored."""
     world = ready
     assert save(world, DIR, "--compress").status == 0
-    with Points(world.here, "source.after.flush-armed") as points:
+    with Points(world.here, point) as points:
         argv = ["entourage", "restore", "--json", "--tool", str(world.tool()), "--", DIR]
         process = world.here.popen(argv, env=points.env)
-        points.wait("source.after.flush-armed", lambda: process.poll() is None)
+        points.wait(point, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
         points.open()
-        process.communicate(timeout=PATIENCE)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    done = Run(process.returncode, stdout, stderr)
+    assert done.finished["outcome"] == "rolled-back", str(done)
     recovered(world)
     is_gone(world)
     went_on(world, restore(world))

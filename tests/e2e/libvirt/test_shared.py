@@ -12,6 +12,7 @@ from lab.hosts import Lab
 from lab.libvirtd import Libvirtd, ssh_uri
 from lab.observer import Observer
 from tests.e2e.libvirt.world import NOT_THERE, LibvirtWorld
+from tests.e2e.run import PATIENCE
 from tests.e2e.shared import SHARED, pool, shared_storage
 
 
@@ -45,13 +46,22 @@ def test_a_failure_leaves_it_alone(world: LibvirtWorld) -> None:
     assert world.there.path(world.disks[0].path).exists()
 
 
-def test_one_that_is_paused_moves_twice(world: LibvirtWorld) -> None:
-    """QEMU takes its images where it stays paused: without them it would end itself."""
+@pytest.mark.parametrize("first", ["entourage", pytest.param("virsh", marks=pytest.mark.matrix)])
+def test_one_that_is_paused_moves_twice(world: LibvirtWorld, first: str) -> None:
+    """QEMU takes its images where it stays paused: without them it would end itself.
+
+    Where ``virsh migrate`` has brought it, it takes them before it moves on.
+    """
     Libvirtd(world.here).virsh("suspend", world.name)
-    for _ in range(2):
-        run = world.migrate()
-        assert run.status == 0, str(run)
-        assert not run.finished["problems"], str(run)
+    for by in (first, "entourage"):
+        if by == "virsh":
+            how = ("--live", "--persistent", "--undefinesource", "--unsafe")
+            uri = ssh_uri(world.there)
+            world.here.run(["virsh", "migrate", *how, world.name, uri], timeout=PATIENCE)
+        else:
+            run = world.migrate()
+            assert run.status == 0, str(run)
+            assert not run.finished["problems"], str(run)
         world.here, world.there = world.there, world.here
         assert world.domains(world.here) == {world.name: "paused"}
     Libvirtd(world.here).virsh("resume", world.name)

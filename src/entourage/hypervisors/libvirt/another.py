@@ -7,6 +7,7 @@ is copied with the other one's XML in it (``saveimage.py``), and restored as any
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ _ITS_OWN = {
     "devices/memory/source/path": "what a memory module is backed by",
     "os/varstore/@path": "its file of UEFI variables",
 }
+_MADE_FOR_IT = re.compile(r"/var/lib/libvirt/qemu/domain-[^/]+/")
+"""The directory that libvirt makes for a domain as it starts."""
 _MOVE = "choose another name, or move it away"
 _REMEDY = "no other machine can be made of one that has it"
 
@@ -47,10 +50,10 @@ def renamed(text: str, there: Domain) -> str:
         entry.text = str(there.uuid)
     for mac in root.iterfind("devices/interface/mac"):
         mac.set("address", macs.get(mac.get("address")) or mac.get("address", ""))
-    for file in _files(root):
+    for device, file in _files(root):
         key = "path" if file.tag == "source" else "file"
         path = file.get(key, "")
-        if LIBVIRTS_OWN.match(path):
+        if _is_placed(device, file):
             del file.attrib[key]  # libvirt makes a place of its own for each domain
         else:
             file.set(key, own_place(path, first.name, there.name))
@@ -75,14 +78,25 @@ def own_place(path: str, first: str, name: str) -> str:
     return str(place.with_name(place.name.replace(first, name)))
 
 
-def _files(root: ET.Element) -> Iterator[ET.Element]:
-    """What says where a line of the guest's is made on the host, and where it is logged."""
+def _files(root: ET.Element) -> Iterator[tuple[ET.Element, ET.Element]]:
+    """The devices with a line of the guest's, and what says where it is made, and is logged."""
     for device in root.iterfind("devices/*"):
         source, log = device.find("source"), device.find("log")
         if source is not None and source.get("path") and _is_made(device, source):
-            yield source
+            yield device, source
         if log is not None and log.get("file"):
-            yield log
+            yield device, log
+
+
+def _is_placed(device: ET.Element, file: ET.Element) -> bool:
+    """Whether libvirt finds a place for it where it has none: for a virtio channel's socket alone.
+
+    A log, and any other line, has none then, wherever the first one's is.
+    """
+    target = device.find("target")
+    kind = device.tag, device.get("type"), target.get("type") if target is not None else ""
+    is_own = LIBVIRTS_OWN.match(file.get("path", "")) is not None
+    return file.tag == "source" and kind == ("channel", "unix", "virtio") and is_own
 
 
 def _is_made(device: ET.Element, source: ET.Element) -> bool:
@@ -100,10 +114,10 @@ def only_one_can_have(text: str, there: Domain) -> Iterator[tuple[str, str]]:
     """
     root = parse(text)
     first = root.findtext("name", "")
-    for file in _files(root):
+    for device, file in _files(root):
         path = file.get("path") or file.get("file") or ""
         own = own_place(path, first, there.name)
-        if LIBVIRTS_OWN.match(path):
+        if _is_placed(device, file):
             continue
         if own == path:
             yield f"a line of its guest's has the place {path}, which is the first one's", _REMEDY
@@ -150,7 +164,7 @@ def _display(device: ET.Element) -> str:
     if device.get("autoport") != "yes":
         ports = (device.get(key, "-1") for key in ("port", "tlsPort", "websocket"))
         places += [f"port {port}" for port in ports if port != "-1"]
-    return next((place for place in places if place and not LIBVIRTS_OWN.match(place)), "")
+    return next((place for place in places if place and not _MADE_FOR_IT.match(place)), "")
 
 
 def _set(root: ET.Element, tag: str, text: str) -> None:

@@ -16,7 +16,7 @@ from entourage import durable
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.threads import in_thread
-from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
+from entourage.hypervisors.libvirt.arrival_notes import Notes
 from entourage.hypervisors.libvirt.checkpoints import redefine
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import (
@@ -26,6 +26,7 @@ from entourage.hypervisors.libvirt.constants import (
     XML_SECURE,
     State,
 )
+from entourage.hypervisors.libvirt.notes import NotesFile
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import check_ended
 from entourage.hypervisors.libvirt.undefine import set_aside, undefine
@@ -34,7 +35,7 @@ _DEFINITIONS = Path("/etc/libvirt/qemu")
 _AUTOSTARTED = _DEFINITIONS / "autostart"
 
 
-async def make_way(raw: Any, plan: LibvirtPlan, file: NotesFile) -> None:
+async def make_way(raw: Any, plan: LibvirtPlan, file: NotesFile[Notes]) -> None:
     """Write down what is to be done on arrival; set a definition aside that is here already.
 
     While it is here, nobody could tell one that Finish has written from it: that there is none is
@@ -71,7 +72,7 @@ async def make_way(raw: Any, plan: LibvirtPlan, file: NotesFile) -> None:
         await set_aside(raw)
 
 
-async def finish(raw: Any, file: NotesFile, *, here: bool) -> list[str]:
+async def finish(raw: Any, file: NotesFile[Notes], *, here: bool) -> list[str]:
     """Make so what libvirt does not carry, once the guest runs.
 
     Args:
@@ -144,7 +145,9 @@ async def forget(
         await check_ended(name, str(domain.uuid))
 
 
-async def put_back(connection: Connection, domain: Domain, file: NotesFile, *, here: bool) -> None:
+async def put_back(
+    connection: Connection, domain: Domain, file: NotesFile[Notes], *, here: bool
+) -> None:
     """Define again what was set aside, and forget the notes only once that is on the disk.
 
     A domain that somebody has defined here meanwhile stays as it is.

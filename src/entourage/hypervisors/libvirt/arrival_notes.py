@@ -11,9 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from entourage import durable
-from entourage.errors import HypervisorError, plain_words
 from entourage.hypervisors.libvirt.checkpoints import Checkpoint
+from entourage.hypervisors.libvirt.notes import NotesFile
 
 
 class Notes(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,59 +33,11 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
     replaced_autostart: bool = False
 
 
-class NotesFile:
+def arrival_notes(path: Path | None) -> NotesFile[Notes]:
     """The notes about one domain's arrival.
 
     Args:
         path: Their file; None: they end with this process.
     """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._notes: Notes | None = None
-
-    @property
-    def name(self) -> str:
-        """The file's path; empty where there is none."""
-        return str(self._path or "")
-
-    def read(self) -> Notes | None:
-        """What was written last, if only by another process; None where nothing was.
-
-        Raises:
-            HypervisorError: It cannot be read.
-        """
-        if self._notes is None and self._path is not None:
-            try:
-                self._notes = msgspec.json.decode(self._path.read_bytes(), type=Notes)
-            except FileNotFoundError:
-                return None
-            except (OSError, msgspec.DecodeError, RecursionError) as error:
-                raise HypervisorError(
-                    f"{self._path} cannot be read: {plain_words(error)}",
-                    remedy="it says what is to be done for a domain that arrives here, and may hold"
-                    " a definition that was here before: read it, then move it away",
-                ) from error
-        return self._notes
-
-    def write(self, notes: Notes) -> None:
-        """Write them down; durable when this returns.
-
-        Raises:
-            HypervisorError: They cannot be written.
-        """
-        if self._path is not None:
-            try:
-                durable.write(self._path, msgspec.json.encode(notes))
-            except OSError as error:
-                raise HypervisorError(
-                    f"{self._path} cannot be written: {plain_words(error)}",
-                    remedy="make room there, or mend what is wrong with that directory",
-                ) from error
-        self._notes = notes
-
-    def remove(self) -> None:
-        """All is done."""
-        self._notes = None
-        if self._path is not None:
-            durable.remove(self._path)
+    says = "what is to be done for a domain that arrives here, and may hold a definition that was"
+    return NotesFile(path, Notes, f"{says} here before")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from entourage.domain import Domain, Pci, Usb
 
+SEE_LOGS = "see the log of libvirtd, and that of its QEMU"
 _NEAR_END = 16 << 10
 
 _ABOUT: tuple[tuple[str, str], ...] = (

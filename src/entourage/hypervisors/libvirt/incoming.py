@@ -31,7 +31,7 @@ from entourage.hypervisors import swtpm
 from entourage.hypervisors.backlog import keep_short
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket, TpmArrival
 from entourage.hypervisors.libvirt import handed, tls, volumes
-from entourage.hypervisors.libvirt.activation import take_images
+from entourage.hypervisors.libvirt.activation import not_while_paused, take_images
 from entourage.hypervisors.libvirt.announcing import TargetAnnouncing
 from entourage.hypervisors.libvirt.arrival import (
     finish,
@@ -40,7 +40,7 @@ from entourage.hypervisors.libvirt.arrival import (
     put_back,
     sync_definitions,
 )
-from entourage.hypervisors.libvirt.arrival_notes import NotesFile
+from entourage.hypervisors.libvirt.arrival_notes import arrival_notes
 from entourage.hypervisors.libvirt.arrival_state import look_at
 from entourage.hypervisors.libvirt.connection import (
     Connection,
@@ -53,7 +53,7 @@ from entourage.hypervisors.libvirt.connection import (
 )
 from entourage.hypervisors.libvirt.constants import NOT_FOR_TARGET, Parameter, State
 from entourage.hypervisors.libvirt.emulators import Emulators
-from entourage.hypervisors.libvirt.errors import qemu_said
+from entourage.hypervisors.libvirt.errors import SEE_LOGS, qemu_said
 from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.guestagent import LibvirtGuestAgent
 from entourage.hypervisors.libvirt.job import Disks, Parameters
@@ -88,7 +88,7 @@ class LibvirtIncoming(IncomingSeams):
     _on_this_host = True
 
     def __init__(self, uri: str, domain: Domain, notes: Path | None = None) -> None:
-        self._notes = NotesFile(notes)
+        self._notes = arrival_notes(notes)
         self._uri = uri
         self._domain = domain
         self._uuid = str(domain.uuid)
@@ -239,6 +239,10 @@ class LibvirtIncoming(IncomingSeams):
 
     async def landed(self) -> None:
         """Wait until QEMU says that its migration is completed."""
+        await self._has_memory()
+
+    async def _has_memory(self) -> None:
+        """The same; raises HypervisorError, with what QEMU said last, where it has failed."""
         feed = self._heard()
 
         def over(known: Known) -> str | None:
@@ -249,7 +253,8 @@ class LibvirtIncoming(IncomingSeams):
         said = await feed.until(over)
         if said != "completed":
             raise HypervisorError(
-                f"the machine being built has failed: {self._last_said() or said}"
+                f"the machine being built has failed: {self._last_said() or said}",
+                remedy=SEE_LOGS,
             )
 
     def accept_cookie(self, cookie: bytes) -> None:
@@ -392,8 +397,12 @@ class LibvirtIncoming(IncomingSeams):
         if raw is not None and self._on_this_host and (await ask(raw.state, 0))[0] == State.PAUSED:
             try:
                 await take_images(raw)
-            except HypervisorError as error:  # until it has run
-                problems.append(f"{self._domain.name} cannot be moved or saved: {error.message}")
+            except HypervisorError as error:
+                name = self._domain.name
+                problems.append(
+                    f"{name} cannot be moved or saved while it is paused: {error.message}"
+                    f" ({not_while_paused(name)})"
+                )
         await in_thread(self._notes.remove)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         if problems:

@@ -34,6 +34,7 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, DiskCarrying, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.libvirt import attending, looks, tls, volumes
+from entourage.hypervisors.libvirt.activation import not_while_paused, take_images
 from entourage.hypervisors.libvirt.announcing import SourceAnnouncing
 from entourage.hypervisors.libvirt.checkpoints import Checkpoint, checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call, phases
@@ -214,8 +215,14 @@ class LibvirtMachine(MachineSeams):
         budget: float | None = None,
         offers: Mapping[str, str] = _NOTHING,
     ) -> None:
-        """Listen, choose how memory travels, and arm the deadman."""
+        """Listen, choose how memory travels, and arm the deadman.
+
+        Raises:
+            HypervisorError: Its guest is paused, and its QEMU would end itself, and the guest.
+        """
         await self._tidied()
+        if not self.was_running:  # whoever brought it here may not have done so
+            await self._take_images()
         self._plane, self._qemu_there = plane, looks.version_in(offers.get("qemu", ""))
         self._choose(plane, offers, throttle=throttle)
         uri, uuid = self._handle.connection.uri, str(self.domain.uuid)
@@ -230,6 +237,19 @@ class LibvirtMachine(MachineSeams):
             log=self._log,
             lock=lock,
         )
+
+    async def _take_images(self) -> None:
+        """Have QEMU take the images of a guest that its user had paused, if it has not."""
+        name = self.domain.name
+        try:
+            await take_images(self._handle.raw)
+        except LostError:
+            raise
+        except HypervisorError as error:
+            raise HypervisorError(
+                f"{name} is paused, and may be lost: {error.message}",
+                remedy=not_while_paused(name),
+            ) from error
 
     def _choose(self, plane: DataPlane, offers: Mapping[str, str], *, throttle: bool) -> None:
         """Flags and parameters that follow from what both hosts have."""

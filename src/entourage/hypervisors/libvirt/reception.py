@@ -16,7 +16,7 @@ import contextlib
 import re
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from entourage.hypervisors.libvirt.connection import (
     phases,
 )
 from entourage.hypervisors.libvirt.constants import Flag, Parameter
-from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 
 _HOST = re.compile(rb"<hostuuid>[^<>]*</hostuuid>")
@@ -47,17 +46,22 @@ class Reception:
         uri: Of this host's libvirtd.
         name: The domain's.
         plan: What is kept of it, adapted to this host.
-        feed: What is heard of it.
+        arrived: Waits until QEMU says that it has memory; raises HypervisorError where it fails.
         server: Where memory is sent to; not the caller's any more.
     """
 
     def __init__(
-        self, uri: str, name: str, plan: LibvirtPlan, feed: Feed, server: socket.socket
+        self,
+        uri: str,
+        name: str,
+        plan: LibvirtPlan,
+        arrived: Callable[[], Awaitable[None]],
+        server: socket.socket,
     ) -> None:
         self._uri = uri
         self._name = name
         self._plan = plan
-        self._feed = feed
+        self._arrived = arrived
         self._server = server
         self._connection: Connection | None = None
         self._flow: Flow | None = None
@@ -94,17 +98,6 @@ class Reception:
         self._finished = True
         await connection.close()
 
-    async def _arrived(self) -> None:
-        """Wait until QEMU says that it has it."""
-
-        def over(known: Known) -> str | None:
-            if known.ended:
-                return known.ended
-            return known.migration if known.migration in {"completed", "failed"} else None
-
-        if (said := await self._feed.until(over)) != "completed":
-            raise HypervisorError(f"the machine being built has failed: {said}")
-
     @property
     def _named(self) -> dict[str, str | int | list[str]]:
         return {Parameter.DEST_NAME: self._name}
@@ -113,6 +106,8 @@ class Reception:
         """End it wherever it is; what Finish has left is its caller's to end."""
         self._server.close()
         preparing = self._preparing
+        if preparing is not None:  # who was cancelled twice has not waited for it
+            await asyncio.wait({preparing})
         if preparing is not None and not preparing.exception() and not self._finished:
             # By another connection: this one may be full of what QEMU does not take.
             with contextlib.suppress(LostError, RefusedError):

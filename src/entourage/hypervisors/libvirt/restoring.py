@@ -38,7 +38,7 @@ from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
 from entourage.hypervisors.libvirt.domainxml import read_domain
-from entourage.hypervisors.libvirt.errors import plain
+from entourage.hypervisors.libvirt.errors import SEE_LOGS, plain
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.image_copy import ImageCopy
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
@@ -47,7 +47,7 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import check_ended
 from entourage.hypervisors.libvirt.reception import Reception
 from entourage.hypervisors.libvirt.restored_disks import RestoredDisks
-from entourage.hypervisors.libvirt.restoring_notes import Restoring, RestoringFile
+from entourage.hypervisors.libvirt.restoring_notes import Restoring, restoring_notes
 from entourage.hypervisors.libvirt.retarget import flat, retarget
 from entourage.hypervisors.libvirt.tpm import state_of
 from entourage.hypervisors.values import LocalData, RestorePlan
@@ -71,7 +71,7 @@ class RestoringIncoming(LibvirtIncoming):
 
     def __init__(self, uri: str, domain: Domain, file: Path, ledger: Ledger) -> None:
         super().__init__(uri, domain)
-        self._restoring_file = RestoringFile(file)
+        self._restoring_file = restoring_notes(file)
         self._exports = RestoredDisks(ledger)
         self._memory = ""
         self._copy: ImageCopy | None = None
@@ -92,7 +92,7 @@ class RestoringIncoming(LibvirtIncoming):
 
     async def offers(self) -> Mapping[str, str]:
         """Nothing; it is noted that the domain is one that is restored."""
-        await self._restoring_file.write(Restoring())
+        await in_thread(self._restoring_file.write, Restoring())
         return {}
 
     async def data_ports(
@@ -105,7 +105,7 @@ class RestoringIncoming(LibvirtIncoming):
 
     async def attach(self) -> Guest:
         """Take up a restore that another process began; what became of the guest."""
-        noted, state = await self._restoring_file.read(), await self._settled_state()
+        noted, state = await in_thread(self._restoring_file.read), await self._settled_state()
         if state in {State.RUNNING, State.BLOCKED, State.SHUTDOWN}:
             return Guest.RUNNING
         if state not in _GONE:
@@ -146,7 +146,7 @@ class RestoringIncoming(LibvirtIncoming):
         noted = Restoring(
             begun=True, definition=str(kept), autostart=bool(kept) and self._plan.autostart
         )
-        await self._restoring_file.write(noted)
+        await in_thread(self._restoring_file.write, noted)
         self._exports.stands(plane.local)
 
     async def listen(self) -> Ticket:
@@ -170,7 +170,7 @@ class RestoringIncoming(LibvirtIncoming):
             self._uri,
             self._domain.name,
             self._plan,
-            self._heard(),
+            self._has_memory,
             await in_thread(listening_here, Path(path)),
         )
         self._restoring = asyncio.ensure_future(self._reception.take())
@@ -184,17 +184,27 @@ class RestoringIncoming(LibvirtIncoming):
             await asyncio.shield(self._restoring)
         except OSError as error:
             reason = self._last_said() or plain_words(error)
-            remedy = "see the log of libvirtd, and that of its QEMU"
-            raise HypervisorError(f"memory does not come: {reason}", remedy=remedy) from error
+            raise HypervisorError(f"memory does not come: {reason}", remedy=SEE_LOGS) from error
         except RefusedError as error:
             reason = self._last_said() or plain(error.message)
-            raise HypervisorError(f"libvirt cannot restore it: {reason}") from error
+            raise HypervisorError(
+                f"libvirt cannot restore it: {reason}", remedy=SEE_LOGS
+            ) from error
         await self._sync_parents()
         if self._reception is not None and self._local is not None and self._local.paused:
-            await take_images(await self._raw())
+            await self._take_images()
         if self._copy is not None:
             with contextlib.suppress(HypervisorError):  # memory is there; the ledger has the copy
                 await self._copy.remove()
+
+    async def _take_images(self) -> None:
+        """Or its QEMU would end itself when it is moved or saved before it has run."""
+        try:
+            await take_images(await self._raw())
+        except HypervisorError as error:
+            raise HypervisorError(
+                f"it cannot be left paused: {error.message}", remedy="restore it without --paused"
+            ) from error
 
     async def _sync_parents(self) -> None:
         """What its TPM's state has of directories is on the disk; see ``TargetTpm.sync``."""
@@ -222,14 +232,14 @@ class RestoringIncoming(LibvirtIncoming):
         feed, state, noted = (
             self._feed,
             await self._state_again(),
-            await self._restoring_file.read(),
+            await in_thread(self._restoring_file.read),
         )
         noted = noted or Restoring()
         if state in _GONE:
             gone = HypervisorError("the machine that was restored here is gone, and never ran")
             raise self._doubt(gone) if noted.resumed else gone
         self._released = True
-        await self._restoring_file.write(msgspec.structs.replace(noted, resumed=True))
+        await in_thread(self._restoring_file.write, msgspec.structs.replace(noted, resumed=True))
         if paused or state == State.RUNNING:
             return time.monotonic_ns()
         if feed is not None:
@@ -273,7 +283,7 @@ class RestoringIncoming(LibvirtIncoming):
                 return
             if state != State.PAUSED or noted is None:
                 raise self._doubt(error) from error
-            await self._restoring_file.write(noted)
+            await in_thread(self._restoring_file.write, noted)
             raise HypervisorError(error.message, remedy=error.remedy) from error
 
     def _doubt(self, error: HypervisorError) -> InDoubt:
@@ -285,7 +295,7 @@ class RestoringIncoming(LibvirtIncoming):
 
     async def persist_definition(self) -> None:
         """Write its definition down, where libvirt has none of it here; it starts as before."""
-        noted, raw = await self._restoring_file.read(), await self._raw()
+        noted, raw = await in_thread(self._restoring_file.read), await self._raw()
         if noted is None or raw is None or not noted.definition:
             return
         connection = await self._connected()
@@ -301,7 +311,7 @@ class RestoringIncoming(LibvirtIncoming):
     async def finish_arrival(self) -> None:
         """Nothing of it is open any more; last of all, its guest's clock is moved on."""
         connection = await self._connected()
-        await self._restoring_file.remove()
+        await in_thread(self._restoring_file.remove)
         await volumes.refresh(connection, [disk.path for disk in self._domain.block])
         raw = await self._raw()
         if raw is not None and await self._state() in {State.RUNNING, State.BLOCKED}:
@@ -322,12 +332,12 @@ class RestoringIncoming(LibvirtIncoming):
         await self._exports.kill()
         if self._copy is not None:
             await self._copy.remove()
-        noted = await self._restoring_file.read()
+        noted = await in_thread(self._restoring_file.read)
         if noted is not None and noted.begun:
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
             await self._end()
-        await self._restoring_file.remove()
+        await in_thread(self._restoring_file.remove)
 
     async def _end(self) -> None:
         name = self._domain.name

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from entourage import durable
-from entourage.errors import HypervisorError, plain_words
-from entourage.hosts.threads import in_thread
+from entourage.hypervisors.libvirt.notes import NotesFile
 
 
 class Restoring(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,50 +29,10 @@ class Restoring(msgspec.Struct, frozen=True, kw_only=True):
     autostart: bool = False
 
 
-class RestoringFile:
+def restoring_notes(path: Path) -> NotesFile[Restoring]:
     """The notes of one restore.
 
     Args:
         path: Their file.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def read(self) -> Restoring | None:
-        """What was noted; None where nothing was, or all is done.
-
-        Raises:
-            HypervisorError: It cannot be read.
-        """
-
-        def read() -> Restoring | None:
-            try:
-                return msgspec.json.decode(self._path.read_bytes(), type=Restoring)
-            except FileNotFoundError:
-                return None
-            except (OSError, msgspec.DecodeError, RecursionError) as error:
-                raise HypervisorError(
-                    f"{self._path} cannot be read: {plain_words(error)}",
-                    remedy="it says how far a restore has come: read it, then move it away",
-                ) from error
-
-        return await in_thread(read)
-
-    async def write(self, noted: Restoring) -> None:
-        """Write it down; on the disk when this returns.
-
-        Raises:
-            HypervisorError: It cannot be written.
-        """
-        try:
-            await in_thread(durable.write, self._path, msgspec.json.encode(noted))
-        except OSError as error:
-            raise HypervisorError(
-                f"{self._path} cannot be written: {plain_words(error)}",
-                remedy="make room there, or mend what is wrong with that directory",
-            ) from error
-
-    async def remove(self) -> None:
-        """All is done."""
-        await in_thread(durable.remove, self._path)
+    return NotesFile(path, Restoring, "how far a restore has come")

@@ -14,7 +14,9 @@ from xml.etree import ElementTree as ET
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.threads import in_thread
+from entourage.hypervisors.base import DataPlane
 from entourage.hypervisors.libvirt import looks
+from entourage.hypervisors.libvirt.activation import not_before_it_has_run
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
@@ -67,14 +69,18 @@ class SaveSource(LibvirtMachine):
         return None
 
     def local(self) -> LocalData:
-        """Where the save takes memory.
+        """Where the save takes memory; raises HypervisorError where it does not move into one."""
+        return self.plane_here()[1]
+
+    def plane_here(self) -> tuple[DataPlane, LocalData]:
+        """The way of its data, and where the save takes memory.
 
         Raises:
             HypervisorError: It does not move into a save.
         """
         if self._plane is None or self._plane.local is None:
             raise HypervisorError("a machine is saved by a process of the host that it runs on")
-        return self._plane.local
+        return self._plane, self._plane.local
 
     async def blockers(self) -> Sequence[Refusal]:
         """What speaks against saving it."""
@@ -119,7 +125,7 @@ class SaveSource(LibvirtMachine):
         reason, name = plain(error.message), self.domain.name
         remedy = otherwise
         if _SAVED_BEFORE in reason:
-            remedy = f"let it run for a moment: virsh resume {name}; virsh suspend {name}"
+            remedy = not_before_it_has_run(name)
         device = device_of(self.domain, reason)
         return HypervisorError(f"libvirt cannot save it: {reason}", device=device, remedy=remedy)
 

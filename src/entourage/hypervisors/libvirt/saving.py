@@ -97,10 +97,8 @@ class LibvirtSaving(SaveSource):
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see saving
         """Stop the guest."""
-        plane = self._plane
-        if plane is None or plane.local is None:
-            raise HypervisorError("a machine is saved by a process of the host that it runs on")
-        check_local(plane.local, ticket.uri)
+        plane, local = self.plane_here()
+        check_local(local, ticket.uri)
         self._file = image_of_save(plane, str(self.domain.uuid), ticket.cookie)
         known = self._job.heard().known
         known.stopped_at = known.resumed_at = 0
@@ -119,8 +117,8 @@ class LibvirtSaving(SaveSource):
 
     async def landed(self) -> bytes:
         """Wait until the file is whole, then tell the other half."""
-        plane, writing = self._plane, self._writing
-        if writing is None or plane is None or plane.local is None:
+        writing = self._writing
+        if writing is None:
             raise HypervisorError("nothing is being saved")
         try:
             await asyncio.shield(writing)
@@ -129,7 +127,7 @@ class LibvirtSaving(SaveSource):
             raise self.told(error, remedy) from error
         await self._check_now()
         kept = msgspec.msgpack.encode(await self._kept())
-        async with connected_here(plane.local.socket) as connection:
+        async with connected_here(self.local().socket) as connection:
             await asyncio.get_running_loop().sock_sendall(connection, kept)
         return b""
 

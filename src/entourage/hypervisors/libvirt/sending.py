@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -41,11 +41,14 @@ from entourage.hypervisors.libvirt.constants import (
     Flag,
     Parameter,
 )
+from entourage.hypervisors.libvirt.errors import SEE_LOGS
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.save_source import SaveSource
 from entourage.hypervisors.libvirt.stream import QemuStream
+from entourage.hypervisors.libvirt.survey import Survey
 from entourage.hypervisors.values import KEEPS, LocalData, SavePlan
+from entourage.steps import Refusal
 
 _LOOK_EVERY = 1.0  # seconds
 _ENDLESS_AFTER = 60.0  # seconds, of a QEMU whose guest stands still
@@ -76,7 +79,7 @@ class LibvirtSending(SaveSource):
         """As for a move; and see that what Begin says is kept there.
 
         Raises:
-            HypervisorError: It is not, or this libvirt connects to no socket.
+            HypervisorError: It is not.
         """
         offers = offers or {}
         if KEEPS not in offers:
@@ -84,13 +87,19 @@ class LibvirtSending(SaveSource):
                 "the Entourage there is too old to keep what is needed to restore a libvirt domain",
                 remedy=f"upgrade it on {plane.host}",
             )
-        if await ask(self._handle.connection.raw.getLibVersion) < _OLDEST:
-            raise HypervisorError(
-                "this libvirt is too old to send memory into a save",
-                remedy="6.8.0 or newer is needed; without --compress and --encrypt it can be saved"
-                " on this host",
-            )
         await super().arm(plane, offers=offers, **more)
+
+    async def asked(self, found: Survey) -> Sequence[Refusal]:
+        """What libvirt has against it; and that it connects to no socket, where it does not."""
+        refusals = [*await super().asked(found)]
+        if await ask(self._handle.connection.raw.getLibVersion) < _OLDEST:
+            reason = "its libvirt is too old to send memory into a save"
+            remedy = (
+                "6.8.0 or newer is needed; it can be saved onto this host, without --compress and"
+                " --encrypt"
+            )
+            refusals.append(Refusal("domain", self._host, reason, remedy))
+        return refusals
 
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - nothing of it is changed
         """Begin: who restores it, and what that needs for Prepare. Nobody attends that."""
@@ -165,7 +174,7 @@ class LibvirtSending(SaveSource):
         try:
             performing.result()
         except RefusedError as error:
-            raise self.told(error, "see the log of libvirtd, and that of its QEMU") from error
+            raise self.told(error, SEE_LOGS) from error
 
     def _cut(self) -> None:
         """Hang up on QEMU: it fails by itself, and takes its disks back."""
@@ -177,8 +186,8 @@ class LibvirtSending(SaveSource):
 
         Nothing of what Perform says is needed: it is for a target that has none yet.
         """
-        performing, passing, stream = self._job.performed(), self._passing, self._stream
-        if passing is None or stream is None:
+        performing, passing = self._job.performed(), self._passing
+        if passing is None:
             raise HypervisorError("nothing is being saved")
         while not performing.done() and not (passing.done() and passing.exception()):
             await asyncio.wait(
@@ -186,13 +195,7 @@ class LibvirtSending(SaveSource):
                 timeout=_LOOK_EVERY,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if not stream.has_ended and stream.silent_for > _ENDLESS_AFTER:
-                raise HypervisorError(
-                    f"its QEMU has sent nothing for {_ENDLESS_AFTER:g} s, and does not say that"
-                    " this is the end",
-                    remedy="it may be of a machine type that is too old to say so: save it onto"
-                    " this host, without --compress and --encrypt",
-                )
+            self._check_end()
         if passing.done():
             _raise_ended(passing)
         if performing.exception() is not None:
@@ -200,6 +203,32 @@ class LibvirtSending(SaveSource):
         await asyncio.wait({passing})
         _raise_ended(passing)
         return b""
+
+    async def stopped(self) -> int:
+        """See ``LibvirtMachine.stopped``; a guest that was paused stands still all the while."""
+        stopping = asyncio.ensure_future(super().stopped())
+        try:
+            while not stopping.done():
+                await asyncio.wait({stopping}, timeout=_LOOK_EVERY)
+                if not self.was_running and not stopping.done():
+                    self._check_end()
+            return stopping.result()
+        finally:
+            if not stopping.done():
+                stopping.cancel()
+                await asyncio.wait({stopping})
+
+    def _check_end(self) -> None:
+        """Raise HypervisorError where nothing more comes from QEMU, and no end either."""
+        stream = self._stream
+        if stream is None or stream.has_ended or stream.silent_for <= _ENDLESS_AFTER:
+            return
+        raise HypervisorError(
+            f"its QEMU has sent nothing for {_ENDLESS_AFTER:g} s, and does not say that this is the"
+            " end",
+            remedy="it may be of a machine type that is too old to say so: save it onto this host,"
+            " without --compress and --encrypt",
+        )
 
     async def release(self) -> None:
         """The save has its name: Confirm; the domain ends here, and its definition stays."""

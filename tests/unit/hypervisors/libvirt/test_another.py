@@ -51,11 +51,38 @@ def test_what_libvirt_makes_for_each_domain_it_makes_anew() -> None:
     """Its guest agent's channel, which nearly every domain has."""
     path = "/var/lib/libvirt/qemu/channel/target/domain-1-web1/org.qemu.guest_agent.0"
     text = renamed(
-        xml(f"<channel type='unix'><source mode='bind' path='{path}'/></channel>"), OTHER
+        xml(
+            f"<channel type='unix'><source mode='bind' path='{path}'/>"
+            "<target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+        ),
+        OTHER,
     )
     source = parse(text).find("devices/channel/source")
     assert source is not None
     assert source.attrib == {"mode": "bind"}
+
+
+OWN = "/var/lib/libvirt/qemu"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "<serial type='unix'><source mode='bind' path='{}'/></serial>",
+        "<serial type='file'><source path='{}'/></serial>",
+        "<serial type='pty'><log file='{}'/></serial>",
+        "<channel type='unix'><source mode='bind' path='{}'/><target type='guestfwd'/></channel>",
+        "<channel type='unix'><log file='{}'/><target type='virtio'/></channel>",
+        "<channel type='file'><source path='{}'/><target type='virtio'/></channel>",
+    ],
+)
+def test_what_libvirt_finds_no_place_for_is_called_as_the_other_one_is(line: str) -> None:
+    """Also where it is in a directory of libvirt's: without a place it makes none of it."""
+    text = renamed(xml(line.format(f"{OWN}/web1.line")), OTHER)
+    assert f"{OWN}/web2.line" in text
+    assert f"{OWN}/web1.line" not in text
+    [(reason, _)] = only_one_can_have(xml(line.format(f"{OWN}/line")), OTHER)
+    assert f"the place {OWN}/line" in reason
 
 
 def test_variables_whose_place_is_an_element() -> None:
@@ -79,6 +106,8 @@ def test_variables_whose_place_is_an_element() -> None:
         ("<graphics type='vnc' port='5901'/>", "at port 5901"),
         ("<graphics type='spice' socket='/x'/>", "at /x"),
         ("<graphics type='vnc' port='-1'><listen type='socket' socket='/x'/></graphics>", "at /x"),
+        (f"<graphics type='vnc' socket='{OWN}/domain-1-web1/vnc.sock'/>", ""),
+        (f"<graphics type='vnc' socket='{OWN}/web1.vnc'/>", f"at {OWN}/web1.vnc"),
         ("<graphics type='spice' port='-1' tlsPort='5902'/>", "at port 5902"),
         ("<hostdev type='usb'/>", "a hostdev of type usb"),
         ("<memory model='nvdimm'><source><path>/x.img</path></source></memory>", "/x.img"),
@@ -99,7 +128,7 @@ def test_variables_whose_place_is_an_element() -> None:
         (
             (
                 "<channel type='unix'><source mode='bind' path='/run/libvirt/qemu/channel/"
-                "1-web1/org.qemu.guest_agent.0'/></channel>"
+                "1-web1/org.qemu.guest_agent.0'/><target type='virtio'/></channel>"
             ),
             "",
         ),

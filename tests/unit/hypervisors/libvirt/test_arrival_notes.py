@@ -15,7 +15,7 @@ from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane, Plan
 from entourage.hypervisors.libvirt import arrival as module
 from entourage.hypervisors.libvirt import checks
-from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
+from entourage.hypervisors.libvirt.arrival_notes import Notes, arrival_notes
 from entourage.hypervisors.libvirt.checkpoints import (
     Checkpoint,
     checkpoint_xml,
@@ -52,18 +52,18 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_notes_outlive_their_process(tmp_path: Path) -> None:
     path = tmp_path / "state" / "x.arrival"
     notes = Notes(autostart=True, checkpoints=(read_checkpoint(TEXT),), replaced="<domain/>")
-    NotesFile(path).write(notes)
+    arrival_notes(path).write(notes)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600  # a definition may have a password in it
-    assert NotesFile(path).read() == notes
-    NotesFile(path).remove()
-    assert NotesFile(path).read() is None
+    assert arrival_notes(path).read() == notes
+    arrival_notes(path).remove()
+    assert arrival_notes(path).read() is None
 
 
 def test_notes_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     path = tmp_path / "x.arrival"
     path.write_text("{")
     with pytest.raises(HypervisorError, match=r"x\.arrival cannot be read"):
-        NotesFile(path).read()
+        arrival_notes(path).read()
 
 
 def test_a_checkpoint_is_the_same_there() -> None:
@@ -135,7 +135,7 @@ class FakeConnection:
 
 async def test_another_process_finishes_the_arrival(tmp_path: Path) -> None:
     path, raw = tmp_path / "x.arrival", FakeDomain()
-    NotesFile(path).write(Notes(autostart=True, checkpoints=(read_checkpoint(TEXT),)))
+    arrival_notes(path).write(Notes(autostart=True, checkpoints=(read_checkpoint(TEXT),)))
     await Connected(path, FakeConnection(raw)).finish_arrival()
     assert ("autostart", 1) in raw.told
     assert len(raw.told) == 2
@@ -144,14 +144,14 @@ async def test_another_process_finishes_the_arrival(tmp_path: Path) -> None:
 
 async def test_a_transient_one_has_no_definition_there_after_a_crash_either(tmp_path: Path) -> None:
     path, raw = tmp_path / "x.arrival", FakeDomain()
-    NotesFile(path).write(Notes(transient=True))
+    arrival_notes(path).write(Notes(transient=True))
     await Connected(path, FakeConnection(raw)).finish_arrival()
     assert raw.told == [("undefine", 1 << 3 | 1 << 6)]  # NVRAM and the TPM's state stay
 
 
 async def test_a_definition_that_was_there_comes_back(tmp_path: Path) -> None:
     path, connection = tmp_path / "x.arrival", FakeConnection(None)
-    NotesFile(path).write(Notes(replaced="<domain>old</domain>", replaced_autostart=True))
+    arrival_notes(path).write(Notes(replaced="<domain>old</domain>", replaced_autostart=True))
     await Connected(path, connection).kill()
     assert connection.defined == ["<domain>old</domain>"]
     assert connection.back.told == [("autostart", 1)]
@@ -179,10 +179,10 @@ async def test_it_is_written_down_before_it_is_set_aside(
     path, seen = tmp_path / "x.arrival", list[Notes | None]()
 
     async def set_aside(_raw: Any) -> None:
-        seen.append(NotesFile(path).read())
+        seen.append(arrival_notes(path).read())
 
     monkeypatch.setattr(module, "set_aside", set_aside)
-    await module.make_way(off(), LibvirtPlan(), NotesFile(path))
+    await module.make_way(off(), LibvirtPlan(), arrival_notes(path))
     assert [(notes.replaced, notes.replaced_autostart) for notes in seen if notes] == [(OLD, True)]
 
 
@@ -216,7 +216,7 @@ async def test_one_that_libvirt_does_not_set_aside_is_left_with_all_that_it_has(
 async def test_after_a_crash_one_that_is_here_still_is_left(tmp_path: Path) -> None:
     """Killed right before it was set aside, or right after it was put back."""
     path, raw = tmp_path / "x.arrival", off()
-    NotesFile(path).write(Notes(replaced=OLD))
+    arrival_notes(path).write(Notes(replaced=OLD))
     await Connected(path, FakeConnection(raw)).kill()
     assert raw.told == []
     assert not path.exists()
@@ -233,7 +233,7 @@ async def test_one_that_libvirtd_ends_meanwhile_is_gone(tmp_path: Path) -> None:
 
     connection.domain = domain
     path = tmp_path / "x.arrival"
-    NotesFile(path).write(Notes())
+    arrival_notes(path).write(Notes())
     await Connected(path, connection).kill()
     assert not path.exists()
 
@@ -241,23 +241,25 @@ async def test_one_that_libvirtd_ends_meanwhile_is_gone(tmp_path: Path) -> None:
 async def test_what_finish_has_left_is_not_taken_for_it(tmp_path: Path) -> None:
     path = tmp_path / "x.arrival"
     raw = FakeDomain(kept="<domain>new</domain>", state=State.SHUT_OFF)
-    NotesFile(path).write(Notes(replaced=OLD))
+    arrival_notes(path).write(Notes(replaced=OLD))
     with pytest.raises(HypervisorError, match="does not end web1"):  # the fake does not
         await Connected(path, FakeConnection(raw)).kill()
     assert [what for what, _ in raw.told] == ["undefine"]
-    assert NotesFile(path).read() == Notes(replaced=OLD)
+    assert arrival_notes(path).read() == Notes(replaced=OLD)
 
 
 async def test_the_next_arrival_does_not_lose_what_could_not_be_put_back(tmp_path: Path) -> None:
     path = tmp_path / "x.arrival"
-    NotesFile(path).write(Notes(replaced=OLD, replaced_autostart=True))
-    await module.make_way(None, LibvirtPlan(autostart=True), NotesFile(path))
-    assert NotesFile(path).read() == Notes(autostart=True, replaced=OLD, replaced_autostart=True)
+    arrival_notes(path).write(Notes(replaced=OLD, replaced_autostart=True))
+    await module.make_way(None, LibvirtPlan(autostart=True), arrival_notes(path))
+    assert arrival_notes(path).read() == Notes(
+        autostart=True, replaced=OLD, replaced_autostart=True
+    )
 
 
 async def test_what_libvirt_does_not_take_back_is_kept_and_told(tmp_path: Path) -> None:
     path, connection = tmp_path / "x.arrival", FakeConnection(None)
-    NotesFile(path).write(Notes(replaced="<domain>refused</domain>"))
+    arrival_notes(path).write(Notes(replaced="<domain>refused</domain>"))
     with pytest.raises(HypervisorError, match="take back the definition of web1") as caught:
         await Connected(path, connection).kill()
     assert str(path) in caught.value.remedy
@@ -268,7 +270,7 @@ async def test_its_definition_is_on_the_disk_before_the_notes_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, seen = tmp_path / "x.arrival", list[bool]()
-    NotesFile(path).write(Notes(replaced=OLD))
+    arrival_notes(path).write(Notes(replaced=OLD))
     monkeypatch.setattr(module, "sync_definitions", lambda: seen.append(path.exists()))
     await Connected(path, FakeConnection(None)).kill()
     assert seen == [True]
@@ -278,15 +280,15 @@ async def test_what_was_replaced_is_never_put_back_by_a_later_arrival(tmp_path: 
     """Also where libvirtd goes away right after the guest was let run."""
     path, raw = tmp_path / "x.arrival", FakeDomain()
     raw.setAutostart = fails(6)  # the connection is closed
-    NotesFile(path).write(Notes(autostart=True, replaced=OLD))
+    arrival_notes(path).write(Notes(autostart=True, replaced=OLD))
     with pytest.raises(LostError):
         await Connected(path, FakeConnection(raw)).finish_arrival()
-    assert NotesFile(path).read() == Notes(autostart=True)
+    assert arrival_notes(path).read() == Notes(autostart=True)
 
 
 async def test_a_transient_one_that_keeps_its_definition_is_told(tmp_path: Path) -> None:
     path, raw = tmp_path / "x.arrival", FakeDomain(refuses=True)
-    NotesFile(path).write(Notes(transient=True))
+    arrival_notes(path).write(Notes(transient=True))
     with pytest.raises(HypervisorError, match="web1 keeps a definition here"):
         await Connected(path, FakeConnection(raw)).finish_arrival()
 
@@ -295,7 +297,7 @@ def test_notes_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.arrival"
     path.mkdir()
     with pytest.raises(HypervisorError, match=r"x\.arrival cannot be written"):
-        NotesFile(path).write(Notes())
+        arrival_notes(path).write(Notes())
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 

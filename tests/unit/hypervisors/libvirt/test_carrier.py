@@ -246,6 +246,49 @@ async def test_memory_goes_to_the_address_that_was_asked_for(
     assert not performed
 
 
+@pytest.mark.parametrize(
+    ("was_running", "error", "armed"),
+    [
+        (True, HypervisorError("it is not asked"), True),
+        (False, None, True),
+        (False, HypervisorError("QEMU says no"), False),
+        (False, LostError("libvirtd has gone", remedy="see whether it runs"), False),
+    ],
+)
+async def test_a_paused_guest_leaves_with_its_images(
+    monkeypatch: pytest.MonkeyPatch,
+    was_running: bool,  # noqa: FBT001 - a case's
+    error: HypervisorError | None,
+    armed: bool,  # noqa: FBT001 - a case's
+) -> None:
+    """Whoever brought it here; or its QEMU would end itself. Nothing is armed where it cannot."""
+    told: list[str] = []
+
+    async def take(_raw: Any) -> None:
+        told.append("take")
+        if error is not None:
+            raise error
+
+    async def made(*_: Any, **__: Any) -> Any:
+        told.append("arm")
+        return SimpleNamespace(known=Known())
+
+    monkeypatch.setattr(machine, "take_images", take)
+    monkeypatch.setattr(Feed, "open", made)
+    monkeypatch.setattr(Deadman, "arm", made)
+    one = carrier(was_running=was_running)
+    one._handle.connection = SimpleNamespace(uri="qemu:///system")
+    if armed:
+        await one.arm(plane())
+    else:
+        with pytest.raises(HypervisorError) as caught:
+            await one.arm(plane())
+        lost = isinstance(error, LostError)
+        assert ("virsh resume web1" in caught.value.remedy) is not lost
+        assert isinstance(caught.value, LostError) is lost
+    assert told == ["take"] * (not was_running) + ["arm", "arm"] * armed
+
+
 def test_two_ways_to_copy_cannot_be_mixed() -> None:
     one = carrier()
     one.carrying.carry(Block(id="vda", path="/a"), top_only=True)

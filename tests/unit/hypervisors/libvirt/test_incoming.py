@@ -14,7 +14,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError, InDoubt
 from entourage.hypervisors.libvirt import incoming as module
 from entourage.hypervisors.libvirt.agentless import AgentlessIncoming
-from entourage.hypervisors.libvirt.arrival_notes import Notes, NotesFile
+from entourage.hypervisors.libvirt.arrival_notes import Notes, arrival_notes
 from entourage.hypervisors.libvirt.connection import Connection, LostError
 from entourage.hypervisors.libvirt.constants import State
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
@@ -128,7 +128,7 @@ async def test_a_definition_is_put_back_only_once_it_is_decided(
     """If this process died in between, the next would take it for one that Finish has written."""
     monkeypatch.setattr(module, "_SETTLES_WITHIN", 0.0)
     path = tmp_path / "x.arrival"
-    NotesFile(path).write(Notes(replaced="<domain/>"))
+    arrival_notes(path).write(Notes(replaced="<domain/>"))
     unfinished = Machine(State.PAUSED, defined=False)
     assert not await Local(Fake(unfinished, unfinished, None), path).has_run()
     assert path.exists()
@@ -206,6 +206,7 @@ async def test_one_that_stays_paused_has_its_images(
     monkeypatch.setattr(module, "take_images", take)
     monkeypatch.setattr(module.volumes, "refresh", refresh)
     incoming = Local(Fake(Machine(state, defined=True)))
-    with pytest.raises(HypervisorError, match="QEMU says no") if refuses else nullcontext():
+    says = r"while it is paused: QEMU says no \(.*virsh resume web1\)"
+    with pytest.raises(HypervisorError, match=says) if refuses else nullcontext():
         await incoming.finish_arrival()
     assert bool(told) == taken

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,16 +92,16 @@ class Restore:
             raw = SimpleNamespace(newStream=self.new, close=self.closed)
             return Connection(raw, uri)
 
-        async def until(check: Any) -> Any:
-            while (found := check(known)) is None:  # noqa: ASYNC110 - as the fake of libvirt changes it
-                await asyncio.sleep(0.001)
-            return found
+        async def arrived() -> None:
+            if known.migration == "failed":
+                raise HypervisorError("the machine being built has failed: bad section")
 
         monkeypatch.setattr(module.Connection, "open", opened)
         plan = LibvirtPlan(cookie=COOKIE, parameters={Parameter.DEST_XML: XML})
-        feed: Any = SimpleNamespace(until=until, known=known)
         self.path = path
-        self.reception = Reception("qemu:///system", DOMAIN.name, plan, feed, listening_here(path))
+        self.reception = Reception(
+            "qemu:///system", DOMAIN.name, plan, arrived, listening_here(path)
+        )
 
     def new(self, _flags: int) -> Stream:
         return self.stream
@@ -144,7 +145,7 @@ async def test_one_that_fails_is_told_and_cancelled(
     one = Restore(tmp_path / "m.sock", monkeypatch, "failed")
     taking = asyncio.create_task(one.reception.take())
     await one.send(b"0123456789")
-    with pytest.raises(HypervisorError, match="has failed: failed"):
+    with pytest.raises(HypervisorError, match="has failed: bad section"):
         await taking
     await one.reception.end()
     assert one.phases.told[-1] == ("finish", True)
@@ -172,6 +173,33 @@ async def test_one_that_nothing_is_sent_to_is_ended(
     await asyncio.wait({taking})
     await one.reception.end()
     assert one.phases.told[-1] == ("finish", True)
+
+
+async def test_one_that_is_ended_twice_waits_for_prepare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt goes on with it; what it makes is cancelled only after that."""
+    one = Restore(tmp_path / "m.sock", monkeypatch)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def prepare(*_: Any) -> None:
+        begun.set()
+        go_on.wait(5)
+        one.phases.told.append("prepared")
+
+    monkeypatch.setattr(one.phases, "prepare_tunnel", prepare)
+    taking = asyncio.create_task(one.reception.take())
+    await asyncio.to_thread(begun.wait, 5)
+    for _ in range(2):
+        taking.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    ending = asyncio.create_task(one.reception.end())
+    await asyncio.sleep(0)
+    go_on.set()
+    await ending
+    assert one.phases.told == ["prepared", ("finish", True)]
 
 
 async def test_one_that_is_not_prepared_is_not_cancelled(

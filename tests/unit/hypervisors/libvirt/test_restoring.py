@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from entourage.hypervisors.libvirt import restoring as module
 from entourage.hypervisors.libvirt.connection import Connection, LostError
 from entourage.hypervisors.libvirt.constants import Parameter, State
 from entourage.hypervisors.libvirt.domainxml import parse
+from entourage.hypervisors.libvirt.events import Known
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.restoring import RestoringIncoming
 from entourage.hypervisors.libvirt.restoring_notes import Restoring
@@ -229,6 +231,64 @@ async def test_a_file_that_is_damaged_is_told_of(file: Path) -> None:
     file.write_bytes(b"{")
     with pytest.raises(HypervisorError, match="cannot be read"):
         await Here(file, None).kill()
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("", Known(migration="failed")),
+        ("bad section", Known(migration="failed")),
+        ("bad section", Known(ended="it crashed")),
+    ],
+)
+async def test_why_what_was_sent_cannot_be_taken_is_told(
+    file: Path, monkeypatch: pytest.MonkeyPatch, said: str, known: Known
+) -> None:
+    """As QEMU says in its log, for libvirt says no more than that it failed."""
+
+    async def until(check: Any) -> Any:
+        return check(known)
+
+    incoming: Any = Here(file, Raw(State.PAUSED))
+    monkeypatch.setattr(incoming, "_last_said", lambda: said)
+    incoming._feed = SimpleNamespace(until=until)
+    incoming._local = LocalData(socket=str(file.parent / "m.sock"), generation=1, paused=False)
+    took: list[Any] = []
+
+    class Taking:
+        def __init__(self, *given: Any) -> None:
+            self.arrived, server = given[3:]
+            server.close()
+
+        async def take(self) -> None:
+            took.append(self)
+            await self.arrived()
+
+    monkeypatch.setattr(module, "Reception", Taking)
+    await incoming.listen()
+    with pytest.raises(HypervisorError, match=f"has failed: {said or 'failed'}") as told:
+        await incoming.landed()
+    assert "see the log" in told.value.remedy
+    assert took
+
+
+async def test_one_that_cannot_be_left_paused_says_how_it_can_be_restored(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what it is told on a move, nothing helps here."""
+
+    async def refused(_raw: Any) -> None:
+        raise HypervisorError("QEMU says no", remedy="let it run")
+
+    monkeypatch.setattr(module, "take_images", refused)
+    incoming: Any = Here(file, Raw(State.PAUSED))
+    incoming._restoring = asyncio.get_running_loop().create_future()
+    incoming._restoring.set_result(None)
+    incoming._reception = SimpleNamespace()
+    incoming._local = LocalData(socket="/run/x", generation=1, paused=True)
+    with pytest.raises(HypervisorError, match="QEMU says no") as told:
+        await incoming.landed()
+    assert told.value.remedy == "restore it without --paused"
 
 
 # What it is built of

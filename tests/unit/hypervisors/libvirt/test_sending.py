@@ -28,7 +28,7 @@ from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.saving import LibvirtSaving
 from entourage.hypervisors.libvirt.sending import LibvirtSending, answer
-from entourage.hypervisors.values import KEEPS, LocalData, SavePlan
+from entourage.hypervisors.values import LocalData, SavePlan
 from entourage.steps import Refusal
 from tests.unit.hypervisors.libvirt.fakes import FakeDomain, handle_of, use_fakes
 
@@ -97,6 +97,7 @@ def machine(tmp_path: Path, raw: Any = None, *, filters: tuple[str, ...] = ()) -
     """A domain that is to be sent into a save."""
     handle = handle_of(raw or FakeDomain(XML, XML), DOMAIN)
     handle.was_running = True
+    handle.connection.raw.getLibVersion = lambda: 9_000_000
     handle.connection.uri = "qemu:///system"
     one: Any = LibvirtSending(handle, Path("/x.log"), "a")
     one._job.feed = Heard()
@@ -158,20 +159,22 @@ async def test_a_domain_with_snapshots_is_refused(
     assert "s1" in refusal.reason
 
 
-@pytest.mark.parametrize(
-    ("version", "offers", "says"),
-    [
-        (9_000_000, {}, "too old to keep"),
-        (6_007_000, {KEEPS: "yes"}, "too old to send"),
-    ],
-)
-async def test_who_is_too_old_is_refused(
-    tmp_path: Path, version: int, offers: dict[str, str], says: str
+async def test_a_libvirt_that_is_too_old_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At TEST: nothing was begun by then."""
+    monkeypatch.setattr(looks, "asked", AsyncMock(return_value=()))
     one = machine(tmp_path)
-    one._handle.connection.raw = SimpleNamespace(getLibVersion=lambda: version)
-    with pytest.raises(HypervisorError, match=says) as told:
-        await one.arm(one._plane, offers=offers)
+    one._handle.connection.raw.getLibVersion = lambda: 6_007_000
+    [refusal] = await one.blockers()
+    assert "too old to send" in refusal.reason
+    assert "6.8.0" in refusal.remedy
+
+
+async def test_an_agent_that_is_too_old_is_refused(tmp_path: Path) -> None:
+    one = machine(tmp_path)
+    with pytest.raises(HypervisorError, match="too old to keep") as told:
+        await one.arm(one._plane, offers={})
     assert told.value.remedy
 
 
@@ -192,7 +195,8 @@ async def test_memory_goes_into_the_save(
         assert await one.landed() == b""
         assert (await taking).startswith(b"memorywhole:")
     [(_, cookie, flags)] = phases.told
-    assert cookie == answer(DOMAIN)[: len(cookie)] or cookie.endswith(b"\0")
+    root = ET.fromstring(cookie.removesuffix(b"\0"))  # noqa: S314 - our own
+    assert (root.findtext("name"), root.findtext("uuid")) == ("web1", UUID)
     assert bool(flags & Flag.LIVE) == live
     assert [path.name for path in tmp_path.iterdir()] == ["m.sock"]
     await one._end_way()
@@ -340,3 +344,36 @@ async def test_a_stream_without_an_end_is_given_up(
     with pytest.raises(HypervisorError, match="does not say that this is the end") as told:
         await one.landed()
     assert "without --compress" in told.value.remedy
+
+
+@pytest.mark.parametrize("was_running", [True, False])
+async def test_a_paused_guest_whose_qemu_shows_no_end_is_given_up(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    was_running: bool,  # noqa: FBT001 - a case's
+) -> None:
+    """Nothing tells of its stop but the end itself; of one that runs, silence is no sign."""
+    monkeypatch.setattr(sending, "_ENDLESS_AFTER", 0.01)
+    monkeypatch.setattr(sending, "_LOOK_EVERY", 0.01)
+    one = machine(tmp_path)
+    one._handle.was_running = was_running
+    loop = asyncio.get_running_loop()
+    one._job.performing, one._passing = loop.create_future(), loop.create_future()
+    one._stream = SimpleNamespace(has_ended=False, silent_for=1.0)
+    if was_running:
+        loop.call_later(0.05, setattr, one._job.feed.known, "stopped_at", 7)
+        assert await one.stopped() == 7
+        return
+    with pytest.raises(HypervisorError, match="does not say that this is the end"):
+        await asyncio.wait_for(one.stopped(), 5)
+
+
+async def test_a_paused_guest_has_stopped_once_all_is_sent(tmp_path: Path) -> None:
+    one = machine(tmp_path)
+    one._handle.was_running = False
+    loop = asyncio.get_running_loop()
+    one._job.performing, one._passing = loop.create_future(), loop.create_future()
+    one._stream = SimpleNamespace(has_ended=True, silent_for=1.0)
+    one._job.performing.set_result(b"")
+    one._passing.set_result(None)
+    assert await one.stopped() > 0
