@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -102,10 +102,22 @@ def went_on(world: World, done: Run) -> None:
     world.lives()
 
 
-def flip(path: Path) -> None:
-    """Flip a bit in the middle of a file."""
+def is_damaged(restoring: Callable[..., Run], device: str) -> None:
+    """TEST alone shows it; without that, all goes back before the guest is let run."""
+    shown = restoring("--dry-run")
+    assert shown.status == 3, str(shown)
+    assert "is damaged" in shown.refusals[device], str(shown)
+    back = restoring()
+    assert back.status == 4, str(back)
+    assert back.finished["outcome"] == "rolled-back", str(back)
+    assert f"{device} on " in back.stderr, str(back)
+    assert "is damaged" in back.stderr, str(back)
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    """Flip a bit of a file, in its middle."""
     with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
+        file.seek(path.stat().st_size // 2 if at is None else at)
         [byte] = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte ^ 1]))

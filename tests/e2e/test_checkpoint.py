@@ -13,7 +13,17 @@ from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE, Run
-from tests.e2e.saves import FPGA, KEPT, flip, names, out_of_the_way, reasons, run, writes_on
+from tests.e2e.saves import (
+    FPGA,
+    KEPT,
+    flip,
+    is_damaged,
+    names,
+    out_of_the_way,
+    reasons,
+    run,
+    writes_on,
+)
 from tests.e2e.world import EMULATED, World, qmp
 
 DIR = "/srv/checkpoint"
@@ -166,9 +176,7 @@ def test_back_to_what_it_was(ready: World) -> None:
     out_of_the_way(world)
     copy = world.here.path(f"{DIR}/disks/disk1")
     flip(copy)
-    damaged = restore(world, "--revert")
-    assert damaged.status == 3, str(damaged)
-    assert "is damaged" in damaged.refusals["block/disk1"], str(damaged)
+    is_damaged(lambda *options: restore(world, "--revert", *options), "block/disk1")
     flip(copy)
     went_back(world, restore(world, "--revert"))
     # It can be gone back to again.

@@ -14,6 +14,7 @@ from tests.e2e.saves import (
     FAR,
     OTHER,
     flip,
+    is_damaged,
     is_gone,
     names,
     partial,
@@ -222,11 +223,10 @@ def test_what_has_changed_is_refused(ready: World) -> None:
     assert refused.status == 3, str(refused)
     assert "was written to" in refused.refusals["block/disk0"], str(refused)
     os.utime(disk, ns=(was.st_mtime_ns, was.st_mtime_ns))
-    flip(memory)
-    refused = restore(world, DIR, "--only-copy")
-    assert refused.status == 3, str(refused)
-    assert "is damaged" in refused.refusals["memory"], str(refused)
-    flip(memory)
+    for at in (None, 0):  # which QEMU does not see, and which it takes for no stream of its own
+        flip(memory, at)
+        is_damaged(lambda *options: restore(world, DIR, "--only-copy", *options), "memory")
+        flip(memory, at)
     memory.chmod(0o666)
     refused = restore(world)
     assert refused.status == 2, str(refused)

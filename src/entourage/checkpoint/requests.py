@@ -314,6 +314,7 @@ async def restore_request(
     if through and through[-1].name == ENCRYPT:
         await check_key(through[-1], Path(where, manifests.MEMORY))
     places = await storage.do(_places, manifest, disks or {})
+    written_over = await in_thread(lambda: any(map(is_device, places.values())))
     return Request(
         domain=name,
         route=Route(host=THIS_HOST, there=_restored_by(where, manifest.hypervisor)),
@@ -330,6 +331,7 @@ async def restore_request(
         live=False,
         tool=tool,
         dry_run=dry_run,
+        examine=written_over,
         paused=paused,
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from entourage.domain import Domain
+from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hosts.parts import HostPart, PartsCheck
 from entourage.hosts.resources import Ledger
@@ -173,6 +174,17 @@ class Machine(Protocol):
 
     async def blockers(self) -> Sequence[Refusal]:
         """What the hypervisor itself marks as not migratable, by device where it says which."""
+        ...
+
+    async def examine(self) -> Sequence[Refusal]:
+        """In TEST, where nothing follows it or something would be written over: what takes long.
+
+        Else it is seen to while memory is on its way, and ``landed`` raises it.
+        """
+        ...
+
+    async def at_fault(self) -> HypervisorError | None:
+        """The migration has failed: what is wrong with what was sent, where that is known soon."""
         ...
 
     async def died(self) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from entourage.domain import Block, Net, Pci, Tpm, Usb
+from entourage.errors import HypervisorError
 from entourage.hosts.parts import HostPart, PartsCheck
 from entourage.hypervisors.agentless import Agentless
 from entourage.hypervisors.values import Export, Plan, TpmFacts
-from entourage.steps import Planned
+from entourage.steps import Planned, Refusal
 
 if TYPE_CHECKING:
     from entourage.hypervisors.base import Machine
@@ -261,6 +262,14 @@ class MachineSeams:
     def after_abort(self) -> str:
         """Everything is as it was."""
         return ""
+
+    async def examine(self) -> Sequence[Refusal]:
+        """Nothing of it takes long to be seen."""
+        return ()
+
+    async def at_fault(self) -> HypervisorError | None:
+        """A machine that runs sends what is in it."""
+        return None
 
     async def check_stood_still(self, until: int) -> None:
         """Nobody but its own process lets it run."""

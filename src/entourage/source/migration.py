@@ -102,6 +102,7 @@ class Migration:
             self._emit,
             live=request.live,
             paused=request.paused,
+            examine=request.dry_run or request.examine,
         )
         await phases.test()  # 0: every refusal at once; nothing is touched
         if request.dry_run:
@@ -253,6 +254,8 @@ class Migration:
 
     async def _go_back(self, session: Session, side: SourceSide, error: EntourageError) -> NoReturn:
         """Roll back: resume the guest, recover devices and target, then raise what happened."""
+        if not self._interrupted:
+            error = await session.machine.at_fault() or error
         self._emit(
             RollbackStarted(
                 at=self._clock.now(), reason=error.message, device=error.device, host=error.host

@@ -38,6 +38,7 @@ class Phases:
         emit: Takes the events.
         live: False stops the guest before its memory is copied.
         paused: The guest is not to run where it goes, whatever it does here.
+        examine: TEST sees also what takes long to be seen.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Phases:
         *,
         live: bool,
         paused: bool = False,
+        examine: bool = False,
     ) -> None:
         self._session = session
         self._devices = devices
@@ -58,12 +60,15 @@ class Phases:
         self._settings = session.settings
         self._live = live
         self._paused = paused
+        self._examine = examine
         self._copies = Copies(emit, session.progress)
 
     async def test(self) -> None:
         """Ask everything at once whether it can move; nothing is touched."""
         session, devices = self._session, self._devices
-        told = await session.machine.blockers()
+        told = [*await session.machine.blockers()]
+        if self._examine and not told:
+            told += await session.machine.examine()
         session.blockers = tuple(each for each in told if not each.only_warns)
         warnings = [each for each in told if each.only_warns]
         domain, facts = session.machine.domain, dict(await session.machine.facts())

@@ -21,6 +21,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         live: False stops the guest before its memory is copied.
         tool: An external migration tool for every class (``--tool``).
         dry_run: TEST only.
+        examine: TEST sees also what takes long (``Machine.examine``), as with ``dry_run``.
         paused: The guest is not to run where it goes, also if it runs here.
     """
 
@@ -32,4 +33,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     live: bool = True
     tool: str | None = None
     dry_run: bool = False
+    examine: bool = False
     paused: bool = False

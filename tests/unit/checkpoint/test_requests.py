@@ -317,8 +317,9 @@ async def test_a_checkpoint_needs_another_word(settings: Settings, saved: Path) 
 
 
 async def test_a_copied_disk_goes_where_it_was_or_where_it_is_wanted(
-    settings: Settings, saved: Path
+    settings: Settings, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before it is written over a device, all of it is read: it may be damaged."""
     manifest = manifests.read_manifest(saved)
     copy = manifests.Copy(device="block/disk0", format="raw", file=manifest.memory)
     manifest = msgspec.structs.replace(manifest, copies=(copy,), disks=())
@@ -331,7 +332,10 @@ async def test_a_copied_disk_goes_where_it_was_or_where_it_is_wanted(
     request = await restore_request(settings, str(saved))
     assert (request.options.disks, request.options.copies) == ({"disk0": was}, {"disk0"})
     request = await restore_request(settings, str(saved), disks={"disk0": "/srv/new"})
-    assert request.options.disks == {"disk0": "/srv/new"}
+    assert (request.options.disks, request.examine) == ({"disk0": "/srv/new"}, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_block_device", _always)
+        assert (await restore_request(settings, str(saved), disks={"disk0": "/dev/vdb"})).examine
     with pytest.raises(UsageError, match="no such disk"):
         await restore_request(settings, str(saved), disks={"disk1": "/srv/new"})
 

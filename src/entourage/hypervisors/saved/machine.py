@@ -38,6 +38,7 @@ from entourage.hypervisors.seams import MachineSeams, NoGuest
 from entourage.hypervisors.values import TpmFacts
 from entourage.steps import Refusal
 
+_KNOWN_WITHIN = 10.0  # seconds: what has failed is told then, by whatever is known of it
 _File: TypeAlias = tuple[str, Path, SavedFile]
 """The label of a device, a file of the save that is of it, and what that was."""
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
@@ -86,6 +87,8 @@ class SavedMachine(MachineSeams):
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
+        self._examining: asyncio.Future[Sequence[Refusal]] | None = None
+        self._reads = False
         self._storage = Storage(directory, manifest.domain.name)
 
     @property
@@ -133,6 +136,9 @@ class SavedMachine(MachineSeams):
 
     async def close(self) -> None:
         """Let go of the stream. Once: what hangs is told by whoever asks first."""
+        if self._examining is not None:
+            self._examining.cancel()
+            await asyncio.gather(self._examining, return_exceptions=True)
         flow, self._flow = self._flow, None
         if flow is not None:
             await flow.end()
@@ -145,11 +151,11 @@ class SavedMachine(MachineSeams):
         return self._manifest.facts
 
     async def blockers(self) -> Sequence[Refusal]:
-        """A claim, a disk that has changed, memory that is damaged."""
-        against = await self._storage.do(objections, self._directory, self._manifest, self._holder)
-        return against or await self._damage()
+        """A claim, a disk that has changed."""
+        return await self._storage.do(objections, self._directory, self._manifest, self._holder)
 
-    async def _damage(self) -> list[Refusal]:
+    async def examine(self) -> Sequence[Refusal]:
+        """Files whose digests are not those that were saved."""
         files: list[_File] = [("memory", self._directory / MEMORY, self._manifest.memory)]
         for copy in self._manifest.copies:
             disk = next(one for one in self.domain.block if one.label == copy.device)
@@ -164,6 +170,25 @@ class SavedMachine(MachineSeams):
             if problem is not None:
                 found.append(Refusal(device, host, *problem))
         return found
+
+    async def _intact(self) -> None:
+        """Wait until all of it was read for its digests; raises HypervisorError for what differs.
+
+        They are made while memory and disks are on their way. Neither is let run before this.
+        """
+        if self._examining is None:
+            raise HypervisorError("nothing is being restored")
+        if found := await asyncio.shield(self._examining):
+            raise _told(found[0])
+
+    async def at_fault(self) -> HypervisorError | None:
+        """What cannot be restored is perhaps not what was saved."""
+        if self._examining is None or not self._reads:
+            return None
+        await asyncio.wait({self._examining}, timeout=_KNOWN_WITHIN)
+        done = self._examining.done() and not self._examining.exception()
+        found = self._examining.result() if done else ()
+        return _told(found[0]) if found else None
 
     async def died(self) -> str:
         """It does not die."""
@@ -180,8 +205,9 @@ class SavedMachine(MachineSeams):
         budget: float | None = None,  # noqa: ARG002
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002
     ) -> None:
-        """Nothing needs to be set up."""
+        """Begin to read all of it for its digests."""
         self._plane = self._copies.plane = plane
+        self._examining = asyncio.ensure_future(self.examine())
 
     @property
     def in_the_clear(self) -> str:
@@ -194,6 +220,7 @@ class SavedMachine(MachineSeams):
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
         """Begin to send memory."""
+        self._reads = True
         local = self._plane.local if self._plane else None
         if local is None:
             raise HypervisorError("a save is restored by a process of the host that it is on")
@@ -237,18 +264,17 @@ class SavedMachine(MachineSeams):
         """All of it is on its way."""
 
     async def landed(self) -> bytes:
-        """Wait until all was sent."""
-        if self._pipeline is not None:
-            await self._pipeline.finished()
-            return b""
-        if self._flow is None:
-            raise HypervisorError("nothing is being restored")
+        """Wait until all was sent, and was what was saved."""
         try:
-            await self._flow.finished()
+            if self._pipeline is not None:
+                await self._pipeline.finished()
+            elif self._flow is not None:
+                await self._flow.finished()
         except OSError as error:
             raise HypervisorError(
                 f"memory cannot be sent: {plain_words(error)}", remedy=what_to_do(error)
             ) from error
+        await self._intact()
         return b""
 
     async def disarm_deadman(self) -> None:
@@ -280,9 +306,7 @@ class SavedMachine(MachineSeams):
                 remedy="`entourage saved` shows what it is",
             )
         for refusal in _outdated(self._directory, self._manifest):
-            raise HypervisorError(
-                refusal.reason, device=refusal.device, host=refusal.host, remedy=refusal.remedy
-            )
+            raise _told(refusal)
 
     async def halt(self) -> None:
         """It stands still."""
@@ -307,6 +331,10 @@ class SavedMachine(MachineSeams):
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         self._place.forget()
+
+
+def _told(found: Refusal) -> HypervisorError:
+    return HypervisorError(found.reason, device=found.device, host=found.host, remedy=found.remedy)
 
 
 async def _problems(files: Sequence[_File]) -> list[tuple[str, str] | None]:

@@ -107,6 +107,7 @@ class WrittenMachine(SentMachine):
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
         """Nothing is sent: the target's hypervisor reads it."""
+        self._reads = True
         if ticket.uri != f"file:{self._file}":
             raise HypervisorError(
                 f"memory is to go to {ticket.uri!r}, and stays where it is", remedy=NOT_OURS
@@ -118,7 +119,8 @@ class WrittenMachine(SentMachine):
         return MemoryProgress(remaining=size, total=size, dirty_rate=0.0, rate=0.0, iteration=1)
 
     async def landed(self) -> bytes:
-        """The target says when it has it."""
+        """The target says when it has it; this, that it was what was saved."""
+        await self._intact()
         return b""
 
     @property

@@ -20,8 +20,9 @@ from entourage import durable
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError, InDoubt, UsageError
 from entourage.handover.values import Guest
+from entourage.hosts.local import listening_here
 from entourage.hosts.resources import MemoryLedger
-from entourage.hypervisors.base import DataPlane, Plan
+from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import claim, storage
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import SavedHypervisor
@@ -296,6 +297,39 @@ async def test_a_claim_on_storage_that_is_not_mounted_is_not_settled(
     claimed = claim.read_claim(mount / "saved")
     assert (claimed.restored if claimed else None) == (True if end == "release" else None)
     assert not list((tmp_path / "state").iterdir())
+
+
+async def test_what_is_damaged_is_not_let_run(tmp_path: Path, domain: Domain) -> None:
+    """It is read while it is sent: TEST does not wait for it, unless it is all that is asked."""
+    incoming, _ = await arrived(tmp_path, domain)
+    await incoming.run(paused=False)
+    await incoming.finish_arrival()
+    memory = tmp_path / "saved" / "memory"
+    memory.write_bytes(memory.read_bytes()[::-1])
+    machine = await restored(tmp_path, tmp_path / "saved", domain)
+    assert await machine.blockers() == []
+    [refusal] = await machine.examine()
+    assert (refusal.device, "is damaged" in refusal.reason) == ("memory", True)
+    assert await machine.at_fault() is None  # nothing was sent
+    to = plane(tmp_path)
+    await machine.arm(to)
+    assert to.local is not None
+    server = listening_here(Path(to.local.socket))
+    ticket = Ticket(uri=f"unix:{to.local.socket}")
+    with server:
+        await machine.start(ticket, live=False)
+        came, _ = await asyncio.get_running_loop().sock_accept(server)
+        with came, came.makefile("rb") as file:
+            came.setblocking(True)  # noqa: FBT003 - the name of it
+            assert await asyncio.to_thread(file.read) == memory.read_bytes()
+    with pytest.raises(HypervisorError, match="is damaged") as told:
+        await machine.landed()
+    assert told.value.device == "memory"
+    fault = await machine.at_fault()
+    assert fault is not None
+    assert fault.message == told.value.message
+    await machine.abort()
+    assert claim.read_claim(tmp_path / "saved") is None
 
 
 @pytest.mark.parametrize("what", ["disk", "save"])

@@ -97,6 +97,7 @@ async def test_it_is_restored_from_where_it_is(tmp_path: Path) -> None:
     assert (await later.facts())[RESTORES] == GOES_BACK
     plan = msgspec.msgpack.decode(await machine.plan(DOMAIN), type=RestorePlan)
     assert plan == RestorePlan(file=str(tmp_path / "saved" / "memory"), kept=b"its XML")
+    await machine.arm(DataPlane(address="", ports=(1, 2), secret=None))
     await machine.start(Ticket(uri=f"file:{plan.file}"), live=False)
     assert await machine.landed() == b""
     with pytest.raises(HypervisorError, match="stays where it is"):
