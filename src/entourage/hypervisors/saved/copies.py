@@ -91,9 +91,10 @@ class CopiesIn:
     async def _written(self, disk: Block, server: NbdServer) -> Copy:
         await server.end()
         path = copy_path(self._directory, disk)
-        await in_thread(durable.sync_file, path)
+        synced = in_thread(durable.sync_file, path)
+        file, _ = await asyncio.gather(measured(path), synced)
         await in_thread(durable.sync_directory, path.parent)
-        file, to = await measured(path), self._belonged.get(disk.label, Belonged())
+        to = self._belonged.get(disk.label, Belonged())
         return Copy(
             device=disk.label,
             format=self._format(disk),

@@ -207,8 +207,9 @@ class SavingIncoming(IncomingSeams):
 
     async def _write_down(self) -> None:
         path = self._partial / manifests.MEMORY
-        await in_thread(durable.sync_file, path)
-        memory = await manifests.measured(path, self._digest)
+        # Its hypervisor has perhaps not: after a power cut there would be a save with a hole in it.
+        synced = in_thread(durable.sync_file, path)
+        memory, _ = await asyncio.gather(manifests.measured(path, self._digest), synced)
         local = self._needs_local()
         kept = [disk for disk in self._domain.block if disk.id not in local.copies]
         stay = [seal for disk in kept for seal in await sealed(disk)] if local.sealed else []

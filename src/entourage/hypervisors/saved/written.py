@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from entourage import durable
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.flow import Flow
@@ -58,7 +57,7 @@ class WrittenFile:
         return b"" if self.comes else str(self._path).encode()
 
     def flow(self, connection: socket.socket) -> Flow:
-        """Take what is said, and have the file on the disk."""
+        """Take what is said, and have the file be root's alone; it is not synced."""
         return Flow(connection, self._take)
 
     def _take(self, source: socket.socket, moved: Callable[[int], None]) -> None:
@@ -69,7 +68,6 @@ class WrittenFile:
                 raise OSError(f"more than {_LARGEST} bytes are said about it")
         if not said:
             raise OSError("the source has ended before its file was whole")
-        # Its hypervisor has not: after a power cut there would be a save with a hole in it.
         handle = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchown(handle, os.geteuid(), -1)
@@ -77,7 +75,6 @@ class WrittenFile:
             moved(os.fstat(handle).st_size)
         finally:
             os.close(handle)
-        durable.sync_file(self._path)
         self.kept = bytes(said)
 
 
