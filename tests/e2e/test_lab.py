@@ -337,6 +337,7 @@ def test_the_tpm_keeps_registers_and_counts(lab: Lab) -> None:
     assert second.pcr23 == first.pcr23
 
 
+@pytest.mark.matrix
 def test_a_reboot_does_not_go_unnoticed(machine: HandMadeGuest, seen: Observer, lab: Lab) -> None:
     before = seen.report()
     counted = Guest(lab).tpm()

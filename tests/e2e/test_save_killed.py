@@ -51,7 +51,7 @@ def test_killed_while_it_is_saved(ready: World, victim: str, point: str, left: s
 
 
 RESTORED = [
-    ("entourage", "source.after.disarm-deadman", "save"),
+    pytest.param("entourage", "source.after.disarm-deadman", "save", marks=pytest.mark.matrix),
     ("agent", "target.after.flush-go", "guest"),
     pytest.param("entourage", "source.after.flush-armed", "save", marks=pytest.mark.matrix),
     pytest.param("agent", "target.before.flush-go", "save", marks=pytest.mark.matrix),

@@ -119,6 +119,7 @@ def test_a_device_is_refused(on_device: World) -> None:
     on_device.seen.wait_progress(guest=SECOND)
 
 
+@pytest.mark.matrix
 def test_onto_a_larger_device(on_device: World) -> None:
     """The machine there opens its first part, as large as the disk. (And goes back, in time.)"""
     run = on_device.migrate("--disk", f"disk0={THERE}-large", "--max-blackout", "1ms")

@@ -73,6 +73,7 @@ def test_the_variables_move_with_the_guest(lab: Lab) -> None:
         assert len(content(b, variables)) == len(kept)
 
 
+@pytest.mark.matrix
 def test_shared_variables_stay_where_they_are(lab: Lab) -> None:
     a, b, variables = lab["a"], lab["b"], f"{SHARED}/uefi-vars.fd"
     with shared_storage(lab), booted(lab, variables):

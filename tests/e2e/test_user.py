@@ -128,6 +128,7 @@ def test_there_and_back(world: World) -> None:
         is_unprivileged(world, world.here)
 
 
+@pytest.mark.matrix
 def test_a_disk_that_is_kept_is_given_back(world: World) -> None:
     run = world.migrate("--keep-source-disks")
     assert run.status == 0, str(run)
@@ -137,6 +138,7 @@ def test_a_disk_that_is_kept_is_given_back(world: World) -> None:
     world.moved(world.migrate())
 
 
+@pytest.mark.matrix
 def test_a_rollback_gives_back(world: World) -> None:
     before = owner(world.here, SHARED_DISK.path)
     with runs_as(world.there, OTHER), world.under(PRE_COPY, options=SLOWLY) as under:
@@ -168,6 +170,7 @@ def test_a_crash_loses_no_owner(world: World) -> None:
     is_unprivileged(world, world.here)
 
 
+@pytest.mark.matrix
 def test_to_a_host_that_asks_for_root_and_back(world: World) -> None:
     with runs_as(world.there, "root"):
         world.moved(world.migrate())
@@ -223,7 +226,9 @@ def starts(host: Host, text: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("where", ["/root/other.raw", "/srv/vmlinuz"])
+@pytest.mark.parametrize(
+    "where", ["/root/other.raw", pytest.param("/srv/vmlinuz", marks=pytest.mark.matrix)]
+)
 def test_what_the_user_cannot_open_is_refused(lab: Lab, where: str) -> None:
     host = lab["a"]
     text = domain_toml("other", disks=[], tpm=False, net=False, address=FREE, uuid=UUID)
@@ -246,6 +251,7 @@ def test_what_the_user_cannot_open_is_refused(lab: Lab, where: str) -> None:
         host.path(where).unlink()
 
 
+@pytest.mark.matrix
 def test_without_such_a_user_it_is_said_once(lab: Lab) -> None:
     host = lab["a"]
     text = domain_toml("other", disks=[], tpm=False, net=False, address=FREE, uuid=UUID)

@@ -39,7 +39,7 @@ def alias(host: Host, name: str, *lines: str) -> Generator[None]:
         file.write_text(was) if was is not None else file.unlink()
 
 
-@pytest.mark.parametrize("how", ["drop", "reset"])
+@pytest.mark.parametrize("how", ["drop", pytest.param("reset", marks=pytest.mark.matrix)])
 def test_a_firewall_in_the_way_is_found_at_test(world: World, how: str) -> None:
     lab, here, there = world.lab, world.here, world.there
     lab.cut(here.name, there.name, how=how, traffic="data")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import ast
 import errno
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ from entourage.steps import Refusal
 SOURCE = Path(__file__).parents[2] / "src" / "entourage"
 FILES = sorted(SOURCE.rglob("*.py"))
 _OF_THE_SYSTEM = frozenset({"OSError", "ConnectionError", "PermissionError"})
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The tree of a file; most of what these tests take is to make it."""
+    return ast.parse(path.read_text())
 
 
 def _names(node: ast.expr | None) -> set[str]:
@@ -66,8 +73,8 @@ def _handlers(tree: ast.AST) -> Iterator[ast.ExceptHandler]:
 def _ours() -> set[str]:
     """The names of all error classes of the source, whichever module has them."""
     known, bases = {"EntourageError"}, dict[str, set[str]]()
-    for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in FILES:
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
     while more := {name for name, over in bases.items() if over & known} - known:
@@ -93,7 +100,7 @@ def test_no_handler_shows_an_oserror_as_python_does(path: Path) -> None:
     lines = path.read_text().splitlines()
     found = [
         f"{path.name}:{number}: {lines[number - 1].strip()}"
-        for number in raw_words(ast.parse(path.read_text()))
+        for number in raw_words(parsed(path))
         if "error.strerror" not in lines[number - 1]
     ]
     assert found == [], "say plain_words(error)"
@@ -105,7 +112,7 @@ def test_whoever_tells_of_one_says_what_to_do() -> None:
         f"{path.name}:{number}"
         for path in FILES
         if path.stem not in _REMEDY_FOLLOWS
-        for number in without_remedy(ast.parse(path.read_text()), ours)
+        for number in without_remedy(parsed(path), ours)
     ]
     assert found == [], "say remedy=what_to_do(error), or better"
 

@@ -52,6 +52,7 @@ FORMAT: Final = "campaign-format-1"
 QUEUE: Final = "campaigns"
 _BEAT_EVERY: Final = 3.0
 _LOOK_EVERY: Final = 0.5
+_NOTICES_EVERY: Final = 1.0  # seconds; DBOS waits for as long as it ends
 _MOST: Final = 64  # controllers on one host
 _ANSWERS_WITHIN: Final = 30.0  # seconds
 _LIVES: Final = frozenset({"PENDING", "ENQUEUED", "DELAYED"})
@@ -152,6 +153,7 @@ class Durable:
             "serializer": DBOSPortableJSONSerializer(),
             "log_level": "CRITICAL",  # errors are told by us, without the traceback
             "use_listen_notify": False,
+            "notification_listener_polling_interval_sec": _NOTICES_EVERY,
         }
         made = DBOS(config=config)
         durable, left = cls(runner, owner), False

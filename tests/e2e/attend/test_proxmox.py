@@ -43,7 +43,7 @@ def test_a_refusal_stands_in_the_tasks_log(cluster: Cluster) -> None:
     assert tool.calls() == []
 
 
-@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize("step", [2, pytest.param(3, marks=pytest.mark.matrix)])
 def test_a_device_that_fails(cluster: Cluster, step: int) -> None:
     """Before QEMU has sent anything from which there is no way back."""
     tool = cluster.tool(f'[ "$type:$step:$recover" != dongle:{step}:no ] || exit 1')

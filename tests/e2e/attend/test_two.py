@@ -22,7 +22,9 @@ tool = "/usr/local/sbin/move-it"
 """
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["both", "one-goes-back"])
+@pytest.mark.parametrize(
+    "fails", [pytest.param(False, marks=pytest.mark.matrix), True], ids=["both", "one-goes-back"]
+)
 def test_two_at_once(world: AttendWorld, *, fails: bool) -> None:
     """Where one of them goes back, the other does not."""
     tool = world.tool('[ "$type:$step:$recover" != lamp:3:no ] || exit 1' if fails else "")

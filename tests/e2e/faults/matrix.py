@@ -70,14 +70,10 @@ _EXPECTED: Final = {
 }
 
 _CORE: Final = """
-entourage: stopped go-said
-agent: go-heard
-agent-frozen: stopped
+entourage: go-said
 source-qemu: held
 target-qemu: go-stands
-source-host: go-stands
 target-host: go-stands
-link-mended: stopped
 """
 """Those that ``make test`` tries; ``make test-faults`` tries all."""
 

@@ -6,6 +6,8 @@ import re
 import signal
 import sys
 
+import pytest
+
 from lab.host import Host
 from tests.e2e.fleet.world import GUESTS, FleetWorld, ended
 from tests.unit.eventually import wait_until
@@ -19,6 +21,7 @@ with httpx2.Client(transport=transport, base_url="http://localhost", trust_env=F
 """
 
 
+@pytest.mark.matrix
 def test_the_timeline_of_each_blackout_and_what_hosts_have(world: FleetWorld) -> None:
     """Also of a campaign that another process has run."""
     run = world.run("evacuate", "a", "--name", "shown", "--at-once", "2")

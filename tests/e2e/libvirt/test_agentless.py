@@ -154,6 +154,7 @@ def test_what_is_there_is_not_overwritten(world: AgentlessWorld) -> None:
     assert "there already" in run.refusals["block/vda"], str(run)
 
 
+@pytest.mark.matrix
 def test_the_data_link_is_cut(world: AgentlessWorld) -> None:
     """While memory is copied; the volume that was made there is gone again."""
     with world.under(PRE_COPY, options=SLOWLY) as under:

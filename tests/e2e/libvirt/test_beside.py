@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from xml.etree import ElementTree as ET
 
+import pytest
+
 from lab.libvirtd import IMAGES, Libvirtd
 from tests.e2e.libvirt.world import LibvirtWorld
 
@@ -35,6 +37,7 @@ def test_it_starts_with_its_host_there_too(world: LibvirtWorld) -> None:
     world.running = world.here.snapshot()
 
 
+@pytest.mark.matrix
 def test_the_pools_of_both_hosts_know_where_the_disk_is(world: LibvirtWorld) -> None:
     run = world.migrate()
     assert "definition" not in str(run.of("warned"))  # nothing waits for its next start
@@ -106,6 +109,7 @@ def test_what_waits_for_the_next_start_is_told_and_stays(world: LibvirtWorld) ->
     world.stayed(run, status=3)
 
 
+@pytest.mark.matrix
 def test_its_own_definition_that_is_off_there_is_replaced(world: LibvirtWorld) -> None:
     kept = Libvirtd(world.here).virsh("dumpxml", "--inactive", world.name).stdout
     world.there.path("/root/own.xml").write_text(kept)

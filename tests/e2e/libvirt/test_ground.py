@@ -26,6 +26,7 @@ def test_two_daemons_of_two_hosts(libvirt_lab: Lab) -> None:
         assert ET.fromstring(capabilities).findtext("host/uuid") == str(own)  # noqa: S314
 
 
+@pytest.mark.matrix
 def test_virsh_moves_it_with_disk_and_tpm(world: LibvirtWorld) -> None:
     """There and back. Of libvirt's own move the image stays behind, and nothing else."""
     for _ in range(2):

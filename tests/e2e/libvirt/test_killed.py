@@ -32,10 +32,10 @@ from tests.e2e.run import Under
 from tests.e2e.world import World
 
 CORE = [
-    Case("entourage", LANDED, "source"),
     Case("source-host", GO_STANDS, "target"),
 ]
 MATRIX = [
+    Case("entourage", LANDED, "source"),
     Case("source-libvirtd", LANDED, "either"),
     # It ends what nobody has finished, so the guest is known never to have run there.
     Case("target-libvirtd", GO_STANDS, "source"),

@@ -63,6 +63,7 @@ def test_the_counter_of_the_tpm_counts_on(world: LibvirtWorld) -> None:
     assert world.registers.nv == count + 1
 
 
+@pytest.mark.matrix
 def test_a_paused_domain_stays_paused(world: LibvirtWorld) -> None:
     Libvirtd(world.here).virsh("suspend", world.name)
     before = world.seen.report()
@@ -105,6 +106,7 @@ def test_a_tool_for_every_device(world: LibvirtWorld) -> None:
         assert steps == sorted(["1", "2", "3"] * number), (kind, calls)
 
 
+@pytest.mark.matrix
 def test_little_memory_waits_to_be_taken_in(world: LibvirtWorld) -> None:
     """What waits in the target's kernel when the guest stops is loaded within the blackout."""
     with world.under(PRE_COPY, options=("--bandwidth", "50MiB/s")) as under:

@@ -40,6 +40,7 @@ def test_it_moves_and_comes_back(off: Off) -> None:
     moves_and_comes_back(off, starts)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("point", CORE_POINTS)
 def test_killed_at_any_moment_it_is_made_sure_of(off: Off, point: str) -> None:
     is_made_sure_of(off, point)

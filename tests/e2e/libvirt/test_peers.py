@@ -74,8 +74,9 @@ def test_the_targets_qemu_is_killed(world: LibvirtWorld, point: str) -> None:
     world.moved(world.migrate())
 
 
-@pytest.mark.parametrize("side", ["source", pytest.param("target", marks=pytest.mark.matrix)])
-@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_libvirtd_ends(world: LibvirtWorld, side: str, how: str) -> None:
     """While memory is copied; it comes back at once."""
     host = world.here if side == "source" else world.there

@@ -51,7 +51,7 @@ def test_killed_while_its_storage_hangs(ready: LibvirtWorld) -> None:
 
 KILLED = [
     # Who is killed where, and what there is then: a save, or a guest that runs.
-    ("entourage", "source.step-started.2", "guest"),
+    pytest.param("entourage", "source.step-started.2", "guest", marks=pytest.mark.matrix),
     pytest.param("agent", "target.after.flush-go", "save", marks=pytest.mark.matrix),
     pytest.param("libvirtd", "source.step-started.2", "guest", marks=pytest.mark.matrix),
     pytest.param("entourage", "source.after.flush-armed", "guest", marks=pytest.mark.matrix),

@@ -71,6 +71,7 @@ def memory_begins(host: Host, directory: str, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
+@pytest.mark.matrix
 def test_compressed_twice_in_a_row(ready: LibvirtWorld) -> None:
     """Restored where it was, with the definition that has stayed there."""
     world = ready
@@ -91,6 +92,7 @@ def test_compressed_twice_in_a_row(ready: LibvirtWorld) -> None:
     went_on(world, restore(world, OTHER))
 
 
+@pytest.mark.matrix
 def test_onto_another_host(ready: LibvirtWorld) -> None:
     """By the agent there; restored there, from where it moves on as any."""
     world = ready

@@ -28,7 +28,11 @@ def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
         world.end()
 
 
-@pytest.mark.parametrize("afar", [False, True], ids=["entourage-there", "none-there"])
+@pytest.mark.parametrize(
+    "afar",
+    [False, pytest.param(True, marks=pytest.mark.matrix)],
+    ids=["entourage-there", "none-there"],
+)
 def test_it_stays_where_it_is(world: LibvirtWorld, *, afar: bool) -> None:
     [disk] = world.disks
     before = world.here.path(disk.path).stat()

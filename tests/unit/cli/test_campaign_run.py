@@ -39,6 +39,11 @@ class Durable:
         return self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
 
 
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Generator[Store]:
     store = Store(open_engine(f"sqlite:///{tmp_path}/fleet.db"))
@@ -91,11 +96,8 @@ async def test_ctrl_c_leaves_it(store: Store, capsys: pytest.CaptureFixture[str]
     assert "is waited for" in capsys.readouterr().err
 
 
-async def test_who_interrupts_leaves_once_it_is_paused_and_nothing_moves(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_interrupts_leaves_once_it_is_paused_and_nothing_moves(store: Store) -> None:
     """The database may be slow: to say so is a thread's, and the terminal hears Ctrl-C again."""
-    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
     store.claim("mine", "me")
     store.save("mine", MoveState(move=MOVE, status="moves"), owner="me")
     interrupted: list[int] = []
@@ -146,7 +148,6 @@ AWAY = DatabaseAwayError("the fleet's database: no route", remedy="see it")
 async def test_a_pause_is_wished_for_until_the_database_has_heard_it(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0)
     monkeypatch.setattr(store, "wish", Fails(store, AWAY, AWAY))
     await pause(store, "mine")
     assert store.summary("mine").wish == "pause"
@@ -211,7 +212,6 @@ def test_ctrl_c_pauses_it_also_where_the_database_is_away(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(campaign_run, "Durable", Runs())
     monkeypatch.setattr(store, "wish", Fails(store, AWAY, AWAY))
     terminal: Any = Terminal(tmp_path)
@@ -232,7 +232,6 @@ def test_who_leaves_before_that_was_heard_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
     wish = Fails(store, *[AWAY] * 10_000)
     monkeypatch.setattr(campaign_run, "Durable", Runs(lambda: wish.asked > 1))
     monkeypatch.setattr(store, "wish", wish)
@@ -248,7 +247,6 @@ def test_who_leaves_before_that_was_heard_is_told_so(
 def test_a_bug_of_what_pauses_it_is_raised(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign_run, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(campaign_run, "Durable", Runs())
     monkeypatch.setattr(store, "wish", Fails(store, RuntimeError("a bug")))
     terminal: Any = Terminal(tmp_path)

@@ -60,6 +60,12 @@ def log() -> Iterator[None]:
     logging.getLogger("dbos").handlers.clear()
 
 
+@pytest.fixture(autouse=True)
+def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sends a notice; as DBOS ends it waits until it has next looked for some."""
+    monkeypatch.setattr(module, "_NOTICES_EVERY", 0.05)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store(open_engine(f"sqlite:///{tmp_path}/fleet.db"))
