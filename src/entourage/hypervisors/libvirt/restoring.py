@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ from entourage.hypervisors.libvirt.reception import Reception
 from entourage.hypervisors.libvirt.restored_disks import RestoredDisks
 from entourage.hypervisors.libvirt.restoring_notes import Restoring, restoring_notes
 from entourage.hypervisors.libvirt.retarget import flat, retarget
-from entourage.hypervisors.libvirt.tpm import state_of
+from entourage.hypervisors.libvirt.tpm import erase_states, state_of, states_of
 from entourage.hypervisors.values import LocalData, RestorePlan
 
 _GONE = frozenset({*OFF, State.NONE})
@@ -144,7 +145,10 @@ class RestoringIncoming(LibvirtIncoming):
             )
         kept = "" if self._plan.transient else self._plan.parameters.get(Parameter.PERSIST_XML, "")
         noted = Restoring(
-            begun=True, definition=str(kept), autostart=bool(kept) and self._plan.autostart
+            begun=True,
+            definition=str(kept),
+            autostart=bool(kept) and self._plan.autostart,
+            tpm_is_new=not await in_thread(os.path.lexists, states_of(domain)),
         )
         await in_thread(self._restoring_file.write, noted)
         self._exports.stands(plane.local)
@@ -337,6 +341,8 @@ class RestoringIncoming(LibvirtIncoming):
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
             await self._end()
+            if noted.tpm_is_new and not noted.resumed:  # with a definition here, libvirt leaves it
+                await erase_states(self._domain)
         await in_thread(self._restoring_file.remove)
 
     async def _end(self) -> None:

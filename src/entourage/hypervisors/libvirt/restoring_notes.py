@@ -21,12 +21,14 @@ class Restoring(msgspec.Struct, frozen=True, kw_only=True):
         resumed: The guest was, or is about to be, let run.
         definition: The XML that is to be written down; empty: none.
         autostart: Whether it is to start with this host, as it did with that where it was saved.
+        tpm_is_new: There was no state of its TPM here: libvirt makes one out of the save.
     """
 
     begun: bool = False
     resumed: bool = False
     definition: str = ""
     autostart: bool = False
+    tpm_is_new: bool = False
 
 
 def restoring_notes(path: Path) -> NotesFile[Restoring]:

@@ -15,7 +15,7 @@ from entourage.errors import HypervisorError, InDoubt
 from entourage.handover.values import Guest
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane, Plan
-from entourage.hypervisors.libvirt import restored_disks
+from entourage.hypervisors.libvirt import restored_disks, tpm
 from entourage.hypervisors.libvirt import restoring as module
 from entourage.hypervisors.libvirt.connection import Connection, LostError
 from entourage.hypervisors.libvirt.constants import Parameter, State
@@ -181,6 +181,38 @@ async def test_only_what_nobody_let_run_is_ended(file: Path) -> None:
         await Here(file, raw).kill()
     assert "virsh destroy web1" in told.value.remedy
     assert (raw.told, file.exists()) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("new", "resumed", "local", "stays"),
+    [
+        (True, False, True, False),
+        (False, False, True, True),  # it was here before
+        (True, True, True, True),  # it may have run
+        (True, False, False, True),  # another host may have it by now
+    ],
+)
+async def test_a_tpm_that_was_made_for_it_is_removed(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    new: bool,
+    resumed: bool,
+    local: bool,
+    stays: bool,
+) -> None:
+    """Of a domain that is defined here, libvirt leaves it; a next restore would be refused."""
+
+    def is_local(_: Path) -> bool:
+        return local
+
+    monkeypatch.setattr(tpm, "STATES", tmp_path)
+    monkeypatch.setattr(tpm, "is_on_local_storage", is_local)
+    (tmp_path / UUID / "tpm2").mkdir(parents=True)
+    note(file, tpm_is_new=new, resumed=resumed)
+    await Here(file, Raw(State.PAUSED)).kill()
+    assert (tmp_path / UUID).exists() == stays
 
 
 async def test_what_libvirt_was_not_asked_for_is_not_ended(file: Path) -> None:
