@@ -183,11 +183,13 @@ class SavedMachine(MachineSeams):
 
     async def at_fault(self) -> HypervisorError | None:
         """What cannot be restored is perhaps not what was saved."""
-        if self._examining is None or not self._reads:
+        if self._examining is None or self._examining.cancelled() or not self._reads:
             return None
-        await asyncio.wait({self._examining}, timeout=_KNOWN_WITHIN)
-        done = self._examining.done() and not self._examining.exception()
-        found = self._examining.result() if done else ()
+        try:
+            async with asyncio.timeout(_KNOWN_WITHIN):
+                found = await asyncio.shield(self._examining)
+        except (HypervisorError, TimeoutError):
+            return None  # what has failed otherwise is told
         return _told(found[0]) if found else None
 
     async def died(self) -> str:
