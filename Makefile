@@ -152,7 +152,7 @@ test-libvirt-backports: $(STAMP)
 test-xen: XEN_CASES := -m "not matrix"
 test-xen test-xen-all: $(STAMP)
 	@command -v mmdebstrap >/dev/null || apt-get -qq -y install --no-install-recommends mmdebstrap
-	$(PYTEST) tests/e2e/xen --timeout 600 $(XEN_CASES)
+	$(PYTEST) tests/e2e/xen --timeout 1800 $(XEN_CASES)
 
 # The README's two commands on bare systems, each from a fresh clone of what is committed here.
 # `make test-systems SYSTEMS=debian-13 COMMANDS="demo test-unit"` tries less.
