@@ -314,7 +314,10 @@ async def restore_request(
     if through and through[-1].name == ENCRYPT:
         await check_key(through[-1], Path(where, manifests.MEMORY))
     places = await storage.do(_places, manifest, disks or {})
-    written_over = await in_thread(lambda: any(map(is_device, places.values())))
+    # What it finds here would be written over before it is known to be worth that.
+    written_over = bool(manifest.hypervisor and manifest.domain.tpm) or await storage.do(
+        lambda: any(map(is_device, places.values()))
+    )
     return Request(
         domain=name,
         route=Route(host=THIS_HOST, there=_restored_by(where, manifest.hypervisor)),

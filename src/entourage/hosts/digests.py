@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from pathlib import Path
 
 from entourage.errors import HypervisorError, plain_words, what_to_do
@@ -24,10 +25,13 @@ _AT_ONCE = 1 << 20  # bytes, also the most that a pipe may hold without privileg
 _NICE = 10  # guests go first, also the one that is saved
 
 
-def _command() -> list[str]:
-    """What writes the digest of its standard input, in hexadecimal digits, and more after it."""
-    fast = ["openssl", "dgst", "-sha256", "-r"]
-    return fast if shutil.which(fast[0]) else ["sha256sum", "--binary"]
+_FAST = ("openssl", "dgst", "-sha256", "-r")
+_EVERYWHERE = ("sha256sum", "--binary")
+"""Each writes the digest of its standard input, in hexadecimal digits, and more after it."""
+
+
+def _command() -> tuple[str, ...]:
+    return _FAST if shutil.which(_FAST[0]) else _EVERYWHERE
 
 
 async def sha256(path: Path) -> str:
@@ -41,19 +45,20 @@ async def sha256(path: Path) -> str:
     except OSError as error:
         raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
     try:
-        process = await _started(handle)
+        if (command := _command()) == _FAST:
+            # It may be there and not work, as its libraries are upgraded; then this says nothing.
+            with contextlib.suppress(HypervisorError):
+                return await _answer(await _started(handle, command), path)
+            os.lseek(handle, 0, os.SEEK_SET)
+        return await _answer(await _started(handle, _EVERYWHERE), path)
     finally:
         os.close(handle)
-    try:
-        return await _answer(process, path)
-    finally:
-        await programs.kill(process)
 
 
-async def _started(source: int) -> Process:
+async def _started(source: int, command: Sequence[str]) -> Process:
     try:
         process = await asyncio.create_subprocess_exec(
-            *_command(), stdin=source, stdout=PIPE, stderr=PIPE, env={**os.environ, "LC_ALL": "C"}
+            *command, stdin=source, stdout=PIPE, stderr=PIPE, env={**os.environ, "LC_ALL": "C"}
         )
     except OSError as error:
         raise HypervisorError(
@@ -65,7 +70,11 @@ async def _started(source: int) -> Process:
 
 
 async def _answer(process: Process, path: Path) -> str:
-    out, said = await process.communicate()
+    """What it says at its end; it is ended where this is cancelled."""
+    try:
+        out, said = await process.communicate()
+    finally:
+        await programs.kill(process)
     digest = out[:_DIGITS].decode(errors="replace")
     if process.returncode or len(digest) != _DIGITS or set(digest) - set("0123456789abcdef"):
         words = " ".join(said.decode(errors="replace").split()) or f"status {process.returncode}"
@@ -100,21 +109,15 @@ class GrowingDigest:
         try:
             with contextlib.suppress(OSError):  # smaller, and slower
                 fcntl.fcntl(inward, fcntl.F_SETPIPE_SZ, _AT_ONCE)
-            process = await _started(out)
+            process = await _started(out, _command())
         except BaseException:
             os.close(inward)
             raise
         finally:
             os.close(out)
-        self._answer = asyncio.create_task(self._wait_for(process))
+        self._answer = asyncio.create_task(_answer(process, self._path))
         passing = threading.Thread(target=self._pass_on, args=(inward,), name="digest", daemon=True)
         passing.start()
-
-    async def _wait_for(self, process: Process) -> str:
-        try:
-            return await _answer(process, self._path)
-        finally:
-            await programs.kill(process)
 
     def written(self, count: int) -> None:
         """So many bytes more are written, one after the other; from any thread."""
@@ -133,9 +136,12 @@ class GrowingDigest:
         with self._news:
             self._size = size
             self._news.notify()
-        digest = await self._answer
-        # What could not be read, or not be passed on, is not to be found out by who restores it.
-        return digest if self._passed == size else await sha256(self._path)
+        with contextlib.suppress(HypervisorError):  # the program has been ended, or does not work
+            digest = await self._answer
+            # What was not passed on is not to be found out by who restores it.
+            if self._passed == size:
+                return digest
+        return await sha256(self._path)
 
     async def end(self) -> None:
         """Nobody wants it any more."""

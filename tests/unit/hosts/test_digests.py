@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from entourage.errors import HypervisorError
+from entourage.hosts import digests
 from entourage.hosts.digests import GrowingDigest, sha256
 
 DATA = os.urandom(3 << 20)
@@ -53,8 +54,13 @@ async def test_of_what_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("program")
 @pytest.mark.parametrize("behind", [0, 14])
-async def test_as_it_grows(tmp_path: Path, behind: int) -> None:
-    """What comes at its end and is cut off again is not part of it."""
+async def test_as_it_grows(tmp_path: Path, behind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes at its end and is cut off again is not part of it. Nothing is read once more."""
+
+    async def again(_: Path) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr(digests, "sha256", again)
     path = tmp_path / "memory"
     growing = GrowingDigest(path, behind=behind)
     await growing.begin()
@@ -96,8 +102,26 @@ async def test_what_could_not_be_passed_on_is_read_again(
     await growing.end()
 
 
+async def test_a_program_that_does_not_work_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its libraries may be half upgraded; or the kernel has ended it, for want of memory."""
+    broken = tmp_path / "openssl"
+    broken.write_text("#!/bin/sh\nread -r _\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(digests, "_FAST", (str(broken),))
+    path = tmp_path / "memory"
+    path.write_bytes(DATA)
+    assert await sha256(path) == WHOLE
+    growing = GrowingDigest(path)
+    await growing.begin()
+    growing.written(len(DATA))
+    assert await growing.finish(len(DATA)) == WHOLE
+    await growing.end()
+
+
 async def test_nobody_wants_it_any_more(tmp_path: Path) -> None:
-    """Neither the program nor the thread is left."""
+    """The thread is not left: its program has ended, or it would wait for that."""
     before = set(threading.enumerate())
     growing = GrowingDigest(tmp_path / "memory")
     await growing.begin()

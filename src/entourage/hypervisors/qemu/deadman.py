@@ -13,6 +13,7 @@ from typing import Any
 _DEADLINE = 30.0
 _YANK_AFTER = 2.0
 _NUDGE = 0.05
+_SOON = 0.001
 _HOLDS = frozenset({"pre-switchover", "device", "completed"})
 _ENDED: frozenset[str] = frozenset({"none", "completed", "failed", "cancelled"})
 
@@ -163,16 +164,29 @@ def _until_no_backup(qmp: _Qmp, names: list[str]) -> None:
 
     Cut off as they are, they end at once, unless the guest's own disk does not answer.
     """
-    while names:
+    deadline = time.monotonic() + _DEADLINE
+    left: list[str] = [*names]
+    while left:
         jobs = qmp.run("query-block-jobs")
-        if not any(job["device"] in names and job["type"] == "backup" for job in jobs):
-            break
-        qmp.wait(_NUDGE)
-    for name in names:
+        if any(job["device"] in left and job["type"] == "backup" for job in jobs):
+            qmp.wait(_NUDGE)
+            continue
         # A process that was frozen may be about to begin one: it finds no target any more.
-        target: dict[str, Any] = {"node-name": name}
-        with contextlib.suppress(_Refused):
-            qmp.run("blockdev-del", **target)
+        left = [name for name in left if not _is_dropped(qmp, name)]
+        if left:  # it has begun one meanwhile, or a mirror is not quite over
+            if time.monotonic() > deadline:
+                return
+            qmp.wait(_SOON)  # the guest stands still
+
+
+def _is_dropped(qmp: _Qmp, node: str) -> bool:
+    """Take a node away; whether it is gone, or never was."""
+    target: dict[str, Any] = {"node-name": node}
+    try:
+        qmp.run("blockdev-del", **target)
+    except _Refused as error:
+        return "in use" not in str(error)
+    return True
 
 
 def _cancel(qmp: _Qmp) -> None:

@@ -79,10 +79,13 @@ async def keep(monitor: Monitor, inserted: Mapping[str, Any], mark: str, device:
         HypervisorError: It cannot be; then nobody can save what was written since.
     """
     node = str(inserted["node-name"])
-    await _add(monitor, node, mark, device)
-    merge = {"node": node, "target": mark, "bitmaps": [_NEW]}
-    await monitor.execute("block-dirty-bitmap-merge", merge, device=device)
-    await _remove(monitor, node, _NEW, device)
+    # All of it or nothing: a record with that name that was not filled would hide what was written.
+    actions = [
+        _action("add", node=node, name=mark, granularity=_GRANULARITY),
+        _action("merge", node=node, target=mark, bitmaps=[_NEW]),
+        _action("remove", node=node, name=_NEW),
+    ]
+    await monitor.execute("transaction", {"actions": actions}, device=device)
     names = sorted(str(one["name"]) for one in _records(inserted) if one["name"] != _NEW)
     for name in names[: max(0, len(names) + 1 - _KEPT)]:
         await _remove(monitor, node, name, device)
@@ -104,6 +107,10 @@ def copy(node: str, target: str, mark: str) -> dict[str, Any]:
         "bitmap": mark,
         "bitmap-mode": "never",
     }
+
+
+def _action(what: str, **data: Any) -> dict[str, Any]:
+    return {"type": f"block-dirty-bitmap-{what}", "data": data}
 
 
 async def _add(monitor: Monitor, node: str, name: str, device: str) -> None:

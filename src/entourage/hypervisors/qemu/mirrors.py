@@ -52,7 +52,7 @@ class Mirrors:
         self._progress: dict[str, tuple[int, int]] = {}
         self._given_up: set[str] = set()
         self._nodes: dict[str, str] = {}
-        self._marked: dict[str, Block] = {}
+        self._marked: dict[str, tuple[Block, str]] = {}
 
     def objections(self, disk: Block) -> Sequence[Objection]:  # noqa: ARG002 - see seams
         """None that its image does not show."""
@@ -83,7 +83,7 @@ class Mirrors:
         since = self._since(disk)
         if self._mark:  # from now on: nothing of it is left to be done in the blackout
             await marks.begin(self._monitor, inserted, disk.label)
-            self._marked[disk.label] = disk
+            self._marked[disk.label] = disk, root
         if since:
             changed = marks.changed(inserted, since)
             self._progress[name] = (0, changed.written if changed else 0)
@@ -142,8 +142,10 @@ class Mirrors:
     async def kept(self) -> None:
         """The checkpoint is kept: the records that were begun with it bear its mark."""
         marked, self._marked = self._marked, {}
-        for disk in marked.values():
-            await marks.keep(self._monitor, await self._inserted(disk), self._mark, disk.label)
+        for disk, root in marked.values():
+            inserted = await self._inserted(disk)
+            if inserted["node-name"] == root:  # else another image is there, or on top of it
+                await marks.keep(self._monitor, inserted, self._mark, disk.label)
 
     async def _inserted(self, disk: Block) -> Mapping[str, Any]:
         """What the guest reads and writes: another node than at the start, if it was changed.

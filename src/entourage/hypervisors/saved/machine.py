@@ -88,7 +88,6 @@ class SavedMachine(MachineSeams):
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
         self._examining: asyncio.Future[Sequence[Refusal]] | None = None
-        self._reads = False
         self._storage = Storage(directory, manifest.domain.name)
 
     @property
@@ -183,7 +182,7 @@ class SavedMachine(MachineSeams):
 
     async def at_fault(self) -> HypervisorError | None:
         """What cannot be restored is perhaps not what was saved."""
-        if self._examining is None or self._examining.cancelled() or not self._reads:
+        if self._examining is None or self._examining.cancelled():
             return None
         try:
             async with asyncio.timeout(_KNOWN_WITHIN):
@@ -222,7 +221,6 @@ class SavedMachine(MachineSeams):
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
         """Begin to send memory."""
-        self._reads = True
         local = self._plane.local if self._plane else None
         if local is None:
             raise HypervisorError("a save is restored by a process of the host that it is on")
@@ -267,6 +265,25 @@ class SavedMachine(MachineSeams):
 
     async def landed(self) -> bytes:
         """Wait until all was sent, and was what was saved."""
+        if self._examining is None:
+            raise HypervisorError("nothing is being restored")
+        sending = asyncio.ensure_future(self._sent())
+        try:
+            # What is damaged may well hold up who is to take it.
+            both = {sending, self._examining}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if self._examining.done():
+                await self._intact()
+            await sending
+        finally:
+            if not sending.done():
+                sending.cancel()
+                await asyncio.wait({sending})
+        await self._intact()
+        return b""
+
+    async def _sent(self) -> None:
+        """Wait until all was sent; raises HypervisorError where it cannot be."""
         try:
             if self._pipeline is not None:
                 await self._pipeline.finished()
@@ -276,8 +293,6 @@ class SavedMachine(MachineSeams):
             raise HypervisorError(
                 f"memory cannot be sent: {plain_words(error)}", remedy=what_to_do(error)
             ) from error
-        await self._intact()
-        return b""
 
     async def disarm_deadman(self) -> None:
         """Claim the save: from here on nobody else restores it, until this is given up.

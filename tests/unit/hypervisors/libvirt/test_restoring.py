@@ -184,12 +184,13 @@ async def test_only_what_nobody_let_run_is_ended(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("new", "resumed", "local", "stays"),
+    ("new", "resumed", "local", "state", "stays"),
     [
-        (True, False, True, False),
-        (False, False, True, True),  # it was here before
-        (True, True, True, True),  # it may have run
-        (True, False, False, True),  # another host may have it by now
+        (True, False, True, State.PAUSED, False),
+        (False, False, True, State.PAUSED, True),  # it was here before
+        (True, True, True, State.PAUSED, True),  # it may have run
+        (True, False, True, State.SHUT_OFF, True),  # so it may: its user can have started it
+        (True, False, False, State.PAUSED, True),  # another host may have it by now
     ],
 )
 async def test_a_tpm_that_was_made_for_it_is_removed(
@@ -200,6 +201,7 @@ async def test_a_tpm_that_was_made_for_it_is_removed(
     new: bool,
     resumed: bool,
     local: bool,
+    state: State,
     stays: bool,
 ) -> None:
     """Of a domain that is defined here, libvirt leaves it; a next restore would be refused."""
@@ -211,7 +213,7 @@ async def test_a_tpm_that_was_made_for_it_is_removed(
     monkeypatch.setattr(tpm, "is_on_local_storage", is_local)
     (tmp_path / UUID / "tpm2").mkdir(parents=True)
     note(file, tpm_is_new=new, resumed=resumed)
-    await Here(file, Raw(State.PAUSED)).kill()
+    await Here(file, Raw(state)).kill()
     assert (tmp_path / UUID).exists() == stays
 
 

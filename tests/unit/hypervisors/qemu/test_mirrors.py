@@ -159,11 +159,21 @@ async def test_changes_are_copied_once_the_guest_stands_still(
     assert (backup["bitmap"], backup["bitmap-mode"]) == ("entourage-1", "never")
     assert (backup["device"], backup["target"], backup["sync"]) == ("n0-disk0", JOB, "bitmap")
     await found.kept()
-    [(_, merged)] = [each for each in qemu.commands if each[0] == "block-dirty-bitmap-merge"]
-    assert merged["target"] == "entourage-2"
+    [(_, kept)] = [each for each in qemu.commands if each[0] == "transaction"]
+    assert kept["actions"][0]["data"]["name"] == "entourage-2"
     count = len(qemu.commands)
     await found.kept()  # once
     assert len(qemu.commands) == count
+
+
+async def test_another_image_gets_no_mark(recording: tuple[Recording, Mirrors, Export]) -> None:
+    """Its record would show nothing of what was written before it was put there."""
+    qemu, found, export = recording
+    await found.mirror(DISK, export, top_only=True)
+    await found.complete(DISK)
+    qemu.node = "snapshot"
+    await found.kept()
+    assert "transaction" not in [name for name, _ in qemu.commands]
 
 
 @pytest.mark.parametrize("what", ["another image is on top of it", "its record is gone"])
