@@ -137,6 +137,16 @@ class Machine(Protocol):
         """What ``abort`` has left otherwise than it was, and what to do; empty: nothing."""
         ...
 
+    async def keep_definition(self) -> None:
+        """The domain stays here: what is written down of it is as it was before the migration.
+
+        Its guest runs, or has ended; it may be asked again.
+
+        Raises:
+            HypervisorError: It is not.
+        """
+        ...
+
     async def check_stood_still(self, until: int) -> None:
         """Raise if the guest may have run between ``stopped`` and a later moment.
 

@@ -271,6 +271,9 @@ class MachineSeams:
         """A machine that runs sends what is in it."""
         return None
 
+    async def keep_definition(self) -> None:
+        """Nothing of that was changed."""
+
     async def check_stood_still(self, until: int) -> None:
         """Nobody but its own process lets it run."""
 

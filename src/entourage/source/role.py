@@ -172,12 +172,20 @@ class SourceSide:
         if self.state.record is Record.BACK:
             # A device that cannot be put back is told, and keeps nobody from migrating again.
             self.problems += await self._recover()
+            await self._keep_definition()
         migration = self.decision.migration
         for row in self._journal.ledger_rows(migration, Role.SOURCE):
             problems = await undo_rows([(row.kind, row.spec)])
             self._not_tidy(problems)
             if not problems:
                 self._journal.ledger_undone(row.id)
+
+    async def _keep_definition(self) -> None:
+        try:
+            if self._machine:
+                await self._machine.keep_definition()
+        except HypervisorError as error:
+            self._not_tidy([f"what is written down of it is not as it was: {error}"])
 
     def _not_tidy(self, problems: list[str]) -> None:
         self.problems += problems

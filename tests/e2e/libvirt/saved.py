@@ -60,7 +60,8 @@ class SavedWorld(LibvirtWorld):
         daemon.virsh("destroy", self.name)
         for host in (self.here, self.there):
             forget(self, host)
-        self.here.path(DISK.path).unlink()
+        for disk in self.disks:
+            self.here.path(disk.path).unlink()
         for host in (self.here, self.there):
             self.is_clean(host)
             # Other modules have the same hosts, and know nothing of these.

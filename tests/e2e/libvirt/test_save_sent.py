@@ -313,7 +313,7 @@ def test_what_passes_memory_on_stands_still(ready: LibvirtWorld, how: str) -> No
             process.send_signal(signal.SIGINT)
         points.open()
         stdout, stderr = process.communicate(timeout=PATIENCE)
-        lives(world)
+        world.lives()  # and starts with its host again once it is recovered
         world.here.run(["pkill", "-KILL", "zstd"], check=False)
     if how == "interrupted":
         done = Run(process.returncode, stdout, stderr)

@@ -24,11 +24,17 @@ class Ending:
     """A fake machine that cannot go on; whether because it has ended is what matters."""
 
     def __init__(self, *, ends: bool, said: HypervisorError = REFUSED) -> None:
+        self.kept, self.refuses = 0, False
         self._ends = ends
         self._said = said
 
     async def abort(self) -> None:
         raise self._said
+
+    async def keep_definition(self) -> None:
+        self.kept += 1
+        if self.refuses:
+            raise HypervisorError("libvirt does not do it")
 
     async def died(self) -> str:
         if not self._ends:
@@ -73,6 +79,21 @@ async def test_a_guest_that_ended_comes_back_dead_and_settled(
         assert decision is not None
         assert decision.record is Record.BACK
         assert decision.settled  # nothing to recover: it may be started at once
+        assert ending.kept == 1
+
+
+async def test_a_definition_that_is_not_as_it_was_is_left_to_recover(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "journal.db") as journal:
+        ending = Ending(ends=True)
+        ending.refuses = True
+        side = side_of(journal, ending)
+        await side.take(Input.BEGIN)
+        await side.take(Input.ABORT)
+        assert "libvirt does not do it" in str(side.problems)
+        decision = journal.decision("m-1", Role.SOURCE)
+        assert decision is not None
+        assert decision.record is Record.BACK
+        assert not decision.settled
 
 
 async def test_one_that_only_refuses_is_an_error(

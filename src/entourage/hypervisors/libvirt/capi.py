@@ -2,7 +2,8 @@
 
 Begin, Prepare, Perform, Finish, Confirm are what ``virDomainMigrate3`` is made of. libvirtd's own
 dispatcher calls the same five functions, so every release exports them; but they are no part of the
-public API, and so ``Phases.open`` looks whether all of them are there. Every call blocks, releases
+public API, and so ``Phases.open`` looks whether all of them are there. Memory that goes to a target
+by a stream of libvirt's is sent here as well, from an address. Every call blocks, releases
 the GIL, and leaves its error in its own thread. What a phase gives out as its cookie is the next
 phase's, with its exact length.
 """
@@ -20,10 +21,8 @@ Parameters: TypeAlias = Mapping[str, str | int | list[str]]
 
 OLDEST = (6, 0, 0)
 """The first that has all parameters which are passed here."""
-_NAMES = tuple(
-    f"virDomainMigrate{name}3Params"
-    for name in ["Begin", "Prepare", "PrepareTunnel", "Perform", "Finish", "Confirm"]
-)
+_PHASES = ("Begin", "Prepare", "PrepareTunnel", "Perform", "Finish", "Confirm")
+_NAMES = (*(f"virDomainMigrate{name}3Params" for name in _PHASES), "virStreamSend")
 _FIELD = 80
 _INT, _ULLONG, _STRING = 1, 4, 7
 
@@ -161,6 +160,18 @@ class Phases:
         self._cookie(out, length)
         if status < 0:
             raise self._error("Prepare failed")
+
+    def send(self, stream: Any, address: int, count: int) -> int:
+        """Put bytes into a stream from where they are in memory; how many of them it took.
+
+        libvirt-python has a call for it as well, which takes them as an object of Python's only.
+        """
+        function = self._library.virStreamSend
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        sent: int = function(_pointer(stream, b"virStreamPtr"), address, count)
+        if sent < 0:
+            raise self._error("virStreamSend failed")
+        return sent
 
     def perform(self, domain: Any, parameters: Parameters, cookie: bytes, flags: int) -> bytes:
         """Source: send disks and memory; returns when all is sent and taken. For Finish."""

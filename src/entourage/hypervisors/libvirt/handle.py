@@ -9,6 +9,7 @@ from typing import Any
 
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
+from entourage.hypervisors.libvirt.autostart import Autostart
 from entourage.hypervisors.libvirt.connection import (
     Connection,
     LostError,
@@ -35,9 +36,10 @@ class Handle:
         domain: What its XML says.
         was_running: Whether its user lets the guest run.
         transient: Whether it has no definition.
+        autostart: Whether that starts with its host.
 
     Attributes:
-        connection, raw, domain, was_running, transient: As above, and as they are now.
+        connection, raw, domain, was_running, transient, autostart: As above, as they are now.
         gone: Why there is no machine any more, as was seen where it was to run; empty before.
     """
 
@@ -49,12 +51,14 @@ class Handle:
         *,
         was_running: bool,
         transient: bool,
+        autostart: Autostart | None = None,
     ) -> None:
         self.connection = connection
         self.raw = raw
         self.domain = domain
         self.was_running = was_running
         self.transient = transient
+        self.autostart = Autostart(None) if autostart is None else autostart
         self.gone = ""
         self._asked_at = 0.0
 

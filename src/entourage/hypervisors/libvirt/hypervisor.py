@@ -15,6 +15,7 @@ from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DomainState, Incoming, Machine
 from entourage.hypervisors.libvirt import checks, definitions, handed
+from entourage.hypervisors.libvirt.autostart import Autostart
 from entourage.hypervisors.libvirt.connection import (
     Connection,
     RefusedError,
@@ -99,7 +100,8 @@ class LibvirtHypervisor:
             await connection.close()
             raise
         log = self._log(domain.name)
-        gone = Handle(connection, None, domain, was_running=True, transient=False)
+        held = self._autostart(domain)
+        gone = Handle(connection, None, domain, was_running=True, transient=False, autostart=held)
         return LibvirtMachine(gone, log)
 
     async def _machine(
@@ -112,8 +114,12 @@ class LibvirtHypervisor:
             domain,
             was_running=state in {State.RUNNING, State.BLOCKED},
             transient=not await ask(raw.isPersistent),
+            autostart=self._autostart(domain),
         )
         return LibvirtMachine(handle, self._log(domain.name))
+
+    def _autostart(self, domain: Domain) -> Autostart:
+        return Autostart(Path(self._settings.paths.state, f"{domain.uuid}.autostart"))
 
     def _log(self, name: str) -> Path:
         return Path(self._settings.paths.log, f"{name}.log")

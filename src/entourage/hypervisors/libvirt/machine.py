@@ -440,6 +440,14 @@ class LibvirtMachine(MachineSeams):
         if self._tidying is None or self._tidying.done():
             self._tidying = asyncio.create_task(self._dismiss())
 
+    async def keep_definition(self) -> None:
+        """It stays here: it starts with its host again, if that was held off."""
+        try:
+            await self._handle.autostart.give_back(self._handle.raw)
+        except LostError:
+            await self._handle.find_again()
+            await self._handle.autostart.give_back(self._handle.raw)
+
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""
         await self._handle.suspend()

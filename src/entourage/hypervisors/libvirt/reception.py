@@ -3,7 +3,8 @@
 The target's phases of a migration, of which a save is the source: Prepare, with what Begin said as
 it was saved, memory by a stream of libvirt's, and Finish, which leaves the guest paused. libvirtd
 reads the stream from its own connection and gives it to QEMU by a pipe: no socket has to be where
-QEMU's user gets to, and none that others could send to.
+QEMU's user gets to, and none that others could send to. What takes memory for such a stream is a
+call of libvirt's library, which is given the address at which the kernel has put it.
 
 Once Finish has been, there is what a restore of libvirt's own file leaves: a domain that stands
 still, with memory and devices, until it is resumed.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import mmap
 import re
 import socket
 import uuid
@@ -23,6 +26,7 @@ from typing import Any
 from entourage.errors import HypervisorError
 from entourage.hosts.flow import Flow
 from entourage.hosts.threads import in_thread
+from entourage.hypervisors.libvirt.capi import Phases
 from entourage.hypervisors.libvirt.connection import (
     Connection,
     LostError,
@@ -89,7 +93,7 @@ class Reception:
             path = Path(server.getsockname())
             came, _ = await asyncio.get_running_loop().sock_accept(server)
         await in_thread(path.unlink, missing_ok=True)
-        self._flow = Flow(came, lambda source, moved: _pass_on(source, stream, moved))
+        self._flow = Flow(came, lambda source, moved: _pass_on(source, library, stream, moved))
         await self._flow.finished()
         await self._arrived()
         await _to_its_end(
@@ -136,18 +140,25 @@ async def _to_its_end(calling: asyncio.Future[Any]) -> None:
         raise
 
 
-def _pass_on(source: socket.socket, stream: Any, moved: Callable[[int], None]) -> None:
-    """Send all that comes; in a thread of its own."""
-    try:
-        while data := source.recv(_AT_ONCE):
-            left = memoryview(data)
-            while left:
-                sent: int = stream.send(bytes(left) if len(left) < len(data) else data)
-                left = left[sent:]
-                moved(sent)
-        stream.finish()
-    except bindings().libvirtError as error:
-        raise OSError(f"libvirt does not take it: {error}") from error
+def _pass_on(
+    source: socket.socket, library: Phases, stream: Any, moved: Callable[[int], None]
+) -> None:
+    """Send all that comes; in a thread of its own. No object of Python's is made of it."""
+    with mmap.mmap(-1, _AT_ONCE) as memory:
+        first = ctypes.c_char.from_buffer(memory)
+        address = ctypes.addressof(first)
+        try:
+            while count := source.recv_into(memory):
+                done = 0
+                while done < count:
+                    sent = library.send(stream, address + done, count - done)
+                    done += sent
+                    moved(sent)
+            stream.finish()
+        except bindings().libvirtError as error:
+            raise OSError(f"libvirt does not take it: {error}") from error
+        finally:
+            del first  # or the memory could not be given back
 
 
 def elsewhere(cookie: bytes) -> bytes:

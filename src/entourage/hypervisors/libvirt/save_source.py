@@ -160,6 +160,7 @@ class SaveSource(LibvirtMachine):
                 if error.code != NO_DOMAIN:  # else it was undefined meanwhile, and starts nowhere
                     raise
             await in_thread(sync_definitions)
+        await self._handle.autostart.forget()
 
 
 def out_of_sight(live: ET.Element, domain: Domain) -> Iterator[tuple[str, str]]:

@@ -159,6 +159,14 @@ class LibvirtSaving(SaveSource):
 
         return await ask(ask_all)
 
+    async def disarm_deadman(self) -> None:
+        """See ``LibvirtMachine``; nor does libvirtd start it with its host from then on."""
+        if not self._handle.transient:
+            # Where it is gone, ``end`` does that once it is back.
+            with contextlib.suppress(LostError):
+                await self._handle.autostart.hold(self._handle.raw)
+        await super().disarm_deadman()
+
     async def abort(self) -> None:
         """Give the save up at whatever point: the guest runs here again, or stays paused."""
         await self._end_writing()

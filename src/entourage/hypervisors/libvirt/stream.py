@@ -6,22 +6,30 @@ word before (7.2 closes the connection by it). So the end is looked for in what 
 six, a length, and as many bytes of JSON, after which QEMU says nothing more (its
 ``migration/savevm.c``: ``QEMU_VM_EOF``, ``QEMU_VM_VMDESCRIPTION``). A guest that has such bytes in
 its memory can have its own save fail, and nothing else: that all of it has come, libvirt says.
+
+The kernel moves it, and keeps the end of what it has moved (``Tail``). This process copies of that
+the last byte where QEMU is silent, and more only where that byte is the last one of such a text.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import os
+import select
 import socket
 import struct
 import time
 from collections.abc import Callable
 
 from entourage.hosts.flow import Flow
+from entourage.hosts.tail import Pipe, Tail
 
-_AT_ONCE = 1 << 20  # bytes
-_KEPT = 4 << 20  # bytes in which the end is looked for: a description has some tens of thousands
+_AT_ONCE = 256 << 10  # bytes: fewer than a tail can refer to
+_LOOKED_AT = (128 << 10, 1 << 20)
+"""Bytes in which the end is looked for: a description has some tens of thousands, or more."""
+_SILENT = 1  # ms; within the guest's blackout
 _MARK = b"\x00\x06"
+_CLOSES = b"}"
 _LENGTH = struct.Struct(">I")
 _LOOKS = 4  # at marks that may be part of the length itself
 _TAKEN = struct.pack(">HHI", 1, 4, 0)
@@ -72,42 +80,50 @@ class QemuStream:
 
     def _move(self, source: socket.socket, moved: Callable[[int], None]) -> None:
         """Pass it on; in a thread of its own."""
-        kept: collections.deque[bytes] = collections.deque()
-        size = 0
         with self._target as target:
             target.setblocking(True)  # noqa: FBT003 - the name of it
             try:
-                while data := self._more(source, kept):
-                    target.sendall(data)
-                    moved(len(data))
-                    kept.append(data)
-                    size += len(data)
-                    while size - len(kept[0]) >= _KEPT:
-                        size -= len(kept.popleft())
+                coming = select.poll()
+                coming.register(source, select.POLLIN)
+                with Pipe(_AT_ONCE) as pipe, Tail() as tail:
+                    while count := self._more(source, coming, pipe, tail):
+                        while count:
+                            taken = tail.take(pipe, count)
+                            count -= taken
+                            while taken:
+                                written = os.splice(pipe.out, target.fileno(), taken)
+                                taken -= written
+                                moved(written)
             finally:
                 self.cut()  # where it cannot be passed on, QEMU is to hear of it
 
-    def _more(self, source: socket.socket, before: collections.deque[bytes]) -> bytes:
-        """What comes next; before it is waited for, QEMU hears that it has sent all, if it has."""
+    def _more(self, source: socket.socket, coming: select.poll, pipe: Pipe, tail: Tail) -> int:
+        """How much has come into the pipe; before it waits, QEMU hears of its end, if that was."""
         try:
-            with contextlib.suppress(BlockingIOError):
-                return source.recv(_AT_ONCE, socket.MSG_DONTWAIT)
-            if before and not self.has_ended and is_end(b"".join(before)):
-                self.has_ended = True
-                source.sendall(_TAKEN)
-            self._waits_since = time.monotonic()
-            return source.recv(_AT_ONCE)
+            if not coming.poll(_SILENT):
+                if not self.has_ended and _has_end(tail):
+                    self.has_ended = True
+                    source.sendall(_TAKEN)
+                self._waits_since = time.monotonic()
+            return os.splice(source.fileno(), pipe.inward, _AT_ONCE)
         except ConnectionError:
             if self.has_ended:  # it has closed its end, and did not listen
-                return b""
+                return 0
             raise
         finally:
             self._waits_since = 0.0
 
 
+def _has_end(tail: Tail) -> bool:
+    """Whether what has come ends with the end; as little as can be is copied for that."""
+    return tail.last(len(_CLOSES)) == _CLOSES and any(
+        is_end(tail.last(count)) for count in _LOOKED_AT
+    )
+
+
 def is_end(tail: bytes) -> bool:
     """Whether a stream ends with these bytes."""
-    if not tail.endswith(b"}"):
+    if not tail.endswith(_CLOSES):
         return False
     at = len(tail)
     for _ in range(_LOOKS):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import hashlib
+import os
 import socket
 import threading
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,16 +34,22 @@ XML = "<domain/>"
 
 
 class Stream:
-    """A fake of ``virStream``, whose messages have three bytes at most."""
+    """A fake of ``virStream``.
 
-    def __init__(self, *, refuses: bool = False) -> None:
-        self.taken, self.finished, self.refuses = b"", False, refuses
+    Args:
+        message: Bytes that one of its messages has at most.
+        refuses: Whether libvirt takes none.
+    """
 
-    def send(self, data: bytes) -> int:
+    def __init__(self, message: int = 3, *, refuses: bool = False) -> None:
+        self.taken, self.size = hashlib.sha256(), 0
+        self.message, self.finished, self.refuses = message, False, refuses
+
+    def send(self, data: ctypes.Array[ctypes.c_char]) -> None:
         if self.refuses:
             raise Failed("broken pipe")
-        self.taken += data[:3]
-        return len(data[:3])
+        self.taken.update(data)
+        self.size += len(data)
 
     def finish(self) -> None:
         self.finished = True
@@ -58,6 +68,11 @@ class Phases:
         self.told.append(("prepare", dict(parameters), flags))
         assert HOST not in cookie
         self.known.migration = self.status
+
+    def send(self, stream: Stream, address: int, count: int) -> int:
+        taken = min(count, stream.message)
+        stream.send((ctypes.c_char * taken).from_address(address))
+        return taken
 
     def finish(self, *_: Any, cancelled: bool) -> None:
         self.told.append(("finish", cancelled))
@@ -109,12 +124,13 @@ class Restore:
     def closed(self) -> None:
         """Nothing is open."""
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, times: int = 1) -> None:
         def sent() -> None:
             with socket.socket(socket.AF_UNIX) as source:
                 source.connect(str(self.path))
                 with contextlib.suppress(OSError):
-                    source.sendall(data)
+                    for _ in range(times):
+                        source.sendall(data)
 
         await asyncio.to_thread(sent)
 
@@ -127,7 +143,8 @@ async def test_all_of_it_is_taken_and_its_guest_stands_still(
     taking = asyncio.create_task(one.reception.take())
     await one.send(b"0123456789")
     await taking
-    assert (one.stream.taken, one.stream.finished) == (b"0123456789", True)
+    assert one.stream.taken.digest() == hashlib.sha256(b"0123456789").digest()
+    assert one.stream.finished
     [(_, parameters, flags), finish] = one.phases.told
     assert parameters == {Parameter.DEST_XML: XML}
     assert flags & Flag.PAUSED
@@ -137,6 +154,29 @@ async def test_all_of_it_is_taken_and_its_guest_stands_still(
     assert not one.path.exists()
     await one.reception.end()
     assert len(one.phases.told) == 2  # what has arrived is not cancelled here
+
+
+async def test_memory_is_no_object_of_pythons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MiB, in messages that are no part of what comes at once; less is allocated than one."""
+    one = Restore(tmp_path / "m.sock", monkeypatch)
+    one.stream.message = 100_000
+    data = os.urandom(1 << 20)
+    taking = asyncio.create_task(one.reception.take())
+    tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        await one.send(data, 64)
+        await taking
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    await one.reception.end()
+    assert peak - before < 90_000
+    assert one.stream.size == 64 << 20
+    assert one.stream.taken.digest() == hashlib.sha256(data * 64).digest()
 
 
 async def test_one_that_fails_is_told_and_cancelled(

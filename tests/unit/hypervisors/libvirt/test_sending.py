@@ -20,6 +20,7 @@ from entourage.hosts.filters import Filter
 from entourage.hypervisors.base import DataPlane, Ticket
 from entourage.hypervisors.libvirt import attending, looks, sending
 from entourage.hypervisors.libvirt import handle as handles
+from entourage.hypervisors.libvirt.autostart import Autostart
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError
 from entourage.hypervisors.libvirt.constants import Flag, Parameter, State
 from entourage.hypervisors.libvirt.events import Known
@@ -99,6 +100,7 @@ def machine(tmp_path: Path, raw: Any = None, *, filters: tuple[str, ...] = ()) -
     handle.was_running = True
     handle.connection.raw.getLibVersion = lambda: 9_000_000
     handle.connection.uri = "qemu:///system"
+    handle.autostart = Autostart(None)
     one: Any = LibvirtSending(handle, Path("/x.log"), "a")
     one._job.feed = Heard()
     local = LocalData(
@@ -131,10 +133,20 @@ def test_memory_that_is_passed_on_is_sent() -> None:
 
 
 async def test_what_begin_says_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The domain is not undefined, and nothing of it is written down on a target."""
-    phases = Phases()
+    """The domain is not undefined, and nothing of it is written down on a target.
+
+    It does not start with its host any more before libvirt has a job, during which it refuses that.
+    """
+    phases, raw = Phases(), FakeDomain(XML, XML)
+    begin = phases.begin
+
+    def begun(*arguments: Any) -> Any:
+        assert raw.told == [("autostart", 0)]
+        return begin(*arguments)
+
+    monkeypatch.setattr(phases, "begin", begun)
     monkeypatch.setattr("entourage.hypervisors.libvirt.job.phases", lambda: phases)
-    plan = msgspec.msgpack.decode(await machine(tmp_path).plan(DOMAIN), type=SavePlan)
+    plan = msgspec.msgpack.decode(await machine(tmp_path, raw).plan(DOMAIN), type=SavePlan)
     assert (plan.hypervisor, plan.sends) == ("qemu:///system", True)
     kept = msgspec.msgpack.decode(plan.kept, type=LibvirtPlan)
     assert kept.cookie == b"<cookie/>"

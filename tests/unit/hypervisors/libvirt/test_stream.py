@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import socket
 import struct
+import tracemalloc
 
 import pytest
 
@@ -119,3 +122,83 @@ async def test_it_is_cut_off_while_nobody_takes_it() -> None:
     with pytest.raises(OSError, match="Broken pipe"):
         await asyncio.wait_for(sending, 5)
     await ends.close()
+
+
+async def test_an_end_that_comes_byte_by_byte_is_one() -> None:
+    """More writes than a pipe has room for: it is seen all the same."""
+    ends = Ends()
+    text = end(padded(6000))
+
+    def send() -> None:
+        for at in range(len(text)):
+            ends.qemu.sendall(text[at : at + 1])
+
+    taking = asyncio.ensure_future(asyncio.to_thread(_taken, ends.taker))
+    await asyncio.to_thread(ends.qemu.sendall, b"x" * (3 << 20))
+    await asyncio.to_thread(send)
+    assert await ends.hears() == SAID
+    ends.qemu.close()
+    await ends.stream.finished()
+    size, digest = await taking
+    assert size == (3 << 20) + len(text)
+    assert digest == hashlib.sha256(b"x" * (3 << 20) + text).hexdigest()
+    await ends.close()
+
+
+@pytest.mark.parametrize("length", [40, 60_000, 300_000])
+async def test_an_end_after_many_small_writes_is_seen(length: int) -> None:
+    """They have filled what keeps the tail, each a page of it."""
+    ends = Ends()
+
+    def send() -> None:
+        for number in range(5000):
+            ends.qemu.sendall(b"%d}" % number)
+        ends.qemu.sendall(end(padded(length)))
+
+    taking = asyncio.ensure_future(asyncio.to_thread(_taken, ends.taker))
+    await asyncio.to_thread(send)
+    assert await ends.hears() == SAID
+    ends.qemu.close()
+    await ends.stream.finished()
+    assert (await taking)[0] == sum(len(b"%d}" % number) for number in range(5000)) + len(
+        end(padded(length))
+    )
+    await ends.close()
+
+
+async def test_memory_is_no_object_of_pythons() -> None:
+    """64 MiB are the same at the other end, and less is allocated than a piece of them."""
+    ends = Ends()
+    data = os.urandom(1 << 20)
+    last = end(padded(30_000))
+
+    def send() -> None:
+        for _ in range(64):
+            ends.qemu.sendall(data)
+        ends.qemu.sendall(last)
+
+    expected = hashlib.sha256(data * 64 + last).hexdigest()
+    buffer = bytearray(1 << 18)
+    tracemalloc.start()
+    try:
+        taking = asyncio.ensure_future(asyncio.to_thread(_taken, ends.taker, buffer))
+        await asyncio.to_thread(send)
+        assert await ends.hears() == SAID
+        ends.qemu.close()
+        await ends.stream.finished()
+        assert await taking == ((64 << 20) + len(last), expected)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 400_000  # of which 128 KiB are the end, copied twice
+    await ends.close()
+
+
+def _taken(taker: socket.socket, buffer: bytearray | None = None) -> tuple[int, str]:
+    """How much has come, and its digest."""
+    buffer = bytearray(1 << 18) if buffer is None else buffer
+    size, digest = 0, hashlib.sha256()
+    while count := taker.recv_into(buffer):
+        size += count
+        digest.update(memoryview(buffer)[:count])
+    return size, digest.hexdigest()

@@ -1,0 +1,70 @@
+"""Whether libvirtd starts a domain with its host, while that is about to belong elsewhere.
+
+A host whose power is cut just as a domain was handed over would start it again, as soon as it is
+on: beside the machine that was made of it elsewhere, on the same disks. So that is off before.
+That it was on is noted first, for whoever brings the domain back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from entourage.hosts.threads import in_thread
+from entourage.hypervisors.libvirt.arrival import sync_definitions
+from entourage.hypervisors.libvirt.connection import RefusedError, ask
+from entourage.hypervisors.libvirt.constants import NO_DOMAIN
+from entourage.hypervisors.libvirt.notes import NotesFile
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What is noted of a domain that is to start with its host again."""
+
+
+class Autostart:
+    """That of one domain.
+
+    Args:
+        path: The file of what is noted; None: it ends with this process.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        says = "that a domain is to start with its host again (`virsh autostart`)"
+        self._notes: NotesFile[Held] = NotesFile(path, Held, says)
+
+    async def hold(self, raw: Any) -> None:
+        """Have a domain that has a definition not start; on the disk when this returns.
+
+        Raises:
+            LostError, RefusedError: libvirt does not do it.
+            HypervisorError: It cannot be noted.
+        """
+        if not await ask(raw.autostart):
+            return
+        await in_thread(self._notes.write, Held())
+        await ask(raw.setAutostart, 0)
+        await in_thread(sync_definitions)
+
+    async def give_back(self, raw: Any) -> None:
+        """Have it start again, if it was kept from that; a domain without definition does not.
+
+        Raises:
+            LostError, RefusedError: libvirt does not do it.
+            HypervisorError: What is noted cannot be read.
+        """
+        if await in_thread(self._notes.read) is None:
+            return
+        try:
+            if raw is not None and await ask(raw.isPersistent):
+                await ask(raw.setAutostart, 1)
+        except RefusedError as error:
+            if error.code != NO_DOMAIN:
+                raise
+        await in_thread(sync_definitions)
+        await self.forget()
+
+    async def forget(self) -> None:
+        """It does not start here any more."""
+        await in_thread(self._notes.remove)

@@ -1,0 +1,121 @@
+"""A domain that is about to belong elsewhere does not start with its host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from entourage.domain import Domain
+from entourage.hypervisors.libvirt import autostart as module
+from entourage.hypervisors.libvirt.autostart import Autostart
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError
+from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.libvirt.saving import LibvirtSaving
+
+DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
+
+
+class Raw:
+    """A fake of ``virDomain``.
+
+    Args:
+        file: That of what is noted; looked at whenever something is switched.
+        on: Whether it starts with its host.
+        fails: What libvirt raises.
+    """
+
+    def __init__(self, file: Path, *, on: bool = True, fails: Exception | None = None) -> None:
+        self._file, self.on, self._fails = file, on, fails
+        self.told: list[Any] = []
+        self.persistent = True
+
+    def autostart(self) -> int:
+        return int(self.on)
+
+    def isPersistent(self) -> bool:  # noqa: N802 - libvirt's
+        return self.persistent
+
+    def setAutostart(self, on: int) -> None:  # noqa: N802 - libvirt's
+        if self._fails is not None:
+            raise self._fails
+        self.told.append((on, self._file.exists()))
+        self.on = bool(on)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "x.autostart"
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    told: list[str] = []
+    monkeypatch.setattr(module, "sync_definitions", lambda: told.append("synced"))
+    return told
+
+
+async def test_it_is_noted_then_off_and_on_again_by_another_process(
+    file: Path, synced: list[str]
+) -> None:
+    raw = Raw(file)
+    await Autostart(file).hold(raw)
+    assert (raw.told, synced) == ([(0, True)], ["synced"])
+    await Autostart(file).give_back(raw)
+    assert raw.told == [(0, True), (1, True)]
+    assert synced == ["synced"] * 2
+    assert not file.exists()
+    await Autostart(file).give_back(raw)
+    assert len(raw.told) == 2
+
+
+async def test_one_that_does_not_start_is_left_alone(file: Path, synced: list[str]) -> None:
+    raw = Raw(file, on=False)
+    await Autostart(file).hold(raw)
+    await Autostart(file).give_back(raw)
+    assert (raw.told, synced) == ([], [])
+
+
+@pytest.mark.parametrize("how", ["undefined", "undefined meanwhile", "gone"])
+async def test_one_without_definition_is_settled(file: Path, synced: list[str], how: str) -> None:
+    raw = Raw(file)
+    await Autostart(file).hold(raw)
+    raw = Raw(file, fails=RefusedError("no domain", module.NO_DOMAIN))
+    raw.persistent = how != "undefined"
+    await Autostart(file).give_back(None if how == "gone" else raw)
+    assert not raw.told
+    assert not file.exists()
+    assert synced
+
+
+async def test_what_libvirt_refuses_is_noted_still(file: Path, synced: list[str]) -> None:
+    await Autostart(file).hold(Raw(file))
+    with pytest.raises(RefusedError):
+        await Autostart(file).give_back(Raw(file, fails=RefusedError("read-only", 1)))
+    assert file.exists()
+    assert synced == ["synced"]
+
+
+@pytest.mark.parametrize("transient", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_save_is_handed_over_after_that(
+    file: Path, monkeypatch: pytest.MonkeyPatch, synced: list[str], *, lost: bool, transient: bool
+) -> None:
+    """Also without, where libvirtd is gone: it ends the domain once it is back."""
+    raw = Raw(file, fails=LostError("gone") if lost else None)
+    seen: list[bool] = []
+
+    async def disarmed(_self: LibvirtMachine) -> None:
+        seen.append(raw.on)
+
+    monkeypatch.setattr(LibvirtMachine, "disarm_deadman", disarmed)
+    connection: Any = SimpleNamespace(raw=None, uri="qemu:///system")
+    handle = Handle(
+        connection, raw, DOMAIN, was_running=True, transient=transient, autostart=Autostart(file)
+    )
+    await LibvirtSaving(handle, Path("/x.log"), "a").disarm_deadman()
+    assert seen == [lost or transient]
+    assert len(synced) == (not (lost or transient))
