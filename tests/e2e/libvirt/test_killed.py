@@ -101,10 +101,18 @@ def kill(world: World, name: str, under: Under) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_dies(world: LibvirtWorld, case: Case) -> None:
+    """It starts with its host: where that boots again, libvirtd starts none beside the other."""
     options = SLOWLY if case.point in {PRE_COPY, PREPARE, ARMED, OPENED} else ()
+    source = world.here
+    Libvirtd(source).virsh("autostart", world.name)
     run = strike(world, case, options=options, kill=kill)
+    if case.victim == "source-host":
+        assert "running" not in world.domains(source).values()
     for host in (world.here, world.there):
         if not Libvirtd(host).runs:
             world.start_daemon(host)
     settle(world, case, run)
+    assert "Autostart:      enable" in Libvirtd(world.here).virsh("dominfo", world.name).stdout
+    Libvirtd(world.here).virsh("autostart", "--disable", world.name)
+    world.running = world.here.snapshot()
     world.moved(world.migrate())

@@ -274,7 +274,7 @@ class LibvirtMachine(MachineSeams):
             self._extra |= Flag.PAUSED
 
     async def plan(self, target: Domain) -> Plan:
-        """Begin: what the target's half needs for Prepare."""
+        """Begin: what the target's half needs for Prepare; it starts with this host no more."""
         flags = _BASE | Flag.CHANGE_PROTECTION | self._extra
         parameters = dict(self._job.parameters)
         handle, disks = self._handle, self._job.disks
@@ -290,6 +290,8 @@ class LibvirtMachine(MachineSeams):
                 kept = await ask(handle.raw.XMLDesc, XML_SECURE | XML_INACTIVE | XML_MIGRATABLE)
                 parameters[Parameter.PERSIST_XML] = await ask(retarget, kept, *moved, lookups)
         autostart, checkpoints = await ask(_beside, handle)
+        if autostart:  # before Begin: libvirt changes nothing of a domain that has a job
+            await handle.autostart.hold(handle.raw)
         await attending.withdraw(handle.raw)
         xml, cookie = await self._job.begin(handle, parameters, flags)
         xml = attending.without_object(xml)
@@ -466,6 +468,7 @@ class LibvirtMachine(MachineSeams):
         except LostError:
             await self._handle.find_again()
             await self._handle.destroy()
+        await self._handle.autostart.forget()
         self._released = True
         await self._dismiss()
 

@@ -6,14 +6,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from entourage.domain import Domain
+from entourage.hypervisors.libvirt import attending, machine
 from entourage.hypervisors.libvirt import autostart as module
 from entourage.hypervisors.libvirt.autostart import Autostart
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError
 from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.job import Job
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
+from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.saving import LibvirtSaving
 
 DOMAIN = Domain(name="web1", uuid="5b6e6d0e-0000-4000-8000-000000000001", memory=1 << 28)
@@ -119,3 +123,33 @@ async def test_a_save_is_handed_over_after_that(
     await LibvirtSaving(handle, Path("/x.log"), "a").disarm_deadman()
     assert seen == [lost or transient]
     assert len(synced) == (not (lost or transient))
+
+
+@pytest.mark.parametrize("on", [False, True])
+async def test_a_move_begins_after_that(
+    file: Path, monkeypatch: pytest.MonkeyPatch, synced: list[str], *, on: bool
+) -> None:
+    """Libvirt changes nothing of a domain that has a job; the target's starts as this one did."""
+    raw, seen = Raw(file, on=on), list[bool]()
+
+    async def begin(_self: Job, handle: Handle, *_: object) -> tuple[str, bytes]:
+        seen.append(handle.raw.on)
+        return "<domain/>", b""
+
+    async def withdraw(_: object) -> None:
+        pass
+
+    def checkpoints_of(_: object) -> tuple[()]:
+        return ()
+
+    monkeypatch.setattr(Job, "begin", begin)
+    monkeypatch.setattr(attending, "withdraw", withdraw)
+    monkeypatch.setattr(machine, "checkpoints_of", checkpoints_of)
+    connection: Any = SimpleNamespace(raw=None, uri="qemu:///system")
+    handle = Handle(
+        connection, raw, DOMAIN, was_running=True, transient=False, autostart=Autostart(file)
+    )
+    plan = await LibvirtMachine(handle, Path("/x.log")).plan(DOMAIN)
+    assert seen == [False]
+    assert msgspec.msgpack.decode(plan, type=LibvirtPlan).autostart == on
+    assert (len(synced), file.exists()) == (on, on)
