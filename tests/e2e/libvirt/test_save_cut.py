@@ -24,7 +24,7 @@ from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE
 
-DIR = f"{IMAGES}/cut"
+DIR = "/srv/cut"
 HOW = ["", "--compress"]  # into libvirt's own file, and sent
 
 pytestmark = pytest.mark.matrix
@@ -70,7 +70,7 @@ def cut(world: LibvirtWorld, point: str, *words: str, starts: bool) -> None:
     world.booted(world.here)
     boots_by_itself(world, starts=starts)
     recovered(world)
-    assert not [name for name in names(world.here, IMAGES) if name.endswith(".partial")]
+    assert not [name for name in names(world.here, "/srv") if name.endswith(".partial")]
 
 
 def boots_by_itself(world: LibvirtWorld, *, starts: bool) -> None:
