@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import errno
+import os
 import shutil
 import socket
 import time
@@ -197,6 +199,8 @@ class SavingIncoming(IncomingSeams):
             if not self._needs_local().checkpoint:  # else its guest waits for this to go on
                 await self._write_down()
         except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                await self._give_room()
             raise HypervisorError(
                 f"memory cannot be saved: {plain_words(error)}", remedy=what_to_do(error)
             ) from error
@@ -204,6 +208,14 @@ class SavingIncoming(IncomingSeams):
             raise HypervisorError(error.message, remedy=error.remedy) from error
         finally:
             self._landing = None
+
+    async def _give_room(self) -> None:
+        """Take nothing of the storage any more: the guest goes on before this is undone.
+
+        Its disks may be on the same one. What it cannot write there has QEMU stop it.
+        """
+        with contextlib.suppress(OSError, HypervisorError):
+            await self._storage.do(os.truncate, self._partial / manifests.MEMORY, 0)
 
     async def _write_down(self) -> None:
         path = self._partial / manifests.MEMORY

@@ -299,6 +299,22 @@ async def test_a_claim_on_storage_that_is_not_mounted_is_not_settled(
     assert not list((tmp_path / "state").iterdir())
 
 
+async def test_storage_that_is_full_is_free_again_before_the_guest_goes_on(
+    tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disks may be on the same one: QEMU stops a guest that cannot write."""
+
+    async def full(_self: SavingIncoming) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SavingIncoming, "_write_down", full)
+    incoming = SavingIncoming(domain, tmp_path / "saved", MemoryLedger(), {}, tmp_path / "state")
+    with pytest.raises(HypervisorError, match="no space left"):
+        await landed(incoming, tmp_path, domain)
+    assert (manifests.partial(tmp_path / "saved", domain) / "memory").stat().st_size == 0
+    await incoming.kill()
+
+
 async def test_what_is_damaged_is_not_let_run(tmp_path: Path, domain: Domain) -> None:
     """It is read while it is sent: TEST does not wait for it, unless it is all that is asked."""
     incoming, _ = await arrived(tmp_path, domain)
