@@ -228,18 +228,20 @@ def read_events(output: str, began: float, ended: float, errors: str) -> Told:
     )
 
 
-def fill(memory: str, mebibytes: int) -> None:
-    """Write random bytes into the end of the memory of each guest of that size.
+def fill(host: Host, memory: str, mebibytes: int) -> None:
+    """Write random bytes into the end of the memory of each guest of that size on a lab's host.
 
     It is free there: a guest does not look at what is in memory that it does not use.
 
     Args:
+        host: Where they run; nothing of another one's processes is touched.
         memory: The guest's, as ``2G``.
         mebibytes: How much of it.
     """
     size = mebibytes_of(memory) << 20
-    for process in Path("/proc").glob("[0-9]*"):
-        for first, last in _mappings(process):
+    here = Path(f"/proc/{host.init_pid}/ns/pid").readlink()
+    for process in Path("/proc").glob("[0-9]*") if mebibytes else ():
+        for first, last in _mappings(process, here):
             if last - first == size:
                 with (process / "mem").open("wb", buffering=0) as file:
                     for number in range(mebibytes):
@@ -252,10 +254,16 @@ def mebibytes_of(memory: str) -> int:
     return int(memory[:-1]) << {"M": 0, "G": 10}[memory[-1]]
 
 
-def _mappings(process: Path) -> list[tuple[int, int]]:
-    """What a QEMU has mapped, first address and the one after the last; nothing of others."""
+def _mappings(process: Path, here: Path) -> list[tuple[int, int]]:
+    """What a QEMU has mapped, first address and the one after the last; nothing of others.
+
+    Args:
+        process: Its directory in ``/proc``.
+        here: The PID namespace that it must be in.
+    """
     try:
-        if "qemu-system" not in (process / "cmdline").read_text(errors="replace"):
+        named = "qemu-system" in (process / "cmdline").read_text(errors="replace")
+        if not named or (process / "ns" / "pid").readlink() != here:
             return []
         lines = (process / "maps").read_text().splitlines()
     except OSError:  # it has ended

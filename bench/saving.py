@@ -81,7 +81,7 @@ class _Bench:
             guest.start()
             self._seen.wait_for(lambda report: report.up, _BOOT, guest.address)
             guest.pause()
-        fill(self._own.shape.memory, self._own.shape.filled)
+        fill(self._host, self._own.shape.memory, self._own.shape.filled)
 
     def round(self, *, backwards: bool) -> dict[str, dict[str, float]]:
         """One round: by what was done, the seconds of each party."""

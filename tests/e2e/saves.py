@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,20 @@ def killed_at(world: World, argv: list[str], victim: str, point: str) -> None:
             process.kill()
         points.open()
         process.communicate(timeout=PATIENCE)
+
+
+def cut_power(world: World, point: str, words: Sequence[str]) -> None:
+    """Cut the power of the guest's host at a point of a command's way; it boots again."""
+    with Points(world.here, point) as points:
+        process = world.here.popen(["entourage", *words], env=points.env)
+        points.wait(point, lambda: process.poll() is None)
+        process.send_signal(signal.SIGSTOP)  # who stands at the point would go on now
+        world.here.run(["pkill", "-STOP", "-f", "entourage agent"], check=False)
+        points.let_go()
+        world.here.power_cut()
+        process.communicate(timeout=PATIENCE)
+    world.here.power_on()
+    world.booted(world.here)
 
 
 def recovered(world: World) -> None:

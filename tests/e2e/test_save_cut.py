@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Generator
 
 import pytest
 
 from lab.hosts import Lab
 from lab.observer import Observer
-from tests.e2e.points import Points
-from tests.e2e.run import PATIENCE
-from tests.e2e.saves import KEPT, names, recovered, run
+from tests.e2e.saves import KEPT, cut_power, names, recovered, run
 from tests.e2e.world import World
 
 DIR = "/srv/cut"
@@ -40,16 +37,7 @@ def ready(world: World) -> Generator[World]:
 
 def cut(world: World, point: str, *words: str) -> None:
     """Cut the power of the host at a point of a command; it boots again, and is recovered."""
-    with Points(world.here, point) as points:
-        process = world.here.popen(["entourage", *words], env=points.env)
-        points.wait(point, lambda: process.poll() is None)
-        process.send_signal(signal.SIGSTOP)  # who stands at the point would go on now
-        world.here.run(["pkill", "-STOP", "-f", "entourage agent"], check=False)
-        points.let_go()
-        world.here.power_cut()
-        process.communicate(timeout=PATIENCE)
-    world.here.power_on()
-    world.booted(world.here)
+    cut_power(world, point, words)
     recovered(world)
     left = [name for name in names(world.here, "/srv") if name.endswith(".partial")]
     assert not left

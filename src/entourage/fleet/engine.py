@@ -108,11 +108,13 @@ class Driver:
                 if self._bug is not None:
                     raise self._bug
                 for move in await self.campaign.due(self._world.now()):
-                    if not self.campaign.begins:  # since: to be told takes a while
+                    if self.campaign.begins:
+                        await self._told(self.campaign.moves[move.uuid])
+                    if self.campaign.begins:  # to be told takes a while
+                        self._begin(move)
+                    else:
                         await self.campaign.withdraw(move)
-                        continue
-                    await self._told(self.campaign.moves[move.uuid])
-                    self._begin(move)
+                        await self._told(self.campaign.moves[move.uuid])
                 await self._wait()
             if self._tasks:  # they have ended, and that is being told
                 await asyncio.wait(self._tasks)

@@ -104,12 +104,15 @@ class GrowingDigest:
         self._answer: asyncio.Task[str] | None = None
 
     async def begin(self) -> None:
-        """Start the program; raises HypervisorError where there is none."""
+        """Start the program; where that cannot be, ``finish`` reads the file."""
         out, inward = os.pipe2(os.O_CLOEXEC)
         try:
             with contextlib.suppress(OSError):  # smaller, and slower
                 fcntl.fcntl(inward, fcntl.F_SETPIPE_SZ, _AT_ONCE)
             process = await _started(out, _command())
+        except HypervisorError:
+            os.close(inward)
+            return
         except BaseException:
             os.close(inward)
             raise

@@ -16,13 +16,11 @@ import errno
 import fcntl
 import mmap
 import os
-from types import TracebackType
-from typing import Self
 
 PIPE = 1 << 20  # bytes, the most that a pipe may hold without privileges
-_LEAST = 256 << 10
+_LEAST = PIPE
 _TOO_SMALL = (
-    "this host gives no pipe of 256 KiB: raise fs.pipe-max-size, or fs.pipe-user-pages-soft, with"
+    "this host gives no pipe of 1 MiB: raise fs.pipe-max-size, or fs.pipe-user-pages-soft, with"
     " sysctl"
 )
 _AT_LEAST = 4  # the part of the pipe's size that is kept at least: a quarter
@@ -30,7 +28,7 @@ _SHARE = 8  # of what is kept: so much of it goes at a time
 
 
 class Pipe:
-    """A pipe of the kernel's; a context manager.
+    """A pipe of the kernel's; ``close`` it.
 
     Args:
         size: Bytes that it is to hold, in pages that may hold less each.
@@ -50,21 +48,14 @@ class Pipe:
         """Bytes that it can hold."""
         return fcntl.fcntl(self.inward, fcntl.F_GETPIPE_SZ)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close both ends."""
         os.close(self.out)
         os.close(self.inward)
 
 
 class Tail:
-    """The last of what has gone through a pipe, some 256 KiB at least; a context manager.
+    """The last of what has gone through a pipe, some 256 KiB at least; ``close`` it.
 
     Raises:
         OSError: This host gives no pipe of that size.
@@ -73,23 +64,17 @@ class Tail:
     def __init__(self) -> None:
         self._size = 0
         with contextlib.ExitStack() as stack:
-            self._view = stack.enter_context(Pipe(PIPE))  # takes what is looked at
-            self._kept = stack.enter_context(Pipe(self._view.size))
+            # What is looked at, and what is kept.
+            self._view = stack.enter_context(contextlib.closing(Pipe(PIPE)))
+            self._kept = stack.enter_context(contextlib.closing(Pipe(PIPE)))
             self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             stack.callback(os.close, self._nowhere)
             if self._view.size < _LEAST:
                 raise OSError(_TOO_SMALL)
             self._close = stack.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Nobody looks any more."""
         self._close.close()
 
     def take(self, pipe: Pipe, count: int) -> int:

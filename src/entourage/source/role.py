@@ -185,7 +185,7 @@ class SourceSide:
             if self._machine:
                 await self._machine.keep_definition()
         except HypervisorError as error:
-            self._not_tidy([f"what is written down of it is not as it was: {error}"])
+            self._not_tidy([str(error)])
 
     def _not_tidy(self, problems: list[str]) -> None:
         self.problems += problems

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Generator
 
 import pytest
@@ -21,8 +20,8 @@ from tests.e2e.libvirt.saved import (
     starts_with_its_host,
 )
 from tests.e2e.libvirt.world import LibvirtWorld
-from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE
+from tests.e2e.saves import cut_power
 
 DIR = "/srv/cut"
 HOW = ["", "--compress"]  # into libvirt's own file, and sent
@@ -58,16 +57,7 @@ def cut(world: LibvirtWorld, point: str, *words: str, starts: bool) -> None:
     """
     # A power cut is to find what has long been so.
     world.here.run(["sync", "--file-system", IMAGES])
-    with Points(world.here, point) as points:
-        process = world.here.popen(["entourage", *words], env=points.env)
-        points.wait(point, lambda: process.poll() is None)
-        process.send_signal(signal.SIGSTOP)  # who stands at the point would go on now
-        world.here.run(["pkill", "-STOP", "-f", "entourage agent"], check=False)
-        points.let_go()
-        world.here.power_cut()
-        process.communicate(timeout=PATIENCE)
-    world.here.power_on()
-    world.booted(world.here)
+    cut_power(world, point, words)
     boots_by_itself(world, starts=starts)
     recovered(world)
     assert not [name for name in names(world.here, "/srv") if name.endswith(".partial")]

@@ -269,13 +269,17 @@ async def test_what_stops_while_that_is_told_begins_nothing_more() -> None:
     slots, world, stopped = FleetSlots(), _GoesBack(), asyncio.Event()
     one = campaign(*(move(f"x{n}") for n in range(4)), limits=limits, slots=slots)
 
+    told: dict[str, str] = {}
+
     async def tell(state: MoveState) -> None:
+        told[state.move.name] = state.status
         if state.status == "stays":
             stopped.set()
         elif state.move.name == "x1":
             await stopped.wait()
 
     assert await Driver(one, world, tell).run() == "stopped"
-    assert world.began == ["x0", "x1"]
-    assert [one.moves[name].status for name in ("x2", "x3")] == ["waits", "waits"]
+    assert world.began == ["x0"]
+    assert [one.moves[name].status for name in ("x1", "x2", "x3")] == ["waits"] * 3
+    assert told["x1"] == "waits"
     assert (slots.leaving["a"], slots.arriving["b"]) == (0, 0)

@@ -102,12 +102,13 @@ async def test_what_could_not_be_passed_on_is_read_again(
     await growing.end()
 
 
+@pytest.mark.parametrize("text", ["#!/bin/sh\nread -r _\nexit 1\n", "#!/none\n", "\x7fELF"])
 async def test_a_program_that_does_not_work_is_not_the_files_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     """Its libraries may be half upgraded; or the kernel has ended it, for want of memory."""
     broken = tmp_path / "openssl"
-    broken.write_text("#!/bin/sh\nread -r _\nexit 1\n")
+    broken.write_text(text)
     broken.chmod(0o755)
     monkeypatch.setattr(digests, "_FAST", (str(broken),))
     path = tmp_path / "memory"

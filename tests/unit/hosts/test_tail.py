@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def passed(pipe: Pipe, tail: Tail, data: bytes) -> None:
 
 
 def test_what_is_looked_at_is_kept() -> None:
-    with Pipe(PIPE) as pipe, Tail() as tail:
+    with closing(Pipe(PIPE)) as pipe, closing(Tail()) as tail:
         assert tail.last(1) == b""
         passed(pipe, tail, b"0123456789")
         for _ in range(2):
@@ -42,7 +43,7 @@ def test_what_is_looked_at_is_kept() -> None:
 def test_so_much_is_kept_whatever_it_came_in(size: int, count: int) -> None:
     """A piece has a page of the pipe's at least; there are more pieces than pages."""
     pieces = [os.urandom(size) for _ in range(count)]
-    with Pipe(PIPE) as pipe, Tail() as tail:
+    with closing(Pipe(PIPE)) as pipe, closing(Tail()) as tail:
         for piece in pieces:
             passed(pipe, tail, piece)
         kept = tail.last(1 << 30)

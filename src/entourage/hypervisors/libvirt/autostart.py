@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
@@ -34,25 +35,30 @@ class Autostart:
         says = "that a domain is to start with its host again (`virsh autostart`)"
         self._notes: NotesFile[Held] = NotesFile(path, Held, says)
 
-    async def hold(self, raw: Any) -> None:
+    async def hold(self, raw: Any) -> bool:
         """Have a domain that has a definition not start; on the disk when this returns.
+
+        Returns:
+            Whether it did, and does again once it is given back.
 
         Raises:
             LostError, RefusedError: libvirt does not do it.
             HypervisorError: It cannot be noted.
         """
         if not await ask(raw.autostart):
-            return
-        await in_thread(self._notes.write, Held())
+            await self.forget()  # an older note's: its user has switched it off since
+            return False
+        await ask(self._notes.write, Held())
         await ask(raw.setAutostart, 0)
-        await in_thread(sync_definitions)
+        await _synced()
+        return True
 
     async def give_back(self, raw: Any) -> None:
         """Have it start again, if it was kept from that; a domain without definition does not.
 
         Raises:
             LostError, RefusedError: libvirt does not do it.
-            HypervisorError: What is noted cannot be read.
+            HypervisorError: What is noted cannot be read, or not be removed.
         """
         if await in_thread(self._notes.read) is None:
             return
@@ -62,9 +68,19 @@ class Autostart:
         except RefusedError as error:
             if error.code != NO_DOMAIN:
                 raise
-        await in_thread(sync_definitions)
+        await _synced()
         await self.forget()
 
     async def forget(self) -> None:
-        """It does not start here any more."""
-        await in_thread(self._notes.remove)
+        """It does not start here any more; raises HypervisorError where that cannot be written."""
+        await ask(self._notes.remove)
+
+
+async def _synced() -> None:
+    try:
+        await ask(sync_definitions)
+    except OSError as error:
+        raise HypervisorError(
+            f"whether it starts with its host is not on the disk: {plain_words(error)}",
+            remedy=what_to_do(error),
+        ) from error

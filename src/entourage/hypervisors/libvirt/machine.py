@@ -36,7 +36,7 @@ from entourage.hypervisors.deadman import Deadman
 from entourage.hypervisors.libvirt import attending, looks, tls, volumes
 from entourage.hypervisors.libvirt.activation import not_while_paused, take_images
 from entourage.hypervisors.libvirt.announcing import SourceAnnouncing
-from entourage.hypervisors.libvirt.checkpoints import Checkpoint, checkpoints_of
+from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call, phases
 from entourage.hypervisors.libvirt.constants import (
     XML_INACTIVE,
@@ -289,9 +289,9 @@ class LibvirtMachine(MachineSeams):
             if not handle.transient:
                 kept = await ask(handle.raw.XMLDesc, XML_SECURE | XML_INACTIVE | XML_MIGRATABLE)
                 parameters[Parameter.PERSIST_XML] = await ask(retarget, kept, *moved, lookups)
-        autostart, checkpoints = await ask(_beside, handle)
-        if autostart:  # before Begin: libvirt changes nothing of a domain that has a job
-            await handle.autostart.hold(handle.raw)
+        checkpoints = await ask(checkpoints_of, handle.raw)
+        # Before Begin: libvirt changes nothing of a domain that has a job.
+        autostart = not handle.transient and await handle.autostart.hold(handle.raw)
         await attending.withdraw(handle.raw)
         xml, cookie = await self._job.begin(handle, parameters, flags)
         xml = attending.without_object(xml)
@@ -444,11 +444,18 @@ class LibvirtMachine(MachineSeams):
 
     async def keep_definition(self) -> None:
         """It stays here: it starts with its host again, if that was held off."""
+        handle, name = self._handle, self.domain.name
         try:
-            await self._handle.autostart.give_back(self._handle.raw)
-        except LostError:
-            await self._handle.find_again()
-            await self._handle.autostart.give_back(self._handle.raw)
+            try:
+                await handle.autostart.give_back(handle.raw)
+            except LostError:
+                await handle.find_again()
+                await handle.autostart.give_back(handle.raw)
+        except HypervisorError as error:
+            raise HypervisorError(
+                f"{name} does not start with this host: {error.message}",
+                remedy=f"`virsh autostart {name}`, then `entourage recover {name}`",
+            ) from error
 
     async def halt(self) -> None:
         """Stop the guest and keep it: it was found running without a right to."""
@@ -481,15 +488,6 @@ class LibvirtMachine(MachineSeams):
         if self._tidying is not None:
             await self._tidying
             self._tidying = None
-
-
-def _beside(handle: Handle) -> tuple[bool, tuple[Checkpoint, ...]]:
-    """What libvirt knows of a domain beside its XML: does it start with its host? its checkpoints.
-
-    Blocks.
-    """
-    autostart = not handle.transient and bool(handle.raw.autostart())
-    return autostart, checkpoints_of(handle.raw)
 
 
 def let_run() -> HypervisorError:

@@ -69,7 +69,17 @@ class NotesFile(Generic[Noted]):
             ) from error
 
     def remove(self) -> None:
-        """All is done."""
+        """All is done.
+
+        Raises:
+            HypervisorError: They are still there.
+        """
         self._noted = None
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             durable.remove(self._path)
+        except OSError as error:
+            raise HypervisorError(
+                f"{self._path} cannot be removed: {plain_words(error)}", remedy="remove it"
+            ) from error

@@ -340,17 +340,15 @@ class RestoringIncoming(LibvirtIncoming):
         if noted is not None and noted.begun:
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
-            ended = await self._end()
-            # With a definition here, libvirt leaves it. Who has found it off does not know whether
-            # its user has started it since.
-            mine = ended or self._restoring is not None
-            if noted.tpm_is_new and mine and not noted.resumed:
+            await self._end()
+            # With a definition here, libvirt leaves it. Only who has asked libvirt knows that its
+            # user has not started it since.
+            if noted.tpm_is_new and self._restoring is not None and not noted.resumed:
                 await erase_states(self._domain)
         await in_thread(self._restoring_file.remove)
 
-    async def _end(self) -> bool:
-        """End it where it stands still; whether it did."""
-        name, ended = self._domain.name, False
+    async def _end(self) -> None:
+        name = self._domain.name
         state = await self._settled_state()
         if state in {State.RUNNING, State.BLOCKED}:
             raise HypervisorError(
@@ -361,9 +359,7 @@ class RestoringIncoming(LibvirtIncoming):
         if state not in _GONE and (raw := await self._raw()) is not None:
             with contextlib.suppress(RefusedError):  # it has ended by itself
                 await ask(raw.destroy)
-                ended = True
         await check_ended(name, self._uuid)
-        return ended
 
     async def _settled_state(self) -> int:
         """Its state, once a libvirtd that was just asked to restore it has had time to begin."""

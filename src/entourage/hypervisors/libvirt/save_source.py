@@ -13,11 +13,9 @@ from xml.etree import ElementTree as ET
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
-from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane
 from entourage.hypervisors.libvirt import looks
 from entourage.hypervisors.libvirt.activation import not_before_it_has_run
-from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
@@ -146,21 +144,15 @@ class SaveSource(LibvirtMachine):
 
     async def end(self) -> None:
         """End it, and have libvirtd not start it with its host, beside what is restored of it."""
-        raw = self._handle.raw
-
-        def stay_off() -> None:
-            if raw.autostart():
-                raw.setAutostart(0)
-
+        raw, autostart = self._handle.raw, self._handle.autostart
         await self._handle.end()
         if raw is not None and not self._handle.transient:
             try:
-                await ask(stay_off)
+                await autostart.hold(raw)
             except RefusedError as error:
                 if error.code != NO_DOMAIN:  # else it was undefined meanwhile, and starts nowhere
                     raise
-            await in_thread(sync_definitions)
-        await self._handle.autostart.forget()
+        await autostart.forget()
 
 
 def out_of_sight(live: ET.Element, domain: Domain) -> Iterator[tuple[str, str]]:

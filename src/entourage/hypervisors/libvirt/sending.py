@@ -5,7 +5,7 @@ or to lie on another host is therefore sent, by the source's phases of a migrati
 prepared: Perform connects to a socket of this process, which passes on what comes. What Begin has
 said is kept with it, for Prepare where it is restored.
 
-    plan     libvirtd does not start it with its host any more; Begin
+    plan     libvirtd does not start it with its host any more (a checkpoint's it does); Begin
     start    Perform, in a thread: libvirtd connects, and what QEMU sends goes into the save
     stopped, disarm_deadman    as for a domain that moves
     landed   Perform has returned, and all of memory is on its way
@@ -104,9 +104,11 @@ class LibvirtSending(SaveSource):
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - nothing of it is changed
         """Begin: who restores it, and what that needs for Prepare. Nobody attends that."""
         handle = self._handle
-        starts = not handle.transient and bool(await ask(handle.raw.autostart))
-        if starts:  # before Begin: libvirt changes nothing of a domain that has a job
-            await handle.autostart.hold(handle.raw)
+        starts = False
+        if self.local().checkpoint:  # nobody else ever runs it
+            starts = not handle.transient and bool(await ask(handle.raw.autostart))
+        elif not handle.transient:  # before Begin: libvirt changes nothing of a domain with a job
+            starts = await handle.autostart.hold(handle.raw)
         await attending.withdraw(handle.raw)
         xml, cookie = await self._job.begin(
             handle, dict(self._job.parameters), _FLAGS | self._extra

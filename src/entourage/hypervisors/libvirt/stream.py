@@ -85,7 +85,7 @@ class QemuStream:
             try:
                 coming = select.poll()
                 coming.register(source, select.POLLIN)
-                with Pipe(_AT_ONCE) as pipe, Tail() as tail:
+                with contextlib.closing(Pipe(_AT_ONCE)) as pipe, contextlib.closing(Tail()) as tail:
                     while count := self._more(source, coming, pipe, tail):
                         while count:
                             taken = tail.take(pipe, count)

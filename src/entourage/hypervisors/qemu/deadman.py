@@ -162,10 +162,14 @@ def resume(qmp: _Qmp, mirrors: list[str], *, run_again: bool) -> str:
 def _until_no_backup(qmp: _Qmp, names: list[str]) -> None:
     """Wait until no backup job is there, nor can be: it fails the guest's writes (``marks.py``).
 
-    Cut off as they are, they end at once, unless the guest's own disk does not answer.
+    Cut off as they are, they end at once, unless the guest's own disk does not answer: for that
+    there is no limit, as the guest could not write to it either. What a mirror is for has no such
+    job.
     """
     deadline = time.monotonic() + _DEADLINE
-    left: list[str] = [*names]
+    jobs = qmp.run("query-block-jobs")
+    mirrored = {job["device"] for job in jobs if job["type"] == "mirror"}
+    left: list[str] = [name for name in names if name not in mirrored]
     while left:
         jobs = qmp.run("query-block-jobs")
         if any(job["device"] in left and job["type"] == "backup" for job in jobs):
@@ -173,7 +177,7 @@ def _until_no_backup(qmp: _Qmp, names: list[str]) -> None:
             continue
         # A process that was frozen may be about to begin one: it finds no target any more.
         left = [name for name in left if not _is_dropped(qmp, name)]
-        if left:  # it has begun one meanwhile, or a mirror is not quite over
+        if left:  # it has begun one meanwhile
             if time.monotonic() > deadline:
                 return
             qmp.wait(_SOON)  # the guest stands still

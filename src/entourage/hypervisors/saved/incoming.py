@@ -253,7 +253,9 @@ class SavingIncoming(IncomingSeams):
         await self._storage.do(manifests.write_manifest, self._partial, manifest)
         # What cannot be read again would be lost.
         await in_thread(manifests.read_manifest, self._partial)
-        await self._storage.do(lineage, self._partial, manifest)
+        if local.since is not None:
+            earlier = Storage(Path(local.since.directory), self._domain.name)
+            await earlier.do(lineage, self._partial, manifest)
 
     async def publish(self) -> None:
         """Have the save of a guest that goes on whole, under its name; that cannot be undone.
@@ -268,19 +270,24 @@ class SavingIncoming(IncomingSeams):
             await self._write_down()
             # Whoever gives it up meanwhile waits until it is known which of both it is, or until
             # the storage is given up.
-            self._publishing = asyncio.ensure_future(self._storage.do(self._publish))
+            self._publishing = asyncio.ensure_future(self._named())
             await asyncio.shield(self._publishing)
-        except Unanswered as error:
-            raise Unanswered(
-                f"{error.message}: whether the checkpoint stands is not known",
-                remedy=f"{error.remedy}; `entourage saved {self._directory}` shows it then",
-            ) from error
         except OSError as error:
             raise HypervisorError(
                 f"it cannot be written down: {plain_words(error)}", remedy=what_to_do(error)
             ) from error
         except UsageError as error:
             raise HypervisorError(error.message, remedy=error.remedy) from error
+
+    async def _named(self) -> None:
+        """Give it its name; raises Unanswered where whether it has got it is not known."""
+        try:
+            await self._storage.do(self._publish)
+        except Unanswered as error:
+            raise Unanswered(
+                f"{error.message}: whether the checkpoint stands is not known",
+                remedy=f"{error.remedy}; `entourage saved {self._directory}` shows it then",
+            ) from error
 
     def accept_cookie(self, cookie: bytes) -> None:
         """QEMU's own stream said everything."""

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from entourage.domain import Domain
+from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt import attending, machine
 from entourage.hypervisors.libvirt import autostart as module
 from entourage.hypervisors.libvirt.autostart import Autostart
@@ -153,3 +154,74 @@ async def test_a_move_begins_after_that(
     assert seen == [False]
     assert msgspec.msgpack.decode(plan, type=LibvirtPlan).autostart == on
     assert (len(synced), file.exists()) == (on, on)
+
+
+def moving(raw: Any, file: Path) -> LibvirtMachine:
+    connection: Any = SimpleNamespace(raw=None, uri="qemu:///system")
+    handle = Handle(
+        connection, raw, DOMAIN, was_running=True, transient=False, autostart=Autostart(file)
+    )
+    return LibvirtMachine(handle, Path("/x.log"))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_one_that_stays_starts_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch, synced: list[str], *, lost: bool
+) -> None:
+    """Another process gives it back as well; a libvirtd that went away is asked once more."""
+    raw = Raw(file)
+    await Autostart(file).hold(raw)
+    assert synced
+    again: list[Raw] = []
+    gone = Raw(file, fails=LostError("gone"))
+
+    async def find_again(self: Handle) -> None:
+        again.append(raw)
+        self.raw = raw
+
+    monkeypatch.setattr(Handle, "find_again", find_again)
+    await moving(gone if lost else raw, file).keep_definition()
+    assert (raw.on, len(again), file.exists()) == (True, lost, False)
+
+
+async def test_what_keeps_it_from_that_is_told(file: Path, synced: list[str]) -> None:
+    await Autostart(file).hold(Raw(file))
+    refusing = Raw(file, fails=RefusedError("read-only", 1))
+    with pytest.raises(HypervisorError, match="web1 does not start with this host") as told:
+        await moving(refusing, file).keep_definition()
+    assert "virsh autostart web1" in told.value.remedy
+    assert synced == ["synced"]
+
+
+async def test_one_that_has_left_is_forgotten(
+    file: Path, monkeypatch: pytest.MonkeyPatch, synced: list[str]
+) -> None:
+    raw = Raw(file)
+    await Autostart(file).hold(raw)
+
+    async def destroyed(_: Handle) -> None:
+        pass
+
+    monkeypatch.setattr(Handle, "destroy", destroyed)
+    await moving(raw, file).release()
+    assert (raw.on, file.exists(), synced) == (False, False, ["synced"])
+
+
+async def test_an_older_note_is_not_believed(file: Path, synced: list[str]) -> None:
+    """Its user has switched it off since."""
+    file.write_text("{}")
+    raw = Raw(file, on=False)
+    assert not await Autostart(file).hold(raw)
+    await Autostart(file).give_back(raw)
+    assert (raw.on, synced) == (False, [])
+
+
+async def test_a_disk_that_fails_is_told_as_such(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module, "sync_definitions", fail)
+    with pytest.raises(HypervisorError, match="input/output error"):
+        await Autostart(file).hold(Raw(file))

@@ -16,7 +16,7 @@ import pytest
 from entourage.domain import Block, Domain, Tpm
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane, Ticket
-from entourage.hypervisors.libvirt import attending, looks, save_source, saving
+from entourage.hypervisors.libvirt import attending, autostart, looks, saving
 from entourage.hypervisors.libvirt import handle as handles
 from entourage.hypervisors.libvirt.connection import RefusedError
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
@@ -274,7 +274,7 @@ async def test_the_definition_stays(
         told.append("looked")
 
     monkeypatch.setattr(handles, "check_ended", ended)
-    monkeypatch.setattr(save_source, "sync_definitions", lambda: None)
+    monkeypatch.setattr(autostart, "sync_definitions", lambda: None)
     connection: Any = SimpleNamespace(raw=None)
     handle = Handle(connection, Raw(), DOMAIN, was_running=True, transient=False)
     await LibvirtSaving(handle, Path("/x.log"), "a").release()

@@ -132,6 +132,20 @@ def test_memory_that_is_passed_on_is_sent() -> None:
     assert moving.saving.sending.sending is None
 
 
+async def test_a_checkpoints_guest_starts_with_its_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else ever runs it."""
+    phases, raw = Phases(), FakeDomain(XML, XML)
+    monkeypatch.setattr("entourage.hypervisors.libvirt.job.phases", lambda: phases)
+    one = machine(tmp_path, raw)
+    local = msgspec.structs.replace(one._plane.local, checkpoint=True)
+    one._plane = msgspec.structs.replace(one._plane, local=local)
+    plan = msgspec.msgpack.decode(await one.plan(DOMAIN), type=SavePlan)
+    assert msgspec.msgpack.decode(plan.kept, type=LibvirtPlan).autostart
+    assert raw.told == []
+
+
 async def test_what_begin_says_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The domain is not undefined, and nothing of it is written down on a target.
 
@@ -312,7 +326,7 @@ async def test_the_definition_stays(
             raise error
 
     monkeypatch.setattr(handles, "check_ended", ended)
-    monkeypatch.setattr("entourage.hypervisors.libvirt.save_source.sync_definitions", lambda: None)
+    monkeypatch.setattr("entourage.hypervisors.libvirt.autostart.sync_definitions", lambda: None)
     raw = Raw(XML, XML)
     one = machine(tmp_path)
     connection: Any = SimpleNamespace(raw=None, uri="qemu:///system")
