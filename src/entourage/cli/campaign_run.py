@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +16,7 @@ from entourage.errors import EntourageError
 from entourage.fleet.controller import Runner
 from entourage.fleet.database import DatabaseAwayError
 from entourage.fleet.durable import Durable, controller_name
+from entourage.fleet.outage import Outage
 from entourage.fleet.shown import STATUSES, sums
 from entourage.fleet.spec import Summary
 from entourage.fleet.store import Store
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from entourage.cli.campaigns import Asked
 
 _LOOK_EVERY: Final = 0.5  # seconds
-_PAUSES_WITHIN: Final = 900.0  # seconds, of a database that is away; as ``outage``
 
 
 def run(asked: Asked, store: Store, name: str) -> int:
@@ -128,25 +127,23 @@ async def pause(store: Store, name: str) -> None:
 
     Why it is not paused is said, and raised by nothing: what moves is waited for all the same.
     """
-    until, told = time.monotonic() + _PAUSES_WITHIN, False
-    while True:
-        try:
-            await in_thread(store.wish, name, "pause")
-        except DatabaseAwayError as error:
-            if time.monotonic() > until:
-                say(clean(f"entourage: {name} is not paused: {error}"))
-                return
-            if not told:
-                told = True
-                say(clean(f"entourage: {name} is not paused yet, that is tried again: {error}"))
-            await asyncio.sleep(_LOOK_EVERY)
-        except EntourageError as error:
-            say(clean(f"entourage: {name} is not paused: {error}"))
-            return
-        else:
-            if told:
-                say(clean(f"entourage: {name} is paused now"))
-            return
+
+    async def ask() -> None:
+        await in_thread(store.wish, name, "pause")
+
+    said: list[str] = []
+
+    def note(why: str) -> None:
+        said.append(why)
+        say(clean(f"entourage: {why}"))
+
+    try:
+        await Outage(note).through(ask)
+    except EntourageError as error:
+        say(clean(f"entourage: {name} is not paused: {error}"))
+    else:
+        if said:
+            say(clean(f"entourage: {name} is paused now"))
 
 
 async def left(

@@ -118,7 +118,8 @@ class SavedBlock(BlockController):
         if changed is None:
             reason = (
                 f"what was written since {since.directory} is not known: its guest was started"
-                " anew since, has moved, or has another medium in it; or many others were made"
+                " anew since, has moved, or has another medium in it; many others were made; or the"
+                " command that made it was ended just then"
             )
             return [refuse(disk, here.source, reason, whole)]
         self._changed = changed.written

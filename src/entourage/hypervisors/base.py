@@ -186,6 +186,14 @@ class Machine(Protocol):
         """What the hypervisor itself marks as not migratable, by device where it says which."""
         ...
 
+    async def go_on(self) -> None:
+        """What was saved is removed: a guest goes on that full storage has stopped meanwhile.
+
+        Its disks may be on the storage of the save. Does nothing for one that runs, or that its
+        user has paused.
+        """
+        ...
+
     async def examine(self) -> Sequence[Refusal]:
         """In TEST, where nothing follows it or something would be written over: what takes long.
 

@@ -263,6 +263,9 @@ class MachineSeams:
         """Everything is as it was."""
         return ""
 
+    async def go_on(self) -> None:
+        """Nothing stops its guest for full storage."""
+
     async def examine(self) -> Sequence[Refusal]:
         """Nothing of it takes long to be seen."""
         return ()

@@ -56,6 +56,11 @@ async def come_back(
         await asyncio.wait({undone}, timeout=_TRY_AGAIN)
         failed = await _failure(side) or failed
     there = await undone_there(session, undone, hurries=hurries)
+    if failed is None and not DOINGS[session.kind].moves:
+        try:
+            await session.machine.go_on()
+        except EntourageError as error:
+            there.append(str(error))
     await side.idle()  # where it was not written down, the target's NEVER is another occasion
     for note in side.notes:
         session.emit(Warned(at=session.clock.now(), message=note, host=session.source))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
 from entourage import messages
@@ -15,6 +14,7 @@ from entourage.errors import (
     MigrationFailed,
     ours,
 )
+from entourage.events import Warned
 from entourage.source.abort import abort_there, come_back
 from entourage.source.endings import guest_ended
 from entourage.source.role import SourceSide
@@ -106,8 +106,17 @@ async def keep(session: Session, side: SourceSide, keeping: Keeping) -> tuple[st
     if side.has_ended:
         raise await guest_ended(session, problems)
     if keeping.done and (mirroring := session.machine.mirroring) is not None:
-        with contextlib.suppress(HypervisorError):  # then the next one is of all, and says why
+        try:
             await mirroring.kept()
+        except HypervisorError as error:
+            text = (
+                f"what is written from now on is not recorded, so that `--since` this one will be"
+                f" refused for it: {error.message}"
+            )
+            warning = Warned(
+                at=session.clock.now(), message=text, device=error.device, host=session.source
+            )
+            session.emit(warning)
     if not keeping.done:
         error = keeping.failed or Interrupted(_NOT_KNOWN, host=session.target)
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed

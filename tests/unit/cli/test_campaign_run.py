@@ -142,6 +142,11 @@ class Fails:
         self._wish(name, wish)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "_LOOK_AGAIN", 0.01)
+
+
 AWAY = DatabaseAwayError("the fleet's database: no route", remedy="see it")
 
 
@@ -152,8 +157,9 @@ async def test_a_pause_is_wished_for_until_the_database_has_heard_it(
     await pause(store, "mine")
     assert store.summary("mine").wish == "pause"
     assert capsys.readouterr().err == (
-        "entourage: mine is not paused yet, that is tried again: the fleet's database: no route"
-        " (see it)\nentourage: mine is paused now\n"
+        "entourage: the fleet's database: no route (see it): it is waited for\n"
+        "entourage: the fleet's database answers again: it goes on\n"
+        "entourage: mine is paused now\n"
     )
     await pause(store, "mine")
     assert capsys.readouterr().err == ""
@@ -162,13 +168,13 @@ async def test_a_pause_is_wished_for_until_the_database_has_heard_it(
 async def test_a_pause_that_is_never_heard_is_told_and_raised_by_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(campaign_run, "_PAUSES_WITHIN", -1.0)
+    monkeypatch.setattr(outage, "_WAITS", -1.0)
     wish = Fails(store, AWAY, AWAY)
     monkeypatch.setattr(store, "wish", wish)
     await pause(store, "mine")
     assert (wish.asked, store.summary("mine").wish) == (1, "run")
     said = "entourage: mine is not paused: the fleet's database: no route (see it)\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err.endswith(said)
     monkeypatch.undo()
     store.wish("mine", "abort")
     await pause(store, "mine")  # a campaign that is being aborted is not paused
@@ -219,7 +225,8 @@ def test_ctrl_c_pauses_it_also_where_the_database_is_away(
     told = capsys.readouterr()
     assert [line.split(":")[1].strip() for line in told.err.splitlines()] == [
         "nothing more is begun; what moves is waited for (again",
-        "mine is not paused yet, that is tried again",
+        "the fleet's database",
+        "the fleet's database answers again",
         "mine is paused now",
     ]
     assert "it is paused; `entourage campaign resume mine`" in told.out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ import pytest
 from entourage import messages
 from entourage.devices.base import Options
 from entourage.errors import GuestEnded, HypervisorError, Interrupted, MigrationFailed
+from entourage.events import AnyEvent, Warned
 from entourage.handover.values import Input
 from entourage.source.checkpoint import Keeping, keep
 from tests.unit.source.test_going_back import Side, session
@@ -43,6 +46,10 @@ def asked(answer: Any) -> tuple[Any, list[Any]]:
     return opened, heard
 
 
+def warned(events: Sequence[AnyEvent]) -> list[Warned]:
+    return [event for event in events if isinstance(event, Warned)]
+
+
 class Ended(Side):
     has_ended = True
 
@@ -61,18 +68,24 @@ async def test_it_is_kept_and_then_settled() -> None:
 
 @pytest.mark.parametrize("answer", [None, HypervisorError("the disk is full")])
 async def test_only_of_one_that_is_kept_it_is_known_what_is_written_after_it(answer: Any) -> None:
-    """Also where that cannot be begun, it is kept."""
+    """Also where that cannot be begun, it is kept, and that is told."""
     opened, _ = asked(answer)
     told: list[str] = []
+    events: list[AnyEvent] = []
+    opened.emit = events.append
+    opened.clock = SimpleNamespace(now=lambda: datetime.now(UTC))
 
     async def kept() -> None:
         told.append("kept")
-        raise HypervisorError("QEMU begins no record")
+        raise HypervisorError("QEMU begins no record", device="block/disk0")
 
     opened.machine.mirroring = SimpleNamespace(kept=kept)
     with contextlib.suppress(MigrationFailed):
         await keep(opened, cast("Any", Lives()), Keeping(opened, lambda: ""))
     assert told == (["kept"] if answer is None else [])
+    assert [(one.device, "QEMU begins no record" in one.message) for one in warned(events)] == (
+        [("block/disk0", True)] if answer is None else []
+    )
 
 
 async def test_what_cannot_be_kept_is_told_while_its_guest_runs() -> None:

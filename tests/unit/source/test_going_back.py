@@ -50,6 +50,9 @@ def session() -> Any:
     async def check_stood_still(_until: int) -> None:
         """It has."""
 
+    async def go_on() -> None:
+        """It does already."""
+
     return SimpleNamespace(
         source="a",
         synced_at=7,
@@ -58,7 +61,9 @@ def session() -> Any:
         target="b",
         keeper="b",
         machine=SimpleNamespace(
-            domain=Domain(name="web1", memory=1 << 30), check_stood_still=check_stood_still
+            domain=Domain(name="web1", memory=1 << 30),
+            check_stood_still=check_stood_still,
+            go_on=go_on,
         ),
         welcome=SimpleNamespace(protocol=messages.NEWEST),
         link=SimpleNamespace(call=call, quiet=0.0),
@@ -99,6 +104,28 @@ async def test_one_that_runs_again_and_is_not_written_down_is_rolled_back() -> N
     assert problems[0] == "on b: a tap is left"
     assert "a cannot finish going back: no space left" in problems[1]
     assert "`entourage recover web1` on a" in problems[1]
+
+
+@pytest.mark.parametrize(("kind", "told"), [("move", []), ("save", ["removed", "goes on"])])
+async def test_a_guest_that_full_storage_has_stopped_goes_on_once_the_save_is_removed(
+    kind: str, told: list[str]
+) -> None:
+    did: list[str] = []
+
+    async def call(_kind: Any, _body: None) -> list[str]:
+        await asyncio.sleep(0)
+        did.append("removed")
+        return []
+
+    async def go_on() -> None:
+        did.append("goes on")
+        raise HypervisorError("QEMU refuses cont")
+
+    opened = session()
+    opened.kind, opened.link.call, opened.machine.go_on = kind, call, go_on
+    problems = await come_back(opened, cast("Any", Side()), hurries=lambda: False)
+    assert did == (told or ["removed"])
+    assert problems == (["QEMU refuses cont"] if told else [])
 
 
 async def test_a_second_try_that_does_nothing_does_not_hide_the_first() -> None:

@@ -17,7 +17,13 @@ from entourage.hypervisors.libvirt.connection import (
     ask,
     tell_qemu,
 )
-from entourage.hypervisors.libvirt.constants import NO_DOMAIN, OFF, SHUT_OFF, State
+from entourage.hypervisors.libvirt.constants import (
+    NO_DOMAIN,
+    OFF,
+    PAUSED_BY_IO_ERROR,
+    SHUT_OFF,
+    State,
+)
 from entourage.hypervisors.libvirt.process import check_ended
 from entourage.hypervisors.libvirt.undefine import undefine
 
@@ -104,6 +110,11 @@ class Handle:
     def unanswered(self) -> float:
         """Seconds for which its QEMU has not answered ``tell_qemu``; 0 where it owes no answer."""
         return time.monotonic() - self._asked_at if self._asked_at else 0.0
+
+    async def go_on(self) -> None:
+        """Have QEMU go on with a guest that it has stopped, as its storage was full."""
+        if await self._state_and_reason() == (State.PAUSED, PAUSED_BY_IO_ERROR):
+            await ask(self.raw.resume)
 
     async def suspend(self) -> None:
         """Stop the guest and keep it, also where libvirtd went away and is back."""

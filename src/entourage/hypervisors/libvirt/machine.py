@@ -442,6 +442,11 @@ class LibvirtMachine(MachineSeams):
         if self._tidying is None or self._tidying.done():
             self._tidying = asyncio.create_task(self._dismiss())
 
+    async def go_on(self) -> None:
+        """See ``base.Machine``; libvirt says that it is paused for an I/O error."""
+        if self.was_running:
+            await self._handle.go_on()
+
     async def keep_definition(self) -> None:
         """It stays here: it starts with its host again, if that was held off."""
         handle, name = self._handle, self.domain.name

@@ -112,6 +112,13 @@ class QemuMachine(MachineSeams):
         """QEMU announces NICs when it is told to."""
         return QemuAnnouncing(lambda: self._handle.monitor)
 
+    async def go_on(self) -> None:
+        """QEMU stops a guest that cannot write for want of room (``werror=enospc``)."""
+        if self.was_running and not self._handle.gone:
+            with contextlib.suppress(MonitorLostError):  # ``died`` tells
+                if (await self._handle.monitor.execute("query-status"))["status"] == "io-error":
+                    await self._handle.monitor.execute("cont")
+
     def stay_paused(self) -> None:
         """``abort`` leaves its guest stopped, as one that its user had paused."""
         self._handle.was_running = False

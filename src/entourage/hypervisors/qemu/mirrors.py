@@ -142,10 +142,16 @@ class Mirrors:
     async def kept(self) -> None:
         """The checkpoint is kept: the records that were begun with it bear its mark."""
         marked, self._marked = self._marked, {}
+        failed: HypervisorError | None = None
         for disk, root in marked.values():
-            inserted = await self._inserted(disk)
-            if inserted["node-name"] == root:  # else another image is there, or on top of it
-                await marks.keep(self._monitor, inserted, self._mark, disk.label)
+            try:
+                inserted = await self._inserted(disk)
+                if inserted["node-name"] == root:  # else another image is there, or on top of it
+                    await marks.keep(self._monitor, inserted, self._mark, disk.label)
+            except HypervisorError as error:  # of each disk for itself
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def _inserted(self, disk: Block) -> Mapping[str, Any]:
         """What the guest reads and writes: another node than at the start, if it was changed.

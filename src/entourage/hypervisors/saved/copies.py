@@ -139,6 +139,11 @@ class CopiesOut:
         """Nobody asks."""
         return None
 
+    @property
+    def begun(self) -> bool:
+        """Whether any is on its way."""
+        return bool(self._progress)
+
     async def kept(self) -> None:
         """It is no checkpoint."""
 

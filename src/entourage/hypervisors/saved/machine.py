@@ -88,6 +88,7 @@ class SavedMachine(MachineSeams):
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
         self._examining: asyncio.Future[Sequence[Refusal]] | None = None
+        self._sends = False
         self._storage = Storage(directory, manifest.domain.name)
 
     @property
@@ -187,7 +188,8 @@ class SavedMachine(MachineSeams):
 
     async def at_fault(self) -> HypervisorError | None:
         """What cannot be restored is perhaps not what was saved."""
-        if self._examining is None or self._examining.cancelled():
+        sends = self._sends or self._copies.begun
+        if self._examining is None or self._examining.cancelled() or not sends:
             return None
         try:
             async with asyncio.timeout(_KNOWN_WITHIN):
@@ -227,6 +229,7 @@ class SavedMachine(MachineSeams):
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
         """Begin to send memory."""
+        self._sends = True
         local = self._plane.local if self._plane else None
         if local is None:
             raise HypervisorError("a save is restored by a process of the host that it is on")

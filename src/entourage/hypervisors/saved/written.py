@@ -104,6 +104,7 @@ class WrittenMachine(SentMachine):
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - it stands still
         """Nothing is sent: the target's hypervisor reads it."""
+        self._sends = True
         if ticket.uri != f"file:{self._file}":
             raise HypervisorError(
                 f"memory is to go to {ticket.uri!r}, and stays where it is", remedy=NOT_OURS

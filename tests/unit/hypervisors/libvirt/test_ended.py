@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.hypervisors.libvirt import process
-from entourage.hypervisors.libvirt.constants import State
+from entourage.hypervisors.libvirt.constants import PAUSED_BY_IO_ERROR, State
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from tests.unit.eventually import wait_until
@@ -87,6 +88,34 @@ async def test_one_whose_qemu_runs_on_has_not_ended(
         await asyncio.wait_for(lives.died(), 0.05)
     with pytest.raises(HypervisorError, match="its QEMU runs on"):  # nor is it for `recover`
         await lives.reattach(was_running=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "was_running", "goes_on"),
+    [
+        ((State.PAUSED, PAUSED_BY_IO_ERROR), True, True),
+        ((State.PAUSED, PAUSED_BY_IO_ERROR), False, False),
+        ((State.PAUSED, 1), True, False),  # somebody has, meanwhile
+        ((State.RUNNING, 1), True, False),
+    ],
+)
+async def test_a_guest_that_full_storage_has_stopped_is_let_go_on(
+    tmp_path: Path,
+    state: tuple[State, int],
+    was_running: bool,  # noqa: FBT001 - a case
+    goes_on: bool,  # noqa: FBT001 - a case
+) -> None:
+    """The save that has filled it is removed by then."""
+    resumed: list[bool] = []
+
+    def answer(_flags: int) -> list[int]:
+        return list(state)
+
+    raw = SimpleNamespace(state=answer, resume=lambda: resumed.append(True))
+    connection: Any = None
+    handle = Handle(connection, raw, DOMAIN, was_running=was_running, transient=False)
+    await machine_of(handle, tmp_path).go_on()
+    assert resumed == [True] * goes_on
 
 
 def test_a_qemu_is_known_by_its_domains_uuid() -> None:

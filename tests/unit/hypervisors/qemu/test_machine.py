@@ -95,3 +95,27 @@ async def test_memory_goes_to_a_tcp_port_and_to_nothing_else(tmp_path: Path, uri
             await machine.start(Ticket(uri=uri), live=True)
         await machine.close()
     assert "migrate" not in [name for name, _ in qemu.commands]
+
+
+@pytest.mark.parametrize(
+    ("status", "was_running", "goes_on"),
+    [("io-error", True, True), ("running", True, False), ("io-error", False, False)],
+)
+async def test_a_guest_that_full_storage_has_stopped_is_let_go_on(
+    tmp_path: Path,
+    status: str,
+    was_running: bool,  # noqa: FBT001 - a case
+    goes_on: bool,  # noqa: FBT001 - a case
+) -> None:
+    """The save that has filled it is removed by then."""
+    qemu = FakeQmp(tmp_path / "qmp.sock")
+    qemu.answers["query-status"] = lambda _: {"status": status, "running": status == "running"}
+    async with qemu.serving():
+        monitor = await Monitor.connect(qemu.path)
+        where = Places(tmp_path, tmp_path, tmp_path / "log")
+        handle = Handle(monitor, None, running(), where, was_running=was_running)
+        handle.gone = False
+        machine = QemuMachine(handle)
+        await machine.go_on()
+        await machine.close()
+    assert (("cont", {}) in qemu.commands) is goes_on

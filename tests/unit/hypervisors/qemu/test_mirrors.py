@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from entourage.domain import Block, Domain
@@ -21,7 +22,7 @@ from tests.unit.eventually import eventually
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp
 
 DISK = Block(id="disk0", path="/srv/disk0.raw")
-DOMAIN = Domain(name="web", memory=1 << 26, block=(DISK,))
+DOMAIN = Domain(name="web", memory=1 << 26, block=(DISK, msgspec.structs.replace(DISK, id="disk1")))
 JOB = "m0-disk0"
 
 
@@ -101,7 +102,12 @@ async def test_the_guest_goes_on_only_once_no_backup_is_there(tmp_path: Path) ->
     assert [name for name, _ in qemu.commands][-1] == "cont"
 
 
-SINCE = Since(directory="/srv/mon", sha256="", mark="entourage-1", images={"disk0": "raw"})
+SINCE = Since(
+    directory="/srv/mon",
+    sha256="",
+    mark="entourage-1",
+    images={"disk0": "raw", "disk1": "raw"},
+)
 
 
 class Recording(FakeQmp):
@@ -110,6 +116,7 @@ class Recording(FakeQmp):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.node = "n0-disk0"
+        self.disks = ["disk0"]
         self.records = ["entourage-1"]
         self.answers["query-block"] = self._blocks
         self.answers["blockdev-backup"] = lambda _: self.say("BLOCK_JOB_COMPLETED", device=JOB)
@@ -121,7 +128,10 @@ class Recording(FakeQmp):
             "image": {"virtual-size": 1 << 20},
             "dirty-bitmaps": records,
         }
-        return [{"qdev": "/machine/peripheral/block-disk0/virtio-backend", "inserted": inserted}]
+        return [
+            {"qdev": f"/machine/peripheral/block-{each}/virtio-backend", "inserted": inserted}
+            for each in self.disks
+        ]
 
     def did(self) -> list[str]:
         return [name for name, _ in self.commands if name.startswith("block")]
@@ -174,6 +184,25 @@ async def test_another_image_gets_no_mark(recording: tuple[Recording, Mirrors, E
     qemu.node = "snapshot"
     await found.kept()
     assert "transaction" not in [name for name, _ in qemu.commands]
+
+
+async def test_a_disk_whose_record_is_not_kept_is_told_and_the_others_are(
+    recording: tuple[Recording, Mirrors, Export],
+) -> None:
+    qemu, found, export = recording
+    second = msgspec.structs.replace(DISK, id="disk1")
+    assert found.plane is not None
+    assert found.plane.local is not None
+    socket1 = found.plane.local.disk_socket("disk1")
+    Path(socket1).hardlink_to(export.socket)
+    qemu.disks = ["disk1", "disk0"]
+    await found.mirror(second, msgspec.structs.replace(export, socket=socket1), top_only=True)
+    await found.mirror(DISK, export, top_only=True)
+    qemu.disks = ["disk0"]  # the medium was taken out
+    with pytest.raises(HypervisorError, match="no medium") as told:
+        await found.kept()
+    assert told.value.device == second.label
+    assert [name for name, _ in qemu.commands if name == "transaction"] == ["transaction"]
 
 
 @pytest.mark.parametrize("what", ["another image is on top of it", "its record is gone"])
