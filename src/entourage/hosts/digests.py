@@ -19,6 +19,7 @@ from pathlib import Path
 from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.hosts import programs
 from entourage.hosts.threads import in_thread
+from entourage.hosts.turns import HEAD, Turn, turned
 
 _DIGITS = 64
 _AT_ONCE = 1 << 20  # bytes, also the most that a pipe may hold without privileges
@@ -91,14 +92,21 @@ class GrowingDigest:
     Args:
         path: The file.
         behind: Bytes at the end that are not known to stay before it is whole.
+        turns: What stands in its first bytes meanwhile, and is another once it is whole. Where
+            something else stands there, the file is read once it is whole.
+
+    Attributes:
+        passed: Bytes that the program was given.
     """
 
-    def __init__(self, path: Path, *, behind: int = 0) -> None:
+    def __init__(self, path: Path, *, behind: int = 0, turns: Sequence[Turn] = ()) -> None:
         self._path = path
         self._behind = behind
+        self._turns = turns
+        self._head = b""
         self._news = threading.Condition()
         self._written = 0
-        self._passed = 0
+        self.passed = 0
         self._size: int | None = None
         self._given_up = False
         self._answer: asyncio.Task[str] | None = None
@@ -141,10 +149,18 @@ class GrowingDigest:
             self._news.notify()
         with contextlib.suppress(HypervisorError):  # the program has been ended, or does not work
             digest = await self._answer
-            # What was not passed on is not to be found out by who restores it.
-            if self._passed == size:
+            # What was not passed on, or as another, is not to be found out by who restores it.
+            if self.passed == size and await in_thread(self._begins_so):
                 return digest
         return await sha256(self._path)
+
+    def _begins_so(self) -> bool:
+        """Whether the whole file begins with what was passed on for that."""
+        if not self._head:
+            return not self._turns
+        with contextlib.suppress(OSError), self._path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), len(self._head), 0) == self._head
+        return False
 
     async def end(self) -> None:
         """Nobody wants it any more."""
@@ -162,22 +178,37 @@ class GrowingDigest:
             while (more := self._more()) > 0:
                 if handle < 0:  # it is made by who writes it
                     handle = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                moved = os.splice(handle, inward, min(more, _AT_ONCE), offset_src=self._passed)
+                if self._turns and not self._head:
+                    if not self._pass_head(handle, inward):
+                        break
+                    continue
+                moved = os.splice(handle, inward, min(more, _AT_ONCE), offset_src=self.passed)
                 if not moved:
                     break
-                self._passed += moved
+                self.passed += moved
         os.close(inward)
         if handle >= 0:
             os.close(handle)
 
+    def _pass_head(self, handle: int, inward: int) -> bool:
+        """Pass its first bytes on as they will be; False where that is not known."""
+        head = turned(os.pread(handle, HEAD, 0), self._turns)
+        if head is None:
+            return False
+        while self.passed < len(head):
+            self.passed += os.write(inward, head[self.passed :])
+        self._head = head
+        return True
+
     def _more(self) -> int:
         """How many bytes there are to be passed on now; 0 where that was all."""
+        least = HEAD if self._turns and not self._head else 1
         with self._news:
             while True:
                 if self._given_up:
                     return 0
                 if self._size is not None:
-                    return self._size - self._passed
-                if (more := self._written - self._behind - self._passed) > 0:
+                    return self._size - self.passed
+                if (more := self._written - self._behind - self.passed) >= least:
                     return more
                 self._news.wait()

@@ -8,6 +8,7 @@ import msgspec
 
 from entourage.domain import Domain
 from entourage.hosts.filters import Filter
+from entourage.hosts.turns import Turn
 
 Plan: TypeAlias = msgspec.Raw
 """What the target's half must know of the source's before it can build: a value of its backend's.
@@ -213,11 +214,14 @@ class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
         hypervisor: Its name, by which it is found again where the machine is restored.
         sends: It sends memory to the socket of ``LocalData``; else it writes a file itself.
         kept: Of one that sends: what it must know to take that again; in its own words.
+        turns: Of one that writes a file from its beginning to its end: what says so, and what it
+            writes over as that is whole. Empty where nothing is known of its order.
     """
 
     hypervisor: str = ""
     sends: bool = False
     kept: bytes = b""
+    turns: tuple[Turn, ...] = ()
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,8 @@ import pytest
 from entourage.errors import HypervisorError
 from entourage.hosts import digests
 from entourage.hosts.digests import GrowingDigest, sha256
+from entourage.hosts.turns import Turn
+from tests.unit.eventually import eventually
 
 DATA = os.urandom(3 << 20)
 WHOLE = hashlib.sha256(DATA).hexdigest()
@@ -73,6 +75,58 @@ async def test_as_it_grows(tmp_path: Path, behind: int, monkeypatch: pytest.Monk
         growing.written(behind)
         file.truncate(len(DATA))
     assert await growing.finish(len(DATA)) == WHOLE
+    await growing.end()
+
+
+TURNS = (Turn(0, b"part", b"save"), Turn(8, b"raw", b"raw"))
+BEGINS = b"part" + DATA[4:8] + b"raw"
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "again"),
+    [
+        (BEGINS, b"save", 0),
+        (BEGINS, b"sAve", 1),  # it became something else
+        (b"PART" + BEGINS[4:], b"save", 1),  # it is none of these
+        (BEGINS[:8] + b"zip", b"save", 1),  # nor in that order
+    ],
+)
+async def test_what_turns_into_something_else_as_it_is_whole(
+    tmp_path: Path, begins: bytes, ends: bytes, again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libvirt writes over its file's first bytes; a guess that is wrong harms nothing."""
+    read: list[Path] = []
+
+    async def read_again(path: Path) -> str:
+        read.append(path)
+        return await sha256(path)
+
+    monkeypatch.setattr(digests, "sha256", read_again)
+    path = tmp_path / "memory"
+    data = begins + DATA[len(begins) :]
+    growing = GrowingDigest(path, turns=TURNS)
+    await growing.begin()
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(data), 40_001):  # less than what is looked at first
+            file.write(data[start : start + 40_001])
+            growing.written(min(40_001, len(data) - start))
+        if not again:
+            await eventually(lambda: growing.passed == len(data))
+        os.pwrite(file.fileno(), ends, 0)
+    assert await growing.finish(len(data)) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(read) == again
+    await growing.end()
+
+
+async def test_one_that_is_over_before_it_is_looked_at(tmp_path: Path) -> None:
+    """Nobody has seen what stood there before."""
+    path = tmp_path / "memory"
+    path.write_bytes(b"save" + BEGINS[4:])
+    growing = GrowingDigest(path, turns=TURNS)
+    await growing.begin()
+    assert (
+        await growing.finish(path.stat().st_size) == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     await growing.end()
 
 

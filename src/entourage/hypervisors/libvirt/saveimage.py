@@ -17,18 +17,33 @@ import os
 import struct
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from entourage import durable
 from entourage.errors import HypervisorError
+from entourage.hosts.turns import Turn
 
 _MAGIC = b"LibvirtQemudSave"
+_UNFINISHED = b"LibvirtQemudPart"
 _HEADER = struct.Struct("=16s5I56s")
+_NUMBER = struct.Struct("=I")
 _VERSION = 2
+_RAW = 0  # a format of memory: QEMU's stream, as it comes out of a pipe
 _SPARSE = 6  # a format of memory in which places are counted from the file's beginning
 _MOST = 64 << 20  # bytes of data
 _ALIGNED = 1 << 20
 _AT_ONCE = 64 << 20  # bytes, before it is looked whether it is to go on
+
+
+def _stays(at: int, number: int) -> Turn:
+    return Turn(at, _NUMBER.pack(number), _NUMBER.pack(number))
+
+
+TURNS: Final = (Turn(0, _UNFINISHED, _MAGIC), _stays(16, _VERSION), _stays(28, _RAW))
+"""What a file that libvirt writes in order begins with, and what becomes of that at its end.
+
+(``virQEMUSaveDataFinish`` in libvirt's ``src/qemu/qemu_saveimage.c``.)
+"""
 
 
 class _Image(NamedTuple):

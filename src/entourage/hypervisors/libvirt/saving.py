@@ -27,7 +27,7 @@ from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
-from entourage.hypervisors.libvirt import attending, looks
+from entourage.hypervisors.libvirt import attending, looks, saveimage
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import (
     IMAGE_XML_SECURE,
@@ -88,7 +88,8 @@ class LibvirtSaving(SaveSource):
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - nothing of it is changed
         """All that the save must know before: who restores it. Nobody attends that."""
         await attending.withdraw(self._handle.raw)
-        return Plan(msgspec.msgpack.encode(SavePlan(hypervisor=self._handle.connection.uri)))
+        said = SavePlan(hypervisor=self._handle.connection.uri, turns=saveimage.TURNS)
+        return Plan(msgspec.msgpack.encode(said))
 
     async def arm(self, plane: DataPlane, **more: Any) -> None:
         """Listen, and arm the deadman."""

@@ -23,8 +23,7 @@ from entourage import durable
 from entourage.domain import Domain, Tpm
 from entourage.errors import HypervisorError, InDoubt, UsageError, plain_words, what_to_do
 from entourage.handover.values import Guest
-from entourage.hosts.digests import GrowingDigest
-from entourage.hosts.flow import TRAILER, Flow, end_checked, into_file
+from entourage.hosts.flow import Flow, end_checked, into_file
 from entourage.hosts.local import listening_here
 from entourage.hosts.resources import Ledger
 from entourage.hosts.threads import in_thread
@@ -33,6 +32,7 @@ from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import CopiesIn
 from entourage.hypervisors.saved.lineage import lineage
+from entourage.hypervisors.saved.measuring import Measuring
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.seals import sealed
 from entourage.hypervisors.saved.storage import REMOVED_WITHIN, Storage, Unanswered
@@ -85,7 +85,7 @@ class SavingIncoming(IncomingSeams):
         self._copies = CopiesIn(self._partial, ledger)
         self._publishing: asyncio.Future[None] | None = None
         self._written: WrittenFile | None = None
-        self._digest: GrowingDigest | None = None
+        self._measuring: Measuring | None = None
         self._flow: asyncio.Future[Flow] | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._landing: asyncio.Task[Any] | None = None
@@ -141,10 +141,9 @@ class SavingIncoming(IncomingSeams):
             copies = bool(plane.local.copies)
             await self._storage.do(self._make, plane.local.generation, copies)
             self._copies.stands(plane.local)
-            if self._written.comes:
-                behind = TRAILER if plane.local.far else 0
-                self._digest = GrowingDigest(self._partial / manifests.MEMORY, behind=behind)
-                await self._digest.begin()
+            memory = self._partial / manifests.MEMORY
+            self._measuring = Measuring(memory, self._written, far=plane.local.far)
+            await self._measuring.begin()
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         except UsageError as error:
@@ -176,7 +175,7 @@ class SavingIncoming(IncomingSeams):
                     flow.set_result(written.flow(connection))
                 else:
                     memory = self._partial / manifests.MEMORY
-                    seen = self._digest.written if self._digest else None
+                    seen = self._measuring.written if self._measuring else None
                     flow.set_result(into_file(connection, memory, seen))
             except OSError as error:
                 flow.set_exception(error)
@@ -221,7 +220,8 @@ class SavingIncoming(IncomingSeams):
         path = self._partial / manifests.MEMORY
         # Its hypervisor has perhaps not: after a power cut there would be a save with a hole in it.
         synced = in_thread(durable.sync_file, path)
-        memory, _ = await asyncio.gather(manifests.measured(path, self._digest), synced)
+        measured = self._measuring.finish() if self._measuring else manifests.measured(path)
+        memory, _ = await asyncio.gather(measured, synced)
         local = self._needs_local()
         kept = [disk for disk in self._domain.block if disk.id not in local.copies]
         stay = [seal for disk in kept for seal in await sealed(disk)] if local.sealed else []
@@ -372,8 +372,8 @@ class SavingIncoming(IncomingSeams):
         if self._publishing is not None:
             await asyncio.gather(self._publishing, return_exceptions=True)
         await self._copies.close()
-        if self._digest is not None:
-            await self._digest.end()
+        if self._measuring is not None:
+            await self._measuring.end()
         flow = self._flow
         if flow is not None and flow.done() and not flow.cancelled() and not flow.exception():
             await flow.result().end()

@@ -37,6 +37,7 @@ class WrittenFile:
         hypervisor: Whose machine it is; empty for Entourage's own.
         comes: Memory comes by the socket; nobody else writes the file.
         is_sent: The same, and something is kept to have it taken again.
+        turns: See ``SavePlan``.
         kept: What was said about it; of a file that it writes, empty before that is whole.
     """
 
@@ -48,6 +49,7 @@ class WrittenFile:
         self.hypervisor = said.hypervisor
         self.comes = said.sends or not said.hypervisor
         self.is_sent = said.sends and bool(said.kept)
+        self.turns = said.turns
         self.kept = said.kept if self.is_sent else b""
         self._path = path
 

@@ -11,6 +11,7 @@ import pytest
 from entourage.domain import Domain, Net
 from entourage.errors import HypervisorError
 from entourage.hosts.resources import MemoryLedger, undo_rows
+from entourage.hosts.turns import turned
 from entourage.hypervisors.libvirt import another, saveimage
 from entourage.hypervisors.libvirt.another import only_one_can_have, own_place, renamed
 from entourage.hypervisors.libvirt.domainxml import parse
@@ -190,6 +191,19 @@ def test_it_is_copied_with_another_xml(tmp_path: Path, cookie: bytes, longer: in
     assert into.stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):
         saveimage.copy(tmp_path / "memory", into, text)
+
+
+@pytest.mark.parametrize(("form", "known"), [(0, True), (1, False), (6, False)])
+def test_it_is_known_what_an_unfinished_one_turns_into(
+    tmp_path: Path,
+    form: int,
+    known: bool,  # noqa: FBT001 - a case
+) -> None:
+    """One that is compressed is not QEMU's stream, and a sparse one has no order."""
+    whole = image(tmp_path / "memory", form=form).read_bytes()
+    meanwhile = whole.replace(b"LibvirtQemudSave", b"LibvirtQemudPart")
+    assert turned(meanwhile, saveimage.TURNS) == (whole if known else None)
+    assert turned(whole, saveimage.TURNS) is None
 
 
 @pytest.mark.parametrize(

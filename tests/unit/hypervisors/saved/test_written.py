@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import socket
 from pathlib import Path
 
@@ -11,14 +13,17 @@ import pytest
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
+from entourage.hosts import digests
 from entourage.hosts.resources import MemoryLedger
+from entourage.hosts.turns import HEAD, Turn
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.reach import image_of_save
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.hypervisor import SavedHypervisor
 from entourage.hypervisors.saved.incoming import SavingIncoming
+from entourage.hypervisors.saved.measuring import Measuring
 from entourage.hypervisors.saved.place import Place
-from entourage.hypervisors.saved.written import SentMachine, WrittenMachine
+from entourage.hypervisors.saved.written import SentMachine, WrittenFile, WrittenMachine
 from entourage.hypervisors.values import (
     GOES_BACK,
     KEEPS,
@@ -28,6 +33,7 @@ from entourage.hypervisors.values import (
     SavePlan,
 )
 from entourage.settings.model import PathSettings, Settings
+from tests.unit.eventually import eventually
 
 UUID = "8053c674-0c34-4fbd-9f88-29821824241c"
 DOMAIN = Domain(name="web1", uuid=UUID, memory=1 << 20)
@@ -66,6 +72,28 @@ async def test_what_is_said_about_it_is_kept(tmp_path: Path) -> None:
     assert (manifest.hypervisor, manifest.kept) == ("qemu:///system", b"its XML")
     assert (tmp_path / "saved" / "memory").stat().st_mode & 0o777 == 0o600
     assert manifest.memory.size == len(b"LibvirtQemudSave")
+
+
+async def test_its_digest_is_made_while_the_hypervisor_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def again(_: Path) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr(digests, "sha256", again)
+    turns = (Turn(0, b"part", b"save"),)
+    said = SavePlan(hypervisor="qemu:///system", turns=turns)
+    path = tmp_path / "memory"
+    measuring = Measuring(path, WrittenFile(Plan(msgspec.msgpack.encode(said)), path), far=False)
+    await measuring.begin()
+    with path.open("wb", buffering=0) as file:
+        file.write(b"part" + b"x" * (2 * HEAD))
+        await eventually(lambda: measuring.passed > HEAD)
+        file.write(b"y")
+        os.pwrite(file.fileno(), b"save", 0)
+    found = await measuring.finish()
+    await measuring.end()
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
