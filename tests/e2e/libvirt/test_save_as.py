@@ -17,7 +17,7 @@ from lab.observer import Observer
 from tests.e2e.libvirt.saved import CODE, SOCKETS, TEMPLATE, UEFI
 from tests.e2e.libvirt.world import MADE_ONCE, OF_STAND_INS, STALE, LibvirtWorld
 from tests.e2e.run import PATIENCE, Run
-from tests.e2e.saves import killed_at, run
+from tests.e2e.saves import flip, killed_at, run
 
 DIR = "/srv/as"
 OTHER = "other"
@@ -169,7 +169,12 @@ def test_uefis_variables_and_a_number_that_tells(ready: LibvirtWorld) -> None:
             time.sleep(0.1)  # nothing tells that a firmware has come so far
         first = shown(ready, "uefi").findtext("genid")
         host.run(["entourage", "save", "--checkpoint", "uefi", "/srv/as-uefi"], timeout=PATIENCE)
-        host.run(["entourage", "restore", "--as", "uefi2", "/srv/as-uefi"], timeout=PATIENCE)
+        restore = ["entourage", "restore", "--as", "uefi2", "/srv/as-uefi"]
+        flip(host.path("/srv/as-uefi/memory"))
+        assert host.run(restore, check=False, timeout=PATIENCE).returncode == 4
+        assert not host.path(f"{NVRAM}/uefi2_VARS.fd").exists()  # or the next would be refused
+        flip(host.path("/srv/as-uefi/memory"))
+        host.run(restore, timeout=PATIENCE)
         other = shown(ready, "uefi2")
         assert other.findtext("genid") not in {None, first}
         assert f"{NVRAM}/uefi2_VARS.fd" in ET.tostring(other, encoding="unicode")

@@ -67,6 +67,22 @@ def renamed(text: str, there: Domain) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
+def made_for(text: str) -> Iterator[str]:
+    """The files and sockets that libvirt and QEMU make for such a machine, and leave when it ends.
+
+    Args:
+        text: Its XML, as ``renamed`` has it.
+    """
+    root = parse(text)
+    for device, file in _files(root):
+        path = file.get("path" if file.tag == "source" else "file", "")
+        if path and not _is_placed(device, file):
+            yield path
+    for variables in root.iterfind("os/nvram"):
+        source = variables.find("source")
+        yield (source.get("file", "") if source is not None else variables.text) or ""
+
+
 def variables_of(domain: Domain) -> str:
     """Where libvirt has a domain's UEFI variables, unless its XML says otherwise."""
     return f"{VARIABLES}/{domain.name}_VARS.fd"

@@ -34,7 +34,7 @@ from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.libvirt import guestclock, handed, volumes
 from entourage.hypervisors.libvirt.activation import take_images
-from entourage.hypervisors.libvirt.another import renamed
+from entourage.hypervisors.libvirt.another import made_for, renamed
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
@@ -149,6 +149,7 @@ class RestoringIncoming(LibvirtIncoming):
             definition=str(kept),
             autostart=bool(kept) and self._plan.autostart,
             tpm_is_new=not await in_thread(os.path.lexists, states_of(domain)),
+            new_files=() if self._copy is None else await in_thread(_missing, self._plan),
         )
         await in_thread(self._restoring_file.write, noted)
         self._exports.stands(plane.local)
@@ -341,10 +342,13 @@ class RestoringIncoming(LibvirtIncoming):
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
             await self._end()
-            # With a definition here, libvirt leaves it. Only who has asked libvirt knows that its
-            # user has not started it since.
-            if noted.tpm_is_new and self._restoring is not None and not noted.resumed:
-                await erase_states(self._domain)
+            # Only who has asked libvirt knows that its user has not started it since.
+            if self._restoring is not None and not noted.resumed:
+                if noted.tpm_is_new:  # with a definition here, libvirt leaves it
+                    await erase_states(self._domain)
+                for path in noted.new_files:
+                    with contextlib.suppress(OSError):
+                        await in_thread(Path(path).unlink)
         await in_thread(self._restoring_file.remove)
 
     async def _end(self) -> None:
@@ -408,6 +412,12 @@ class RestoringIncoming(LibvirtIncoming):
         return msgspec.structs.replace(
             kept, xml="", flags=0, autostart=autostart, parameters=await ask(adapt)
         )
+
+
+def _missing(plan: LibvirtPlan) -> tuple[str, ...]:
+    """Which of the files that are made for another machine are not there."""
+    made = made_for(str(plan.parameters[Parameter.DEST_XML]))
+    return tuple(path for path in made if path and not os.path.lexists(path))
 
 
 def _read(plan: Plan) -> RestorePlan:

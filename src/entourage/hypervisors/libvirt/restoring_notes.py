@@ -22,6 +22,8 @@ class Restoring(msgspec.Struct, frozen=True, kw_only=True):
         definition: The XML that is to be written down; empty: none.
         autostart: Whether it is to start with this host, as it did with that where it was saved.
         tpm_is_new: There was no state of its TPM here: libvirt makes one out of the save.
+        new_files: Of another machine that is made of a save: files that libvirt and QEMU make for
+            it, and that were not there.
     """
 
     begun: bool = False
@@ -29,6 +31,7 @@ class Restoring(msgspec.Struct, frozen=True, kw_only=True):
     definition: str = ""
     autostart: bool = False
     tpm_is_new: bool = False
+    new_files: tuple[str, ...] = ()
 
 
 def restoring_notes(path: Path) -> NotesFile[Restoring]:

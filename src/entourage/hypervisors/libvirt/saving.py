@@ -163,10 +163,16 @@ class LibvirtSaving(SaveSource):
     async def disarm_deadman(self) -> None:
         """See ``LibvirtMachine``; nor does libvirtd start it with its host from then on."""
         if not self._handle.transient:
-            # Where it is gone, ``end`` does that once it is back.
-            with contextlib.suppress(LostError):
-                await self._handle.autostart.hold(self._handle.raw)
+            try:
+                await self._hold()
+            except LostError:
+                await self._handle.find_again()
+                await self._hold()
         await super().disarm_deadman()
+
+    async def _hold(self) -> None:
+        if self._handle.raw is not None:  # else it was undefined meanwhile, and starts nowhere
+            await self._handle.autostart.hold(self._handle.raw)
 
     async def abort(self) -> None:
         """Give the save up at whatever point: the guest runs here again, or stays paused."""

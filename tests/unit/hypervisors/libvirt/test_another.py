@@ -13,7 +13,7 @@ from entourage.errors import HypervisorError
 from entourage.hosts.resources import MemoryLedger, undo_rows
 from entourage.hosts.turns import turned
 from entourage.hypervisors.libvirt import another, saveimage
-from entourage.hypervisors.libvirt.another import only_one_can_have, own_place, renamed
+from entourage.hypervisors.libvirt.another import made_for, only_one_can_have, own_place, renamed
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.image_copy import ImageCopy
 
@@ -46,6 +46,7 @@ def test_nothing_of_the_first_ones_identity_is_left() -> None:
     assert (root.findtext("name"), root.findtext("uuid")) == ("web2", UUID)
     assert root.findtext("sysinfo/system/entry") == UUID
     assert root.findtext("os/nvram") == "/var/lib/libvirt/qemu/nvram/web2_VARS.fd"
+    assert list(made_for(text)) == ["/var/log/web2.log", root.findtext("os/nvram")]
 
 
 def test_what_libvirt_makes_for_each_domain_it_makes_anew() -> None:
@@ -61,6 +62,7 @@ def test_what_libvirt_makes_for_each_domain_it_makes_anew() -> None:
     source = parse(text).find("devices/channel/source")
     assert source is not None
     assert source.attrib == {"mode": "bind"}
+    assert not list(made_for(text))
 
 
 OWN = "/var/lib/libvirt/qemu"
@@ -81,6 +83,7 @@ def test_what_libvirt_finds_no_place_for_is_called_as_the_other_one_is(line: str
     """Also where it is in a directory of libvirt's: without a place it makes none of it."""
     text = renamed(xml(line.format(f"{OWN}/web1.line")), OTHER)
     assert f"{OWN}/web2.line" in text
+    assert list(made_for(text)) == [f"{OWN}/web2.line"]
     assert f"{OWN}/web1.line" not in text
     [(reason, _)] = only_one_can_have(xml(line.format(f"{OWN}/line")), OTHER)
     assert f"the place {OWN}/line" in reason
@@ -88,8 +91,10 @@ def test_what_libvirt_finds_no_place_for_is_called_as_the_other_one_is(line: str
 
 def test_variables_whose_place_is_an_element() -> None:
     nvram = "<nvram type='file'><source file='/n/web1.fd'/></nvram>"
-    source = parse(renamed(xml(os=nvram), OTHER)).find("os/nvram/source")
+    text = renamed(xml(os=nvram), OTHER)
+    source = parse(text).find("os/nvram/source")
     assert source is not None
+    assert list(made_for(text)) == [source.get("file")]
     assert source.get("file") == "/var/lib/libvirt/qemu/nvram/web2_VARS.fd"
 
 

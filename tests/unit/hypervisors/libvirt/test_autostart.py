@@ -109,21 +109,26 @@ async def test_what_libvirt_refuses_is_noted_still(file: Path, synced: list[str]
 async def test_a_save_is_handed_over_after_that(
     file: Path, monkeypatch: pytest.MonkeyPatch, synced: list[str], *, lost: bool, transient: bool
 ) -> None:
-    """Also without, where libvirtd is gone: it ends the domain once it is back."""
-    raw = Raw(file, fails=LostError("gone") if lost else None)
-    seen: list[bool] = []
+    """A libvirtd that went away is asked once more."""
+    raw, seen = Raw(file), list[bool]()
+    gone = Raw(file, fails=LostError("gone"))
 
     async def disarmed(_self: LibvirtMachine) -> None:
         seen.append(raw.on)
 
+    async def find_again(self: Handle) -> None:
+        self.raw = raw
+
     monkeypatch.setattr(LibvirtMachine, "disarm_deadman", disarmed)
+    monkeypatch.setattr(Handle, "find_again", find_again)
     connection: Any = SimpleNamespace(raw=None, uri="qemu:///system")
+    first = gone if lost else raw
     handle = Handle(
-        connection, raw, DOMAIN, was_running=True, transient=transient, autostart=Autostart(file)
+        connection, first, DOMAIN, was_running=True, transient=transient, autostart=Autostart(file)
     )
     await LibvirtSaving(handle, Path("/x.log"), "a").disarm_deadman()
-    assert seen == [lost or transient]
-    assert len(synced) == (not (lost or transient))
+    assert seen == [transient]
+    assert len(synced) == (not transient)
 
 
 @pytest.mark.parametrize("on", [False, True])

@@ -220,6 +220,26 @@ async def test_a_tpm_that_was_made_for_it_is_removed(
     assert (tmp_path / UUID).exists() == stays
 
 
+@pytest.mark.parametrize(
+    ("resumed", "asked", "stays"),
+    [
+        (False, True, False),
+        (True, True, True),  # it may have run
+        (False, False, True),  # of another process: its user can have made such a machine since
+    ],
+)
+async def test_files_that_were_made_for_another_machine_are_removed(
+    file: Path, tmp_path: Path, *, resumed: bool, asked: bool, stays: bool
+) -> None:
+    """libvirt leaves UEFI variables and logs; a next restore would be refused."""
+    made = tmp_path / "web2_VARS.fd"
+    made.touch()
+    files = (str(made), str(tmp_path / "none"), str(tmp_path))
+    note(file, new_files=files, resumed=resumed)
+    await Here(file, Raw(State.PAUSED), asked=asked).kill()
+    assert made.exists() == stays
+
+
 async def test_what_libvirt_was_not_asked_for_is_not_ended(file: Path) -> None:
     """Its user may have started the definition that is here."""
     raw = Raw(State.PAUSED)
