@@ -34,24 +34,21 @@ from entourage.hypervisors import swtpm
 from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.libvirt import guestclock, handed, volumes
 from entourage.hypervisors.libvirt.activation import take_images
-from entourage.hypervisors.libvirt.another import made_for, renamed
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
-from entourage.hypervisors.libvirt.domainxml import read_domain
 from entourage.hypervisors.libvirt.errors import SEE_LOGS, plain
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.image_copy import ImageCopy
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
-from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import check_ended
 from entourage.hypervisors.libvirt.reception import Reception
 from entourage.hypervisors.libvirt.restored_disks import RestoredDisks
+from entourage.hypervisors.libvirt.restored_plan import adapted, missing, read_plan
 from entourage.hypervisors.libvirt.restoring_notes import Restoring, restoring_notes
-from entourage.hypervisors.libvirt.retarget import flat, retarget
 from entourage.hypervisors.libvirt.tpm import erase_states, state_of, states_of
-from entourage.hypervisors.values import LocalData, RestorePlan
+from entourage.hypervisors.values import LocalData
 
 _GONE = frozenset({*OFF, State.NONE})
 _BEGINS_WITHIN = 1.0  # seconds for a libvirtd that was asked to restore to show the domain
@@ -116,9 +113,9 @@ class RestoringIncoming(LibvirtIncoming):
 
     async def host_parts(self, plan: Plan) -> Sequence[HostPart]:
         """What of this host the XML names that libvirt will be given."""
-        adapted, connection = await self._adapted(plan), await self._connected()
+        here, connection = await self._adapted(plan), await self._connected()
         self._offered = await handed.emulators(connection)
-        return await handed.planned(connection, adapted, self._offered)
+        return await handed.planned(connection, here, self._offered)
 
     async def parts_of_cookie(self, cookie: bytes) -> Sequence[HostPart]:  # noqa: ARG002 - see base
         """There is none."""
@@ -132,7 +129,7 @@ class RestoringIncoming(LibvirtIncoming):
         self._plan = await self._adapted(plan)
         handed.check_plan(self._plan, domain)
         handed.check_cookie(self._plan.cookie, domain)
-        said = _read(plan)
+        said = read_plan(plan)
         self._memory = said.file
         if said.first is not None:
             self._copy = ImageCopy(Path(said.file), self._uuid, self._ledger)
@@ -149,7 +146,7 @@ class RestoringIncoming(LibvirtIncoming):
             definition=str(kept),
             autostart=bool(kept) and self._plan.autostart,
             tpm_is_new=not await in_thread(os.path.lexists, states_of(domain)),
-            new_files=() if self._copy is None else await in_thread(_missing, self._plan),
+            new_files=() if self._copy is None else await in_thread(missing, self._plan),
         )
         await in_thread(self._restoring_file.write, noted)
         self._exports.stands(plane.local)
@@ -385,43 +382,4 @@ class RestoringIncoming(LibvirtIncoming):
             return State.NONE
 
     async def _adapted(self, plan: Plan) -> LibvirtPlan:
-        """What was kept of it, with the places in it that the domain is to have here."""
-        said = _read(plan)
-        try:
-            kept = msgspec.msgpack.decode(said.kept, type=LibvirtPlan)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise HypervisorError(f"what is kept in the save cannot be read: {error}") from error
-        handed.check_plan(kept, said.first or self._domain)
-        connection = await self._connected()
-
-        def adapt() -> dict[str, str | int | list[str]]:
-            lookups = lookups_of(connection)
-            was = read_domain(str(kept.parameters[Parameter.DEST_XML]), lookups)
-            adapted: dict[str, str | int | list[str]] = {
-                name: flat(retarget(str(text), was, self._domain, lookups), said.copied)
-                for name, text in kept.parameters.items()
-                if name in {Parameter.DEST_XML, Parameter.PERSIST_XML}
-            }
-            if said.first is None:
-                return adapted
-            # Its definition is what runs: that of the first one may name more that is that one's.
-            other = renamed(str(adapted[Parameter.DEST_XML]), self._domain)
-            return dict.fromkeys(adapted, other)
-
-        autostart = kept.autostart and said.first is None
-        return msgspec.structs.replace(
-            kept, xml="", flags=0, autostart=autostart, parameters=await ask(adapt)
-        )
-
-
-def _missing(plan: LibvirtPlan) -> tuple[str, ...]:
-    """Which of the files that are made for another machine are not there."""
-    made = made_for(str(plan.parameters[Parameter.DEST_XML]))
-    return tuple(path for path in made if path and not os.path.lexists(path))
-
-
-def _read(plan: Plan) -> RestorePlan:
-    try:
-        return msgspec.msgpack.decode(plan, type=RestorePlan)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise HypervisorError(f"the save's plan cannot be read: {error}") from error
+        return await adapted(plan, self._domain, await self._connected())
