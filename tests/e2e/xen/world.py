@@ -145,12 +145,17 @@ class XenWorld:
             since: What it said before; its ticks go on from there.
         """
         deadline = time.monotonic() + PATIENCE
-        first = since.number if since else self.tick(self.here).number
-        while (now := self.tick(self.here)).number <= first:
+        before = since or self.tick(self.here)
+
+        def is_new(now: Tick) -> bool:
+            """The log may end with what another guest said there, before it came or was made."""
+            if since is None and now.boot != before.boot:
+                return True
+            return now.boot == before.boot and now.number > before.number
+
+        while not is_new(now := self.tick(self.here)):
             assert time.monotonic() < deadline, (now, self.what_is_there())
             time.sleep(0.2)  # the guest tells nobody but its console
-        if since is not None:
-            assert now.boot == since.boot
         assert now.disk == "written"
         return now
 
