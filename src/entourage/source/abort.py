@@ -21,6 +21,25 @@ _TRY_AGAIN = 1.0  # seconds
 _CAME_BACK = frozenset({Finding.CAME_BACK, Finding.CAME_BACK_DEAD})
 
 
+async def at_fault(session: Session, *, hurries: Callable[[], bool]) -> EntourageError | None:
+    """What is wrong with what was sent; None where nothing is, or somebody waits for the prompt.
+
+    Args:
+        session: All that is open.
+        hurries: Whether somebody does.
+    """
+    asking = asyncio.create_task(session.machine.at_fault())
+    await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
+    if not asking.done():
+        session.note("looking whether what was sent is damaged")
+    while not (asking.done() or hurries()):
+        await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
+    if not asking.done():
+        asking.cancel()
+        return None
+    return asking.result()
+
+
 async def come_back(
     session: Session,
     side: SourceSide,

@@ -43,7 +43,7 @@ from entourage.handover.values import (
     Role,
 )
 from entourage.journal.journal import Decision
-from entourage.source.abort import come_back
+from entourage.source.abort import at_fault, come_back
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
 from entourage.source.checkpoint import Keeping, keep
@@ -58,7 +58,6 @@ from entourage.source.session import Session
 from entourage.source.tasks import first_cause, run_alongside
 from entourage.steps import Step
 
-_LOOK_AGAIN = 0.1  # seconds
 _OUTCOMES: dict[type[EntourageError], Outcome] = {Refused: "refused"}
 
 
@@ -255,7 +254,7 @@ class Migration:
 
     async def _go_back(self, session: Session, side: SourceSide, error: EntourageError) -> NoReturn:
         """Roll back: resume the guest, recover devices and target, then raise what happened."""
-        error = await self._at_fault(session) or error
+        error = await at_fault(session, hurries=lambda: bool(self._interrupted)) or error
         self._emit(
             RollbackStarted(
                 at=self._clock.now(), reason=error.message, device=error.device, host=error.host
@@ -273,19 +272,6 @@ class Migration:
             remedy=error.remedy,
             recovery_errors=problems,
         ) from error
-
-    async def _at_fault(self, session: Session) -> EntourageError | None:
-        """What is wrong with what was sent, unless somebody waits for the prompt."""
-        asking = asyncio.create_task(session.machine.at_fault())
-        await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
-        if not asking.done():
-            session.note("looking whether what was sent is damaged")
-        while not (asking.done() or self._interrupted):
-            await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
-        if not asking.done():
-            asking.cancel()
-            return None
-        return asking.result()
 
     # What happens beside the story
 

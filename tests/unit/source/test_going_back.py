@@ -14,6 +14,7 @@ from entourage.errors import EntourageError, HypervisorError, InDoubt, InternalE
 from entourage.events import AnyEvent
 from entourage.handover.values import Finding, Guest, Heard, Input, Record
 from entourage.hosts.route import Route
+from entourage.source import abort
 from entourage.source.abort import come_back
 from entourage.source.migration import Migration
 from entourage.source.request import Request
@@ -126,6 +127,36 @@ async def test_a_guest_that_full_storage_has_stopped_goes_on_once_the_save_is_re
     problems = await come_back(opened, cast("Any", Side()), hurries=lambda: False)
     assert did == (told or ["removed"])
     assert problems == (["QEMU refuses cont"] if told else [])
+
+
+@pytest.mark.parametrize("hurries", [False, True])
+async def test_what_was_sent_is_looked_at_unless_somebody_waits_for_the_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+    hurries: bool,  # noqa: FBT001 - a case
+) -> None:
+    monkeypatch.setattr(abort, "_LOOK_AGAIN", 0.001)
+    opened, noted, known = session(), list[str](), asyncio.Event()
+    fault = HypervisorError("memory is damaged")
+    asked: list[asyncio.Task[Any] | None] = []
+
+    async def look() -> HypervisorError:
+        asked.append(asyncio.current_task())
+        await known.wait()
+        return fault
+
+    def note(text: str) -> None:
+        noted.append(text)
+        if not hurries:
+            known.set()
+
+    opened.machine.at_fault, opened.note = look, note
+    found = await abort.at_fault(opened, hurries=lambda: hurries)
+    assert found is (None if hurries else fault)
+    assert noted == ["looking whether what was sent is damaged"]
+    [asking] = asked
+    assert asking is not None
+    await asyncio.gather(asking, return_exceptions=True)  # it is not left
+    assert asking.cancelled() is hurries
 
 
 async def test_a_second_try_that_does_nothing_does_not_hide_the_first() -> None:
