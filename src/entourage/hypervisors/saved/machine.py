@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias
 
 import msgspec
 
@@ -29,8 +28,9 @@ from entourage.hypervisors.reach import check_local
 from entourage.hypervisors.saved import claim
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.copies import Belonged, CopiesOut, in_the_save
+from entourage.hypervisors.saved.damage import Damage, refused, told
 from entourage.hypervisors.saved.lineage import lineage
-from entourage.hypervisors.saved.manifest import MEMORY, Manifest, SavedFile
+from entourage.hypervisors.saved.manifest import MEMORY, Manifest
 from entourage.hypervisors.saved.place import Place
 from entourage.hypervisors.saved.seals import changed
 from entourage.hypervisors.saved.storage import Storage
@@ -38,9 +38,6 @@ from entourage.hypervisors.seams import MachineSeams, NoGuest
 from entourage.hypervisors.values import TpmFacts
 from entourage.steps import Refusal
 
-_KNOWN_WITHIN = 10.0  # seconds: what has failed is told then, by whatever is known of it
-_File: TypeAlias = tuple[str, Path, SavedFile]
-"""The label of a device, a file of the save that is of it, and what that was."""
 _NO_PLAN = Plan(msgspec.msgpack.encode({}))
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -87,9 +84,9 @@ class SavedMachine(MachineSeams):
         self._plane: DataPlane | None = None
         self._flow: Flow | None = None
         self._pipeline: Pipeline | None = None
-        self._examining: asyncio.Future[Sequence[Refusal]] | None = None
         self._sends = False
         self._storage = Storage(directory, manifest.domain.name)
+        self._damage = Damage(directory, manifest, self._domain, self._storage)
 
     @property
     def domain(self) -> Domain:
@@ -136,9 +133,7 @@ class SavedMachine(MachineSeams):
 
     async def close(self) -> None:
         """Let go of the stream. Once: what hangs is told by whoever asks first."""
-        if self._examining is not None:
-            self._examining.cancel()
-            await asyncio.gather(self._examining, return_exceptions=True)
+        await self._damage.end()
         flow, self._flow = self._flow, None
         if flow is not None:
             await flow.end()
@@ -156,47 +151,12 @@ class SavedMachine(MachineSeams):
 
     async def examine(self) -> Sequence[Refusal]:
         """Files whose digests are not those that were saved; they are read once."""
-        if self._examining is None:
-            self._examining = asyncio.ensure_future(self._damage())
-        return await asyncio.shield(self._examining)
-
-    async def _damage(self) -> Sequence[Refusal]:
-        files: list[_File] = [("memory", self._directory / MEMORY, self._manifest.memory)]
-        for copy in self._manifest.copies:
-            disk = next(one for one in self.domain.block if one.label == copy.device)
-            files.append((copy.device, Path(disk.path), copy.file))
-        try:
-            below = await self._storage.do(lineage, self._directory, self._manifest)
-            files += [(one.label, one.path, one.file) for one in below]
-        except UsageError as error:
-            return [_refused(error)]
-        host, found = socket.gethostname(), list[Refusal]()
-        for (device, *_), problem in zip(files, await _problems(files), strict=True):
-            if problem is not None:
-                found.append(Refusal(device, host, *problem))
-        return found
-
-    async def _intact(self) -> None:
-        """Wait until all of it was read for its digests; raises HypervisorError for what differs.
-
-        They are made while memory and disks are on their way. Neither is let run before this.
-        """
-        if self._examining is None:
-            raise HypervisorError("nothing is being restored")
-        if found := await asyncio.shield(self._examining):
-            raise _told(found[0])
+        return await self._damage.found()
 
     async def at_fault(self) -> HypervisorError | None:
         """What cannot be restored is perhaps not what was saved."""
         sends = self._sends or self._copies.begun
-        if self._examining is None or self._examining.cancelled() or not sends:
-            return None
-        try:
-            async with asyncio.timeout(_KNOWN_WITHIN):
-                found = await asyncio.shield(self._examining)
-        except (HypervisorError, TimeoutError):
-            return None  # what has failed otherwise is told
-        return _told(found[0]) if found else None
+        return await self._damage.at_fault() if sends else None
 
     async def died(self) -> str:
         """It does not die."""
@@ -215,8 +175,7 @@ class SavedMachine(MachineSeams):
     ) -> None:
         """Begin to read all of it for its digests."""
         self._plane = self._copies.plane = plane
-        if self._examining is None:  # else TEST has seen it
-            self._examining = asyncio.ensure_future(self._damage())
+        self._damage.begin()
 
     @property
     def in_the_clear(self) -> str:
@@ -274,21 +233,19 @@ class SavedMachine(MachineSeams):
 
     async def landed(self) -> bytes:
         """Wait until all was sent, and was what was saved."""
-        if self._examining is None:
-            raise HypervisorError("nothing is being restored")
         sending = asyncio.ensure_future(self._sent())
         try:
             # What is damaged may well hold up who is to take it.
-            both = {sending, self._examining}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if self._examining.done():
-                await self._intact()
+            looking = self._damage.begin()
+            await asyncio.wait({sending, looking}, return_when=asyncio.FIRST_COMPLETED)
+            if looking.done():
+                await self._damage.check()
             await sending
         finally:
             if not sending.done():
                 sending.cancel()
                 await asyncio.wait({sending})
-        await self._intact()
+        await self._damage.check()
         return b""
 
     async def _sent(self) -> None:
@@ -332,7 +289,7 @@ class SavedMachine(MachineSeams):
                 remedy="`entourage saved` shows what it is",
             )
         for refusal in _outdated(self._directory, self._manifest):
-            raise _told(refusal)
+            raise told(refusal)
 
     async def halt(self) -> None:
         """It stands still."""
@@ -359,21 +316,6 @@ class SavedMachine(MachineSeams):
         self._place.forget()
 
 
-def _told(found: Refusal) -> HypervisorError:
-    return HypervisorError(found.reason, device=found.device, host=found.host, remedy=found.remedy)
-
-
-async def _problems(files: Sequence[_File]) -> list[tuple[str, str] | None]:
-    """What is wrong with each; as many are read at once as there are processors for."""
-    at_once = asyncio.Semaphore(os.cpu_count() or 1)
-
-    async def problem(path: Path, saved: SavedFile) -> tuple[str, str] | None:
-        async with at_once:
-            return await manifests.problem_of(path, saved)
-
-    return await asyncio.gather(*(problem(path, saved) for _, path, saved in files))
-
-
 def objections(directory: Path, manifest: Manifest, holder: str) -> list[Refusal]:
     """What speaks against restoring a save here, but for what takes long to see. Blocks.
 
@@ -394,12 +336,8 @@ def _outdated(directory: Path, manifest: Manifest) -> list[Refusal]:
     try:
         lineage(directory, manifest)
     except UsageError as error:
-        return [_refused(error), *broken_seals(manifest)]
+        return [refused(error), *broken_seals(manifest)]
     return broken_seals(manifest)
-
-
-def _refused(error: UsageError) -> Refusal:
-    return Refusal("domain", socket.gethostname(), error.message, error.remedy)
 
 
 def broken_seals(manifest: Manifest) -> list[Refusal]:

@@ -119,7 +119,7 @@ class WrittenMachine(SentMachine):
 
     async def landed(self) -> bytes:
         """The target says when it has it; this, that it was what was saved."""
-        await self._intact()
+        await self._damage.check()
         return b""
 
     @property
