@@ -12,10 +12,11 @@ from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
 from entourage.hosts.tcp import FellSilentError, answered_within, connected
+from entourage.hypervisors import marks
 from entourage.hypervisors.base import DataPlane, DiskCopy, Export
-from entourage.hypervisors.qemu import keys, marks
+from entourage.hypervisors.frontends import frontends
+from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
-from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.reach import check_local_disk, check_reach
 from entourage.hypervisors.seams import Changed, Objection
