@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from entourage.errors import HypervisorError
 from entourage.hypervisors.seams import Changed
 from entourage.hypervisors.understood import understood
 
@@ -110,6 +111,28 @@ async def keep(qemu: Executes, inserted: Mapping[str, Any], mark: str, device: s
     names = sorted(str(one["name"]) for one in _records(inserted) if one["name"] != _NEW)
     for name in names[: max(0, len(names) + 1 - _KEPT)]:
         await _remove(qemu, node, name, device)
+
+
+def check_recorded(inserted: Mapping[str, Any], root: str, mark: str, device: str) -> None:
+    """See that a disk's record can still be gone by, once its guest stands still.
+
+    As long as no job is there, anybody may put another image on top of it.
+
+    Args:
+        inserted: What ``query-block`` says of the disk's medium now.
+        root: Its node when the copy of what has changed was prepared.
+        mark: The record's.
+        device: The disk's label.
+
+    Raises:
+        HypervisorError: Another image is there, or the record is gone.
+    """
+    if inserted["node-name"] != root or changed(inserted, mark) is None:
+        raise HypervisorError(
+            "another image was put in its place, or on top of it, while it was saved",
+            device=device,
+            remedy="save it without --since",
+        )
 
 
 def copy(node: str, target: str, mark: str) -> dict[str, Any]:

@@ -130,17 +130,15 @@ class Changes:
         known, actions = self._job.heard().known, list[dict[str, Any]]()
         known.copies.clear()
         _check_still(known)
+        blocks = await self._handle.execute("query-block")
         for name, (disk, root) in self._opened.items():
-            # As long as no job is there, anybody may put another image on top of it.
-            inserted = await self._inserted(disk)
-            if inserted["node-name"] != root or marks.changed(inserted, mark) is None:
-                raise HypervisorError(
-                    "another image was put in its place, or on top of it, while it was saved",
-                    device=disk.label,
-                    remedy="save it without --since",
-                )
+            marks.check_recorded(self._medium(blocks, disk), root, mark, disk.label)
             actions.append({"type": "blockdev-backup", "data": marks.copy(root, name, mark)})
-        await self._handle.execute("transaction", {"actions": actions})
+        try:
+            await self._handle.execute("transaction", {"actions": actions})
+        except QemuRefusedError as error:
+            error.remedy = "save it without --since"
+            raise
 
     async def end(self, disks: Iterable[Block], *, whoever: bool) -> None:
         """No copy of changes is left when this returns, nor can one begin: the guest may go on.
@@ -156,6 +154,7 @@ class Changes:
         """
         if self._copying is not None:
             await asyncio.wait({self._copying})
+            self._copying.exception()  # told by whoever has waited for it
         names = [name for name in map(copy_name, disks) if whoever or name in self._opened]
         try:
             await self._end(names)
@@ -216,7 +215,9 @@ class Changes:
                 target, alias = each.find("target"), each.find("alias")
                 if target is not None and alias is not None:
                     self._aliases[target.get("dev", "")] = alias.get("name", "")
-        blocks = await self._handle.execute("query-block")
+        return self._medium(await self._handle.execute("query-block"), disk)
+
+    def _medium(self, blocks: Sequence[Mapping[str, Any]], disk: Block) -> Mapping[str, Any]:
         with understood("QEMU's answer to query-block"):
             found = frontends(blocks).get(self._aliases.get(disk.id, ""), {}).get("inserted")
             if found and found["node-name"]:

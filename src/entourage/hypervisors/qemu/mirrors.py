@@ -198,14 +198,7 @@ class Mirrors:
         self._progress.pop(name, None)
         root = self._nodes.pop(name, "")
         if since := self._since(disk):
-            # As long as no job is there, anybody may put another image on top of it.
-            inserted = await self._inserted(disk)
-            if inserted["node-name"] != root or marks.changed(inserted, since) is None:
-                raise HypervisorError(
-                    "another image was put in its place, or on top of it, while it was saved",
-                    device=disk.label,
-                    remedy="save it without --since",
-                )
+            marks.check_recorded(await self._inserted(disk), root, since, disk.label)
             await self._run("blockdev-backup", marks.copy(root, name, since), disk)
         else:
             await self._run("block-job-cancel", {"device": name, "force": False}, disk)
