@@ -378,6 +378,35 @@ def test_an_image_on_top_of_it(ready: LibvirtWorld) -> None:
 
 
 @pytest.mark.matrix
+def test_a_disk_that_was_attached_since(ready: LibvirtWorld) -> None:
+    """It is copied whole beside the changes of the others, and later its changes are.
+
+    An I/O thread has it.
+    """
+    world, path = ready, f"{SHARED}/d2.raw"
+    kept(world, MON)
+    world.here.run(["sh", "-c", f"head -c 1M /dev/urandom >{path}; truncate -s 8M {path}"])
+    daemon = Libvirtd(world.here)
+    daemon.virsh("iothreadadd", world.name, "1")
+    how = ("--subdriver", "raw", "--cache", "none", "--targetbus", "virtio", "--iothread", "1")
+    daemon.virsh("attach-disk", world.name, path, "vdc", "--driver", "qemu", *how)
+    try:
+        kept(world, TUE, "--since", MON)
+        only_changes(world, TUE, MON)
+        kept(world, WED, "--since", TUE)
+        only_changes(world, WED, TUE)
+        whole, changed = (info(world, f"{where}/disks/vdc") for where in (TUE, WED))
+        assert "full-backing-filename" not in whole
+        assert changed["full-backing-filename"] == f"{TUE}/disks/vdc"
+        are = {digest(world, image) for image in (f"{TUE}/disks/vdc", f"{WED}/disks/vdc")}
+        assert are == {digest(world, path, "raw")}
+    finally:
+        daemon.virsh("detach-disk", world.name, "vdc")
+        daemon.virsh("iothreaddel", world.name, "1", check=False)
+        world.here.run(["rm", path])
+
+
+@pytest.mark.matrix
 def test_three_since_each_other(ready: LibvirtWorld) -> None:
     """And a last one as it ends. The last of this file: its guest forgets what it has done."""
     world = ready
