@@ -112,7 +112,11 @@ async def save_request(
             "on another host",
             "mount that host's storage here, and name its directory",
         ),
-        (bool(since) and not can.since, "of changes alone", "leave --since out"),
+        (
+            bool(since) and not can.since,
+            "of changes alone" + (f": {can.never_since}" if can.never_since else ""),
+            "leave --since out" + (", or save it onto this host, as it is" if anyhow.since else ""),
+        ),
     )
     for impossible, what, remedy in asked_for:
         if impossible:

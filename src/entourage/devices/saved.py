@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -14,13 +17,19 @@ from entourage.devices.base import AnyController, Here, There
 from entourage.devices.block import images, making, space
 from entourage.devices.block.controller import BlockController, Placement
 from entourage.devices.block.images import Image, NewImage
-from entourage.devices.block.requests import Fill, Make, Open
+from entourage.devices.block.requests import Fill, GiveRoom, Make, Open
 from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.block.storage import Spot
 from entourage.devices.net import Bridge, NetController
 from entourage.devices.refusals import refuse, warn
 from entourage.domain import Net
-from entourage.errors import DeviceError, EntourageError, plain_words, what_to_do
+from entourage.errors import (
+    DeviceError,
+    EntourageError,
+    HypervisorError,
+    plain_words,
+    what_to_do,
+)
 from entourage.hosts import programs
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import Export
@@ -34,6 +43,7 @@ from entourage.steps import Refusal
 
 _ANY_MTU = 65535
 _COPY_IT = "--disks=copy copies it into the save"
+_GIVES_ROOM_WITHIN = 1.0  # seconds; the guest stands still
 _FOR_CHANGES = {"cluster_size": "65536"}
 """Of an overlay: as much as one bit of QEMU's record stands for, so that nothing is read below."""
 
@@ -170,6 +180,22 @@ class SavedBlock(BlockController):
             )
             warn(here, self.device, here.target, message)
 
+    async def transfer(self, here: Here) -> None:
+        """Where what was written finds no room, it gives back what it has taken of the storage.
+
+        The guest goes on before the save is undone, and its own disks may be on the same storage:
+        what it cannot write there has QEMU stop it.
+        """
+        try:
+            await super().transfer(here)
+        except HypervisorError:
+            since = here.options.since
+            if since is not None and self.device.id in since.images:
+                with contextlib.suppress(EntourageError, TimeoutError):
+                    async with asyncio.timeout(_GIVES_ROOM_WITHIN):
+                        await here.peer(GiveRoom(), NoneType)
+            raise
+
     # The target's half, where that is the save
 
     async def test_there(self, there: There, request: Any) -> Any:
@@ -205,12 +231,27 @@ class SavedBlock(BlockController):
         asked: Open | Fill = msgspec.convert(request, Open | Fill)
         return await self._taken(there) if isinstance(asked, Open) else None
 
+    async def transfer_there(self, there: There, request: Any) -> Any:
+        """Empty an image in the save, which is given up."""
+        if not there.incoming.is_save:
+            return await super().transfer_there(there, request)
+        msgspec.convert(request, GiveRoom)
+        if self._made is not None:
+            with contextlib.suppress(OSError):  # it is removed soon in any case
+                await in_thread(os.truncate, self._image(there, self._made), 0)
+        return None
+
+    def _image(self, there: There, new: NewImage) -> Path:
+        """Where it is made: in the directory that gets the save's name once that is whole."""
+        partial = manifests.partial(_directory(new), there.domain)
+        return manifests.copy_path(partial, self.device_there(there))
+
     async def _taken(self, there: There) -> Export:
         disk, new, exports = self.device_there(there), self._made, there.incoming.exports
         if new is None or exports is None:
             raise DeviceError("it was not prepared", device=disk.label, host=there.host)
         new = msgspec.structs.replace(new, preallocated=False)
-        path = manifests.copy_path(manifests.partial(_directory(new), there.domain), disk)
+        path = self._image(there, new)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             handle = await in_thread(os.open, path, flags, 0o600)

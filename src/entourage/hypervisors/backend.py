@@ -70,6 +70,7 @@ class Saves(NamedTuple):
         another: Another machine can be made of it.
         paused: It can be restored and left paused.
         since: Of its disks only what was written since a checkpoint can be copied.
+        never_since: Why not, where that cannot be for any of them; empty where it can.
         stays_paused: Its guest, of a checkpoint, can be left paused.
     """
 
@@ -83,6 +84,7 @@ class Saves(NamedTuple):
     paused: bool = False
     since: bool = False
     stays_paused: bool = False
+    never_since: str = ""
 
 
 _MEMORY_ALONE: Final = Saves()

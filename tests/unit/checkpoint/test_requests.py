@@ -175,8 +175,16 @@ async def test_only_what_was_written_since_a_checkpoint_of_the_same_machine(
     uuid[0] = "4c9a4b1c-8f6e-4a0e-9d55-1d3c2a3a5b0f"
     with pytest.raises(UsageError, match="not of web1"):
         await save_request(settings, "web1", f"{tmp_path}/x", since="/srv/mon")
+    uuid[0] = None
     known(monkeypatch, "qemu:///system")
-    with pytest.raises(UsageError, match="of changes alone"):
+    its = await save_request(settings, "web1", f"{tmp_path}/x", checkpoint=True, since="/srv/mon")
+    assert (its.options.since, its.live) == (since, False)
+    assert its.options.mark > "entourage-0"
+    with pytest.raises(UsageError, match="of changes alone") as told:
+        await save_request(settings, "web1", f"{tmp_path}/x", since="/srv/mon", compress=True)
+    assert "save it onto this host, as it is" in told.value.remedy
+    known(monkeypatch, "xen")
+    with pytest.raises(UsageError, match="keeps no record of what is written"):
         await save_request(settings, "web1", f"{tmp_path}/x", since="/srv/mon")
 
 

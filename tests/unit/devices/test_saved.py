@@ -15,18 +15,21 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
+from entourage.devices import saved
 from entourage.devices.base import Options
 from entourage.devices.block import images
 from entourage.devices.block.controller import BlockController, Placement
 from entourage.devices.block.images import MARGIN, Image, NewImage
-from entourage.devices.block.requests import Make, Open
+from entourage.devices.block.requests import GiveRoom, Make, Open
 from entourage.devices.block.space import Fit, Fitting
 from entourage.devices.net import NetController
 from entourage.devices.registry import controller_class
 from entourage.devices.saved import SavedBlock, SavedNet
 from entourage.devices.tpm import TpmController
 from entourage.domain import Block, Domain, External, Net, Tpm
+from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DiskCopy, Export
+from entourage.hypervisors.saved import manifest
 from entourage.hypervisors.saved.another import AnotherMachine
 from entourage.hypervisors.saved.copies import Belonged, CopiesOut
 from entourage.hypervisors.saved.machine import SavedMachine
@@ -169,6 +172,51 @@ async def test_only_what_was_written_since_a_checkpoint(
     other: Any = SavedBlock(Block(id="disk1", path=str(below)))
     assert await other._objections(here, image) == []
     assert (await other._new_image(here, image, "/x/disks/disk1", None)).backing is None
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_what_finds_no_room_gives_back_what_it_has_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    hangs: bool,  # noqa: FBT001 - a case's
+) -> None:
+    """Before the guest goes on, whose disks may be on the same storage; not for long."""
+    monkeypatch.setattr(saved, "_GIVES_ROOM_WITHIN", 0.05)
+    asked: list[object] = []
+
+    async def peer(request: object, _reply: object) -> None:
+        asked.append(request)
+        if hangs:
+            await asyncio.Event().wait()
+
+    async def complete(_disk: Block) -> None:
+        raise HypervisorError("No space left on device")
+
+    since = Since(directory="/x", sha256="", mark="entourage-1", images={"disk0": "raw"})
+    here: Any = SimpleNamespace(
+        options=Options(since=since),
+        machine=SimpleNamespace(mirroring=SimpleNamespace(complete=complete)),
+        peer=peer,
+    )
+    for disk in ("disk0", "disk1"):  # the other one is copied whole, as its guest runs
+        controller: Any = SavedBlock(Block(id=disk, path="/srv/x"))
+        controller._mirroring = True
+        with pytest.raises(HypervisorError, match="No space left"):
+            await controller.transfer(here)
+    assert asked == [GiveRoom()]
+
+
+async def test_an_image_in_a_save_that_is_given_up_is_emptied(tmp_path: Path) -> None:
+    domain = Domain(name="web1", memory=1 << 26, block=(Block(id="disk0", path="/srv/x"),))
+    there: Any = SimpleNamespace(incoming=SimpleNamespace(is_save=True), domain=domain)
+    controller: Any = SavedBlock(domain.block[0])
+    assert await controller.transfer_there(there, {"type": "give-room"}) is None  # none was made
+    image = manifest.partial(tmp_path / "tue", domain) / "disks" / "disk0"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(bytes(4096))
+    path = str(tmp_path / "tue" / "disks" / "disk0")
+    controller._made = NewImage(path=path, format="raw", size=SIZE, room=0, preallocated=False)
+    await controller.transfer_there(there, {"type": "give-room"})
+    assert image.stat().st_size == 0
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])

@@ -35,3 +35,7 @@ class Fill(msgspec.Struct, frozen=True, kw_only=True, tag="fill"):
     """PREPARE, once all is copied: set all of the file that was made aside again."""
 
     path: str
+
+
+class GiveRoom(msgspec.Struct, frozen=True, kw_only=True, tag="give-room"):
+    """TRANSFER of a save that has failed: take nothing of the storage any more."""

@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from entourage.errors import HypervisorError, HypervisorOff, UsageError
@@ -115,6 +115,18 @@ async def ask(function: Callable[..., Result], *arguments: Any, **named: Any) ->
         raise
 
 
+class QemuRefusedError(HypervisorError):
+    """QEMU understood a command and refused it.
+
+    Attributes:
+        reason: QEMU's own words.
+    """
+
+    def __init__(self, command: str, reason: str, *, device: str = "") -> None:
+        super().__init__(f"QEMU refuses {command}: {reason}", device=device)
+        self.reason = reason
+
+
 async def tell_qemu(raw: Any, command: str, **arguments: Any) -> Any:
     """Say something to a domain's QEMU that libvirt has no word for.
 
@@ -127,11 +139,42 @@ async def tell_qemu(raw: Any, command: str, **arguments: Any) -> Any:
         RefusedError: libvirt does not pass it on.
         HypervisorError: The answer is none that can be read.
     """
+    answer = await _answer(raw, command, arguments)
+    with understood(f"QEMU's answer to {command}"):
+        return answer.get("return")
+
+
+async def have_qemu(
+    raw: Any, command: str, arguments: Mapping[str, Any], *, device: str = ""
+) -> Any:
+    """The same, of what QEMU must not refuse: it is told why where it does.
+
+    Args:
+        raw: ``libvirt.virDomain``.
+        command: QEMU's name of it.
+        arguments: What QEMU is given with it.
+        device: The label of the device that an error is about.
+
+    Raises:
+        QemuRefusedError: QEMU refuses.
+        LostError, RefusedError, HypervisorError: As of ``tell_qemu``.
+    """
+    answer = await _answer(raw, command, arguments)
+    with understood(f"QEMU's answer to {command}"):
+        error = answer.get("error")
+        reason = str(error["desc"]) if error else ""
+        returned = answer.get("return")
+    if reason:
+        raise QemuRefusedError(command, reason, device=device)
+    return returned
+
+
+async def _answer(raw: Any, command: str, arguments: Mapping[str, Any]) -> Any:
     qemu: Any = importlib.import_module("libvirt_qemu")
     text = json.dumps({"execute": command, "arguments": arguments})
     answer: str = await ask(qemu.qemuMonitorCommand, raw, text, 0)
     with understood(f"QEMU's answer to {command}"):
-        return json.loads(answer).get("return")
+        return json.loads(answer)
 
 
 # VIR_FROM_RPC: the client's half of a connection speaks. VIR_ERR_INVALID_CONN: it is closed.

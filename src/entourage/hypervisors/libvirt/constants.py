@@ -145,3 +145,6 @@ NO_DOMAIN: Final = 42
 NO_VOLUME: Final = 50
 VOLUME_EXISTS: Final = 90
 """``virErrorNumber``."""
+
+CHANGES: Final = "entourage-copy-"
+"""What QEMU calls the jobs, and the nodes, by which changes are copied; a disk's id follows."""

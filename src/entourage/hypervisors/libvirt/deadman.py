@@ -17,6 +17,8 @@ _AGAIN = 0.05
 _ASKS_AFTER = 0.7  # seconds
 _ASKS_EVERY = 0.5
 _SOON = 0.01
+_AT_ONCE = 0.001
+_CUT_AFTER = 0.1
 _ENDS_WITHIN = 10.0
 _FAILS_WITHIN = 1.0
 _COPIES_END_WITHIN = 1.0
@@ -32,10 +34,17 @@ _RUNNING, _PAUSED = 1, 3
 
 
 class LibvirtDomain:
-    """One domain, by libvirt's C library."""
+    """One domain, by libvirt's C library.
 
-    def __init__(self, uri: str, uuid: str) -> None:
+    Args:
+        uri: libvirtd's.
+        uuid: The domain's.
+        copies: Names of QEMU's jobs, and their nodes, that copy changes of its disks.
+    """
+
+    def __init__(self, uri: str, uuid: str, copies: list[str]) -> None:
         self._uri, self._uuid = uri.encode(), uuid.encode()
+        self._copies = copies
         self._library = ctypes.CDLL("libvirt.so.0")
         for name in ("virConnectOpen", "virDomainLookupByUUIDString"):
             getattr(self._library, name).restype = ctypes.c_void_p
@@ -134,14 +143,52 @@ class LibvirtDomain:
         status: int = self._library.virDomainGetJobInfo(self._domain, info)
         return status == 0 and info[0] & 0xFFFFFFFF != 0
 
+    def end_copies(self) -> bool:
+        """End copies of changes, which fail the writes of a guest that runs (``changes.py``).
+
+        A process that was frozen may be about to begin one: it finds no node any more. A guest
+        whose own disk does not answer is waited for without a limit, as its copy is.
+
+        Returns:
+            False where libvirtd does not pass it on: the guest must not run yet.
+        """
+        began, left = time.monotonic(), list(self._copies)
+        while left:
+            jobs = self._tell_qemu(_COPIES)
+            if jobs is None:
+                return False
+            busy = {job["device"] for job in jobs}
+            for name in tuple(left):
+                if name in busy:
+                    self._answer(_words("block-job-cancel", device=name, force=True))
+                if name not in busy or time.monotonic() - began > _CUT_AFTER:
+                    # Or QEMU would wait for storage that hangs.
+                    node = {"type": "block-node", "node-name": name}
+                    self._answer(_words("yank", instances=[node]))
+                if name not in busy and self._drop(name):
+                    left.remove(name)
+            if left:
+                time.sleep(_AT_ONCE)
+        return True
+
+    def _drop(self, node: str) -> bool:
+        """Take a node away; whether it is gone, or never was."""
+        answer = self._answer(_words("blockdev-del", **{"node-name": node}))
+        return answer is not None and "in use" not in str(answer.get("error", {}).get("desc", ""))
+
     def _tell_qemu(self, words: bytes) -> Any:
         """Say something to QEMU itself; what it answers, or None where it refuses."""
+        answer = self._answer(words)
+        return None if answer is None else answer.get("return")
+
+    def _answer(self, words: bytes) -> Any:
+        """The whole answer, of which QEMU's refusal is one; None where nobody passes it on."""
         answer = ctypes.c_char_p()
         if self._qemu is None or self._qemu.virDomainQemuMonitorCommand(
             self._domain, words, ctypes.byref(answer), ctypes.c_uint(0)
         ):
             return None
-        return json.loads(answer.value or b"{}").get("return")
+        return json.loads(answer.value or b"{}")
 
     def resume(self) -> None:
         """Let it run; libvirtd waits itself until what is under way has ended."""
@@ -187,6 +234,11 @@ class LibvirtDomain:
         return resume(self, run_again=run_again)
 
 
+def _words(command: str, **arguments: object) -> bytes:
+    """A command of QMP's."""
+    return json.dumps({"execute": command, "arguments": arguments}).encode()
+
+
 def resume(domain: LibvirtDomain, *, run_again: bool) -> str:
     """Give the migration up and let the guest run; returns what became of it."""
     deadline = time.monotonic() + _DEADLINE
@@ -198,10 +250,14 @@ def resume(domain: LibvirtDomain, *, run_again: bool) -> str:
             continue
         if state == _RUNNING:
             domain.end_job()
+            domain.end_copies()
             return "the guest runs"
         if state != _PAUSED:
             return "its machine is gone"
         domain.end_job()
+        if not domain.end_copies():
+            time.sleep(_AGAIN)
+            continue
         if not run_again:
             return "the migration is ended; the guest stays paused, as its user had it"
         domain.resume()
@@ -212,10 +268,11 @@ def open_guest(arguments: list[str]) -> LibvirtDomain:
     """Connect to libvirtd and find the domain.
 
     Args:
-        arguments: The connection's URI, and the domain's UUID.
+        arguments: The connection's URI, the domain's UUID, and the names of QEMU's jobs that copy
+            changes of its disks.
     """
-    uri, uuid = arguments
-    domain = LibvirtDomain(uri, uuid)
+    uri, uuid, *copies = arguments
+    domain = LibvirtDomain(uri, uuid, copies)
     if not domain.connect():
         sys.exit(f"entourage: deadman: {uri} does not answer, or has no such domain")
     return domain

@@ -88,6 +88,7 @@ BACKEND = Backend(
         copies=True,
         another=True,
         paused=True,
+        since=True,
         stays_paused=True,
     ),
     sends=Saves(

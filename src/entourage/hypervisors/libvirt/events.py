@@ -15,6 +15,7 @@ from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt.connection import Connection, ask, bindings
 from entourage.hypervisors.libvirt.constants import (
     BLOCK_JOB,
+    CHANGES,
     ITERATION,
     LIFECYCLE,
     BlockJob,
@@ -28,6 +29,10 @@ _SOON = 1_000_000_000
 # libvirt-domain.h, virDomainEventStoppedDetailType.
 _STOPPED = {0: "guest-shutdown", 1: "it was destroyed", 2: "it crashed", 5: "QEMU failed"}
 
+_COPY_ENDS = {"BLOCK_JOB_COMPLETED": "", "BLOCK_JOB_CANCELLED": "it was given up"}
+"""Of QEMU's events those that tell of a job's end; what has become of it, unless they say so."""
+_OF_QEMU = frozenset({"STOP", "RESUME", "MIGRATION", *_COPY_ENDS})
+
 
 @dataclasses.dataclass(slots=True)
 class Known:
@@ -38,6 +43,8 @@ class Known:
         migration: QEMU's own word for where its migration is.
         iteration: Which round of the memory is under way.
         block_jobs: What was last heard of a job with a disk, by what the guest sees that as.
+        copies: Jobs of QEMU's own that copy changes (``changes.py``), by their names, once they
+            have ended: why they failed, or empty.
         ended: Why the machine is gone; empty where it is not.
         lost: Why there is nothing more to hear; empty while there is.
         heard: How many things were.
@@ -51,6 +58,7 @@ class Known:
     lost: str = ""
     heard: int = 0
     block_jobs: dict[str, BlockJob] = dataclasses.field(default_factory=dict[str, BlockJob])
+    copies: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
 
 class Feed:
@@ -61,6 +69,7 @@ class Feed:
         self._one_clock = one_clock
         self._connection = connection
         self._hears_of_block_jobs = False
+        self._registering = asyncio.Lock()
         self._uuid = uuid
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -101,15 +110,15 @@ class Feed:
 
         Only where one is begun: each migration has jobs with disks, of which nobody has to hear.
         """
-        if self._hears_of_block_jobs:
-            return
         raw, uuid, event = self._connection.raw, self._uuid, self._on_block_job
 
         def register() -> None:
             raw.domainEventRegisterAny(raw.lookupByUUIDString(uuid), BLOCK_JOB, event, None)
 
-        await ask(register)
-        self._hears_of_block_jobs = True
+        async with self._registering:  # of two disks at once; libvirt refuses the second
+            if not self._hears_of_block_jobs:
+                await ask(register)
+                self._hears_of_block_jobs = True
 
     async def close(self) -> None:
         """Stop listening."""
@@ -178,7 +187,12 @@ class Feed:
         _context: Any,
     ) -> None:
         """QEMU's own events come a millisecond before what libvirt makes of them."""
-        if event not in {"STOP", "RESUME", "MIGRATION"} or domain.UUIDString() != self._uuid:
+        if event not in _OF_QEMU or domain.UUIDString() != self._uuid:
+            return
+        if event in _COPY_ENDS:
+            said = json.loads(details or "{}")
+            if (name := str(said.get("device", ""))).startswith(CHANGES):
+                self._tell("copies", {name: str(said.get("error", _COPY_ENDS[event]))})
             return
         if event == "MIGRATION":
             self._tell("migration", str(json.loads(details or "{}").get("status", "")))
@@ -205,6 +219,8 @@ class Feed:
             known.resumed_at = value
         elif what == "block_jobs":
             known.block_jobs |= value
+        elif what == "copies":
+            known.copies |= value
         elif what not in {"stopped_at", "resumed_at"}:
             setattr(known, what, value)
         self._changed.set()

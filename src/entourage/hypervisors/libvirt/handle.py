@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from entourage.domain import Domain
@@ -15,6 +16,7 @@ from entourage.hypervisors.libvirt.connection import (
     LostError,
     RefusedError,
     ask,
+    have_qemu,
     tell_qemu,
 )
 from entourage.hypervisors.libvirt.constants import (
@@ -105,6 +107,12 @@ class Handle:
             return await tell_qemu(self.raw, command, **arguments)
         finally:
             self._asked_at = 0.0
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, device: str = ""
+    ) -> Any:
+        """Have its QEMU do something that must not be refused: see ``connection.have_qemu``."""
+        return await have_qemu(self.raw, command, arguments or {}, device=device)
 
     @property
     def unanswered(self) -> float:

@@ -230,13 +230,17 @@ class LibvirtMachine(MachineSeams):
             self._job.feed = await Feed.open(uri, uuid)
         self._deadman = await Deadman.arm(
             _DEADMAN,
-            [uri, uuid],
+            [uri, uuid, *self.to_be_ended(plane)],
             run_again=self.was_running,
             budget=budget,
             name=f"{uuid}.{secrets.token_hex(4)}",
             log=self._log,
             lock=lock,
         )
+
+    def to_be_ended(self, plane: DataPlane) -> Sequence[str]:  # noqa: ARG002 - of those that are saved
+        """Jobs of QEMU's that the deadman ends before it lets the guest run, by their names."""
+        return ()
 
     async def _take_images(self) -> None:
         """Have QEMU take the images of a guest that its user had paused, if it has not."""

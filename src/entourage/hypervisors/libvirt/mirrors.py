@@ -6,6 +6,9 @@ images, and what they are built on, stay as they are from beginning to end.
 
 QEMU writes to the save's ``qemu-nbd``, never to its storage: where that hangs or fails, the copy
 does, and the guest goes on.
+
+Of a disk of which only the changes since a checkpoint are wanted, libvirt copies nothing: see
+``changes.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +27,13 @@ from xml.etree import ElementTree as ET
 from entourage.domain import Block
 from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.hosts.threads import in_thread
-from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
+from entourage.hypervisors.libvirt.changes import Changes
+from entourage.hypervisors.libvirt.connection import (
+    LostError,
+    QemuRefusedError,
+    RefusedError,
+    ask,
+)
 from entourage.hypervisors.libvirt.constants import (
     BLOCK_JOB_ABORT_ASYNC,
     BlockCopy,
@@ -39,7 +48,7 @@ from entourage.hypervisors.libvirt.job import Job
 from entourage.hypervisors.libvirt.process import pid_of
 from entourage.hypervisors.reach import check_local_disk
 from entourage.hypervisors.seams import Changed, DiskCopy, Objection
-from entourage.hypervisors.values import DataPlane, Export
+from entourage.hypervisors.values import DataPlane, Export, LocalData
 
 SOCKETS = Path("/run/entourage-copies")
 """Where QEMU finds the sockets: its user may pass through, and AppArmor can be told of it."""
@@ -47,6 +56,7 @@ _SHOW_EVERY = 0.25
 _SOON = 0.05  # seconds between two looks at whether a copy has ended
 _ENDS_WITHIN = 2.0  # seconds for a copy that is given up; then its connection is cut off
 _CUT_WITHIN = 10.0  # seconds after that
+_APPARMOR = "where it is AppArmor that denies the socket, docs/saving.md has the rule"
 
 
 class Mirrors:
@@ -68,6 +78,7 @@ class Mirrors:
         self._job = job
         self._progress: dict[str, tuple[int, int]] = {}
         self._traits: Mapping[str, Traits] = {}
+        self._changes = Changes(handle, job)
 
     def know(self, traits: Mapping[str, Traits]) -> None:
         """What ``objections`` goes by."""
@@ -80,18 +91,49 @@ class Mirrors:
             return [("it is encrypted (LUKS), and its copy would not be", remedy)]
         return ()
 
-    async def changed(self, disk: Block, mark: str) -> Changed | None:  # noqa: ARG002 - see seams
-        """No record is kept."""
-        return None
+    async def changed(self, disk: Block, mark: str) -> Changed | None:
+        """What was written since a checkpoint; None where QEMU has no record of that."""
+        return await self._changes.written(disk, mark)
 
     async def kept(self) -> None:
-        """No record is kept."""
+        """The checkpoint is kept: the records that were begun with it bear its mark."""
+        if self._local.mark:
+            await self._changes.kept(self._local.mark)
+
+    async def end_changes(self) -> None:
+        """Before the guest goes on: no copy of changes is left, whoever has begun it."""
+        await self._changes.end(self._handle.domain.block, whoever=self.plane is None)
+
+    @property
+    def _local(self) -> LocalData:
+        if self.plane is None or self.plane.local is None:
+            raise HypervisorError("a machine is saved by a process of the host that it runs on")
+        return self.plane.local
+
+    def _since(self, disk: Block) -> str:
+        """The mark of the checkpoint since which it is copied; empty: all of it is."""
+        since = self._local.since
+        return since.mark if since and disk.id in since.images else ""
 
     async def mirror(self, disk: Block, export: Export, *, top_only: bool) -> None:
         """Copy the disk to the export and keep it so; returns when both are the same."""
-        if self.plane is None or self.plane.local is None:
-            raise HypervisorError("a machine is saved by a process of the host that it runs on")
-        check_local_disk(self.plane.local, export.socket, disk.id)
+        check_local_disk(self._local, export.socket, disk.id)
+        if self._local.mark:  # from now on: nothing of it is left to be done in the blackout
+            await self._changes.begin(disk)
+        try:
+            path = str(await in_thread(self._let_in, disk, export.socket))
+        except OSError as error:
+            reason = f"QEMU cannot be let in to where it is copied: {plain_words(error)}"
+            raise HypervisorError(reason, device=disk.label, remedy=what_to_do(error)) from error
+        if since := self._since(disk):
+            changed = await self._changes.written(disk, since)
+            self._progress[disk.id] = (0, changed.written if changed else 0)
+            try:
+                await self._changes.open(disk, path, export.name)
+            except QemuRefusedError as error:
+                error.remedy = _APPARMOR
+                raise
+            return
         flags = BlockCopy.REUSE_EXT | BlockCopy.TRANSIENT_JOB
         flags |= BlockCopy.SHALLOW if top_only else BlockCopy(0)
         feed = self._job.heard()
@@ -99,17 +141,13 @@ class Mirrors:
         feed.known.block_jobs.pop(disk.id, None)
         self._progress[disk.id] = (0, 0)
         try:
-            path = await in_thread(self._let_in, disk, export.socket)
-            text = destination(str(path), export.name)
+            text = destination(path, export.name)
             await ask(self._handle.raw.blockCopy, disk.id, text, {}, flags)
-        except OSError as error:
-            reason = f"QEMU cannot be let in to where it is copied: {plain_words(error)}"
-            raise HypervisorError(reason, device=disk.label, remedy=what_to_do(error)) from error
         except RefusedError as error:
             raise HypervisorError(
                 f"libvirt cannot copy it: {plain(error.message)}",
                 device=disk.label,
-                remedy="where it is AppArmor that denies the socket, docs/saving.md has the rule",
+                remedy=_APPARMOR,
             ) from error
         waiting = asyncio.ensure_future(feed.until(lambda known: known.block_jobs.get(disk.id)))
         try:
@@ -140,6 +178,11 @@ class Mirrors:
 
     async def complete(self, disk: Block) -> None:
         """The guest is suspended: end the copy once all of it is there."""
+        if since := self._since(disk):
+            await self._changes.copy(disk, since)
+            self._progress.pop(disk.id, None)
+            await in_thread(self._shut_out, disk)
+            return
         known = self._job.heard().known
         await self._check(disk, known.block_jobs.get(disk.id, BlockJob.FAILED))
 
@@ -161,6 +204,7 @@ class Mirrors:
             HypervisorError: libvirt does not end it.
         """
         self._progress.pop(disk.id, None)
+        await self._changes.end([disk], whoever=self.plane is None)
         try:
             await self._end(disk)
         except LostError:

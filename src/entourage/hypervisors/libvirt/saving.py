@@ -4,7 +4,8 @@ libvirt's own save ends the domain in the moment in which its file is whole, whe
 the save is. So memory is written as of an external snapshot without any disk: the file is the one
 that ``virsh save`` makes, and the guest stays as it was, paused, until the save has its name.
 
-    start    suspend; disks that are copied end their copies then (``mirrors.py``)
+    start    suspend; disks that are copied end their copies then (``mirrors.py``), or changes of
+             them are copied (``changes.py``)
     continue_switchover  the snapshot, in a thread: libvirt writes the file; not before, for it
              begins none while it copies a disk
     landed   the file is whole: the other half is told, and what libvirt has written into it
@@ -28,6 +29,7 @@ from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
 from entourage.hypervisors.libvirt import attending, looks, saveimage
+from entourage.hypervisors.libvirt.changes import copy_name
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import (
     IMAGE_XML_SECURE,
@@ -95,6 +97,11 @@ class LibvirtSaving(SaveSource):
         """Listen, and arm the deadman."""
         await super().arm(plane, **more)
         self._mirrors.plane = plane
+
+    def to_be_ended(self, plane: DataPlane) -> Sequence[str]:
+        """Copies of what was written since a checkpoint."""
+        since = plane.local.since if plane.local else None
+        return [copy_name(disk) for disk in self.domain.block if since and disk.id in since.images]
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see saving
         """Stop the guest."""
@@ -177,6 +184,7 @@ class LibvirtSaving(SaveSource):
     async def abort(self) -> None:
         """Give the save up at whatever point: the guest runs here again, or stays paused."""
         await self._end_writing()
+        await self._mirrors.end_changes()
         await super().abort()
         # Not every process has come to note that disks were copied.
         left: list[str] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from entourage.domain import Block, Domain
+from entourage.hypervisors.frontends import frontends
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name, port_ids
 from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.understood import understood
@@ -146,17 +147,6 @@ def _medium(disk: Block, inserted: Mapping[str, Any] | None) -> Iterator[_Found]
             "its speed was limited by a monitor, and would not be on the target",
             f"lift the limit (block_set_io_throttle {device_id(disk)} 0 0 0 0 0 0)",
         )
-
-
-def frontends(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """What ``query-block`` says of each disk, by its id; QEMU may name a part of the device."""
-    return {
-        str(one.get("qdev", ""))
-        .removeprefix("/machine/")
-        .removeprefix("peripheral/")
-        .split("/")[0]: one
-        for one in blocks
-    }
 
 
 def _same(one: str, other: str) -> bool:

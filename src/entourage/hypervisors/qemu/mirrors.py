@@ -12,10 +12,11 @@ from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
 from entourage.hosts.tcp import FellSilentError, answered_within, connected
+from entourage.hypervisors import marks
 from entourage.hypervisors.base import DataPlane, DiskCopy, Export
-from entourage.hypervisors.qemu import keys, marks
+from entourage.hypervisors.frontends import frontends
+from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
-from entourage.hypervisors.qemu.drift import frontends
 from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
 from entourage.hypervisors.reach import check_local_disk, check_reach
 from entourage.hypervisors.seams import Changed, Objection
@@ -142,16 +143,7 @@ class Mirrors:
     async def kept(self) -> None:
         """The checkpoint is kept: the records that were begun with it bear its mark."""
         marked, self._marked = self._marked, {}
-        failed: HypervisorError | None = None
-        for disk, root in marked.values():
-            try:
-                inserted = await self._inserted(disk)
-                if inserted["node-name"] == root:  # else another image is there, or on top of it
-                    await marks.keep(self._monitor, inserted, self._mark, disk.label)
-            except HypervisorError as error:  # of each disk for itself
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        await marks.keep_each(self._monitor, marked.values(), self._inserted, self._mark)
 
     async def _inserted(self, disk: Block) -> Mapping[str, Any]:
         """What the guest reads and writes: another node than at the start, if it was changed.
@@ -203,14 +195,7 @@ class Mirrors:
         self._progress.pop(name, None)
         root = self._nodes.pop(name, "")
         if since := self._since(disk):
-            # As long as no job is there, anybody may put another image on top of it.
-            inserted = await self._inserted(disk)
-            if inserted["node-name"] != root or marks.changed(inserted, since) is None:
-                raise HypervisorError(
-                    "another image was put in its place, or on top of it, while it was saved",
-                    device=disk.label,
-                    remedy="save it without --since",
-                )
+            marks.check_recorded(await self._inserted(disk), root, since, disk.label)
             await self._run("blockdev-backup", marks.copy(root, name, since), disk)
         else:
             await self._run("block-job-cancel", {"device": name, "force": False}, disk)

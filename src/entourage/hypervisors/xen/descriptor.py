@@ -33,7 +33,14 @@ def _open(settings: Settings, _name: str) -> Hypervisor:
 BACKEND = Backend(
     kind="Xen",
     saves_by="",
-    saves=Saves(checkpoints=True, live=True, filters=True, elsewhere=True, stays_paused=True),
+    saves=Saves(
+        checkpoints=True,
+        live=True,
+        filters=True,
+        elsewhere=True,
+        stays_paused=True,
+        never_since="the disks' back end in the kernel keeps no record of what is written",
+    ),
     names=_NAME,
     usual=_NAME,
     answers_to=lambda name: name == _NAME,

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from entourage.domain import Block
 from entourage.hypervisors.libvirt import deadman
+from entourage.hypervisors.libvirt.changes import copy_name
 from tests.unit.eventually import wait_until
 
 RUNNING, PAUSED = 1, 3
+COPIES = ["entourage-copy-vda", "entourage-copy-vdb"]
 FOR_EVER = 1000  # looks: more than there is time for
 
 
@@ -34,6 +37,7 @@ class Answering(deadman.LibvirtDomain):
         self._look_again = threading.Event()
         self._held_since = 0.0
         self._uri, self._uuid = b"", b""
+        self._copies = list[str]()
 
     def state(self) -> int:
         return self._state
@@ -80,6 +84,86 @@ def test_memory_is_cut_off_once_the_copies_of_a_stopped_guest_have_ended(
     domain = Answering(at, looks=looks, state=state)
     domain.end_job()
     assert domain.told == [told]
+
+
+class Copying(Answering):
+    """One whose changes are being copied, to storage that hangs.
+
+    Args:
+        answers: How often its libvirtd passes on what QEMU is told; after that it is gone.
+    """
+
+    def __init__(self, answers: int = FOR_EVER) -> None:
+        super().__init__("none", looks=0, state=PAUSED)
+        self._copies = COPIES
+        self.nodes = set(COPIES[:1])
+        self.jobs = set(self.nodes)
+        self._answers = answers
+
+    def _busy(self) -> bool:
+        return False
+
+    def _tell_qemu(self, words: bytes) -> Any:
+        answer = self._answer(words)
+        return answer and answer.get("return")
+
+    def _answer(self, words: bytes) -> Any:
+        self._answers -= 1
+        if self._answers < 0:
+            return None
+        said = json.loads(words)
+        match said["execute"], said.get("arguments", {}):
+            case "query-block-jobs", _:
+                return {"return": [{"device": name} for name in self.jobs]}
+            case "yank", {"instances": [{"node-name": name}]}:
+                self.told.append(f"yank {name}")
+                self.jobs.discard(name)
+            case "blockdev-del", {"node-name": name}:
+                if name in self.jobs:
+                    return {"error": {"desc": f"Node {name} is in use"}}
+                if name not in self.nodes:
+                    return {"error": {"desc": f"Failed to find node with node-name='{name}'"}}
+                self.nodes.discard(name)
+            case command, _:
+                self.told.append(command)
+        return {"return": {}}
+
+    def resume(self) -> None:
+        assert not self.jobs  # or its guest's writes would fail
+        self.told.append("resume")
+
+
+@pytest.mark.parametrize("run_again", [True, False])
+def test_the_guest_runs_only_once_its_changes_are_not_copied_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+    run_again: bool,  # noqa: FBT001 - a case's
+) -> None:
+    monkeypatch.setattr(deadman, "_CUT_AFTER", 0.01)
+    domain = Copying()
+
+    def state() -> int:
+        return RUNNING if "resume" in domain.told else PAUSED
+
+    monkeypatch.setattr(domain, "state", state)
+    said = domain.give_up(run_again=run_again)
+    assert said == ("the guest runs" if run_again else said)
+    assert domain.told[0] == "block-job-cancel"
+    assert "yank entourage-copy-vda" in domain.told
+    assert (domain.jobs, domain.nodes) == (set(), set())
+    assert ("resume" in domain.told) == run_again
+
+
+def test_nobody_runs_it_while_libvirtd_does_not_say_whether_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deadman, "_DEADLINE", 0.2)
+    domain = Copying(answers=0)
+    assert "could not be reached" in domain.give_up(run_again=True)
+    assert domain.told == []
+
+
+def test_they_are_called_as_the_process_calls_them() -> None:
+    assert copy_name(Block(id="vda", path="/x")) == COPIES[0]
 
 
 def test_a_confirm_that_is_under_way_has_no_second_beside_it() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.qemu.marks import begin, changed, keep
+from entourage.hypervisors.marks import begin, changed, keep
 from entourage.hypervisors.qemu.qmp import Monitor
 from tests.unit.hypervisors.qemu.test_qmp import FakeQmp
 
@@ -34,6 +34,7 @@ def test_what_is_known_of_what_was_written() -> None:
     stopped = medium(record("entourage-1") | {"recording": False})
     assert changed(stopped, "entourage-1") is None
     assert changed(medium(record("entourage-1", inconsistent=True)), "entourage-1") is None
+    assert changed(medium(record("entourage-1", persistent=True)), "entourage-1") is None
 
 
 @pytest.mark.parametrize("records", [[{"name": "entourage-1"}], [7], 7])
