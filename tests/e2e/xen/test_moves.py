@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from lab.xen.hosts import XenHost
 from tests.e2e.xen.world import DISK, NAME, PATIENCE, SETTINGS, SHARED, SIDE, XenWorld
@@ -128,15 +129,22 @@ def test_it_moves_with_sync_held_by_an_external_tool(world: XenWorld) -> None:
         deadline = time.monotonic() + PATIENCE
         while "3" not in calls(world):
             assert time.monotonic() < deadline
-        assert "requesting permission to start" in world.log(world.there)
-        assert world.domains(world.there) == {f"{NAME}--incoming": "--p---"}
-        # xl has heard of nothing: suspended, and still called by its name.
-        [(name, state)] = world.domains(world.here).items()
-        assert (name, "s" in state) == (NAME, True)
-        assert "Target has acknowledged" not in world.log(world.here)
-        assert world.tick(world.here) == stood
+        # At once, and looked at later: a tool has a minute, and these hosts are slow.
+        with ThreadPoolExecutor() as at_once:
+            logs = at_once.map(world.log, (world.there, world.here))
+            domains = at_once.map(world.domains, (world.there, world.here))
+            said = at_once.submit(world.tick, world.here)
         world.here.run(["rm", HOLD])
         run = under.end()
+    log_there, log_here = logs
+    domains_there, domains_here = domains
+    assert "requesting permission to start" in log_there
+    assert domains_there == {f"{NAME}--incoming": "--p---"}
+    # xl has heard of nothing: suspended, and still called by its name.
+    [(name, state)] = domains_here.items()
+    assert (name, "s" in state) == (NAME, True)
+    assert "Target has acknowledged" not in log_here
+    assert said.result() == stood
     assert calls(world) == ["1", "2", "3"]
     assert world.tick(world.here) == stood
     source = world.here
