@@ -23,7 +23,8 @@ from entourage.hosts.turns import HEAD, Turn, turned
 
 _DIGITS = 64
 _AT_ONCE = 1 << 20  # bytes, also the most that a pipe may hold without privileges
-_NICE = 10  # guests go first, also the one that is saved
+NICE = 10
+"""Guests go first, also the one that is saved."""
 
 
 _FAST = ("openssl", "dgst", "-sha256", "-r")
@@ -35,8 +36,12 @@ def _command() -> tuple[str, ...]:
     return _FAST if shutil.which(_FAST[0]) else _EVERYWHERE
 
 
-async def sha256(path: Path) -> str:
+async def sha256(path: Path, *, nice: int = NICE) -> str:
     """The digest of a file, in hexadecimal digits.
+
+    Args:
+        path: The file.
+        nice: How far the program that makes it stands back for others.
 
     Raises:
         HypervisorError: It cannot be read, or the program not be run.
@@ -49,14 +54,14 @@ async def sha256(path: Path) -> str:
         if (command := _command()) == _FAST:
             # It may be there and not work, as its libraries are upgraded; then this says nothing.
             with contextlib.suppress(HypervisorError):
-                return await _answer(await _started(handle, command), path)
+                return await _answer(await _started(handle, command, nice), path)
             os.lseek(handle, 0, os.SEEK_SET)
-        return await _answer(await _started(handle, _EVERYWHERE), path)
+        return await _answer(await _started(handle, _EVERYWHERE, nice), path)
     finally:
         os.close(handle)
 
 
-async def _started(source: int, command: Sequence[str]) -> Process:
+async def _started(source: int, command: Sequence[str], nice: int) -> Process:
     try:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=source, stdout=PIPE, stderr=PIPE, env={**os.environ, "LC_ALL": "C"}
@@ -66,7 +71,7 @@ async def _started(source: int, command: Sequence[str]) -> Process:
             f"no digest can be made: {plain_words(error)}", remedy="install openssl"
         ) from error
     with contextlib.suppress(OSError):  # it has ended
-        os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+        os.setpriority(os.PRIO_PROCESS, process.pid, nice)
     return process
 
 
@@ -117,7 +122,7 @@ class GrowingDigest:
         try:
             with contextlib.suppress(OSError):  # smaller, and slower
                 fcntl.fcntl(inward, fcntl.F_SETPIPE_SZ, _AT_ONCE)
-            process = await _started(out, _command())
+            process = await _started(out, _command(), NICE)
         except HypervisorError:
             os.close(inward)
             return

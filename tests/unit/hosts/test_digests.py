@@ -49,6 +49,22 @@ async def test_of_a_file(tmp_path: Path) -> None:
         await sha256(path)
 
 
+@pytest.mark.parametrize("nice", [0, 7])
+async def test_it_stands_back_for_others_as_far_as_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nice: int
+) -> None:
+    """Not at all where a guest waits for it."""
+    set_to: list[int] = []
+
+    def setpriority(_which: int, _who: int, priority: int) -> None:
+        set_to.append(priority)
+
+    monkeypatch.setattr(os, "setpriority", setpriority)
+    (tmp_path / "memory").write_bytes(DATA)
+    assert await sha256(tmp_path / "memory", nice=nice) == WHOLE
+    assert set_to == [nice]
+
+
 async def test_of_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(HypervisorError, match=r"cannot be read: .*directory"):
         await sha256(tmp_path)
