@@ -47,8 +47,8 @@ class Changes:
         self._job = job
         self._marked: dict[str, tuple[Block, str]] = {}
         self._aliases: dict[str, str] = {}
-        self._opened: dict[str, tuple[Block, str]] = {}
-        self._copying: asyncio.Future[None] | None = None
+        self._opened: dict[str, str] = {}
+        self._one_at_a_time = asyncio.Lock()
 
     async def written(self, disk: Block, mark: str) -> Changed | None:
         """What was written since a checkpoint; None where QEMU has no record of that."""
@@ -88,7 +88,7 @@ class Changes:
         """
         name = copy_name(disk)
         await self._end([name])  # of a process that was killed, and not recovered
-        self._opened[name] = disk, str((await self._inserted(disk))["node-name"])
+        self._opened[name] = str((await self._inserted(disk))["node-name"])
         node = {
             "driver": "nbd",
             "node-name": name,
@@ -104,10 +104,23 @@ class Changes:
         Raises:
             HypervisorError: It cannot be; or somebody has let the guest run.
         """
+        async with self._one_at_a_time:
+            await self._copy(disk, mark)
+
+    async def _copy(self, disk: Block, mark: str) -> None:
+        """Copy one disk's, while nothing else goes to the save.
+
+        Before it begins such a job, QEMU (seen in 7.2) waits until none of its disks has anything
+        under way. Beside another one, whose storage hangs, it would wait for ever, and answer
+        nobody who could cut that off: libvirt speaks to its main loop alone.
+        """
         name, feed = copy_name(disk), self._job.heard()
-        if self._copying is None:
-            self._copying = asyncio.ensure_future(self._copy_all(mark))
-        await asyncio.shield(self._copying)
+        feed.known.copies.pop(name, None)
+        _check_still(feed.known)
+        root = self._opened[name]
+        marks.check_recorded(await self._inserted(disk), root, mark, disk.label)
+        arguments = marks.copy(root, name, mark)
+        await self._handle.execute("blockdev-backup", arguments, device=disk.label)
 
         def ended(known: Known) -> str | None:
             _check_still(known)
@@ -121,25 +134,6 @@ class Changes:
             )
         await self._drop(name)
 
-    async def _copy_all(self, mark: str) -> None:
-        """Begin the copies of all disks at once.
-
-        Before it begins one, QEMU waits until none of its disks has anything under way. Where the
-        save's storage hangs, a second one would wait for the first for ever, and so would QEMU.
-        """
-        known, actions = self._job.heard().known, list[dict[str, Any]]()
-        known.copies.clear()
-        _check_still(known)
-        blocks = await self._handle.execute("query-block")
-        for name, (disk, root) in self._opened.items():
-            marks.check_recorded(self._medium(blocks, disk), root, mark, disk.label)
-            actions.append({"type": "blockdev-backup", "data": marks.copy(root, name, mark)})
-        try:
-            await self._handle.execute("transaction", {"actions": actions})
-        except QemuRefusedError as error:
-            error.remedy = "save it without --since"
-            raise
-
     async def end(self, disks: Iterable[Block], *, whoever: bool) -> None:
         """No copy of changes is left when this returns, nor can one begin: the guest may go on.
 
@@ -152,9 +146,6 @@ class Changes:
         Raises:
             HypervisorError: libvirt does not pass it on: the guest must not go on yet.
         """
-        if self._copying is not None:
-            await asyncio.wait({self._copying})
-            self._copying.exception()  # told by whoever has waited for it
         names = [name for name in map(copy_name, disks) if whoever or name in self._opened]
         try:
             await self._end(names)
@@ -215,9 +206,7 @@ class Changes:
                 target, alias = each.find("target"), each.find("alias")
                 if target is not None and alias is not None:
                     self._aliases[target.get("dev", "")] = alias.get("name", "")
-        return self._medium(await self._handle.execute("query-block"), disk)
-
-    def _medium(self, blocks: Sequence[Mapping[str, Any]], disk: Block) -> Mapping[str, Any]:
+        blocks = await self._handle.execute("query-block")
         with understood("QEMU's answer to query-block"):
             found = frontends(blocks).get(self._aliases.get(disk.id, ""), {}).get("inserted")
             if found and found["node-name"]:

@@ -79,6 +79,8 @@ class Mirrors:
         self._progress: dict[str, tuple[int, int]] = {}
         self._traits: Mapping[str, Traits] = {}
         self._changes = Changes(handle, job)
+        self._whole: set[str] = set()
+        self._wholes_ended = asyncio.Event()
 
     def know(self, traits: Mapping[str, Traits]) -> None:
         """What ``objections`` goes by."""
@@ -140,6 +142,7 @@ class Mirrors:
         await feed.hear_of_block_jobs()
         feed.known.block_jobs.pop(disk.id, None)
         self._progress[disk.id] = (0, 0)
+        self._whole.add(disk.id)
         try:
             text = destination(path, export.name)
             await ask(self._handle.raw.blockCopy, disk.id, text, {}, flags)
@@ -179,6 +182,8 @@ class Mirrors:
     async def complete(self, disk: Block) -> None:
         """The guest is suspended: end the copy once all of it is there."""
         if since := self._since(disk):
+            if self._whole:  # beside these, QEMU may wait for storage that hangs
+                await self._wholes_ended.wait()
             await self._changes.copy(disk, since)
             self._progress.pop(disk.id, None)
             await in_thread(self._shut_out, disk)
@@ -194,6 +199,9 @@ class Mirrors:
         await ask(self._handle.raw.blockJobAbort, disk.id, BLOCK_JOB_ABORT_ASYNC)
         if await self._job.heard().until(ended) == BlockJob.FAILED:
             await self._check(disk, BlockJob.FAILED)
+        self._whole.discard(disk.id)
+        if not self._whole:
+            self._wholes_ended.set()
         self._progress.pop(disk.id, None)
         await in_thread(self._shut_out, disk)
 

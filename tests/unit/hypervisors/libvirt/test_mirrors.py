@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane
 from entourage.hypervisors.libvirt import mirrors as module
+from entourage.hypervisors.libvirt.changes import Changes
 from entourage.hypervisors.libvirt.constants import (
     BLOCK_JOB_ABORT_ASYNC,
     BlockCopy,
@@ -25,7 +27,8 @@ from entourage.hypervisors.libvirt.constants import (
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.events import Known
 from entourage.hypervisors.libvirt.mirrors import Mirrors, destination, is_ours, user_of
-from entourage.hypervisors.values import Export, LocalData
+from entourage.hypervisors.values import Export, LocalData, Since
+from tests.unit.eventually import idle
 from tests.unit.hypervisors.libvirt.fakes import Failed
 
 UUID = "5b6e6d0e-0000-4000-8000-000000000001"
@@ -178,6 +181,32 @@ async def test_it_goes_nowhere_else(served: str) -> None:
         with pytest.raises(HypervisorError, match="does not leave this host"):
             await found.mirror(DISK, export, top_only=False)
     assert raw.told == []
+
+
+async def test_changes_are_copied_once_no_whole_disk_is(
+    served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one whose storage hangs, QEMU would wait for ever."""
+    found, _, server = await mirrors(served, BlockJob.READY, BlockJob.CANCELLED)
+    assert found.plane is not None
+    assert found.plane.local is not None
+    since = Since(directory="/srv/mon", sha256="", mark="entourage-1", images={"vdb": "raw"})
+    local = msgspec.structs.replace(found.plane.local, since=since)
+    found.plane = msgspec.structs.replace(found.plane, local=local)
+    copied: list[str] = []
+
+    async def copy(_changes: Changes, disk: Block, mark: str) -> None:
+        copied.append(f"{disk.id} {mark}")
+
+    monkeypatch.setattr(Changes, "copy", copy)
+    async with server:
+        await found.mirror(DISK, Export(host="", port=0, name="vda", socket=served), top_only=False)
+        other = asyncio.ensure_future(found.complete(Block(id="vdb", path="/d/b.raw")))
+        await idle()
+        assert copied == []
+        await found.complete(DISK)
+        await asyncio.wait_for(other, 5)
+    assert copied == ["vdb entourage-1"]
 
 
 async def test_what_another_process_has_begun_is_ended(served: str) -> None:
