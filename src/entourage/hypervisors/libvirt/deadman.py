@@ -157,7 +157,7 @@ class LibvirtDomain:
             jobs = self._tell_qemu(_COPIES)
             if jobs is None:
                 return False
-            busy = {job["device"] for job in jobs}
+            busy = {job["device"] for job in jobs}.intersection(left)
             for name in tuple(left):
                 if name in busy:
                     self._answer(_words("block-job-cancel", device=name, force=True))
@@ -165,7 +165,7 @@ class LibvirtDomain:
                     # Or QEMU would wait for storage that hangs.
                     node = {"type": "block-node", "node-name": name}
                     self._answer(_words("yank", instances=[node]))
-                if name not in busy and self._drop(name):
+                if not busy and self._drop(name):  # QEMU 10.0 waits for all of them to do so
                     left.remove(name)
             if left:
                 time.sleep(_AT_ONCE)
