@@ -108,6 +108,7 @@ class _Bench:
 
     def _calm(self, address: str) -> None:
         self._seen.wait_progress(_PATIENCE, address)
+        self._host.run(["sync"])  # or whoever is next waits for what the one before has written
         time.sleep(_SETTLE)
 
     def _timed(self, argv: Sequence[str]) -> float:
