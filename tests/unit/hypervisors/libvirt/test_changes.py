@@ -132,6 +132,7 @@ class Qemu:
             self._feed.hear(copies=self._feed.known.copies | {name: self.ends})
 
     def _drop(self, name: str) -> None:
+        assert not self.jobs - {name}  # QEMU 10.0 would wait for them
         if name in self.jobs:
             raise QemuRefusedError("blockdev-del", f"Node {name} is in use")
         if name not in self.nodes:
