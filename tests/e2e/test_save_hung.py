@@ -104,9 +104,9 @@ def hanging(host: Host) -> Generator[Hanging]:
 
 @pytest.fixture(scope="module")
 def world(lab: Lab) -> Generator[World]:
-    """A guest whose disk is on its host, on storage that answers."""
+    """A guest whose disks are on its host, on storage that answers."""
     with Observer.start(lab) as seen:
-        world = World.begin(lab, seen, "saved5", disks=("/srv/s5.raw",))
+        world = World.begin(lab, seen, "saved5", disks=("/srv/s5.raw", "/srv/s5b.raw"))
         # What umount(8) keeps its lock in stays.
         world.kept = (*world.kept, *KEPT, IMAGE, f"{BASE}*", "/run/mount")  # type: ignore[misc] - of this one
         yield world
