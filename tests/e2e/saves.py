@@ -139,9 +139,12 @@ def killed_at(world: World, argv: list[str], victim: str, point: str) -> None:
 
 def cut_power(world: World, point: str, words: Sequence[str]) -> None:
     """Cut the power of the guest's host at a point of a command's way; it boots again."""
-    with Points(world.here, point) as points:
+    # What was sent may never have been heard: then the guest belongs where it was.
+    stand = [point, *(["target.after.flush-go"] if point == "source.go-sent" else [])]
+    with Points(world.here, *stand) as points:
         process = world.here.popen(["entourage", *words], env=points.env)
-        points.wait(point, lambda: process.poll() is None)
+        for one in stand:
+            points.wait(one, lambda: process.poll() is None)
         process.send_signal(signal.SIGSTOP)  # who stands at the point would go on now
         world.here.run(["pkill", "-STOP", "-f", "entourage agent"], check=False)
         points.let_go()

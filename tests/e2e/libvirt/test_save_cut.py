@@ -117,11 +117,11 @@ def test_while_it_is_saved(ready: LibvirtWorld, how: str, point: str, left: str)
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_where_it_was_about_to_be_handed_over(ready: LibvirtWorld, how: str) -> None:
+@pytest.mark.parametrize("point", ["source.after.disarm-deadman", "target.before.flush-go"])
+def test_where_it_was_about_to_be_handed_over(ready: LibvirtWorld, how: str, point: str) -> None:
     """The domain is not started before it is recovered; then it is, with its host, as before."""
     world = ready
     words = [how] if how else []
-    point = "source.after.disarm-deadman"
     cut(world, point, "save", *words, "--", world.name, DIR, starts=False)
     assert not world.here.path(DIR).exists()
     starts_again(world)
