@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from entourage.settings.units import (
@@ -162,5 +162,7 @@ def test_sizes_and_rates_in_plain_bytes_are_themselves(size: int) -> None:
 
 @settings(deadline=None)
 @given(st.floats(min_value=0, max_value=1e9))
+@example(93599.0)  # 1 d 1 h 59 min 59 s
 def test_what_is_shown_of_a_duration_can_be_read(seconds: float) -> None:
-    assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=0.02, abs=1e-6)
+    """Two units of it: what is left out is the most of just over a day and an hour."""
+    assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=0.04, abs=1e-6)
