@@ -20,13 +20,14 @@ from entourage.domain import Block
 from entourage.errors import HypervisorError
 from entourage.hypervisors import marks
 from entourage.hypervisors.frontends import frontends
-from entourage.hypervisors.libvirt.connection import LostError, QemuRefusedError, RefusedError, ask
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import CHANGES
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.events import Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job
 from entourage.hypervisors.libvirt.machine import let_run
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.seams import Changed
 from entourage.hypervisors.understood import understood
 
@@ -181,7 +182,7 @@ class Changes:
         await self._cut(name)
         try:
             await self._handle.execute("blockdev-del", {"node-name": name})
-        except QemuRefusedError as error:
+        except CommandError as error:
             if "in use" in error.reason:
                 return False
         self._opened.pop(name, None)
@@ -189,14 +190,14 @@ class Changes:
 
     async def _cancel(self, name: str, *, cut: bool) -> None:
         """Give a copy up; ``cut``, it waits for storage that hangs."""
-        with contextlib.suppress(QemuRefusedError):  # it has ended meanwhile
+        with contextlib.suppress(CommandError):  # it has ended meanwhile
             await self._handle.execute("block-job-cancel", {"device": name, "force": True})
         if cut:
             await self._cut(name)
 
     async def _cut(self, name: str) -> None:
         instance = {"type": "block-node", "node-name": name}
-        with contextlib.suppress(QemuRefusedError):  # there is no such connection (any more)
+        with contextlib.suppress(CommandError):  # there is no such connection (any more)
             await self._handle.execute("yank", {"instances": [instance]})
 
     async def _inserted(self, disk: Block) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from entourage.errors import HypervisorError, HypervisorOff, UsageError
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.capi import Phases
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.understood import understood
 
 Result = TypeVar("Result")
@@ -115,18 +116,6 @@ async def ask(function: Callable[..., Result], *arguments: Any, **named: Any) ->
         raise
 
 
-class QemuRefusedError(HypervisorError):
-    """QEMU understood a command and refused it.
-
-    Attributes:
-        reason: QEMU's own words.
-    """
-
-    def __init__(self, command: str, reason: str, *, device: str = "") -> None:
-        super().__init__(f"QEMU refuses {command}: {reason}", device=device)
-        self.reason = reason
-
-
 async def tell_qemu(raw: Any, command: str, **arguments: Any) -> Any:
     """Say something to a domain's QEMU that libvirt has no word for.
 
@@ -156,7 +145,7 @@ async def have_qemu(
         device: The label of the device that an error is about.
 
     Raises:
-        QemuRefusedError: QEMU refuses.
+        CommandError: QEMU refuses.
         LostError, RefusedError, HypervisorError: As of ``tell_qemu``.
     """
     answer = await _answer(raw, command, arguments)
@@ -165,7 +154,7 @@ async def have_qemu(
         reason = str(error["desc"]) if error else ""
         returned = answer.get("return")
     if reason:
-        raise QemuRefusedError(command, reason, device=device)
+        raise CommandError(command, reason, device=device)
     return returned
 
 

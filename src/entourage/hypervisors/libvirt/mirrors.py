@@ -28,12 +28,7 @@ from entourage.domain import Block
 from entourage.errors import HypervisorError, plain_words, what_to_do
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.libvirt.changes import Changes
-from entourage.hypervisors.libvirt.connection import (
-    LostError,
-    QemuRefusedError,
-    RefusedError,
-    ask,
-)
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import (
     BLOCK_JOB_ABORT_ASYNC,
     BlockCopy,
@@ -46,6 +41,7 @@ from entourage.hypervisors.libvirt.events import Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job
 from entourage.hypervisors.libvirt.process import pid_of
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.reach import check_local_disk
 from entourage.hypervisors.seams import Changed, DiskCopy, Objection
 from entourage.hypervisors.values import DataPlane, Export, LocalData
@@ -132,7 +128,7 @@ class Mirrors:
             self._progress[disk.id] = (0, changed.written if changed else 0)
             try:
                 await self._changes.open(disk, path, export.name)
-            except QemuRefusedError as error:
+            except CommandError as error:
                 error.remedy = _APPARMOR
                 raise
             return

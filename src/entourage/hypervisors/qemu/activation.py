@@ -15,8 +15,9 @@ from entourage.domain import Domain
 from entourage.hypervisors.qemu.cmdline import node_name
 from entourage.hypervisors.qemu.exports import is_gone
 from entourage.hypervisors.qemu.paths import Places
-from entourage.hypervisors.qemu.qmp import CommandError, Monitor
+from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.qemu.sockets import listening
+from entourage.hypervisors.qmp_error import CommandError
 
 _COMMAND_SINCE = (10, 0, 0)
 _EXPORT, _SERVER = "take", "take"

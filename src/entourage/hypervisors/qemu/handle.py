@@ -14,8 +14,9 @@ from entourage.hosts.threads import in_thread
 from entourage.hypervisors.qemu.access import take_back
 from entourage.hypervisors.qemu.errors import plain
 from entourage.hypervisors.qemu.paths import Places
-from entourage.hypervisors.qemu.qmp import CommandError, Monitor, MonitorLostError
+from entourage.hypervisors.qemu.qmp import Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.understood import understood
 
 _QUIT_PATIENCE = 5.0

@@ -35,8 +35,9 @@ from entourage.hypervisors.qemu.launch import bring_up
 from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.outgoing import migration_capabilities
 from entourage.hypervisors.qemu.paths import Places
-from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
+from entourage.hypervisors.qemu.qmp import Known, Monitor, MonitorLostError
 from entourage.hypervisors.qemu.record import Running, read_running, write_owned, write_running
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
 from entourage.settings.model import Settings
 

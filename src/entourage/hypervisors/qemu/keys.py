@@ -10,8 +10,9 @@ from pathlib import Path
 
 from entourage.hypervisors.base import Secret
 from entourage.hypervisors.qemu.paths import Places
-from entourage.hypervisors.qemu.qmp import CommandError, Monitor
+from entourage.hypervisors.qemu.qmp import Monitor
 from entourage.hypervisors.qemu.record import Running
+from entourage.hypervisors.qmp_error import CommandError
 
 OBJECT = "entourage-tls"
 # The group ffdhe2048 of RFC 7919, appendix A.1. Without it QEMU makes parameters of its own as the

@@ -43,10 +43,11 @@ from entourage.hypervisors.qemu.outgoing import (
     memory_way,
     migration_capabilities,
 )
-from entourage.hypervisors.qemu.qmp import CommandError, Known, MonitorLostError
+from entourage.hypervisors.qemu.qmp import Known, MonitorLostError
 from entourage.hypervisors.qemu.record import disown
 from entourage.hypervisors.qemu.rollback import Rollback
 from entourage.hypervisors.qemu.tpm import QemuTpm
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.seams import MachineSeams
 from entourage.steps import Planned, Refusal
 

@@ -17,7 +17,8 @@ from entourage.hypervisors.base import DataPlane, DiskCopy, Export
 from entourage.hypervisors.frontends import frontends
 from entourage.hypervisors.qemu import keys
 from entourage.hypervisors.qemu.cmdline import device_id, mirror_name
-from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
+from entourage.hypervisors.qemu.qmp import Known, Monitor, MonitorLostError
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.reach import check_local_disk, check_reach
 from entourage.hypervisors.seams import Changed, Objection
 

@@ -14,7 +14,8 @@ from entourage.hypervisors.base import DataPlane, Ticket
 from entourage.hypervisors.into_save import PassedOn, way_into_save
 from entourage.hypervisors.qemu.errors import device_of
 from entourage.hypervisors.qemu.handle import Handle
-from entourage.hypervisors.qemu.qmp import CommandError, Known
+from entourage.hypervisors.qemu.qmp import Known
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.reach import check_reach
 
 _GREETED_WITHIN = 10.0  # seconds; the guest runs meanwhile

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from entourage.errors import HypervisorError, plain_words
+from entourage.hypervisors.qmp_error import CommandError
 from entourage.hypervisors.understood import understood
 
 T = TypeVar("T")
@@ -30,18 +31,6 @@ _PLAUSIBLE_DELAY = 1_000_000_000
 # QEMU stops reading after eight commands that it has not done yet, and would then not read an
 # urgent one either: fewer are sent ahead.
 _AHEAD = 6
-
-
-class CommandError(HypervisorError):
-    """QEMU understood a command and refused it.
-
-    Attributes:
-        reason: QEMU's own words.
-    """
-
-    def __init__(self, command: str, reason: str, *, device: str = "") -> None:
-        super().__init__(f"QEMU refuses {command}: {reason}", device=device)
-        self.reason = reason
 
 
 _LAST_WORDS = "what QEMU said last is in the domain's log"

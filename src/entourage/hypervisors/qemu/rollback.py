@@ -8,7 +8,7 @@ import contextlib
 from entourage.hypervisors.qemu.handle import Handle
 from entourage.hypervisors.qemu.mirrors import Mirrors
 from entourage.hypervisors.qemu.outgoing import ENDED, Outgoing
-from entourage.hypervisors.qemu.qmp import CommandError
+from entourage.hypervisors.qmp_error import CommandError
 
 _YANK_AFTER = 1.0
 _NUDGE = 0.02

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from entourage.hypervisors.qemu.qmp import CommandError, Monitor
+from entourage.hypervisors.qemu.qmp import Monitor
+from entourage.hypervisors.qmp_error import CommandError
 
 ORDINARY_QUEUE = 256
 """Entries at most of a queue of the devices that are looked at, which are made without a size."""

@@ -13,8 +13,9 @@ from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError
 from entourage.hypervisors.libvirt import changes as module
 from entourage.hypervisors.libvirt.changes import Changes, copy_name
-from entourage.hypervisors.libvirt.connection import LostError, QemuRefusedError, RefusedError
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError
 from entourage.hypervisors.libvirt.events import Known
+from entourage.hypervisors.qmp_error import CommandError
 from tests.unit.eventually import eventually
 
 DISKS = (Block(id="vda", path="/d/a.raw"), Block(id="vdb", path="/d/b.qcow2", format="qcow2"))
@@ -106,7 +107,7 @@ class Qemu:
             case "yank":
                 [instance] = said["instances"]
                 if instance["node-name"] not in self.nodes:
-                    raise QemuRefusedError(command, "no such instance", device=device)
+                    raise CommandError(command, "no such instance", device=device)
                 self._note(command, instance["node-name"])
                 self.jobs.discard(instance["node-name"])
             case "block-job-cancel":
@@ -121,7 +122,7 @@ class Qemu:
     def _begin(self, data: Mapping[str, Any]) -> None:
         name = data["target"]
         if name not in self.nodes:
-            raise QemuRefusedError("blockdev-backup", f"Cannot find node-name='{name}'")
+            raise CommandError("blockdev-backup", f"Cannot find node-name='{name}'")
         assert (data["bitmap"], data["bitmap-mode"], data["sync"]) == (MARK, "never", "bitmap")
         assert data["device"] in self.roots
         assert not self.jobs  # QEMU would wait for it
@@ -134,9 +135,9 @@ class Qemu:
     def _drop(self, name: str) -> None:
         assert not self.jobs - {name}  # QEMU 10.0 would wait for them
         if name in self.jobs:
-            raise QemuRefusedError("blockdev-del", f"Node {name} is in use")
+            raise CommandError("blockdev-del", f"Node {name} is in use")
         if name not in self.nodes:
-            raise QemuRefusedError("blockdev-del", f"Failed to find node with node-name='{name}'")
+            raise CommandError("blockdev-del", f"Failed to find node with node-name='{name}'")
         self._note("blockdev-del", name)
         self.nodes.discard(name)
 
@@ -305,8 +306,8 @@ async def test_a_disk_whose_record_is_not_kept_is_told_and_the_others_are(
     for disk in DISKS:
         await changes.begin(disk)
     qemu.told.clear()
-    qemu.fails = [QemuRefusedError("query-block", "no")]
-    with pytest.raises(QemuRefusedError):
+    qemu.fails = [CommandError("query-block", "no")]
+    with pytest.raises(CommandError):
         await changes.kept("entourage-2")
     assert qemu.commands().count("block-dirty-bitmap-merge") == 1
 
@@ -314,7 +315,7 @@ async def test_a_disk_whose_record_is_not_kept_is_told_and_the_others_are(
 async def test_a_checkpoint_of_which_no_record_can_be_kept_is_one_all_the_same(
     changes: Changes, qemu: Qemu
 ) -> None:
-    qemu.fails = [QemuRefusedError("query-block", "no")]
+    qemu.fails = [CommandError("query-block", "no")]
     await changes.begin(DISKS[0])
     await changes.kept("entourage-2")
     assert qemu.told == []

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from entourage.hypervisors.libvirt.connection import QemuRefusedError, have_qemu, tell_qemu
+from entourage.hypervisors.libvirt.connection import have_qemu, tell_qemu
 from entourage.hypervisors.libvirt.events import Feed
+from entourage.hypervisors.qmp_error import CommandError
 from tests.unit.eventually import idle
 
 UUID = "5b6e6d0e-0000-4000-8000-000000000001"
@@ -90,6 +91,6 @@ async def test_what_qemu_refuses_is_told_in_its_words(monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.import_module", load)
     assert await have_qemu(None, "yes", {}) == {"a": 1}
     assert await tell_qemu(None, "no") is None
-    with pytest.raises(QemuRefusedError, match="QEMU refuses no: Device not found") as told:
+    with pytest.raises(CommandError, match="QEMU refuses no: Device not found") as told:
         await have_qemu(None, "no", {}, device="block/vda")
     assert (told.value.device, told.value.reason) == ("block/vda", "Device not found")

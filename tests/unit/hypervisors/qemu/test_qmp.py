@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from entourage.errors import HypervisorError
-from entourage.hypervisors.qemu.qmp import CommandError, Known, Monitor, MonitorLostError
+from entourage.hypervisors.qemu.qmp import Known, Monitor, MonitorLostError
+from entourage.hypervisors.qmp_error import CommandError
 from tests.unit.eventually import eventually
 
 GREETING = {
