@@ -34,6 +34,7 @@ class Autostart:
     def __init__(self, path: Path | None) -> None:
         says = "that a domain is to start with its host again (`virsh autostart`)"
         self._notes: NotesFile[Held] = NotesFile(path, Held, says)
+        self._held = False
 
     async def hold(self, raw: Any) -> bool:
         """Have a domain that has a definition not start; on the disk when this returns.
@@ -46,9 +47,13 @@ class Autostart:
             HypervisorError: It cannot be noted.
         """
         if not await ask(raw.autostart):
+            if self._held:  # libvirtd went away as it was told, and had done it
+                await _synced()
+                return True
             await self.forget()  # an older note's: its user has switched it off since
             return False
         await ask(self._notes.write, Held())
+        self._held = True
         await ask(raw.setAutostart, 0)
         await _synced()
         return True
@@ -73,6 +78,7 @@ class Autostart:
 
     async def forget(self) -> None:
         """It does not start here any more; raises HypervisorError where that cannot be written."""
+        self._held = False
         await ask(self._notes.remove)
 
 

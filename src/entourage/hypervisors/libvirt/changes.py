@@ -33,6 +33,7 @@ from entourage.hypervisors.understood import understood
 
 _SOON = 0.001  # seconds between two looks at whether a copy has ended: the guest stands still
 _ENDS_WITHIN = 0.1  # seconds for a copy that is given up; then its connection is cut off
+_GIVES_UP_AFTER = 60.0  # seconds
 
 
 class Changes:
@@ -118,7 +119,9 @@ class Changes:
         name, feed = copy_name(disk), self._job.heard()
         feed.known.copies.pop(name, None)
         _check_still(feed.known)
-        root = self._opened[name]
+        root = self._opened.get(name)
+        if root is None:
+            raise HypervisorError("its copy was given up", device=disk.label)
         marks.check_recorded(await self._inserted(disk), root, mark, disk.label)
         arguments = marks.copy(root, name, mark)
         await self._handle.execute("blockdev-backup", arguments, device=disk.label)
@@ -138,14 +141,15 @@ class Changes:
     async def end(self, disks: Iterable[Block], *, whoever: bool) -> None:
         """No copy of changes is left when this returns, nor can one begin: the guest may go on.
 
-        A guest whose own disk does not answer is waited for without a limit, as its copy is.
+        Their nodes are cut off. While a copy of a whole disk is there, they stay: call it again.
 
         Args:
             disks: Those whose copies are ended.
             whoever: Also copies that an earlier process has begun.
 
         Raises:
-            HypervisorError: libvirt does not pass it on: the guest must not go on yet.
+            HypervisorError: libvirt does not pass it on, or one does not end, as where a disk of
+                the guest's own does not answer: the guest must not go on yet.
         """
         names = [name for name in map(copy_name, disks) if whoever or name in self._opened]
         try:
@@ -164,12 +168,21 @@ class Changes:
                 for name in busy.intersection(left):
                     # Not cut off at once: if somebody has let the guest run, its writes would fail.
                     await self._cancel(name, cut=time.monotonic() - began > _ENDS_WITHIN)
-                if not busy.intersection(left):  # QEMU 10.0 waits for all of them to drop a node
+                if not busy.intersection(left):
+                    for name in left:
+                        await self._cut(name)
+                    if busy:  # to drop a node, QEMU 10.0 waits until nothing is under way to any
+                        return
                     left = [name for name in left if not await self._drop(name)]
             except RefusedError:
                 if await self._handle.is_there():
                     raise
                 return  # its QEMU has ended
+            if left and time.monotonic() - began > _GIVES_UP_AFTER:
+                raise HypervisorError(
+                    f"QEMU does not end its copy into the save ({left[0]})",
+                    remedy="see whether the storage of the guest's disks answers",
+                )
             if left:
                 await asyncio.sleep(_SOON)
 

@@ -143,21 +143,26 @@ class LibvirtDomain:
         status: int = self._library.virDomainGetJobInfo(self._domain, info)
         return status == 0 and info[0] & 0xFFFFFFFF != 0
 
-    def end_copies(self) -> bool:
+    def end_copies(self, deadline: float) -> bool:
         """End copies of changes, which fail the writes of a guest that runs (``changes.py``).
 
-        A process that was frozen may be about to begin one: it finds no node any more. A guest
-        whose own disk does not answer is waited for without a limit, as its copy is.
+        A process that was frozen may be about to begin one: it finds no node any more, or where a
+        copy of a whole disk is there, one that was cut off.
+
+        Args:
+            deadline: Of the monotonic clock: when nothing is waited for any more.
 
         Returns:
-            False where libvirtd does not pass it on: the guest must not run yet.
+            False where libvirtd does not pass it on, or one does not end: the guest must not run
+            yet.
         """
         began, left = time.monotonic(), list(self._copies)
-        while left:
+        while left and time.monotonic() < deadline:
             jobs = self._tell_qemu(_COPIES)
             if jobs is None:
                 return False
-            busy = {job["device"] for job in jobs}.intersection(left)
+            every = {job["device"] for job in jobs}
+            busy = every.intersection(left)
             for name in tuple(left):
                 if name in busy:
                     self._answer(_words("block-job-cancel", device=name, force=True))
@@ -165,11 +170,12 @@ class LibvirtDomain:
                     # Or QEMU would wait for storage that hangs.
                     node = {"type": "block-node", "node-name": name}
                     self._answer(_words("yank", instances=[node]))
-                if not busy and self._drop(name):  # QEMU 10.0 waits for all of them to do so
+                # To drop a node, QEMU 10.0 waits until nothing is under way to any.
+                if not busy and (every or self._drop(name)):
                     left.remove(name)
             if left:
                 time.sleep(_AT_ONCE)
-        return True
+        return not left
 
     def _drop(self, node: str) -> bool:
         """Take a node away; whether it is gone, or never was."""
@@ -250,12 +256,14 @@ def resume(domain: LibvirtDomain, *, run_again: bool) -> str:
             continue
         if state == _RUNNING:
             domain.end_job()
-            domain.end_copies()
+            if not domain.end_copies(deadline):
+                time.sleep(_AGAIN)
+                continue
             return "the guest runs"
         if state != _PAUSED:
             return "its machine is gone"
         domain.end_job()
-        if not domain.end_copies():
+        if not domain.end_copies(deadline):
             time.sleep(_AGAIN)
             continue
         if not run_again:

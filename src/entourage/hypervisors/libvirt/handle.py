@@ -10,6 +10,7 @@ from typing import Any
 
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
+from entourage.hypervisors.frontends import wants_room
 from entourage.hypervisors.libvirt.autostart import Autostart
 from entourage.hypervisors.libvirt.connection import (
     Connection,
@@ -120,8 +121,20 @@ class Handle:
         return time.monotonic() - self._asked_at if self._asked_at else 0.0
 
     async def go_on(self) -> None:
-        """Have QEMU go on with a guest that it has stopped, as its storage was full."""
-        if await self._state_and_reason() == (State.PAUSED, PAUSED_BY_IO_ERROR):
+        """Have QEMU go on with a guest that it has stopped, as its storage was full.
+
+        Also where libvirtd went away and is back.
+        """
+        try:
+            await self._go_on()
+        except LostError:
+            await self.find_again()
+            await self._go_on()
+
+    async def _go_on(self) -> None:
+        if await self._state_and_reason() == (State.PAUSED, PAUSED_BY_IO_ERROR) and wants_room(
+            await self.tell_qemu("query-block")
+        ):
             await ask(self.raw.resume)
 
     async def suspend(self) -> None:

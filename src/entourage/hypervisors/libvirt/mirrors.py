@@ -208,12 +208,12 @@ class Mirrors:
             HypervisorError: libvirt does not end it.
         """
         self._progress.pop(disk.id, None)
-        await self._changes.end([disk], whoever=self.plane is None)
         try:
             await self._end(disk)
         except LostError:
             await self._handle.find_again()
             await self._end(disk)
+        await self._changes.end([disk], whoever=self.plane is None)
         await in_thread(self._shut_out, disk)
 
     async def _end(self, disk: Block) -> None:

@@ -193,6 +193,10 @@ class LibvirtSaving(SaveSource):
                 await self._mirrors.cancel(disk)
             except HypervisorError as error:  # its guest runs, whatever becomes of a copy
                 left.append(str(error))
+        try:
+            await self._mirrors.end_changes()  # now nothing is in the way of dropping their nodes
+        except HypervisorError as error:
+            left.append(str(error))
         self._after_abort = "; ".join(left)
 
     @property

@@ -27,6 +27,7 @@ from entourage.handover.values import Guest
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.base import DataPlane, DiskMirroring, MemoryProgress, Plan, Ticket
 from entourage.hypervisors.deadman import Deadman
+from entourage.hypervisors.frontends import wants_room
 from entourage.hypervisors.qemu import keys, looks
 from entourage.hypervisors.qemu.activation import take_images
 from entourage.hypervisors.qemu.announcing import QemuAnnouncing
@@ -117,8 +118,10 @@ class QemuMachine(MachineSeams):
         """QEMU stops a guest that cannot write for want of room (``werror=enospc``)."""
         if self.was_running and not self._handle.gone:
             with contextlib.suppress(MonitorLostError):  # ``died`` tells
-                if (await self._handle.monitor.execute("query-status"))["status"] == "io-error":
-                    await self._handle.monitor.execute("cont")
+                monitor = self._handle.monitor
+                stopped = (await monitor.execute("query-status"))["status"] == "io-error"
+                if stopped and wants_room(await monitor.execute("query-block")):
+                    await monitor.execute("cont")
 
     def stay_paused(self) -> None:
         """``abort`` leaves its guest stopped, as one that its user had paused."""

@@ -221,6 +221,28 @@ async def test_an_older_note_is_not_believed(file: Path, synced: list[str]) -> N
     assert (raw.on, synced) == (False, [])
 
 
+async def test_a_libvirtd_that_went_away_once_it_had_done_it_is_believed(
+    file: Path, synced: list[str]
+) -> None:
+    """The note is kept, for whoever has the domain come back."""
+    raw, held = Raw(file), Autostart(file)
+    switch = raw.setAutostart
+
+    def away(on: int) -> None:
+        switch(on)
+        raise LostError("gone")
+
+    raw.setAutostart = away  # type: ignore[method-assign] - a fake's
+    with pytest.raises(LostError):
+        await held.hold(raw)
+    assert (raw.on, synced) == (False, [])
+    assert await held.hold(raw)
+    assert synced == ["synced"]
+    raw.setAutostart = switch  # type: ignore[method-assign] - the same
+    await held.give_back(raw)
+    assert (raw.on, file.exists()) == (True, False)
+
+
 async def test_a_disk_that_fails_is_told_as_such(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,40 @@ async def test_the_guest_goes_on_only_once_no_copy_is_there(
     copying.cancel()
 
 
+async def test_no_node_is_dropped_beside_a_copy_of_a_whole_disk(
+    changes: Changes, qemu: Qemu
+) -> None:
+    """QEMU would wait for that one, whose storage may hang: they are cut off until it has ended."""
+    await opened(changes)
+    qemu.jobs.add("copy-vdc-libvirt-7-format")
+    qemu.told.clear()
+    await changes.end(DISKS, whoever=False)
+    assert qemu.commands() == ["yank"] * 2
+    assert qemu.nodes == {copy_name(disk) for disk in DISKS}
+    qemu.jobs.clear()
+    await changes.end(DISKS, whoever=False)
+    assert qemu.nodes == set()
+
+
+async def test_one_that_does_not_end_is_told(
+    changes: Changes, qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a disk of the guest's own does not answer."""
+    await opened(changes)
+    name = copy_name(DISKS[0])
+    qemu.jobs.add(name)
+    qemu.nodes.discard(name)  # nothing is left to cut off
+    monkeypatch.setattr(module, "_GIVES_UP_AFTER", 0.01)
+    with pytest.raises(HypervisorError, match="does not end its copy"):
+        await asyncio.wait_for(changes.end(DISKS, whoever=False), 5)
+
+
+async def test_one_that_was_given_up_is_not_begun(changes: Changes, feed: Feed) -> None:
+    feed.known.stopped_at = 1
+    with pytest.raises(HypervisorError, match="given up"):
+        await changes.copy(DISKS[0], MARK)
+
+
 async def test_what_a_process_before_has_begun_is_ended(qemu: Qemu, feed: Feed) -> None:
     name = copy_name(DISKS[1])
     qemu.nodes.add(name)

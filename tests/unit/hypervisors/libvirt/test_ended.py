@@ -14,6 +14,7 @@ import pytest
 from entourage.domain import Domain
 from entourage.errors import GoneError, HypervisorError
 from entourage.hypervisors.libvirt import process
+from entourage.hypervisors.libvirt.connection import LostError
 from entourage.hypervisors.libvirt.constants import PAUSED_BY_IO_ERROR, State
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
@@ -91,25 +92,45 @@ async def test_one_whose_qemu_runs_on_has_not_ended(
 
 
 @pytest.mark.parametrize(
-    ("state", "was_running", "goes_on"),
+    ("state", "why", "was_running", "lost", "goes_on"),
     [
-        ((State.PAUSED, PAUSED_BY_IO_ERROR), True, True),
-        ((State.PAUSED, PAUSED_BY_IO_ERROR), False, False),
-        ((State.PAUSED, 1), True, False),  # somebody has, meanwhile
-        ((State.RUNNING, 1), True, False),
+        ((State.PAUSED, PAUSED_BY_IO_ERROR), "nospace", True, False, True),
+        ((State.PAUSED, PAUSED_BY_IO_ERROR), "nospace", True, True, True),
+        ((State.PAUSED, PAUSED_BY_IO_ERROR), "failed", True, False, False),  # its user's to mend
+        ((State.PAUSED, PAUSED_BY_IO_ERROR), "nospace", False, False, False),
+        ((State.PAUSED, 1), "ok", True, False, False),  # somebody has, meanwhile
+        ((State.RUNNING, 1), "ok", True, False, False),
     ],
 )
 async def test_a_guest_that_full_storage_has_stopped_is_let_go_on(
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
     state: tuple[State, int],
-    was_running: bool,  # noqa: FBT001 - a case
-    goes_on: bool,  # noqa: FBT001 - a case
+    why: str,
+    was_running: bool,
+    lost: bool,
+    goes_on: bool,
 ) -> None:
     """The save that has filled it is removed by then."""
     resumed: list[bool] = []
 
+    away = [LostError("libvirtd has gone")] if lost else []
+
     def answer(_flags: int) -> list[int]:
+        if away:
+            raise away.pop()
         return list(state)
+
+    async def asked(_self: Handle, command: str) -> list[dict[str, str]]:
+        assert command == "query-block"
+        return [{"io-status": why}]
+
+    async def find_again(_self: Handle) -> None:
+        """It is back."""
+
+    monkeypatch.setattr(Handle, "tell_qemu", asked)
+    monkeypatch.setattr(Handle, "find_again", find_again)
 
     raw = SimpleNamespace(state=answer, resume=lambda: resumed.append(True))
     connection: Any = None

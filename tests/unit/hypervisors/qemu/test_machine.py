@@ -98,18 +98,25 @@ async def test_memory_goes_to_a_tcp_port_and_to_nothing_else(tmp_path: Path, uri
 
 
 @pytest.mark.parametrize(
-    ("status", "was_running", "goes_on"),
-    [("io-error", True, True), ("running", True, False), ("io-error", False, False)],
+    ("status", "why", "was_running", "goes_on"),
+    [
+        ("io-error", "nospace", True, True),
+        ("io-error", "failed", True, False),  # its disk, which is its user's to mend
+        ("running", "ok", True, False),
+        ("io-error", "nospace", False, False),
+    ],
 )
 async def test_a_guest_that_full_storage_has_stopped_is_let_go_on(
     tmp_path: Path,
     status: str,
+    why: str,
     was_running: bool,  # noqa: FBT001 - a case
     goes_on: bool,  # noqa: FBT001 - a case
 ) -> None:
     """The save that has filled it is removed by then."""
     qemu = FakeQmp(tmp_path / "qmp.sock")
     qemu.answers["query-status"] = lambda _: {"status": status, "running": status == "running"}
+    qemu.answers["query-block"] = lambda _: [{"device": ""}, {"io-status": why}]
     async with qemu.serving():
         monitor = await Monitor.connect(qemu.path)
         where = Places(tmp_path, tmp_path, tmp_path / "log")
