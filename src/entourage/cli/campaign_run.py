@@ -135,7 +135,7 @@ async def pause(store: Store, name: str) -> None:
 
     def note(why: str) -> None:
         said.append(why)
-        say(clean(f"entourage: {why}"))
+        say(clean(f"entourage: pausing {name}: {why}"))
 
     try:
         await Outage(note).through(ask)

@@ -237,8 +237,10 @@ class SavedBlock(BlockController):
             return await super().transfer_there(there, request)
         msgspec.convert(request, GiveRoom)
         if self._made is not None:
-            with contextlib.suppress(OSError):  # it is removed soon in any case
-                await in_thread(os.truncate, self._image(there, self._made), 0)
+            # Storage may hang. It is removed later in any case.
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_GIVES_ROOM_WITHIN):
+                    await in_thread(os.truncate, self._image(there, self._made), 0)
         return None
 
     def _image(self, there: There, new: NewImage) -> Path:

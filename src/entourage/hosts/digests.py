@@ -70,6 +70,8 @@ async def _started(source: int, command: Sequence[str], nice: int) -> Process:
         raise HypervisorError(
             f"no digest can be made: {plain_words(error)}", remedy="install openssl"
         ) from error
+    if not nice:
+        return process
     with contextlib.suppress(OSError):  # it has ended
         os.setpriority(os.PRIO_PROCESS, process.pid, nice)
     return process

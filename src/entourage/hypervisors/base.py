@@ -187,10 +187,10 @@ class Machine(Protocol):
         ...
 
     async def go_on(self) -> None:
-        """What was saved is removed: a guest goes on that full storage has stopped meanwhile.
+        """A save was given up: a guest goes on that full storage has stopped meanwhile.
 
-        Its disks may be on the storage of the save. Does nothing for one that runs, or that its
-        user has paused.
+        Its disks may be on the storage of the save, which has been removed by now. Does nothing for
+        one that runs, that its user has paused, or that was stopped by another error.
         """
         ...
 

@@ -17,6 +17,7 @@ from entourage.source.session import Session
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
 _SILENT_OF_OLD = 3.0  # seconds: of an older Entourage something is heard once a second only
 _LOOK_AGAIN = 0.1  # seconds
+_GOES_ON_WITHIN = 10.0  # seconds for a hypervisor to say whether a guest has
 _TRY_AGAIN = 1.0  # seconds
 _CAME_BACK = frozenset({Finding.CAME_BACK, Finding.CAME_BACK_DEAD})
 
@@ -28,16 +29,50 @@ async def at_fault(session: Session, *, hurries: Callable[[], bool]) -> Entourag
         session: All that is open.
         hurries: Whether somebody does.
     """
-    asking = asyncio.create_task(session.machine.at_fault())
-    await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
-    if not asking.done():
-        session.note("looking whether what was sent is damaged")
-    while not (asking.done() or hurries()):
-        await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
-    if not asking.done():
-        asking.cancel()
+    if hurries():
         return None
-    return asking.result()
+    asking = asyncio.create_task(session.machine.at_fault())
+    try:
+        await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
+        if not asking.done():
+            session.note("looking whether what was sent is damaged")
+        while not (asking.done() or hurries()):
+            await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
+        if not asking.done() or asking.cancelled():
+            return None
+        # What it fails by is no reason to leave anything as it is.
+        return None if asking.exception() else asking.result()
+    finally:
+        asking.cancel()
+
+
+async def go_on(session: Session, *, hurries: Callable[[], bool]) -> list[str]:
+    """What was saved is removed: a guest goes on that full storage has stopped meanwhile.
+
+    Args:
+        session: All that is open; the target has undone what it made, as far as it will soon.
+        hurries: Whether somebody waits for the prompt.
+
+    Returns:
+        What is in the way of that, a sentence; empty where nothing is.
+    """
+    if DOINGS[session.kind].moves:
+        return []
+    asking = asyncio.create_task(session.machine.go_on())
+    deadline = session.clock.now() + _GOES_ON_WITHIN
+    try:
+        while not (asking.done() or hurries() or session.clock.now() > deadline):
+            await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
+        if not asking.done():
+            why = "its hypervisor has not answered"
+        elif error := asking.exception():
+            why = plain_words(error)
+        else:
+            return []
+        name, source = session.machine.domain.name, session.source
+        return [f"whether {name} on {source} stands still for want of room is not known: {why}"]
+    finally:
+        asking.cancel()
 
 
 async def come_back(
@@ -75,11 +110,6 @@ async def come_back(
         await asyncio.wait({undone}, timeout=_TRY_AGAIN)
         failed = await _failure(side) or failed
     there = await undone_there(session, undone, hurries=hurries)
-    if failed is None and not DOINGS[session.kind].moves:
-        try:
-            await session.machine.go_on()
-        except EntourageError as error:
-            there.append(str(error))
     await side.idle()  # where it was not written down, the target's NEVER is another occasion
     for note in side.notes:
         session.emit(Warned(at=session.clock.now(), message=note, host=session.source))

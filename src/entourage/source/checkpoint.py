@@ -15,7 +15,7 @@ from entourage.errors import (
     ours,
 )
 from entourage.events import Warned
-from entourage.source.abort import abort_there, come_back
+from entourage.source.abort import abort_there, come_back, go_on
 from entourage.source.endings import guest_ended
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
@@ -110,14 +110,15 @@ async def keep(session: Session, side: SourceSide, keeping: Keeping) -> tuple[st
             await mirroring.kept()
         except HypervisorError as error:
             text = (
-                f"what is written from now on is not recorded, so that `--since` this one will be"
-                f" refused for it: {error.message}"
+                "what is written from now on is not recorded, and a save `--since` this checkpoint"
+                f" will be refused: {error.message}"
             )
             warning = Warned(
                 at=session.clock.now(), message=text, device=error.device, host=session.source
             )
             session.emit(warning)
     if not keeping.done:
+        problems += await go_on(session, hurries=keeping.hurries)
         error = keeping.failed or Interrupted(_NOT_KNOWN, host=session.target)
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(

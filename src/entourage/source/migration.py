@@ -43,7 +43,7 @@ from entourage.handover.values import (
     Role,
 )
 from entourage.journal.journal import Decision
-from entourage.source.abort import at_fault, come_back
+from entourage.source.abort import at_fault, come_back, go_on
 from entourage.source.ask import note_told
 from entourage.source.blackout import Blackout
 from entourage.source.checkpoint import Keeping, keep
@@ -246,10 +246,11 @@ class Migration:
             raise await guest_ended(session, side.problems)
         if side.state.record is Record.BACK:
             told = session.failures_there.last
+            problems = await go_on(session, hurries=lambda: bool(self._interrupted))
             raise MigrationFailed(
                 told.message if told else "the target could not let the guest run",
                 host=session.target,
-                recovery_errors=side.problems,
+                recovery_errors=[*side.problems, *problems],
             )
 
     async def _go_back(self, session: Session, side: SourceSide, error: EntourageError) -> NoReturn:
@@ -264,6 +265,7 @@ class Migration:
         problems = await come_back(session, side, hurries=lambda: bool(self._interrupted))
         if side.has_ended:
             raise await guest_ended(session, problems) from error
+        problems += await go_on(session, hurries=lambda: bool(self._interrupted))
         kind = Interrupted if isinstance(error, Interrupted) else MigrationFailed
         raise kind(
             error.message,

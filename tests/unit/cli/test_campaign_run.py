@@ -157,8 +157,8 @@ async def test_a_pause_is_wished_for_until_the_database_has_heard_it(
     await pause(store, "mine")
     assert store.summary("mine").wish == "pause"
     assert capsys.readouterr().err == (
-        "entourage: the fleet's database: no route (see it): it is waited for\n"
-        "entourage: the fleet's database answers again: it goes on\n"
+        "entourage: pausing mine: the fleet's database: no route (see it): it is waited for\n"
+        "entourage: pausing mine: the fleet's database answers again: it goes on\n"
         "entourage: mine is paused now\n"
     )
     await pause(store, "mine")
@@ -225,8 +225,8 @@ def test_ctrl_c_pauses_it_also_where_the_database_is_away(
     told = capsys.readouterr()
     assert [line.split(":")[1].strip() for line in told.err.splitlines()] == [
         "nothing more is begun; what moves is waited for (again",
-        "the fleet's database",
-        "the fleet's database answers again",
+        "pausing mine",
+        "pausing mine",
         "mine is paused now",
     ]
     assert "it is paused; `entourage campaign resume mine`" in told.out

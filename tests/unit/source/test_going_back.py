@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from entourage import messages
+from entourage.clock import Clock
 from entourage.domain import Domain
 from entourage.errors import EntourageError, HypervisorError, InDoubt, InternalError, JournalError
 from entourage.events import AnyEvent
@@ -107,26 +108,48 @@ async def test_one_that_runs_again_and_is_not_written_down_is_rolled_back() -> N
     assert "`entourage recover web1` on a" in problems[1]
 
 
-@pytest.mark.parametrize(("kind", "told"), [("move", []), ("save", ["removed", "goes on"])])
-async def test_a_guest_that_full_storage_has_stopped_goes_on_once_the_save_is_removed(
-    kind: str, told: list[str]
+@pytest.mark.parametrize(
+    ("kind", "fails", "told"),
+    [
+        ("move", None, None),
+        ("save", None, ""),
+        ("save", HypervisorError("QEMU refuses cont"), "is not known: QEMU refuses cont"),
+        ("save", KeyError("x"), "is not known: 'x'"),
+    ],
+)
+async def test_a_guest_that_full_storage_has_stopped_goes_on_after_a_save(
+    kind: str, fails: Exception | None, told: str | None
 ) -> None:
-    did: list[str] = []
-
-    async def call(_kind: Any, _body: None) -> list[str]:
-        await asyncio.sleep(0)
-        did.append("removed")
-        return []
+    asked: list[str] = []
 
     async def go_on() -> None:
-        did.append("goes on")
-        raise HypervisorError("QEMU refuses cont")
+        asked.append("goes on")
+        if fails is not None:
+            raise fails
 
     opened = session()
-    opened.kind, opened.link.call, opened.machine.go_on = kind, call, go_on
-    problems = await come_back(opened, cast("Any", Side()), hurries=lambda: False)
-    assert did == (told or ["removed"])
-    assert problems == (["QEMU refuses cont"] if told else [])
+    opened.kind, opened.machine.go_on, opened.clock = kind, go_on, Clock()
+    problems = await abort.go_on(opened, hurries=lambda: False)
+    assert asked == ([] if told is None else ["goes on"])
+    assert [told in problem for problem in problems if told] == ([True] if told else [])
+    assert bool(problems) == bool(told)
+
+
+@pytest.mark.parametrize("hurries", [False, True])
+async def test_a_hypervisor_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+    hurries: bool,  # noqa: FBT001 - a case
+) -> None:
+    monkeypatch.setattr(abort, "_LOOK_AGAIN", 0.001)
+    monkeypatch.setattr(abort, "_GOES_ON_WITHIN", 1000 if hurries else 0.01)
+
+    async def go_on() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    opened = session()
+    opened.kind, opened.machine.go_on, opened.clock = "save", go_on, Clock()
+    [problem] = await abort.go_on(opened, hurries=lambda: hurries)
+    assert "web1 on a stands still for want of room" in problem
 
 
 @pytest.mark.parametrize("hurries", [False, True])
@@ -150,13 +173,28 @@ async def test_what_was_sent_is_looked_at_unless_somebody_waits_for_the_prompt(
             known.set()
 
     opened.machine.at_fault, opened.note = look, note
-    found = await abort.at_fault(opened, hurries=lambda: hurries)
+    found = await abort.at_fault(opened, hurries=lambda: hurries and bool(noted))
     assert found is (None if hurries else fault)
     assert noted == ["looking whether what was sent is damaged"]
     [asking] = asked
     assert asking is not None
     await asyncio.gather(asking, return_exceptions=True)  # it is not left
     assert asking.cancelled() is hurries
+
+
+async def test_nobody_who_waits_for_the_prompt_is_told_of_it() -> None:
+    """They have given it up, and are told that."""
+    opened = session()
+    assert await abort.at_fault(opened, hurries=lambda: True) is None
+
+
+async def test_what_fails_as_it_is_looked_at_leaves_nothing_as_it_is() -> None:
+    async def look() -> HypervisorError:
+        raise KeyError("x")
+
+    opened = session()
+    opened.machine.at_fault = look
+    assert await abort.at_fault(opened, hurries=lambda: False) is None
 
 
 async def test_a_second_try_that_does_nothing_does_not_hide_the_first() -> None:

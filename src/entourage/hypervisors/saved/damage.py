@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError, UsageError
+from entourage.hosts.digests import NICE
 from entourage.hypervisors.saved import manifest as manifests
 from entourage.hypervisors.saved.lineage import lineage
 from entourage.hypervisors.saved.manifest import MEMORY, Manifest, SavedFile
@@ -45,10 +46,14 @@ class Damage:
         self._storage = storage
         self._looking: asyncio.Future[Sequence[Refusal]] | None = None
 
-    def begin(self) -> asyncio.Future[Sequence[Refusal]]:
-        """Begin to read, unless that was begun; where it comes to an end, with what was found."""
+    def begin(self, nice: int = NICE) -> asyncio.Future[Sequence[Refusal]]:
+        """Begin to read, unless that was begun; what was found comes of it.
+
+        Args:
+            nice: How far the programs that read stand back for others.
+        """
         if self._looking is None:
-            self._looking = asyncio.ensure_future(self._look())
+            self._looking = asyncio.ensure_future(self._look(nice))
         return self._looking
 
     async def found(self) -> Sequence[Refusal]:
@@ -63,7 +68,7 @@ class Damage:
             raise told(found[0])
 
     async def at_fault(self) -> HypervisorError | None:
-        """What differs, for who could not restore it; None where nothing does, or is known soon."""
+        """What differs, for who could not restore it; None where nothing does that is soon seen."""
         if self._looking is None or self._looking.cancelled():
             return None
         try:
@@ -79,7 +84,7 @@ class Damage:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
 
-    async def _look(self) -> Sequence[Refusal]:
+    async def _look(self, nice: int) -> Sequence[Refusal]:
         files: list[_File] = [("memory", self._directory / MEMORY, self._manifest.memory)]
         for copy in self._manifest.copies:
             disk = next(one for one in self._domain.block if one.label == copy.device)
@@ -90,19 +95,19 @@ class Damage:
         except UsageError as error:
             return [refused(error)]
         host, found = socket.gethostname(), list[Refusal]()
-        for (device, *_), problem in zip(files, await _problems(files), strict=True):
+        for (device, *_), problem in zip(files, await _problems(files, nice), strict=True):
             if problem is not None:
                 found.append(Refusal(device, host, *problem))
         return found
 
 
-async def _problems(files: Sequence[_File]) -> list[tuple[str, str] | None]:
+async def _problems(files: Sequence[_File], nice: int) -> list[tuple[str, str] | None]:
     """What is wrong with each; as many are read at once as there are processors for."""
     at_once = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def problem(path: Path, saved: SavedFile) -> tuple[str, str] | None:
         async with at_once:
-            return await manifests.problem_of(path, saved)
+            return await manifests.problem_of(path, saved, nice=nice)
 
     return await asyncio.gather(*(problem(path, saved) for _, path, saved in files))
 

@@ -41,6 +41,8 @@ from entourage.hypervisors.seams import DiskCopy, IncomingSeams
 from entourage.hypervisors.values import KEEPS, LocalData, TpmFacts
 from entourage.version import __version__
 
+_GIVES_ROOM_WITHIN = 2.0  # seconds; the guest stands still
+
 
 class SavedTpmArrival:
     """An emulated TPM's state is in QEMU's stream, and so in the save."""
@@ -143,7 +145,6 @@ class SavingIncoming(IncomingSeams):
             self._copies.stands(plane.local)
             memory = self._partial / manifests.MEMORY
             self._measuring = Measuring(memory, self._written, far=plane.local.far)
-            await self._measuring.begin()
         except OSError as error:
             raise HypervisorError(plain_words(error), remedy=what_to_do(error)) from error
         except UsageError as error:
@@ -160,6 +161,8 @@ class SavingIncoming(IncomingSeams):
     async def listen(self) -> Ticket:
         """Wait for memory at the socket that the source has named."""
         path = self._needs_local().socket
+        if self._measuring is not None:  # not before: copies of disks may take hours
+            await self._measuring.begin()
         self._ledger.record("scratch", path=path)
         server = listening_here(Path(path))
         loop = asyncio.get_running_loop()
@@ -192,7 +195,12 @@ class SavingIncoming(IncomingSeams):
             raise HypervisorError("nothing is being saved")
         self._landing = asyncio.current_task()
         try:
-            await (await self._flow).finished()
+            try:
+                await (await self._flow).finished()
+            except OSError:
+                if self._measuring is not None:  # it would hold what the hypervisor has removed
+                    await self._measuring.end()
+                raise
             if self._needs_local().far:
                 await in_thread(end_checked, self._partial / manifests.MEMORY)
             if not self._needs_local().checkpoint:  # else its guest waits for this to go on
@@ -213,8 +221,9 @@ class SavingIncoming(IncomingSeams):
 
         Its disks may be on the same one. What it cannot write there has QEMU stop it.
         """
+        memory = self._partial / manifests.MEMORY
         with contextlib.suppress(OSError, HypervisorError):
-            await self._storage.do(os.truncate, self._partial / manifests.MEMORY, 0)
+            await self._storage.do(os.truncate, memory, 0, within=_GIVES_ROOM_WITHIN)
 
     async def _write_down(self) -> None:
         path = self._partial / manifests.MEMORY
@@ -357,6 +366,8 @@ class SavingIncoming(IncomingSeams):
 
     def _remove(self) -> None:
         self._place.check()
+        with contextlib.suppress(OSError):  # at once, whoever has it open still
+            os.truncate(self._partial / manifests.MEMORY, 0)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._partial)
         self._place.forget()

@@ -175,7 +175,7 @@ class SavedMachine(MachineSeams):
     ) -> None:
         """Begin to read all of it for its digests."""
         self._plane = self._copies.plane = plane
-        self._damage.begin()
+        self._damage.begin(nice=0)  # its guest waits for it
 
     @property
     def in_the_clear(self) -> str:

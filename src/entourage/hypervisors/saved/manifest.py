@@ -30,7 +30,7 @@ from msgspec import Meta
 from entourage import durable
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError, UsageError, plain_words, what_to_do
-from entourage.hosts.digests import GrowingDigest, sha256
+from entourage.hosts.digests import NICE, GrowingDigest, sha256
 from entourage.hosts.threads import in_thread
 from entourage.hypervisors.saved.seals import Seal
 from entourage.hypervisors.values import Since, TpmFacts
@@ -356,8 +356,14 @@ async def measured(path: Path, growing: GrowingDigest | None = None) -> SavedFil
     )
 
 
-async def problem_of(path: Path, saved: SavedFile) -> tuple[str, str] | None:
-    """What is wrong with a file of a save, and what to do; None where it is what was saved."""
+async def problem_of(path: Path, saved: SavedFile, *, nice: int = NICE) -> tuple[str, str] | None:
+    """What is wrong with a file of a save, and what to do; None where it is what was saved.
+
+    Args:
+        path: The file.
+        saved: What was saved.
+        nice: How far the program that reads it stands back for others.
+    """
     remedy = "use another copy of the save, if there is one"
     try:
         size = (await in_thread(path.lstat)).st_size
@@ -366,7 +372,7 @@ async def problem_of(path: Path, saved: SavedFile) -> tuple[str, str] | None:
     if size != saved.size:
         return f"{path} has {size} bytes, and {saved.size} were saved", remedy
     try:
-        digest = await sha256(path, nice=0)  # a guest waits for it that does not run
+        digest = await sha256(path, nice=nice)
     except HypervisorError as error:
         return error.message, error.remedy
     if digest != saved.sha256:
