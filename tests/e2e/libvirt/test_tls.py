@@ -22,7 +22,7 @@ WIRETAP = str(Path(__file__).with_name("wiretap.py"))
 @contextmanager
 def tapped(world: LibvirtWorld, heard: dict[str, int]) -> Generator[None]:
     """Listen to what the other host gets, for what the guest has in its memory and on its disk."""
-    argv = [sys.executable, WIRETAP, "uplink", world.boot]
+    argv = [sys.executable, WIRETAP, "uplink", world.here.address, world.boot]
     tap = world.there.popen(argv, stdin=subprocess.PIPE)
     assert tap.stdout is not None
     assert tap.stdout.readline().strip() == "listening"
