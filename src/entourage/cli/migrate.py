@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 
 from entourage.cli.audience import Audience
 from entourage.cli.signals import signals_to
 from entourage.cli.tell import tell, tell_bug
 from entourage.errors import EntourageError
 from entourage.events import Finished, Outcome
+from entourage.hypervisors.agents import EarlyAgent
 from entourage.source.migration import Migration
+from entourage.source.opening import Opening, open_session, reached
 from entourage.source.request import Request
 
 EXIT_STATUS: Final[dict[Outcome, int]] = {
@@ -27,6 +29,10 @@ EXIT_STATUS: Final[dict[Outcome, int]] = {
 }
 
 
+MakeRequest: TypeAlias = Callable[[Callable[[str], None]], Awaitable[Request]]
+"""Makes a request of what was typed; is told where notes on it go."""
+
+
 class Ended(NamedTuple):
     """How a migration ended.
 
@@ -40,25 +46,14 @@ class Ended(NamedTuple):
     interrupted: bool
 
 
-def migrate(
-    make_request: Callable[[Callable[[str], None]], Request],
+async def attempt(
+    make_request: MakeRequest,
     *,
     json: bool,
     verbose: bool,
     quiet: bool,
     dry_run: bool,
-) -> int:
-    """Move a domain; returns the exit status. See ``attempt``."""
-    return attempt(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run).status
-
-
-def attempt(
-    make_request: Callable[[Callable[[str], None]], Request],
-    *,
-    json: bool,
-    verbose: bool,
-    quiet: bool,
-    dry_run: bool,
+    agent: EarlyAgent | None = None,
 ) -> Ended:
     """Move a domain.
 
@@ -68,17 +63,26 @@ def attempt(
         verbose: Show more.
         quiet: Show less: neither the plan nor how far it is.
         dry_run: Only TEST is done: its plan is the result, and is not shown before it.
+        agent: The target's, where it was started already.
     """
     asked_to_end: list[str] = []
     audience = Audience(json=json, verbose=verbose, quiet=quiet, plan=not (quiet or dry_run))
     try:
-        request = make_request(audience.note)
+        request = await make_request(audience.note)
         audience.stream.hold = request.live
-        finished = asyncio.run(run(Migration(request, audience.stream), audience, asked_to_end))
+        migration = Migration(request, audience.stream, opening_by(agent))
+        finished = await run(migration, audience, asked_to_end)
     except Exception as error:  # noqa: BLE001 - where the domain runs is said even after a bug
         return Ended(failed(audience, error, verbose=verbose), bool(asked_to_end))
     audience.end()
     return Ended(EXIT_STATUS[finished.outcome], bool(asked_to_end))
+
+
+def opening_by(agent: EarlyAgent | None) -> Opening:
+    """What opens a session over the link to an agent that was started already."""
+    if agent is None:
+        return open_session
+    return partial(open_session, reach=partial(reached, link_to=agent.link))
 
 
 def failed(audience: Audience, error: Exception, *, verbose: bool) -> int:

@@ -156,8 +156,10 @@ def migrate(
     Ctrl-C does the same.
     """
     # `--help` and a shell's TAB must not wait for the engine's import.
+    import asyncio  # noqa: PLC0415
+
     from entourage.cli import options  # noqa: PLC0415
-    from entourage.cli.migrate import migrate as run_migration  # noqa: PLC0415
+    from entourage.cli.migrate import attempt  # noqa: PLC0415
     from entourage.source.request import Request  # noqa: PLC0415
 
     if everything or _PATTERN.intersection(domain):
@@ -269,10 +271,11 @@ def migrate(
 
         return check_several(request_of, [domain, *also], json=json, verbose=verbose, quiet=quiet)
 
-    def make_request(note: Callable[[str], None]) -> Request:
+    async def make_request(note: Callable[[str], None]) -> Request:
         return request_of(domain, note)
 
-    return run_migration(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
+    moved = attempt(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
+    return asyncio.run(moved).status
 
 
 def check(domain: str, host: str | None = None, **words: Any) -> int:

@@ -124,11 +124,6 @@ def save(
     import asyncio
     from collections.abc import Callable
 
-    from entourage.checkpoint.requests import save_request
-    from entourage.cli import options
-    from entourage.cli.migrate import migrate
-    from entourage.source.request import Request
-
     if everything:
         more = (dry_run, directory, remote_command, ssh_option, compress, encrypt, non_live, since)
         if checkpoint or paused or disks or allow_tpm_rollback or any(more):
@@ -152,28 +147,44 @@ def save(
             remedy="leave them out",
         )
 
-    def make_request(note: Callable[[str], None]) -> Request:
-        typed = options.Typed(remote_command=remote_command, ssh_options=ssh_option or ())
-        settings = options.with_typed(options.read_settings(config, note), typed)
-        return asyncio.run(
-            save_request(
-                settings,
-                domain,
-                directory,
-                checkpoint=checkpoint,
-                disks=disks,
-                allow_tpm_rollback=allow_tpm_rollback,
-                live=not non_live,
-                stays_paused=paused,
-                compress=compress,
-                encrypt=encrypt,
-                since=since,
-                tool=tool,
-                dry_run=dry_run,
-            )
-        )
+    async def save_it() -> int:
+        from entourage.cli.early import for_save
 
-    return migrate(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
+        async with for_save(config, directory) as agent:
+            from entourage.checkpoint.requests import save_request
+            from entourage.cli import options
+            from entourage.cli.migrate import attempt
+            from entourage.source.request import Request
+
+            async def make_request(note: Callable[[str], None]) -> Request:
+                typed = options.Typed(remote_command=remote_command, ssh_options=ssh_option or ())
+                return await save_request(
+                    options.with_typed(options.read_settings(config, note), typed),
+                    domain,
+                    directory,
+                    checkpoint=checkpoint,
+                    disks=disks,
+                    allow_tpm_rollback=allow_tpm_rollback,
+                    live=not non_live,
+                    stays_paused=paused,
+                    compress=compress,
+                    encrypt=encrypt,
+                    since=since,
+                    tool=tool,
+                    dry_run=dry_run,
+                )
+
+            ended = await attempt(
+                make_request,
+                json=json,
+                verbose=verbose,
+                quiet=quiet,
+                dry_run=dry_run,
+                agent=agent,
+            )
+            return ended.status
+
+    return asyncio.run(save_it())
 
 
 def _save_all(
@@ -270,14 +281,10 @@ def restore(
     import asyncio
     from collections.abc import Callable
 
-    from entourage.checkpoint.everything import usual_place
-    from entourage.checkpoint.requests import restore_request
-    from entourage.cli import options
-    from entourage.cli.migrate import migrate
-    from entourage.cli.saving_all import restore_all
-    from entourage.source.request import Request
-
     if everything:
+        from entourage.checkpoint.everything import usual_place
+        from entourage.cli.saving_all import restore_all
+
         if any((paused, only_copy, revert, identity, another, net, disk, dry_run)):
             raise _not_with_all("what is said of the restore of one, and --dry-run,")
         settings = _settings(config)
@@ -286,26 +293,43 @@ def restore(
     if directory is None:
         raise _lacks("DIR", "entourage restore DIR")
 
-    def make_request(note: Callable[[str], None]) -> Request:
-        settings = options.read_settings(config, note)
-        wanted = options.device_options(options.Devices(nets=net or (), disks=disk or ()))
-        return asyncio.run(
-            restore_request(
-                settings,
-                directory,
-                paused=paused,
-                only_copy=only_copy,
-                revert=revert,
-                identity=identity,
-                another=another,
-                nets=wanted.nets,
-                disks=wanted.disks,
-                tool=tool,
-                dry_run=dry_run,
-            )
-        )
+    async def restore_it() -> int:
+        from entourage.cli.early import for_restore
 
-    return migrate(make_request, json=json, verbose=verbose, quiet=quiet, dry_run=dry_run)
+        async with for_restore(config) as agent:
+            from entourage.checkpoint.requests import restore_request
+            from entourage.cli import options
+            from entourage.cli.migrate import attempt
+            from entourage.source.request import Request
+
+            async def make_request(note: Callable[[str], None]) -> Request:
+                settings = options.read_settings(config, note)
+                wanted = options.device_options(options.Devices(nets=net or (), disks=disk or ()))
+                return await restore_request(
+                    settings,
+                    directory,
+                    paused=paused,
+                    only_copy=only_copy,
+                    revert=revert,
+                    identity=identity,
+                    another=another,
+                    nets=wanted.nets,
+                    disks=wanted.disks,
+                    tool=tool,
+                    dry_run=dry_run,
+                )
+
+            ended = await attempt(
+                make_request,
+                json=json,
+                verbose=verbose,
+                quiet=quiet,
+                dry_run=dry_run,
+                agent=agent,
+            )
+            return ended.status
+
+    return asyncio.run(restore_it())
 
 
 def saved(

@@ -59,16 +59,17 @@ def save_all(
     failed = 0
     for name in names:
 
-        def request(note: Callable[[str], None], name: str = name) -> Request:
+        async def request(note: Callable[[str], None], name: str = name) -> Request:
             del note
-            where = str(Path(directory, name))
-            return asyncio.run(save_request(settings, name, where, tool=tool))
+            return await save_request(settings, name, str(Path(directory, name)), tool=tool)
 
         try:
             _answered(directory, everything.tidy, settings, directory, name, within=REMOVED_WITHIN)
         except EntourageError as error:  # the others are saved all the same; this one says why not
             tell(error)
-        status, interrupted = attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
+        status, interrupted = asyncio.run(
+            attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
+        )
         failed += status != 0
         if interrupted:
             return _interrupted("saved", names[names.index(name) + 1 :], failed)
@@ -119,11 +120,13 @@ def restore_all(
     paths = _answered(directory, everything.to_restore, settings, directory)
     for path in paths:
 
-        def request(note: Callable[[str], None], path: Path = path) -> Request:
+        async def request(note: Callable[[str], None], path: Path = path) -> Request:
             del note
-            return asyncio.run(restore_request(settings, str(path), tool=tool))
+            return await restore_request(settings, str(path), tool=tool)
 
-        status, interrupted = attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
+        status, interrupted = asyncio.run(
+            attempt(request, json=json, verbose=False, quiet=quiet, dry_run=False)
+        )
         try:
             _answered(directory, everything.forget, path, within=REMOVED_WITHIN)
         except EntourageError as error:

@@ -194,6 +194,10 @@ class Machine(Protocol):
         """
         ...
 
+    def begin_to_examine(self) -> None:
+        """In TEST, where a migration follows it: begin to see to what takes long (``examine``)."""
+        ...
+
     async def examine(self) -> Sequence[Refusal]:
         """In TEST, where nothing follows it or something would be written over: what takes long.
 

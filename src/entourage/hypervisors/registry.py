@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection
 
 from entourage.domain import Domain
@@ -176,6 +177,14 @@ def _opened(settings: Settings, connect: str | None) -> list[tuple[Backend, Hype
         return [(backend, backend.open(settings, connect))]
     here = [backend for backend in (*BUILT_IN, *plug_ins()) if backend.is_here()]
     return [(backend, backend.open(settings, backend.usual)) for backend in here]
+
+
+def read_ahead(settings: Settings) -> None:
+    """Import what the hypervisors of this host are asked with, before one of them is named."""
+    for backend in BUILT_IN:
+        with contextlib.suppress(EntourageError):  # told where it is asked for
+            if backend.is_here():
+                backend.open(settings, backend.usual)
 
 
 async def all_domains(settings: Settings, connect: str | None = None) -> list[DomainState]:

@@ -266,6 +266,9 @@ class MachineSeams:
     async def go_on(self) -> None:
         """Nothing stops its guest for full storage."""
 
+    def begin_to_examine(self) -> None:
+        """Nothing of it takes long to be seen."""
+
     async def examine(self) -> Sequence[Refusal]:
         """Nothing of it takes long to be seen."""
         return ()

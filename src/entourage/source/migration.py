@@ -102,7 +102,8 @@ class Migration:
             self._emit,
             live=request.live,
             paused=request.paused,
-            examine=request.dry_run or request.examine,
+            examine=request.examine,
+            dry_run=request.dry_run,
         )
         await phases.test()  # 0: every refusal at once; nothing is touched
         if request.dry_run:

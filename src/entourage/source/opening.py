@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -34,6 +34,8 @@ from entourage.settings.model import JournalSettings, PathSettings, Settings
 from entourage.source.greeting import greet, hello_of
 from entourage.source.session import Session
 
+LinkTo: TypeAlias = Callable[[str, str, Settings], contextlib.AbstractAsyncContextManager[Link]]
+"""By a host, the name of its hypervisor and settings, a link to its agent; see ``agent_link``."""
 _AGAIN_WITHIN = 20.0  # seconds for one attempt to reach the target again
 
 
@@ -117,7 +119,13 @@ def _kind(hypervisor: str, hypervisor_there: str) -> Kind:
 
 @contextlib.asynccontextmanager
 async def reached(
-    route: Route, there: str, hello: messages.Hello, settings: Settings, clock: Clock
+    route: Route,
+    there: str,
+    hello: messages.Hello,
+    settings: Settings,
+    clock: Clock,
+    *,
+    link_to: LinkTo | None = None,
 ) -> AsyncGenerator[Reached]:
     """The target's agent, or a proxy agent where it has none; and what its hypervisor is called.
 
@@ -127,6 +135,7 @@ async def reached(
         hello: The first word.
         settings: This host's.
         clock: Is set by the target's.
+        link_to: What makes the link, if not ``agent_link``.
 
     Raises:
         LinkError: The target cannot be reached, or has another Entourage.
@@ -136,7 +145,8 @@ async def reached(
         names.append(name_elsewhere(route.agentless))
     for name in names:
         async with contextlib.AsyncExitStack() as attempt:
-            link = await attempt.enter_async_context(agent_link(route.host, name, settings))
+            linked = (link_to or agent_link)(route.host, name, settings)
+            link = await attempt.enter_async_context(linked)
             try:
                 about = msgspec.structs.replace(hello, hypervisor=name)
                 welcome = await greet(link, clock, about)

@@ -39,6 +39,7 @@ class Phases:
         live: False stops the guest before its memory is copied.
         paused: The guest is not to run where it goes, whatever it does here.
         examine: TEST sees also what takes long to be seen.
+        dry_run: Nothing follows TEST.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Phases:
         live: bool,
         paused: bool = False,
         examine: bool = False,
+        dry_run: bool = False,
     ) -> None:
         self._session = session
         self._devices = devices
@@ -61,14 +63,18 @@ class Phases:
         self._live = live
         self._paused = paused
         self._examine = examine
+        self._dry_run = dry_run
         self._copies = Copies(emit, session.progress)
 
     async def test(self) -> None:
         """Ask everything at once whether it can move; nothing is touched."""
         session, devices = self._session, self._devices
         told = [*await session.machine.blockers()]
-        if self._examine and not told:
-            told += await session.machine.examine()
+        if all(each.only_warns for each in told):
+            if not self._dry_run:
+                session.machine.begin_to_examine()
+            if self._dry_run or self._examine:
+                told += await session.machine.examine()
         session.blockers = tuple(each for each in told if not each.only_warns)
         warnings = [each for each in told if each.only_warns]
         domain, facts = session.machine.domain, dict(await session.machine.facts())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from entourage.errors import UsageError
 from entourage.hosts.link import Link
+from entourage.hypervisors.registry import read_ahead
 from entourage.journal.journal import Journal
 from entourage.settings.model import Settings
 from entourage.target.agent import Agent
@@ -66,6 +67,8 @@ async def serve(settings: Settings, caller: Caller) -> None:
     with Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal) as journal:
         async with agents_link(settings) as link:
             agent = Agent(link, settings, journal, caller)
+            if caller.local and not caller.proxy:  # who started it is not yet ready to ask
+                loop.call_soon(read_ahead, settings)
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 loop.add_signal_handler(number, agent.end)
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -22,6 +22,7 @@ from entourage.errors import (
     UsageError,
 )
 from entourage.events import AnyEvent, Finished, GoSent, Listener, RollbackStarted
+from entourage.source.opening import Opening
 from entourage.source.request import Request
 from entourage.steps import Refusal
 from tests.unit.report.test_samples import refused, rolled_back, started, success
@@ -35,7 +36,7 @@ class FakeMigration:
     play: Play
     requests: list[Request]
 
-    def __init__(self, request: Request, listener: Listener) -> None:
+    def __init__(self, request: Request, listener: Listener, _opening: Opening) -> None:
         self.requests.append(request)
         self.emit = listener
         self.why: list[str] = []

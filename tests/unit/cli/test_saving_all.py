@@ -43,8 +43,8 @@ def attempted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def request(_settings: Settings, name: str, _where: str, **_more: Any) -> Any:
         names.append(name)
 
-    def attempt(make: Callable[[Any], Any], **_how: Any) -> Ended:
-        make(None)
+    async def attempt(make: Callable[[Any], Any], **_how: Any) -> Ended:
+        await make(None)
         return {"web0": Ended(3, interrupted=False), "web2": Ended(4, interrupted=True)}.get(
             names[-1], Ended(0, interrupted=False)
         )
@@ -176,13 +176,12 @@ def test_who_has_interrupted_a_migration_is_known(
     class Asked:
         live = False
 
+    async def make_request(_note: Callable[[str], None]) -> Any:
+        return Asked()
+
     def attempt() -> Ended:
-        return migrate.attempt(
-            lambda _note: Asked(),  # type: ignore[arg-type, return-value]
-            json=False,
-            verbose=False,
-            quiet=True,
-            dry_run=False,
+        return asyncio.run(
+            migrate.attempt(make_request, json=False, verbose=False, quiet=True, dry_run=False)
         )
 
     assert attempt() == Ended(4 if goes_back else 0, interrupted=True)

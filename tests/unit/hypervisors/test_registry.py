@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from entourage.hypervisors.registry import (
     known_to_others,
     name_elsewhere,
     open_hypervisor,
+    read_ahead,
     start_command,
     starter_of_files,
     usual,
@@ -458,3 +460,25 @@ async def test_one_that_is_off_has_it_where_it_had_it(
         monkeypatch.setattr(registry, "BUILT_IN", tuple(backends))
         with pytest.raises(HypervisorError, match="nothing listens"):
             await check_lacks(SETTINGS, "rests", must_say=[LIBVIRT_URI])
+
+
+def test_what_hypervisors_of_this_host_are_asked_with_is_imported_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that cannot be opened is told of where somebody asks for it."""
+    opened: list[str] = []
+
+    def backend(name: str, *, here: bool) -> Any:
+        def is_here() -> bool:
+            return here
+
+        def open_it(_settings: Settings, wanted: str) -> None:
+            opened.append(wanted)
+            raise HypervisorError(f"{name} is half installed")
+
+        return SimpleNamespace(usual=name, is_here=is_here, open=open_it)
+
+    there = [backend("one", here=True), backend("two", here=False), backend("three", here=True)]
+    monkeypatch.setattr(registry, "BUILT_IN", there)
+    read_ahead(SETTINGS)
+    assert opened == ["one", "three"]

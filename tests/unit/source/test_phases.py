@@ -43,6 +43,14 @@ class Machine:
         self.non_live = non_live
         self._blockers = list(blockers)
         self._flush = flush
+        self.examined: list[str] = []
+
+    def begin_to_examine(self) -> None:
+        self.examined.append("begun")
+
+    async def examine(self) -> list[Any]:
+        self.examined.append("awaited")
+        return []
 
     async def blockers(self) -> list[Any]:
         return self._blockers
@@ -79,7 +87,9 @@ def plane(_generation: int, *, paused: bool) -> DataPlane:
     return DataPlane(address="", ports=(1, 2), secret=None)
 
 
-def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEvent]]:
+def phases(
+    machine: Machine, *, live: bool = True, examine: bool = False, dry_run: bool = False
+) -> tuple[Phases, list[AnyEvent]]:
     events: list[AnyEvent] = []
 
     async def landed_there() -> None:
@@ -119,7 +129,16 @@ def phases(machine: Machine, *, live: bool = True) -> tuple[Phases, list[AnyEven
     )
     asyncio.run(device_steps.transfer())
     blackout = Blackout(clock, events.append, None)
-    return Phases(cast("Any", session), device_steps, blackout, events.append, live=live), events
+    story = Phases(
+        cast("Any", session),
+        device_steps,
+        blackout,
+        events.append,
+        live=live,
+        examine=examine,
+        dry_run=dry_run,
+    )
+    return story, events
 
 
 @pytest.mark.parametrize("backend", [QemuMachine, LibvirtMachine])
@@ -136,6 +155,30 @@ def test_what_only_warns_stops_nothing_and_is_told() -> None:
     [said] = [event for event in events if isinstance(event, Warned)]
     assert (said.message, said.host) == ("its definition differs (virsh dumpxml)", "a")
     assert not [event for event in events if isinstance(event, DeviceRefused)]
+
+
+@pytest.mark.parametrize(
+    ("how", "examined"),
+    [
+        ({}, ["begun"]),
+        ({"examine": True}, ["begun", "awaited"]),
+        ({"dry_run": True}, ["awaited"]),  # nobody waits for it to run: it stands back for guests
+    ],
+)
+def test_what_takes_long_to_see_is_begun_before_the_target_is_asked(
+    how: dict[str, bool], examined: list[str]
+) -> None:
+    warned = Refusal("domain", "a", "its definition differs", only_warns=True)
+    machine = Machine(blockers=[warned])
+    asyncio.run(phases(machine, **how)[0].test())
+    assert machine.examined == examined
+
+
+def test_what_is_refused_is_not_read() -> None:
+    machine = Machine(blockers=[Refusal("domain", "a", "it is restored by another host", "wait")])
+    with pytest.raises(Refused):
+        asyncio.run(phases(machine, examine=True)[0].test())
+    assert machine.examined == []
 
 
 def test_non_live_is_refused_at_test_under_xen() -> None:

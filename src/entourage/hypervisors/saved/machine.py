@@ -149,6 +149,10 @@ class SavedMachine(MachineSeams):
         """A claim, a disk that has changed."""
         return await self._storage.do(objections, self._directory, self._manifest, self._holder)
 
+    def begin_to_examine(self) -> None:
+        """Read all of it for its digests. Its guest waits for that: it stands back for nobody."""
+        self._damage.begin(nice=0)
+
     async def examine(self) -> Sequence[Refusal]:
         """Files whose digests are not those that were saved; they are read once."""
         return await self._damage.found()
@@ -173,9 +177,9 @@ class SavedMachine(MachineSeams):
         budget: float | None = None,  # noqa: ARG002
         offers: Mapping[str, str] = _NOTHING,  # noqa: ARG002
     ) -> None:
-        """Begin to read all of it for its digests."""
+        """Begin to read all of it for its digests, unless TEST has."""
         self._plane = self._copies.plane = plane
-        self._damage.begin(nice=0)  # its guest waits for it
+        self.begin_to_examine()
 
     @property
     def in_the_clear(self) -> str:

@@ -20,6 +20,7 @@ from entourage import durable
 from entourage.domain import Block, Domain
 from entourage.errors import HypervisorError, InDoubt, UsageError
 from entourage.handover.values import Guest
+from entourage.hosts.digests import NICE
 from entourage.hosts.local import listening_here
 from entourage.hosts.resources import MemoryLedger
 from entourage.hypervisors.base import DataPlane, Plan, Ticket
@@ -313,6 +314,29 @@ async def test_storage_that_is_full_is_free_again_before_the_guest_goes_on(
         await landed(incoming, tmp_path, domain)
     assert (manifests.partial(tmp_path / "saved", domain) / "memory").stat().st_size == 0
     await incoming.kill()
+
+
+@pytest.mark.parametrize(("waits", "nice"), [(True, 0), (False, NICE)])
+async def test_what_is_read_for_its_digest_stands_back_where_no_guest_waits_for_it(
+    tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch, *, waits: bool, nice: int
+) -> None:
+    """All of it once, from TEST on."""
+    incoming, _ = await arrived(tmp_path, domain)
+    await incoming.run(paused=False)
+    await incoming.finish_arrival()
+    read: list[tuple[str, int]] = []
+
+    async def problem_of(path: Path, _saved: Any, *, nice: int) -> None:
+        read.append((path.name, nice))
+
+    monkeypatch.setattr(manifests, "problem_of", problem_of)
+    machine = await restored(tmp_path, tmp_path / "saved", domain)
+    if waits:
+        machine.begin_to_examine()
+    assert await machine.examine() == []
+    await machine.arm(plane(tmp_path))
+    assert read == [("memory", nice)]
+    await machine.close()
 
 
 async def test_what_is_damaged_is_not_let_run(tmp_path: Path, domain: Domain) -> None:

@@ -1,0 +1,104 @@
+"""The agent of a save or a restore is started before it is known what it is to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from entourage.cli.early import for_restore, for_save
+from entourage.clock import Clock
+from entourage.hosts.link import Link
+from entourage.hosts.proxy_agent import THIS_HOST
+from entourage.hypervisors import agents
+from entourage.hypervisors.agents import EarlyAgent
+from entourage.settings.load import load_settings
+from entourage.settings.model import Settings
+from entourage.source.greeting import greet, hello_of
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """This host's, with its journal elsewhere."""
+    for variable, where in (("ENTOURAGE_STATE_DIR", "state"), ("ENTOURAGE_RUN_DIR", "run")):
+        monkeypatch.setenv(variable, str(tmp_path / where))
+    monkeypatch.delenv("ENTOURAGE_CONFIG", raising=False)
+    return load_settings(None)
+
+
+def agents_here() -> set[int]:
+    """The agents that this process has started."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    return {
+        int(child)
+        for child in children.split()
+        if b"\0agent\0" in Path("/proc", child, "cmdline").read_bytes()
+    }
+
+
+async def welcome_of(link: Link, hypervisor: str) -> str:
+    """What an agent calls its journal."""
+    return (await greet(link, Clock(), hello_of("0" * 32, "a", hypervisor))).journal
+
+
+@pytest.mark.parametrize("saves", [True, False])
+async def test_it_is_the_one_that_is_asked(
+    settings: Settings, tmp_path: Path, *, saves: bool
+) -> None:
+    """By the name that is known then; it ends with the link."""
+    host = str(tmp_path / "saved") if saves else THIS_HOST
+    hypervisor = f"save:{host}" if saves else "qemu"
+    async with for_save(None, "saved") if saves else for_restore(None) as early:
+        started = agents_here()
+        assert len(started) == 1
+        async with early.link(host, hypervisor, settings) as link:
+            assert link.peer == host
+            assert await welcome_of(link, hypervisor)
+            assert agents_here() == started
+        assert agents_here() == set()
+        async with early.link(host, hypervisor, settings) as link:  # as after a link was lost
+            assert await welcome_of(link, hypervisor)
+            assert agents_here() != started
+
+
+async def test_where_it_was_not_needed_it_ends(settings: Settings) -> None:
+    """As where what was typed is wrong."""
+    assert settings.paths.run
+    async with for_restore(None):
+        assert len(agents_here()) == 1
+    assert agents_here() == set()
+
+
+async def test_one_on_another_host_is_started_by_ssh(settings: Settings) -> None:
+    """Once it is known that it is needed: ssh may ask for a password."""
+    assert settings.paths.run
+    async with for_save(None, "b:/backup/web1"):
+        assert agents_here() == set()
+
+
+async def test_settings_that_are_wrong_are_told_by_who_needs_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Here they are only read for where an agent's journal is."""
+    wrong = tmp_path / "entourage.toml"
+    wrong.write_text("[migration]\ntlss = true\n")
+    async with for_restore(wrong) as early:
+        assert agents_here() == set()
+        async with early.link(THIS_HOST, "qemu", settings) as link:
+            assert await welcome_of(link, "qemu")
+
+
+async def test_nothing_started_is_as_without(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes a link is asked for one."""
+    asked: list[str] = []
+
+    def agent_link(host: str, hypervisor: str, _settings: Settings) -> EarlyAgent:
+        asked.append(f"{host} {hypervisor}")
+        return EarlyAgent(None)
+
+    monkeypatch.setattr(agents, "agent_link", agent_link)
+    async with EarlyAgent(None) as early, early.link("b", "qemu", settings):
+        assert asked == ["b qemu"]
