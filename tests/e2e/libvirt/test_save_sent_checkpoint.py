@@ -52,7 +52,8 @@ CHECKPOINTS = [
     # Who is killed where, and whether there is a checkpoint then.
     ("entourage", "source.guest-stopped", False),
     ("entourage", "source.memory-landed", False),
-    ("entourage", "source.after.resume-source", False),
+    # While the guest is let run here, the agent is asked to keep what has landed: it may have been.
+    ("entourage", "source.after.resume-source", None),
     ("agent", "target.after.flush-open", False),
     ("agent", "target.published", True),
     ("libvirtd", "source.step-done.1", False),
@@ -67,14 +68,15 @@ def test_killed_while_a_checkpoint_is_made(
     ready: LibvirtWorld,
     victim: str,
     point: str,
-    saved: bool,  # noqa: FBT001 - a case's
+    saved: bool | None,  # noqa: FBT001 - a case's
 ) -> None:
     world = ready
     argv = ["entourage", "save", "--json", *CHECKPOINT, "--compress", "--tool", str(world.tool())]
     killed_at(world, [*argv, "--", world.name, DIR], victim, point)
     recovered(world)
     assert not partial(world)
-    assert world.here.path(DIR).exists() == saved
+    if saved is not None:
+        assert world.here.path(DIR).exists() == saved
     lives(world)
 
 
