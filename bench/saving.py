@@ -30,11 +30,9 @@ _OVERLAY = "/srv/overlay.qcow2"
 def save_times(shape: Shape, count: int, log: Log) -> dict[str, Any]:
     """Seconds of so many saves and restores of the same libvirt domain, and of an own machine.
 
-    The parties take turns, each round the other way round. Whoever saves with virsh has nothing on
-    the disk yet: a sync of its file is timed by itself. Between a save and its restore some seconds
-    pass, as they do for everybody. Beside the own machine's checkpoint, libvirt's snapshot of
-    memory and disks while its domain runs; what stops the guest is the longest time without an
-    answer to a ping.
+    The parties take turns, each round the other way round; between a save and its restore some
+    seconds pass. Beside the own machine's checkpoint, libvirt's snapshot of memory and disks while
+    its domain runs; what stops the guest is the longest time without an answer to a ping.
 
     Args:
         shape: What the guests consist of.
@@ -62,9 +60,6 @@ def save_times(shape: Shape, count: int, log: Log) -> dict[str, Any]:
         found[f"{what}, entourage to virsh"] = [
             seconds["entourage"] / seconds["virsh"] for seconds in found[what]
         ]
-    found["save, entourage to virsh and sync"] = [
-        seconds["entourage"] / seconds["virsh and sync"] for seconds in found["save"]
-    ]
     return found
 
 
@@ -82,7 +77,6 @@ class _Bench:
         self._theirs = theirs
         self._seen = seen
         self._host = own.source
-        self._synced = 0.0
 
     def begin(self) -> None:
         """Start both, and leave them paused."""
@@ -107,7 +101,6 @@ class _Bench:
             saved[party], restored[party] = work()
             self._calm(guest.address)
             guest.pause()
-        saved["virsh and sync"] = saved["virsh"] + self._synced
         took, stops = self._checkpoints(backwards=backwards)
         return {
             "save": saved,
@@ -144,7 +137,6 @@ class _Bench:
 
     def _by_virsh(self) -> tuple[float, float]:
         saved = self._timed(self._virsh("save", self._theirs.name, _FILE))
-        self._synced = self._timed(["sync", _FILE])
         time.sleep(_BETWEEN)
         restored = self._timed(self._virsh("restore", _FILE))
         self._host.run(["rm", _FILE])
