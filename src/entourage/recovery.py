@@ -322,7 +322,8 @@ async def _settle(
                 await arrival.take(Input.UNREACHABLE)
             # Of a device; what concerns the domain is among the findings.
             devices = [str(error) for error in failed if error.device]
-            return _report(journal, decision, arrival.findings, [*arrival.problems, *devices])
+            left = [*arrival.problems, *arrival.notes, *devices]
+            return _report(journal, decision, arrival.findings, left)
     if fenced and decision.peer_is_a_save and not host_of(decision.peer_host):
         raise UsageError(
             f"{decision.peer_host} is a directory, whose record is on this host",

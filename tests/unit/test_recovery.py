@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,26 @@ def test_a_fenced_target_is_told_in_the_run_that_finishes_going_back(
         standing = journal.decision("m-1", Role.SOURCE)
         assert standing is not None
         assert is_untold(standing) is (declared and not asks)
+
+
+def test_what_is_left_for_its_user_to_look_at_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(paths=PathSettings(state=str(tmp_path), run=str(tmp_path / "run")))
+    opened = replace(ARMED, role=Role.TARGET, record=Record.OPEN)
+
+    class Arrival:
+        record = Record.NEVER
+        findings = ()
+        problems = ("one cannot be removed",)
+        notes = ("another is named",)
+
+    @contextlib.asynccontextmanager
+    async def reattach(*_given: object, **_named: object) -> AsyncGenerator[Arrival]:
+        yield Arrival()
+
+    monkeypatch.setattr(recovery, "reattach_target", reattach)
+    with Journal.open(tmp_path / "journal.db") as journal:
+        journal.begin(opened)
+        [done] = asyncio.run(recovery.recover(settings))
+    assert done.problems == ("one cannot be removed", "another is named")
