@@ -216,11 +216,13 @@ def test_what_was_made_for_one_that_was_killed(ready: LibvirtWorld) -> None:
     """``recover`` removes it, where no domain has it; then the other one can be made."""
     host, restore = ready.here, ["entourage", "restore", "--as", "uefi2", "/srv/as-uefi"]
     with saved_uefi(ready):
-        killed_at(ready, restore, "agent", "target.before.flush-go")
+        killed_at(ready, restore, "agent", "target.before.flush-go")  # another one is asked then
+        assert made(ready) == []
+        killed_at(ready, restore, "both", "target.before.flush-go")
         assert len(made(ready)) == 2
         host.run(["entourage", "recover"], timeout=PATIENCE)
         assert made(ready) == []
-        killed_at(ready, restore, "agent", "target.before.flush-go")
+        killed_at(ready, restore, "both", "target.before.flush-go")
         # Its user makes one of that name, before it is recovered.
         text = UEFI.replace("uefi", "uefi2").format(variables=f"{NVRAM}/uefi2_VARS.fd")
         host.path("/root/uefi.xml").write_text(text)
