@@ -22,6 +22,7 @@ from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import Holder, lock_holder
 from entourage.settings.model import Settings
 from entourage.source.ask import TargetQuery, Way, declare_fenced, is_untold, note_told, tell
+from entourage.source.going_on import have_go_on
 from entourage.source.reattach import reattach_source
 from entourage.target.reattach import reattach_target
 
@@ -251,7 +252,28 @@ async def recover(
     done = await _recover_in(proxies, name, {Role.SOURCE}, dry_run=dry_run, fenced=False)
     done += await _recover_in(own, name, set(Role), dry_run=dry_run, fenced=target_is_fenced)
     fenced = target_is_fenced  # of a save that another host has made here
-    return done + await _recover_in(proxies, name, {Role.TARGET}, dry_run=dry_run, fenced=fenced)
+    done += await _recover_in(proxies, name, {Role.TARGET}, dry_run=dry_run, fenced=fenced)
+    return done if dry_run else await _have_go_on(own, done)
+
+
+async def _have_go_on(settings: Settings, done: list[Recovered]) -> list[Recovered]:
+    """Let guests go on that full storage has stopped, once what was saved of them is removed.
+
+    A save has a record of each of its ends, and each may be settled in a run of its own.
+    """
+    unsettled = {one.migration for one in done if not one.settled}
+    wanted = {one.migration for one in done} - unsettled
+    if not wanted:
+        return done
+    unsettled |= {one.migration for one in _kept(proxy_settings(settings)) if not one.settled}
+    told: dict[str, tuple[str, ...]] = {}
+    for decision in _kept(settings):
+        if decision.role is Role.SOURCE and decision.migration in wanted - unsettled:
+            told[decision.migration] = tuple(await have_go_on(settings, decision))
+    return [
+        msgspec.structs.replace(one, problems=one.problems + told.pop(one.migration, ()))
+        for one in done
+    ]
 
 
 async def _recover_in(
@@ -322,7 +344,8 @@ async def _settle(
                 await arrival.take(Input.UNREACHABLE)
             # Of a device; what concerns the domain is among the findings.
             devices = [str(error) for error in failed if error.device]
-            return _report(journal, decision, arrival.findings, [*arrival.problems, *devices])
+            left = [*arrival.problems, *arrival.notes, *devices]
+            return _report(journal, decision, arrival.findings, left)
     if fenced and decision.peer_is_a_save and not host_of(decision.peer_host):
         raise UsageError(
             f"{decision.peer_host} is a directory, whose record is on this host",

@@ -14,8 +14,8 @@ from lab.hosts import Lab
 from lab.observer import Observer
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE, Run
-from tests.e2e.shared import SHARED, shared_storage
-from tests.e2e.world import EMULATED, World
+from tests.e2e.shared import SHARED, filled, shared_storage
+from tests.e2e.world import EMULATED, World, qmp
 
 DIR = f"{SHARED}/saved"
 OTHER = f"{SHARED}/again"
@@ -125,16 +125,61 @@ def flip(path: Path, at: int | None = None) -> None:
 
 
 def killed_at(world: World, argv: list[str], victim: str, point: str) -> None:
-    """Run a command, and kill it or its agent at a point of its way."""
+    """Run a command, and kill it, its agent or both at a point of its way."""
     with Points(world.here, point) as points:
         process = world.here.popen(argv, env=points.env)
         points.wait(point, lambda: process.poll() is None)
-        if victim == "agent":
-            world.here.run(["pkill", "-KILL", "-f", "entourage agent"])
-        else:
+        if victim != "agent":
             process.kill()
+        if victim != "entourage":
+            world.here.run(["pkill", "-KILL", "-f", "entourage agent"])
         points.open()
         process.communicate(timeout=PATIENCE)
+
+
+def save_without_room(
+    host: Host, argv: list[str], wants_room: Callable[[], bool] | None, *, killed: bool = False
+) -> Run:
+    """Run a command that saves, and have too little room for memory once it has begun.
+
+    What was written is removed only after QEMU has stopped the guest, which has no room either.
+
+    Args:
+        host: Where the guest runs; its disks are where it is saved.
+        argv: The command.
+        wants_room: Whether QEMU has stopped the guest; None: it stands still already.
+        killed: The agent is killed then, and leaves what was written.
+    """
+    begun, removes = "target.after.flush-open", "target.before.kill-target"
+    with Points(host, begun, *([removes] if wants_room else [])) as points:
+        process = host.popen(argv, env=points.env)
+        points.wait(begun, lambda: process.poll() is None)
+        with filled(host, but=16 << 20):
+            points.pass_on(begun)
+            if wants_room is not None:
+                points.wait(removes, lambda: process.poll() is None)
+                with filled(host):
+                    until(wants_room)
+                    if killed:
+                        host.run(["pkill", "-KILL", "-f", "entourage agent"])
+                        process.wait(timeout=PATIENCE)  # it has the guest go on, in vain
+                        until(wants_room)
+                points.open()
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+    return Run(process.returncode, stdout, stderr)
+
+
+def wants_room(world: World) -> bool:
+    """Whether QEMU has stopped the guest, which cannot write."""
+    return qmp(world, "query-status")["status"] == "io-error"
+
+
+def until(seen: Callable[[], bool]) -> None:
+    """Ask until it is so: nobody tells a test."""
+    deadline = time.monotonic() + PATIENCE
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def cut_power(world: World, point: str, words: Sequence[str]) -> None:

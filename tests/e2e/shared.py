@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
@@ -37,6 +39,21 @@ def shared_storage(lab: Lab, size: str = "256M") -> Generator[None]:
             host.run(["mount", device, SHARED])
             stack.callback(host.run, ["umount", SHARED])
         yield
+
+
+@contextmanager
+def filled(host: Host, *, but: int = 0) -> Generator[None]:
+    """Nobody has room in the shared directory any more, root included, but for so many bytes."""
+    file = f"{SHARED}/filler.{secrets.token_hex(4)}"
+    space = os.statvfs(host.path(SHARED))
+    length = max(space.f_bavail * space.f_frsize - but, space.f_frsize)
+    host.run(["fallocate", "-l", str(length), file], check=bool(but))
+    if not but:  # what is left, and what is kept for root; it ends for want of room
+        host.run(["sh", "-c", f"cat /dev/zero >>{file}; sync {file}"], check=False)
+    try:
+        yield
+    finally:
+        host.run(["rm", file])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.e2e.points import Points
-from tests.e2e.run import PATIENCE, Run, far
+from tests.e2e.run import PATIENCE, far
 from tests.e2e.saves import (
     DIR,
     FAR,
@@ -23,6 +23,8 @@ from tests.e2e.saves import (
     restore,
     run,
     save,
+    save_without_room,
+    wants_room,
     went_on,
     world,
 )
@@ -284,21 +286,13 @@ def test_at_shutdown_without_a_place(ready: World) -> None:
 def test_no_room(ready: World, options: tuple[str, ...]) -> None:
     """Storage that fills up while memory is written: the guest goes on, and nothing is left.
 
-    Its disks are on the same one: QEMU stops a guest that runs and has no room to write.
+    Its disks are on the same one: QEMU stops a guest that runs and has no room to write. It does so
+    before what was saved is removed.
     """
     world = ready
-    with Points(world.here, "target.after.flush-open") as points:
-        argv = ["entourage", "save", "--json", "--tool", str(world.tool()), *options]
-        process = world.here.popen([*argv, "--", world.name, DIR], env=points.env)
-        points.wait("target.after.flush-open", lambda: process.poll() is None)
-        filler = f"{SHARED}/filler"
-        space = os.statvfs(world.here.path(SHARED))
-        most = space.f_bavail * space.f_frsize - (16 << 20)
-        world.here.run(["fallocate", "-l", str(most), filler])
-        points.open()
-        stdout, stderr = process.communicate(timeout=PATIENCE)
-        world.here.run(["rm", filler])
-    done = Run(process.returncode, stdout, stderr)
+    argv = ["entourage", "save", "--json", "--tool", str(world.tool()), *options]
+    argv += ["--", world.name, DIR]
+    done = save_without_room(world.here, argv, lambda: wants_room(world))
     assert done.status == 4, str(done)
     assert "no space left" in done.finished["message"].lower(), str(done)
     assert not partial(world)

@@ -123,3 +123,5 @@ def test_killed(ready: World, victim: str, point: str) -> None:
     assert there == (["running"] if point == "source.go-sent" else []), str(there)
     assert world.here.path(DISK).exists() == bool(there)
     world.lives()
+    if not there:
+        world.is_as_before()  # nor is anything else left of it

@@ -10,13 +10,14 @@ from tests.e2e.saves import (
     DIR,
     is_gone,
     killed_at,
-    names,
     partial,
     ready,
     reasons,
     recovered,
     restore,
     save,
+    save_without_room,
+    wants_room,
     went_on,
     world,
 )
@@ -70,7 +71,21 @@ def test_killed_while_it_is_restored(ready: World, victim: str, point: str, left
         assert f"is being restored on {world.here.name}" in reasons(lost), str(lost)
     recovered(world)
     if left == "save":
-        assert names(world.here, DIR) == ["manifest.json", "memory"]
+        is_gone(world)  # nothing is left of the one that was to go on, nor of its TPM
         went_on(world, restore(world))
     world.lives()
     assert json.loads(world.here.path(f"{DIR}/claim.json").read_text())["restored"]
+
+
+def test_killed_with_the_storage_full(ready: World) -> None:
+    """The guest goes on once `recover` has removed what was saved, on the storage of its disks."""
+    world = ready
+    argv = ["entourage", "save", "--json", "--tool", str(world.tool()), "--", world.name, DIR]
+    done = save_without_room(world.here, argv, lambda: wants_room(world), killed=True)
+    assert done.status == 4, str(done)
+    assert partial(world)
+    assert wants_room(world)
+    recovered(world)
+    assert not partial(world)
+    assert not world.here.path(DIR).exists()
+    world.lives()

@@ -128,6 +128,8 @@ class Backend:
             say of no socket for it (``DomainState.console``); empty for none. Given the same.
         delete_hint: Returns what a user does there, in words, to be rid of a domain that is of no
             use any more. Given the same.
+        resume_hint: Returns what a user does there, in words, to let a guest go on that the
+            hypervisor has stopped.
         unseen: Whether its domains may come and go without a record of ours: somebody else migrates
             them, and is not always attended.
         ours_alone: Whether nobody but Entourage defines, moves or forgets its domains: what it has
@@ -159,6 +161,7 @@ class Backend:
     start_command: Callable[[str, str], str] = _by_us
     console_command: Callable[[str, str], str] = lambda _name, _domain: ""
     delete_hint: Callable[[str, str], str] = _unknown
+    resume_hint: Callable[[str, str], str] = _unknown
     unseen: bool = False
     ours_alone: bool = False
     must_answer: bool = False

@@ -497,6 +497,11 @@ class Incoming(Protocol):
         """End the machine, which never ran; returns when its processes are gone."""
         ...
 
+    @property
+    def after_kill(self) -> str:
+        """What ``kill`` has left of what was made for it, and what to do; empty: nothing."""
+        ...
+
 
 class Hypervisor(Protocol):
     """This host's hypervisor."""

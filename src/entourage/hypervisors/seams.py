@@ -394,3 +394,8 @@ class IncomingSeams:
 
     def check_with(self, check: PartsCheck) -> None:
         """Nothing of its configuration comes later than the plan."""
+
+    @property
+    def after_kill(self) -> str:
+        """All that was made for it is in the ledger."""
+        return ""

@@ -63,6 +63,11 @@ class TargetSide:
         on_failure: Told what went wrong, for the source to know.
         on_resumed: Told when GO was heard, was decided, and the guest ran.
         call_off: Ends what is still being made, before any of it is undone.
+
+    Attributes:
+        problems: What was not undone, and is to be tried again; each a sentence.
+        notes: What is left for its user to look at, and is not tried again; each a sentence.
+        findings: What the user is told.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class TargetSide:
         self.take = self._executor.take
         self.idle = self._executor.idle
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self.findings: list[Finding] = []
         self._settled = False
         self._flushing = self._flushed = 0  # the last one, ns of the monotonic clock
@@ -119,11 +125,11 @@ class TargetSide:
     def left(self) -> tuple[str, ...]:
         """What is left here of an arrival that never was, as far as is known; sentences."""
         if self.problems or self.record is not Record.NEVER:
-            return tuple(self.problems)
+            return (*self.problems, *self.notes)
         with contextlib.suppress(JournalError):  # then nobody knows
             known = self._journal.decision(self._decision.migration, Role.TARGET)
             if known is None or known.settled:  # by whichever agent
-                return ()
+                return tuple(self.notes)
         recover = f"`entourage recover {self._decision.name}` {self._where}"
         return (f"not all that was made for it is undone: {recover}",)
 
@@ -239,6 +245,9 @@ class TargetSide:
                 await self._there.incoming.kill()
             except (EntourageError, OSError) as error:
                 self.problems.append(f"the half-built machine is left: {plain_words(error)}")
+            said = self._there.incoming.after_kill
+            if said and said not in self.notes:
+                self.notes.append(said)
 
     async def _undo(self) -> None:
         """Undo the ledger's rows, newest first; each is marked only once its resource is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Generator
@@ -25,6 +26,9 @@ COPY = "/srv/other.qcow2"
 BRIDGE = "apart"
 WHERE = ("--net", f"br0={BRIDGE}", "--disk", f"vda={COPY}")
 NVRAM = "/var/lib/libvirt/qemu/nvram"
+LOGS = "/var/log/libvirt"
+LOGGED = """<serial type="pty"><log file="{log}"/></serial>"""
+needs_ovmf = pytest.mark.skipif(not Path(CODE).exists(), reason="OVMF is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def ready(world: LibvirtWorld) -> Generator[LibvirtWorld]:
     daemon = Libvirtd(world.here)
     daemon.virsh("destroy", OTHER, check=False)
     daemon.virsh("undefine", OTHER, check=False)
-    world.here.run(["rm", "-rf", DIR, COPY, f"/var/log/libvirt/{OTHER}.serial"])
+    world.here.run(["rm", "-rf", DIR, COPY, f"{LOGS}/{OTHER}.serial"])
 
 
 def restore(world: LibvirtWorld, *options: str) -> Run:
@@ -147,17 +151,18 @@ def test_killed(ready: LibvirtWorld, victim: str, point: str) -> None:
     expected = {world.name: "running", **({OTHER: "running"} if there else {})}
     assert Libvirtd(world.here).domains() == expected
     assert world.here.path(COPY).exists() == there
+    assert world.here.path(f"{LOGS}/{OTHER}.serial").exists() == there
     assert names(world) == ["disks", "manifest.json", "memory"]
     super(LibvirtWorld, world).lives()
 
 
-@pytest.mark.matrix
-@pytest.mark.skipif(not Path(CODE).exists(), reason="OVMF is not installed")
-def test_uefis_variables_and_a_number_that_tells(ready: LibvirtWorld) -> None:
-    """The other one has its own variables, and another ``<genid>``; so has who is restored."""
-    host, daemon = ready.here, Libvirtd(ready.here)
+@contextlib.contextmanager
+def saved_uefi(world: LibvirtWorld) -> Generator[str]:
+    """A checkpoint of a UEFI guest, whose firmware has written variables; its ``<genid>``."""
+    host, daemon = world.here, Libvirtd(world.here)
     own = f"{NVRAM}/uefi_VARS.fd"
     text = UEFI.format(variables=own).replace("<memory", "<genid/><memory")
+    text = text.replace("</devices>", LOGGED.format(log=f"{LOGS}/uefi.log") + "</devices>")
     host.path("/root/uefi.xml").write_text(text)
     daemon.virsh("define", "/root/uefi.xml")
     daemon.virsh("start", "uefi")
@@ -167,12 +172,32 @@ def test_uefis_variables_and_a_number_that_tells(ready: LibvirtWorld) -> None:
         while host.path(own).read_bytes() == template:
             assert time.monotonic() < deadline, "the firmware has written nothing"
             time.sleep(0.1)  # nothing tells that a firmware has come so far
-        first = shown(ready, "uefi").findtext("genid")
         host.run(["entourage", "save", "--checkpoint", "uefi", "/srv/as-uefi"], timeout=PATIENCE)
-        restore = ["entourage", "restore", "--as", "uefi2", "/srv/as-uefi"]
+        yield shown(world, "uefi").findtext("genid", "")
+    finally:
+        for name in ("uefi", "uefi2"):
+            daemon.virsh("destroy", name, check=False)
+            daemon.virsh("undefine", "--nvram", name, check=False)
+        logs = [f"{LOGS}/{name}.log" for name in ("uefi", "uefi2")]
+        host.run(["rm", "-rf", "/root/uefi.xml", "/srv/as-uefi", *logs])
+
+
+def made(world: LibvirtWorld) -> list[str]:
+    """What libvirt and QEMU have made for the other one, beside its definition."""
+    places = (f"{NVRAM}/uefi2_VARS.fd", f"{LOGS}/uefi2.log")
+    return [place for place in places if world.here.path(place).exists()]
+
+
+@needs_ovmf
+@pytest.mark.matrix
+def test_uefis_variables_and_a_number_that_tells(ready: LibvirtWorld) -> None:
+    """The other one has its own variables, and another ``<genid>``; so has who is restored."""
+    host, restore = ready.here, ["entourage", "restore", "--as", "uefi2", "/srv/as-uefi"]
+    template = Path(TEMPLATE).read_bytes()
+    with saved_uefi(ready) as first:
         flip(host.path("/srv/as-uefi/memory"))
         assert host.run(restore, check=False, timeout=PATIENCE).returncode == 4
-        assert not host.path(f"{NVRAM}/uefi2_VARS.fd").exists()  # or the next would be refused
+        assert made(ready) == []  # or the next would be refused
         flip(host.path("/srv/as-uefi/memory"))
         host.run(restore, timeout=PATIENCE)
         other = shown(ready, "uefi2")
@@ -183,8 +208,29 @@ def test_uefis_variables_and_a_number_that_tells(ready: LibvirtWorld) -> None:
         assert written != template
         manifest = json.loads(host.path("/srv/as-uefi/manifest.json").read_text())
         assert manifest["domain"]["name"] == "uefi"
-    finally:
-        for name in ("uefi", "uefi2"):
-            daemon.virsh("destroy", name, check=False)
-            daemon.virsh("undefine", "--nvram", name, check=False)
-        host.run(["rm", "-rf", "/root/uefi.xml", "/srv/as-uefi"])
+
+
+@needs_ovmf
+@pytest.mark.matrix
+def test_what_was_made_for_one_that_was_killed(ready: LibvirtWorld) -> None:
+    """``recover`` removes it, where no domain has it; then the other one can be made."""
+    host, restore = ready.here, ["entourage", "restore", "--as", "uefi2", "/srv/as-uefi"]
+    with saved_uefi(ready):
+        killed_at(ready, restore, "agent", "target.before.flush-go")  # another one is asked then
+        assert made(ready) == []
+        killed_at(ready, restore, "both", "target.before.flush-go")
+        assert len(made(ready)) == 2
+        host.run(["entourage", "recover"], timeout=PATIENCE)
+        assert made(ready) == []
+        killed_at(ready, restore, "both", "target.before.flush-go")
+        # Its user makes one of that name, before it is recovered.
+        text = UEFI.replace("uefi", "uefi2").format(variables=f"{NVRAM}/uefi2_VARS.fd")
+        host.path("/root/uefi.xml").write_text(text)
+        Libvirtd(host).virsh("destroy", "uefi2")
+        Libvirtd(host).virsh("define", "/root/uefi.xml")
+        told = host.run(["entourage", "recover"], timeout=PATIENCE).stdout
+        assert f"{NVRAM}/uefi2_VARS.fd was made for the restore, or since then for uefi2" in told
+        assert made(ready) == [f"{NVRAM}/uefi2_VARS.fd"]
+        Libvirtd(host).virsh("undefine", "--nvram", "uefi2")
+        host.run(restore, timeout=PATIENCE)
+        assert Libvirtd(host).domains()["uefi2"] == "running"

@@ -169,6 +169,7 @@ async def test_each_kind_says_how_to_be_rid_of_a_domain(two: dict[str, Fake]) ->
     assert "`entourage stop both`" in remedies[0]
     assert "`virsh -c qemu:///system undefine both`" in remedies[1]
     assert "`xl destroy both`" in registry.XEN.delete_hint("xen", "both")
+    assert registry.XEN.resume_hint("xen", "both") == "`xl unpause both`"
 
 
 async def test_what_is_off_has_no_domains(two: dict[str, Fake]) -> None:

@@ -58,6 +58,7 @@ class Disk:
     is_save: bool = False
     did: list[str] = field(default_factory=list[str])
     agentless: None = None
+    after_kill = ""
 
     async def run(self, *, paused: bool) -> int:
         self.did.append("run")
@@ -283,6 +284,32 @@ def test_a_row_that_cannot_be_marked_keeps_no_other_from_being_undone(
     with Journal.open(tmp_path / "journal.db") as journal:
         asyncio.run(go(journal))
     assert not any(path.exists() for path in files)
+
+
+def test_what_nobody_can_remove_is_told_once_and_holds_nobody_up(tmp_path: Path) -> None:
+    class Left(Disk):
+        after_kill = "/srv/x is left"
+
+        async def kill(self) -> None:
+            self.did.append("kill")
+
+    incoming: Any = Left()
+
+    async def go(journal: Journal) -> None:
+        side = side_of(journal, incoming, [], [])
+        await side.take(Input.BEGIN)
+        await side.take(Input.ABORT)
+        assert (side.problems, side.notes, side.left) == (
+            [],
+            ["/srv/x is left"],
+            ("/srv/x is left",),
+        )
+        decision = journal.decision("m-1", Role.TARGET)
+        assert decision is not None
+        assert decision.settled
+
+    with Journal.open(tmp_path / "journal.db") as journal:
+        asyncio.run(go(journal))
 
 
 def test_nothing_is_told_as_left_of_what_another_agent_has_cleaned(tmp_path: Path) -> None:

@@ -85,7 +85,12 @@ def made_for(text: str) -> Iterator[str]:
 
 def variables_of(domain: Domain) -> str:
     """Where libvirt has a domain's UEFI variables, unless its XML says otherwise."""
-    return f"{VARIABLES}/{domain.name}_VARS.fd"
+    return variables_of_name(domain.name)
+
+
+def variables_of_name(name: str) -> str:
+    """The same of a domain of that name."""
+    return f"{VARIABLES}/{name}_VARS.fd"
 
 
 def own_place(path: str, first: str, name: str) -> str:

@@ -77,6 +77,7 @@ BACKEND = Backend(
     start_command=_start_command,
     console_command=lambda name, domain: f"virsh -c {name} console {domain}",
     delete_hint=lambda name, domain: f"`virsh -c {name} undefine {domain}`, once it is shut off",
+    resume_hint=lambda name, domain: f"`virsh -c {name} resume {domain}`",
     destination=uri.destination,
     name_elsewhere=uri.agentless_name,
     elsewhere=uri.elsewhere,

@@ -41,13 +41,14 @@ from entourage.hypervisors.libvirt.errors import SEE_LOGS, plain
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.image_copy import ImageCopy
 from entourage.hypervisors.libvirt.incoming import LibvirtIncoming
+from entourage.hypervisors.libvirt.made_files import remove_made, remove_unowned
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.process import check_ended
 from entourage.hypervisors.libvirt.reception import Reception
 from entourage.hypervisors.libvirt.restored_disks import RestoredDisks
 from entourage.hypervisors.libvirt.restored_plan import adapted, missing, read_plan
 from entourage.hypervisors.libvirt.restoring_notes import Restoring, restoring_notes
-from entourage.hypervisors.libvirt.tpm import erase_states, state_of, states_of
+from entourage.hypervisors.libvirt.tpm import state_of, states_of
 from entourage.hypervisors.values import LocalData
 
 _GONE = frozenset({*OFF, State.NONE})
@@ -77,6 +78,8 @@ class RestoringIncoming(LibvirtIncoming):
         self._local: LocalData | None = None
         self._reception: Reception | None = None
         self._restoring: asyncio.Future[Any] | None = None
+        self._built = False
+        self._left: list[str] = []
 
     @property
     def takes(self) -> frozenset[DiskCopy]:
@@ -148,6 +151,7 @@ class RestoringIncoming(LibvirtIncoming):
             tpm_is_new=not await in_thread(os.path.lexists, states_of(domain)),
             new_files=() if self._copy is None else await in_thread(missing, self._plan),
         )
+        self._built = True
         await in_thread(self._restoring_file.write, noted)
         self._exports.stands(plane.local)
 
@@ -339,14 +343,22 @@ class RestoringIncoming(LibvirtIncoming):
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
             await self._end()
-            # Only who has asked libvirt knows that its user has not started it since.
-            if self._restoring is not None and not noted.resumed:
-                if noted.tpm_is_new:  # with a definition here, libvirt leaves it
-                    await erase_states(self._domain)
-                for path in noted.new_files:
-                    with contextlib.suppress(OSError):
-                        await in_thread(Path(path).unlink)
+            if not noted.resumed:
+                self._left = await self._remove_made(noted)
         await in_thread(self._restoring_file.remove)
+
+    async def _remove_made(self, noted: Restoring) -> list[str]:
+        """Remove what libvirt has made for it; what is left, sentences."""
+        if self._restoring is not None:
+            return await remove_made(noted, self._domain)
+        if self._built:  # and libvirt was never asked
+            return []
+        return await remove_unowned(noted, self._domain, await self._connected())
+
+    @property
+    def after_kill(self) -> str:
+        """What of that is left."""
+        return "; ".join(self._left)
 
     async def _end(self) -> None:
         name = self._domain.name

@@ -24,6 +24,10 @@ def _delete_hint(_name: str, domain: str) -> str:
     return f"`entourage stop {domain}`, then move its directory beneath paths.state away"
 
 
+def _resume_hint(_name: str, domain: str) -> str:
+    return f"say `cont` to the QEMU of {domain}, at info.sock of its directory beneath paths.run"
+
+
 BACKEND = Backend(
     kind="QEMU",
     names=_NAME,
@@ -32,6 +36,7 @@ BACKEND = Backend(
     is_here=lambda: True,  # what is missing is said when a domain is to be started
     open=_open,
     delete_hint=_delete_hint,
+    resume_hint=_resume_hint,
     ours_alone=True,
     must_answer=True,
     starts_files=True,

@@ -50,4 +50,5 @@ BACKEND = Backend(
     start_command=lambda _name, _domain: "xl create FILE",
     console_command=lambda _name, domain: f"xl console {domain}",
     delete_hint=lambda _name, domain: f"`xl destroy {domain}`",
+    resume_hint=lambda _name, domain: f"`xl unpause {domain}`",
 )

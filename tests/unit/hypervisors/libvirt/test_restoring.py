@@ -65,6 +65,21 @@ class Raw:
     def isPersistent(self) -> bool:  # noqa: N802 - libvirt's
         return self.defined
 
+    def isActive(self) -> bool:  # noqa: N802 - libvirt's
+        return self.now == State.RUNNING
+
+    def listAllDomains(self, _flags: int) -> list[Raw]:  # noqa: N802 - libvirt's
+        return [self]
+
+    def name(self) -> str:
+        return "web1"
+
+    def UUIDString(self) -> str:  # noqa: N802 - libvirt's
+        return UUID
+
+    def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - libvirt's
+        return XML
+
     def defineXML(self, text: str) -> Raw:  # noqa: N802 - libvirt's
         self.told.append(text)
         return self
@@ -187,13 +202,18 @@ async def test_only_what_nobody_let_run_is_ended(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("new", "resumed", "local", "asked", "stays"),
+    ("new", "resumed", "local", "asked", "defined", "stays"),
     [
-        (True, False, True, True, False),
-        (False, False, True, True, True),  # it was here before
-        (True, True, True, True, True),  # it may have run
-        (True, False, True, False, True),  # of another process: its user can have started it since
-        (True, False, False, True, True),  # another host may have it by now
+        (True, False, True, True, True, False),
+        (False, False, True, True, True, True),  # it was here before
+        (True, True, True, True, True, True),  # it may have run
+        (True, False, False, True, True, True),  # another host may have it by now
+        # After a crash another process undoes it. Its user can have started what is defined here.
+        (True, False, True, False, True, True),
+        (True, False, True, False, False, False),
+        (False, False, True, False, False, True),
+        (True, True, True, False, False, True),
+        (True, False, False, False, False, True),
     ],
 )
 async def test_a_tpm_that_was_made_for_it_is_removed(
@@ -205,6 +225,7 @@ async def test_a_tpm_that_was_made_for_it_is_removed(
     resumed: bool,
     local: bool,
     asked: bool,
+    defined: bool,
     stays: bool,
 ) -> None:
     """Of a domain that is defined here, libvirt leaves it; a next restore would be refused."""
@@ -216,8 +237,12 @@ async def test_a_tpm_that_was_made_for_it_is_removed(
     monkeypatch.setattr(tpm, "is_on_local_storage", is_local)
     (tmp_path / UUID / "tpm2").mkdir(parents=True)
     note(file, tpm_is_new=new, resumed=resumed)
-    await Here(file, Raw(State.PAUSED), asked=asked).kill()
+    incoming = Here(file, Raw(State.PAUSED, defined=defined), asked=asked)
+    await incoming.kill()
     assert (tmp_path / UUID).exists() == stays
+    assert not file.exists()
+    is_named = new and not resumed and defined and not asked
+    assert (f"rm -r {tmp_path / UUID}" in incoming.after_kill) == is_named
 
 
 @pytest.mark.parametrize(
@@ -225,7 +250,8 @@ async def test_a_tpm_that_was_made_for_it_is_removed(
     [
         (False, True, False),
         (True, True, True),  # it may have run
-        (False, False, True),  # of another process: its user can have made such a machine since
+        (False, False, False),  # by another process, after a crash
+        (True, False, True),
     ],
 )
 async def test_files_that_were_made_for_another_machine_are_removed(
@@ -236,8 +262,10 @@ async def test_files_that_were_made_for_another_machine_are_removed(
     made.touch()
     files = (str(made), str(tmp_path / "none"), str(tmp_path))
     note(file, new_files=files, resumed=resumed)
-    await Here(file, Raw(State.PAUSED), asked=asked).kill()
+    incoming = Here(file, Raw(State.PAUSED), asked=asked)
+    await incoming.kill()
     assert made.exists() == stays
+    assert ("(rm " in incoming.after_kill) == (not resumed)  # a directory is none of its files
 
 
 async def test_what_libvirt_was_not_asked_for_is_not_ended(file: Path) -> None:

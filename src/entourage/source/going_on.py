@@ -1,0 +1,71 @@
+"""After a save that was killed: the guest goes on that full storage has stopped meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from entourage.errors import DomainBusy, plain_words
+from entourage.handover.values import Guest, Record
+from entourage.hosts.route import host_of
+from entourage.hypervisors.registry import backend_of, in_directory, open_hypervisor
+from entourage.hypervisors.saved.manifest import is_of
+from entourage.hypervisors.saved.storage import Storage
+from entourage.journal.journal import Decision
+from entourage.journal.lock import domain_lock
+from entourage.settings.model import Settings
+
+_WITHIN: Final = 10.0  # seconds for a hypervisor, and the storage, to answer
+
+
+async def have_go_on(settings: Settings, decision: Decision) -> list[str]:
+    """Let a guest go on that QEMU has stopped for want of room; what a save took is removed.
+
+    Nothing is done where the save was kept (a checkpoint), where its user had paused the guest, or
+    where another process works on the domain.
+
+    Args:
+        settings: This host's.
+        decision: A save's, on the host that the guest runs on.
+
+    Returns:
+        What is in the way of that, a sentence; empty where nothing is.
+    """
+    if decision.record is not Record.BACK or not decision.settled or not decision.peer_is_a_save:
+        return []
+    # What is saved on another host, and whether it was kept there, is not seen from here.
+    if host_of(decision.peer_host) or not decision.of_source.was_running:
+        return []
+    asking = asyncio.create_task(_go_on(settings, decision))
+    await asyncio.wait({asking}, timeout=_WITHIN)
+    if not asking.done():
+        asking.cancel()
+        why = f"there was no answer within {_WITHIN:g} s"
+    elif error := asking.exception():
+        why = plain_words(error)
+    else:
+        return []
+    name, hypervisor = decision.name, decision.hypervisor
+    remedy = f"if it does: {backend_of(hypervisor).resume_hint(hypervisor, name)}"
+    return [f"whether {name} stands still for want of room is not known: {why} ({remedy})"]
+
+
+async def _go_on(settings: Settings, decision: Decision) -> None:
+    domain, details = decision.of_source.domain, decision.of_source
+    directory = in_directory(details.hypervisor_there)
+    if domain is None or not directory:
+        return
+    storage = Storage(Path(directory), decision.name)
+    if await storage.do(is_of, Path(directory), domain, decision.generation):
+        return
+    try:
+        with domain_lock(Path(settings.paths.run), decision.domain, "has its guest go on"):
+            machine = await open_hypervisor(settings, details.hypervisor).reattach_machine(domain)
+            try:
+                if await machine.reattach(was_running=True) is not Guest.DEAD:
+                    await machine.go_on()
+            finally:
+                await machine.close()
+    except DomainBusy:  # who works on it has it go on, or moves it as it is
+        return
