@@ -342,25 +342,30 @@ class RestoringIncoming(LibvirtIncoming):
         if noted is not None and noted.begun:
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
-            await self._end()
+            stood = await self._end()
             if not noted.resumed:
-                self._left = await self._remove_made(noted)
+                self._left = await self._remove_made(noted, stood=stood)
         await in_thread(self._restoring_file.remove)
 
-    async def _remove_made(self, noted: Restoring) -> list[str]:
+    async def _remove_made(self, noted: Restoring, *, stood: bool) -> list[str]:
         """Remove what libvirt has made for it; what is left, sentences."""
         if self._restoring is not None:
             return await remove_made(noted, self._domain)
         if self._built:  # and libvirt was never asked
             return []
-        return await remove_unowned(noted, self._domain, await self._connected())
+        return await remove_unowned(noted, self._domain, await self._connected(), stood=stood)
 
     @property
     def after_kill(self) -> str:
         """What of that is left."""
         return "; ".join(self._left)
 
-    async def _end(self) -> None:
+    async def _end(self) -> bool:
+        """End it where it stands still; whether it did.
+
+        Raises:
+            HypervisorError: It runs.
+        """
         name = self._domain.name
         state = await self._settled_state()
         if state in {State.RUNNING, State.BLOCKED}:
@@ -369,10 +374,13 @@ class RestoringIncoming(LibvirtIncoming):
                 remedy=f"if it was not you who has started it, `virsh destroy {name}`;"
                 f" then `entourage recover {name}`",
             )
+        ended = False
         if state not in _GONE and (raw := await self._raw()) is not None:
             with contextlib.suppress(RefusedError):  # it has ended by itself
                 await ask(raw.destroy)
+                ended = True
         await check_ended(name, self._uuid)
+        return ended
 
     async def _settled_state(self) -> int:
         """Its state, once a libvirtd that was just asked to restore it has had time to begin."""

@@ -268,6 +268,22 @@ async def test_files_that_were_made_for_another_machine_are_removed(
     assert ("(rm " in incoming.after_kill) == (not resumed)  # a directory is none of its files
 
 
+@pytest.mark.parametrize("state", [State.PAUSED, State.NONE])
+async def test_after_a_crash_only_what_still_stood_is_removed(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, state: State
+) -> None:
+    """Where it is gone somebody may have let its guest run, which has written to them."""
+    monkeypatch.setattr(module, "_BEGINS_WITHIN", 0)
+    made = tmp_path / "web2_VARS.fd"
+    made.touch()
+    note(file, new_files=(str(made),))
+    incoming = Here(file, Raw(state), asked=False)
+    await incoming.kill()
+    assert made.exists() == (state is State.NONE)
+    assert ("may have let run" in incoming.after_kill) == (state is State.NONE)
+    assert not file.exists()
+
+
 async def test_what_libvirt_was_not_asked_for_is_not_ended(file: Path) -> None:
     """Its user may have started the definition that is here."""
     raw = Raw(State.PAUSED)
