@@ -270,10 +270,12 @@ async def _have_go_on(settings: Settings, done: list[Recovered]) -> list[Recover
     for decision in _kept(settings):
         if decision.role is Role.SOURCE and decision.migration in wanted - unsettled:
             told[decision.migration] = tuple(await have_go_on(settings, decision))
-    return [
-        msgspec.structs.replace(one, problems=one.problems + told.pop(one.migration, ()))
-        for one in done
-    ]
+    return [one if not (why := told.pop(one.migration, ())) else _stands(one, why) for one in done]
+
+
+def _stands(one: Recovered, why: tuple[str, ...]) -> Recovered:
+    """What was done about a migration whose guest may stand still: its user has to look at that."""
+    return msgspec.structs.replace(one, settled=False, problems=one.problems + why)
 
 
 async def _recover_in(

@@ -164,3 +164,4 @@ def test_a_guest_goes_on_once_what_was_saved_of_it_is_removed(
         assert went_on == (["m-1"] if asked else [])
         if target is Record.OPEN:
             assert [one.problems for one in done] == [("one", "it stands still")]
+            assert not any(one.settled for one in done)  # its user has to look at it

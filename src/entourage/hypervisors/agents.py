@@ -73,9 +73,9 @@ class EarlyAgent:
 
     @contextlib.asynccontextmanager
     async def link(self, host: str, hypervisor: str, settings: Settings) -> AsyncGenerator[Link]:
-        """As ``agent_link``: to the agent that was started, the first time."""
+        """As ``agent_link``; the first time to the agent that was started, if it has not ended."""
         early, self._link = self._link, None
-        if early is None:
+        if early is None or not early.alive:
             async with agent_link(host, hypervisor, settings) as link:
                 yield link
             return

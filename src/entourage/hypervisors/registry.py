@@ -182,7 +182,8 @@ def _opened(settings: Settings, connect: str | None) -> list[tuple[Backend, Hype
 def read_ahead(settings: Settings) -> None:
     """Import what the hypervisors of this host are asked with, before one of them is named."""
     for backend in BUILT_IN:
-        with contextlib.suppress(EntourageError):  # told where it is asked for
+        # One that is half installed, say: it is told of where that hypervisor is asked for.
+        with contextlib.suppress(Exception):
             if backend.is_here():
                 backend.open(settings, backend.usual)
 

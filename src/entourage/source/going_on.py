@@ -12,7 +12,7 @@ from entourage.hosts.route import host_of
 from entourage.hypervisors.registry import backend_of, in_directory, open_hypervisor
 from entourage.hypervisors.saved.manifest import is_of
 from entourage.hypervisors.saved.storage import Storage
-from entourage.journal.journal import Decision
+from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
 
@@ -22,8 +22,9 @@ _WITHIN: Final = 10.0  # seconds for a hypervisor, and the storage, to answer
 async def have_go_on(settings: Settings, decision: Decision) -> list[str]:
     """Let a guest go on that QEMU has stopped for want of room; what a save took is removed.
 
-    Nothing is done where the save was kept (a checkpoint), where its user had paused the guest, or
-    where another process works on the domain.
+    Nothing is done where the save was kept (a checkpoint), where its user had paused the guest,
+    where another process works on the domain, or where it was not the last that was begun with it:
+    a later migration may have given the guest away.
 
     Args:
         settings: This host's.
@@ -61,11 +62,27 @@ async def _go_on(settings: Settings, decision: Decision) -> None:
         return
     try:
         with domain_lock(Path(settings.paths.run), decision.domain, "has its guest go on"):
+            if not _is_last(settings, decision):
+                return
             machine = await open_hypervisor(settings, details.hypervisor).reattach_machine(domain)
             try:
                 if await machine.reattach(was_running=True) is not Guest.DEAD:
                     await machine.go_on()
-            finally:
+            except Exception:
                 await machine.close()
+                raise
+            # Not where it was cancelled: what does not answer may not let go of it either.
+            await machine.close()
     except DomainBusy:  # who works on it has it go on, or moves it as it is
         return
+
+
+def _is_last(settings: Settings, decision: Decision) -> bool:
+    """Whether nothing was begun with the domain since, and nothing of it is undecided."""
+    path = Path(settings.paths.state, "journal.db")
+    if not path.exists():
+        return False
+    with Journal.open(path, read_only=True) as journal:
+        known = journal.decisions(decision.domain)
+    others = [one for one in known if one.migration != decision.migration]
+    return all(one.settled and one.began < decision.began for one in others)

@@ -67,7 +67,7 @@ async def serve(settings: Settings, caller: Caller) -> None:
     with Journal.open(Path(settings.paths.state, "journal.db"), keep=settings.journal) as journal:
         async with agents_link(settings) as link:
             agent = Agent(link, settings, journal, caller)
-            if caller.local and not caller.proxy:  # who started it is not yet ready to ask
+            if caller.local and not caller.proxy:  # who restores is seldom ready to ask yet
                 loop.call_soon(read_ahead, settings)
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 loop.add_signal_handler(number, agent.end)

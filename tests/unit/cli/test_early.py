@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import signal
+from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from entourage.__main__ import main
+from entourage.checkpoint import requests
+from entourage.cli import migrate
 from entourage.cli.early import for_restore, for_save
 from entourage.clock import Clock
 from entourage.hosts.link import Link
@@ -16,6 +25,10 @@ from entourage.hypervisors.agents import EarlyAgent
 from entourage.settings.load import load_settings
 from entourage.settings.model import Settings
 from entourage.source.greeting import greet, hello_of
+from entourage.target import serve
+from entourage.target.caller import Caller
+from tests.unit.cli.test_migrate import FakeMigration
+from tests.unit.report.test_samples import success
 
 
 @pytest.fixture
@@ -62,6 +75,18 @@ async def test_it_is_the_one_that_is_asked(
             assert agents_here() != started
 
 
+async def test_one_that_has_ended_meanwhile_is_started_again(settings: Settings) -> None:
+    """As after a suspend: an agent that hears nothing of its source ends."""
+    async with for_restore(None) as early:
+        [agent] = agents_here()
+        os.kill(agent, signal.SIGKILL)
+        link = early._link  # pyright: ignore[reportPrivateUsage]
+        assert link is not None
+        await link.lost()
+        async with early.link(THIS_HOST, "qemu", settings) as link:
+            assert await welcome_of(link, "qemu")
+
+
 async def test_where_it_was_not_needed_it_ends(settings: Settings) -> None:
     """As where what was typed is wrong."""
     assert settings.paths.run
@@ -87,6 +112,76 @@ async def test_settings_that_are_wrong_are_told_by_who_needs_it(
         assert agents_here() == set()
         async with early.link(THIS_HOST, "qemu", settings) as link:
             assert await welcome_of(link, "qemu")
+
+
+@pytest.mark.parametrize("command", ["save", "restore"])
+def test_the_commands_ask_the_one_that_they_have_started(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """It is there before their request is made, and what opens their session has it."""
+    assert settings.paths.run
+    seen: list[set[int]] = []
+
+    class Asked:
+        live = False
+
+    async def request(*_: Any, **__: Any) -> Any:
+        seen.append(agents_here())
+        return Asked()
+
+    async def play(migration: FakeMigration) -> Any:
+        opening = cast("partial[Any]", migration.opening)
+        link_to = opening.keywords["reach"].keywords["link_to"]
+        async with link_to(THIS_HOST, "qemu", settings) as link:
+            await welcome_of(link, "qemu")
+            seen.append(agents_here())
+        return success()[-1]
+
+    class Engine(FakeMigration):
+        requests: list[Any] = []  # noqa: RUF012 - of this test only
+
+    Engine.play = play
+    monkeypatch.setattr(migrate, "Migration", Engine)
+    monkeypatch.setattr(requests, f"{command}_request", request)
+    assert main([command, *(["web1"] if command == "save" else []), "/srv/saved"]) == 0
+    assert len(seen[0]) == 1
+    assert seen[1] == seen[0]
+    assert agents_here() == set()
+
+
+@pytest.mark.parametrize(
+    ("caller", "reads"),
+    [
+        (Caller(local=True), True),
+        (Caller(local=True, proxy=True), False),  # a save is taken by no hypervisor of this host
+        (Caller(), False),
+    ],
+)
+async def test_an_agent_that_restores_reads_ahead(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caller: Caller, *, reads: bool
+) -> None:
+    """While who has started it finds out what to ask."""
+    read: list[Settings] = []
+
+    class Quiet:
+        def __init__(self, *_: Any) -> None:
+            """An agent that is asked nothing."""
+
+        def end(self) -> None:
+            """It ends by itself."""
+
+        async def run(self) -> None:
+            await asyncio.sleep(0)
+
+    @contextlib.asynccontextmanager
+    async def link(_settings: Settings) -> AsyncGenerator[None]:
+        yield
+
+    monkeypatch.setattr(serve, "agents_link", link)
+    monkeypatch.setattr(serve, "Agent", Quiet)
+    monkeypatch.setattr(serve, "read_ahead", read.append)
+    await serve.serve(settings, caller)
+    assert len(read) == reads
 
 
 async def test_nothing_started_is_as_without(

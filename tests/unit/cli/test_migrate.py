@@ -36,8 +36,9 @@ class FakeMigration:
     play: Play
     requests: list[Request]
 
-    def __init__(self, request: Request, listener: Listener, _opening: Opening) -> None:
+    def __init__(self, request: Request, listener: Listener, opening: Opening) -> None:
         self.requests.append(request)
+        self.opening = opening
         self.emit = listener
         self.why: list[str] = []
         self.handed_over = False

@@ -11,10 +11,10 @@ import pytest
 
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
-from entourage.handover.values import Guest, Record
+from entourage.handover.values import Guest, Record, Role
 from entourage.hypervisors.saved.descriptor import save_name
 from entourage.journal.details import SourceDetails
-from entourage.journal.journal import Decision
+from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import PathSettings, Settings
 from entourage.source import going_on
@@ -52,6 +52,11 @@ class Host:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
+    """A host whose journal has that save."""
+    with Journal.open(tmp_path / "journal.db") as journal:
+        journal.begin(ARMED)
+        journal.advance("m-1", Role.SOURCE, expected={Record.ARMED}, new=Record.BACK)
+        journal.clean("m-1", Role.SOURCE)
     return Settings(paths=PathSettings(state=str(tmp_path), run=str(tmp_path / "run")))
 
 
@@ -126,6 +131,39 @@ async def test_one_that_has_ended_or_is_worked_on_is_left(
     assert host.did == ["close"]
 
 
+@pytest.mark.parametrize("record", [Record.ARMED, Record.GONE, Record.BACK])
+async def test_one_with_which_something_was_begun_since_is_left(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, *, record: Record
+) -> None:
+    """A later migration may have given it away, or will."""
+    with Journal.open(tmp_path / "journal.db") as journal:
+        [known] = journal.decisions(ARMED.domain)
+        later = replace(ARMED, migration="m-2", generation=2)
+        journal.begin(later)
+        if record is not Record.ARMED:
+            journal.advance("m-2", Role.SOURCE, expected={Record.ARMED}, new=record)
+    host = Host()
+    use(monkeypatch, host)
+    decision = replace(save(tmp_path), began=known.began)
+    assert await going_on.have_go_on(settings, decision) == []
+    assert host.did == []
+
+
+async def test_what_was_before_it_does_not_matter(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal.open(tmp_path / "journal.db") as journal:
+        journal.begin(replace(ARMED, migration="m-2", generation=2))
+        journal.advance("m-2", Role.SOURCE, expected={Record.ARMED}, new=Record.BACK)
+        journal.clean("m-2", Role.SOURCE)
+        latest = next(one for one in journal.decisions() if one.migration == "m-2")
+    host = Host()
+    use(monkeypatch, host)
+    decision = replace(save(tmp_path), migration="m-2", began=latest.began)
+    assert await going_on.have_go_on(settings, decision) == []
+    assert host.did == ["go on", "close"]
+
+
 @pytest.mark.parametrize(
     ("hypervisor", "remedy"),
     [
@@ -146,8 +184,11 @@ async def test_what_keeps_it_from_that_is_told_with_what_to_do(
     [told] = await going_on.have_go_on(settings, save(tmp_path, hypervisor=hypervisor))
     assert told.startswith("whether web1 stands still for want of room is not known: QEMU refuses")
     assert remedy in told
+    assert host.did == ["go on", "close"]
     monkeypatch.setattr(going_on, "_WITHIN", 0.01)
     host.hangs = True
     [told] = await going_on.have_go_on(settings, save(tmp_path, hypervisor=hypervisor))
     assert "there was no answer within 0.01 s" in told
     assert remedy in told
+    await asyncio.sleep(0)  # it is cancelled; what hangs is not waited for once more
+    assert host.did[2:] == ["go on"]

@@ -1,14 +1,16 @@
 """What libvirt and QEMU have made for a restore that never ran, and leave when it ends.
 
 What was not there before is in the restore's notes, which are written before libvirt is asked. Who
-has asked libvirt removes that. Another process, after a crash, cannot know what was done with this
-host's domains since: it removes only what no domain has, and names the rest.
+has asked libvirt removes that. Another process, after a crash, removes it only where it has found
+the machine as it was restored, and ended it: else its guest may have run since, and what it has
+written is in there. What a domain of this host or another host may have stays as well. What stays
+is named.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,20 +18,24 @@ from typing import Any, NamedTuple
 from entourage.domain import Domain
 from entourage.errors import plain_words
 from entourage.hosts.threads import in_thread
+from entourage.hypervisors.files import is_on_local_storage
 from entourage.hypervisors.libvirt.another import variables_of_name
 from entourage.hypervisors.libvirt.connection import Connection, RefusedError, ask
-from entourage.hypervisors.libvirt.constants import XML_INACTIVE
+from entourage.hypervisors.libvirt.constants import NO_DOMAIN, XML_INACTIVE
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.restoring_notes import Restoring
 from entourage.hypervisors.libvirt.tpm import erase_states, states_of
 
 
 class _Other(NamedTuple):
-    """A domain that there is: its name and UUID, and all that its XML says, running and kept."""
+    """A domain that there is: its name and UUID, and the files that its XML names.
+
+    Of the XML that it runs with, and of what is kept; paths without links.
+    """
 
     name: str
     uuid: str
-    says: frozenset[str]
+    files: frozenset[str]
 
 
 async def remove_made(noted: Restoring, domain: Domain) -> list[str]:
@@ -47,13 +53,16 @@ async def remove_made(noted: Restoring, domain: Domain) -> list[str]:
     return [said for path in noted.new_files if (said := await _removed(path))]
 
 
-async def remove_unowned(noted: Restoring, domain: Domain, connection: Connection) -> list[str]:
-    """The same by another process, of what no domain of this host has.
+async def remove_unowned(
+    noted: Restoring, domain: Domain, connection: Connection, *, stood: bool
+) -> list[str]:
+    """The same by another process, of what nobody else has.
 
     Args:
         noted: What was not there before.
         domain: The domain, which has ended.
         connection: To this host's libvirtd.
+        stood: It stood still until now, as it was restored, and was ended.
 
     Raises:
         LostError, RefusedError: What domains there are is not known; nothing was removed.
@@ -64,6 +73,14 @@ async def remove_unowned(noted: Restoring, domain: Domain, connection: Connectio
     files = [path for path in noted.new_files if await in_thread(os.path.lexists, path)]
     if not tpm and not files:
         return []
+    if not stood:
+        made = [*files, *([str(states)] if tpm else [])]
+        said = (
+            f"{' and '.join(made)} may be of the restore of {domain.name}, whose machine is gone,"
+            " and whose guest somebody may have let run meanwhile: left (if nobody has,"
+            f" rm -r {' '.join(map(shlex.quote, made))})"
+        )
+        return [said]
     others = await _others(connection)
     left: list[str] = []
     if tpm and any(one.uuid == str(domain.uuid) for one in others):
@@ -74,8 +91,14 @@ async def remove_unowned(noted: Restoring, domain: Domain, connection: Connectio
     elif tpm:
         await erase_states(domain)
     for path in files:
-        owners = [one.name for one in others if path in one.says]
-        if owners:
+        real = await in_thread(os.path.realpath, path)
+        owners = [one.name for one in others if real in one.files]
+        if not await in_thread(is_on_local_storage, Path(path)):
+            left.append(
+                f"{path} was made for the restore, and is left: another host sees it as well, and"
+                f" may have a domain with it (if none has, rm {shlex.quote(path)})"
+            )
+        elif owners:
             left.append(
                 f"{path} was made for the restore, or since then for {owners[0]}, which has it"
                 f" now: it is left (move it away, if {owners[0]} is to begin with a new one)"
@@ -90,7 +113,8 @@ async def _removed(path: str) -> str:
     try:
         await in_thread(Path(path).unlink, missing_ok=True)
     except OSError as error:
-        return f"{path}, which was made for the restore, is left: {plain_words(error)} (rm {path})"
+        why = plain_words(error)
+        return f"{path}, which was made for the restore, is left: {why} (rm {shlex.quote(path)})"
     return ""
 
 
@@ -98,9 +122,12 @@ async def _others(connection: Connection) -> list[_Other]:
     """The domains of this host; not one that libvirt is just about to forget."""
     found: list[_Other] = []
     for raw in await ask(connection.raw.listAllDomains, 0):
-        with contextlib.suppress(RefusedError):  # it is gone
+        try:
             if one := await ask(_other, raw):
                 found.append(one)
+        except RefusedError as error:
+            if error.code != NO_DOMAIN:  # else it is gone
+                raise
     return found
 
 
@@ -110,8 +137,9 @@ def _other(raw: Any) -> _Other | None:
         return None
     texts = [raw.XMLDesc(0), *([raw.XMLDesc(XML_INACTIVE)] if is_kept else [])]
     name = str(raw.name())
-    says = frozenset(word for text in texts for word in _words(text))
-    return _Other(name, str(raw.UUIDString()), says | {variables_of_name(name)})
+    paths = {word for text in texts for word in _words(text) if word.startswith("/")}
+    files = map(os.path.realpath, {*paths, variables_of_name(name)})
+    return _Other(name, str(raw.UUIDString()), frozenset(files))
 
 
 def _words(text: str) -> Iterator[str]:

@@ -36,7 +36,14 @@ from entourage.hypervisors.libvirt import guestclock, handed, volumes
 from entourage.hypervisors.libvirt.activation import take_images
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
-from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
+from entourage.hypervisors.libvirt.constants import (
+    OFF,
+    PAUSED_BY_IO_ERROR,
+    PAUSED_BY_USER,
+    SAVE_PAUSED,
+    Parameter,
+    State,
+)
 from entourage.hypervisors.libvirt.errors import SEE_LOGS, plain
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.image_copy import ImageCopy
@@ -327,7 +334,7 @@ class RestoringIncoming(LibvirtIncoming):
         """End the machine, which never ran; a definition that was here stays.
 
         Raises:
-            HypervisorError: It runs: somebody has started or resumed it.
+            HypervisorError: It runs, or has run: somebody has started or resumed it.
         """
         if self._restoring is not None:
             if self._reception is not None:
@@ -342,37 +349,45 @@ class RestoringIncoming(LibvirtIncoming):
         if noted is not None and noted.begun:
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
-            await self._end()
+            stood = await self._end()
             if not noted.resumed:
-                self._left = await self._remove_made(noted)
+                self._left = await self._remove_made(noted, stood=stood)
         await in_thread(self._restoring_file.remove)
 
-    async def _remove_made(self, noted: Restoring) -> list[str]:
+    async def _remove_made(self, noted: Restoring, *, stood: bool) -> list[str]:
         """Remove what libvirt has made for it; what is left, sentences."""
         if self._restoring is not None:
             return await remove_made(noted, self._domain)
         if self._built:  # and libvirt was never asked
             return []
-        return await remove_unowned(noted, self._domain, await self._connected())
+        return await remove_unowned(noted, self._domain, await self._connected(), stood=stood)
 
     @property
     def after_kill(self) -> str:
         """What of that is left."""
         return "; ".join(self._left)
 
-    async def _end(self) -> None:
+    async def _end(self) -> bool:
+        """End it where it stands still; whether it did.
+
+        Raises:
+            HypervisorError: It runs, or has run: somebody has resumed it.
+        """
         name = self._domain.name
         state = await self._settled_state()
-        if state in {State.RUNNING, State.BLOCKED}:
+        if state in {State.RUNNING, State.BLOCKED} or await self._was_let_run():
             raise HypervisorError(
-                f"{name} runs, and was not let run by its restore",
+                f"{name} runs, or has run, and was not let run by its restore",
                 remedy=f"if it was not you who has started it, `virsh destroy {name}`;"
                 f" then `entourage recover {name}`",
             )
+        ended = False
         if state not in _GONE and (raw := await self._raw()) is not None:
             with contextlib.suppress(RefusedError):  # it has ended by itself
                 await ask(raw.destroy)
+                ended = True
         await check_ended(name, self._uuid)
+        return ended
 
     async def _settled_state(self) -> int:
         """Its state, once a libvirtd that was just asked to restore it has had time to begin."""
@@ -392,6 +407,15 @@ class RestoringIncoming(LibvirtIncoming):
             return State.NONE if raw is None else int((await ask(raw.state, 0))[0])
         except RefusedError:  # it went away meanwhile
             return State.NONE
+
+    async def _was_let_run(self) -> bool:
+        """Whether it stands still for a reason that only a guest has that was let run."""
+        raw = await self._raw()
+        try:
+            why = None if raw is None else tuple(await ask(raw.state, 0))
+        except RefusedError:  # it went away meanwhile
+            return False
+        return why in {(State.PAUSED, PAUSED_BY_USER), (State.PAUSED, PAUSED_BY_IO_ERROR)}
 
     async def _adapted(self, plan: Plan) -> LibvirtPlan:
         return await adapted(plan, self._domain, await self._connected())

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from entourage.domain import Domain
-from entourage.hypervisors.libvirt import another, tpm
-from entourage.hypervisors.libvirt.connection import LostError
+from entourage.hypervisors.libvirt import another, made_files, tpm
+from entourage.hypervisors.libvirt.connection import LostError, RefusedError
 from entourage.hypervisors.libvirt.made_files import remove_unowned
 from entourage.hypervisors.libvirt.restoring_notes import Restoring
 from tests.unit.hypervisors.libvirt.fakes import Failed
@@ -84,7 +84,8 @@ async def test_a_file_that_a_domain_has_stays_and_is_named(
         domain._kept = domain._kept.format(made=made)  # pyright: ignore[reportPrivateUsage]
     gone = Known("web4")
     gone.gone = True
-    left = await remove_unowned(Restoring(new_files=(str(made),)), DOMAIN, host(gone, domain))
+    noted = Restoring(new_files=(str(made),))
+    left = await remove_unowned(noted, DOMAIN, host(gone, domain), stood=True)
     assert made.exists() == bool(owner)
     assert bool(left) == bool(owner)
     assert not owner or f"{made} was made for the restore, or since then for {owner}" in left[0]
@@ -96,7 +97,7 @@ async def test_where_domains_are_not_known_nothing_is_removed(made: Path) -> Non
 
     connection: Any = SimpleNamespace(raw=SimpleNamespace(listAllDomains=lost))
     with pytest.raises(LostError):
-        await remove_unowned(Restoring(new_files=(str(made),)), DOMAIN, connection)
+        await remove_unowned(Restoring(new_files=(str(made),)), DOMAIN, connection, stood=True)
     assert made.exists()
 
 
@@ -106,4 +107,51 @@ async def test_nobody_is_asked_where_nothing_was_made(
     monkeypatch.setattr(tpm, "STATES", tmp_path)
     noted = Restoring(tpm_is_new=True, new_files=(str(tmp_path / "none"),))
     connection: Any = None
-    assert await remove_unowned(noted, DOMAIN, connection) == []
+    for stood in (True, False):
+        assert await remove_unowned(noted, DOMAIN, connection, stood=stood) == []
+
+
+async def test_a_file_that_a_domain_has_by_another_path_stays(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    domain = Known("web3", live=f"<os><nvram>{tmp_path}/link//{made.name}</nvram></os>")
+    noted = Restoring(new_files=(str(made),))
+    [left] = await remove_unowned(noted, DOMAIN, host(domain), stood=True)
+    assert made.exists()
+    assert "for web3, which has it" in left
+
+
+async def test_a_domain_that_libvirt_does_not_describe_may_have_all_of_it(made: Path) -> None:
+    class Secret(Known):
+        def XMLDesc(self, flags: int) -> str:  # noqa: N802 - libvirt's
+            raise Failed("access denied", 88)
+
+    noted = Restoring(new_files=(str(made),))
+    with pytest.raises(RefusedError):
+        await remove_unowned(noted, DOMAIN, host(Secret("web3")), stood=True)
+    assert made.exists()
+
+
+async def test_what_a_guest_may_have_used_since_stays(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`virsh resume`, and it ran until it was shut down: libvirt knows nothing of it any more."""
+    monkeypatch.setattr(tpm, "STATES", tmp_path)
+    state = tmp_path / UUID
+    state.mkdir()
+    noted = Restoring(tpm_is_new=True, new_files=(str(made),))
+    [left] = await remove_unowned(noted, DOMAIN, host(), stood=False)
+    assert made.exists()
+    assert state.exists()
+    assert f"rm -r {made} {state}" in left
+
+
+async def test_what_other_hosts_see_stays(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them may have made the machine in the place of this one."""
+
+    def is_local(_path: Path) -> bool:
+        return False
+
+    monkeypatch.setattr(made_files, "is_on_local_storage", is_local)
+    [left] = await remove_unowned(Restoring(new_files=(str(made),)), DOMAIN, host(), stood=True)
+    assert made.exists()
+    assert "another host sees it as well" in left

@@ -45,9 +45,10 @@ class Raw:
         self.now, self.defined, self.refuses = state, defined, refuses
         self.told: list[Any] = []
         self.loses = 0
+        self.reason = 2  # VIR_DOMAIN_PAUSED_MIGRATION, as libvirt has what it has restored
 
-    def state(self, _flags: int) -> tuple[int, int]:
-        return self.now, 0
+    def state(self, _flags: int) -> list[int]:
+        return [self.now, self.reason]
 
     def resume(self) -> None:
         self.told.append("resume")
@@ -193,12 +194,15 @@ async def test_only_what_nobody_let_run_is_ended(file: Path) -> None:
     raw = Raw(State.PAUSED)
     await Here(file, raw).kill()
     assert (raw.told, file.exists()) == (["destroy"], False)
-    note(file)
-    raw = Raw(State.RUNNING)
-    with pytest.raises(HypervisorError, match="was not let run by its restore") as told:
-        await Here(file, raw).kill()
-    assert "virsh destroy web1" in told.value.remedy
-    assert (raw.told, file.exists()) == ([], True)
+    # Or somebody has, and has paused it since; or it has had no room to write.
+    for state, reason in ((State.RUNNING, 1), (State.PAUSED, 1), (State.PAUSED, 5)):
+        note(file)
+        raw = Raw(state)
+        raw.reason = reason
+        with pytest.raises(HypervisorError, match="was not let run by its restore") as told:
+            await Here(file, raw).kill()
+        assert "virsh destroy web1" in told.value.remedy
+        assert (raw.told, file.exists()) == ([], True)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +270,22 @@ async def test_files_that_were_made_for_another_machine_are_removed(
     await incoming.kill()
     assert made.exists() == stays
     assert ("(rm " in incoming.after_kill) == (not resumed)  # a directory is none of its files
+
+
+@pytest.mark.parametrize("state", [State.PAUSED, State.NONE])
+async def test_after_a_crash_only_what_still_stood_is_removed(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, state: State
+) -> None:
+    """Where it is gone somebody may have let its guest run, which has written to them."""
+    monkeypatch.setattr(module, "_BEGINS_WITHIN", 0)
+    made = tmp_path / "web2_VARS.fd"
+    made.touch()
+    note(file, new_files=(str(made),))
+    incoming = Here(file, Raw(state), asked=False)
+    await incoming.kill()
+    assert made.exists() == (state is State.NONE)
+    assert ("may have let run" in incoming.after_kill) == (state is State.NONE)
+    assert not file.exists()
 
 
 async def test_what_libvirt_was_not_asked_for_is_not_ended(file: Path) -> None:
