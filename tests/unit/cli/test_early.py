@@ -42,12 +42,14 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def agents_here() -> set[int]:
     """The agents that this process has started."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-    return {
-        int(child)
-        for child in children.split()
-        if b"\0agent\0" in Path("/proc", child, "cmdline").read_bytes()
-    }
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            parent = (process / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            is_agent = b"\0agent\0" in (process / "cmdline").read_bytes()
+            if int(parent) == os.getpid() and is_agent:
+                found.add(int(process.name))
+    return found
 
 
 async def welcome_of(link: Link, hypervisor: str) -> str:
