@@ -151,6 +151,10 @@ def save_without_room(
         killed: The agent is killed then, and leaves what was written.
     """
     begun, removes = "target.after.flush-open", "target.before.kill-target"
+    # Who stands at a point says nothing, and to fill a disk may take longer than that is borne.
+    patient = "/root/patient.toml"
+    host.write_files({patient: '[migration]\nlink-silence = "60s"\n'})
+    argv = [*argv[:2], "--config", patient, *argv[2:]]
     with Points(host, begun, *([removes] if wants_room else [])) as points:
         process = host.popen(argv, env=points.env)
         points.wait(begun, lambda: process.poll() is None)

@@ -145,18 +145,18 @@ class XenWorld:
             since: What it said before; its ticks go on from there.
         """
         deadline = time.monotonic() + PATIENCE
-        before = since or self.tick(self.here)
+        last = self.tick(self.here)  # said before: by another guest perhaps, or before it was saved
+        before = since or last
 
         def is_new(now: Tick) -> bool:
-            """The log may end with what another guest said there, before it came or was made."""
             if since is None and now.boot != before.boot:
                 return True
-            return now.boot == before.boot and now.number > before.number
+            return now.boot == before.boot and now.number > before.number and now != last
 
-        while not is_new(now := self.tick(self.here)):
+        # One that has just begun has written nothing yet.
+        while not is_new(now := self.tick(self.here)) or now.disk != "written":
             assert time.monotonic() < deadline, (now, self.what_is_there())
             time.sleep(0.2)  # the guest tells nobody but its console
-        assert now.disk == "written"
         return now
 
     def records(self, host: XenHost, boot: str) -> int:
