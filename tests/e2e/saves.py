@@ -155,21 +155,24 @@ def save_without_room(
     patient = "/root/patient.toml"
     host.write_files({patient: '[migration]\nlink-silence = "60s"\n'})
     argv = [*argv[:2], "--config", patient, *argv[2:]]
-    with Points(host, begun, *([removes] if wants_room else [])) as points:
-        process = host.popen(argv, env=points.env)
-        points.wait(begun, lambda: process.poll() is None)
-        with filled(host, but=16 << 20):
-            points.pass_on(begun)
-            if wants_room is not None:
-                points.wait(removes, lambda: process.poll() is None)
-                with filled(host):
-                    until(wants_room)
-                    if killed:
-                        host.run(["pkill", "-KILL", "-f", "entourage agent"])
-                        process.wait(timeout=PATIENCE)  # it has the guest go on, in vain
+    try:
+        with Points(host, begun, *([removes] if wants_room else [])) as points:
+            process = host.popen(argv, env=points.env)
+            points.wait(begun, lambda: process.poll() is None)
+            with filled(host, but=16 << 20):
+                points.pass_on(begun)
+                if wants_room is not None:
+                    points.wait(removes, lambda: process.poll() is None)
+                    with filled(host):
                         until(wants_room)
-                points.open()
-            stdout, stderr = process.communicate(timeout=PATIENCE)
+                        if killed:
+                            host.run(["pkill", "-KILL", "-f", "entourage agent"])
+                            process.wait(timeout=PATIENCE)  # it has the guest go on, in vain
+                            until(wants_room)
+                    points.open()
+                stdout, stderr = process.communicate(timeout=PATIENCE)
+    finally:
+        host.run(["rm", patient])
     return Run(process.returncode, stdout, stderr)
 
 

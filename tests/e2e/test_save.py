@@ -295,6 +295,6 @@ def test_no_room(ready: World, options: tuple[str, ...]) -> None:
     done = save_without_room(world.here, argv, lambda: wants_room(world))
     assert done.status == 4, str(done)
     assert "no space left" in done.finished["message"].lower(), str(done)
-    assert not partial(world)
+    assert not partial(world), str(done)
     assert not world.here.path(DIR).exists()
     world.lives()
