@@ -131,8 +131,6 @@ NO_METADATA: Final = 1 << 2
 """``VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA``."""
 IMAGE_XML_SECURE: Final = 1 << 0
 """``VIR_DOMAIN_SAVE_IMAGE_XML_SECURE``."""
-PAUSED_BY_USER: Final = 1
-"""``VIR_DOMAIN_PAUSED_USER``, a reason of ``State.PAUSED``; what is restored has another one."""
 PAUSED_BY_IO_ERROR: Final = 5
 """``VIR_DOMAIN_PAUSED_IOERROR``, a reason of ``State.PAUSED``."""
 SAVE_PAUSED: Final = 1 << 2

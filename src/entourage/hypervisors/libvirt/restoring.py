@@ -36,14 +36,7 @@ from entourage.hypervisors.libvirt import guestclock, handed, volumes
 from entourage.hypervisors.libvirt.activation import take_images
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
-from entourage.hypervisors.libvirt.constants import (
-    OFF,
-    PAUSED_BY_IO_ERROR,
-    PAUSED_BY_USER,
-    SAVE_PAUSED,
-    Parameter,
-    State,
-)
+from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
 from entourage.hypervisors.libvirt.errors import SEE_LOGS, plain
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.image_copy import ImageCopy
@@ -334,7 +327,7 @@ class RestoringIncoming(LibvirtIncoming):
         """End the machine, which never ran; a definition that was here stays.
 
         Raises:
-            HypervisorError: It runs, or has run: somebody has started or resumed it.
+            HypervisorError: It runs: somebody has started or resumed it.
         """
         if self._restoring is not None:
             if self._reception is not None:
@@ -371,13 +364,13 @@ class RestoringIncoming(LibvirtIncoming):
         """End it where it stands still; whether it did.
 
         Raises:
-            HypervisorError: It runs, or has run: somebody has resumed it.
+            HypervisorError: It runs.
         """
         name = self._domain.name
         state = await self._settled_state()
-        if state in {State.RUNNING, State.BLOCKED} or await self._was_let_run():
+        if state in {State.RUNNING, State.BLOCKED}:
             raise HypervisorError(
-                f"{name} runs, or has run, and was not let run by its restore",
+                f"{name} runs, and was not let run by its restore",
                 remedy=f"if it was not you who has started it, `virsh destroy {name}`;"
                 f" then `entourage recover {name}`",
             )
@@ -407,15 +400,6 @@ class RestoringIncoming(LibvirtIncoming):
             return State.NONE if raw is None else int((await ask(raw.state, 0))[0])
         except RefusedError:  # it went away meanwhile
             return State.NONE
-
-    async def _was_let_run(self) -> bool:
-        """Whether it stands still for a reason that only a guest has that was let run."""
-        raw = await self._raw()
-        try:
-            why = None if raw is None else tuple(await ask(raw.state, 0))
-        except RefusedError:  # it went away meanwhile
-            return False
-        return why in {(State.PAUSED, PAUSED_BY_USER), (State.PAUSED, PAUSED_BY_IO_ERROR)}
 
     async def _adapted(self, plan: Plan) -> LibvirtPlan:
         return await adapted(plan, self._domain, await self._connected())
