@@ -70,41 +70,45 @@ async def remove_unowned(
     """
     states = states_of(domain)
     tpm = noted.tpm_is_new and await in_thread(os.path.lexists, states)
-    files = [path for path in noted.new_files if await in_thread(os.path.lexists, path)]
+    made = dict.fromkeys(noted.new_files)  # a log may be named twice
+    files = [path for path in made if await in_thread(os.path.lexists, path)]
     if not tpm and not files:
         return []
-    if not stood:
-        made = [*files, *([str(states)] if tpm else [])]
-        said = (
-            f"{' and '.join(made)} may be of the restore of {domain.name}, whose machine is gone,"
-            " and whose guest somebody may have let run meanwhile: left (if nobody has,"
-            f" rm -r {' '.join(map(shlex.quote, made))})"
-        )
-        return [said]
     others = await _others(connection)
     left: list[str] = []
+    unsure: list[str] = []
+    for path in files:
+        real = await in_thread(os.path.realpath, path)
+        owners = [one.name for one in others if real in one.files]
+        if owners:
+            left.append(
+                f"{path} was made for the restore, or since then for {owners[0]}, which has it"
+                f" now: it is left (move it away, if {owners[0]} is to begin with a new one)"
+            )
+        elif not await in_thread(is_on_local_storage, Path(path)):
+            left.append(
+                f"{path} was made for the restore, and is left: another host sees it as well, and"
+                f" may have a domain with it (if none has, rm {shlex.quote(path)})"
+            )
+        elif not stood:
+            unsure.append(path)
+        elif said := await _removed(path):
+            left.append(said)
     if tpm and any(one.uuid == str(domain.uuid) for one in others):
         left.append(
             f"the TPM's state in {states} was made for the restore, and is left, for {domain.name}"
             f" is defined here, and may have been started since (if it was not, rm -r {states})"
         )
+    elif tpm and not stood:
+        unsure.append(str(states))
     elif tpm:
         await erase_states(domain)
-    for path in files:
-        real = await in_thread(os.path.realpath, path)
-        owners = [one.name for one in others if real in one.files]
-        if not await in_thread(is_on_local_storage, Path(path)):
-            left.append(
-                f"{path} was made for the restore, and is left: another host sees it as well, and"
-                f" may have a domain with it (if none has, rm {shlex.quote(path)})"
-            )
-        elif owners:
-            left.append(
-                f"{path} was made for the restore, or since then for {owners[0]}, which has it"
-                f" now: it is left (move it away, if {owners[0]} is to begin with a new one)"
-            )
-        elif said := await _removed(path):
-            left.append(said)
+    if unsure:
+        left.append(
+            f"{' and '.join(unsure)} may be of the restore of {domain.name}, whose machine is gone,"
+            " and whose guest somebody may have let run meanwhile: left (if nobody has,"
+            f" rm -r {' '.join(map(shlex.quote, unsure))})"
+        )
     return left
 
 

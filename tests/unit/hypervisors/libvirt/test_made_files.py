@@ -143,6 +143,9 @@ async def test_what_a_guest_may_have_used_since_stays(
     assert made.exists()
     assert state.exists()
     assert f"rm -r {made} {state}" in left
+    noted = Restoring(new_files=(str(made), str(made)))
+    [left] = await remove_unowned(noted, DOMAIN, host(Known("web2")), stood=False)
+    assert "for web2, which has it" in left  # to remove that is nobody told
 
 
 async def test_what_other_hosts_see_stays(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
