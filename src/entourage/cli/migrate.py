@@ -70,7 +70,7 @@ async def attempt(
     try:
         request = await make_request(audience.note)
         audience.stream.hold = request.live
-        migration = Migration(request, audience.stream, opening_by(agent))
+        migration = Migration(request, audience.stream, _opening_by(agent))
         finished = await run(migration, audience, asked_to_end)
     except Exception as error:  # noqa: BLE001 - where the domain runs is said even after a bug
         return Ended(failed(audience, error, verbose=verbose), bool(asked_to_end))
@@ -78,7 +78,7 @@ async def attempt(
     return Ended(EXIT_STATUS[finished.outcome], bool(asked_to_end))
 
 
-def opening_by(agent: EarlyAgent | None) -> Opening:
+def _opening_by(agent: EarlyAgent | None) -> Opening:
     """What opens a session over the link to an agent that was started already."""
     if agent is None:
         return open_session

@@ -25,7 +25,7 @@ Exit status:
   0  settled, or there was nothing to settle
   1  it failed
   2  wrong usage or settings
-  5  decided, but this host is not cleaned up
+  5  decided, but this host is not cleaned up, or a guest may stand still here
   6  still in doubt
 """
 

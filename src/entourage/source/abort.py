@@ -11,13 +11,13 @@ from entourage.events import Warned
 from entourage.handover.values import Finding, Guest, Input
 from entourage.hosts.link import SILENT
 from entourage.source.doings import DOINGS
+from entourage.source.going_on import GOES_ON_WITHIN, not_known
 from entourage.source.role import SourceSide
 from entourage.source.session import Session
 
 _UNDO_WITHIN = 60.0  # seconds for the target to undo what it made
 _SILENT_OF_OLD = 3.0  # seconds: of an older Entourage something is heard once a second only
 _LOOK_AGAIN = 0.1  # seconds
-_GOES_ON_WITHIN = 10.0  # seconds for a hypervisor to say whether a guest has
 _TRY_AGAIN = 1.0  # seconds
 _CAME_BACK = frozenset({Finding.CAME_BACK, Finding.CAME_BACK_DEAD})
 
@@ -59,9 +59,12 @@ async def go_on(session: Session, *, hurries: Callable[[], bool]) -> list[str]:
     if DOINGS[session.kind].moves:
         return []
     asking = asyncio.create_task(session.machine.go_on())
-    deadline = session.clock.now() + _GOES_ON_WITHIN
+    began = session.clock.now()
     try:
-        while not (asking.done() or hurries() or session.clock.now() > deadline):
+        while not asking.done():
+            # Also where somebody waits: it is a question or two, and the guest may stand still.
+            if session.clock.now() - began > (SILENT if hurries() else GOES_ON_WITHIN):
+                break
             await asyncio.wait({asking}, timeout=_LOOK_AGAIN)
         if not asking.done():
             why = "its hypervisor has not answered"
@@ -69,8 +72,7 @@ async def go_on(session: Session, *, hurries: Callable[[], bool]) -> list[str]:
             why = plain_words(error)
         else:
             return []
-        name, source = session.machine.domain.name, session.source
-        return [f"whether {name} on {source} stands still for want of room is not known: {why}"]
+        return [not_known(session.machine.domain.name, session.hypervisor, why)]
     finally:
         asking.cancel()
 

@@ -1,4 +1,4 @@
-"""After a save that was killed: the guest goes on that full storage has stopped meanwhile."""
+"""After a save that was given up or killed: a guest that full storage has stopped goes on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from entourage.journal.journal import Decision, Journal
 from entourage.journal.lock import domain_lock
 from entourage.settings.model import Settings
 
-_WITHIN: Final = 10.0  # seconds for a hypervisor, and the storage, to answer
+GOES_ON_WITHIN: Final = 10.0
+"""Seconds for a hypervisor, and the storage, to answer."""
+
+
+def not_known(name: str, hypervisor: str, why: str) -> str:
+    """A sentence: whether a domain of a hypervisor stands still is not known, and what to do."""
+    remedy = backend_of(hypervisor).resume_hint(hypervisor, name)
+    return (
+        f"whether {name} stands still for want of room is not known: {why} (if it does: {remedy})"
+    )
 
 
 async def have_go_on(settings: Settings, decision: Decision) -> list[str]:
@@ -39,17 +48,15 @@ async def have_go_on(settings: Settings, decision: Decision) -> list[str]:
     if host_of(decision.peer_host) or not decision.of_source.was_running:
         return []
     asking = asyncio.create_task(_go_on(settings, decision))
-    await asyncio.wait({asking}, timeout=_WITHIN)
+    await asyncio.wait({asking}, timeout=GOES_ON_WITHIN)
     if not asking.done():
         asking.cancel()
-        why = f"there was no answer within {_WITHIN:g} s"
+        why = f"there was no answer within {GOES_ON_WITHIN:g} s"
     elif error := asking.exception():
         why = plain_words(error)
     else:
         return []
-    name, hypervisor = decision.name, decision.hypervisor
-    remedy = f"if it does: {backend_of(hypervisor).resume_hint(hypervisor, name)}"
-    return [f"whether {name} stands still for want of room is not known: {why} ({remedy})"]
+    return [not_known(decision.name, decision.hypervisor, why)]
 
 
 async def _go_on(settings: Settings, decision: Decision) -> None:

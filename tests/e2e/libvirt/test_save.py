@@ -277,6 +277,7 @@ def test_interrupted_while_memory_is_written(ready: LibvirtWorld) -> None:
         stdout, stderr = process.communicate(timeout=PATIENCE)
     done = Run(process.returncode, stdout, stderr)
     assert done.finished["outcome"] == "rolled-back", str(done)
+    assert done.finished["problems"] == [], str(done)
     assert not partial(world)
     lives(world)
 

@@ -60,6 +60,7 @@ def session() -> Any:
         synced_at=7,
         host="a",
         kind="move",
+        hypervisor="qemu",
         target="b",
         keeper="b",
         machine=SimpleNamespace(
@@ -117,8 +118,9 @@ async def test_one_that_runs_again_and_is_not_written_down_is_rolled_back() -> N
         ("save", KeyError("x"), "is not known: 'x'"),
     ],
 )
+@pytest.mark.parametrize("hurries", [False, True])  # Ctrl-C is no reason to leave it as it is
 async def test_a_guest_that_full_storage_has_stopped_goes_on_after_a_save(
-    kind: str, fails: Exception | None, told: str | None
+    kind: str, fails: Exception | None, told: str | None, *, hurries: bool
 ) -> None:
     asked: list[str] = []
 
@@ -129,7 +131,7 @@ async def test_a_guest_that_full_storage_has_stopped_goes_on_after_a_save(
 
     opened = session()
     opened.kind, opened.machine.go_on, opened.clock = kind, go_on, Clock()
-    problems = await abort.go_on(opened, hurries=lambda: False)
+    problems = await abort.go_on(opened, hurries=lambda: hurries)
     assert asked == ([] if told is None else ["goes on"])
     assert [told in problem for problem in problems if told] == ([True] if told else [])
     assert bool(problems) == bool(told)
@@ -141,7 +143,8 @@ async def test_a_hypervisor_that_does_not_answer_is_not_waited_for(
     hurries: bool,  # noqa: FBT001 - a case
 ) -> None:
     monkeypatch.setattr(abort, "_LOOK_AGAIN", 0.001)
-    monkeypatch.setattr(abort, "_GOES_ON_WITHIN", 1000 if hurries else 0.01)
+    monkeypatch.setattr(abort, "GOES_ON_WITHIN", 1000 if hurries else 0.01)
+    monkeypatch.setattr(abort, "SILENT", 0.01 if hurries else 1000)
 
     async def go_on() -> None:
         await asyncio.get_running_loop().create_future()
@@ -149,7 +152,8 @@ async def test_a_hypervisor_that_does_not_answer_is_not_waited_for(
     opened = session()
     opened.kind, opened.machine.go_on, opened.clock = "save", go_on, Clock()
     [problem] = await abort.go_on(opened, hurries=lambda: hurries)
-    assert "web1 on a stands still for want of room" in problem
+    assert "web1 stands still for want of room is not known" in problem
+    assert "(if it does: say `cont` to the QEMU of web1" in problem
 
 
 @pytest.mark.parametrize("hurries", [False, True])

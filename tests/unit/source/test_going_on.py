@@ -185,7 +185,7 @@ async def test_what_keeps_it_from_that_is_told_with_what_to_do(
     assert told.startswith("whether web1 stands still for want of room is not known: QEMU refuses")
     assert remedy in told
     assert host.did == ["go on", "close"]
-    monkeypatch.setattr(going_on, "_WITHIN", 0.01)
+    monkeypatch.setattr(going_on, "GOES_ON_WITHIN", 0.01)
     host.hangs = True
     [told] = await going_on.have_go_on(settings, save(tmp_path, hypervisor=hypervisor))
     assert "there was no answer within 0.01 s" in told

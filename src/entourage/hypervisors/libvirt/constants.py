@@ -131,6 +131,8 @@ NO_METADATA: Final = 1 << 2
 """``VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA``."""
 IMAGE_XML_SECURE: Final = 1 << 0
 """``VIR_DOMAIN_SAVE_IMAGE_XML_SECURE``."""
+PAUSED_BY_MIGRATION: Final = 2
+"""``VIR_DOMAIN_PAUSED_MIGRATION``: what libvirt has restored from a file has it until it runs."""
 PAUSED_BY_IO_ERROR: Final = 5
 """``VIR_DOMAIN_PAUSED_IOERROR``, a reason of ``State.PAUSED``."""
 SAVE_PAUSED: Final = 1 << 2

@@ -2,9 +2,9 @@
 
 What was not there before is in the restore's notes, which are written before libvirt is asked. Who
 has asked libvirt removes that. Another process, after a crash, removes it only where it has found
-the machine as it was restored, and ended it: else its guest may have run since, and what it has
-written is in there. What a domain of this host or another host may have stays as well. What stays
-is named.
+the machine as it was restored from a file, and ended it: else its guest may have run since, and
+what it has written is in there. What a domain of this host has by now, or another host may have,
+stays as well. What stays is named.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def remove_made(noted: Restoring, domain: Domain) -> list[str]:
 
 
 async def remove_unowned(
-    noted: Restoring, domain: Domain, connection: Connection, *, stood: bool
+    noted: Restoring, domain: Domain, connection: Connection, *, never_ran: bool
 ) -> list[str]:
     """The same by another process, of what nobody else has.
 
@@ -62,7 +62,7 @@ async def remove_unowned(
         noted: What was not there before.
         domain: The domain, which has ended.
         connection: To this host's libvirtd.
-        stood: It stood still until now, as it was restored, and was ended.
+        never_ran: Its guest has provably never run; else what it has written may be in there.
 
     Raises:
         LostError, RefusedError: What domains there are is not known; nothing was removed.
@@ -90,7 +90,7 @@ async def remove_unowned(
                 f"{path} was made for the restore, and is left: another host sees it as well, and"
                 f" may have a domain with it (if none has, rm {shlex.quote(path)})"
             )
-        elif not stood:
+        elif not never_ran:
             unsure.append(path)
         elif said := await _removed(path):
             left.append(said)
@@ -99,14 +99,14 @@ async def remove_unowned(
             f"the TPM's state in {states} was made for the restore, and is left, for {domain.name}"
             f" is defined here, and may have been started since (if it was not, rm -r {states})"
         )
-    elif tpm and not stood:
+    elif tpm and not never_ran:
         unsure.append(str(states))
     elif tpm:
         await erase_states(domain)
     if unsure:
         left.append(
-            f"{' and '.join(unsure)} may be of the restore of {domain.name}, whose machine is gone,"
-            " and whose guest somebody may have let run meanwhile: left (if nobody has,"
+            f"{' and '.join(unsure)} may be of the restore of {domain.name}, whose guest"
+            " somebody may have let run meanwhile: left (if nobody has,"
             f" rm -r {' '.join(map(shlex.quote, unsure))})"
         )
     return left

@@ -36,7 +36,13 @@ from entourage.hypervisors.libvirt import guestclock, handed, volumes
 from entourage.hypervisors.libvirt.activation import take_images
 from entourage.hypervisors.libvirt.arrival import sync_definitions
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
-from entourage.hypervisors.libvirt.constants import OFF, SAVE_PAUSED, Parameter, State
+from entourage.hypervisors.libvirt.constants import (
+    OFF,
+    PAUSED_BY_MIGRATION,
+    SAVE_PAUSED,
+    Parameter,
+    State,
+)
 from entourage.hypervisors.libvirt.errors import SEE_LOGS, plain
 from entourage.hypervisors.libvirt.events import Feed
 from entourage.hypervisors.libvirt.image_copy import ImageCopy
@@ -342,18 +348,19 @@ class RestoringIncoming(LibvirtIncoming):
         if noted is not None and noted.begun:
             if self._connection is not None and not await self._connection.alive():
                 self._connection = await self._open(_SETTLES_WITHIN)
-            stood = await self._end()
+            never_ran = await self._end()
             if not noted.resumed:
-                self._left = await self._remove_made(noted, stood=stood)
+                self._left = await self._remove_made(noted, never_ran=never_ran)
         await in_thread(self._restoring_file.remove)
 
-    async def _remove_made(self, noted: Restoring, *, stood: bool) -> list[str]:
+    async def _remove_made(self, noted: Restoring, *, never_ran: bool) -> list[str]:
         """Remove what libvirt has made for it; what is left, sentences."""
         if self._restoring is not None:
             return await remove_made(noted, self._domain)
         if self._built:  # and libvirt was never asked
             return []
-        return await remove_unowned(noted, self._domain, await self._connected(), stood=stood)
+        connection = await self._connected()
+        return await remove_unowned(noted, self._domain, connection, never_ran=never_ran)
 
     @property
     def after_kill(self) -> str:
@@ -361,7 +368,7 @@ class RestoringIncoming(LibvirtIncoming):
         return "; ".join(self._left)
 
     async def _end(self) -> bool:
-        """End it where it stands still; whether it did.
+        """End it where it stands still; whether its guest has provably never run.
 
         Raises:
             HypervisorError: It runs.
@@ -374,13 +381,14 @@ class RestoringIncoming(LibvirtIncoming):
                 remedy=f"if it was not you who has started it, `virsh destroy {name}`;"
                 f" then `entourage recover {name}`",
             )
-        ended = False
+        never_ran = False
         if state not in _GONE and (raw := await self._raw()) is not None:
             with contextlib.suppress(RefusedError):  # it has ended by itself
+                why = (await ask(raw.state, 0))[1]  # of one that was resumed and paused, another
                 await ask(raw.destroy)
-                ended = True
+                never_ran = why == PAUSED_BY_MIGRATION
         await check_ended(name, self._uuid)
-        return ended
+        return never_ran
 
     async def _settled_state(self) -> int:
         """Its state, once a libvirtd that was just asked to restore it has had time to begin."""

@@ -85,7 +85,7 @@ async def test_a_file_that_a_domain_has_stays_and_is_named(
     gone = Known("web4")
     gone.gone = True
     noted = Restoring(new_files=(str(made),))
-    left = await remove_unowned(noted, DOMAIN, host(gone, domain), stood=True)
+    left = await remove_unowned(noted, DOMAIN, host(gone, domain), never_ran=True)
     assert made.exists() == bool(owner)
     assert bool(left) == bool(owner)
     assert not owner or f"{made} was made for the restore, or since then for {owner}" in left[0]
@@ -97,7 +97,7 @@ async def test_where_domains_are_not_known_nothing_is_removed(made: Path) -> Non
 
     connection: Any = SimpleNamespace(raw=SimpleNamespace(listAllDomains=lost))
     with pytest.raises(LostError):
-        await remove_unowned(Restoring(new_files=(str(made),)), DOMAIN, connection, stood=True)
+        await remove_unowned(Restoring(new_files=(str(made),)), DOMAIN, connection, never_ran=True)
     assert made.exists()
 
 
@@ -107,15 +107,15 @@ async def test_nobody_is_asked_where_nothing_was_made(
     monkeypatch.setattr(tpm, "STATES", tmp_path)
     noted = Restoring(tpm_is_new=True, new_files=(str(tmp_path / "none"),))
     connection: Any = None
-    for stood in (True, False):
-        assert await remove_unowned(noted, DOMAIN, connection, stood=stood) == []
+    for never_ran in (True, False):
+        assert await remove_unowned(noted, DOMAIN, connection, never_ran=never_ran) == []
 
 
 async def test_a_file_that_a_domain_has_by_another_path_stays(made: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     domain = Known("web3", live=f"<os><nvram>{tmp_path}/link//{made.name}</nvram></os>")
     noted = Restoring(new_files=(str(made),))
-    [left] = await remove_unowned(noted, DOMAIN, host(domain), stood=True)
+    [left] = await remove_unowned(noted, DOMAIN, host(domain), never_ran=True)
     assert made.exists()
     assert "for web3, which has it" in left
 
@@ -127,7 +127,7 @@ async def test_a_domain_that_libvirt_does_not_describe_may_have_all_of_it(made: 
 
     noted = Restoring(new_files=(str(made),))
     with pytest.raises(RefusedError):
-        await remove_unowned(noted, DOMAIN, host(Secret("web3")), stood=True)
+        await remove_unowned(noted, DOMAIN, host(Secret("web3")), never_ran=True)
     assert made.exists()
 
 
@@ -139,12 +139,12 @@ async def test_what_a_guest_may_have_used_since_stays(
     state = tmp_path / UUID
     state.mkdir()
     noted = Restoring(tpm_is_new=True, new_files=(str(made),))
-    [left] = await remove_unowned(noted, DOMAIN, host(), stood=False)
+    [left] = await remove_unowned(noted, DOMAIN, host(), never_ran=False)
     assert made.exists()
     assert state.exists()
     assert f"rm -r {made} {state}" in left
     noted = Restoring(new_files=(str(made), str(made)))
-    [left] = await remove_unowned(noted, DOMAIN, host(Known("web2")), stood=False)
+    [left] = await remove_unowned(noted, DOMAIN, host(Known("web2")), never_ran=False)
     assert "for web2, which has it" in left  # to remove that is nobody told
 
 
@@ -155,6 +155,6 @@ async def test_what_other_hosts_see_stays(made: Path, monkeypatch: pytest.Monkey
         return False
 
     monkeypatch.setattr(made_files, "is_on_local_storage", is_local)
-    [left] = await remove_unowned(Restoring(new_files=(str(made),)), DOMAIN, host(), stood=True)
+    [left] = await remove_unowned(Restoring(new_files=(str(made),)), DOMAIN, host(), never_ran=True)
     assert made.exists()
     assert "another host sees it as well" in left

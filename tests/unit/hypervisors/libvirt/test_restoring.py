@@ -45,9 +45,10 @@ class Raw:
         self.now, self.defined, self.refuses = state, defined, refuses
         self.told: list[Any] = []
         self.loses = 0
+        self.reason = 2  # VIR_DOMAIN_PAUSED_MIGRATION, as libvirt has what it has restored
 
     def state(self, _flags: int) -> tuple[int, int]:
-        return self.now, 0
+        return self.now, self.reason
 
     def resume(self) -> None:
         self.told.append("resume")
@@ -268,19 +269,34 @@ async def test_files_that_were_made_for_another_machine_are_removed(
     assert ("(rm " in incoming.after_kill) == (not resumed)  # a directory is none of its files
 
 
-@pytest.mark.parametrize("state", [State.PAUSED, State.NONE])
-async def test_after_a_crash_only_what_still_stood_is_removed(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, state: State
+@pytest.mark.parametrize(
+    ("state", "reason", "stays"),
+    [
+        (State.PAUSED, 2, False),
+        (State.PAUSED, 1, True),  # its user has paused it: it ran
+        (State.NONE, 0, True),
+    ],
+)
+async def test_after_a_crash_only_what_never_ran_is_removed(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    state: State,
+    reason: int,
+    stays: bool,
 ) -> None:
-    """Where it is gone somebody may have let its guest run, which has written to them."""
+    """Else somebody may have let its guest run, which has written to them."""
     monkeypatch.setattr(module, "_BEGINS_WITHIN", 0)
     made = tmp_path / "web2_VARS.fd"
     made.touch()
     note(file, new_files=(str(made),))
-    incoming = Here(file, Raw(state), asked=False)
+    raw = Raw(state)
+    raw.reason = reason
+    incoming = Here(file, raw, asked=False)
     await incoming.kill()
-    assert made.exists() == (state is State.NONE)
-    assert ("may have let run" in incoming.after_kill) == (state is State.NONE)
+    assert made.exists() == stays
+    assert ("may have let run" in incoming.after_kill) == stays
     assert not file.exists()
 
 
