@@ -45,11 +45,25 @@ def agents_here() -> set[int]:
     found: set[int] = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
-            parent = (process / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            is_agent = b"\0agent\0" in (process / "cmdline").read_bytes()
-            if int(parent) == os.getpid() and is_agent:
+            if _is_child(process) and b"\0agent\0" in _words(process):
                 found.add(int(process.name))
     return found
+
+
+def _is_child(process: Path) -> bool:
+    """Whether it runs and this process has started it."""
+    state, parent = (process / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+    return state != "Z" and int(parent) == os.getpid()
+
+
+def _words(process: Path) -> bytes:
+    """Its command line. A child may still be amid ``execve`` when it counts as started.
+
+    ``vfork`` returns once the old memory is gone, a moment before the kernel knows the new words.
+    """
+    while not (words := (process / "cmdline").read_bytes()) and _is_child(process):
+        os.sched_yield()
+    return words
 
 
 async def welcome_of(link: Link, hypervisor: str) -> str:
