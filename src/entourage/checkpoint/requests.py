@@ -99,8 +99,7 @@ async def save_request(
         (
             disks is Disks.COPY and not can.copies,
             "with copies of its disks",
-            "--disks=reference, and a snapshot that the storage makes"
-            + ("; or save it onto this host, as it is" if anyhow.copies else ""),
+            "--disks=reference, and a snapshot that the storage makes",
         ),
         (
             bool(compress or encrypt) and not can.filters,
@@ -115,7 +114,7 @@ async def save_request(
         (
             bool(since) and not can.since,
             "of changes alone" + (f": {can.never_since}" if can.never_since else ""),
-            "leave --since out" + (", or save it onto this host, as it is" if anyhow.since else ""),
+            "leave --since out",
         ),
     )
     for impossible, what, remedy in asked_for:
@@ -183,7 +182,7 @@ async def save_request(
             mark=_new_mark() if checkpoint and can.since and copied else "",
             since=earlier,
         ),
-        live=live and checkpoint and can.live,
+        live=live and checkpoint and can.live and (can.copies_live or not copied),
         tool=tool,
         dry_run=dry_run,
     )

@@ -309,6 +309,14 @@ class Machine(Protocol):
         """Disks are settled: send the last memory pages and the devices' state."""
         ...
 
+    @property
+    def before_memory(self) -> bytes:
+        """What the target must know to take the last memory, once that was begun to be sent.
+
+        It goes to the target's ``accept_cookie``; empty where all was said by ``plan``.
+        """
+        ...
+
     async def landed(self) -> bytes:
         """Wait until the source says that all has been sent and taken.
 

@@ -263,6 +263,11 @@ class MachineSeams:
         """Everything is as it was."""
         return ""
 
+    @property
+    def before_memory(self) -> bytes:
+        """All was said as it was planned."""
+        return b""
+
     async def go_on(self) -> None:
         """Nothing stops its guest for full storage."""
 

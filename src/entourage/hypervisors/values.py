@@ -203,6 +203,8 @@ ANOTHER = "another"
 
 KEEPS = "keeps"
 """What a save offers that keeps ``SavePlan.kept``; older ones would lose it."""
+KEEPS_LATE = "late"
+"""The value of one that waits for it where it comes later."""
 
 
 class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +216,7 @@ class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
         hypervisor: Its name, by which it is found again where the machine is restored.
         sends: It sends memory to the socket of ``LocalData``; else it writes a file itself.
         kept: Of one that sends: what it must know to take that again; in its own words.
+        later: That is not known yet, and comes before all of memory is sent.
         turns: Of one that writes a file from its beginning to its end: what says so, and what it
             writes over as that is whole. Empty where nothing is known of its order.
     """
@@ -221,6 +224,7 @@ class SavePlan(msgspec.Struct, frozen=True, kw_only=True):
     hypervisor: str = ""
     sends: bool = False
     kept: bytes = b""
+    later: bool = False
     turns: tuple[Turn, ...] = ()
 
 

@@ -200,6 +200,8 @@ class Phases:
             await devices.settled()
         with self._blackout.span("last memory", session.source):
             await session.machine.continue_switchover()
+            if late := session.machine.before_memory:
+                session.link.tell(messages.SWITCHOVER_COOKIE, messages.SwitchoverCookie(data=late))
             async with self._memory_shown(), asyncio.TaskGroup() as group:
                 cookie = group.create_task(session.machine.landed())
                 group.create_task(session.landed_there())

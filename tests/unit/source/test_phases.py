@@ -73,9 +73,17 @@ class Machine:
     async def landed(self) -> bytes:
         return b""
 
+    before_memory = b""
+
 
 class Link:
     """A link to a target that takes everything."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def tell(self, kind: Any, body: Any) -> None:
+        self.told.append((kind, body))
 
     async def call(self, kind: Any, body: Any) -> Any:
         assert kind in (messages.TEST, messages.OPEN)
@@ -202,6 +210,23 @@ def test_the_timeline_names_a_flush_only_where_there_is_one(flush: str, spans: l
     story, events = phases(Machine(flush=flush))
     asyncio.run(story.memory())
     assert [event.name for event in events if isinstance(event, SpanDone)] == spans
+
+
+def test_what_the_target_must_know_before_memory_is_told_first() -> None:
+    """It waits for that as it has all of memory."""
+    machine = Machine()
+    machine.before_memory = b"its XML"
+    story, _ = phases(machine)
+    link = cast("Any", story)._session.link
+
+    async def landed() -> bytes:
+        assert link.told == [(messages.SWITCHOVER_COOKIE, said)]
+        return b""
+
+    said = messages.SwitchoverCookie(data=b"its XML")
+    machine.landed = landed
+    asyncio.run(story.memory())
+    assert link.told == [(messages.SWITCHOVER_COOKIE, said)]
 
 
 def test_what_devices_must_know_after_a_crash_is_written_down_before_anything_is_done() -> None:

@@ -93,7 +93,14 @@ BACKEND = Backend(
         stays_paused=True,
     ),
     sends=Saves(
-        checkpoints=True, live=True, non_live=True, filters=True, elsewhere=True, paused=True
+        checkpoints=True,
+        live=True,
+        non_live=True,
+        copies=True,
+        filters=True,
+        elsewhere=True,
+        paused=True,
+        since=True,
     ),
 )
 SESSION = dataclasses.replace(

@@ -1,5 +1,8 @@
 """A libvirt domain that runs here and is to be saved, whichever way its memory takes.
 
+Disks that are copied end their copies once its guest is suspended (``mirrors.py``), or changes of
+them are copied then (``changes.py``): libvirt takes no memory while it copies a disk.
+
 It ends here once the save has its name. Its definition stays, as with ``virsh save``, but does not
 start by itself when its host does: the machine may run elsewhere by then.
 """
@@ -7,8 +10,10 @@ start by itself when its host does: the machine may run elsewhere by then.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 from entourage.domain import Domain
@@ -16,6 +21,7 @@ from entourage.errors import HypervisorError
 from entourage.hypervisors.base import DataPlane
 from entourage.hypervisors.libvirt import looks
 from entourage.hypervisors.libvirt.activation import not_before_it_has_run
+from entourage.hypervisors.libvirt.changes import copy_name
 from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
@@ -23,6 +29,7 @@ from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine, let_run
+from entourage.hypervisors.libvirt.mirrors import Mirrors
 from entourage.hypervisors.libvirt.survey import Survey, survey
 from entourage.hypervisors.libvirt.tpm import KeptTpm, SourceTpm
 from entourage.hypervisors.values import LocalData
@@ -45,6 +52,8 @@ class SaveSource(LibvirtMachine):
         super().__init__(handle, log)
         self._host = host
         self._stopped_at = 0
+        self._mirrors = Mirrors(handle, self._job)
+        self._after_abort = ""
 
     @property
     def saving(self) -> None:
@@ -55,6 +64,11 @@ class SaveSource(LibvirtMachine):
     def carrying(self) -> None:  # type: ignore[override] - nothing is sent that could take disks along
         """None: only memory goes into a save."""
         return
+
+    @property
+    def mirroring(self) -> Mirrors:
+        """Disks that are copied into the save."""
+        return self._mirrors
 
     @property
     def tpm(self) -> SourceTpm:
@@ -83,6 +97,7 @@ class SaveSource(LibvirtMachine):
     async def blockers(self) -> Sequence[Refusal]:
         """What speaks against saving it."""
         found = await survey(self._handle)
+        self._mirrors.know(found.traits)
         if found.jobs:
             return found.jobs
         return [*await ask(self._look), *await self.asked(found)]
@@ -127,11 +142,57 @@ class SaveSource(LibvirtMachine):
         device = device_of(self.domain, reason)
         return HypervisorError(f"libvirt cannot save it: {reason}", device=device, remedy=remedy)
 
+    async def arm(self, plane: DataPlane, **more: Any) -> None:
+        """Listen, and arm the deadman."""
+        await super().arm(plane, **more)
+        self._mirrors.plane = plane
+
+    def to_be_ended(self, plane: DataPlane) -> Sequence[str]:
+        """Copies of what was written since a checkpoint."""
+        since = plane.local.since if plane.local else None
+        return [copy_name(disk) for disk in self.domain.block if since and disk.id in since.images]
+
+    async def stop_guest(self) -> None:
+        """Suspend it: from here on its disks, and all of its memory, are of one moment."""
+        known = self._job.heard().known
+        known.stopped_at = known.resumed_at = 0
+        if self.was_running:
+            await self._handle.suspend()
+        self._stopped_at = time.monotonic_ns()
+
+    async def check_still(self) -> None:
+        """Raise HypervisorError where the guest runs, or has run since it was stopped."""
+        if await self._handle.state() in {State.RUNNING, State.BLOCKED}:
+            raise let_run()
+        await self.check_stood_still(time.monotonic_ns())
+
     async def check_stood_still(self, until: int) -> None:
         """See ``Machine``: libvirt tells of who resumes it, unless it was lost."""
         known = self._job.heard().known
         if max(known.stopped_at, self._stopped_at) < known.resumed_at < until:
             raise let_run()
+
+    async def abort(self) -> None:
+        """Give the save up at whatever point: the guest runs here again, or stays paused."""
+        await self._mirrors.end_changes()
+        await super().abort()
+        # Not every process has come to note that disks were copied.
+        left: list[str] = []
+        for disk in self.domain.block:
+            try:
+                await self._mirrors.cancel(disk)
+            except HypervisorError as error:  # its guest runs, whatever becomes of a copy
+                left.append(str(error))
+        try:
+            await self._mirrors.end_changes()  # now nothing is in the way of dropping their nodes
+        except HypervisorError as error:
+            left.append(str(error))
+        self._after_abort = "; ".join(left)
+
+    @property
+    def after_abort(self) -> str:
+        """Copies of its disks that libvirt has not ended."""
+        return self._after_abort
 
     async def release(self) -> None:
         """The save has its name: the domain ends here, and its definition stays."""

@@ -4,8 +4,7 @@ libvirt's own save ends the domain in the moment in which its file is whole, whe
 the save is. So memory is written as of an external snapshot without any disk: the file is the one
 that ``virsh save`` makes, and the guest stays as it was, paused, until the save has its name.
 
-    start    suspend; disks that are copied end their copies then (``mirrors.py``), or changes of
-             them are copied (``changes.py``)
+    start    suspend
     continue_switchover  the snapshot, in a thread: libvirt writes the file; not before, for it
              begins none while it copies a disk
     landed   the file is whole: the other half is told, and what libvirt has written into it
@@ -27,9 +26,8 @@ import msgspec
 from entourage.domain import Domain
 from entourage.errors import HypervisorError
 from entourage.hosts.local import connected_here
-from entourage.hypervisors.base import DataPlane, Plan, Ticket
+from entourage.hypervisors.base import Plan, Ticket
 from entourage.hypervisors.libvirt import attending, looks, saveimage
-from entourage.hypervisors.libvirt.changes import copy_name
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import (
     IMAGE_XML_SECURE,
@@ -38,12 +36,9 @@ from entourage.hypervisors.libvirt.constants import (
     XML_MIGRATABLE,
     XML_SECURE,
     Parameter,
-    State,
 )
 from entourage.hypervisors.libvirt.domainxml import parse
 from entourage.hypervisors.libvirt.handle import Handle
-from entourage.hypervisors.libvirt.machine import let_run
-from entourage.hypervisors.libvirt.mirrors import Mirrors
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.save_source import SaveSource
 from entourage.hypervisors.libvirt.sending import LibvirtSending
@@ -69,22 +64,14 @@ class LibvirtSaving(SaveSource):
         super().__init__(handle, log, host)
         self._writing: asyncio.Future[Any] | None = None
         self._file = ""
-        self._after_abort = ""
-        self._mirrors = Mirrors(handle, self._job)
 
     @property
     def sending(self) -> LibvirtSending:
         """Nothing of libvirt's file goes by a socket."""
         return LibvirtSending(self._handle, self._log, self._host)
 
-    @property
-    def mirroring(self) -> Mirrors:
-        """Disks that are copied into the save."""
-        return self._mirrors
-
     async def asked(self, found: Survey) -> Sequence[Refusal]:
         """What libvirt says: with snapshots, its answer about a move would be about them."""
-        self._mirrors.know(found.traits)
         return () if found.snapshots else await looks.asked(self._handle, "save")
 
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - nothing of it is changed
@@ -93,26 +80,12 @@ class LibvirtSaving(SaveSource):
         said = SavePlan(hypervisor=self._handle.connection.uri, turns=saveimage.TURNS)
         return Plan(msgspec.msgpack.encode(said))
 
-    async def arm(self, plane: DataPlane, **more: Any) -> None:
-        """Listen, and arm the deadman."""
-        await super().arm(plane, **more)
-        self._mirrors.plane = plane
-
-    def to_be_ended(self, plane: DataPlane) -> Sequence[str]:
-        """Copies of what was written since a checkpoint."""
-        since = plane.local.since if plane.local else None
-        return [copy_name(disk) for disk in self.domain.block if since and disk.id in since.images]
-
     async def start(self, ticket: Ticket, *, live: bool) -> None:  # noqa: ARG002 - see saving
         """Stop the guest."""
         plane, local = self.plane_here()
         check_local(local, ticket.uri)
         self._file = image_of_save(plane, str(self.domain.uuid), ticket.cookie)
-        known = self._job.heard().known
-        known.stopped_at = known.resumed_at = 0
-        if self.was_running:
-            await self._handle.suspend()
-        self._stopped_at = time.monotonic_ns()
+        await self.stop_guest()
 
     async def continue_switchover(self) -> None:
         """Its disks are copied: have libvirt begin to write its memory."""
@@ -133,17 +106,11 @@ class LibvirtSaving(SaveSource):
         except RefusedError as error:
             remedy = "see whether there is room for it, and the log of libvirtd"
             raise self.told(error, remedy) from error
-        await self._check_now()
+        await self.check_still()
         kept = msgspec.msgpack.encode(await self._kept())
         async with connected_here(self.local().socket) as connection:
             await asyncio.get_running_loop().sock_sendall(connection, kept)
         return b""
-
-    async def _check_now(self) -> None:
-        """Raise HypervisorError where the guest runs, or has run since it was stopped."""
-        if await self._handle.state() in {State.RUNNING, State.BLOCKED}:
-            raise let_run()
-        await self.check_stood_still(time.monotonic_ns())
 
     async def _kept(self) -> LibvirtPlan:
         """What is needed to restore it: the XML that is in the file, and what is beside it."""
@@ -184,25 +151,7 @@ class LibvirtSaving(SaveSource):
     async def abort(self) -> None:
         """Give the save up at whatever point: the guest runs here again, or stays paused."""
         await self._end_writing()
-        await self._mirrors.end_changes()
         await super().abort()
-        # Not every process has come to note that disks were copied.
-        left: list[str] = []
-        for disk in self.domain.block:
-            try:
-                await self._mirrors.cancel(disk)
-            except HypervisorError as error:  # its guest runs, whatever becomes of a copy
-                left.append(str(error))
-        try:
-            await self._mirrors.end_changes()  # now nothing is in the way of dropping their nodes
-        except HypervisorError as error:
-            left.append(str(error))
-        self._after_abort = "; ".join(left)
-
-    @property
-    def after_abort(self) -> str:
-        """Copies of its disks that libvirt has not ended."""
-        return self._after_abort
 
     async def _end_writing(self) -> None:
         """End the snapshot; it may not have begun when it is asked to end, so it is asked again."""

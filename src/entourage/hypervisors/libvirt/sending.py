@@ -8,6 +8,8 @@ said is kept with it, for Prepare where it is restored.
     plan     libvirtd does not start it with its host any more (a checkpoint's it does); Begin
     start    Perform, in a thread: libvirtd connects, and what QEMU sends goes into the save
     stopped, disarm_deadman    as for a domain that moves
+    continue_switchover    where disks are copied, Begin and Perform: libvirt begins no migration
+             while it copies a disk, so that ``start`` has only suspended the guest
     landed   Perform has returned, and all of memory is on its way
     release  Confirm: the domain ends here; its definition stays
     abort    cut memory off, which QEMU takes for a target that is gone; Confirm(cancelled)
@@ -47,7 +49,8 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.save_source import SaveSource
 from entourage.hypervisors.libvirt.stream import QemuStream
 from entourage.hypervisors.libvirt.survey import Survey
-from entourage.hypervisors.values import KEEPS, LocalData, SavePlan
+from entourage.hypervisors.reach import check_local
+from entourage.hypervisors.values import KEEPS, KEEPS_LATE, LocalData, SavePlan
 from entourage.steps import Refusal
 
 _LOOK_EVERY = 1.0  # seconds
@@ -72,6 +75,19 @@ class LibvirtSending(SaveSource):
         self._stream: QemuStream | None = None
         self._passed_on: PassedOn | None = None
         self._passing: asyncio.Task[None] | None = None
+        self._starts = False
+        self._uri = ""
+        self._late = b""
+
+    @property
+    def _copies(self) -> bool:
+        """Whether disks are copied, so that memory is sent only once that has ended."""
+        return bool(self.local().copies)
+
+    @property
+    def before_memory(self) -> bytes:
+        """What Begin has said, where it was not asked as this was planned."""
+        return self._late
 
     async def arm(
         self, plane: DataPlane, *, offers: Mapping[str, str] | None = None, **more: Any
@@ -82,7 +98,8 @@ class LibvirtSending(SaveSource):
             HypervisorError: It is not.
         """
         offers = offers or {}
-        if KEEPS not in offers:
+        copies = plane.local is not None and bool(plane.local.copies)
+        if KEEPS not in offers or (copies and offers[KEEPS] != KEEPS_LATE):
             raise HypervisorError(
                 "the Entourage there is too old to keep what is needed to restore a libvirt domain",
                 remedy=f"upgrade it on {plane.host}",
@@ -104,12 +121,21 @@ class LibvirtSending(SaveSource):
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - nothing of it is changed
         """Begin: who restores it, and what that needs for Prepare. Nobody attends that."""
         handle = self._handle
-        starts = False
+        self._starts = False
         if self.local().checkpoint:  # nobody else ever runs it
-            starts = not handle.transient and bool(await ask(handle.raw.autostart))
+            self._starts = not handle.transient and bool(await ask(handle.raw.autostart))
         elif not handle.transient:  # before Begin: libvirt changes nothing of a domain with a job
-            starts = await handle.autostart.hold(handle.raw)
+            self._starts = await handle.autostart.hold(handle.raw)
         await attending.withdraw(handle.raw)
+        uri, later = handle.connection.uri, self._copies
+        kept = b"" if later else await self._begin()
+        return Plan(
+            msgspec.msgpack.encode(SavePlan(hypervisor=uri, sends=True, kept=kept, later=later))
+        )
+
+    async def _begin(self) -> bytes:
+        """Begin: from here on libvirt keeps others from it; what is needed to restore it."""
+        handle = self._handle
         xml, cookie = await self._job.begin(
             handle, dict(self._job.parameters), _FLAGS | self._extra
         )
@@ -123,15 +149,28 @@ class LibvirtSending(SaveSource):
         kept = LibvirtPlan(
             cookie=cookie,
             transient=handle.transient,
-            autostart=starts,
+            autostart=self._starts,
             parameters=parameters,
         )
-        said = SavePlan(
-            hypervisor=handle.connection.uri, sends=True, kept=msgspec.msgpack.encode(kept)
-        )
-        return Plan(msgspec.msgpack.encode(said))
+        return msgspec.msgpack.encode(kept)
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:
+        """Perform; returns when memory flows into the save. Where disks are copied, suspend."""
+        check_local(self.local(), ticket.uri)
+        self._uri = ticket.uri
+        if self._copies:
+            await self.stop_guest()
+        else:
+            await self._send(live=live)
+
+    async def continue_switchover(self) -> None:
+        """Nothing more is copied of its disks: have memory follow, if it does not yet."""
+        if self._copies:
+            self._late = await self._begin()
+            await self.check_still()  # after Begin: nobody can resume it any more
+            await self._send(live=False)
+
+    async def _send(self, *, live: bool) -> None:
         """Perform; returns when memory flows into the save."""
         local = self.local()
         path = Path(local.source_socket)
@@ -140,7 +179,7 @@ class LibvirtSending(SaveSource):
                 there = Ticket(uri=f"unix://{path}", cookie=answer(self.domain))
                 performing = self._perform(there, live=live)
                 self._job.cut = self._cut
-                await self._pass_on(server, performing, local, ticket.uri)
+                await self._pass_on(server, performing, local, self._uri)
             finally:
                 await in_thread(path.unlink, missing_ok=True)
         try:
@@ -211,6 +250,8 @@ class LibvirtSending(SaveSource):
 
     async def stopped(self) -> int:
         """See ``LibvirtMachine.stopped``; a guest that was paused stands still all the while."""
+        if self._copies:
+            return self._stopped_at
         stopping = asyncio.ensure_future(super().stopped())
         try:
             while not stopping.done():
@@ -246,7 +287,7 @@ class LibvirtSending(SaveSource):
         await self._end_way()
 
     async def abort(self) -> None:
-        """See ``LibvirtMachine.abort``."""
+        """Give the save up at whatever point: the guest runs here again, or stays paused."""
         try:
             await super().abort()
         finally:

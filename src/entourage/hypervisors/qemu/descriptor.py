@@ -52,5 +52,6 @@ BACKEND = Backend(
         paused=True,
         since=True,
         stays_paused=True,
+        copies_live=True,
     ),
 )

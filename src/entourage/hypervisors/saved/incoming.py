@@ -38,7 +38,7 @@ from entourage.hypervisors.saved.seals import sealed
 from entourage.hypervisors.saved.storage import REMOVED_WITHIN, Storage, Unanswered
 from entourage.hypervisors.saved.written import WrittenFile
 from entourage.hypervisors.seams import DiskCopy, IncomingSeams
-from entourage.hypervisors.values import KEEPS, LocalData, TpmFacts
+from entourage.hypervisors.values import KEEPS, KEEPS_LATE, LocalData, TpmFacts
 from entourage.version import __version__
 
 _GIVES_ROOM_WITHIN = 2.0  # seconds; the guest stands still
@@ -127,7 +127,7 @@ class SavingIncoming(IncomingSeams):
 
     async def offers(self) -> Mapping[str, str]:
         """That what a hypervisor says as it begins to send memory is kept with that."""
-        return {KEEPS: "yes"}
+        return {KEEPS: KEEPS_LATE}
 
     async def networks(self) -> Mapping[str, str]:
         """None."""
@@ -227,6 +227,8 @@ class SavingIncoming(IncomingSeams):
 
     async def _write_down(self) -> None:
         path = self._partial / manifests.MEMORY
+        if self._written is not None:
+            await self._written.said()
         # Its hypervisor has perhaps not: after a power cut there would be a save with a hole in it.
         synced = in_thread(durable.sync_file, path)
         measured = self._measuring.finish() if self._measuring else manifests.measured(path)
@@ -299,7 +301,9 @@ class SavingIncoming(IncomingSeams):
             ) from error
 
     def accept_cookie(self, cookie: bytes) -> None:
-        """QEMU's own stream said everything."""
+        """What is needed to restore it, where it was not known before; QEMU's stream says all."""
+        if self._written is not None:
+            self._written.say(cookie)
 
     async def died(self) -> str:
         """Nothing dies: what cannot be written shows in ``landed``."""

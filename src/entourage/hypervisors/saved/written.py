@@ -6,6 +6,7 @@ hypervisor has to say about it does.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ class WrittenFile:
     Attributes:
         hypervisor: Whose machine it is; empty for Entourage's own.
         comes: Memory comes by the socket; nobody else writes the file.
-        is_sent: The same, and something is kept to have it taken again.
+        is_sent: The same, and something is kept to have it taken again, now or later.
         turns: See ``SavePlan``.
         kept: What was said about it; of a file that it writes, empty before that is whole.
     """
@@ -48,15 +49,33 @@ class WrittenFile:
             raise HypervisorError(f"the source's plan cannot be read: {error}") from error
         self.hypervisor = said.hypervisor
         self.comes = said.sends or not said.hypervisor
-        self.is_sent = said.sends and bool(said.kept)
+        self.is_sent = said.sends and (bool(said.kept) or said.later)
         self.turns = said.turns
         self.kept = said.kept if self.is_sent else b""
         self._path = path
+        self._said = asyncio.Event()
+        if not (self.is_sent and said.later):
+            self._said.set()
 
     @property
     def cookie(self) -> bytes:
         """That of the ticket: where memory is to be written to."""
         return b"" if self.comes else str(self._path).encode()
+
+    def say(self, kept: bytes) -> None:
+        """What could not be said about it as it was planned.
+
+        Raises:
+            HypervisorError: Nothing more was to be said.
+        """
+        if self._said.is_set() or not kept:
+            raise HypervisorError("the source has said something about it that it should not have")
+        self.kept = kept
+        self._said.set()
+
+    async def said(self) -> None:
+        """Wait until all is known that is kept."""
+        await self._said.wait()
 
     def flow(self, connection: socket.socket) -> Flow:
         """Take what is said, and have the file be root's alone; it is not synced."""

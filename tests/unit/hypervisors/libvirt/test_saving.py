@@ -191,10 +191,10 @@ async def test_a_guest_that_has_run_since_is_not_saved(state: State, resumed_at:
     saved._handle.state = now
     saved._job.feed = SimpleNamespace(known=Known(stopped_at=2, resumed_at=resumed_at))
     if (state, resumed_at) == (State.PAUSED, 0):
-        await saved._check_now()
+        await saved.check_still()
         return
     with pytest.raises(HypervisorError, match="somebody has let the guest run on"):
-        await saved._check_now()
+        await saved.check_still()
 
 
 @pytest.mark.parametrize(("until", "ran"), [(3, False), (4, True)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.saving import LibvirtSaving
 from entourage.hypervisors.libvirt.sending import LibvirtSending, answer
-from entourage.hypervisors.values import LocalData, SavePlan
+from entourage.hypervisors.values import KEEPS, LocalData, SavePlan
 from entourage.steps import Refusal
 from tests.unit.hypervisors.libvirt.fakes import FakeDomain, handle_of, use_fakes
 
@@ -94,8 +95,10 @@ class Phases:
         self.told.append(("confirm", cancelled))
 
 
-def machine(tmp_path: Path, raw: Any = None, *, filters: tuple[str, ...] = ()) -> Any:
-    """A domain that is to be sent into a save."""
+def machine(
+    tmp_path: Path, raw: Any = None, *, filters: tuple[str, ...] = (), copies: bool = False
+) -> Any:
+    """A domain that is to be sent into a save, perhaps with its disk."""
     handle = handle_of(raw or FakeDomain(XML, XML), DOMAIN)
     handle.was_running = True
     handle.connection.raw.getLibVersion = lambda: 9_000_000
@@ -109,6 +112,7 @@ def machine(tmp_path: Path, raw: Any = None, *, filters: tuple[str, ...] = ()) -
         paused=False,
         filters=tuple(Filter(name) for name in filters),
         far=not filters,
+        copies={"vda": DISK.path} if copies else {},
     )
     one._plane = DataPlane(address="", ports=(1, 2), secret=None, host="b:/x", local=local)
     return one
@@ -202,6 +206,48 @@ async def test_an_agent_that_is_too_old_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HypervisorError, match="too old to keep") as told:
         await one.arm(one._plane, offers={})
     assert told.value.remedy
+    one = machine(tmp_path, copies=True)  # it would not wait for what is said later
+    with pytest.raises(HypervisorError, match="too old to keep"):
+        await one.arm(one._plane, offers={KEEPS: "yes"})
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_memory_follows_once_its_disks_are_copied(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resumed: bool,  # noqa: FBT001 - a case's
+) -> None:
+    """libvirt is asked for nothing before; the guest stands still, or there is no save."""
+    phases, loop = Phases(), asyncio.get_running_loop()
+    for module in ("job", "machine"):
+        monkeypatch.setattr(f"entourage.hypervisors.libvirt.{module}.phases", lambda: phases)
+    raw = FakeDomain(XML, XML, state=State.PAUSED)
+    one = machine(tmp_path, raw, copies=True)
+    handle = one._handle
+    handle.suspend, handle.state = AsyncMock(), AsyncMock(return_value=State.PAUSED)
+    plan = msgspec.msgpack.decode(await one.plan(DOMAIN), type=SavePlan)
+    assert (plan.sends, plan.later, plan.kept, phases.told) == (True, True, b"", [])
+    with a_save(tmp_path) as server:
+        await one.start(Ticket(uri=f"unix:{tmp_path}/m.sock"), live=True)
+        handle.suspend.assert_awaited_once()
+        assert 0 < await one.stopped() <= time.monotonic_ns()
+        assert (phases.told, one.before_memory) == ([], b"")
+        if resumed:
+            one._job.feed.known.resumed_at = time.monotonic_ns()
+            with pytest.raises(HypervisorError, match="let the guest run on"):
+                await one.continue_switchover()
+            assert [one[0] for one in phases.told] == ["begin"]  # which is given back
+            return
+        taking = loop.run_in_executor(None, lambda: read_all(server))
+        await one.continue_switchover()
+        assert await one.landed() == b""
+        assert (await taking).startswith(b"memorywhole:")
+    (_, _, held), (_, _, flags) = phases.told
+    assert held & Flag.CHANGE_PROTECTION
+    assert not flags & Flag.LIVE
+    kept = msgspec.msgpack.decode(one.before_memory, type=LibvirtPlan)
+    assert (kept.cookie, kept.autostart) == (b"<cookie/>", True)
+    await one._end_way()
 
 
 @pytest.mark.parametrize("live", [True, False])
@@ -271,10 +317,7 @@ async def test_memory_goes_nowhere_else(tmp_path: Path, monkeypatch: pytest.Monk
     one = machine(tmp_path)
     with pytest.raises(HypervisorError, match="memory is to go to"):
         await one.start(Ticket(uri="unix:/run/other.sock"), live=False)
-    one._cut()
-    with contextlib.suppress(RefusedError):
-        await one._job.performing
-    await one._end_way()
+    assert one._job.performing is None
 
 
 async def test_it_is_cut_off_from_who_takes_nothing(

@@ -27,6 +27,7 @@ from entourage.hypervisors.saved.written import SentMachine, WrittenFile, Writte
 from entourage.hypervisors.values import (
     GOES_BACK,
     KEEPS,
+    KEEPS_LATE,
     RESTORES,
     LocalData,
     RestorePlan,
@@ -174,6 +175,33 @@ async def test_what_is_sent_is_kept_with_what_it_needs(tmp_path: Path) -> None:
     assert (await machine.facts())[RESTORES] == "yes"
     plan = msgspec.msgpack.decode(await machine.plan(DOMAIN), type=RestorePlan)
     assert plan == RestorePlan(file="", kept=b"its XML")
+
+
+async def test_what_is_said_late_is_waited_for(tmp_path: Path) -> None:
+    """No save is whole without it; what was not announced is not taken."""
+    local = LocalData(socket=str(tmp_path / "run" / "m.sock"), generation=4, paused=False)
+    plane = DataPlane(
+        address="", ports=(1, 2), secret=None, local=local, host=str(tmp_path / "saved")
+    )
+    incoming = SavingIncoming(DOMAIN, tmp_path / "saved", MemoryLedger(), {}, tmp_path / "state")
+    assert (await incoming.offers())[KEEPS] == KEEPS_LATE
+    said = SavePlan(hypervisor="qemu:///system", sends=True, later=True)
+    await incoming.build(DOMAIN, plane, Plan(msgspec.msgpack.encode(said)))
+    await incoming.listen()
+    with socket.socket(socket.AF_UNIX) as source:
+        await asyncio.to_thread(source.connect, local.socket)
+        await asyncio.to_thread(source.sendall, b"stream")
+    landing = asyncio.create_task(incoming.landed())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(landing), 0.2)
+    incoming.accept_cookie(b"its XML")
+    await landing
+    with pytest.raises(HypervisorError, match="should not have"):
+        incoming.accept_cookie(b"another")
+    await incoming.run(paused=False)
+    await incoming.close()
+    manifest = manifests.read_manifest(tmp_path / "saved")
+    assert (manifest.format, manifest.sent, manifest.kept) == (2, True, b"its XML")
 
 
 async def test_a_file_is_of_the_format_that_older_ones_read(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""A libvirt domain whose memory is sent into a save is saved with its disks, one of them raw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+
+import pytest
+
+from lab.guest import disk_sequences
+from lab.host import Host
+from lab.hosts import Lab
+from lab.libvirtd import Libvirtd
+from lab.observer import Observer
+from tests.e2e.libvirt.saved import (
+    DIR,
+    FPGA,
+    SOCKETS,
+    SavedWorld,
+    killed_at,
+    lives,
+    names,
+    partial,
+    recovered,
+    restore,
+    save,
+    went_on,
+)
+from tests.e2e.libvirt.saved import ready as nothing_saved
+from tests.e2e.libvirt.test_save_disks import DISKS, TARGETS, written
+from tests.e2e.libvirt.test_save_sent import far_place, ready, turned
+from tests.e2e.libvirt.world import LibvirtWorld
+from tests.e2e.points import Points
+from tests.e2e.run import PATIENCE, Run
+from tests.e2e.saves import FAR
+from tests.e2e.shared import shared_storage
+
+__all__ = ["nothing_saved", "ready"]
+
+CHECKPOINT = ("--checkpoint", "--allow-tpm-rollback")
+
+pytestmark = pytest.mark.matrix
+
+
+@pytest.fixture(scope="module")
+def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
+    with shared_storage(libvirt_lab, "1G"), Observer.start(libvirt_lab) as seen:
+        world = SavedWorld.begin(libvirt_lab, seen, "saved8", disks=DISKS, extra=FPGA)
+        yield world
+        world.end()
+
+
+def held(world: LibvirtWorld, host: Host, directory: str) -> list[int]:
+    """The last number in each copy, in which none is missing."""
+    assert names(host, f"{directory}/disks") == list(TARGETS)
+    found: list[int] = []
+    for target, disk in zip(TARGETS, DISKS, strict=True):
+        copy = disk_sequences(host.path(f"{directory}/disks/{target}"), disk.format)
+        assert (copy.boot, copy.missing) == (world.boot, ())
+        found.append(copy.last)
+    return found
+
+
+def is_as_it_was(world: LibvirtWorld) -> None:
+    """The guest lives on its own disks, and nothing of a copy is left."""
+    assert not partial(world)
+    daemon = Libvirtd(world.here)
+    for target in TARGETS:
+        assert not daemon.virsh("blockjob", world.name, target).stdout.split()
+    assert "<mirror" not in daemon.virsh("dumpxml", world.name).stdout
+    assert names(world.here, SOCKETS) == []
+    assert not [name for name in names(world.here, "/run/entourage") if ".sock" in name]
+    lives(world)
+
+
+def test_both_go_along_as_it_ends(ready: LibvirtWorld) -> None:
+    """Compressed; in their own formats, and restored in them."""
+    world = ready
+    done = save(world, DIR, "--compress", "--disks", "copy")
+    assert done.status == 0, str(done)
+    assert held(world, world.here, DIR) == written(world)
+    assert names(world.here, SOCKETS) == []
+    world.here.run(["rm", *(disk.path for disk in DISKS)])
+    went_on(world, restore(world))
+
+
+def test_both_go_along_onto_another_host(ready: LibvirtWorld) -> None:
+    """Restored there, where no image of them was."""
+    world = ready
+    done = save(world, far_place(world), "--disks", "copy")
+    assert done.status == 0, str(done)
+    assert held(world, world.there, FAR) == written(world)
+    world.here.run(["rm", *(disk.path for disk in DISKS)])
+    done = restore(world, FAR, host=world.there)
+    assert done.status == 0, str(done)
+    turned(world)
+
+
+def test_a_checkpoint_on_another_host(ready: LibvirtWorld) -> None:
+    """Its guest goes on; its disks there are of the moment at which it stood still."""
+    world = ready
+    done = save(world, far_place(world), *CHECKPOINT)
+    assert done.status == 0, str(done)
+    assert (done.finished["outcome"], done.finished["problems"]) == ("saved", []), str(done)
+    is_as_it_was(world)
+    were = held(world, world.there, FAR)
+    assert all(0 < old < new for old, new in zip(were, written(world), strict=True))
+
+
+KILLED = [
+    # Who is killed where, and whether there is a checkpoint then.
+    ("entourage", "source.step-done.1", False),  # the copies follow the guest
+    ("entourage", "source.guest-stopped", False),
+    ("entourage", "source.memory-landed", False),
+    ("agent", "source.step-done.1", False),
+    ("agent", "target.published", True),
+    ("libvirtd", "source.step-done.1", False),
+    ("libvirtd", "source.guest-stopped", False),
+    ("libvirtd", "source.memory-landed", True),
+    ("both", "source.guest-stopped", False),
+    ("both", "source.memory-landed", False),
+]
+
+
+@pytest.mark.parametrize(("victim", "point", "saved"), KILLED)
+def test_killed_while_a_checkpoint_is_made(
+    ready: LibvirtWorld,
+    victim: str,
+    point: str,
+    saved: bool,  # noqa: FBT001 - a case's
+) -> None:
+    """Whoever is killed: the guest goes on, and there is a whole checkpoint, or none."""
+    world = ready
+    argv = ["entourage", "save", "--json", *CHECKPOINT, "--compress", "--tool", str(world.tool())]
+    killed_at(world, [*argv, "--", world.name, DIR], victim, point)
+    recovered(world)
+    assert world.here.path(DIR).exists() == saved
+    is_as_it_was(world)
+
+
+def test_a_guest_that_somebody_resumes_is_not_kept(ready: LibvirtWorld) -> None:
+    """Its memory would be of later than its disks."""
+    world, point = ready, "source.guest-stopped"
+    argv = ["entourage", "save", "--json", *CHECKPOINT, "--compress", "--tool", str(world.tool())]
+    with Points(world.here, point) as points:
+        process = world.here.popen([*argv, "--", world.name, DIR], env=points.env)
+        points.wait(point, lambda: process.poll() is None)
+        Libvirtd(world.here).virsh("resume", world.name)
+        points.open()
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    done = Run(process.returncode, stdout, stderr)
+    assert done.finished["outcome"] == "rolled-back", str(done)
+    assert "somebody has let the guest run on" in done.finished["message"], str(done)
+    assert not world.here.path(DIR).exists()
+    is_as_it_was(world)
+
+
+def test_back_to_what_both_were(ready: LibvirtWorld) -> None:
+    """The last of this file: its guest forgets what it has done since."""
+    world = ready
+    done = save(world, DIR, *CHECKPOINT, "--compress")
+    assert done.status == 0, str(done)
+    is_as_it_was(world)
+    were = held(world, world.here, DIR)
+    world.here.run(["entourage", "stop", "--force", world.name])
+    uuid = Libvirtd(world.here).virsh("domuuid", world.name).stdout.strip()
+    away = [f"/var/lib/libvirt/swtpm/{uuid}", *(disk.path for disk in DISKS)]
+    world.here.run(["rm", "-r", *away])
+    done = restore(world, DIR, "--revert")
+    assert done.status == 0, str(done)
+    assert world.guest.status(timeout=PATIENCE).boot == world.boot
+    assert world.guest.tpm() == world.registers
+    deadline = time.monotonic() + PATIENCE
+    while not all(old < new for old, new in zip(were, written(world), strict=True)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # its words go by a connection that is not what it was
+    for disk in DISKS:
+        assert disk_sequences(world.here.path(disk.path), disk.format).missing == ()
