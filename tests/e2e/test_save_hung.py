@@ -17,6 +17,7 @@ from lab.observer import Observer
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE
 from tests.e2e.saves import KEPT, names, run
+from tests.e2e.traced import Traced
 from tests.e2e.world import World
 
 SLOW = "/mnt/hangs"
@@ -44,9 +45,8 @@ class Hanging:
 
     def __init__(self, host: Host, process: HostProcess) -> None:
         self.host = host
-        self._process = process
-        self._wait_for("S")
-        self._waits = self._call()
+        self._traced = Traced(process.pid)
+        self._frozen = False
 
     def freeze(self) -> None:
         """From here on it does not answer.
@@ -55,28 +55,17 @@ class Hanging:
         (Linux, ``fs/fuse/dev.c``, ``request_wait_answer``), so that no command would end.
         """
         deadline = time.monotonic() + PATIENCE
-        while True:
-            self._process.send_signal(signal.SIGSTOP)
-            self._wait_for("T")
-            if self._call() == self._waits:
-                return
+        while not self._traced.stop():
             assert time.monotonic() < deadline
-            self.thaw()
-            self._wait_for("S")
-
-    def _wait_for(self, state: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2][1] != state:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)  # it tells nobody
-
-    def _call(self) -> list[str]:
-        """The system call that it is in, and of which descriptor."""
-        return Path(f"/proc/{self._process.pid}/syscall").read_text().split()[:2]
+            self._traced.go_on()
+            time.sleep(0.001)  # it tells nobody when it has answered
+        self._frozen = True
 
     def thaw(self) -> None:
         """It answers again, also what was asked meanwhile."""
-        self._process.send_signal(signal.SIGCONT)
+        if self._frozen:
+            self._traced.go_on()
+            self._frozen = False
 
 
 @contextmanager
