@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from lab.libvirtd import Libvirtd
 from tests.e2e.libvirt.saved import (
+    DIR,
+    DISK,
+    IN_DOUBT,
+    killed_at,
     killed_while_restored,
     killed_while_saved,
     lives,
@@ -12,11 +17,14 @@ from tests.e2e.libvirt.saved import (
     names,
     ready,
     recovered,
+    restore,
+    save,
+    went_on,
 )
 from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE
-from tests.e2e.shared import loop
+from tests.e2e.shared import SHARED, loop
 
 __all__ = ["module_world", "ready"]
 
@@ -85,3 +93,25 @@ def test_killed_while_it_is_restored(
     ready: LibvirtWorld, victim: str, point: str, left: str
 ) -> None:
     killed_while_restored(ready, victim, point, left)
+
+
+@pytest.mark.matrix
+def test_what_somebody_has_let_run_since_is_not_ended(ready: LibvirtWorld) -> None:
+    """And has paused again: what it did would be lost. Given up by hand, the save is as it was."""
+    world, before, point = ready, f"{SHARED}/before.qcow2", "target.before.flush-go"
+    daemon = Libvirtd(world.here)
+    assert save(world).status == 0
+    world.here.run(["cp", "-p", DISK.path, before])
+    argv = ["entourage", "restore", "--json", "--tool", str(world.tool()), "--", DIR]
+    killed_at(world, argv, "agent", point)
+    daemon.virsh("resume", world.name)
+    world.seen.wait_progress(PATIENCE, world.address)
+    daemon.virsh("suspend", world.name)
+    said = world.here.run(["entourage", "recover"], check=False)
+    assert said.returncode not in {0, IN_DOUBT}, said
+    assert f"{world.name} has run since it was restored" in said.stderr, said
+    assert world.domains(world.here) == {world.name: "paused"}
+    daemon.virsh("destroy", world.name)
+    world.here.run(["mv", before, DISK.path])
+    recovered(world)
+    went_on(world, restore(world))

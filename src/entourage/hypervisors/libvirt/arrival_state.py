@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+from entourage.domain import Domain
 from entourage.handover.values import Guest
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
 from entourage.hypervisors.libvirt.constants import State
@@ -48,3 +50,21 @@ async def look_at(raw: Any) -> Seen:
         return Seen(Guest.STOPPED, under_way=True)
     # Defined and paused: Finish is about to let it run, or its user has paused it since.
     return Seen(Guest.RUNNING, under_way=working, paused=True)
+
+
+async def has_run(raw: Any, domain: Domain) -> bool:
+    """Whether the guest of a domain that stands still has run in this machine: it used a disk.
+
+    QEMU counts what the guest asks of its disks, from the machine's beginning. One that has asked
+    nothing may have run all the same, and has left nothing.
+
+    Args:
+        raw: ``libvirt.virDomain``.
+        domain: What it is.
+    """
+    for disk in domain.block:
+        with contextlib.suppress(RefusedError):  # it went away meanwhile
+            reads, _, writes, _, _ = await ask(raw.blockStats, disk.id)
+            if reads or writes:
+                return True
+    return False

@@ -35,6 +35,7 @@ from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.libvirt import guestclock, handed, volumes
 from entourage.hypervisors.libvirt.activation import take_images
 from entourage.hypervisors.libvirt.arrival import sync_definitions
+from entourage.hypervisors.libvirt.arrival_state import has_run
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import (
     OFF,
@@ -371,7 +372,7 @@ class RestoringIncoming(LibvirtIncoming):
         """End it where it stands still; whether its guest has provably never run.
 
         Raises:
-            HypervisorError: It runs.
+            HypervisorError: It runs, or has run.
         """
         name = self._domain.name
         state = await self._settled_state()
@@ -383,6 +384,13 @@ class RestoringIncoming(LibvirtIncoming):
             )
         never_ran = False
         if state not in _GONE and (raw := await self._raw()) is not None:
+            if await has_run(raw, self._domain):
+                raise HypervisorError(
+                    f"{name} has run since it was restored: somebody has resumed it, and has paused"
+                    " it again",
+                    remedy=f"to give up what it has done since, `virsh destroy {name}`;"
+                    f" then `entourage recover {name}`",
+                )
             with contextlib.suppress(RefusedError):  # it has ended by itself
                 why = (await ask(raw.state, 0))[1]  # of one that was resumed and paused, another
                 await ask(raw.destroy)

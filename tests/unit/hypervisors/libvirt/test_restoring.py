@@ -45,10 +45,14 @@ class Raw:
         self.now, self.defined, self.refuses = state, defined, refuses
         self.told: list[Any] = []
         self.loses = 0
+        self.asked: dict[str, tuple[int, int, int, int, int]] = {}
         self.reason = 2  # VIR_DOMAIN_PAUSED_MIGRATION, as libvirt has what it has restored
 
     def state(self, _flags: int) -> tuple[int, int]:
         return self.now, self.reason
+
+    def blockStats(self, disk: str) -> tuple[int, int, int, int, int]:  # noqa: N802 - libvirt's
+        return self.asked.get(disk, (0, 0, 0, 0, -1))
 
     def resume(self) -> None:
         self.told.append("resume")
@@ -92,8 +96,10 @@ class Raw:
 class Here(RestoringIncoming):
     """With a libvirtd that shows this domain, or none."""
 
-    def __init__(self, file: Path, raw: Raw | None, *, asked: bool = False) -> None:
-        super().__init__("qemu:///system", DOMAIN, file, MemoryLedger())
+    def __init__(
+        self, file: Path, raw: Raw | None, *, asked: bool = False, domain: Domain = DOMAIN
+    ) -> None:
+        super().__init__("qemu:///system", domain, file, MemoryLedger())
         self.raw = raw
         if asked:  # this process has asked libvirt to restore it
             self._restoring = asyncio.get_running_loop().create_future()
@@ -200,6 +206,25 @@ async def test_only_what_nobody_let_run_is_ended(file: Path) -> None:
         await Here(file, raw).kill()
     assert "virsh destroy web1" in told.value.remedy
     assert (raw.told, file.exists()) == ([], True)
+
+
+@pytest.mark.parametrize("used", [(1, 512, 0, 0, -1), (0, 0, 1, 512, -1)])
+async def test_what_somebody_let_run_and_paused_again_is_not_ended(
+    file: Path, used: tuple[int, int, int, int, int]
+) -> None:
+    """What it did since would be lost; libvirt's reason for the pause does not tell."""
+    note(file)
+    raw = Raw(State.PAUSED)
+    disk = Block(id="vda", path="/d/a")
+    incoming = Here(file, raw, domain=msgspec.structs.replace(DOMAIN, block=(disk,)))
+    raw.asked["vda"] = used
+    with pytest.raises(HypervisorError, match="has run since it was restored") as told:
+        await incoming.kill()
+    assert "to give up what it has done" in told.value.remedy
+    assert (raw.told, file.exists()) == ([], True)
+    del raw.asked["vda"]
+    await incoming.kill()
+    assert (raw.told, file.exists()) == (["destroy"], False)
 
 
 @pytest.mark.parametrize(
