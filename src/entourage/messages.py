@@ -164,7 +164,10 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SwitchoverCookie(msgspec.Struct, frozen=True, kw_only=True):
-    """One-way, before GO: the source's end-of-stream cookie for the target's carrier."""
+    """One-way, before GO: what the source's carrier says late to the target's.
+
+    That is its ``before_memory``, or the end-of-stream cookie.
+    """
 
     data: bytes
 

@@ -56,8 +56,8 @@ class Hanging:
         """
         deadline = time.monotonic() + PATIENCE
         while not self._traced.stop():
-            assert time.monotonic() < deadline
             self._traced.go_on()
+            assert time.monotonic() < deadline
             time.sleep(0.001)  # it tells nobody when it has answered
         self._frozen = True
 

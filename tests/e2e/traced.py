@@ -33,7 +33,8 @@ class Traced:
     def stop(self) -> bool:
         """Stop it; whether it was waiting in ``read`` or ``splice``, which has returned nothing."""
         self._ask(_INTERRUPT)
-        os.waitpid(self._pid, _WALL)
+        _, status = os.waitpid(self._pid, _WALL)
+        assert os.WIFSTOPPED(status), f"{self._pid} has ended: {status}"
         registers = (ctypes.c_longlong * _REGISTERS)()
         self._ask(_GETREGS, registers)
         return registers[_ORIG_RAX] in _TAKES and registers[_RAX] == _RESTARTED

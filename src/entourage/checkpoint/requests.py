@@ -182,7 +182,7 @@ async def save_request(
             mark=_new_mark() if checkpoint and can.since and copied else "",
             since=earlier,
         ),
-        live=live and checkpoint and can.live and (can.copies_live or not copied),
+        live=live and checkpoint and can.live and not (copied and can.copies_stop),
         tool=tool,
         dry_run=dry_run,
     )

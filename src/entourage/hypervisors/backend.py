@@ -72,7 +72,7 @@ class Saves(NamedTuple):
         since: Of its disks only what was written since a checkpoint can be copied.
         never_since: Why not, where that cannot be for any of them; empty where it can.
         stays_paused: Its guest, of a checkpoint, can be left paused.
-        copies_live: ``live`` is so where its disks are copied as well.
+        copies_stop: Where its disks are copied, it stands still while its memory is.
     """
 
     checkpoints: bool = False
@@ -85,7 +85,7 @@ class Saves(NamedTuple):
     paused: bool = False
     since: bool = False
     stays_paused: bool = False
-    copies_live: bool = False
+    copies_stop: bool = False
     never_since: str = ""
 
 

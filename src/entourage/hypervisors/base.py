@@ -466,7 +466,11 @@ class Incoming(Protocol):
         ...
 
     def accept_cookie(self, cookie: bytes) -> None:
-        """Take the source's end-of-stream cookie; called before GO, and only if it is not empty."""
+        """Take what the source's carrier says late; called before GO, only if it is not empty.
+
+        That is its ``before_memory``, perhaps before ``landed`` has returned, or the end-of-stream
+        cookie.
+        """
         ...
 
     async def died(self) -> str:

@@ -384,9 +384,10 @@ class Agent:
             try:
                 if not self._caller.proxy:
                     await self._checks.parts(there, await there.incoming.parts_of_cookie(said.data))
-                there.incoming.accept_cookie(said.data)
             except EntourageError as error:
                 self._tell_failure(error)  # not even GO has libvirt keep what that names
+                return
+            there.incoming.accept_cookie(said.data)
 
     async def _on_publish(self, _: None) -> None:
         """Have a checkpoint whole; its guest never runs here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Generator
 
@@ -28,7 +29,7 @@ from tests.e2e.libvirt.saved import (
 )
 from tests.e2e.libvirt.saved import ready as nothing_saved
 from tests.e2e.libvirt.test_save_disks import DISKS, TARGETS, written
-from tests.e2e.libvirt.test_save_sent import far_place, ready, turned
+from tests.e2e.libvirt.test_save_sent import far_place, one_that_takes_nothing, ready, turned
 from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.points import Points
 from tests.e2e.run import PATIENCE, Run
@@ -138,14 +139,32 @@ def test_killed_while_a_checkpoint_is_made(
     is_as_it_was(world)
 
 
-def test_a_guest_that_somebody_resumes_is_not_kept(ready: LibvirtWorld) -> None:
+RESUMED = [
+    # Where somebody resumes it, whether it is suspended again, and whether it was paused before.
+    ("source.guest-stopped", False, False),
+    ("source.guest-stopped", True, False),
+    ("source.step-done.1", False, True),
+]
+
+
+@pytest.mark.parametrize(("point", "again", "paused"), RESUMED)
+def test_a_guest_that_somebody_resumes_is_not_kept(
+    ready: LibvirtWorld,
+    point: str,
+    again: bool,  # noqa: FBT001 - a case's
+    paused: bool,  # noqa: FBT001 - same
+) -> None:
     """Its memory would be of later than its disks."""
-    world, point = ready, "source.guest-stopped"
+    world, daemon = ready, Libvirtd(ready.here)
     argv = ["entourage", "save", "--json", *CHECKPOINT, "--compress", "--tool", str(world.tool())]
+    if paused:
+        daemon.virsh("suspend", world.name)
     with Points(world.here, point) as points:
         process = world.here.popen([*argv, "--", world.name, DIR], env=points.env)
         points.wait(point, lambda: process.poll() is None)
-        Libvirtd(world.here).virsh("resume", world.name)
+        daemon.virsh("resume", world.name)
+        if again:
+            daemon.virsh("suspend", world.name)
         points.open()
         stdout, stderr = process.communicate(timeout=PATIENCE)
     done = Run(process.returncode, stdout, stderr)
@@ -153,6 +172,76 @@ def test_a_guest_that_somebody_resumes_is_not_kept(ready: LibvirtWorld) -> None:
     assert "somebody has let the guest run on" in done.finished["message"], str(done)
     assert not world.here.path(DIR).exists()
     is_as_it_was(world)
+
+
+def test_a_paused_guest_stays_paused(ready: LibvirtWorld) -> None:
+    world, daemon = ready, Libvirtd(ready.here)
+    daemon.virsh("suspend", world.name)
+    done = save(world, DIR, *CHECKPOINT, "--compress")
+    assert done.status == 0, str(done)
+    assert world.domains(world.here) == {world.name: "paused"}
+    assert held(world, world.here, DIR) == written(world)
+    daemon.virsh("resume", world.name)
+    is_as_it_was(world)
+
+
+def test_a_disk_that_is_attached_meanwhile(ready: LibvirtWorld) -> None:
+    """Nothing of it would be in the save, which could not be restored."""
+    world, daemon, path = ready, Libvirtd(ready.here), "/srv/late.raw"
+    argv = ["entourage", "save", "--json", "--disks", "copy", "--tool", str(world.tool())]
+    world.here.run(["truncate", "-s", "1M", path])
+    how = ("--driver", "qemu", "--subdriver", "raw", "--targetbus", "virtio")
+    for options in ([], ["--compress"]):
+        with Points(world.here, "source.step-done.1") as points:
+            process = world.here.popen([*argv, *options, "--", world.name, DIR], env=points.env)
+            points.wait("source.step-done.1", lambda: process.poll() is None)  # noqa: B023
+            daemon.virsh("attach-disk", world.name, path, "vdc", *how)
+            points.open()
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+        done = Run(process.returncode, stdout, stderr)
+        assert done.finished["outcome"] == "rolled-back", str(done)
+        assert "block/vdc" in done.finished["message"], str(done)
+        daemon.virsh("detach-disk", world.name, "vdc")
+        is_as_it_was(world)
+    world.here.run(["rm", path])
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed", "libvirtd", "both"])
+def test_what_passes_memory_on_stands_still(ready: LibvirtWorld, how: str) -> None:
+    """libvirt sends memory of a guest that we have suspended: it is let run all the same."""
+    world, point = ready, "source.guest-stopped"
+    argv = ["entourage", "save", "--json", *CHECKPOINT, "--compress", "--tool", str(world.tool())]
+    with one_that_takes_nothing(world.here), Points(world.here, point) as points:
+        process = world.here.popen([*argv, "--", world.name, DIR], env=points.env)
+        points.wait(point, lambda: process.poll() is None)
+        points.open()
+        deadline = time.monotonic() + PATIENCE
+        while "migration out" not in job_of(world).casefold():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)  # libvirt tells nobody
+        assert world.domains(world.here) == {world.name: "paused"}
+        if how in {"killed", "both"}:
+            process.kill()
+        if how in {"libvirtd", "both"}:
+            world.kill_daemon(world.here)
+            world.start_daemon(world.here)
+        if how == "interrupted":
+            process.send_signal(signal.SIGINT)
+        world.lives()
+        world.here.run(["pkill", "-KILL", "zstd"], check=False)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    if how == "interrupted":
+        done = Run(process.returncode, stdout, stderr)
+        assert done.finished["outcome"] == "rolled-back", str(done)
+    recovered(world)
+    assert not world.here.path(DIR).exists()
+    is_as_it_was(world)
+
+
+def job_of(world: LibvirtWorld) -> str:
+    """What libvirt does with it."""
+    return Libvirtd(world.here).virsh("domjobinfo", world.name).stdout
 
 
 def test_back_to_what_both_were(ready: LibvirtWorld) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Mapping
 from typing import Any
 
-from entourage.domain import Domain
 from entourage.handover.values import Guest
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
-from entourage.hypervisors.libvirt.constants import State
+from entourage.hypervisors.libvirt.constants import STATS_AT_ONCE, STATS_OF_BLOCKS, State
 
 _ACTIVE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SHUTDOWN, State.SUSPENDED})
 
@@ -52,19 +51,27 @@ async def look_at(raw: Any) -> Seen:
     return Seen(Guest.RUNNING, under_way=working, paused=True)
 
 
-async def has_run(raw: Any, domain: Domain) -> bool:
+async def has_run(connection: Any, raw: Any) -> bool | None:
     """Whether the guest of a domain that stands still has run in this machine: it used a disk.
 
     QEMU counts what the guest asks of its disks, from the machine's beginning. One that has asked
     nothing may have run all the same, and has left nothing.
 
     Args:
+        connection: ``libvirt.virConnect``.
         raw: ``libvirt.virDomain``.
-        domain: What it is.
+
+    Returns:
+        None where that is not known: it has a job, or QEMU does not answer.
     """
-    for disk in domain.block:
-        with contextlib.suppress(RefusedError):  # it went away meanwhile
-            reads, _, writes, _, _ = await ask(raw.blockStats, disk.id)
-            if reads or writes:
-                return True
-    return False
+    try:
+        told = await ask(connection.domainListGetStats, [raw], STATS_OF_BLOCKS, STATS_AT_ONCE)
+    except RefusedError:  # it went away meanwhile
+        return None
+    stats: Mapping[str, Any] = told[0][1] if told else {}
+    counts = [
+        count
+        for name, count in stats.items()
+        if name.startswith("block.") and name.endswith((".rd.reqs", ".wr.reqs"))
+    ]
+    return any(counts) if counts or stats.get("block.count") == 0 else None

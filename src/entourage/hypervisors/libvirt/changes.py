@@ -231,7 +231,7 @@ class Changes:
 
 def _check_still(known: Known) -> None:
     """Raise HypervisorError where the guest was let run since it was stopped."""
-    if known.resumed_at > known.stopped_at:
+    if known.first_resumed_at:
         raise let_run()
 
 

@@ -133,6 +133,12 @@ IMAGE_XML_SECURE: Final = 1 << 0
 """``VIR_DOMAIN_SAVE_IMAGE_XML_SECURE``."""
 PAUSED_BY_MIGRATION: Final = 2
 """``VIR_DOMAIN_PAUSED_MIGRATION``: what libvirt has restored from a file has it until it runs."""
+PAUSED_BY_USER: Final = 1
+"""``VIR_DOMAIN_PAUSED_USER``: also of what came through a socket, before it runs."""
+STATS_OF_BLOCKS: Final = 1 << 5
+"""``VIR_DOMAIN_STATS_BLOCK``."""
+STATS_AT_ONCE: Final = 1 << 29
+"""``VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT``: while it has a job, what QEMU would say lacks."""
 PAUSED_BY_IO_ERROR: Final = 5
 """``VIR_DOMAIN_PAUSED_IOERROR``, a reason of ``State.PAUSED``."""
 SAVE_PAUSED: Final = 1 << 2

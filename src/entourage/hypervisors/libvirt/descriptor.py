@@ -101,6 +101,7 @@ BACKEND = Backend(
         elsewhere=True,
         paused=True,
         since=True,
+        copies_stop=True,
     ),
 )
 SESSION = dataclasses.replace(

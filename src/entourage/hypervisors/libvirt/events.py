@@ -40,6 +40,7 @@ class Known:
 
     Attributes:
         stopped_at, resumed_at: When QEMU last stopped and last resumed the guest.
+        first_resumed_at: When it first resumed it, since ``forget_moments``.
         migration: QEMU's own word for where its migration is.
         iteration: Which round of the memory is under way.
         block_jobs: What was last heard of a job with a disk, by what the guest sees that as.
@@ -52,6 +53,7 @@ class Known:
 
     stopped_at: int = 0
     resumed_at: int = 0
+    first_resumed_at: int = 0
     migration: str = ""
     iteration: int = 0
     ended: str = ""
@@ -59,6 +61,10 @@ class Known:
     heard: int = 0
     block_jobs: dict[str, BlockJob] = dataclasses.field(default_factory=dict[str, BlockJob])
     copies: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+
+    def forget_moments(self) -> None:
+        """From here on it is of interest when the guest is stopped and resumed."""
+        self.stopped_at = self.resumed_at = self.first_resumed_at = 0
 
 
 class Feed:
@@ -217,6 +223,7 @@ class Feed:
             known.stopped_at = value
         elif what == "resumed_at" and not (keep and known.resumed_at > known.stopped_at):
             known.resumed_at = value
+            known.first_resumed_at = known.first_resumed_at or value
         elif what == "block_jobs":
             known.block_jobs |= value
         elif what == "copies":

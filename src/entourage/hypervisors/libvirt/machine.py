@@ -321,7 +321,8 @@ class LibvirtMachine(MachineSeams):
     def _perform(self, ticket: Ticket, *, live: bool) -> asyncio.Future[bytes]:
         """Begin Perform, in a thread."""
         job, known = self._job, self._job.heard().known
-        known.migration, known.stopped_at, known.resumed_at = "", 0, 0
+        known.migration = ""
+        known.forget_moments()
         parameters = job.parameters | {Parameter.URI: ticket.uri}
         flags = job.flags if live else job.flags & ~Flag.LIVE
         job.performing = call(phases().perform, self._handle.raw, parameters, ticket.cookie, flags)

@@ -25,9 +25,10 @@ from entourage.hypervisors.libvirt.changes import copy_name
 from entourage.hypervisors.libvirt.checkpoints import checkpoints_of
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
-from entourage.hypervisors.libvirt.domainxml import parse
+from entourage.hypervisors.libvirt.domainxml import parse, read_domain
 from entourage.hypervisors.libvirt.errors import device_of, plain
 from entourage.hypervisors.libvirt.handle import Handle
+from entourage.hypervisors.libvirt.lookups import lookups_of
 from entourage.hypervisors.libvirt.machine import LibvirtMachine, let_run
 from entourage.hypervisors.libvirt.mirrors import Mirrors
 from entourage.hypervisors.libvirt.survey import Survey, survey
@@ -153,29 +154,54 @@ class SaveSource(LibvirtMachine):
         return [copy_name(disk) for disk in self.domain.block if since and disk.id in since.images]
 
     async def stop_guest(self) -> None:
-        """Suspend it: from here on its disks, and all of its memory, are of one moment."""
-        known = self._job.heard().known
-        known.stopped_at = known.resumed_at = 0
+        """Suspend it: from here on its disks, and all of its memory, are of one moment.
+
+        Raises:
+            HypervisorError: Its user had paused it, and has resumed it since.
+        """
+        self._job.heard().known.forget_moments()
         if self.was_running:
             await self._handle.suspend()
+        elif await self._runs():
+            raise let_run()
         self._stopped_at = time.monotonic_ns()
 
     async def check_still(self) -> None:
         """Raise HypervisorError where the guest runs, or has run since it was stopped."""
-        if await self._handle.state() in {State.RUNNING, State.BLOCKED}:
+        if await self._runs():
             raise let_run()
         await self.check_stood_still(time.monotonic_ns())
+
+    async def _runs(self) -> bool:
+        return await self._handle.state() in {State.RUNNING, State.BLOCKED}
+
+    async def check_devices(self, text: str) -> None:
+        """Raise HypervisorError where the domain has other devices, or media, than at TEST.
+
+        Nobody has looked at these, and nothing in the save is of them: it could not be restored.
+
+        Args:
+            text: The XML that is kept of it.
+        """
+        now = await ask(read_domain, text, lookups_of(self._handle.connection))
+        if changed := sorted({label for label, _ in _devices(now) ^ _devices(self.domain)}):
+            raise HypervisorError(
+                f"its devices were changed while it was saved: {', '.join(changed)}",
+                remedy="save it again",
+            )
 
     async def check_stood_still(self, until: int) -> None:
         """See ``Machine``: libvirt tells of who resumes it, unless it was lost."""
         known = self._job.heard().known
-        if max(known.stopped_at, self._stopped_at) < known.resumed_at < until:
+        if (self._stopped_at or known.stopped_at) < known.first_resumed_at < until:
             raise let_run()
 
     async def abort(self) -> None:
         """Give the save up at whatever point: the guest runs here again, or stays paused."""
         await self._mirrors.end_changes()
         await super().abort()
+        if self._plane is not None and not self.local().copies:
+            return
         # Not every process has come to note that disks were copied.
         left: list[str] = []
         for disk in self.domain.block:
@@ -214,6 +240,15 @@ class SaveSource(LibvirtMachine):
                 if error.code != NO_DOMAIN:  # else it was undefined meanwhile, and starts nowhere
                     raise
         await autostart.forget()
+
+
+def _devices(domain: Domain) -> set[tuple[str, str]]:
+    """What the hypervisor gives it: the label of each device, and where a disk is."""
+    others = (*domain.net, *domain.usb, *domain.pci, *domain.tpm)
+    return {
+        *((disk.label, disk.path) for disk in domain.block),
+        *((device.label, "") for device in others),
+    }
 
 
 def out_of_sight(live: ET.Element, domain: Domain) -> Iterator[tuple[str, str]]:

@@ -132,7 +132,9 @@ class LibvirtSaving(SaveSource):
                 parameters=parameters,
             )
 
-        return await ask(ask_all)
+        kept = await ask(ask_all)
+        await self.check_devices(str(kept.parameters[Parameter.DEST_XML]))
+        return kept
 
     async def disarm_deadman(self) -> None:
         """See ``LibvirtMachine``; nor does libvirtd start it with its host from then on."""
@@ -143,6 +145,7 @@ class LibvirtSaving(SaveSource):
                 await self._handle.find_again()
                 await self._hold()
         await super().disarm_deadman()
+        await self.check_stood_still(time.monotonic_ns())
 
     async def _hold(self) -> None:
         if self._handle.raw is not None:  # else it was undefined meanwhile, and starts nowhere

@@ -8,11 +8,12 @@ said is kept with it, for Prepare where it is restored.
     plan     libvirtd does not start it with its host any more (a checkpoint's it does); Begin
     start    Perform, in a thread: libvirtd connects, and what QEMU sends goes into the save
     stopped, disarm_deadman    as for a domain that moves
-    continue_switchover    where disks are copied, Begin and Perform: libvirt begins no migration
-             while it copies a disk, so that ``start`` has only suspended the guest
     landed   Perform has returned, and all of memory is on its way
     release  Confirm: the domain ends here; its definition stays
     abort    cut memory off, which QEMU takes for a target that is gone; Confirm(cancelled)
+
+libvirt begins no migration while it copies a disk. Where disks are copied, ``plan`` therefore does
+nothing, ``start`` suspends the guest, and ``continue_switchover`` does what both do otherwise.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ from entourage.hypervisors.libvirt.plan import LibvirtPlan
 from entourage.hypervisors.libvirt.save_source import SaveSource
 from entourage.hypervisors.libvirt.stream import QemuStream
 from entourage.hypervisors.libvirt.survey import Survey
-from entourage.hypervisors.reach import check_local
 from entourage.hypervisors.values import KEEPS, KEEPS_LATE, LocalData, SavePlan
 from entourage.steps import Refusal
 
@@ -75,7 +75,6 @@ class LibvirtSending(SaveSource):
         self._stream: QemuStream | None = None
         self._passed_on: PassedOn | None = None
         self._passing: asyncio.Task[None] | None = None
-        self._starts = False
         self._uri = ""
         self._late = b""
 
@@ -98,11 +97,15 @@ class LibvirtSending(SaveSource):
             HypervisorError: It is not.
         """
         offers = offers or {}
-        copies = plane.local is not None and bool(plane.local.copies)
-        if KEEPS not in offers or (copies and offers[KEEPS] != KEEPS_LATE):
+        if KEEPS not in offers:
             raise HypervisorError(
                 "the Entourage there is too old to keep what is needed to restore a libvirt domain",
                 remedy=f"upgrade it on {plane.host}",
+            )
+        if plane.local is not None and plane.local.copies and offers[KEEPS] != KEEPS_LATE:
+            raise HypervisorError(
+                "the Entourage there is too old to take a libvirt domain with its disks",
+                remedy=f"upgrade it on {plane.host}, or --disks=reference",
             )
         await super().arm(plane, offers=offers, **more)
 
@@ -119,26 +122,28 @@ class LibvirtSending(SaveSource):
         return refusals
 
     async def plan(self, target: Domain) -> Plan:  # noqa: ARG002 - nothing of it is changed
-        """Begin: who restores it, and what that needs for Prepare. Nobody attends that."""
-        handle = self._handle
-        self._starts = False
-        if self.local().checkpoint:  # nobody else ever runs it
-            self._starts = not handle.transient and bool(await ask(handle.raw.autostart))
-        elif not handle.transient:  # before Begin: libvirt changes nothing of a domain with a job
-            self._starts = await handle.autostart.hold(handle.raw)
-        await attending.withdraw(handle.raw)
-        uri, later = handle.connection.uri, self._copies
+        """Who restores it, and what that needs for Prepare, where Begin can be asked already."""
+        uri, later = self._handle.connection.uri, self._copies
         kept = b"" if later else await self._begin()
         return Plan(
             msgspec.msgpack.encode(SavePlan(hypervisor=uri, sends=True, kept=kept, later=later))
         )
 
     async def _begin(self) -> bytes:
-        """Begin: from here on libvirt keeps others from it; what is needed to restore it."""
-        handle = self._handle
+        """Begin: from here on libvirt keeps others from it; what is needed to restore it.
+
+        Nobody attends what is begun here.
+        """
+        handle, starts = self._handle, False
+        if self.local().checkpoint:  # nobody else ever runs it
+            starts = not handle.transient and bool(await ask(handle.raw.autostart))
+        elif not handle.transient:  # before Begin: libvirt changes nothing of a domain with a job
+            starts = await handle.autostart.hold(handle.raw)
+        await attending.withdraw(handle.raw)
         xml, cookie = await self._job.begin(
             handle, dict(self._job.parameters), _FLAGS | self._extra
         )
+        await self.check_devices(xml)
         parameters: dict[str, str | int | list[str]] = {
             Parameter.DEST_XML: attending.without_object(xml)
         }
@@ -149,14 +154,13 @@ class LibvirtSending(SaveSource):
         kept = LibvirtPlan(
             cookie=cookie,
             transient=handle.transient,
-            autostart=self._starts,
+            autostart=starts,
             parameters=parameters,
         )
         return msgspec.msgpack.encode(kept)
 
     async def start(self, ticket: Ticket, *, live: bool) -> None:
         """Perform; returns when memory flows into the save. Where disks are copied, suspend."""
-        check_local(self.local(), ticket.uri)
         self._uri = ticket.uri
         if self._copies:
             await self.stop_guest()

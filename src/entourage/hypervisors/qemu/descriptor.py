@@ -52,6 +52,5 @@ BACKEND = Backend(
         paused=True,
         since=True,
         stays_paused=True,
-        copies_live=True,
     ),
 )

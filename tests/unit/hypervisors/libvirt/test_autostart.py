@@ -15,6 +15,7 @@ from entourage.hypervisors.libvirt import attending, machine
 from entourage.hypervisors.libvirt import autostart as module
 from entourage.hypervisors.libvirt.autostart import Autostart
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError
+from entourage.hypervisors.libvirt.events import Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.job import Job
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
@@ -126,7 +127,9 @@ async def test_a_save_is_handed_over_after_that(
     handle = Handle(
         connection, first, DOMAIN, was_running=True, transient=transient, autostart=Autostart(file)
     )
-    await LibvirtSaving(handle, Path("/x.log"), "a").disarm_deadman()
+    saving: Any = LibvirtSaving(handle, Path("/x.log"), "a")
+    saving._job.feed = SimpleNamespace(known=Known())
+    await saving.disarm_deadman()
     assert seen == [transient]
     assert len(synced) == (not transient)
 

@@ -232,11 +232,11 @@ async def test_no_copy_goes_on_beside_a_guest_that_runs(
     await opened(changes)
     feed.known.stopped_at, qemu.ends = 1, None
     if not late:
-        feed.hear(resumed_at=2)
+        feed.hear(resumed_at=2, first_resumed_at=2)
     copying = asyncio.ensure_future(changes.copy(DISKS[0], MARK))
     if late:
         await eventually(lambda: qemu.jobs)
-        feed.hear(resumed_at=2)
+        feed.hear(resumed_at=2, first_resumed_at=2)
     with pytest.raises(HypervisorError, match="let the guest run"):
         await asyncio.wait_for(copying, 5)
     assert ("blockdev-backup" in qemu.commands()) == late

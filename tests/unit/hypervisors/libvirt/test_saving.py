@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import AsyncMock
 from xml.etree import ElementTree as ET
 
@@ -20,8 +20,8 @@ from entourage.hypervisors.libvirt import attending, autostart, looks, saving
 from entourage.hypervisors.libvirt import handle as handles
 from entourage.hypervisors.libvirt.connection import RefusedError
 from entourage.hypervisors.libvirt.constants import NO_DOMAIN, State
-from entourage.hypervisors.libvirt.domainxml import parse
-from entourage.hypervisors.libvirt.events import Known
+from entourage.hypervisors.libvirt.domainxml import parse, read_domain
+from entourage.hypervisors.libvirt.events import Feed, Known
 from entourage.hypervisors.libvirt.handle import Handle
 from entourage.hypervisors.libvirt.machine import LibvirtMachine
 from entourage.hypervisors.libvirt.save_source import out_of_sight
@@ -51,6 +51,15 @@ PLANE = DataPlane(address="", ports=(1, 2), secret=None, host="/backup/web1", lo
 
 def xml(devices: str) -> str:
     return f"<domain><name>web1</name><devices>{devices}</devices></domain>"
+
+
+def live_xml(devices: str) -> str:
+    """Of a whole domain."""
+    return (
+        f"<domain type='kvm'><name>web1</name><uuid>{UUID}</uuid>"
+        "<memory unit='b'>268435456</memory>"
+        f"<os><type machine='q35'>hvm</type></os><devices>{devices}</devices></domain>"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -179,9 +188,17 @@ async def test_what_libvirt_says_of_a_file_is_told(says: str, remedy: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("state", "resumed_at"), [(State.RUNNING, 0), (State.PAUSED, 3), (State.PAUSED, 0)]
+    ("state", "heard", "ran"),
+    [
+        (State.RUNNING, (), True),
+        (State.PAUSED, ("stopped_at", "resumed_at"), True),
+        (State.PAUSED, ("stopped_at", "resumed_at", "stopped_at"), True),  # paused again
+        (State.PAUSED, ("stopped_at",), False),
+    ],
 )
-async def test_a_guest_that_has_run_since_is_not_saved(state: State, resumed_at: int) -> None:
+async def test_a_guest_that_has_run_since_is_not_saved(
+    state: State, heard: tuple[str, ...], *, ran: bool
+) -> None:
     """Its memory would be of another moment than its disks."""
     saved: Any = machine(FakeDomain(state=state))
 
@@ -189,18 +206,60 @@ async def test_a_guest_that_has_run_since_is_not_saved(state: State, resumed_at:
         return state
 
     saved._handle.state = now
-    saved._job.feed = SimpleNamespace(known=Known(stopped_at=2, resumed_at=resumed_at))
-    if (state, resumed_at) == (State.PAUSED, 0):
+    feed: Any = Feed(cast("Any", None), UUID, one_clock=True)
+    saved._job.feed = feed
+    for moment, what in enumerate(heard, start=1):
+        feed._take(what, moment, keep=False)
+    saved._stopped_at = 1
+    with (
+        pytest.raises(HypervisorError, match="somebody has let the guest run on")
+        if ran
+        else contextlib.nullcontext()
+    ):
         await saved.check_still()
-        return
-    with pytest.raises(HypervisorError, match="somebody has let the guest run on"):
-        await saved.check_still()
+
+
+async def test_a_paused_guest_that_is_resumed_is_not_saved() -> None:
+    """Nobody suspends it; its devices would go through their steps while it runs."""
+    saved: Any = machine(FakeDomain())
+    saved._job.feed = SimpleNamespace(known=Known(resumed_at=1, first_resumed_at=1))
+    saved._handle.was_running = False
+    saved._handle.state = AsyncMock(return_value=State.RUNNING)
+    with pytest.raises(HypervisorError, match="let the guest run on"):
+        await saved.stop_guest()
+    saved._handle.state = AsyncMock(return_value=State.PAUSED)
+    await saved.stop_guest()
+    await saved.check_still()
+
+
+@pytest.mark.parametrize(
+    ("devices", "changed"),
+    [
+        (VDA, ""),
+        (VDA.replace("a.qcow2", "b.qcow2"), "block/vda"),
+        (VDA + VDA.replace("vda", "vdb"), "block/vdb"),
+        ("", "block/vda"),
+    ],
+)
+async def test_devices_that_were_changed_meanwhile_are_not_saved(
+    devices: str, changed: str
+) -> None:
+    """Nothing of them is in the save, which could not be restored."""
+    raw = FakeDomain(live_xml(VDA))
+    handle = handle_of(raw, read_domain(live_xml(VDA)))
+    saved = LibvirtSaving(handle, Path("/x.log"), "a")
+    with (
+        pytest.raises(HypervisorError, match=f"were changed while it was saved: {changed} ")
+        if changed
+        else contextlib.nullcontext()
+    ):
+        await saved.check_devices(live_xml(devices))
 
 
 @pytest.mark.parametrize(("until", "ran"), [(3, False), (4, True)])
 async def test_who_lets_it_run_once_all_is_saved_does_no_harm(until: int, *, ran: bool) -> None:
     saved: Any = machine(FakeDomain(state=State.PAUSED))
-    saved._job.feed = SimpleNamespace(known=Known(stopped_at=2, resumed_at=3))
+    saved._job.feed = SimpleNamespace(known=Known(stopped_at=2, resumed_at=3, first_resumed_at=3))
     with pytest.raises(HypervisorError) if ran else contextlib.nullcontext():
         await saved.check_stood_still(until)
 
