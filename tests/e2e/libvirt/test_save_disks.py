@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import pytest
 
 from lab.guest import Disk, disk_sequences
+from lab.host import Host
 from lab.hosts import Lab
 from lab.libvirtd import Libvirtd
 from lab.observer import Observer
@@ -43,11 +44,12 @@ def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
         world.end()
 
 
-def held(world: LibvirtWorld) -> list[int]:
+def held(world: LibvirtWorld, host: Host | None = None, directory: str = DIR) -> list[int]:
     """The last number in each copy, in which none is missing."""
-    found: list[int] = []
+    found, host = list[int](), host or world.here
+    assert names(host, f"{directory}/disks") == list(TARGETS)
     for target, disk in zip(TARGETS, DISKS, strict=True):
-        copy = disk_sequences(world.here.path(f"{DIR}/disks/{target}"), disk.format)
+        copy = disk_sequences(host.path(f"{directory}/disks/{target}"), disk.format)
         assert copy.boot == world.boot
         assert copy.missing == ()
         found.append(copy.last)
@@ -72,7 +74,6 @@ def test_both_go_along_as_it_ends(ready: LibvirtWorld) -> None:
     world = ready
     done = save(world, DIR, "--disks", "copy")
     assert done.status == 0, str(done)
-    assert names(world.here, f"{DIR}/disks") == list(TARGETS)
     assert held(world) == written(world)
     world.here.run(["rm", *(disk.path for disk in DISKS)])
     went_on(world, restore(world))
@@ -86,6 +87,16 @@ def test_back_to_what_both_were(ready: LibvirtWorld) -> None:
     lives(world)
     were = held(world)
     assert all(0 < old < new for old, new in zip(were, written(world), strict=True))
+    goes_back(world, were)
+
+
+def goes_back(world: LibvirtWorld, were: Sequence[int]) -> None:
+    """Its guest goes on from the checkpoint, on disks that hold what they held then.
+
+    Args:
+        world: The guest's.
+        were: The last number on each.
+    """
     world.here.run(["entourage", "stop", "--force", world.name])
     uuid = Libvirtd(world.here).virsh("domuuid", world.name).stdout.strip()
     away = [f"/var/lib/libvirt/swtpm/{uuid}", *(disk.path for disk in DISKS)]

@@ -8,8 +8,6 @@ from collections.abc import Generator
 
 import pytest
 
-from lab.guest import disk_sequences
-from lab.host import Host
 from lab.hosts import Lab
 from lab.libvirtd import Libvirtd
 from lab.observer import Observer
@@ -28,7 +26,7 @@ from tests.e2e.libvirt.saved import (
     went_on,
 )
 from tests.e2e.libvirt.saved import ready as nothing_saved
-from tests.e2e.libvirt.test_save_disks import DISKS, TARGETS, written
+from tests.e2e.libvirt.test_save_disks import DISKS, TARGETS, goes_back, held, written
 from tests.e2e.libvirt.test_save_sent import far_place, one_that_takes_nothing, ready, turned
 from tests.e2e.libvirt.world import LibvirtWorld
 from tests.e2e.points import Points
@@ -51,17 +49,6 @@ def module_world(libvirt_lab: Lab) -> Generator[LibvirtWorld]:
         world.end()
 
 
-def held(world: LibvirtWorld, host: Host, directory: str) -> list[int]:
-    """The last number in each copy, in which none is missing."""
-    assert names(host, f"{directory}/disks") == list(TARGETS)
-    found: list[int] = []
-    for target, disk in zip(TARGETS, DISKS, strict=True):
-        copy = disk_sequences(host.path(f"{directory}/disks/{target}"), disk.format)
-        assert (copy.boot, copy.missing) == (world.boot, ())
-        found.append(copy.last)
-    return found
-
-
 def is_as_it_was(world: LibvirtWorld) -> None:
     """The guest lives on its own disks, and nothing of a copy is left."""
     assert not partial(world)
@@ -79,7 +66,7 @@ def test_both_go_along_as_it_ends(ready: LibvirtWorld) -> None:
     world = ready
     done = save(world, DIR, "--compress", "--disks", "copy")
     assert done.status == 0, str(done)
-    assert held(world, world.here, DIR) == written(world)
+    assert held(world) == written(world)
     assert names(world.here, SOCKETS) == []
     world.here.run(["rm", *(disk.path for disk in DISKS)])
     went_on(world, restore(world))
@@ -180,7 +167,7 @@ def test_a_paused_guest_stays_paused(ready: LibvirtWorld) -> None:
     done = save(world, DIR, *CHECKPOINT, "--compress")
     assert done.status == 0, str(done)
     assert world.domains(world.here) == {world.name: "paused"}
-    assert held(world, world.here, DIR) == written(world)
+    assert held(world) == written(world)
     daemon.virsh("resume", world.name)
     is_as_it_was(world)
 
@@ -250,18 +237,4 @@ def test_back_to_what_both_were(ready: LibvirtWorld) -> None:
     done = save(world, DIR, *CHECKPOINT, "--compress")
     assert done.status == 0, str(done)
     is_as_it_was(world)
-    were = held(world, world.here, DIR)
-    world.here.run(["entourage", "stop", "--force", world.name])
-    uuid = Libvirtd(world.here).virsh("domuuid", world.name).stdout.strip()
-    away = [f"/var/lib/libvirt/swtpm/{uuid}", *(disk.path for disk in DISKS)]
-    world.here.run(["rm", "-r", *away])
-    done = restore(world, DIR, "--revert")
-    assert done.status == 0, str(done)
-    assert world.guest.status(timeout=PATIENCE).boot == world.boot
-    assert world.guest.tpm() == world.registers
-    deadline = time.monotonic() + PATIENCE
-    while not all(old < new for old, new in zip(were, written(world), strict=True)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)  # its words go by a connection that is not what it was
-    for disk in DISKS:
-        assert disk_sequences(world.here.path(disk.path), disk.format).missing == ()
+    goes_back(world, held(world))
