@@ -203,7 +203,7 @@ def test_what_passes_memory_on_stands_still(ready: LibvirtWorld, how: str) -> No
         points.wait(point, lambda: process.poll() is None)
         points.open()
         deadline = time.monotonic() + PATIENCE
-        while "migration out" not in job_of(world).casefold():
+        while "Outgoing migration" not in job_of(world):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.01)  # libvirt tells nobody
@@ -215,6 +215,9 @@ def test_what_passes_memory_on_stands_still(ready: LibvirtWorld, how: str) -> No
             world.start_daemon(world.here)
         if how == "interrupted":
             process.send_signal(signal.SIGINT)
+        while world.domains(world.here) != {world.name: "running"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # whoever lets it run tells the domain's log
         world.lives()
         world.here.run(["pkill", "-KILL", "zstd"], check=False)
         stdout, stderr = process.communicate(timeout=PATIENCE)
