@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import signal
 import time
@@ -28,6 +29,7 @@ IN_DOUBT = 6  # an exit status
 
 pytestmark = [
     pytest.mark.matrix,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="see tests/e2e/traced.py"),
     pytest.mark.skipif(
         shutil.which("fuse2fs") is None or not Path("/dev/fuse").exists(),
         reason="there is no fuse2fs, or no FUSE",

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from entourage.errors import HypervisorError
 from entourage.handover.values import Guest
 from entourage.hypervisors.libvirt.connection import RefusedError, ask
-from entourage.hypervisors.libvirt.constants import STATS_AT_ONCE, STATS_OF_BLOCKS, State
+from entourage.hypervisors.libvirt.constants import (
+    PAUSED_BY_USER,
+    STATS_AT_ONCE,
+    STATS_OF_BLOCKS,
+    State,
+)
 
 _ACTIVE = frozenset({State.RUNNING, State.BLOCKED, State.PAUSED, State.SHUTDOWN, State.SUSPENDED})
 
@@ -51,19 +57,33 @@ async def look_at(raw: Any) -> Seen:
     return Seen(Guest.RUNNING, under_way=working, paused=True)
 
 
-async def has_run(connection: Any, raw: Any) -> bool | None:
-    """Whether the guest of a domain that stands still has run in this machine: it used a disk.
+async def check_never_ran(connection: Any, raw: Any, why: int) -> None:
+    """See that a domain which is being restored has not run: one that used a disk has.
 
     QEMU counts what the guest asks of its disks, from the machine's beginning. One that has asked
     nothing may have run all the same, and has left nothing.
 
     Args:
         connection: ``libvirt.virConnect``.
-        raw: ``libvirt.virDomain``.
+        raw: ``libvirt.virDomain``, which stands still.
+        why: libvirt's reason for that.
 
-    Returns:
-        None where that is not known: it has a job, or QEMU does not answer.
+    Raises:
+        HypervisorError: Somebody has let it run, and has paused it again, or that is not known.
     """
+    ran = await _has_used_a_disk(connection, raw)
+    if ran or (ran is None and why == PAUSED_BY_USER):
+        name = raw.name()
+        raise HypervisorError(
+            f"{name} {'has' if ran else 'may have'} run since it was restored, and is paused; its"
+            " save can be restored again",
+            remedy=f"to give up what it has done since, `virsh destroy {name}`, then `entourage"
+            f" recover {name}`; to have it go on here, remove the save, then `virsh resume {name}`",
+        )
+
+
+async def _has_used_a_disk(connection: Any, raw: Any) -> bool | None:
+    """None where that is not known: it has a job, or QEMU does not answer."""
     try:
         told = await ask(connection.domainListGetStats, [raw], STATS_OF_BLOCKS, STATS_AT_ONCE)
     except RefusedError:  # it went away meanwhile

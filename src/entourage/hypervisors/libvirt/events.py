@@ -40,7 +40,8 @@ class Known:
 
     Attributes:
         stopped_at, resumed_at: When QEMU last stopped and last resumed the guest.
-        first_resumed_at: When it first resumed it, since ``forget_moments``.
+        first_resumed_at: When it first resumed it, after ``forget_moments``.
+        forgotten_at: When that was.
         migration: QEMU's own word for where its migration is.
         iteration: Which round of the memory is under way.
         block_jobs: What was last heard of a job with a disk, by what the guest sees that as.
@@ -54,6 +55,7 @@ class Known:
     stopped_at: int = 0
     resumed_at: int = 0
     first_resumed_at: int = 0
+    forgotten_at: int = 0
     migration: str = ""
     iteration: int = 0
     ended: str = ""
@@ -63,8 +65,12 @@ class Known:
     copies: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
     def forget_moments(self) -> None:
-        """From here on it is of interest when the guest is stopped and resumed."""
+        """From here on it is of interest when the guest is stopped and resumed.
+
+        What was before may still be heard of later.
+        """
         self.stopped_at = self.resumed_at = self.first_resumed_at = 0
+        self.forgotten_at = time.monotonic_ns()
 
 
 class Feed:
@@ -223,7 +229,8 @@ class Feed:
             known.stopped_at = value
         elif what == "resumed_at" and not (keep and known.resumed_at > known.stopped_at):
             known.resumed_at = value
-            known.first_resumed_at = known.first_resumed_at or value
+            if value > known.forgotten_at:
+                known.first_resumed_at = known.first_resumed_at or value
         elif what == "block_jobs":
             known.block_jobs |= value
         elif what == "copies":

@@ -35,12 +35,11 @@ from entourage.hypervisors.base import DataPlane, DiskCopy, Plan, Ticket
 from entourage.hypervisors.libvirt import guestclock, handed, volumes
 from entourage.hypervisors.libvirt.activation import take_images
 from entourage.hypervisors.libvirt.arrival import sync_definitions
-from entourage.hypervisors.libvirt.arrival_state import has_run
+from entourage.hypervisors.libvirt.arrival_state import check_never_ran
 from entourage.hypervisors.libvirt.connection import LostError, RefusedError, ask, call
 from entourage.hypervisors.libvirt.constants import (
     OFF,
     PAUSED_BY_MIGRATION,
-    PAUSED_BY_USER,
     SAVE_PAUSED,
     Parameter,
     State,
@@ -381,33 +380,17 @@ class RestoringIncoming(LibvirtIncoming):
             raise HypervisorError(
                 f"{name} runs, and was not let run by its restore; its save can be restored again",
                 remedy=f"if it was not you who has started it, `virsh destroy {name}`;"
-                f" then `entourage recover {name}`; if it is to go on here, remove the save",
+                f" then `entourage recover {name}`; to have it go on here, remove the save",
             )
         never_ran = False
         if state not in _GONE and (raw := await self._raw()) is not None:
             with contextlib.suppress(RefusedError):  # it has ended by itself
                 why = (await ask(raw.state, 0))[1]  # of one that was resumed and paused, another
-                await self._check_never_ran(raw, why)
+                await check_never_ran((await self._connected()).raw, raw, why)
                 await ask(raw.destroy)
                 never_ran = why == PAUSED_BY_MIGRATION
         await check_ended(name, self._uuid)
         return never_ran
-
-    async def _check_never_ran(self, raw: Any, why: int) -> None:
-        """Raise HypervisorError where somebody has let it run, and has paused it again.
-
-        Args:
-            raw: ``libvirt.virDomain``.
-            why: libvirt's reason for its pause.
-        """
-        name, ran = self._domain.name, await has_run((await self._connected()).raw, raw)
-        if ran or (ran is None and why == PAUSED_BY_USER):
-            raise HypervisorError(
-                f"{name} {'has' if ran else 'may have'} run since it was restored, and is paused;"
-                " its save can be restored again, so that it must not run here",
-                remedy=f"to give up what it has done since, `virsh destroy {name}`;"
-                f" then `entourage recover {name}`; if it is to go on here, remove the save",
-            )
 
     async def _settled_state(self) -> int:
         """Its state, once a libvirtd that was just asked to restore it has had time to begin."""

@@ -63,7 +63,7 @@ class WrittenFile:
         return b"" if self.comes else str(self._path).encode()
 
     def say(self, kept: bytes) -> None:
-        """What could not be said about it as it was planned; of another, nothing is taken."""
+        """Take what could not be said about it as it was planned; what else comes is ignored."""
         if not self._said.is_set():
             self.kept = kept
             self._said.set()

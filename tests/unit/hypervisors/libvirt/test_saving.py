@@ -219,6 +219,17 @@ async def test_a_guest_that_has_run_since_is_not_saved(
         await saved.check_still()
 
 
+async def test_a_resume_before_it_was_suspended_is_nobodys() -> None:
+    """It may be heard of later; one that comes after it still counts."""
+    feed: Any = Feed(cast("Any", None), UUID, one_clock=True)
+    feed.known.forget_moments()
+    feed._take("resumed_at", feed.known.forgotten_at - 1, keep=False)
+    assert feed.known.first_resumed_at == 0
+    for later in (5, 7):
+        feed._take("resumed_at", feed.known.forgotten_at + later, keep=False)
+    assert feed.known.first_resumed_at == feed.known.forgotten_at + 5
+
+
 async def test_a_paused_guest_that_is_resumed_is_not_saved() -> None:
     """Nobody suspends it; its devices would go through their steps while it runs."""
     saved: Any = machine(FakeDomain())

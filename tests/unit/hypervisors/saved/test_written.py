@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -191,13 +192,16 @@ async def test_what_is_said_late_is_waited_for(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as source:
         await asyncio.to_thread(source.connect, local.socket)
         await asyncio.to_thread(source.sendall, b"stream")
+    written: Any = incoming._written  # pyright: ignore[reportPrivateUsage]
+    waits, said_of = asyncio.Event(), written.said
+
+    async def seen() -> None:
+        waits.set()
+        await said_of()
+
+    written.said = seen
     landing = asyncio.create_task(incoming.landed())
-    while not (memory := tmp_path / f"saved.{UUID}.partial" / "memory").exists():  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-    while memory.stat().st_size < len(b"stream"):  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-    for _ in range(100):  # all that is awaited but this is done by then
-        await asyncio.sleep(0.001)
+    await waits.wait()
     assert not landing.done()
     incoming.accept_cookie(b"its XML")
     await landing
